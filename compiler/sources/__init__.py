@@ -1,0 +1,1 @@
+"""Where models come from: Hugging Face directories, GGUF files, hub ids, built-in names."""

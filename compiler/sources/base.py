@@ -1,0 +1,58 @@
+"""What every source of a model gives the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A weight that is read only when asked for.
+
+    `load` returns a C-contiguous array of `shape` whose dtype is `dtype` ("float32", "float16" or "bfloat16", the
+    latter as `ml_dtypes.bfloat16`); it may be a read-only view of a mapped file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], Array]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that `load` will hand out."""
+        return int(np.prod(self.shape, dtype=np.int64)) * (4 if self.dtype == "float32" else 2)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was found: its configuration, its weights by their transformers names, its tokenizer.
+
+    Attributes:
+        name: the path or name that the user gave.
+        format: "huggingface" or "gguf".
+        sha256: a hash over all the content that the artifact depends on.
+        config: the content of transformers' `config.json` (for GGUF, derived from its metadata).
+        tensors: the weights, named as in transformers' checkpoints.
+        tokenizer_json: the content of `tokenizer.json`, or None if the model has no tokenizer.
+        chat_template: the Jinja text, or None.
+        generation_config: the content of `generation_config.json`, or {}.
+        notes: for people: what was assumed or converted.
+    """
+
+    name: str
+    format: str
+    sha256: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, LazyTensor]
+    tokenizer_json: str | None
+    chat_template: str | None
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""cupola: compile large language models for your hardware, and run them."""

@@ -1,0 +1,1 @@
+"""Model families: only what tracing cannot know, and which families are verified."""

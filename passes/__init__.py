@@ -1,0 +1,1 @@
+"""Program rewrites: one IRModule -> IRModule pass a file."""

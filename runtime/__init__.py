@@ -1,0 +1,1 @@
+"""The part that ships: artifact, KV manager, scheduler, sampler, engine. Imports no other room."""

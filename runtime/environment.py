@@ -1,0 +1,42 @@
+"""The one file that reads the environment.
+
+    CUPOLA_DEBUG        0 nothing, 1 stages and times, 2 each pass, 3 numbered IR dumps, 4 kernel source
+    CUPOLA_CACHE        where compiled artifacts are kept (default: $XDG_CACHE_HOME/cupola or ~/.cache/cupola)
+    CUPOLA_NUM_THREADS  threads that kernels use (default: the cores that this process may run on)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cupola.runtime.errors import OptionError
+
+
+def _integer(name: str, default: int, lowest: int, highest: int) -> int:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or not lowest <= int(text) <= highest:
+        raise OptionError(f"is {text!r}, not a whole number from {lowest} to {highest}", field=name, fix=f"unset it or give one, such as {name}={default}")
+    return int(text)
+
+
+def debug_level() -> int:
+    """The step of the debugging ladder, 0 to 4."""
+    return _integer("CUPOLA_DEBUG", 0, 0, 4)
+
+
+def num_threads() -> int:
+    """Threads that kernels may use: what the user asks for, else the cores this process may run on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _integer("CUPOLA_NUM_THREADS", cores, 1, 1024)
+
+
+def cache_folder() -> Path:
+    """Where compiled artifacts are kept between runs."""
+    chosen = os.environ.get("CUPOLA_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "cupola"

@@ -1,0 +1,1 @@
+"""What a target is: its TVM target, its kernel rules, its schedules, its lowering."""

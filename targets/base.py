@@ -1,0 +1,36 @@
+"""What a target is. Only this room knows; elsewhere ask a field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+
+from cupola.runtime.artifact import TargetSpec
+
+# Lowers one call: adds its PrimFunc to the builder and returns the expression that replaces the call, or None for
+# "not mine". Packing of a weight is written as Relax ops on the weight; it is lifted out and runs at compile time.
+KernelRule = Callable[[relax.Call, relax.BlockBuilder, "Target"], relax.Expr | None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine to compile for.
+
+    Attributes:
+        spec: what the manifest records, and the runtime checks before it loads the library.
+        tvm: TVM's own target.
+        vector_bytes: bytes of a vector register.
+        num_vector_registers: registers that a kernel may fill with accumulators and operands.
+        kernels: rules, first match wins.
+        schedules: passes that schedule the PrimFuncs that no rule wrote, in order.
+    """
+
+    spec: TargetSpec
+    tvm: tvm.target.Target
+    vector_bytes: int
+    num_vector_registers: int
+    kernels: tuple[KernelRule, ...]
+    schedules: tuple[tvm.transform.Pass, ...]

@@ -1,0 +1,1 @@
+"""The CPU target: kernels in TIR over a small table of instruction sets."""

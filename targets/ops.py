@@ -1,0 +1,152 @@
+"""The operations that a target must bring kernels for, beyond Relax's own.
+
+Passes write them, `targets/` lowers them. In the IR each is `R.call_dps_packed("cupola.<name>", …)`: its fields in order,
+an absent tensor as the integer 0. Shapes: n tokens, H query heads, G key/value heads, D key dim, E value dim.
+Relax's own `take`, `nn.rms_norm` and `nn.layer_norm` are lowered the same way.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import ClassVar, Self
+
+import tvm
+from tvm import relax, tirx
+
+Tensor = relax.Expr
+PREFIX = "cupola."
+
+
+@dataclass(frozen=True)
+class Op:
+    """A call with named, typed fields. `emit` writes it into the IR, `match` reads it back."""
+
+    name: ClassVar[str]
+
+    def emit(self, out: relax.TensorType) -> relax.Call:
+        """The call, whose result has the type `out`."""
+        arguments = [_encode(getattr(self, f.name)) for f in fields(self)]
+        return relax.op.call_dps_packed(PREFIX + self.name, relax.Tuple(arguments), out_ty=out)
+
+    @classmethod
+    def match(cls, expr: relax.Expr) -> Self | None:
+        """The operation that `expr` calls, or None if it is another one."""
+        if op_name(expr) != cls.name:
+            return None
+        assert isinstance(expr, relax.Call)
+        values = zip(fields(cls), expr.args[1].fields, strict=True)
+        return cls(**{f.name: _decode(value, _kinds(cls)[f.name]) for f, value in values})
+
+
+def op_name(expr: relax.Expr) -> str | None:
+    """The name of the cupola operation that `expr` calls, without its prefix."""
+    if not isinstance(expr, relax.Call) or expr.op.name != "relax.call_dps_packed":
+        return None
+    symbol = str(expr.args[0].global_symbol)
+    return symbol.removeprefix(PREFIX) if symbol.startswith(PREFIX) else None
+
+
+@dataclass(frozen=True)
+class Attention(Op):
+    """Causal attention as the importer traced it: q [n, H, D], k [n, G, D], v [n, G, E] -> [n, H, E].
+
+    score = softcap · tanh(scale · q·k / softcap) (softcap 0: none) + slope_h · (key position − query position);
+    keys: the last `window` tokens (0: all). `sinks` [H] joins the softmax's denominator as exp(sink).
+    """
+
+    name: ClassVar[str] = "attention"
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    slopes: Tensor | None  # f32 [H], ALiBi
+    sinks: Tensor | None  # f32 [H]
+    layer: int
+    scale: float
+    window: int
+    softcap: float
+
+
+@dataclass(frozen=True)
+class PagedAttention(Op):
+    """Writes k and v to their slots in the pages, then attends over the pages; pages are changed in place.
+
+    `k_pages` [layers, blocks, G, D, block] and `v_pages` [layers, blocks, G, block, E] are the pools of the layer's
+    group, and `layer` is its index there. A query at index i of its sequence sees the keys 0..i (the last `window`).
+    """
+
+    name: ClassVar[str] = "paged_attention"
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    k_pages: Tensor
+    v_pages: Tensor
+    slots: Tensor  # i32 [n]
+    query_starts: Tensor  # i32 [b + 1]
+    context_lens: Tensor  # i32 [b]
+    block_tables: Tensor  # i32 [b, max_blocks]
+    slopes: Tensor | None
+    sinks: Tensor | None
+    layer: int
+    scale: float
+    window: int
+    softcap: float
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """activation(x @ weight.T + bias) + residual: x [m, K], weight [N, K], bias [N], residual [m, N] -> f32 [m, N]."""
+
+    name: ClassVar[str] = "linear"
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    activation: str  # a key of ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class GatedLinear(Op):
+    """activation(x @ gate.T + b_gate) · (x @ up.T + b_up), weight [2N, K] = gate above up, bias [2N] -> f32 [m, N]."""
+
+    name: ClassVar[str] = "gated_linear"
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    activation: str
+
+
+@dataclass(frozen=True)
+class Rotary(Op):
+    """Rotary embedding, halves rotated: x [n, H, D], cos and sin [n, D] -> x · cos + concat(−x[D/2:], x[:D/2]) · sin."""
+
+    name: ClassVar[str] = "rotary"
+    x: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+# "" is the identity; "gelu_tanh" is the tanh approximation, "gelu" the exact one (erf).
+ACTIVATIONS = ("", "silu", "gelu", "gelu_tanh", "relu")
+
+
+def _encode(value: object) -> relax.Expr:
+    if value is None:
+        return relax.prim_value(0)
+    if isinstance(value, str):
+        return tvm.ir.StringImm(value)
+    if isinstance(value, float):
+        return relax.prim_value(tirx.FloatImm("float64", value))
+    return relax.prim_value(value) if isinstance(value, int) else value
+
+
+def _decode(expr: relax.Expr, kind: object) -> object:
+    if kind in (int, float, str):
+        return typing.cast(typing.Any, kind)(expr.value)
+    return None if isinstance(expr, tirx.IntImm) else expr
+
+
+@cache
+def _kinds(cls: type[Op]) -> dict[str, object]:
+    return typing.get_type_hints(cls)
