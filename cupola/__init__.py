@@ -1,1 +1,75 @@
-"""cupola: compile large language models for your hardware, and run them."""
+"""cupola: compile large language models for your hardware, and run them.
+
+    artifact = cupola.compile("smollm2")
+    llm = cupola.LLM(artifact)
+    for piece in llm.stream("Once upon a time"):
+        print(piece, end="")
+
+A name is imported when it is first used: the runtime loads no compiler, and the compiler no runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cupola.compiler.compile import compile
+    from cupola.runtime.artifact import Artifact
+    from cupola.runtime.errors import (
+        ArtifactError,
+        CupolaError,
+        EngineError,
+        InputError,
+        OptionError,
+        RequestError,
+        SourceError,
+        UnsupportedError,
+    )
+    from cupola.runtime.llm import LLM
+    from cupola.runtime.outputs import CompletionOutput, Logprob, RequestOutput
+    from cupola.runtime.sampling_params import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "Artifact",
+    "ArtifactError",
+    "CompletionOutput",
+    "CupolaError",
+    "EngineError",
+    "InputError",
+    "Logprob",
+    "OptionError",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "SourceError",
+    "UnsupportedError",
+    "__version__",
+    "compile",
+]
+
+_MODULES = {
+    "compile": "compiler.compile",
+    "Artifact": "runtime.artifact",
+    "LLM": "runtime.llm",
+    "SamplingParams": "runtime.sampling_params",
+    "CompletionOutput": "runtime.outputs",
+    "Logprob": "runtime.outputs",
+    "RequestOutput": "runtime.outputs",
+    **{name: "runtime.errors" for name in __all__ if name.endswith("Error")},
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

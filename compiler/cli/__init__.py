@@ -1,0 +1,1 @@
+"""The command line: one file a command, each driving the public API as a user's program would."""

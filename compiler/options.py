@@ -1,0 +1,57 @@
+"""What a compile may be asked for, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cupola.runtime.errors import OptionError
+
+QUANTS = ("f32", "bf16", "f16")
+KV_DTYPES = ("f32", "bf16", "f16")
+TARGETS = ("cpu",)
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """The options of `cupola.compile`, as `cupola compile --help` explains them.
+
+    Attributes:
+        target: what to compile for, one of TARGETS.
+        quant: how weights are stored, one of QUANTS.
+        kv_dtype: how K and V are stored, one of KV_DTYPES; None lets the compiler choose.
+        context: tokens that a sequence may have; None is what the model was made for.
+        block_size: tokens in a block of the K/V cache, a power of two.
+        max_batch: sequences that one step may hold.
+
+    Raises:
+        OptionError: naming the option and its choices.
+    """
+
+    target: str = "cpu"
+    quant: str = "f32"
+    kv_dtype: str | None = None
+    context: int | None = None
+    block_size: int = 16
+    max_batch: int = 64
+
+    def __post_init__(self) -> None:
+        _check_choice("target", self.target, TARGETS)
+        _check_choice("quant", self.quant, QUANTS)
+        if self.kv_dtype is not None:
+            _check_choice("kv-dtype", self.kv_dtype, KV_DTYPES)
+        if self.context is not None:
+            _check_range("context", self.context, 1, 2**24)
+        _check_range("block-size", self.block_size, 1, 1024)
+        if self.block_size & (self.block_size - 1):
+            raise OptionError(f"is {self.block_size}, not a power of two", field="block-size", fix="take 16, 32 or 64")
+        _check_range("max-batch", self.max_batch, 1, 4096)
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{value!r} is unknown", field=field, fix=f"choose from {', '.join(choices)}")
+
+
+def _check_range(field: str, value: int, lowest: int, highest: int) -> None:
+    if not isinstance(value, int) or not lowest <= value <= highest:
+        raise OptionError(f"is {value}, not a whole number from {lowest} to {highest}", field=field, fix="give one in that range")

@@ -1,0 +1,226 @@
+"""The house rules that a machine can check: who may import whom, how long things are, what the source may not hold."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("cupola", "compiler", "passes", "targets", "models", "runtime")
+CONTRACTS = ("cupola.runtime.artifact", "cupola.runtime.errors", "cupola.runtime.environment")
+TRACED = ("cupola.passes", "cupola.targets", "cupola.models", *CONTRACTS)
+
+# Folder -> what of cupola its files may import: a module stands for all that it holds. The longest folder wins.
+MAY_IMPORT = {
+    "cupola": ("cupola",),
+    "compiler": ("cupola.compiler", *TRACED),
+    "compiler/cli": ("cupola.compiler", "cupola!", *TRACED),
+    "passes": ("cupola.passes", "cupola.targets", *CONTRACTS),
+    "targets": ("cupola.targets", *CONTRACTS),
+    "models": ("cupola.models", "cupola.runtime.errors"),
+    "runtime": ("cupola.runtime",),
+    "tutorials": ("cupola",),
+    "benchmarks": ("cupola",),
+}  # "cupola!" is the facade alone
+READS_ENVIRONMENT = re.compile(r"\bos\.(environ|getenv)\b|\bfrom os import .*\b(environ|getenv)\b")
+MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|work|Users)/")
+UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+TIR_DECORATORS = ("prim_func", "ir_module")
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+
+
+SOURCES = python_files(*ROOMS)
+SCRIPTS = python_files("tutorials", "benchmarks")
+each_source = pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())
+each_file = pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=lambda file: file.relative_to(ROOT).as_posix())
+
+
+def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and full name of all that is imported; `from a import b` gives a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def room_rules(path: str) -> tuple[str, ...]:
+    folder = max((folder for folder in MAY_IMPORT if path.startswith(f"{folder}/")), key=len)
+    return MAY_IMPORT[folder]
+
+
+def is_allowed(name: str, rules: tuple[str, ...]) -> bool:
+    parts = name.split(".")
+    if "cupola!" in rules and (name == "cupola" or (len(parts) == 2 and parts[1] not in ROOMS)):
+        return True
+    return any(name == rule or name.startswith(f"{rule}.") for rule in rules)
+
+
+def broken_imports(path: str, tree: ast.AST) -> list[str]:
+    """What `path` imports and may not."""
+    faults = []
+    for line, name in imported_modules(tree):
+        top = name.split(".")[0]
+        if name.startswith("."):
+            faults.append(f"{path}:{line}: relative import of {name}")
+        elif top in ROOMS and top != "cupola":
+            faults.append(f"{path}:{line}: import cupola.{name}, not {name}")
+        elif top == "cupola" and not is_allowed(name, room_rules(path)):
+            faults.append(f"{path}:{line}: may not import {name}")
+        elif top in ("tvm", "tvm_ffi") and path.startswith("runtime/") and path != "runtime/executor.py":
+            faults.append(f"{path}:{line}: only runtime/executor.py imports tvm")
+        elif top in ("torch", "transformers") and not path.startswith(("compiler/", "models/", "tutorials/", "benchmarks/")):
+            faults.append(f"{path}:{line}: only the compiler and the models import {top}")
+    return faults
+
+
+def long_functions(path: str, tree: ast.AST) -> list[str]:
+    """Functions of more than 50 lines, decorators and docstring aside; TIR kernels are exempt."""
+    faults = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_kernel(node):
+            continue
+        body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+        length = (node.end_lineno or 0) - body[0].lineno + 1 + (body[0].lineno - node.lineno if body is node.body else 1)
+        if length > 50:
+            faults.append(f"{path}:{node.lineno}: {node.name} has {length} lines")
+    return faults
+
+
+def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """A TIR function, or one whose only business is to hold some."""
+    inner = [node for node in ast.walk(function) if isinstance(node, ast.FunctionDef)]
+    return any(kernel in ast.unparse(decorator) for node in inner for decorator in node.decorator_list for kernel in TIR_DECORATORS)
+
+
+def swallowed_exceptions(path: str, tree: ast.AST) -> list[str]:
+    faults = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            empty = all(
+                isinstance(s, ast.Pass | ast.Continue) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in node.body
+            )
+            if empty:
+                faults.append(f"{path}:{node.lineno}: an exception is swallowed; use contextlib.suppress with its type, and say why")
+            if node.type is None or ast.unparse(node.type) == "BaseException":
+                faults.append(f"{path}:{node.lineno}: catches everything, the user's Ctrl-C too")
+    return faults
+
+
+def loose_arguments(path: str, tree: ast.AST) -> list[str]:
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return [f"{path}:{f.lineno}: {f.name} takes **{f.args.kwarg.arg}" for f in functions if f.args.kwarg]
+
+
+def parse(file: Path) -> tuple[str, ast.Module]:
+    return file.relative_to(ROOT).as_posix(), ast.parse(file.read_text(encoding="utf-8"))
+
+
+@each_file
+def test_a_room_imports_only_what_its_row_allows(file: Path) -> None:
+    assert broken_imports(*parse(file)) == []
+
+
+@each_source
+def test_functions_stop_at_50_lines(file: Path) -> None:
+    assert long_functions(*parse(file)) == []
+
+
+@each_source
+def test_no_exception_is_swallowed(file: Path) -> None:
+    assert swallowed_exceptions(*parse(file)) == []
+
+
+@each_source
+def test_no_function_takes_loose_keyword_arguments(file: Path) -> None:
+    assert loose_arguments(*parse(file)) == []
+
+
+@each_source
+def test_files_stop_at_400_lines(file: Path) -> None:
+    if not file.is_relative_to(ROOT / "targets/cpu"):
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@each_source
+def test_the_environment_is_read_in_one_file(file: Path) -> None:
+    if file != ROOT / "runtime/environment.py":
+        assert not READS_ENVIRONMENT.search(file.read_text(encoding="utf-8"))
+
+
+def test_the_package_list_names_every_folder() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {file.parent.relative_to(ROOT).as_posix() for file in SOURCES}
+    assert set(setuptools["package-dir"].values()) == folders
+    expected = {("cupola" if folder == "cupola" else f"cupola.{folder.replace('/', '.')}"): folder for folder in folders}
+    assert setuptools["package-dir"] == expected
+    assert sorted(setuptools["packages"]) == sorted(expected)
+
+
+def test_the_source_holds_no_machine_paths_and_no_unfinished_work() -> None:
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    faults = []
+    for name in filter(None, tracked):
+        file = ROOT / name
+        if file == Path(__file__) or file.suffix not in (".py", ".md", ".toml", ".yaml", "") or not file.is_file():
+            continue
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if MACHINE_PATH.search(line) or UNFINISHED.search(line):
+                faults.append(f"{name}:{number}: {line.strip()}")
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "is_fine"),
+    [
+        ("runtime/llm.py", "from cupola.runtime.engine import Engine", True),
+        ("runtime/llm.py", "from cupola.compiler.program import Program", False),
+        ("runtime/llm.py", "from cupola import compiler", False),
+        ("runtime/llm.py", "import tvm", False),
+        ("runtime/executor.py", "def f():\n  from tvm.runtime import vm", True),
+        ("runtime/sampler.py", "import torch", False),
+        ("passes/fuse.py", "from cupola.targets.ops import Linear", True),
+        ("passes/fuse.py", "import passes", False),
+        ("passes/fuse.py", "from . import other", False),
+        ("passes/fuse.py", "from cupola.compiler import program", False),
+        ("targets/base.py", "from cupola.runtime import artifact", True),
+        ("targets/base.py", "from cupola.runtime.llm import LLM", False),
+        ("models/llama.py", "import cupola.targets", False),
+        ("compiler/build.py", "import cupola", False),
+        ("compiler/build.py", "from cupola.runtime.engine import Engine", False),
+        ("compiler/cli/run.py", "import cupola", True),
+        ("compiler/cli/run.py", "from cupola import LLM", True),
+        ("compiler/cli/run.py", "from cupola.runtime.llm import LLM", False),
+        ("tutorials/02.py", "from cupola.passes import pipeline", True),
+    ],
+)
+def test_the_import_rule_itself(path: str, line: str, is_fine: bool) -> None:
+    assert (broken_imports(path, ast.parse(line)) == []) is is_fine
+
+
+@pytest.mark.parametrize(
+    ("code", "num_faults"),
+    [("try:\n f()\nexcept ValueError:\n pass", 1), ("try:\n f()\nexcept ValueError:\n 'why'", 1), ("try:\n f()\nexcept:\n raise", 1),
+     ("try:\n f()\nexcept OSError as e:\n print(e)", 0)],
+)  # fmt: skip
+def test_the_exception_rule_itself(code: str, num_faults: int) -> None:
+    assert len(swallowed_exceptions("file.py", ast.parse(code))) == num_faults
+
+
+def test_the_length_rule_itself() -> None:
+    def function(num_lines: int, head: str = "") -> ast.Module:
+        return ast.parse(f"{head}def f():\n" + " x = 1\n" * (num_lines - 1))
+
+    assert long_functions("file.py", function(50)) == []
+    assert len(long_functions("file.py", function(51))) == 1
+    assert long_functions("file.py", function(99, "@T.prim_func(s_tir=True)\n")) == []
