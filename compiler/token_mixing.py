@@ -1,0 +1,148 @@
+"""Finds layers that carry something from token to token other than through attention.
+
+Such a layer (a convolution, a recurrence, a shift) traces without complaint, and would then decode wrongly: between
+steps only K/V is kept, and one call holds tokens of many sequences side by side. So every operation on a tensor with
+a token axis must treat tokens one by one; one that is not known to do so is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from cupola.runtime.errors import UnsupportedError
+
+aten = torch.ops.aten
+
+# Operations that never move data along an axis with all of its elements kept in order.
+_ONE_BY_ONE = {
+    "aten.linear", "aten.addmm", "aten.embedding", "aten.layer_norm", "aten.rms_norm", "aten.dropout", "aten.to", "aten._to_copy",
+    "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.type_as", "aten.expand", "aten.permute", "aten.transpose",
+    "aten.unsqueeze", "aten.squeeze", "aten.numpy_T", "aten.t", "aten.ones_like", "aten.zeros_like",
+    "aten.full_like", "aten.empty_like", "cupola.attention"
+}  # fmt: skip
+_KEEPS_AXES = {"aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten._unsafe_view"}
+# name -> position of the axes among the arguments
+_ALONG_AXES = {
+    "aten.mean": 1, "aten.sum": 1, "aten.amax": 1, "aten.amin": 1, "aten.var": 1, "aten.softmax": 1, "aten._softmax": 1,
+    "aten.log_softmax": 1, "aten.slice": 1, "aten.select": 1, "aten.split": 2, "aten.split_with_sizes": 2, "aten.chunk": 2,
+    "aten.cat": 1, "aten.stack": 1, "aten.unbind": 1, "aten.repeat_interleave": 2, "aten.index_select": 1, "aten.topk": 2,
+    "aten.cumsum": 1, "aten.roll": 2, "aten.flip": 1, "aten.gather": 1,
+}  # fmt: skip
+
+
+def check_token_mixing(exported: torch.export.ExportedProgram, model_type: str, file: str) -> None:
+    """Raises UnsupportedError, naming the module and the operation, if a layer mixes tokens outside attention."""
+    graph = exported.graph
+    for node in reversed(graph.nodes):  # torch keeps dead values alive only to assert their types
+        if _name(node) == "aten._assert_tensor_metadata":
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    tokens = next(node for node in graph.nodes if node.op == "placeholder" and node.name == "tokens").meta["val"].shape[0]
+    num_markers = 0
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        num_markers += _name(node) == "cupola.attention"
+        problem = _problem(node, tokens)
+        if problem:
+            where = f"{model_type}, {_module_of(node)}"
+            raise UnsupportedError(
+                f"{_name(node)} {problem}, which cupola does not keep between steps", file=file, field=where, fix="models whose only memory is attention compile"
+            )
+    if not num_markers:
+        raise UnsupportedError("no attention was found in the traced model", file=file, field=model_type)
+
+
+def _problem(node: fx.Node, tokens: Any) -> str | None:
+    name, inputs = _name(node), [value for value in _tensors(node.args) if _axis(value, tokens) is not None]
+    if not inputs:
+        made = node.meta.get("val")
+        counts = name in ("aten.arange", "aten.linspace") and isinstance(made, torch.Tensor) and _axis(made, tokens) is not None
+        return "numbers tokens by their place in the call instead of by their positions" if counts else None
+    if name in _ONE_BY_ONE or _is_pointwise(node) or name == "getitem" or name == "aten.sym_size":
+        return None
+    if name in _KEEPS_AXES:
+        kept = _axis(node.meta["val"], tokens) is not None
+        return None if kept else "merges the token axis with another"
+    if name in _ALONG_AXES:
+        return _along_axes(node, inputs[0], tokens, _ALONG_AXES[name])
+    return _SPECIAL.get(name, _unknown)(node, inputs, tokens)
+
+
+def _unknown(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    return "may carry state from token to token"
+
+
+def _matmul(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    left, right = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
+    contracted = {left.dim() - 1} if left is inputs[0] else {right.dim() - 2}
+    mixes = len(inputs) > 1 or _axis(inputs[0], tokens) in contracted
+    return "multiplies tokens with each other" if mixes else None
+
+
+def _index(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    """Picking the rows that want logits is the one allowed way to drop tokens."""
+    rows = next(n for n in node.graph.nodes if n.op == "placeholder" and n.name == "logit_rows").meta["val"].shape[0]
+    axis, picked = _axis(inputs[0], tokens), list(node.args[1])  # type: ignore[arg-type]
+    untouched = axis is None or axis >= len(picked) or picked[axis] is None
+    return None if untouched or _axis(node.meta["val"], rows) is not None else "picks tokens by index"
+
+
+_SPECIAL: dict[str, Callable[[fx.Node, list[torch.Tensor], Any], str | None]] = {
+    "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.index": _index,
+}  # fmt: skip
+
+
+def _along_axes(node: fx.Node, value: torch.Tensor, tokens: Any, place: int) -> str | None:
+    axes = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
+    if axes is None:
+        return "combines tokens"
+    listed = axes if isinstance(axes, list | tuple) else [axes]
+    grows = 1 if _name(node) == "aten.stack" else 0
+    touched = {int(axis) % (value.dim() + grows) for axis in listed}  # type: ignore[arg-type]
+    if _name(node) == "aten.slice" and _axis(node.meta["val"], tokens) is not None:
+        return None  # the whole axis
+    return "combines or shifts tokens" if _axis(value, tokens) in touched and not grows else None
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
+def _name(node: fx.Node) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return f"{node.target.namespace}.{node.target._schema.name.split('::')[-1]}"
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _tensors(arguments: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+
+    def visit(node: fx.Node) -> fx.Node:
+        value = node.meta.get("val")
+        found.extend(v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, torch.Tensor))
+        return node
+
+    fx.node.map_arg(arguments, visit)
+    return found
+
+
+def _axis(value: Any, tokens: Any) -> int | None:
+    """The axis of `value` whose length is the symbolic token count."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    expression = getattr(tokens, "node", None)
+    for axis, size in enumerate(value.shape):
+        if isinstance(size, torch.SymInt) and expression is not None and size.node.expr == expression.expr:
+            return axis
+    return None
+
+
+def _module_of(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    return paths[-1].removeprefix("model.") if paths else "the model"

@@ -1,0 +1,236 @@
+"""A transformers model, without its weights, traced to a graph in which attention is one opaque operation.
+
+The model is built on the meta device, so tracing costs no memory for weights. Attention is caught in three ways: the
+attention interface of transformers, torch's scaled_dot_product_attention, or a family's own `adapt`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import logging
+import unittest.mock
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+from cupola.compiler.token_mixing import check_token_mixing
+from cupola.models import Family, find_family
+from cupola.runtime.errors import SourceError, UnsupportedError
+
+MAX_TOKENS = 1 << 20  # an upper bound for torch's solver; nothing is allocated by it
+TRACED_TOKENS, TRACED_ROWS = 7, 3  # any values above 1 that differ
+WRAPPER = "model."  # the prefix that `_Wrapper` puts before every parameter's name
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A traced model.
+
+    Attributes:
+        exported: the graph, with the values of constants and buffers; inputs tokens i32 [n], positions i32 [n], rows i32 [r]; output logits [r, vocab].
+        parameters: the shape of every parameter, by its name in the model, ties removed.
+        tied: names that share a parameter with another name: alias -> name in `parameters`.
+        base_model_prefix: the name of the model's trunk, which some checkpoints leave out.
+        family: the verified family, or None.
+    """
+
+    exported: torch.export.ExportedProgram
+    parameters: dict[str, tuple[int, ...]]
+    tied: dict[str, str]
+    base_model_prefix: str
+    family: Family | None
+
+
+@torch.library.custom_op("cupola::attention", mutates_args=())
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    """The marker: q [1,H,n,D], k [1,G,n,D], v [1,G,n,E] -> [1,n,H,E]. Only ever traced, never run."""
+    raise AssertionError("the attention marker is for tracing only")
+
+
+@attention.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    batch, heads, tokens, _ = q.shape
+    return q.new_empty(batch, tokens, heads, v.shape[-1])
+
+
+def _attention_interface(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,  # transformers hands every implementation the arguments of all of them
+) -> tuple[torch.Tensor, None]:
+    if attention_mask is not None:
+        raise UnsupportedError("its attention takes a mask of its own", field=type(module).__name__)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = attention(query, key, value, None, s_aux, module.layer_idx, float(scale), sliding_window or 0, float(softcap or 0.0))
+    return out, None
+
+
+transformers.AttentionInterface.register("cupola", _attention_interface)
+AttentionMaskInterface.register("cupola", lambda *_, **__: None)
+
+
+class _Wrapper(nn.Module):
+    """Flat inputs in, logits of the chosen rows out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
+        more = {"position_ids": positions[None]} if self.takes_positions else {}
+        out = self.model(input_ids=tokens[None], logits_to_keep=logit_rows, use_cache=False, **more)
+        return out.logits[0]
+
+
+def trace(config: Mapping[str, Any], file: str) -> TracedModel:
+    """Traces the causal language model that `config` (the content of config.json) describes; `file` is for errors.
+
+    Raises:
+        SourceError: the configuration makes no model.
+        UnsupportedError: the model cannot be traced, or carries state other than through attention.
+    """
+    family = find_family(config["model_type"])
+    with _quiet():
+        model = _build(config, family, file)
+        _materialize_buffers(model)
+        if family is not None and family.adapt is not None:
+            family.adapt(model, attention)
+        tied = _tied_names(model)
+        exported = _export(_with_fake_parameters(model), config["model_type"], file)
+    check_token_mixing(exported, config["model_type"], file)
+    parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    return TracedModel(exported, parameters, tied, model.base_model_prefix, family)
+
+
+def _build(config: Mapping[str, Any], family: Family | None, file: str) -> Any:
+    content = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "quantization_config")}
+    try:
+        settings = transformers.AutoConfig.for_model(**content)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                settings, attn_implementation=family.attention if family else "cupola", dtype=torch.float32
+            )
+    except Exception as error:  # whatever transformers' constructors raise, the configuration caused it
+        raise SourceError(_first_line(error), file=file, fix="the configuration does not describe a model that transformers can build") from error
+    return model.eval()
+
+
+def _materialize_buffers(model: Any) -> None:
+    """Computes the buffers that checkpoints leave out (rotary frequencies), as transformers does after loading."""
+    for module in model.modules():
+        missing = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
+        for name in missing:
+            module._buffers[name] = torch.zeros_like(module._buffers[name], device="cpu")
+        if missing:
+            model._init_weights(module)
+
+
+def _tied_names(model: nn.Module) -> dict[str, str]:
+    names: dict[int, str] = {id(value): name for name, value in model.named_parameters()}
+    return {
+        name: names[id(value)] for name, value in model.named_parameters(remove_duplicate=False) if names[id(value)] != name
+    }
+
+
+def _with_fake_parameters(model: Any) -> Any:
+    """Puts memory-less parameters on the CPU: constants that the model makes as it runs then keep their values."""
+    fakes: dict[int, nn.Parameter] = {}  # by the identity of the parameter, so that tied ones stay tied
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for value in model.parameters():
+            fakes[id(value)] = nn.Parameter(torch.empty_like(value, device="cpu"), requires_grad=False)
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False, remove_duplicate=False):
+            module._parameters[name] = fakes[id(value)]
+    return model
+
+
+def _export(model: Any, model_type: str, file: str) -> torch.export.ExportedProgram:
+    tokens, rows = torch.export.Dim("n", min=2, max=MAX_TOKENS), torch.export.Dim("r", min=2, max=MAX_TOKENS)
+    flat = torch.zeros(TRACED_TOKENS, dtype=torch.int32)
+    dynamic = {"tokens": {0: tokens}, "positions": {0: tokens}, "logit_rows": {0: rows}}
+    inputs = (flat, flat.clone(), torch.zeros(TRACED_ROWS, dtype=torch.int32))
+    try:
+        with torch.no_grad(), _marked_sdpa():
+            return torch.export.export(_Wrapper(model).eval(), inputs, dynamic_shapes=dynamic, strict=False)
+    except UnsupportedError as error:
+        raise UnsupportedError(error.message, file=file, field=model_type) from error
+    except Exception as error:  # torch.export fails in many ways; the model's code is the cause of each
+        reason = f"torch.export could not trace the model: {_first_line(error)}"
+        raise UnsupportedError(reason, file=file, field=model_type, fix="CUPOLA_DEBUG=1 shows torch's full message") from error
+
+
+@contextlib.contextmanager
+def _marked_sdpa() -> Iterator[None]:
+    """Models that call scaled_dot_product_attention by themselves get the marker in its place, and no mask."""
+    layers = itertools.count()
+
+    def marked(q: Any, k: Any, v: Any, attn_mask: Any = None, scale: float | None = None, **_: Any) -> torch.Tensor:
+        if attn_mask is not None:
+            raise UnsupportedError("its attention takes a mask of its own", field="scaled_dot_product_attention")
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return attention(q, k, v, None, None, next(layers), scale, 0, 0.0).transpose(1, 2)
+
+    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = lambda *_, **__: None
+    try:
+        with unittest.mock.patch("torch.nn.functional.scaled_dot_product_attention", marked):
+            yield
+    finally:
+        del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what torch and transformers log while they trace; what goes wrong is raised."""
+    verbosity, level = transformers.logging.get_verbosity(), logging.root.manager.disable
+    transformers.logging.set_verbosity_error()
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        transformers.logging.set_verbosity(verbosity)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
