@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cupola
 import pytest
+
+import cupola
 
 FACADE = Path(cupola.__file__)
 HEAVY = ("tvm", "tvm_ffi", "torch", "transformers", "numpy", "tokenizers", "typer", "rich")

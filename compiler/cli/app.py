@@ -1,0 +1,80 @@
+"""The `cupola` command: its subcommands, and what becomes of an error.
+
+Exit codes: 0 fine, 1 the engine or the machine failed, 2 bad input, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import cupola
+from cupola.compiler.cli.chat import chat
+from cupola.compiler.cli.compile import compile_model
+from cupola.compiler.cli.inspect import inspect
+from cupola.compiler.cli.lists import models, targets
+from cupola.compiler.cli.run import run_model
+from cupola.runtime.environment import debug_level
+from cupola.runtime.errors import CupolaError, InputError
+
+app = typer.Typer(
+    name="cupola", add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+app.command("compile")(compile_model)
+app.command("run")(run_model)
+app.command("chat")(chat)
+app.command("inspect")(inspect)
+app.command("models")(models)
+app.command("targets")(targets)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Compile large language models for your hardware, and run them."""
+    if version:
+        typer.echo(f"cupola {cupola.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code; an error becomes one line on standard error."""
+    debugging = True
+    try:
+        debugging = debug_level() > 0
+        if not debugging:
+            warnings.simplefilter("ignore")
+        return int(app(args=list(arguments), prog_name="cupola", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last stop before the user, who gets a line and not a traceback
+        if debugging and not isinstance(error, typer.TyperException | InputError):
+            traceback.print_exception(error)
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    match error:
+        case typer.TyperException():
+            message, code = error.format_message(), 2
+        case CupolaError():
+            message, code = str(error), 2 if isinstance(error, InputError) else 1
+        case typer.Abort():
+            message, code = "no input", 1
+        case MemoryError():
+            message, code = "there is not enough memory", 1
+        case OSError():
+            message, code = str(error), 1
+        case _:
+            message, code = f"{type(error).__name__}: {error} (a bug in cupola; CUPOLA_DEBUG=1 shows where)", 1
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return code

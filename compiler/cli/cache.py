@@ -1,0 +1,100 @@
+"""Artifacts compiled on the way, kept in the user's cache: one for each source and set of options.
+
+    <cache>/artifacts/<name>-<hash of source and options>/<hash of cupola and TVM>/
+
+A new cupola compiles again and replaces what the old one made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+
+from cupola.compiler.cli.compile import short_name
+from cupola.compiler.options import CompileOptions
+from cupola.runtime.artifact import MANIFEST, Artifact
+from cupola.runtime.environment import cache_folder
+from cupola.runtime.errors import ArtifactError
+
+_COMPILED_BY = ("compiler", "passes", "targets", "models", "runtime.artifact")
+
+
+def cached_artifact(source: str, options: CompileOptions) -> Path:
+    """The folder of the artifact for `source`, compiled now if the cache lacks it.
+
+    Raises:
+        InputError: the source can't be read.
+        typer.Exit: the compile failed, and has said why.
+    """
+    folder = artifact_folder(source, options)
+    if not _is_whole(folder):
+        print(f"Compiling {source} for this machine, once.", file=sys.stderr, flush=True)
+        code = _compile_apart(source, options, folder)
+        if not _is_whole(folder):
+            raise typer.Exit(code or 1)
+        _remove_older(folder)
+    return folder
+
+
+def artifact_folder(source: str, options: CompileOptions) -> Path:
+    """Where the artifact for `source` belongs; reads the source's fingerprint, not its weights."""
+    from cupola.compiler.sources import fingerprint
+
+    key = _digest(json.dumps([fingerprint(source), asdict(options)]).encode())
+    return cache_folder() / "artifacts" / f"{short_name(source)}-{key}" / build_id()
+
+
+def build_id() -> str:
+    """A hash of all that decides what a compile makes of its input: cupola's own source, TVM, this machine's kind."""
+    digest = hashlib.sha256(f"{importlib.metadata.version('apache-tvm')} {platform.machine()}".encode())
+    for room in _COMPILED_BY:
+        spec = importlib.util.find_spec(f"cupola.{room}")
+        assert spec is not None and spec.origin is not None
+        origin = Path(spec.origin)
+        for file in sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]:
+            if "cli" not in file.parts:
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an artifact can be opened there; a damaged one is removed."""
+    if not folder.exists():
+        return False
+    try:
+        Artifact.open(folder, verify=False)
+    except ArtifactError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
+
+
+def _compile_apart(source: str, options: CompileOptions, folder: Path) -> int:
+    """Compiles in a process of its own: the compiler's libraries are large, and this process wants only the runtime's."""
+    command = [sys.executable, "-m", "cupola", "compile", "--out", str(folder)]
+    for name, value in asdict(options).items():
+        if value is not None:
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    command += ["--", source]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode
+
+
+def _remove_older(folder: Path) -> None:
+    for other in folder.parent.iterdir():
+        if other != folder and (other / MANIFEST).exists():
+            shutil.rmtree(other, ignore_errors=True)

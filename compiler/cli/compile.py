@@ -1,0 +1,73 @@
+"""`cupola compile`: from a source to an artifact."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import cupola
+from cupola.compiler.cli import parameters as p
+from cupola.compiler.cli.progress import console_progress
+from cupola.compiler.options import CompileOptions
+from cupola.runtime.artifact import Artifact
+
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The artifact's folder (default: named after the source, here).", show_default=False)
+]
+
+
+def compile_model(
+    source: p.Source,
+    out: Out = None,
+    target: p.Target = None,
+    quant: p.Quant = None,
+    kv_dtype: p.KVDtype = None,
+    context: p.Context = None,
+    block_size: p.BlockSize = None,
+    max_batch: p.MaxBatch = None,
+    as_json: p.Json = False,
+) -> None:
+    """Compile a model for this machine."""
+    options = p.compile_options(target, quant, kv_dtype, context, block_size, max_batch)
+    start = time.perf_counter()
+    artifact = cupola.compile(
+        source,
+        target=options.target,
+        quant=options.quant,
+        out=out or default_out(source, options),
+        context=options.context,
+        kv_dtype=options.kv_dtype,
+        block_size=options.block_size,
+        max_batch=options.max_batch,
+        progress=console_progress(),
+    )
+    _report(artifact, time.perf_counter() - start, as_json)
+
+
+def default_out(source: str, options: CompileOptions) -> Path:
+    """The folder that an artifact gets if the user names none, such as `smollm2-cpu-f32`."""
+    return Path(f"{short_name(source)}-{options.target}-{options.quant}")
+
+
+def short_name(source: str) -> str:
+    """A source's name in a file name: the last part of its path, without what a shell could stumble over."""
+    name = Path(source).name.removesuffix(".gguf")
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "model"
+
+
+def _report(artifact: Artifact, seconds: float, as_json: bool) -> None:
+    manifest = artifact.manifest
+    num_bytes = sum(file.num_bytes for file in manifest.files)
+    if as_json:
+        typer.echo(
+            json.dumps({"artifact": str(artifact.path), "num_bytes": num_bytes, "seconds": round(seconds, 3), "notes": manifest.notes})
+        )
+        return
+    for note in manifest.notes:
+        print("note:", note, file=sys.stderr)
+    print(f"{artifact.path}: {num_bytes / 1e6:.0f} MB in {seconds:.1f} s; now `cupola run {artifact.path}`", file=sys.stderr)

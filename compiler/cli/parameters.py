@@ -1,0 +1,70 @@
+"""The options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cupola.compiler.options import KV_DTYPES, QUANTS, TARGETS, CompileOptions
+from cupola.runtime.artifact import MANIFEST
+from cupola.runtime.errors import OptionError
+
+DEFAULTS = CompileOptions()
+
+
+def _compile_option(flag: str, help: str) -> Any:
+    return typer.Option(flag, help=help, rich_help_panel="How to compile", show_default=False)
+
+
+def _choices(values: tuple[str, ...], default: str) -> str:
+    return f"{', '.join(values)} (default: {default})"
+
+
+Source = Annotated[
+    str, typer.Argument(help="A Hugging Face folder, a GGUF file, a hub id, or a built-in name such as smollm2.", show_default=False)
+]
+Model = Annotated[str, typer.Argument(help="An artifact's folder; or a source, which is compiled first, once.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+Target = Annotated[str | None, _compile_option("--target", f"What to compile for: {_choices(TARGETS, DEFAULTS.target)}.")]
+Quant = Annotated[str | None, _compile_option("--quant", f"How weights are stored: {_choices(QUANTS, DEFAULTS.quant)}.")]
+KVDtype = Annotated[str | None, _compile_option("--kv-dtype", f"How K and V are stored: {', '.join(KV_DTYPES)}.")]
+Context = Annotated[int | None, _compile_option("--context", "Tokens that a sequence may have (default: the model's own limit).")]
+BlockSize = Annotated[int | None, _compile_option("--block-size", f"Tokens in a block of the K/V cache (default: {DEFAULTS.block_size}).")]
+MaxBatch = Annotated[int | None, _compile_option("--max-batch", f"Sequences that one step may hold (default: {DEFAULTS.max_batch}).")]
+
+System = Annotated[str | None, typer.Option("--system", help="A system message to begin with.", show_default=False)]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Tokens to generate at most.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token; higher is more varied.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K likeliest tokens; 0 is all.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens that hold P of the probability.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens less likely than P times the likeliest.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="For the same sample again.", show_default=False)]
+Stats = Annotated[bool, typer.Option("--stats", help="Say how fast it was, on standard error.")]
+
+
+def compile_options(
+    target: str | None, quant: str | None, kv_dtype: str | None, context: int | None, block_size: int | None, max_batch: int | None
+) -> CompileOptions:
+    """The options, with defaults for what was not given. Raises OptionError."""
+    return CompileOptions(
+        target=DEFAULTS.target if target is None else target,
+        quant=DEFAULTS.quant if quant is None else quant,
+        kv_dtype=kv_dtype,
+        context=context,
+        block_size=DEFAULTS.block_size if block_size is None else block_size,
+        max_batch=DEFAULTS.max_batch if max_batch is None else max_batch,
+    )
+
+
+def is_artifact(model: str) -> bool:
+    """Whether `model` is an artifact's folder and not a source."""
+    return (Path(model) / MANIFEST).exists()
+
+
+def refuse_compile_options(model: str, options: CompileOptions) -> None:
+    """Raises OptionError if an artifact, which is compiled already, is given with options that ask for another."""
+    if options != DEFAULTS:
+        raise OptionError("is compiled already", file=model, fix="leave the compile options out, or name its source instead")

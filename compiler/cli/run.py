@@ -1,0 +1,56 @@
+"""`cupola run`: one answer to one prompt."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cupola.compiler.cli import answer
+from cupola.compiler.cli import parameters as p
+from cupola.runtime.errors import OptionError
+
+Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="What to answer (default: standard input).", show_default=False)]
+Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")]
+
+
+def run_model(
+    model: p.Model,
+    prompt: Prompt = None,
+    system: p.System = None,
+    raw: Raw = False,
+    max_tokens: p.MaxTokens = 512,
+    temperature: p.Temperature = 0.0,
+    top_k: p.TopK = 0,
+    top_p: p.TopP = 1.0,
+    min_p: p.MinP = 0.0,
+    seed: p.Seed = None,
+    stats: p.Stats = False,
+    target: p.Target = None,
+    quant: p.Quant = None,
+    kv_dtype: p.KVDtype = None,
+    context: p.Context = None,
+    block_size: p.BlockSize = None,
+    max_batch: p.MaxBatch = None,
+) -> None:
+    """Answer a prompt, streaming. A source is compiled first, once."""
+    options = p.compile_options(target, quant, kv_dtype, context, block_size, max_batch)
+    params = answer.sampling_params(max_tokens, temperature, top_k, top_p, min_p, seed)
+    if raw and system:
+        raise OptionError("needs the chat template", field="system", fix="leave out --raw")
+    text = _standard_input() if prompt is None else prompt
+    llm = answer.load(model, options)
+    if raw or not llm.has_chat_template:
+        pieces = llm.stream(text, params)
+    else:
+        pieces = llm.stream_chat(answer.messages(system, [("user", text)]), params)
+    shown = answer.show(pieces)
+    if stats:
+        print(shown.speed(), file=sys.stderr)
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        raise OptionError("there is none", field="prompt", fix="give one with --prompt, or pipe it in; `cupola chat` converses")
+    return sys.stdin.read().rstrip("\n")

@@ -1,0 +1,449 @@
+"""The command line: exit codes, one clear line for bad input, JSON, streaming, the cache, the chat loop."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import cupola
+from cupola.compiler import sources
+from cupola.compiler.cli import cache
+from cupola.compiler.cli.app import run
+from cupola.compiler.options import CompileOptions
+from cupola.runtime import artifact as a
+from cupola.runtime.errors import EngineError, SourceError
+
+Capture = pytest.CaptureFixture[str]
+COMMANDS = ("compile", "run", "chat", "inspect", "models", "targets")
+
+
+def write_artifact(folder: Path, *, damaged: bool = False) -> a.Artifact:
+    """An artifact that has everything but a library that runs."""
+    folder.mkdir(parents=True)
+    (folder / a.LIBRARY).write_bytes(b"\x7fELF")
+    (folder / "weights-00001.safetensors").write_bytes(bytes(264))
+    files = tuple(
+        a.FileSpec(name, (folder / name).stat().st_size, a.sha256_of(folder / name)) for name in (a.LIBRARY, "weights-00001.safetensors")
+    )
+    forward = a.FunctionSpec(
+        "forward",
+        (
+            a.TensorSpec("tokens", "int32", ("n",)),
+            a.TensorSpec("k_pages", "float32", (2, "num_blocks", 1, 8, 16)),
+            a.TensorSpec("embed", "float32", (8, 8)),
+        ),
+        (a.TensorSpec("logits", "float32", ("r", 8)),),
+    )
+    manifest = a.Manifest(
+        a.FORMAT_VERSION, "0.1.0", "0.27.0", a.SourceSpec("tiny [1]", "huggingface", "0" * 64),
+        a.TargetSpec("cpu", "x86_64", "avx2", ("avx2",)), "f32",
+        a.ModelConfig("llama", 64, 8, (0,)), a.KVSpec((a.KVGroup((0, 1), 1, 8, 8),), "float32", 16), a.Limits(4), (forward,),
+        (a.WeightSpec("embed", "float32", (8, 8), "weights-00001.safetensors", 8),), files, ("matmul", "matmul"), ("not verified",),
+    )  # fmt: skip
+    (folder / a.MANIFEST).write_text(manifest.to_json())
+    if damaged:
+        (folder / a.LIBRARY).unlink()
+    return a.Artifact(folder, manifest)
+
+
+class FakeLLM:
+    """Answers with the words of the last message, and keeps what it was asked."""
+
+    has_chat_template = True
+    asked: list[object]
+    made_from: list[Path]
+
+    def __init__(self, artifact: Path) -> None:
+        FakeLLM.made_from.append(artifact)
+
+    def stream(self, prompt: str, params: object) -> Iterator[str]:
+        FakeLLM.asked.append(prompt)
+        yield from ("raw:", prompt)
+
+    def stream_chat(self, messages: Sequence[dict[str, str]], params: object) -> Iterator[str]:
+        FakeLLM.asked.append([(m["role"], m["content"]) for m in messages])
+        text = messages[-1]["content"]
+        if text == "fail":
+            raise EngineError("out of blocks")
+        for word in text.split():
+            if word == "stop":
+                raise KeyboardInterrupt
+            yield f"<{word}>"
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeLLM]:
+    FakeLLM.asked, FakeLLM.made_from, FakeLLM.has_chat_template = [], [], True
+    monkeypatch.setitem(vars(cupola), "LLM", FakeLLM)
+    monkeypatch.setenv("CUPOLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "fingerprint", lambda name: f"fingerprint of {name}", raising=False)
+    return FakeLLM
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> str:
+    return str(write_artifact(tmp_path / "artifact").path)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Compiles in the cache's child process, replaced by one that only writes a folder."""
+    commands: list[list[str]] = []
+
+    def child(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        write_artifact(Path(command[command.index("--out") + 1]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(cache.subprocess, "run", child)
+    return commands
+
+
+@pytest.fixture
+def type_lines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes `input()` give these lines; an exception is raised instead."""
+
+    def prepare(*lines: str | type[BaseException]) -> None:
+        waiting = iter([*lines, EOFError])
+
+        def answer(prompt: str = "") -> str:
+            line = next(waiting)
+            if isinstance(line, str):
+                return line
+            raise line
+
+        monkeypatch.setattr("builtins.input", answer)
+
+    return prepare
+
+
+def one_error_line(captured: str) -> str:
+    lines = captured.splitlines()
+    assert len(lines) == 1, captured
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# Help and usage
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: Capture) -> None:
+    assert run([command, "--help"]) == 0
+    assert f"cupola {command}" in capsys.readouterr().out
+
+
+def test_without_a_command_it_shows_them_all(capsys: Capture) -> None:
+    assert run([]) == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in COMMANDS)
+
+
+def test_version(capsys: Capture) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"cupola {cupola.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["frobnicate"], "frobnicate"),
+        (["compile"], "source"),
+        (["compile", "x", "--quant", "q9"], "quant: 'q9' is unknown (choose from f32, bf16, f16)"),
+        (["compile", "x", "--kv-dtype", "q9"], "kv-dtype: 'q9' is unknown (choose from f32, bf16, f16)"),
+        (["compile", "x", "--target", "abacus"], "target: 'abacus' is unknown (choose from cpu)"),
+        (["compile", "x", "--context", "-1"], "context: is -1"),
+        (["compile", "x", "--context", "many"], "--context"),
+        (["compile", "x", "--block-size", "17"], "block-size: is 17, not a power of two"),
+        (["compile", "x", "--max-batch", "0"], "max-batch: is 0"),
+        (["compile", "x", "--frobnicate"], "--frobnicate"),
+        (["run", "x", "--temperature", "warm"], "--temperature"),
+        (["run", "x", "--raw", "--system", "Be brief.", "-p", "hi"], "system: needs the chat template"),
+        (["inspect", "missing"], "missing/manifest.json"),
+        (["inspect"], "artifact"),
+        (["chat", "x", "--quant", ""], "quant: '' is unknown"),
+    ],
+)
+def test_bad_values_give_one_line_and_code_2(arguments: list[str], expected: str, fake: type[FakeLLM], capsys: Capture) -> None:
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert expected in one_error_line(captured.err)
+    assert captured.out == ""
+
+
+def test_a_bad_debug_level_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("CUPOLA_DEBUG", "loud")
+    assert run(["models"]) == 2
+    assert "CUPOLA_DEBUG" in one_error_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (SourceError("is truncated", file="model.gguf", fix="fetch it again"), 2, "error: model.gguf: is truncated (fetch it again)"),
+        (SourceError("has a name\nof two lines"), 2, "error: has a name of two lines"),
+        (EngineError("no memory for a block"), 1, "error: no memory for a block"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (ZeroDivisionError("oops"), 1, "error: ZeroDivisionError: oops (a bug in cupola; CUPOLA_DEBUG=1 shows where)"),
+    ],
+)
+def test_what_a_compile_raises_becomes_a_line(
+    error: Exception, code: int, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def compile(*values: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setitem(vars(cupola), "compile", compile)
+    assert run(["compile", "x"]) == code
+    assert one_error_line(capsys.readouterr().err) == expected
+
+
+def test_debugging_shows_where_a_bug_is(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("CUPOLA_DEBUG", "1")
+    monkeypatch.setitem(vars(cupola), "compile", lambda *values, **options: 1 // 0)
+    assert run(["compile", "x"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile(*values: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(vars(cupola), "compile", compile)
+    assert run(["compile", "x"]) == 130
+
+
+# compile
+
+
+def test_compile_passes_its_options_on_and_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    asked: dict[str, object] = {}
+
+    def compile(source: str, *, progress: object, **options: object) -> a.Artifact:
+        asked.update(options, source=source)
+        with progress.stage("tracing", 2) as advance:
+            advance(2)
+        return write_artifact(tmp_path / "out")
+
+    monkeypatch.setitem(vars(cupola), "compile", compile)
+    out = str(tmp_path / "out")
+    assert (
+        run(["compile", "m.gguf", "-o", out, "--quant", "bf16", "--context", "32", "--kv-dtype", "f16", "--max-batch", "3", "--json"]) == 0
+    )
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert (result["artifact"], result["num_bytes"], result["notes"]) == (out, 268, ["not verified"])
+    assert asked == {
+        "source": "m.gguf", "target": "cpu", "quant": "bf16", "out": Path(out),
+        "context": 32, "kv_dtype": "f16", "block_size": 16, "max_batch": 3,
+    }  # fmt: skip
+    assert "tracing" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [("smollm2", "smollm2-cpu-f32"), ("dir/My Model.gguf", "My-Model-cpu-f32"), ("org/name", "name-cpu-f32"), ("..", "model-cpu-f32")],
+)
+def test_compile_names_the_folder_after_the_source(source: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def compile(source: str, *, out: Path, **options: object) -> a.Artifact:
+        asked.append(out)
+        return write_artifact(tmp_path / "out")
+
+    monkeypatch.setitem(vars(cupola), "compile", compile)
+    assert run(["compile", source]) == 0
+    assert asked == [Path(folder)]
+
+
+# run
+
+
+def test_run_streams_the_answer_through_the_chat_template(artifact: str, fake: type[FakeLLM], capsys: Capture) -> None:
+    assert run(["run", artifact, "-p", "two words", "--system", "Be brief.", "--stats"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "<two><words>\n"
+    assert fake.asked == [[("system", "Be brief."), ("user", "two words")]]
+    assert "2 pieces" in captured.err
+
+
+def test_run_raw_or_without_a_template_continues_the_text(artifact: str, fake: type[FakeLLM], capsys: Capture) -> None:
+    assert run(["run", artifact, "-p", "once", "--raw"]) == 0
+    fake.has_chat_template = False
+    assert run(["run", artifact, "-p", "upon"]) == 0
+    assert capsys.readouterr().out == "raw:once\nraw:upon\n"
+
+
+def test_run_reads_standard_input(artifact: str, fake: type[FakeLLM], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "question").write_text("from a pipe\n")
+    with (tmp_path / "question").open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert run(["run", artifact]) == 0
+    assert fake.asked == [[("user", "from a pipe")]]
+
+
+def test_run_at_a_terminal_asks_for_a_prompt(artifact: str, fake: type[FakeLLM], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": staticmethod(lambda: True)}))
+    assert run(["run", artifact]) == 2
+    assert "--prompt" in one_error_line(capsys.readouterr().err)
+
+
+def test_run_stopped_by_ctrl_c_is_code_130(artifact: str, fake: type[FakeLLM], capsys: Capture) -> None:
+    assert run(["run", artifact, "-p", "one stop two"]) == 130
+    assert capsys.readouterr().out == "<one>\n"
+
+
+def test_run_reports_an_engine_error(artifact: str, fake: type[FakeLLM], capsys: Capture) -> None:
+    assert run(["run", artifact, "-p", "fail"]) == 1
+    assert one_error_line(capsys.readouterr().err) == "error: out of blocks"
+
+
+def test_an_artifact_takes_no_compile_options(artifact: str, fake: type[FakeLLM], capsys: Capture) -> None:
+    assert run(["run", artifact, "-p", "hi", "--quant", "bf16"]) == 2
+    assert "is compiled already" in one_error_line(capsys.readouterr().err)
+
+
+# The cache
+
+
+def test_a_source_is_compiled_once(fake: type[FakeLLM], compiled: list[list[str]], capsys: Capture) -> None:
+    assert run(["run", "smollm2", "-p", "hi"]) == 0
+    assert "Compiling smollm2" in capsys.readouterr().err
+    assert run(["run", "smollm2", "-p", "hi"]) == 0
+    assert "Compiling" not in capsys.readouterr().err
+    assert len(compiled) == 1
+    assert compiled[0][:4] == [sys.executable, "-m", "cupola", "compile"]
+    assert fake.made_from[0] == fake.made_from[1]
+
+
+def test_other_options_and_other_content_are_other_artifacts(fake: type[FakeLLM], monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {
+        cache.artifact_folder("m", options) for options in (CompileOptions(), CompileOptions(quant="f16"), CompileOptions(context=8))
+    }
+    assert len(folders) == 3
+    monkeypatch.setattr(sources, "fingerprint", lambda name: "changed", raising=False)
+    assert cache.artifact_folder("m", CompileOptions()) not in folders
+
+
+def test_a_new_build_replaces_the_old_ones_artifact(
+    fake: type[FakeLLM], compiled: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = cache.cached_artifact("m", CompileOptions())
+    other = cache.cached_artifact("m", CompileOptions(quant="f16"))
+    monkeypatch.setattr(cache, "build_id", lambda: "newer")
+    new = cache.cached_artifact("m", CompileOptions())
+    assert (new.exists(), old.exists(), other.exists()) == (True, False, True)
+
+
+def test_a_damaged_artifact_is_compiled_again(fake: type[FakeLLM], compiled: list[list[str]]) -> None:
+    write_artifact(cache.artifact_folder("m", CompileOptions()), damaged=True)
+    assert a.Artifact.open(cache.cached_artifact("m", CompileOptions()))
+    assert len(compiled) == 1
+
+
+def test_a_failed_compile_passes_its_code_on(fake: type[FakeLLM], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(cache.subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 2))
+    assert run(["run", "m", "-p", "hi"]) == 2
+    assert fake.made_from == []
+
+
+def test_the_child_gets_the_options_and_no_source_can_pass_for_one(fake: type[FakeLLM], compiled: list[list[str]]) -> None:
+    cache.cached_artifact("--json", CompileOptions(quant="bf16", context=32))
+    assert compiled[0][-2:] == ["--", "--json"]
+    assert "--quant bf16 --context 32 --block-size 16" in " ".join(compiled[0])
+
+
+# chat
+
+
+def test_chat_keeps_the_conversation(artifact: str, fake: type[FakeLLM], type_lines: Callable[..., None], capsys: Capture) -> None:
+    type_lines("hello", "", "again")
+    assert run(["chat", artifact, "--system", "S"]) == 0
+    assert fake.asked[1] == [("system", "S"), ("user", "hello"), ("assistant", "<hello>"), ("user", "again")]
+    assert capsys.readouterr().out == "<hello>\n<again>\n\n"
+
+
+def test_chat_commands(artifact: str, fake: type[FakeLLM], type_lines: Callable[..., None], capsys: Capture) -> None:
+    type_lines("one", "/reset", "two", "/help", "/frobnicate", "/exit", "never")
+    assert run(["chat", artifact]) == 0
+    assert fake.asked == [[("user", "one")], [("user", "two")]]
+    shown = capsys.readouterr().err
+    assert shown.count("/reset   forget") == 2
+    assert "There is no /frobnicate." in shown
+
+
+def test_chat_ctrl_c_stops_an_answer_and_not_the_chat(artifact: str, fake: type[FakeLLM], type_lines: Callable[..., None]) -> None:
+    type_lines("one stop two", KeyboardInterrupt, "more")
+    assert run(["chat", artifact]) == 0
+    assert fake.asked[1] == [("user", "one stop two"), ("assistant", "<one>"), ("user", "more")]
+
+
+def test_chat_needs_a_template(artifact: str, fake: type[FakeLLM], capsys: Capture) -> None:
+    fake.has_chat_template = False
+    assert run(["chat", artifact]) == 2
+    assert "has no chat template" in one_error_line(capsys.readouterr().err)
+
+
+# inspect and the lists
+
+
+def test_inspect_json_reckons_memory(artifact: str, capsys: Capture) -> None:
+    assert run(["inspect", artifact, "--json", "--context", "33", "--max-num-seqs", "2", "--max-num-batched-tokens", "10"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["weights"] == {"count": 1, "num_bytes": 256, "num_bytes_by_dtype": {"float32": 256}}
+    kv = 2 * 3 * 16 * (2 * 16 * 4)  # sequences × blocks × tokens × (layers × (key + value) × bytes)
+    workspace = 10 * 4 + 2 * 8 * 4  # tokens and logits
+    assert shown["memory"] == {"weights": 256, "kv": kv, "workspace": workspace, "total": 256 + kv + workspace}
+    assert shown["functions"][0]["name"] == "forward"
+
+
+def test_inspect_shows_what_is_inside(artifact: str, capsys: Capture) -> None:
+    assert run(["inspect", artifact]) == 0
+    shown = capsys.readouterr().out
+    for part in ("tiny [1]", "llama", "tokens: int32[n]", "logits: float32[r, 8]", "matmul × 2", "not verified", "1 weights"):
+        assert part in shown
+
+
+@pytest.mark.parametrize("option", ["--context=65", "--context=0", "--max-num-seqs=5", "--max-num-batched-tokens=0"])
+def test_inspect_refuses_what_the_artifact_cannot_do(artifact: str, option: str, capsys: Capture) -> None:
+    assert run(["inspect", artifact, option]) == 2
+    one_error_line(capsys.readouterr().err)
+
+
+def test_models_lists_every_family(capsys: Capture) -> None:
+    from cupola.models import FAMILIES
+
+    assert run(["models", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [entry["model_type"] for entry in shown["families"]] == [family.model_type for family in FAMILIES]
+    assert "smollm2" in shown["builtin"]
+    assert run(["models"]) == 0
+    assert all(family.title in capsys.readouterr().out for family in FAMILIES[:1])
+
+
+def test_targets_lists_the_cpu(capsys: Capture) -> None:
+    assert run(["targets", "--json"]) == 0
+    assert "cpu" in [entry["name"] for entry in json.loads(capsys.readouterr().out)]
+    assert run(["targets"]) == 0
+    assert "TRIPLE" in capsys.readouterr().out
+
+
+# As a process
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from cupola.compiler.cli.app import run; run(['--help']); print({'tvm', 'torch', 'transformers'} & set(sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "set()"
+
+
+def test_a_broken_pipe_is_quiet() -> None:
+    done = subprocess.run(f"{sys.executable} -m cupola --help | true", shell=True, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
