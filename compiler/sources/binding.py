@@ -1,0 +1,127 @@
+"""Which checkpoint tensor each parameter of a model is.
+
+Names change between what was saved and what the model calls its parameters; transformers' own renaming is followed
+(`transformers.core_model_loading.rename_source_key`), so that what it can load binds here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cupola.compiler.sources.base import LazyTensor, Source
+from cupola.compiler.sources.huggingface import BUFFERS
+from cupola.runtime.errors import SourceError, UnsupportedError
+
+_COMPARED_ROWS = 4096
+
+
+def _transforms(model_type: str) -> tuple[list[Any], list[Any]]:
+    """transformers' renamings, and its conversions of values, for the causal language model of a type."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    names = [known] if isinstance(known, str) else list(known)
+    found: list[Any] = next(
+        (mapping for name in (*names, model_type) if (mapping := get_checkpoint_conversion_mapping(name)) is not None), []
+    )
+    transforms = [*found, *(get_checkpoint_conversion_mapping("legacy") or [])]
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    return renamings, [each for each in transforms if not isinstance(each, WeightRenaming)]
+
+
+def _renamed(source: Source, parameters: Mapping[str, tuple[int, ...]], base_model_prefix: str) -> dict[str, LazyTensor]:
+    """The checkpoint's tensors by the model's names."""
+    from transformers.core_model_loading import rename_source_key
+
+    renamings, converters = _transforms(source.config["model_type"])
+    # Only whether a name is there is asked of this; an empty prefix would be stripped from every name.
+    known: dict[str, Any] = dict(parameters)
+    named: dict[str, LazyTensor] = {}
+    for name, tensor in source.tensors.items():
+        if name in parameters:
+            named[name] = tensor
+            continue
+        renamed, converted = rename_source_key(name, renamings, converters, base_model_prefix or None, known)
+        if converted is not None:
+            raise UnsupportedError(
+                "is stored in another arrangement than the model's",
+                file=source.name,
+                field=name,
+                fix="use a model without experts, or a GGUF file",
+            )
+        named.setdefault(renamed, tensor)
+    return named
+
+
+def _same_values(first: LazyTensor, second: LazyTensor) -> bool:
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    one, other = first.load(), second.load()
+    return all(
+        np.array_equal(one[row : row + _COMPARED_ROWS], other[row : row + _COMPARED_ROWS])
+        for row in range(0, first.shape[0], _COMPARED_ROWS)
+    )
+
+
+def _check_tied(source: Source, named: Mapping[str, LazyTensor], tied: Mapping[str, str]) -> None:
+    """Tensors that the model ties must not differ in the checkpoint, or one would silently be lost."""
+    for target, origin in tied.items():
+        if target in named and origin in named and not _same_values(named[target], named[origin]):
+            raise SourceError(
+                f"differs from {origin}, though the configuration ties the two",
+                file=source.name,
+                field=target,
+                fix="set tie_word_embeddings to false in config.json if both are meant",
+            )
+
+
+def bind_weights(
+    source: Source, parameters: Mapping[str, tuple[int, ...]], base_model_prefix: str, tied: Mapping[str, str]
+) -> dict[str, LazyTensor]:
+    """Find the checkpoint tensor of every parameter.
+
+    Args:
+        source: the model.
+        parameters: name -> shape, as `named_parameters()` of the model that transformers builds from `source.config` gives them.
+        base_model_prefix: the model's, such as `model` or `transformer`; a checkpoint saved from the base model lacks it.
+        tied: parameters that share a value: name -> the name it is tied to (`all_tied_weights_keys`).
+
+    Returns:
+        parameter name -> tensor, whose own `name` is the one in the checkpoint.
+
+    Raises:
+        SourceError: a tensor is missing, has another shape, or differs from the one that it is tied to.
+        UnsupportedError: the checkpoint holds a tensor in another arrangement than the model (single experts, say).
+    """
+    named = _renamed(source, parameters, base_model_prefix)
+    _check_tied(source, named, tied)
+    sharing = {**{origin: target for target, origin in tied.items()}, **tied}
+    bound = {}
+    for name, shape in parameters.items():
+        tensor = named.get(name) or named.get(sharing.get(name, ""))
+        if tensor is None:
+            raise SourceError(
+                "is missing from the weights", file=source.name, field=name, fix="check that config.json and weights belong together"
+            )
+        if tensor.shape != tuple(shape):
+            stated = f"has the shape {list(tensor.shape)}, where the configuration asks for {list(shape)}"
+            raise SourceError(stated, file=source.name, field=tensor.name, fix="check that config.json and weights belong together")
+        bound[name] = tensor
+    return bound
+
+
+def unused_tensors(source: Source, bound: Mapping[str, LazyTensor], tied: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of checkpoint tensors that no parameter took, without the buffers that models compute for themselves.
+
+    Args:
+        source: the model.
+        bound: what `bind_weights` gave.
+        tied: names of parameters that share another's value, whose own tensors may go unused.
+    """
+    used = {tensor.name for tensor in bound.values()} | set(tied)
+    return tuple(name for name in source.tensors if name not in used and not BUFFERS.search(name))

@@ -1,0 +1,123 @@
+"""Is a `config.json` one that transformers can build a causal language model of, of sane size?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from cupola.runtime.errors import SourceError, UnsupportedError
+
+_HIGHEST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 18,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "intermediate_size": 1 << 22,
+    "head_dim": 1 << 14,
+    "max_position_embeddings": 1 << 31,
+}
+_FIX = "use the config.json that came with the weights"
+_OLD_NAMES = {"hidden_size": "n_embed"}
+_REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+def _sizes(config: Mapping[str, Any], aliases: Mapping[str, str], file: object) -> dict[str, int]:
+    """The sizes that the configuration states, by their usual names, each checked."""
+    sizes = {}
+    for usual, highest in _HIGHEST.items():
+        field = next((name for name in (usual, aliases.get(usual), _OLD_NAMES.get(usual)) if name and config.get(name) is not None), None)
+        if field is None:
+            if usual in _REQUIRED:
+                raise SourceError("is missing", file=file, field=aliases.get(usual, usual), fix=_FIX)
+            continue
+        value = config[field]
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= highest:
+            raise SourceError(f"is {value!r:.40}, not a whole number from 1 to {highest}", file=file, field=field, fix=_FIX)
+        sizes[usual] = value
+    return sizes
+
+
+def _check_heads(sizes: Mapping[str, int], file: object) -> None:
+    heads, hidden, kv_heads = sizes["num_attention_heads"], sizes["hidden_size"], sizes.get("num_key_value_heads", 1)
+    fix = _FIX
+    if "head_dim" not in sizes and hidden % heads:
+        raise SourceError(f"{heads} heads do not divide the hidden size, {hidden}", file=file, field="num_attention_heads", fix=fix)
+    if heads % kv_heads:
+        raise SourceError(f"{kv_heads} do not divide the {heads} attention heads", file=file, field="num_key_value_heads", fix=fix)
+
+
+def _config_class(config: Mapping[str, Any], file: object) -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING_NAMES:
+        near = get_close_matches(str(model_type), CONFIG_MAPPING_NAMES, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "use a model that the installed transformers knows"
+        raise SourceError(
+            f"is {model_type!r:.60}, which transformers does not know" if model_type else "is missing",
+            file=file,
+            field="model_type",
+            fix=hint,
+        )
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedError(
+            f"{model_type!r} is not a causal language model", file=file, field="model_type", fix="give a model that generates text"
+        )
+    return CONFIG_MAPPING[model_type]
+
+
+def _check_rope(config: Mapping[str, Any], file: object) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    for field in ("rope_parameters", "rope_scaling"):
+        stated = config.get(field)
+        kind = stated.get("rope_type", stated.get("type", "default")) if isinstance(stated, dict) else "default"
+        if kind != "default" and str(kind) not in ROPE_INIT_FUNCTIONS:
+            known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
+            raise SourceError(
+                f"is {kind!r:.40}, which transformers does not know", file=file, field=f"{field}.rope_type", fix=f"one of: {known}"
+            )
+
+
+def check_config(config: Mapping[str, Any], file: object, trust_remote_code: bool = False) -> int:
+    """Check a configuration before anything is built from it.
+
+    Args:
+        config: the content of `config.json`.
+        file: the file to name in errors.
+        trust_remote_code: whether the user asked for the model's own code; it only changes what the refusal says.
+
+    Returns:
+        The size of the vocabulary.
+
+    Raises:
+        SourceError: a field is missing or cannot be right.
+        UnsupportedError: it asks for something that cupola does not do.
+    """
+    if config.get("auto_map"):
+        what = "cupola compiles only the model classes that transformers ships" if trust_remote_code else "asks to run code of its own"
+        raise UnsupportedError(what, file=file, field="auto_map", fix="remove the field if transformers' own class is meant")
+    if config.get("quantization_config"):
+        raise UnsupportedError(
+            "the weights are already quantized",
+            file=file,
+            field="quantization_config",
+            fix="give the model in f32, f16 or bf16, or as a GGUF file",
+        )
+    config_class = _config_class(config, file)
+    if config.get("text_config"):
+        raise UnsupportedError("is a model of text and something else", file=file, field="text_config", fix="give the text model alone")
+    aliases = getattr(config_class, "attribute_map", {})
+    sizes = _sizes(config, aliases, file)
+    _check_heads(sizes, file)
+    _check_rope(config, file)
+    try:
+        config_class.from_dict(dict(config))
+    # The configuration classes check their fields with whatever exception came to hand.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())[:300]
+        raise SourceError(f"transformers refuses it: {reason}", file=file, fix=_FIX) from None
+    return sizes["vocab_size"]

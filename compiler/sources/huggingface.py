@@ -1,0 +1,128 @@
+"""A Hugging Face folder as a source: `config.json`, safetensors (sharded or not), tokenizer, chat template."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from cupola.compiler.sources.base import LazyTensor, Source
+from cupola.compiler.sources.config_check import check_config
+from cupola.compiler.sources.files import member, read_json_object, sha256_of
+from cupola.compiler.sources.generation import generation_defaults
+from cupola.compiler.sources.safetensors_file import read_safetensors
+from cupola.compiler.sources.tokenizer_files import read_chat_template, read_tokenizer
+from cupola.runtime.errors import SourceError, UnsupportedError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".pt2", ".ckpt", ".pkl", ".pickle")
+
+BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias|position_ids|num_batches_tracked)$")
+"""Tensors that old checkpoints carry and models compute for themselves."""
+
+_CONTENT = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    INDEX,
+)
+
+
+def _index(folder: Path, path: Path) -> dict[str, str]:
+    """tensor name -> file name, as a weight index gives them."""
+    weight_map = read_json_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+        raise SourceError("does not map tensor names to file names", file=path, field="weight_map", fix="download it again")
+    return weight_map
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a folder: those that its index names, or the single one.
+
+    Raises:
+        SourceError: there are none, one is missing, lies elsewhere, or they are pickles (which are never opened).
+    """
+    index = member(folder, INDEX)
+    names = sorted(set(_index(folder, index).values())) if index else [SINGLE]
+    paths = [(name, member(folder, name)) for name in names]
+    missing = [name for name, path in paths if path is None]
+    if not missing:
+        return tuple(path for _, path in paths if path is not None)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles and not index:
+        raise SourceError(
+            "is a pickle, which may run code and is never opened", file=folder / pickles[0], fix="give the weights as safetensors"
+        )
+    raise SourceError("is missing", file=folder / missing[0], fix="download the folder again, or wait until its download is done")
+
+
+def _read_weights(folder: Path, files: tuple[Path, ...]) -> dict[str, LazyTensor]:
+    tensors: dict[str, LazyTensor] = {}
+    for path in files:
+        content = read_safetensors(path)
+        for name, dtype in content.others.items():
+            if not BUFFERS.search(name):
+                raise UnsupportedError(f"has the type {dtype}", file=path, field=name, fix="give the model in f32, f16 or bf16")
+        if doubled := tensors.keys() & content.tensors.keys():
+            raise SourceError("is in another file of the folder too", file=path, field=min(doubled), fix="download the folder again")
+        tensors |= content.tensors
+    if index := member(folder, INDEX):
+        absent = sorted(_index(folder, index).keys() - tensors.keys())
+        absent = [name for name in absent if not BUFFERS.search(name)]
+        if absent:
+            raise SourceError("names a tensor that its file does not hold", file=index, field=absent[0], fix="download the folder again")
+    return tensors
+
+
+def _optional_json(folder: Path, name: str) -> dict[str, Any] | None:
+    path = member(folder, name)
+    return read_json_object(path) if path else None
+
+
+def content_files(folder: Path) -> tuple[Path, ...]:
+    """Every file of a folder that the compiled model depends on."""
+    return (*(path for name in _CONTENT if (path := member(folder, name))), *weight_files(folder))
+
+
+def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -> Source:
+    """A folder as transformers' `save_pretrained` writes it, or the hub holds it.
+
+    Weights keep their stored type and are read when asked for. Nothing in the folder is run.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors`, or shards and `model.safetensors.index.json`.
+        name: what the user called it.
+        trust_remote_code: changes only what the refusal of such a model says.
+
+    Raises:
+        SourceError: a file is missing, damaged or lies elsewhere; weights are pickles.
+        UnsupportedError: the model needs code of its own, or is not one that cupola can run.
+    """
+    config_path = member(folder, "config.json")
+    if config_path is None:
+        raise SourceError("is missing", file=folder / "config.json", fix="give a folder with config.json and safetensors, or a GGUF file")
+    config = read_json_object(config_path)
+    vocab_size = check_config(config, config_path, trust_remote_code)
+    tensors = _read_weights(folder, weight_files(folder))
+    tokenizer_config = _optional_json(folder, "tokenizer_config.json") or {}
+    tokenizer_json, tokenizer_note = read_tokenizer(folder, tokenizer_config)
+    given = _optional_json(folder, "generation_config.json")
+    generation, notes = generation_defaults(given, config, vocab_size, folder / "generation_config.json" if given else config_path)
+    return Source(
+        name=name,
+        format="huggingface",
+        sha256=sha256_of(content_files(folder)),
+        config=config,
+        tensors=tensors,
+        tokenizer_json=tokenizer_json,
+        chat_template=read_chat_template(folder, tokenizer_config),
+        generation_config=generation,
+        notes=(*((tokenizer_note,) if tokenizer_note else ()), *notes),
+    )

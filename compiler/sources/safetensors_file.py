@@ -1,0 +1,72 @@
+"""Weights in a safetensors file, memory-mapped.
+
+The format (an 8-byte header length, a JSON header, the data) is the one of https://github.com/huggingface/safetensors,
+whose own library checks the file: header size, bounds, overlaps, holes, shapes. It cannot hand bfloat16 to numpy,
+so the values are read through a map of the file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from cupola.compiler.sources.base import Array, LazyTensor
+from cupola.runtime.errors import SourceError
+
+DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """What a safetensors file holds: weights, and the tensors of other types (name -> type) that cannot be weights."""
+
+    tensors: dict[str, LazyTensor]
+    others: dict[str, str]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a name appears twice in the header")
+    return dict(pairs)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The checked header and the position at which the data begin."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"), path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return json.loads(file.read(length), object_pairs_hook=_unique), 8 + length
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise SourceError(f"is damaged: {error}", file=path, fix="download it again") from None
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error.strerror or error}", file=path, fix="check the file and its permissions") from None
+
+
+def _lazy(mapped: Array, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], begin: int, end: int) -> LazyTensor:
+    return LazyTensor(name, shape, dtype.name, lambda: mapped[begin:end].view(dtype).reshape(shape))
+
+
+def read_safetensors(path: Path) -> SafetensorsFile:
+    """The tensors in a safetensors file; their values are read when asked for.
+
+    Raises:
+        SourceError: the file is damaged.
+    """
+    header, data = _header(path)
+    header.pop("__metadata__", None)
+    mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    tensors, others = {}, {}
+    for name, entry in header.items():
+        begin, end = (data + offset for offset in entry["data_offsets"])
+        if dtype := DTYPES.get(entry["dtype"]):
+            tensors[name] = _lazy(mapped, name, dtype, tuple(entry["shape"]), begin, end)
+        else:
+            others[name] = entry["dtype"]
+    return SafetensorsFile(tensors, others)

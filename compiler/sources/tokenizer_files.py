@@ -1,0 +1,82 @@
+"""The tokenizer and the chat template of a Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cupola.compiler.sources.files import MAX_JSON_BYTES, member, read_text
+from cupola.runtime.errors import SourceError
+
+_SLOW_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
+
+
+def check_tokenizer(text: str, file: object) -> str:
+    """`text`, if the tokenizers library reads it as a `tokenizer.json`; SourceError otherwise."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_str(text)
+    # The library raises bare Exception for every kind of damage.
+    except Exception as error:  # noqa: BLE001
+        raise SourceError(f"is not a tokenizer: {str(error)[:200]}", file=file, fix="download it again") from None
+    return text
+
+
+def _convert(folder: Path) -> str | None:
+    """A `tokenizer.json` made by transformers from the older files of a folder, or None if it cannot."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return str(tokenizer.backend_tokenizer.to_str())
+    # Each tokenizer class fails in its own way; without a tokenizer the model still takes token ids.
+    except Exception:  # noqa: BLE001
+        return None
+
+
+def read_tokenizer(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """`tokenizer.json`'s content, if there is a tokenizer, and a note, if there is something to say about it.
+
+    Raises:
+        SourceError: `tokenizer.json` is damaged.
+    """
+    if path := member(folder, "tokenizer.json"):
+        return check_tokenizer(read_text(path, 4 * MAX_JSON_BYTES), path), None
+    found = [name for name in _SLOW_FILES if member(folder, name)]
+    if not found:
+        return None, "no tokenizer found: the model takes token ids only"
+    if tokenizer_config.get("auto_map"):
+        return None, "the tokenizer asks for code of its own (auto_map), which is never run: the model takes token ids only"
+    converted = _convert(folder)
+    if converted is None:
+        return None, f"{' and '.join(found)} could not be converted: the model takes token ids only"
+    return converted, f"tokenizer converted from {' and '.join(found)}"
+
+
+def _named_template(templates: list[Any]) -> str | None:
+    by_name = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
+    template = by_name.get("default")
+    return template if isinstance(template, str) else None
+
+
+def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    """The Jinja text of the chat template: `chat_template.jinja`, else the (default) one in `tokenizer_config.json`.
+
+    Raises:
+        SourceError: the template is neither a text nor a list of named texts.
+    """
+    if path := member(folder, "chat_template.jinja"):
+        return read_text(path, 4 << 20)
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        template = _named_template(template)
+    if template is not None and not isinstance(template, str):
+        raise SourceError(
+            "is neither a text nor a list of named texts",
+            file=folder / "tokenizer_config.json",
+            field="chat_template",
+            fix="download it again",
+        )
+    return template
