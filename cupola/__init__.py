@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from cupola.runtime.llm import LLM
-    from cupola.runtime.outputs import CompletionOutput, Logprob, RequestOutput
+    from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from cupola.runtime.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -43,6 +43,7 @@ __all__ = [
     "Logprob",
     "OptionError",
     "RequestError",
+    "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
     "SourceError",
@@ -58,6 +59,7 @@ _MODULES = {
     "SamplingParams": "runtime.sampling_params",
     "CompletionOutput": "runtime.outputs",
     "Logprob": "runtime.outputs",
+    "RequestMetrics": "runtime.outputs",
     "RequestOutput": "runtime.outputs",
     **{name: "runtime.errors" for name in __all__ if name.endswith("Error")},
 }
