@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cupola.runtime.errors import OptionError
+from cupola.targets.registry import target_names
 
 QUANTS = ("f32", "bf16", "f16")
 KV_DTYPES = ("f32", "bf16", "f16")
-TARGETS = ("cpu",)
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class CompileOptions:
     """The options of `cupola.compile`, as `cupola compile --help` explains them.
 
     Attributes:
-        target: what to compile for, one of TARGETS.
+        target: what to compile for, one of `cupola.targets.registry.target_names()`.
         quant: how weights are stored, one of QUANTS.
         kv_dtype: how K and V are stored, one of KV_DTYPES; None lets the compiler choose.
         context: tokens that a sequence may have; None is what the model was made for.
@@ -35,7 +35,7 @@ class CompileOptions:
     max_batch: int = 64
 
     def __post_init__(self) -> None:
-        _check_choice("target", self.target, TARGETS)
+        _check_choice("target", self.target, target_names())
         _check_choice("quant", self.quant, QUANTS)
         if self.kv_dtype is not None:
             _check_choice("kv-dtype", self.kv_dtype, KV_DTYPES)

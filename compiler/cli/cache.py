@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from cupola.compiler.options import CompileOptions
 from cupola.runtime.artifact import MANIFEST, Artifact
 from cupola.runtime.environment import cache_folder
 from cupola.runtime.errors import ArtifactError
+from cupola.targets.registry import list_targets
 
 _COMPILED_BY = ("compiler", "passes", "targets", "models", "runtime.artifact")
 
@@ -55,8 +55,9 @@ def artifact_folder(source: str, options: CompileOptions) -> Path:
 
 
 def build_id() -> str:
-    """A hash of all that decides what a compile makes of its input: cupola's own source, TVM, this machine's kind."""
-    digest = hashlib.sha256(f"{importlib.metadata.version('apache-tvm')} {platform.machine()}".encode())
+    """A hash of all that decides what a compile makes of its input: cupola's own source, TVM, what this machine can run."""
+    runs_here = [name for name, _, here in list_targets() if here]
+    digest = hashlib.sha256(f"{importlib.metadata.version('apache-tvm')} {runs_here}".encode())
     for room in _COMPILED_BY:
         spec = importlib.util.find_spec(f"cupola.{room}")
         assert spec is not None and spec.origin is not None

@@ -51,7 +51,7 @@ def compile_model(
 
 def default_out(source: str, options: CompileOptions) -> Path:
     """The folder that an artifact gets if the user names none, such as `smollm2-cpu-f32`."""
-    return Path(f"{short_name(source)}-{options.target}-{options.quant}")
+    return Path(f"{short_name(source)}-{options.target.replace(':', '-')}-{options.quant}")
 
 
 def short_name(source: str) -> str:

@@ -8,33 +8,31 @@ from collections.abc import Sequence
 import typer
 
 from cupola.compiler.cli import parameters as p
+from cupola.targets.registry import list_targets
 
 
 def models(as_json: p.Json = False) -> None:
     """List the built-in models and the verified families."""
-    from cupola.compiler.sources import BUILTIN_NAMES
+    from cupola.compiler.sources import BUILTINS
     from cupola.models import FAMILIES
 
+    builtin = {name: model.about for name, model in BUILTINS.items()}
     if as_json:
         families = [{"model_type": family.model_type, "title": family.title} for family in FAMILIES]
-        typer.echo(json.dumps({"builtin": list(BUILTIN_NAMES), "families": families}))
+        typer.echo(json.dumps({"builtin": builtin, "families": families}))
         return
-    typer.echo(f"Built in: {', '.join(BUILTIN_NAMES)}\n")
+    _print_table(("BUILT IN", ""), list(builtin.items()))
+    typer.echo()
     _print_table(("MODEL TYPE", "FAMILY"), [(family.model_type, family.title) for family in FAMILIES])
-    typer.echo("\nThese are verified by tests. Other causal language models of transformers compile too, with a note.")
+    typer.echo("\nThese families are verified by tests. Other causal language models of transformers compile too, with a note.")
 
 
 def targets(as_json: p.Json = False) -> None:
     """List what a model can be compiled for."""
-    from cupola.targets import find_target, target_names
-
-    found = [(name, find_target(name).spec) for name in target_names()]
     if as_json:
-        typer.echo(
-            json.dumps([{"name": name, "triple": spec.triple, "isa": spec.isa, "features": list(spec.features)} for name, spec in found])
-        )
+        typer.echo(json.dumps([{"name": name, "description": about, "runs_here": here} for name, about, here in list_targets()]))
         return
-    _print_table(("TARGET", "ISA", "TRIPLE", "FEATURES"), [(name, spec.isa, spec.triple, " ".join(spec.features)) for name, spec in found])
+    _print_table(("TARGET", "RUNS HERE", ""), [(name, "yes" if here else "no", about) for name, about, here in list_targets()])
 
 
 def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

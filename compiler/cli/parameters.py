@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cupola.compiler.options import KV_DTYPES, QUANTS, TARGETS, CompileOptions
+from cupola.compiler.options import KV_DTYPES, QUANTS, CompileOptions
 from cupola.runtime.artifact import MANIFEST
 from cupola.runtime.errors import OptionError
 
@@ -28,7 +28,9 @@ Source = Annotated[
 Model = Annotated[str, typer.Argument(help="An artifact's folder; or a source, which is compiled first, once.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-Target = Annotated[str | None, _compile_option("--target", f"What to compile for: {_choices(TARGETS, DEFAULTS.target)}.")]
+Target = Annotated[
+    str | None, _compile_option("--target", "What to compile for: cpu (default) is this machine, `cupola targets` lists others.")
+]
 Quant = Annotated[str | None, _compile_option("--quant", f"How weights are stored: {_choices(QUANTS, DEFAULTS.quant)}.")]
 KVDtype = Annotated[str | None, _compile_option("--kv-dtype", f"How K and V are stored: {', '.join(KV_DTYPES)}.")]
 Context = Annotated[int | None, _compile_option("--context", "Tokens that a sequence may have (default: the model's own limit).")]

@@ -81,7 +81,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeLLM]:
     FakeLLM.asked, FakeLLM.made_from, FakeLLM.has_chat_template = [], [], True
     monkeypatch.setitem(vars(cupola), "LLM", FakeLLM)
     monkeypatch.setenv("CUPOLA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "fingerprint", lambda name: f"fingerprint of {name}", raising=False)
+    monkeypatch.setattr(sources, "fingerprint", lambda name: f"fingerprint of {name}")
     return FakeLLM
 
 
@@ -156,7 +156,7 @@ def test_version(capsys: Capture) -> None:
         (["compile"], "source"),
         (["compile", "x", "--quant", "q9"], "quant: 'q9' is unknown (choose from f32, bf16, f16)"),
         (["compile", "x", "--kv-dtype", "q9"], "kv-dtype: 'q9' is unknown (choose from f32, bf16, f16)"),
-        (["compile", "x", "--target", "abacus"], "target: 'abacus' is unknown (choose from cpu)"),
+        (["compile", "x", "--target", "abacus"], "target: 'abacus' is unknown (choose from cpu"),
         (["compile", "x", "--context", "-1"], "context: is -1"),
         (["compile", "x", "--context", "many"], "--context"),
         (["compile", "x", "--block-size", "17"], "block-size: is 17, not a power of two"),
@@ -326,7 +326,7 @@ def test_other_options_and_other_content_are_other_artifacts(fake: type[FakeLLM]
         cache.artifact_folder("m", options) for options in (CompileOptions(), CompileOptions(quant="f16"), CompileOptions(context=8))
     }
     assert len(folders) == 3
-    monkeypatch.setattr(sources, "fingerprint", lambda name: "changed", raising=False)
+    monkeypatch.setattr(sources, "fingerprint", lambda name: "changed")
     assert cache.artifact_folder("m", CompileOptions()) not in folders
 
 
@@ -430,7 +430,7 @@ def test_targets_lists_the_cpu(capsys: Capture) -> None:
     assert run(["targets", "--json"]) == 0
     assert "cpu" in [entry["name"] for entry in json.loads(capsys.readouterr().out)]
     assert run(["targets"]) == 0
-    assert "TRIPLE" in capsys.readouterr().out
+    assert "RUNS HERE" in capsys.readouterr().out
 
 
 # As a process
