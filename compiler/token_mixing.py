@@ -51,7 +51,10 @@ def check_token_mixing(exported: torch.export.ExportedProgram, model_type: str, 
         if problem:
             where = f"{model_type}, {_module_of(node)}"
             raise UnsupportedError(
-                f"{_name(node)} {problem}, which cupola does not keep between steps", file=file, field=where, fix="models whose only memory is attention compile"
+                f"{_name(node)} {problem}, which cupola does not keep between steps",
+                file=file,
+                field=where,
+                fix="models whose only memory is attention compile",
             )
     if not num_markers:
         raise UnsupportedError("no attention was found in the traced model", file=file, field=model_type)
@@ -78,7 +81,7 @@ def _unknown(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | No
 
 
 def _matmul(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
-    left, right = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
+    left, right = node.args[0].meta["val"], node.args[1].meta["val"]
     contracted = {left.dim() - 1} if left is inputs[0] else {right.dim() - 2}
     mixes = len(inputs) > 1 or _axis(inputs[0], tokens) in contracted
     return "multiplies tokens with each other" if mixes else None
@@ -87,7 +90,7 @@ def _matmul(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | Non
 def _index(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
     """Picking the rows that want logits is the one allowed way to drop tokens."""
     rows = next(n for n in node.graph.nodes if n.op == "placeholder" and n.name == "logit_rows").meta["val"].shape[0]
-    axis, picked = _axis(inputs[0], tokens), list(node.args[1])  # type: ignore[arg-type]
+    axis, picked = _axis(inputs[0], tokens), list(node.args[1])
     untouched = axis is None or axis >= len(picked) or picked[axis] is None
     return None if untouched or _axis(node.meta["val"], rows) is not None else "picks tokens by index"
 
@@ -103,7 +106,7 @@ def _along_axes(node: fx.Node, value: torch.Tensor, tokens: Any, place: int) -> 
         return "combines tokens"
     listed = axes if isinstance(axes, list | tuple) else [axes]
     grows = 1 if _name(node) == "aten.stack" else 0
-    touched = {int(axis) % (value.dim() + grows) for axis in listed}  # type: ignore[arg-type]
+    touched = {int(axis) % (value.dim() + grows) for axis in listed}
     if _name(node) == "aten.slice" and _axis(node.meta["val"], tokens) is not None:
         return None  # the whole axis
     return "combines or shifts tokens" if _axis(value, tokens) in touched and not grows else None

@@ -149,7 +149,9 @@ def _build(config: Mapping[str, Any], family: Family | None, file: str) -> Any:
                 settings, attn_implementation=family.attention if family else "cupola", dtype=torch.float32
             )
     except Exception as error:  # whatever transformers' constructors raise, the configuration caused it
-        raise SourceError(_first_line(error), file=file, fix="the configuration does not describe a model that transformers can build") from error
+        raise SourceError(
+            _first_line(error), file=file, fix="the configuration does not describe a model that transformers can build"
+        ) from error
     return model.eval()
 
 
@@ -165,9 +167,7 @@ def _materialize_buffers(model: Any) -> None:
 
 def _tied_names(model: nn.Module) -> dict[str, str]:
     names: dict[int, str] = {id(value): name for name, value in model.named_parameters()}
-    return {
-        name: names[id(value)] for name, value in model.named_parameters(remove_duplicate=False) if names[id(value)] != name
-    }
+    return {name: names[id(value)] for name, value in model.named_parameters(remove_duplicate=False) if names[id(value)] != name}
 
 
 def _with_fake_parameters(model: Any) -> Any:

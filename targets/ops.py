@@ -10,12 +10,12 @@ from __future__ import annotations
 import typing
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeAlias
 
 import tvm
 from tvm import relax, tirx
 
-Tensor = relax.Expr
+Tensor: TypeAlias = relax.Expr
 PREFIX = "cupola."
 
 
@@ -37,7 +37,7 @@ class Op:
             return None
         assert isinstance(expr, relax.Call)
         values = zip(fields(cls), expr.args[1].fields, strict=True)
-        return cls(**{f.name: _decode(value, _kinds(cls)[f.name]) for f, value in values})
+        return cls(**{f.name: _decode(value, _kinds(cls)[f.name]) for f, value in values})  # type: ignore[arg-type]
 
 
 def op_name(expr: relax.Expr) -> str | None:
