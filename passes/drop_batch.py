@@ -1,0 +1,212 @@
+"""Drops the leading batch axis of 1 that transformers models insist on: tokens lie flat in one axis.
+
+Before:  lv: R.Tensor((1, n), "int32") = R.expand_dims(tokens, axis=[0])
+         lv1: R.Tensor((1, n, 64)) = R.nn.silu(x)            # x [1, n, 64]
+         lv2: R.Tensor((1, n, 4, 16)) = R.reshape(lv1, (1, n, 4, 16))
+After:   lv1: R.Tensor((n, 64)) = R.nn.silu(x)               # x [n, 64]
+         lv2: R.Tensor((n, 4, 16)) = R.reshape(lv1, (n, 4, 16))
+
+Attention markers come out as [n, heads, dim], with the transposes that lead to that written before them.
+An operation that this pass does not know keeps its batch axis, between two reshapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tvm
+import tvm_ffi
+from tvm import IRModule, relax
+
+from cupola.passes.rewrite import name_of, pass_of, tidy
+from cupola.targets import ops
+
+# Rebuilds a call from arguments without batch axis; gets the call and its arguments.
+Rebuild = Callable[[relax.Call, list[relax.Expr]], relax.Expr]
+
+
+def drop_batch() -> tvm.transform.Pass:
+    """The pass."""
+    return pass_of("drop_batch", _run)
+
+
+def _run(mod: IRModule) -> IRModule:
+    flattened = {var: _Flattener().run(func) for var, func in mod.functions_items()}
+    return tidy(IRModule(flattened))
+
+
+class _Flattener:
+    """Rebuilds a straight-line function. `plain` holds values without batch axis, `flat` batched ones less that axis."""
+
+    def __init__(self) -> None:
+        self.builder = relax.BlockBuilder()
+        self.plain: dict[relax.Var, relax.Expr] = {}
+        self.flat: dict[relax.Var, relax.Expr] = {}
+
+    def run(self, func: relax.Function) -> relax.Function:
+        with self.builder.function("flat", list(func.params)):
+            with self.builder.dataflow():
+                for block in func.body.blocks:
+                    for binding in block.bindings:
+                        self._bind(binding.var, binding.value)
+                out = self.builder.emit_output(self._plain(func.body.body))
+            self.builder.emit_func_output(out)
+        return self.builder.get()["flat"].with_attrs(func.attrs)
+
+    def _bind(self, var: relax.Var, value: relax.Expr) -> None:
+        if isinstance(value, relax.Var) and value in self.flat:
+            self.flat[var] = self.flat[value]
+        elif isinstance(value, relax.Call) and self._adds_batch(value):
+            self.flat[var] = self._plain(value.args[0])
+        elif self._is_batched(value):
+            self._bind_batched(var, value)
+        else:
+            self.plain[var] = self.builder.emit(self._plain(value))
+
+    def _bind_batched(self, var: relax.Var, value: relax.Expr) -> None:
+        if isinstance(value, relax.Call) and name_of(value) == "reshape":
+            source, shape = self._flat_or_plain(value.args[0]), list(value.args[1])
+            batched = _is_one(shape[0])
+            (self.flat if batched else self.plain)[var] = self.builder.emit(relax.op.reshape(source, shape[1:] if batched else shape))
+        elif isinstance(value, relax.Call) and self._picks_only_batch(value):
+            self.plain[var] = self._flat_or_plain(value.args[0])
+        elif isinstance(value, relax.TupleGetItem):
+            self.flat[var] = self.builder.emit(relax.TupleGetItem(self.flat[value.tuple_value], value.index))
+        elif isinstance(value, relax.Call) and name_of(value) in _REBUILD and _keeps_batch(value, var):
+            self.flat[var] = self.builder.emit(_REBUILD[name_of(value)](value, [self._flat_or_plain(arg) for arg in value.args]))
+        else:
+            self.plain[var] = self.builder.emit(self._plain(value))
+
+    def _adds_batch(self, call: relax.Call) -> bool:
+        adds = name_of(call) == "expand_dims" and [int(axis) for axis in call.attrs.axis] == [0] and call.args[0] not in self.flat
+        return adds or (name_of(call) == "reshape" and self._prepends_one(call))
+
+    def _prepends_one(self, call: relax.Call) -> bool:
+        old, new = list(call.args[0].ty.shape), list(call.args[1])
+        same = len(new) == len(old) + 1 and all(tvm_ffi.structural_equal(a, b) for a, b in zip(old, new[1:], strict=True))
+        return same and _is_one(new[0]) and call.args[0] not in self.flat and not self._is_parameter(call.args[0])
+
+    def _is_parameter(self, expr: relax.Expr) -> bool:
+        return not isinstance(expr, relax.DataflowVar)
+
+    def _picks_only_batch(self, call: relax.Call) -> bool:
+        """`x[0]`, which comes as a `take` along the batch axis."""
+        return name_of(call) == "take" and call.args[0] in self.flat and int(call.attrs.axis) == 0
+
+    def _is_batched(self, value: relax.Expr) -> bool:
+        if isinstance(value, relax.TupleGetItem):
+            return value.tuple_value in self.flat
+        parts = value.args if isinstance(value, relax.Call) else value.fields if isinstance(value, relax.Tuple) else []
+        return any(part in self.flat if isinstance(part, relax.Var) else self._is_batched(part) for part in parts)
+
+    def _flat_or_plain(self, expr: relax.Expr) -> relax.Expr:
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self._flat_or_plain(field) for field in expr.fields])
+        if isinstance(expr, relax.Var) and expr in self.flat:
+            return self.flat[expr]
+        return self._plain(expr)
+
+    def _plain(self, expr: relax.Expr) -> relax.Expr:
+        """`expr` over values with their original shapes; a batched one gets its axis of 1 back."""
+        if isinstance(expr, relax.Var):
+            if expr in self.flat:
+                return self.builder.emit(relax.op.reshape(self.flat[expr], list(expr.ty.shape)))
+            return self.plain.get(expr, expr)
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self._plain(field) for field in expr.fields])
+        if isinstance(expr, relax.TupleGetItem):
+            return relax.TupleGetItem(self._plain(expr.tuple_value), expr.index)
+        if isinstance(expr, relax.Call):
+            return relax.Call(expr.op, [self._plain(arg) for arg in expr.args], expr.attrs, expr.ty_args)
+        return expr
+
+
+def _is_one(size: object) -> bool:
+    return isinstance(size, tvm.tirx.IntImm) and int(size) == 1
+
+
+def _keeps_batch(call: relax.Call, var: relax.Var) -> bool:
+    """Whether the call's first axis is the batch axis of its arguments, which it leaves alone."""
+    if name_of(call) == "permute_dims":
+        return call.attrs.axes is not None and int(call.attrs.axes[0]) == 0
+    if name_of(call) == "expand_dims":
+        return all(int(axis) % len(var.ty.shape) for axis in call.attrs.axis)
+    return True
+
+
+def _unary(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    return relax.Call(call.op, args, call.attrs)
+
+
+def _from_end(axis: int, rank: int) -> int:
+    """An axis counted from the end, which dropping a leading axis does not move."""
+    return int(axis) - rank if axis >= 0 else int(axis)
+
+
+def _axes(call: relax.Call) -> list[int]:
+    return [_from_end(axis, len(call.args[0].ty.shape)) for axis in call.attrs.axis]
+
+
+def _to_shape(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    return relax.op.reshape(args[0], list(call.ty.shape)[1:])
+
+
+def _concat(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    return relax.op.concat(args[0], axis=_from_end(call.attrs.axis, len(call.ty.shape)))
+
+
+def _stack(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    return relax.op.stack(args[0], axis=_from_end(call.attrs.axis, len(call.ty.shape)))
+
+
+def _split(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    where = call.attrs.indices_or_sections
+    sections = int(where) if isinstance(where, int | tvm.tirx.IntImm) else [int(i) for i in where]
+    return relax.op.split(args[0], sections, axis=_from_end(call.attrs.axis, len(call.args[0].ty.shape)))
+
+
+def _slice(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    rank = len(call.args[0].ty.shape)
+    axes = [_from_end(int(axis.value), rank) for axis in call.args[1]]
+    return relax.op.strided_slice(args[0], [axis + rank - 1 for axis in axes], *call.args[2:], assume_inbound=call.attrs.assume_inbound)
+
+
+def _take(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    return relax.op.take(args[0], args[1], axis=_from_end(call.attrs.axis, len(call.args[0].ty.shape)), mode=call.attrs.mode)
+
+
+def _permute(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    return relax.op.permute_dims(args[0], [int(axis) - 1 for axis in call.attrs.axes[1:]])
+
+
+def _repeat(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    return relax.op.repeat(args[0], call.attrs.repeats, axis=_from_end(call.attrs.axis, len(call.ty.shape)))
+
+
+def _mean(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    return relax.op.mean(args[0], axis=_axes(call), keepdims=call.attrs.keepdims)
+
+
+def _layer_norm(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    axes = [_from_end(axis, len(call.args[0].ty.shape)) for axis in call.attrs.axes]
+    return relax.op.nn.layer_norm(*args, axes=axes, epsilon=call.attrs.epsilon, center=call.attrs.center, scale=call.attrs.scale)
+
+
+def _attention(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    marker = ops.Attention.match(relax.Call(call.op, [call.args[0], args[1]], call.attrs, call.ty_args))
+    assert marker is not None
+    q, k, v = (relax.op.permute_dims(x, [1, 0, 2]) for x in (marker.q, marker.k, marker.v))
+    flat = ops.Attention(q, k, v, marker.slopes, marker.sinks, marker.layer, marker.scale, marker.window, marker.softcap)
+    return flat.emit(relax.TensorType(list(call.ty.shape)[1:], call.ty.dtype))
+
+
+_ELEMENTWISE = (
+    "multiply", "add", "subtract", "divide", "power", "maximum", "minimum", "negative", "exp", "cos", "sin", "tanh", "erf", "sigmoid",
+    "sqrt", "rsqrt", "astype", "abs", "clip", "nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu", "nn.softplus", "matmul", "square",
+)  # fmt: skip
+_REBUILD: dict[str, Rebuild] = {
+    **dict.fromkeys(_ELEMENTWISE, _unary),
+    "expand_dims": _to_shape, "concat": _concat, "stack": _stack, "split": _split,
+    "strided_slice": _slice, "take": _take, "permute_dims": _permute, "repeat": _repeat, "mean": _mean,
+    "nn.layer_norm": _layer_norm, "cupola.attention": _attention,
+}  # fmt: skip

@@ -1,0 +1,65 @@
+"""Joins gate and up projections and the product of their results (SwiGLU and its relatives; Shazeer, 2020) into one call.
+
+Before:  lv = cupola.linear(x, gate);  lv1 = cupola.linear(x, up)
+         lv2 = R.multiply(R.nn.silu(lv), lv1)
+After:   lv2 = cupola.gated_linear(x, R.concat((gate, up), axis=0), activation="silu")
+
+A checkpoint that stores both as one weight (Phi 3) is recognized by its two halves.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from cupola.passes.fuse_epilogue import ACTIVATION_OF
+from cupola.passes.rewrite import Scope, name_of, pass_of, rewrite_calls, shape_of
+from cupola.targets import ops
+
+
+def fuse_gated_linear() -> tvm.transform.Pass:
+    """The pass."""
+    return pass_of("fuse_gated_linear", lambda mod: rewrite_calls(mod, {"multiply": _rule}))
+
+
+def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    if not (scope.used_once(0) and scope.used_once(1)):
+        return None
+    for gate, up in (call.args, reversed(call.args)):
+        activated = scope.value(gate)
+        activation = ACTIVATION_OF.get(name_of(activated)) if isinstance(activated, relax.Call) else None
+        if activation is None:
+            continue
+        found = _separate(activated.args[0], up, scope) or _halves(activated.args[0], up, scope)
+        if found is not None:
+            return ops.GatedLinear(*found, activation).emit(call.ty)
+    return None
+
+
+def _separate(gate: relax.Expr, up: relax.Expr, scope: Scope) -> tuple[relax.Expr, relax.Expr, relax.Expr | None] | None:
+    left, right = ops.Linear.match(scope.value(gate)), ops.Linear.match(scope.value(up))
+    if left is None or right is None or not (is_plain(left) and is_plain(right)) or not left.x.same_as(right.x):
+        return None
+    if shape_of(left.weight) != shape_of(right.weight) or (left.bias is None) != (right.bias is None):
+        return None
+    weight = scope.emit(relax.op.concat((left.weight, right.weight), axis=0))
+    bias = scope.emit(relax.op.concat((left.bias, right.bias), axis=0)) if left.bias is not None else None
+    return left.x, weight, bias
+
+
+def _halves(gate: relax.Expr, up: relax.Expr, scope: Scope) -> tuple[relax.Expr, relax.Expr, relax.Expr | None] | None:
+    first, second = scope.value(gate), scope.value(up)
+    if not (isinstance(first, relax.TupleGetItem) and isinstance(second, relax.TupleGetItem)):
+        return None
+    split = scope.call(first.tuple_value, "split")
+    if split is None or not first.tuple_value.same_as(second.tuple_value) or (first.index, second.index) != (0, 1):
+        return None
+    linear, width = ops.Linear.match(scope.value(split.args[0])), shape_of(gate)[-1]
+    if linear is None or not is_plain(linear) or shape_of(linear.weight)[0] != 2 * width or shape_of(up)[-1] != width:
+        return None
+    return linear.x, linear.weight, linear.bias
+
+
+def is_plain(linear: ops.Linear) -> bool:
+    """Whether nothing but a bias follows the product."""
+    return linear.residual is None and not linear.activation

@@ -1,0 +1,43 @@
+"""Recognizes linear layers, with their bias.
+
+Before:  lv = R.matmul(x, R.permute_dims(weight))       # x [n, K], weight [N, K]
+         lv1 = R.add(lv, bias)                          # bias [N]
+After:   lv1 = cupola.linear(x, weight, bias)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tvm
+from tvm import relax
+
+from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
+from cupola.targets import ops
+
+
+def fuse_linear() -> tvm.transform.Pass:
+    """The pass."""
+    return pass_of("fuse_linear", lambda mod: rewrite_calls(mod, RULES))
+
+
+def _matmul(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    x, right = call.args
+    shape = shape_of(right)
+    if len(shape_of(x)) != 2 or len(shape) != 2 or not all(isinstance(size, int) for size in shape):
+        return None
+    transposed = scope.call(right, "permute_dims")
+    weight = transposed.args[0] if transposed is not None else scope.emit(relax.op.permute_dims(right))
+    return ops.Linear(x, weight, None, None, "").emit(call.ty)
+
+
+def _add(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    for index, (product, bias) in enumerate((call.args, reversed(call.args))):
+        linear = ops.Linear.match(scope.value(product))
+        plain = linear is not None and linear.bias is None and linear.residual is None and not linear.activation
+        if linear is not None and plain and shape_of(bias) == shape_of(linear.weight)[:1] and scope.used_once(index):
+            return dataclasses.replace(linear, bias=bias).emit(call.ty)
+    return None
+
+
+RULES: dict[str, Rule] = {"matmul": _matmul, "add": _add}

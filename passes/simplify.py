@@ -1,0 +1,74 @@
+"""Removes operations that change nothing, and merges reshapes, transposes and equal expressions.
+
+Before:  lv = R.astype(x, "float32")                          # x is float32
+         lv1 = R.multiply(lv, R.const(1.0))
+         lv2 = R.permute_dims(R.permute_dims(lv1, [1, 0, 2]), [1, 0, 2])
+         lv3 = R.reshape(R.reshape(lv2, (n, 64)), (n, 4, 16))
+After:   lv3 = R.reshape(x, (n, 4, 16))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tvm
+import tvm_ffi
+from tvm import relax
+
+from cupola.passes.rewrite import Rule, Scope, constant_of, pass_of, rewrite_calls, tidy
+
+
+def simplify() -> tvm.transform.Pass:
+    """The pass."""
+    return pass_of("simplify", lambda mod: tidy(relax.transform.EliminateCommonSubexpr()(rewrite_calls(mod, RULES))))
+
+
+def _astype(call: relax.Call, _: Scope) -> relax.Expr | None:
+    return call.args[0] if call.args[0].ty.dtype == call.attrs.dtype else None
+
+
+def _multiply(call: relax.Call, _: Scope) -> relax.Expr | None:
+    for kept, factor in (call.args, reversed(call.args)):
+        if constant_of(factor) == 1.0 and kept.ty.dtype == factor.ty.dtype and len(factor.ty.shape) == 0:
+            return kept
+    return None
+
+
+def _reshape(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    source, shape = call.args
+    inner = scope.call(source, "reshape")
+    if inner is not None:
+        source = inner.args[0]
+    if tvm_ffi.structural_equal(source.ty.shape, shape):
+        return source
+    return relax.op.reshape(source, shape) if inner is not None else None
+
+
+def _permute_dims(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    axes, inner = axes_of(call), scope.call(call.args[0], "permute_dims")
+    source = call.args[0]
+    if inner is not None:
+        source, axes = inner.args[0], [axes_of(inner)[axis] for axis in axes]
+    if axes == sorted(axes):
+        return source
+    return relax.op.permute_dims(source, axes) if inner is not None else None
+
+
+def _broadcast_to(call: relax.Call, _: Scope) -> relax.Expr | None:
+    return call.args[0] if tvm_ffi.structural_equal(call.args[0].ty.shape, call.args[1]) else None
+
+
+def axes_of(call: relax.Call) -> list[int]:
+    """The permutation of a `permute_dims`, whose axes may have been left out to mean the reverse."""
+    rank = len(call.args[0].ty.shape)
+    axes: Sequence[int] = call.attrs.axes if call.attrs.axes is not None else range(rank - 1, -1, -1)
+    return [int(axis) % rank for axis in axes]
+
+
+RULES: dict[str, Rule] = {
+    "astype": _astype,
+    "multiply": _multiply,
+    "reshape": _reshape,
+    "permute_dims": _permute_dims,
+    "broadcast_to": _broadcast_to,
+}
