@@ -111,7 +111,8 @@ def swallowed_exceptions(path: str, tree: ast.AST) -> list[str]:
             )
             if empty:
                 faults.append(f"{path}:{node.lineno}: an exception is swallowed; use contextlib.suppress with its type, and say why")
-            if node.type is None or ast.unparse(node.type) == "BaseException":
+            catches_all = node.type is None or ast.unparse(node.type) == "BaseException"
+            if catches_all and not isinstance(node.body[-1], ast.Raise):
                 faults.append(f"{path}:{node.lineno}: catches everything, the user's Ctrl-C too")
     return faults
 
@@ -223,7 +224,8 @@ def test_the_import_rule_itself(path: str, line: str, is_fine: bool) -> None:
 
 @pytest.mark.parametrize(
     ("code", "num_faults"),
-    [("try:\n f()\nexcept ValueError:\n pass", 1), ("try:\n f()\nexcept ValueError:\n 'why'", 1), ("try:\n f()\nexcept:\n raise", 1),
+    [("try:\n f()\nexcept ValueError:\n pass", 1), ("try:\n f()\nexcept ValueError:\n 'why'", 1),
+     ("try:\n f()\nexcept BaseException:\n g()", 1),
      ("try:\n f()\nexcept OSError as e:\n print(e)", 0)],
 )  # fmt: skip
 def test_the_exception_rule_itself(code: str, num_faults: int) -> None:
