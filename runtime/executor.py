@@ -1,0 +1,162 @@
+"""Runs a compiled artifact. The only file that imports tvm."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes  # noqa: F401  gives numpy the name "bfloat16"
+import numpy as np
+import numpy.typing as npt
+
+from cupola.runtime import environment
+from cupola.runtime.artifact import LIBRARY, MANIFEST, Artifact, KVSpec, WeightSpec
+from cupola.runtime.batch import Batch, Float32
+from cupola.runtime.errors import ArtifactError, EngineError
+from cupola.runtime.machine import check_machine
+
+Array = npt.NDArray[Any]
+ALIGNMENT = 64  # bytes; compiled kernels load whole vectors from the start of a tensor
+_RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
+_BIG_CORES = 1  # a mode of TVM's thread pool
+
+
+class TVMExecutor:
+    """The compiled `forward`, its weights (mapped from the artifact, not copied) and its K/V pages.
+
+    Made by `load`. Page memory is touched, and so taken from the system, only as blocks are written.
+    """
+
+    def __init__(self, tvm: Any, machine: Any, artifact: Artifact, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._tvm, self._machine = tvm, machine
+        self._inputs = artifact.manifest.function("forward").inputs
+        self._pages = make_pages(artifact.manifest.kv, num_blocks)
+        weights = map_weights(artifact)
+        self._fixed = {name: to_tensor(tvm, array) for name, array in {**self._pages, **weights}.items()}
+        self._check_inputs(artifact)
+
+    def run(self, batch: Batch) -> Float32:
+        """Copies the batch's blocks, appends its K/V to the pages and returns logits, f32 [r, vocab].
+
+        Raises:
+            EngineError: if the compiled code fails.
+        """
+        for source, target in batch.copies:
+            for pages in self._pages.values():
+                pages[:, target] = pages[:, source]
+        steps = {name: to_tensor(self._tvm, getattr(batch, name)) for name in _STEP_INPUTS}
+        arguments = [self._fixed[spec.name] if spec.name in self._fixed else steps[spec.name.partition(".")[0]] for spec in self._inputs]
+        try:
+            result = self._machine["forward"](*arguments)
+        except Exception as error:  # TVM raises many types, RuntimeError's and AttributeError's among them
+            raise EngineError(f"the compiled model failed: {error}") from error
+        logits: Any = np.from_dlpack(result if isinstance(result, self._tvm.runtime.Tensor) else result[0])
+        return logits
+
+    def _check_inputs(self, artifact: Artifact) -> None:
+        for spec in self._inputs:
+            if spec.name not in self._fixed and spec.name.partition(".")[0] not in _STEP_INPUTS:
+                file = artifact.path / MANIFEST
+                raise ArtifactError(
+                    f"takes {spec.name!r}, which nothing gives", file=file, field="functions.forward", fix="compile the model again"
+                )
+
+
+_STEP_INPUTS = ("tokens", "positions", "query_starts", "context_lens", "logit_rows", "slots", "block_tables")
+
+
+def load(artifact: Artifact, num_blocks: int) -> TVMExecutor:
+    """Loads an artifact with a pool of `num_blocks` blocks.
+
+    Raises:
+        ArtifactError: if it was compiled for another machine or another TVM, or can't be loaded.
+    """
+    check_machine(artifact)
+    tvm = import_tvm()
+    manifest, library = artifact.manifest, artifact.path / LIBRARY
+    if manifest.tvm_version != tvm.__version__:
+        found = f"is {manifest.tvm_version!r}, installed is {tvm.__version__!r}"
+        raise ArtifactError(found, file=artifact.path / MANIFEST, field="tvm_version", fix="compile the model again")
+    from tvm.runtime.vm import VirtualMachine
+
+    try:
+        machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+        machine["forward"]
+    except Exception as error:  # TVM raises many types
+        raise ArtifactError(
+            f"can't be loaded: {str(error).strip().splitlines()[-1]}", file=library, fix="compile the model again"
+        ) from error
+    return TVMExecutor(tvm, machine, artifact, num_blocks)
+
+
+def import_tvm() -> ModuleType:
+    """tvm, as the process has it already, or else its runtime alone: a tenth of the memory, and without torch."""
+    tvm = sys.modules["tvm"] if "tvm" in sys.modules else _import_runtime()
+    # TVM would start half as many threads as there are CPUs.
+    tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES, environment.num_threads())
+    return tvm
+
+
+def _import_runtime() -> ModuleType:
+    before, torch_is_absent = os.environ.get(_RUNTIME_ONLY), "torch" not in sys.modules
+    os.environ[_RUNTIME_ONLY] = "1"
+    if torch_is_absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # makes tvm_ffi's `import torch` fail
+    try:
+        return importlib.import_module("tvm")
+    finally:
+        if torch_is_absent:
+            del sys.modules["torch"]
+        if before is None:
+            del os.environ[_RUNTIME_ONLY]
+        else:
+            os.environ[_RUNTIME_ONLY] = before
+
+
+def make_pages(kv: KVSpec, num_blocks: int) -> dict[str, Array]:
+    """Zeroed page pools by input name: `k_pages.g` and `v_pages.g` of each group g."""
+    pages: dict[str, Array] = {}
+    for group, (k_shape, v_shape) in enumerate(kv.page_shapes(num_blocks)):
+        pages[f"k_pages.{group}"] = _aligned_zeros(k_shape, np.dtype(kv.dtype))
+        pages[f"v_pages.{group}"] = _aligned_zeros(v_shape, np.dtype(kv.dtype))
+    return pages
+
+
+def map_weights(artifact: Artifact) -> dict[str, Array]:
+    """The weights by name: views of the mapped files, or aligned copies of what is not aligned there."""
+    files = {weight.file for weight in artifact.manifest.weights}
+    maps = {name: np.memmap(artifact.path / name, np.uint8, mode="c") for name in files}  # "c": DLPack refuses read-only arrays
+    return {weight.name: _weight(maps[weight.file], weight) for weight in artifact.manifest.weights}
+
+
+def _weight(file: Array, spec: WeightSpec) -> Array:
+    dtype = np.dtype(spec.dtype)
+    num_bytes = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
+    data = np.asarray(file)[spec.offset : spec.offset + num_bytes]
+    if data.ctypes.data % ALIGNMENT:
+        copy = _aligned_zeros(data.shape, data.dtype)
+        copy[...] = data
+        data = copy
+    return data.view(dtype).reshape(spec.shape)
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.zeros(num_bytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+def to_tensor(tvm: Any, array: Array) -> Any:
+    """`array` as a TVM tensor that shares its memory; a copy only if it is not aligned."""
+    if array.ctypes.data % ALIGNMENT:
+        copy = _aligned_zeros(array.shape, array.dtype)
+        copy[...] = array
+        array = copy
+    if array.dtype == np.dtype("bfloat16"):  # which DLPack export from numpy does not know
+        return tvm.runtime.from_dlpack(array.view(np.uint16))._create_view(array.shape, "bfloat16")
+    return tvm.runtime.from_dlpack(array)

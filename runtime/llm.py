@@ -1,0 +1,232 @@
+"""`LLM`: an artifact ready to generate, in vLLM's terms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cupola.runtime.artifact import GENERATION_CONFIG, Artifact
+from cupola.runtime.batch import Float32
+from cupola.runtime.chat_template import Message
+from cupola.runtime.engine import Engine, EngineConfig, Prompt, stack_logits
+from cupola.runtime.errors import EngineError, RequestError
+from cupola.runtime.executor import load
+from cupola.runtime.memory import choose_num_blocks
+from cupola.runtime.outputs import RequestOutput
+from cupola.runtime.request import Request
+from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+GENERATION_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # same names in generation_config.json
+
+
+class LLM:
+    """A model ready to generate. For one thread; generators of `stream` may be interleaved.
+
+    Args:
+        artifact: an artifact or its folder.
+        max_num_seqs: sequences in one step; no more than the artifact was compiled for are used.
+        max_num_batched_tokens: tokens in one step; a longer prompt is computed in chunks.
+        kv_memory: memory for K/V pages, such as "1GB", "512MiB" or a number of bytes.
+        enable_prefix_caching: whether prompts share the K/V of equal beginnings.
+        seed: for requests whose SamplingParams have none.
+
+    Raises:
+        ArtifactError: if the artifact is damaged or for another machine.
+        OptionError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        artifact: str | Path | Artifact,
+        *,
+        max_num_seqs: int = 16,
+        max_num_batched_tokens: int = 512,
+        kv_memory: int | str = "1GB",
+        enable_prefix_caching: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+        manifest = self.artifact.manifest
+        config = EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed)
+        config = replace(config, max_num_seqs=min(max_num_seqs, manifest.limits.max_batch_size))
+        num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs)
+        self.tokenizer = load_tokenizer(self.artifact)
+        self._chat_template = load_chat_template(self.artifact, self.tokenizer)
+        self.engine = Engine(load(self.artifact, num_blocks), manifest.model, manifest.kv.block_size, config, self.tokenizer)
+        self._outputs: dict[str, RequestOutput] = {}  # the latest of each request that somebody waits for
+        self._num_requests = 0
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *, add_special_tokens: bool = True
+    ) -> list[RequestOutput]:
+        """Completes prompts, batched, and returns their outputs in order.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of those.
+            sampling_params: for all prompts, or one for each; None is `default_sampling_params`.
+            add_special_tokens: whether texts get the tokenizer's special tokens, such as a leading BOS.
+
+        Raises:
+            RequestError: naming the field and the fix; nothing is generated then.
+        """
+        batch = _list_prompts(prompts)
+        ids: list[str] = []
+        try:
+            for prompt, params in zip(batch, self._list_params(sampling_params, len(batch)), strict=True):
+                ids.append(self._add(prompt, params, add_special_tokens))
+            while not all(self._outputs[name].finished for name in ids):
+                self._step()
+            return [self._outputs[name] for name in ids]
+        finally:
+            self._forget(ids)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Params = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> list[RequestOutput]:
+        """Answers one conversation, or a list of them: messages with a "role" and a "content". Raises as `generate`."""
+        chats = messages if messages and isinstance(messages[0], list | tuple) else [messages]
+        prompts = [self.render_chat(chat, add_generation_prompt=add_generation_prompt) for chat in chats]  # type: ignore[arg-type]
+        return self.generate(prompts, sampling_params, add_special_tokens=False)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True) -> Iterator[str]:
+        """Completes one prompt, yielding its text as it becomes sure. Closing the iterator aborts the request.
+
+        Raises:
+            RequestError: naming the field and the fix.
+        """
+        params = sampling_params or self.default_sampling_params()
+        if self.tokenizer is None or not params.detokenize:
+            raise RequestError("needs text", field="stream", fix="use generate for token ids")
+        if params.n != 1:
+            raise RequestError(f"is {params.n}", field="n", fix="stream one completion, or use generate")
+        return self._stream(prompt, params, add_special_tokens)
+
+    def stream_chat(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> Iterator[str]:
+        """Answers one conversation as `stream` does."""
+        return self.stream(self.render_chat(messages), sampling_params, add_special_tokens=False)
+
+    def logits(self, token_ids: Sequence[int]) -> Float32:
+        """The model's raw logits after each token, float32 [n, vocab], computed afresh (not from the prefix cache).
+
+        Raises:
+            RequestError: if there are no tokens, or more than fit.
+        """
+        params = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
+        request = self._submit(list(token_ids), params, add_special_tokens=False, wants_prompt_logits=True)
+        name = request.spec.request_id
+        try:
+            while not self._outputs[name].finished:
+                self._step()
+            return stack_logits(request)
+        finally:
+            self._forget([name])
+
+    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The prompt text that the model's chat template makes of `messages`. Raises RequestError."""
+        if self._chat_template is None:
+            raise RequestError("the artifact has no chat template", field="messages", fix="give a prompt instead")
+        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of `text`. Raises RequestError."""
+        return self._need_tokenizer().encode(text, max_tokens=self.engine.max_length, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `token_ids`. Raises RequestError if the artifact has no tokenizer."""
+        return self._need_tokenizer().decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def default_sampling_params(self) -> SamplingParams:
+        """What the model's `generation_config.json` asks for; fields that it lacks or gets wrong have their usual defaults."""
+        path = self.artifact.path / GENERATION_CONFIG
+        try:
+            given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:
+            given = {}
+        if not isinstance(given, dict):
+            given = {}
+        chosen = {name: given[name] for name in GENERATION_DEFAULTS if given.get(name) is not None}
+        if given.get("do_sample") is False:
+            chosen["temperature"] = 0.0
+        if isinstance(given.get("max_new_tokens"), int):
+            chosen["max_tokens"] = given["max_new_tokens"]
+        return _lenient_params(chosen)
+
+    def _stream(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Iterator[str]:
+        name, num_sent = self._add(prompt, params, add_special_tokens), 0
+        try:
+            while True:
+                output = self._outputs[name]
+                text = output.outputs[0].text
+                if len(text) > num_sent:
+                    yield text[num_sent:]
+                    num_sent = len(text)
+                if output.finished:
+                    return
+                if self._outputs[name] is output:  # another stream may have stepped meanwhile
+                    self._step()
+        finally:
+            self._forget([name])
+
+    def _add(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> str:
+        return self._submit(prompt, params, add_special_tokens=add_special_tokens).spec.request_id
+
+    def _submit(self, prompt: Prompt, params: SamplingParams, *, add_special_tokens: bool, wants_prompt_logits: bool = False) -> Request:
+        name = str(self._num_requests)
+        request = self.engine.add_request(
+            name, prompt, params, add_special_tokens=add_special_tokens, wants_prompt_logits=wants_prompt_logits
+        )
+        self._num_requests += 1
+        self._outputs[name] = request.output()
+        return request
+
+    def _step(self) -> None:
+        if not self.engine.has_unfinished_requests():
+            raise EngineError("a request was lost")
+        for output in self.engine.step():
+            if output.request_id in self._outputs:
+                self._outputs[output.request_id] = output
+
+    def _forget(self, ids: Sequence[str]) -> None:
+        for name in ids:
+            self._outputs.pop(name, None)
+            self.engine.abort(name)
+
+    def _list_params(self, given: Params, num_prompts: int) -> list[SamplingParams]:
+        if given is None or isinstance(given, SamplingParams):
+            return [given or self.default_sampling_params()] * num_prompts
+        if len(given) != num_prompts:
+            raise RequestError(
+                f"has {len(given)} entries for {num_prompts} prompts", field="sampling_params", fix="give one, or one a prompt"
+            )
+        return list(given)
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError("this artifact has no tokenizer", field="text", fix="use token ids")
+        return self.tokenizer
+
+
+def _list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if len(prompts) and not isinstance(prompts[0], str | list | tuple):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _lenient_params(values: dict[str, Any]) -> SamplingParams:
+    """SamplingParams of the values that are valid; a model's own file must not make every request fail."""
+    while True:
+        try:
+            return SamplingParams(**values)
+        except RequestError as error:
+            del values[str(error.field)]

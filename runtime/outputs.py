@@ -1,0 +1,64 @@
+"""What a request gives back, in vLLM's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """A token's natural log-probability under the model's own distribution, and its rank there (1 is the likeliest)."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+
+
+TokenLogprobs = dict[int, Logprob]  # the token itself first, then the likeliest ones
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One completion so far. `text` holds back what may turn out to be part of a stop string or half a character.
+
+    `finish_reason` is "stop", "length" or, while running, None; `stop_reason` is the stop string or stop token id
+    that ended it, None for the model's own end.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """Times in seconds of `time.monotonic()`; None is not yet. `num_cached_tokens` came from the prefix cache."""
+
+    arrival_time: float
+    first_scheduled_time: float | None
+    first_token_time: float | None
+    finished_time: float | None
+    num_cached_tokens: int
+    num_preemptions: int
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """Everything known of a request so far; `prompt` is None if it came as token ids."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: list[TokenLogprobs | None] | None
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestMetrics
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that came from the prefix cache."""
+        return self.metrics.num_cached_tokens

@@ -1,0 +1,213 @@
+"""A request and its sequences: all that is known of them while they run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import numpy as np
+
+from cupola.runtime.batch import Float32
+from cupola.runtime.block_pool import BlockTable, chain_hash
+from cupola.runtime.detokenizer import Detokenizer
+from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
+from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.tokenizer import Tokenizer
+
+RankedLogprobs = tuple[tuple[int, float, int], ...]  # (token id, logprob, rank), the token in question first
+
+
+@dataclass(frozen=True)
+class RequestSpec:
+    """What a request asks for, checked. `max_length` is prompt plus output, in tokens; lower `priority` goes first."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    stop_token_ids: frozenset[int]  # the model's own and the request's
+    model_stop_token_ids: frozenset[int]  # they end the output without a `stop_reason`
+    max_length: int
+    seed: tuple[int, ...]  # entropy of the request's random stream
+    arrival: int  # counts requests
+    priority: int = 0
+    cache_salt: bytes = b""  # requests share cached blocks only under the same salt, of at most 64 bytes
+    wants_prompt_logits: bool = False
+
+
+class Status(Enum):
+    """Where a sequence is. A completion beyond the first is unborn until the prompt was computed."""
+
+    UNBORN = auto()
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Sequence:
+    """One completion of a request: its tokens, and how many of them have their K/V in `block_table`."""
+
+    def __init__(self, request: Request, index: int) -> None:
+        self.request, self.index = request, index
+        self.status = Status.UNBORN
+        self.token_ids = list(request.spec.prompt_token_ids)
+        self.num_computed_tokens = 0
+        self.block_table: BlockTable = []
+        self.num_published_blocks = 0
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self.logprobs: list[TokenLogprobs] = []
+        self._block_hashes: list[bytes] = []
+        self._rng: np.random.Generator | None = None
+        self._detokenizer = request.make_detokenizer()
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Whose turn is first: the lowest rank is served first and preempted last."""
+        return (self.request.spec.priority, self.request.spec.arrival, self.index)
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens whose K/V is still to be computed."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def decoding(self) -> bool:
+        """Whether only the latest token is left to compute."""
+        return self.num_new_tokens == 1
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """The tokens generated so far."""
+        return self.token_ids[len(self.request.spec.prompt_token_ids) :]
+
+    @property
+    def num_output_tokens(self) -> int:
+        """How many tokens were generated so far."""
+        return len(self.token_ids) - len(self.request.spec.prompt_token_ids)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """This sequence's own random stream, made at its first use."""
+        if self._rng is None:
+            self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((*self.request.spec.seed, self.index))))
+        return self._rng
+
+    def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """The chained hashes of the first `num_blocks` blocks of tokens."""
+        for i in range(len(self._block_hashes), num_blocks):
+            parent = self._block_hashes[-1] if i else self.request.spec.cache_salt
+            self._block_hashes.append(chain_hash(parent, self.token_ids[i * block_size : (i + 1) * block_size]))
+        return self._block_hashes[:num_blocks]
+
+    def append(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        """Adds a sampled token and finishes the sequence if that token ends it."""
+        spec = self.request.spec
+        self.token_ids.append(token_id)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        may_stop = self.num_output_tokens >= spec.params.min_tokens
+        stopped = may_stop and token_id in spec.stop_token_ids
+        if self._detokenizer and (not stopped or spec.params.include_stop_str_in_output):
+            self.stop_reason = self._detokenizer.push(token_id, check_stop=may_stop)
+        if self.stop_reason is not None:
+            self._finish("stop")
+        elif stopped:
+            self.stop_reason = None if token_id in spec.model_stop_token_ids else token_id
+            self._finish("stop")
+        elif len(self.token_ids) >= spec.max_length:
+            self._finish("length")
+
+    def output(self) -> CompletionOutput:
+        """This completion so far."""
+        logprobs = self.logprobs if self.request.spec.params.logprobs is not None else None
+        return CompletionOutput(
+            index=self.index,
+            text=self._detokenizer.released if self._detokenizer else "",
+            token_ids=self.output_token_ids,
+            cumulative_logprob=None if logprobs is None else sum(next(iter(entry.values())).logprob for entry in logprobs),
+            logprobs=None if logprobs is None else list(logprobs),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def _finish(self, reason: str) -> None:
+        self.status, self.finish_reason = Status.FINISHED, reason
+        if self._detokenizer and not self._detokenizer.finished:
+            self._detokenizer.finish()
+
+
+class Request:
+    """A request while it runs. Its prompt is computed once, by `sequences[0]`; the others fork from that one."""
+
+    def __init__(self, spec: RequestSpec, tokenizer: Tokenizer | None) -> None:
+        self.spec, self._tokenizer = spec, tokenizer
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None]  # nothing predicts the first token
+        self.prompt_logits: list[Float32] = []
+        self.num_scored_tokens = 0  # prompt tokens whose logits were looked at
+        self.num_cached_tokens: int | None = None
+        self.num_preemptions = 0
+        self.arrival_time = time.monotonic()
+        self.first_scheduled_time: float | None = None
+        self.first_token_time: float | None = None
+        self.finished_time: float | None = None
+        self.sequences = tuple(Sequence(self, i) for i in range(spec.params.n))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every completion is finished."""
+        return all(sequence.status is Status.FINISHED for sequence in self.sequences)
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the logits of prompt tokens are still wanted, so that none of them may come from the prefix cache."""
+        asked = self.spec.params.prompt_logprobs is not None or self.spec.wants_prompt_logits
+        return asked and self.num_scored_tokens < len(self.spec.prompt_token_ids)
+
+    def make_detokenizer(self) -> Detokenizer | None:
+        """A detokenizer for one completion; None if the request wants, or can have, no text."""
+        params = self.spec.params
+        if self._tokenizer is None or not params.detokenize:
+            return None
+        return Detokenizer(
+            self._tokenizer,
+            self.spec.prompt_token_ids,
+            params.stop_strings,
+            skip_special_tokens=params.skip_special_tokens,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+        )
+
+    def add_prompt_scores(self, logprobs: tuple[RankedLogprobs, ...], logits: Float32 | None) -> None:
+        """Takes in what the next prompt tokens' logits gave: `logprobs` of the tokens after them, and raw `logits` if wanted."""
+        self.prompt_logprobs += [self.describe(entry) for entry in logprobs]
+        if logits is not None:
+            self.prompt_logits.append(logits)
+
+    def describe(self, entries: RankedLogprobs) -> TokenLogprobs:
+        """Logprobs by token id, with each token's text."""
+        decode = self._tokenizer.decode if self._tokenizer else None
+        return {
+            token_id: Logprob(logprob, rank, decode([token_id], skip_special_tokens=False) if decode else None)
+            for token_id, logprob, rank in entries
+        }
+
+    def output(self) -> RequestOutput:
+        """Everything known so far."""
+        spec = self.spec
+        return RequestOutput(
+            request_id=spec.request_id,
+            prompt=spec.prompt,
+            prompt_token_ids=list(spec.prompt_token_ids),
+            prompt_logprobs=None if spec.params.prompt_logprobs is None else list(self.prompt_logprobs),
+            outputs=[sequence.output() for sequence in self.sequences],
+            finished=self.finished,
+            metrics=RequestMetrics(
+                self.arrival_time,
+                self.first_scheduled_time,
+                self.first_token_time,
+                self.finished_time,
+                self.num_cached_tokens or 0,
+                self.num_preemptions,
+            ),
+        )

@@ -1,0 +1,178 @@
+"""From logits to tokens. Each sequence draws from a random stream of its own, one number a token, so that what runs
+beside it never changes its samples.
+
+The order is vLLM's: log-probabilities are the raw model's; then logit bias, stop tokens before `min_tokens`, penalties;
+the greedy choice; temperature, min_p, top_k, top_p, a draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cupola.runtime.batch import Float32
+from cupola.runtime.errors import EngineError
+from cupola.runtime.request import RankedLogprobs, Request, Sequence, Status
+from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.step import Chunk, Step
+
+FIRST_NUCLEUS = 256  # candidates that are sorted first for top_p; nearly always enough
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """A new token of a sequence."""
+
+    sequence: Sequence
+    token_id: int
+    logprobs: RankedLogprobs | None
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """What some consecutive prompt tokens' logits gave: log-probabilities of the prompt tokens after them, raw logits."""
+
+    request: Request
+    logprobs: tuple[RankedLogprobs, ...]
+    logits: Float32 | None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All that a step's logits gave, in order."""
+
+    tokens: tuple[SampledToken, ...]
+    prompt_scores: tuple[PromptScores, ...]
+
+
+def sample(logits: Float32, step: Step) -> Samples:
+    """Chooses the step's new tokens.
+
+    Args:
+        logits: f32 [r, vocab], never changed.
+
+    Raises:
+        EngineError: if the model's logits are not numbers.
+    """
+    scores = tuple(_score_prompt(logits, chunk) for chunk in step.chunks if chunk.sequence.request.wants_scores)
+    targets = [
+        (chunk.first_row + chunk.end - chunk.logits_start - 1, s)
+        for chunk in step.chunks
+        if chunk.samples
+        for s in _samplers(chunk.sequence)
+    ]
+    greedy = _choose_greedily(logits, [row for row, sequence in targets if not _needs_care(sequence)])
+    tokens = []
+    for row, sequence in targets:
+        token_id = greedy[row] if not _needs_care(sequence) else choose(logits[row], sequence)
+        if np.isnan(logits[row, token_id]):
+            raise EngineError(f"the model's logits for request {sequence.request.spec.request_id!r} are not numbers (NaN)")
+        num_top = sequence.request.spec.params.logprobs
+        tokens.append(SampledToken(sequence, token_id, None if num_top is None else rank_logprobs(logits[row], token_id, num_top)))
+    return Samples(tuple(tokens), scores)
+
+
+def choose(logits: Float32, sequence: Sequence) -> int:
+    """The next token of `sequence` from its row of logits, f32 [vocab]."""
+    params = sequence.request.spec.params
+    adjusted = adjust(logits, sequence)
+    if params.greedy:
+        return int(adjusted.argmax())
+    return draw(adjusted, params, sequence.rng.random())
+
+
+def adjust(logits: Float32, sequence: Sequence) -> Float32:
+    """Logits after logit bias, `min_tokens` and penalties; a copy where anything changes."""
+    spec = sequence.request.spec
+    params = spec.params
+    if not _adjusts(sequence):
+        return logits
+    logits = logits.copy()
+    if params.logit_bias:
+        logits[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
+    if sequence.num_output_tokens < params.min_tokens:
+        logits[list(spec.stop_token_ids)] = -np.inf
+    if params.penalized:
+        seen = np.unique(sequence.token_ids)
+        logits[seen] *= np.where(logits[seen] > 0, 1 / params.repetition_penalty, params.repetition_penalty).astype(np.float32)
+        output, counts = np.unique(np.array(sequence.output_token_ids, np.int64), return_counts=True)
+        logits[output] -= (params.presence_penalty + params.frequency_penalty * counts).astype(np.float32)
+    return logits
+
+
+def draw(logits: Float32, params: SamplingParams, uniform: float) -> int:
+    """The token at `uniform` (0 to 1) of the distribution that is left after temperature, min_p, top_k and top_p."""
+    scaled = (logits - logits.max()) / np.float32(params.temperature)
+    token_ids: npt.NDArray[np.intp] | None = None  # None: all
+    if params.min_p > 0:
+        token_ids = np.flatnonzero(scaled >= np.log(params.min_p))
+    if 0 < params.top_k < (len(scaled) if token_ids is None else len(token_ids)):
+        candidates = scaled if token_ids is None else scaled[token_ids]
+        top = np.argpartition(candidates, -params.top_k)[-params.top_k :]
+        token_ids = top if token_ids is None else token_ids[top]
+    weights = np.exp(scaled if token_ids is None else scaled[token_ids])
+    if params.top_p < 1:
+        nucleus = find_nucleus(weights, params.top_p)
+        token_ids = nucleus if token_ids is None else token_ids[nucleus]
+        weights = weights[nucleus]
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    # Never past the last token with any weight, whatever the rounding.
+    at = min(int(cumulative.searchsorted(uniform * cumulative[-1], side="right")), int(cumulative.searchsorted(cumulative[-1])))
+    return at if token_ids is None else int(token_ids[at])
+
+
+def find_nucleus(weights: Float32, top_p: float) -> npt.NDArray[np.intp]:
+    """The smallest set of indices, heaviest first, that has `top_p` of the total weight."""
+    wanted = top_p * weights.sum(dtype=np.float64)
+    size = FIRST_NUCLEUS
+    while True:
+        heaviest = np.argpartition(weights, -size)[-size:] if size < len(weights) else np.arange(len(weights))
+        heaviest = heaviest[np.argsort(-weights[heaviest], kind="stable")]
+        cumulative = np.cumsum(weights[heaviest], dtype=np.float64)
+        if cumulative[-1] >= wanted or size >= len(weights):
+            return heaviest[: int(cumulative.searchsorted(wanted)) + 1]
+        size *= 8
+
+
+def rank_logprobs(logits: Float32, token_id: int, num_top: int) -> RankedLogprobs:
+    """The log-probability and rank of `token_id` and of the `num_top` likeliest tokens, from raw logits f32 [vocab]."""
+    highest = logits.max()
+    log_total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+    num_top = min(num_top, len(logits))
+    top = np.argpartition(logits, -num_top)[-num_top:] if num_top else np.empty(0, np.intp)
+    top = top[np.argsort(-logits[top], kind="stable")]
+    chosen = (token_id, float(logits[token_id]) - log_total, int(np.count_nonzero(logits > logits[token_id])) + 1)
+    likeliest = ((int(i), float(logits[i]) - log_total, rank) for rank, i in enumerate(top, 1) if i != token_id)
+    return (chosen, *likeliest)
+
+
+def _samplers(sequence: Sequence) -> SequenceOf[Sequence]:
+    """Who samples from a sequence's last row: after the prompt also the completions that fork from it."""
+    return [sequence, *(s for s in sequence.request.sequences if s.status is Status.UNBORN)] if sequence.index == 0 else [sequence]
+
+
+def _needs_care(sequence: Sequence) -> bool:
+    return not sequence.request.spec.params.greedy or _adjusts(sequence)
+
+
+def _adjusts(sequence: Sequence) -> bool:
+    params = sequence.request.spec.params
+    return bool(params.logit_bias) or params.penalized or sequence.num_output_tokens < params.min_tokens
+
+
+def _choose_greedily(logits: Float32, rows: list[int]) -> dict[int, int]:
+    whole = rows == list(range(len(logits)))  # as in every decode step: spares the copy
+    best = (logits if whole else logits[rows]).argmax(axis=1)
+    return dict(zip(rows, best.tolist(), strict=True))
+
+
+def _score_prompt(logits: Float32, chunk: Chunk) -> PromptScores:
+    spec = chunk.sequence.request.spec
+    rows = logits[chunk.first_row : chunk.first_row + chunk.end - chunk.logits_start]
+    num_top = spec.params.prompt_logprobs
+    next_ids = () if num_top is None else spec.prompt_token_ids[chunk.logits_start + 1 : chunk.end + 1]
+    logprobs = tuple(rank_logprobs(row, token_id, num_top or 0) for row, token_id in zip(rows, next_ids, strict=False))
+    return PromptScores(chunk.sequence.request, logprobs, rows.copy() if spec.wants_prompt_logits else None)

@@ -1,0 +1,172 @@
+"""Which tokens run in the next step: continuous batching under a token budget, chunked prefill, preemption by recompute.
+
+A request's way: `add` → waiting → (blocks from the prefix cache) → running, chunk by chunk until its prompt is
+computed → forked into its n completions → a token a step → finished. A sequence that must give way goes back to
+waiting without its blocks, and computes its tokens again when there is room.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import insort
+
+from cupola.runtime.block_pool import BlockPool
+from cupola.runtime.request import RankedLogprobs, Request, Sequence, Status
+from cupola.runtime.sampler import Samples
+from cupola.runtime.step import Chunk, Step, build_step
+
+
+class Scheduler:
+    """Holds all unfinished requests, and the only writer of their state.
+
+    Args:
+        pool: the K/V blocks.
+        max_num_seqs: sequences in one step.
+        max_num_batched_tokens: tokens in one step.
+    """
+
+    def __init__(self, pool: BlockPool, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.pool, self.max_num_seqs, self.max_num_batched_tokens = pool, max_num_seqs, max_num_batched_tokens
+        self.requests: dict[str, Request] = {}
+        self.waiting: list[Sequence] = []  # by rank
+        self.running: list[Sequence] = []
+        self._changed: dict[str, Request] = {}  # a failed step keeps them for the next one
+
+    def add(self, request: Request) -> None:
+        """Takes a request whose prompt fits into the pool."""
+        self.requests[request.spec.request_id] = request
+        self._wait(request.sequences[0])
+
+    def schedule(self) -> Step:
+        """Plans a step; at least one request must be unfinished.
+
+        Running sequences come first, decodes before prefill chunks, so that a long prompt does not stall running
+        streams. When blocks run out, the sequence of the last rank gives way. What budget is left goes to waiting
+        sequences in the order of their ranks, unless a preemption just showed that there is no room.
+        """
+        plan: dict[Sequence, int] = {}
+        copies: list[tuple[int, int]] = []
+        budget, preempted = self.max_num_batched_tokens, False
+        for sequence in sorted(self.running, key=lambda sequence: not sequence.decoding):
+            num_tokens = min(sequence.num_new_tokens, budget)
+            while num_tokens and sequence.status is Status.RUNNING:
+                moved = self._reserve(sequence, num_tokens)
+                if moved is not None:
+                    plan[sequence], budget = num_tokens, budget - num_tokens
+                    copies += moved
+                    break
+                victim = max(self.running, key=lambda sequence: sequence.rank)
+                budget, preempted = budget + plan.pop(victim, 0), True
+                self._preempt(victim)
+        while self.waiting and budget and not preempted and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            if not self._admit(sequence):
+                break
+            plan[sequence] = num_tokens = min(sequence.num_new_tokens, budget)
+            copies += self._reserve(sequence, num_tokens) or []
+            budget -= num_tokens
+        return build_step(plan, copies, self.pool.block_size)
+
+    def update(self, step: Step, samples: Samples) -> list[Request]:
+        """Takes in what a step computed. Returns the requests that have something new."""
+        for chunk in step.chunks:
+            self._advance(chunk)
+        for score in samples.prompt_scores:
+            score.request.add_prompt_scores(score.logprobs, score.logits)
+        for sample in samples.tokens:  # all forks first: a parent that finishes gives its blocks away
+            if sample.sequence.status is Status.UNBORN:
+                self._fork(sample.sequence.request.sequences[0], sample.sequence)
+        for sample in samples.tokens:
+            self._append(sample.sequence, sample.token_id, sample.logprobs)
+        changed, self._changed = self._changed, {}
+        return list(changed.values())
+
+    def recover(self) -> None:
+        """After a failed step, whose K/V can't be trusted: whatever runs gives its blocks up and computes its tokens again."""
+        for sequence in list(self.running):
+            self._preempt(sequence)
+
+    def abort(self, request_id: str) -> Request | None:
+        """Forgets a request and frees its blocks; None if there is none of that name (any more)."""
+        request = self.requests.pop(request_id, None)
+        self._changed.pop(request_id, None)
+        for sequence in request.sequences if request else ():
+            self._retire(sequence)
+            sequence.status = Status.FINISHED
+        return request
+
+    def check_integrity(self) -> None:
+        """Checks that running sequences, and nothing else, hold blocks. Raises EngineError."""
+        self.pool.check_integrity(sequence.block_table for sequence in self.running)
+
+    def _reserve(self, sequence: Sequence, num_tokens: int) -> list[tuple[int, int]] | None:
+        start = sequence.num_computed_tokens
+        return self.pool.reserve(sequence.block_table, start, start + num_tokens)
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Lets a waiting sequence run if all its tokens fit, with a block for each running sequence to grow into."""
+        request, block_size = sequence.request, self.pool.block_size
+        if not request.wants_scores:  # the last token is always computed: its logits are wanted
+            hashes = sequence.block_hashes((len(sequence.token_ids) - 1) // block_size, block_size)
+            sequence.block_table = self.pool.match(hashes)
+        num_cached = len(sequence.block_table)
+        num_needed = self.pool.num_blocks_for(len(sequence.token_ids)) - num_cached
+        if num_needed + len(self.running) > self.pool.num_free_blocks:
+            self.pool.release(sequence.block_table)
+            return False
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.status = Status.RUNNING
+        sequence.num_computed_tokens, sequence.num_published_blocks = num_cached * block_size, num_cached
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens, request.first_scheduled_time = num_cached * block_size, time.monotonic()
+        return True
+
+    def _advance(self, chunk: Chunk) -> None:
+        sequence, request = chunk.sequence, chunk.sequence.request
+        sequence.num_computed_tokens = chunk.end
+        if request.wants_scores:
+            request.num_scored_tokens = min(chunk.end, len(request.spec.prompt_token_ids))
+        old, new = sequence.num_published_blocks, chunk.end // self.pool.block_size
+        if new > old:
+            self.pool.publish(sequence.block_table[old:new], sequence.block_hashes(new, self.pool.block_size)[old:])
+            sequence.num_published_blocks = new
+
+    def _append(self, sequence: Sequence, token_id: int, logprobs: RankedLogprobs | None) -> None:
+        request = sequence.request
+        sequence.append(token_id, None if logprobs is None else request.describe(logprobs))
+        self._changed[request.spec.request_id] = request
+        if request.first_token_time is None:
+            request.first_token_time = time.monotonic()
+        if sequence.status is Status.FINISHED:
+            self._retire(sequence)
+            if request.finished:
+                request.finished_time = time.monotonic()
+                del self.requests[request.spec.request_id]
+
+    def _fork(self, parent: Sequence, child: Sequence) -> None:
+        """Lets `child` share what was computed of the prompt, or wait for its turn if no more sequences may run."""
+        if len(self.running) == self.max_num_seqs:
+            self._wait(child)
+            return
+        child.block_table = self.pool.fork(parent.block_table)
+        child.num_computed_tokens, child.num_published_blocks = parent.num_computed_tokens, parent.num_published_blocks
+        child.status = Status.RUNNING
+        self.running.append(child)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        sequence.request.num_preemptions += 1
+        self._retire(sequence)
+        self._wait(sequence)
+
+    def _wait(self, sequence: Sequence) -> None:
+        sequence.status = Status.WAITING
+        insort(self.waiting, sequence, key=lambda sequence: sequence.rank)
+
+    def _retire(self, sequence: Sequence) -> None:
+        """Takes a sequence off its list, and its blocks away."""
+        for sequences in (self.running, self.waiting):
+            if sequence in sequences:
+                sequences.remove(sequence)
+        self.pool.release(sequence.block_table)
+        sequence.num_computed_tokens = sequence.num_published_blocks = 0

@@ -1,0 +1,107 @@
+"""Renders chat templates: a JSON job a line in, a JSON answer a line out. Run as a script by `chat_template.py`.
+
+Imports nothing of cupola, so that it starts fast and holds nothing that a template could be after.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MAX_CHARACTERS = 8_000_000
+MAX_MEMORY_BYTES = 1 << 30
+
+
+class GenerationBlock(Extension):
+    """`{% generation %}…{% endgeneration %}` marks the assistant's words for training; here it is its content."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The statements inside the block."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def main() -> None:
+    """Answers jobs until standard input ends."""
+    limit_memory()
+    for line in sys.stdin:
+        job = json.loads(line)
+        limit_time(job["seconds"])
+        try:
+            answer = {"text": render(job["template"], job["variables"])}
+        except MemoryError:
+            answer = {"error": "out of memory"}
+        except Exception as error:  # noqa: BLE001  whatever a template raises is its answer
+            answer = {"error": f"{error or type(error).__name__}"[:500]}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def render(template: str, variables: dict[str, Any]) -> str:
+    """The template's text, or ValueError if it is too long."""
+    pieces, num_characters = [], 0
+    for piece in compile_template(template).generate(variables):
+        num_characters += len(piece)
+        if num_characters > MAX_CHARACTERS:
+            raise ValueError(f"it writes more than {MAX_CHARACTERS} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+@lru_cache(maxsize=8)
+def compile_template(template: str) -> jinja2.Template:
+    """The template, with the filters and functions that Hugging Face's templates expect."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, GenerationBlock])
+    environment.filters["tojson"] = tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    return environment.from_string(template)
+
+
+def tojson(
+    value: object, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
+) -> str:
+    """JSON without the escapes that HTML would need."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def raise_exception(message: object) -> NoReturn:
+    """What templates call on messages that they can't take."""
+    raise ValueError(str(message))
+
+
+def strftime_now(pattern: str) -> str:
+    """The local time, as `pattern` says."""
+    return datetime.now().astimezone().strftime(pattern)
+
+
+def limit_memory() -> None:
+    """Makes a huge allocation fail here instead of filling the machine."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def limit_time(seconds: float) -> None:
+    """Ends this process if the job takes longer, even when nobody is left to kill it."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds + 1), resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The artifact's tokenizer: text to token ids and back, and chats to text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tokenizers
+
+from cupola.runtime.artifact import CHAT_TEMPLATE, TOKENIZER, Artifact
+from cupola.runtime.chat_template import ChatTemplate
+from cupola.runtime.errors import ArtifactError, RequestError
+
+MAX_CHARACTERS_PER_TOKEN = 64  # text longer than this times the context is refused before any work is spent on it
+
+
+class Tokenizer:
+    """A `tokenizers` tokenizer, read from `tokenizer.json`.
+
+    Raises:
+        ArtifactError: if the file can't be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001  the library raises plain Exception
+            raise ArtifactError(f"can't be read: {error}", file=file, fix="compile the model again") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def encode(self, text: str, *, max_tokens: int, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of `text`.
+
+        Raises:
+            RequestError: if the text is no valid Unicode, or far too long for `max_tokens` tokens.
+        """
+        check_text(text, max_tokens)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `token_ids`; ids that the tokenizer does not know add nothing."""
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token(self, token_id: int) -> str | None:
+        """How the vocabulary writes the token `token_id`, such as "<s>"; None if it has none."""
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        return token
+
+
+def check_text(text: str, max_tokens: int) -> None:
+    """Refuses text that no tokenizer should be asked to work on. Raises RequestError."""
+    if len(text) > max_tokens * MAX_CHARACTERS_PER_TOKEN:
+        raise RequestError(f"has {len(text)} characters, too many for {max_tokens} tokens", field="prompt", fix="shorten it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(f"has a lone surrogate at character {error.start}", field="prompt", fix="give valid Unicode text") from None
+
+
+def load_tokenizer(artifact: Artifact) -> Tokenizer | None:
+    """The artifact's tokenizer; None if it came without one and takes token ids only."""
+    return Tokenizer(artifact.path / TOKENIZER) if _lists(artifact, TOKENIZER) else None
+
+
+def load_chat_template(artifact: Artifact, tokenizer: Tokenizer | None) -> ChatTemplate | None:
+    """The artifact's chat template; None if it came without one. Raises ArtifactError if it can't be read."""
+    if tokenizer is None or not _lists(artifact, CHAT_TEMPLATE):
+        return None
+    file = artifact.path / CHAT_TEMPLATE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"can't be read: {error}", file=file, fix="compile the model again") from None
+    return ChatTemplate(text, _special_tokens(artifact, tokenizer))
+
+
+def _special_tokens(artifact: Artifact, tokenizer: Tokenizer) -> Mapping[str, str]:
+    model = artifact.manifest.model
+    ids = {"bos_token": model.bos_token_id, "eos_token": next(iter(model.stop_token_ids), None)}
+    tokens = {name: None if token_id is None else tokenizer.token(token_id) for name, token_id in ids.items()}
+    return {name: token for name, token in tokens.items() if token is not None}
+
+
+def _lists(artifact: Artifact, name: str) -> bool:
+    return any(entry.name == name for entry in artifact.manifest.files)
