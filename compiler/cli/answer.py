@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cupola
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.cache import cached_artifact
 from cupola.compiler.options import CompileOptions
+from cupola.runtime.artifact import CHAT_TEMPLATE
 
 if TYPE_CHECKING:
     from cupola import LLM, SamplingParams
@@ -20,25 +20,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as it was shown, perhaps cut short, and the figures of `--stats`."""
+    """An answer as it was shown, perhaps cut short; seconds count from the moment it was asked for."""
 
     text: str
-    num_pieces: int
     first_seconds: float
     seconds: float
 
-    def speed(self) -> str:
-        """The figures in a line. A piece is a token, or the few that make up one character."""
-        per_second = (self.num_pieces - 1) / (self.seconds - self.first_seconds) if self.num_pieces > 1 else 0.0
-        return f"first after {self.first_seconds:.2f} s; {self.num_pieces} pieces in {self.seconds:.2f} s, {per_second:.1f} a second"
+    def speed(self, llm: LLM) -> str:
+        """The line of `--stats`; tokens a second are those after the first."""
+        num_tokens = len(llm.tokenize(self.text, add_special_tokens=False)) if self.text else 0
+        per_second = (num_tokens - 1) / (self.seconds - self.first_seconds) if num_tokens > 1 else 0.0
+        return f"first token after {self.first_seconds:.2f} s; {num_tokens} tokens in {self.seconds:.2f} s, {per_second:.1f} a second"
 
 
 def load(model: str, options: CompileOptions) -> LLM:
     """The model, compiled first if it is a source that the cache has no artifact of."""
     if p.is_artifact(model):
         p.refuse_compile_options(model, options)
-        return cupola.LLM(Path(model))
-    return cupola.LLM(cached_artifact(model, options))
+        return cupola.LLM(model, max_num_seqs=1)
+    return cupola.LLM(cached_artifact(model, options), max_num_seqs=1)
+
+
+def has_chat_template(llm: LLM) -> bool:
+    """Whether the model came with a chat template."""
+    return any(file.name == CHAT_TEMPLATE for file in llm.artifact.manifest.files)
 
 
 def show(pieces: Iterator[str], *, stoppable: bool = False) -> Answer:
@@ -58,7 +63,7 @@ def show(pieces: Iterator[str], *, stoppable: bool = False) -> Answer:
         if shown:
             sys.stdout.write("\n")
             sys.stdout.flush()
-    return Answer("".join(shown), len(shown), first - start, time.perf_counter() - start)
+    return Answer("".join(shown), first - start, time.perf_counter() - start)
 
 
 def messages(system: str | None, turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

@@ -41,7 +41,7 @@ def chat(
     options = p.compile_options(target, quant, kv_dtype, context, block_size, max_batch)
     params = answer.sampling_params(max_tokens, temperature, top_k, top_p, min_p, seed)
     llm = answer.load(model, options)
-    if not llm.has_chat_template:
+    if not answer.has_chat_template(llm):
         raise OptionError("has no chat template", file=model, fix="use `cupola run`")
     with contextlib.suppress(ImportError):  # Windows has none; it edits lines by itself
         import readline  # noqa: F401 - gives input() a history and editing keys
@@ -90,4 +90,4 @@ class Conversation:
             return
         self._turns = [*turns, ("assistant", shown.text)]
         if self._stats:
-            print(shown.speed(), file=sys.stderr)
+            print(shown.speed(self._llm), file=sys.stderr)

@@ -41,13 +41,13 @@ def run_model(
         raise OptionError("needs the chat template", field="system", fix="leave out --raw")
     text = _standard_input() if prompt is None else prompt
     llm = answer.load(model, options)
-    if raw or not llm.has_chat_template:
+    if raw or not answer.has_chat_template(llm):
         pieces = llm.stream(text, params)
     else:
         pieces = llm.stream_chat(answer.messages(system, [("user", text)]), params)
     shown = answer.show(pieces)
     if stats:
-        print(shown.speed(), file=sys.stderr)
+        print(shown.speed(llm), file=sys.stderr)
 
 
 def _standard_input() -> str:

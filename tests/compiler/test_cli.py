@@ -22,14 +22,14 @@ Capture = pytest.CaptureFixture[str]
 COMMANDS = ("compile", "run", "chat", "inspect", "models", "targets")
 
 
-def write_artifact(folder: Path, *, damaged: bool = False) -> a.Artifact:
+def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True) -> a.Artifact:
     """An artifact that has everything but a library that runs."""
     folder.mkdir(parents=True)
     (folder / a.LIBRARY).write_bytes(b"\x7fELF")
     (folder / "weights-00001.safetensors").write_bytes(bytes(264))
-    files = tuple(
-        a.FileSpec(name, (folder / name).stat().st_size, a.sha256_of(folder / name)) for name in (a.LIBRARY, "weights-00001.safetensors")
-    )
+    if template:
+        (folder / a.CHAT_TEMPLATE).write_text("{{ messages }}")
+    files = tuple(a.FileSpec(file.name, file.stat().st_size, a.sha256_of(file)) for file in sorted(folder.iterdir()))
     forward = a.FunctionSpec(
         "forward",
         (
@@ -54,12 +54,15 @@ def write_artifact(folder: Path, *, damaged: bool = False) -> a.Artifact:
 class FakeLLM:
     """Answers with the words of the last message, and keeps what it was asked."""
 
-    has_chat_template = True
     asked: list[object]
     made_from: list[Path]
 
-    def __init__(self, artifact: Path) -> None:
-        FakeLLM.made_from.append(artifact)
+    def __init__(self, artifact: str | Path, *, max_num_seqs: int) -> None:
+        FakeLLM.made_from.append(Path(artifact))
+        self.artifact = a.Artifact.open(artifact)
+
+    def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [1] * text.count("<")
 
     def stream(self, prompt: str, params: object) -> Iterator[str]:
         FakeLLM.asked.append(prompt)
@@ -78,7 +81,7 @@ class FakeLLM:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeLLM]:
-    FakeLLM.asked, FakeLLM.made_from, FakeLLM.has_chat_template = [], [], True
+    FakeLLM.asked, FakeLLM.made_from = [], []
     monkeypatch.setitem(vars(cupola), "LLM", FakeLLM)
     monkeypatch.setenv("CUPOLA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sources, "fingerprint", lambda name: f"fingerprint of {name}")
@@ -88,6 +91,11 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeLLM]:
 @pytest.fixture
 def artifact(tmp_path: Path) -> str:
     return str(write_artifact(tmp_path / "artifact").path)
+
+
+@pytest.fixture
+def untemplated(tmp_path: Path) -> str:
+    return str(write_artifact(tmp_path / "untemplated", template=False).path)
 
 
 @pytest.fixture
@@ -237,7 +245,7 @@ def test_compile_passes_its_options_on_and_prints_json(tmp_path: Path, monkeypat
     )
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    assert (result["artifact"], result["num_bytes"], result["notes"]) == (out, 268, ["not verified"])
+    assert (result["artifact"], result["num_bytes"], result["notes"]) == (out, 282, ["not verified"])
     assert asked == {
         "source": "m.gguf", "target": "cpu", "quant": "bf16", "out": Path(out),
         "context": 32, "kv_dtype": "f16", "block_size": 16, "max_batch": 3,
@@ -269,13 +277,12 @@ def test_run_streams_the_answer_through_the_chat_template(artifact: str, fake: t
     captured = capsys.readouterr()
     assert captured.out == "<two><words>\n"
     assert fake.asked == [[("system", "Be brief."), ("user", "two words")]]
-    assert "2 pieces" in captured.err
+    assert "2 tokens" in captured.err
 
 
-def test_run_raw_or_without_a_template_continues_the_text(artifact: str, fake: type[FakeLLM], capsys: Capture) -> None:
+def test_run_raw_or_without_a_template_continues_the_text(artifact: str, untemplated: str, fake: type[FakeLLM], capsys: Capture) -> None:
     assert run(["run", artifact, "-p", "once", "--raw"]) == 0
-    fake.has_chat_template = False
-    assert run(["run", artifact, "-p", "upon"]) == 0
+    assert run(["run", untemplated, "-p", "upon"]) == 0
     assert capsys.readouterr().out == "raw:once\nraw:upon\n"
 
 
@@ -383,9 +390,8 @@ def test_chat_ctrl_c_stops_an_answer_and_not_the_chat(artifact: str, fake: type[
     assert fake.asked[1] == [("user", "one stop two"), ("assistant", "<one>"), ("user", "more")]
 
 
-def test_chat_needs_a_template(artifact: str, fake: type[FakeLLM], capsys: Capture) -> None:
-    fake.has_chat_template = False
-    assert run(["chat", artifact]) == 2
+def test_chat_needs_a_template(untemplated: str, fake: type[FakeLLM], capsys: Capture) -> None:
+    assert run(["chat", untemplated]) == 2
     assert "has no chat template" in one_error_line(capsys.readouterr().err)
 
 
