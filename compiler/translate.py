@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import tvm
 from torch import fx
-from tvm import IRModule, relax
+from tvm import IRModule, relax, tirx
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from cupola.compiler.trace import WRAPPER, TracedModel
@@ -53,9 +53,11 @@ def _with_model_names(func: relax.Function, traced: TracedModel) -> relax.Functi
     names = {spec.arg.name: str(spec.target).removeprefix(WRAPPER) for spec in specs if spec.target}
     renamed = {var.name: relax.Var(names.get(var.name, var.name), var.ty) for var in func.params}
     binding = {var: renamed[var.name] for var in func.params}
-    body = relax.expr_functor.PyExprMutator.visit_expr(_Substitution(binding), func.body)
+    body = _Substitution(binding).visit_expr(func.body)
     attrs = {"num_input": len(INPUTS), "global_symbol": ENTRY}
-    return relax.Function(list(binding.values()), body, func.ret_ty).with_attrs(attrs)
+    named = relax.Function(list(binding.values()), body, func.ret_ty).with_attrs(attrs)
+    num_tokens, num_rows = (str(var.ty.shape[0].name) for var in (func.params[0], func.params[2]))
+    return named.bind_symbolic_vars({num_tokens: tirx.Var("n", "int64"), num_rows: tirx.Var("r", "int64")})
 
 
 @relax.expr_functor.mutator

@@ -74,7 +74,9 @@ def _values(header: GGUFHeader, info: TensorInfo) -> Array:
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    values: Array = dequantize(raw.reshape(*info.shape[:-1], -1), GGMLQuantizationType[info.type_name])
+    # A damaged scale may be NaN; what that does to a weight is not for numpy to warn about here.
+    with np.errstate(invalid="ignore", over="ignore"):
+        values: Array = dequantize(raw.reshape(*info.shape[:-1], -1), GGMLQuantizationType[info.type_name])
     return values
 
 

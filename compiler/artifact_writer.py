@@ -1,0 +1,154 @@
+"""Writes an artifact: into a temporary folder first, which gets its name when everything is there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cupola.compiler.sources import Source
+from cupola.compiler.weights import PackedWeight
+from cupola.runtime.artifact import (
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    MANIFEST,
+    TOKENIZER,
+    FileSpec,
+    Manifest,
+    TensorSpec,
+    WeightSpec,
+    sha256_of,
+)
+from cupola.runtime.errors import OptionError
+
+SHARD_BYTES = 2 << 30
+ALIGNMENT = 64  # kernels read weights in place, from the mapped file
+_SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64", "int8": "I8", "uint8": "U8"}
+
+
+@contextlib.contextmanager
+def artifact_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` if the block ends well, and vanishes if it does not.
+
+    Raises:
+        OptionError: something that is not an artifact stands at `out`, or it cannot be written.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise OptionError("exists and is not an artifact", file=out, field="out", fix="choose another folder")
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _replace(out, temporary)
+    except OSError as error:
+        raise OptionError(f"cannot be written: {error.strerror or error}", file=out, field="out", fix="check the disk and its permissions") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(out: Path, new: Path) -> None:
+    old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_texts(folder: Path, source: Source) -> None:
+    """The tokenizer, chat template and generation defaults, as far as the model came with them."""
+    texts = {
+        TOKENIZER: source.tokenizer_json,
+        CHAT_TEMPLATE: source.chat_template,
+        GENERATION_CONFIG: json.dumps(dict(source.generation_config), indent=1) if source.generation_config else None,
+    }
+    for name, text in texts.items():
+        if text is not None:
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """The last file of an artifact; its presence makes the folder one."""
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def list_files(folder: Path, hashed: Sequence[FileSpec]) -> tuple[FileSpec, ...]:
+    """Every file of the folder with its size and hash; `hashed` are the ones known already."""
+    known = {file.name for file in hashed}
+    others = sorted(file for file in folder.iterdir() if file.name not in known)
+    return (*(FileSpec(file.name, file.stat().st_size, sha256_of(file)) for file in others), *hashed)
+
+
+def write_weights(folder: Path, weights: Sequence[PackedWeight], advance: Callable[[int], None]) -> tuple[tuple[WeightSpec, ...], tuple[FileSpec, ...]]:
+    """Writes safetensors shards, one weight in memory at a time; returns where each weight is, and the files.
+
+    Every weight starts at a multiple of 64 bytes, except ones whose neighbours' sizes do not allow it.
+    """
+    places: dict[str, WeightSpec] = {}
+    files = []
+    for number, shard in enumerate(_shards(weights), 1):
+        name = f"weights-{number:05d}.safetensors"
+        layout = _Layout.of([weight.spec for weight in shard])
+        files.append(_write_shard(folder / name, layout, shard, advance))
+        for weight, offset in zip(shard, layout.offsets, strict=True):
+            spec = weight.spec
+            places[spec.name] = WeightSpec(spec.name, spec.dtype, tuple(int(size) for size in spec.shape), name, offset)
+    return tuple(places[weight.spec.name] for weight in weights), tuple(files)
+
+
+def _shards(weights: Sequence[PackedWeight]) -> Iterator[list[PackedWeight]]:
+    """Weights of at most SHARD_BYTES together (or one larger), those that keep the next one aligned first."""
+    shard: list[PackedWeight] = []
+    num_bytes = 0
+    for weight in sorted(weights, key=lambda w: w.spec.num_bytes % ALIGNMENT != 0):
+        if shard and num_bytes + weight.spec.num_bytes > SHARD_BYTES:
+            yield shard
+            shard, num_bytes = [], 0
+        shard.append(weight)
+        num_bytes += weight.spec.num_bytes
+    if shard:
+        yield shard
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The header of a shard, and where in the file each tensor starts."""
+
+    header: bytes
+    offsets: tuple[int, ...]
+
+    @staticmethod
+    def of(specs: Sequence[TensorSpec]) -> _Layout:
+        """https://github.com/huggingface/safetensors#format: length, JSON padded with spaces, then the data."""
+        entries, start = {}, 0
+        starts = []
+        for spec in specs:
+            end = start + spec.num_bytes
+            entries[spec.name] = {"dtype": _SAFETENSORS[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
+            starts.append(start)
+            start = end
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-(len(text) + 8) % ALIGNMENT)
+        header = len(text).to_bytes(8, "little") + text
+        return _Layout(header, tuple(len(header) + start for start in starts))
+
+
+def _write_shard(file: Path, layout: _Layout, weights: Sequence[PackedWeight], advance: Callable[[int], None]) -> FileSpec:
+    digest, num_bytes = hashlib.sha256(layout.header), len(layout.header)
+    with file.open("wb") as stream:
+        stream.write(layout.header)
+        for weight in weights:
+            data = memoryview(np.atleast_1d(weight.compute()).reshape(-1).view(np.uint8))
+            assert data.nbytes == weight.spec.num_bytes == math.prod(data.shape), f"{weight.spec.name} has {data.nbytes} bytes"
+            stream.write(data)
+            digest.update(data)
+            num_bytes += data.nbytes
+            advance(data.nbytes)
+    return FileSpec(file.name, num_bytes, digest.hexdigest())

@@ -1,0 +1,75 @@
+"""From lowered Relax to a shared library."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import tvm
+from tvm import IRModule, relax, tirx
+
+from cupola.compiler.pipeline import Dumps
+from cupola.runtime.artifact import FunctionSpec, TensorSpec
+from cupola.runtime.environment import debug_level
+from cupola.runtime.errors import UnsupportedError
+from cupola.targets.base import Target
+
+
+def build_library(mod: IRModule, target: Target, file: Path, dumps: Dumps | None = None) -> None:
+    """Compiles `mod` for `target` into the shared library `file`.
+
+    Raises:
+        UnsupportedError: there is no linker on this machine.
+    """
+    with target.tvm, tvm.transform.PassContext(opt_level=3):
+        executable = relax.build(mod, target.tvm, relax_pipeline=_virtual_machine_passes())
+    if dumps is not None and debug_level() >= 4:
+        for module in executable.mod.imports:
+            dumps.write("kernels", module.inspect_source("asm"), "s")
+    executable.export_library(str(file), fcompile=_link)
+
+
+def _virtual_machine_passes() -> tvm.transform.Pass:
+    """Relax without operators, to calls that TVM's virtual machine makes."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
+
+
+def _link(output: str, objects: Sequence[str], *_: object, **__: object) -> None:
+    """Links with the machine's C compiler, else with the linker that the package ziglang brings."""
+    driver = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+    command = [driver] if driver else [sys.executable, "-m", "ziglang", "cc"]
+    if driver is None and find_spec("ziglang") is None:
+        raise UnsupportedError("found no C compiler to link the library with", fix="install gcc or clang, or `pip install ziglang`")
+    done = subprocess.run([*command, "-shared", "-fPIC", "-o", output, *objects], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UnsupportedError(f"the linker failed: {done.stderr.strip().splitlines()[-1:]}", field=command[0])
+
+
+def signature_of(func: relax.Function, name: str, weights: Sequence[TensorSpec]) -> FunctionSpec:
+    """What `func` takes and gives, for the manifest; `weights` are its last parameters, under their own names."""
+    params = func.params[: len(func.params) - len(weights)]
+    inputs = tuple(_tensor_spec(param.name, param.ty) for param in params)
+    return FunctionSpec(name, (*inputs, *weights), (_tensor_spec("logits", func.ret_ty),))
+
+
+def _tensor_spec(name: str, type_: relax.TensorType) -> TensorSpec:
+    sizes = [int(size) if isinstance(size, tirx.IntImm) else str(size) for size in type_.shape]
+    return TensorSpec(name, str(type_.dtype), tuple(sizes))

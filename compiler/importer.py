@@ -1,0 +1,71 @@
+"""From a source to a Program: trace, translate, flatten, bind the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import IRModule
+
+from cupola.compiler.kv_layout import kv_layout
+from cupola.compiler.options import CompileOptions
+from cupola.compiler.pipeline import Dumps, import_passes, run_passes
+from cupola.compiler.program import Program
+from cupola.compiler.progress import Progress
+from cupola.compiler.sources import Source, bind_weights, unused_tensors
+from cupola.compiler.sources.base import LazyTensor
+from cupola.compiler.trace import TracedModel, trace
+from cupola.compiler.translate import INPUTS, translate
+from cupola.passes.rewrite import shape_of
+from cupola.runtime.artifact import ModelConfig
+from cupola.runtime.errors import OptionError
+
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+_DEFAULT_CONTEXT = 2048  # for models whose positions have no limit (ALiBi) and whose configuration names none
+
+
+def import_model(source: Source, options: CompileOptions, progress: Progress, dumps: Dumps | None = None) -> Program:
+    """Imports `source` without reading its weights.
+
+    Raises:
+        SourceError, UnsupportedError, OptionError: as their docstrings say.
+    """
+    with progress.stage("Tracing the model"):
+        traced = trace(source.config, source.name)
+    with progress.stage("Importing to Relax"):
+        mod = run_passes(translate(traced, source.name), import_passes(), dumps)
+        kv = kv_layout(mod, DTYPES[options.kv_dtype or options.quant], options.block_size, source.name)
+        bound = bind_weights(source, traced.parameters, traced.base_model_prefix, traced.tied)
+    names = [param.name for param in mod["forward"].params[len(INPUTS) :]]
+    weights = {name: bound[traced.tied.get(name, name)] for name in names}
+    config = _model_config(source, mod, options.context)
+    return Program(mod, weights, kv, config, (*source.notes, *_notes(traced, source, bound)))
+
+
+def _notes(traced: TracedModel, source: Source, bound: Mapping[str, LazyTensor]) -> list[str]:
+    model_type = source.config["model_type"]
+    unused = unused_tensors(source, bound, traced.tied)
+    verified = [] if traced.family else [f"the family {model_type} is not verified: compare its answers before you rely on them"]
+    return verified + ([f"the model does not use {len(unused)} of the checkpoint's tensors, such as {unused[0]}"] if unused else [])
+
+
+def _model_config(source: Source, mod: IRModule, context: int | None) -> ModelConfig:
+    limit = _context_limit(source.config)
+    if context is not None and limit is not None and context > limit:
+        raise OptionError(f"is {context}, but the model was made for {limit} tokens", field="context", fix=f"give {limit} or less")
+    stops = _token_ids(source.generation_config.get("eos_token_id", source.config.get("eos_token_id")))
+    bos = _token_ids(source.generation_config.get("bos_token_id", source.config.get("bos_token_id")))
+    vocab_size = shape_of(mod["forward"].body.body)[1]
+    stops, bos = (tuple(token for token in ids if token < vocab_size) for ids in (stops, bos))
+    return ModelConfig(source.config["model_type"], context or limit or _DEFAULT_CONTEXT, vocab_size, stops, bos[0] if bos else None)
+
+
+def _context_limit(config: Mapping[str, Any]) -> int | None:
+    found = (config.get(name) for name in _CONTEXT_FIELDS)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, list | tuple) else [value]
+    return tuple(token for token in ids if isinstance(token, int) and token >= 0)

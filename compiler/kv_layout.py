@@ -1,0 +1,35 @@
+"""Reads from a traced module what K/V cache it needs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from tvm import IRModule
+
+from cupola.passes.rewrite import shape_of
+from cupola.runtime.artifact import KVGroup, KVSpec
+from cupola.runtime.errors import UnsupportedError
+from cupola.targets import ops
+
+
+def kv_layout(mod: IRModule, dtype: str, block_size: int, file: str) -> KVSpec:
+    """One group for all layers with the same heads, dimensions and window, in the order of their first layers.
+
+    Raises:
+        UnsupportedError: two attentions claim the same layer, or heads that do not group; `file` is for the message.
+    """
+    layers: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
+    for block in mod["forward"].body.blocks:
+        for binding in block.bindings:
+            marker = ops.Attention.match(binding.value)
+            if marker is not None:
+                (_, num_heads, _), (_, num_kv_heads, key_dim) = shape_of(marker.q), shape_of(marker.k)
+                if num_heads % num_kv_heads:
+                    problem = f"{num_heads} query heads do not divide into {num_kv_heads} K/V heads"
+                    raise UnsupportedError(problem, file=file, field=f"layer {marker.layer}")
+                layers[num_kv_heads, key_dim, shape_of(marker.v)[2], marker.window].append(marker.layer)
+    every = [layer for group in layers.values() for layer in group]
+    if len(set(every)) != len(every):
+        raise UnsupportedError("some layers hold more than one attention", file=file, fix="only one K/V cache a layer is known")
+    groups = tuple(KVGroup(tuple(group), heads, key, value, window) for (heads, key, value, window), group in layers.items())
+    return KVSpec(groups, dtype, block_size)

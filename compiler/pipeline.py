@@ -1,0 +1,100 @@
+"""The pass pipeline: what happens to a model between import and code, in order."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tvm
+from tvm import IRModule, relax
+
+from cupola.passes.drop_batch import drop_batch
+from cupola.passes.fuse_epilogue import fuse_epilogue
+from cupola.passes.fuse_gated_linear import fuse_gated_linear
+from cupola.passes.fuse_gelu import fuse_gelu
+from cupola.passes.fuse_layer_norm import fuse_layer_norm
+from cupola.passes.fuse_linear import fuse_linear
+from cupola.passes.fuse_rms_norm import fuse_rms_norm
+from cupola.passes.fuse_rotary import fuse_rotary
+from cupola.passes.join_projections import join_projections
+from cupola.passes.lower_ops import lower_ops
+from cupola.passes.page_attention import page_attention
+from cupola.passes.simplify import simplify
+from cupola.passes.sink_transposes import sink_transposes
+from cupola.passes.store_weights import store_weights
+from cupola.runtime.artifact import KVSpec
+from cupola.runtime.environment import debug_level
+from cupola.targets.base import Target
+
+Pass = tvm.transform.Pass
+
+
+def import_passes() -> list[Pass]:
+    """What makes a traced model flat and plain; the K/V cache is read off the result."""
+    return [drop_batch(), simplify()]
+
+
+def pipeline(target: Target, kv: KVSpec, weight_dtype: str, extra: Sequence[Pass] = ()) -> list[Pass]:
+    """From a flat model to calls of the target's kernels; `extra` passes see the recognized operations."""
+    return [
+        # recognize what models spell out
+        fuse_rms_norm(),
+        fuse_layer_norm(),
+        fuse_gelu(),
+        fuse_rotary(),
+        sink_transposes(),
+        simplify(),
+        # make few and large operations of many small ones
+        fuse_linear(),
+        fuse_gated_linear(),
+        fuse_epilogue(),
+        join_projections(),
+        # say how it is stored
+        page_attention(kv),
+        store_weights(weight_dtype),
+        *extra,
+        lower_ops(target),
+    ]
+
+
+def kernel_passes(target: Target) -> list[Pass]:
+    """What remains after the weights were lifted out: Relax's own lowering, fusion, and schedules for the rest."""
+    return [
+        relax.transform.FoldConstant(),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+        *target.schedules,
+    ]
+
+
+def run_passes(mod: IRModule, passes: Sequence[Pass], dumps: Dumps | None = None) -> IRModule:
+    """Runs `passes` in order; from CUPOLA_DEBUG=2 on it says how long each took, from 3 on it writes the IR after each."""
+    for step in passes:
+        start = time.perf_counter()
+        mod = step(mod)
+        if debug_level() >= 2:
+            print(f"cupola:   {step.info.name} {1e3 * (time.perf_counter() - start):.1f} ms", file=sys.stderr)
+        if dumps is not None:
+            dumps.write(step.info.name, mod.script(show_meta=False))
+    return mod
+
+
+class Dumps:
+    """Numbered text files of what the compiler had in hand, for reading and for diffing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, text: str, suffix: str = "py") -> None:
+        """Writes `NN_name.suffix`."""
+        (self.folder / f"{self.count:02d}_{name}.{suffix}").write_text(text, encoding="utf-8")
+        self.count += 1
+
+
+__all__ = ["Dumps", "import_passes", "kernel_passes", "pipeline", "run_passes"]

@@ -1,0 +1,174 @@
+"""Weights on their way into the artifact: the transforms that the passes wrote into the graph, run tensor by tensor.
+
+`LiftTransformParams` moves every expression over weights alone into a function of its own. Each of its results is
+computed here when it is asked for, from lazily read tensors, so that the peak is one weight and not one model.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import IRModule, relax
+
+from cupola.compiler.sources.base import LazyTensor
+from cupola.passes.rewrite import name_of
+from cupola.passes.simplify import axes_of
+from cupola.runtime.artifact import TensorSpec
+from cupola.runtime.errors import UnsupportedError
+
+Array = npt.NDArray[Any]
+_TRANSFORM = "forward_transform_params"
+_MAX_NAME_LENGTH = 160
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight as `forward` takes it; `compute` reads what it is made of and returns it, C-contiguous."""
+
+    spec: TensorSpec
+    compute: Callable[[], Array]
+
+
+def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRModule, tuple[PackedWeight, ...]]:
+    """Takes everything that depends on weights alone out of `forward`, whose weight parameters become the results.
+
+    Args:
+        mod: a module whose `forward` has the attribute num_input, the number of parameters that are no weights.
+        weights: the tensors behind the other parameters, by name.
+    """
+    names = [param.name for param in mod["forward"].params[_num_inputs(mod) :]]
+    lifted = relax.transform.LiftTransformParams()(mod)
+    transform = _Transform(lifted[_TRANSFORM], [weights[name] for name in names])
+    del lifted[_TRANSFORM]
+    params = lifted["forward"].params[_num_inputs(lifted) :]
+    labels = _unique(transform.label(index) for index in range(len(params)))
+    packed = [PackedWeight(_spec(name, var), transform.computer(index)) for index, (name, var) in enumerate(zip(labels, params, strict=True))]
+    return lifted, tuple(packed)
+
+
+def _num_inputs(mod: IRModule) -> int:
+    return int(mod["forward"].attrs["num_input"])
+
+
+def _spec(name: str, var: relax.Var) -> TensorSpec:
+    return TensorSpec(name, str(var.ty.dtype), tuple(int(size) for size in var.ty.shape))
+
+
+def _unique(names: Iterator[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    for name in names:
+        base = name
+        while name in seen:
+            seen[base] += 1
+            name = f"{base}#{seen[base]}"
+        seen[name] = 1
+    return list(seen)
+
+
+class _Transform:
+    """The lifted function; `sources` are the tensors that its parameter tuple holds."""
+
+    def __init__(self, func: relax.Function, sources: list[LazyTensor]) -> None:
+        self.bound = {binding.var: binding.value for block in func.body.blocks for binding in block.bindings}
+        self.sources = sources
+        results = self._value(func.body.body)
+        assert isinstance(results, relax.Tuple)
+        self.results = list(results.fields)
+
+    def computer(self, index: int) -> Callable[[], Array]:
+        """What computes result `index`."""
+        return lambda: np.ascontiguousarray(self._evaluate(self.results[index]))
+
+    def label(self, index: int) -> str:
+        """A name for result `index`, from the tensors that it is made of."""
+        names = list(dict.fromkeys(self._sources_of(self.results[index])))
+        if len(names) < 2:
+            return names[0] if names else f"constant.{index}"
+        start = os.path.commonprefix(names)
+        start = start[: start.rfind(".") + 1]
+        return (start + "+".join(name.removeprefix(start) for name in names))[:_MAX_NAME_LENGTH]
+
+    def _value(self, expr: relax.Expr) -> relax.Expr:
+        while isinstance(expr, relax.Var) and expr in self.bound:
+            expr = self.bound[expr]
+        return expr
+
+    def _sources_of(self, expr: relax.Expr) -> Iterator[str]:
+        value = self._value(expr)
+        if isinstance(value, relax.TupleGetItem) and isinstance(self._value(value.tuple_value), relax.Var):
+            yield self.sources[value.index].name
+        elif isinstance(value, relax.TupleGetItem):
+            yield from self._sources_of(value.tuple_value)
+        parts = value.args if isinstance(value, relax.Call) else value.fields if isinstance(value, relax.Tuple) else ()
+        for part in parts:
+            yield from self._sources_of(part)
+
+    def _evaluate(self, expr: relax.Expr) -> Any:
+        value = self._value(expr)
+        if isinstance(value, relax.TupleGetItem):
+            inner = self._value(value.tuple_value)
+            return self._load(value) if isinstance(inner, relax.Var) else self._evaluate(inner)[value.index]
+        if isinstance(value, relax.Tuple):
+            return [self._evaluate(field) for field in value.fields]
+        if isinstance(value, tvm.ir.GenericConst):
+            return value.value.numpy()
+        if isinstance(value, relax.Call):
+            return self._apply(value)
+        return value  # a shape, an axis: the operation reads it as it is
+
+    def _load(self, item: relax.TupleGetItem) -> Array:
+        array = self.sources[item.index].load()
+        dtype = str(item.ty.dtype)
+        return array if str(array.dtype) == dtype else array.astype(_numpy_dtype(dtype))
+
+    def _apply(self, call: relax.Call) -> Any:
+        operation = _OPERATIONS.get(name_of(call))
+        if operation is None:
+            raise UnsupportedError(f"a weight goes through {name_of(call)}, which the packer does not know", field="weights")
+        return operation(call, *(self._evaluate(arg) for arg in call.args))
+
+
+def _numpy_dtype(name: str) -> Any:
+    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
+
+
+def _slice(call: relax.Call, x: Array, axes: list[Any], begin: list[Any], end: list[Any], strides: list[Any] | None = None) -> Array:
+    index: list[slice] = [slice(None)] * x.ndim
+    steps = strides or [1] * len(axes)
+    for axis, start, stop, step in zip(axes, begin, end, steps, strict=True):
+        index[int(axis)] = slice(int(start), int(stop), int(step))
+    return x[tuple(index)]
+
+
+def _pad(call: relax.Call, x: Array, *_: Any) -> Array:
+    widths = [int(width) for width in call.attrs.pad_width]
+    return np.pad(x, list(zip(widths[::2], widths[1::2], strict=True)))
+
+
+def _shape(shape: relax.ShapeExpr) -> list[int]:
+    return [int(size) for size in shape]
+
+
+# What may happen to a weight before it is stored, in numpy; each entry gets the call and its evaluated arguments.
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "astype": lambda call, x: x.astype(_numpy_dtype(str(call.attrs.dtype))),
+    "reshape": lambda call, x, shape: x.reshape(_shape(shape)),
+    "permute_dims": lambda call, x: np.transpose(x, axes_of(call)),
+    "concat": lambda call, parts: np.concatenate(parts, axis=int(call.attrs.axis)),
+    "split": lambda call, x: np.split(x, int(call.attrs.indices_or_sections), axis=int(call.attrs.axis)),
+    "strided_slice": _slice,
+    "nn.pad": _pad,
+    "add": lambda call, x, y: x + y,
+    "subtract": lambda call, x, y: x - y,
+    "multiply": lambda call, x, y: x * y,
+    "divide": lambda call, x, y: x / y,
+    "negative": lambda call, x: -x,
+    "expand_dims": lambda call, x: np.expand_dims(x, [int(axis) for axis in call.attrs.axis]),
+}
