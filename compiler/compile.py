@@ -11,7 +11,7 @@ import tvm
 from cupola.compiler.artifact_writer import artifact_folder, list_files, write_manifest, write_texts, write_weights
 from cupola.compiler.build import build_library, signature_of
 from cupola.compiler.importer import DTYPES, import_model
-from cupola.compiler.options import CompileOptions
+from cupola.compiler.options import CompileOptions, short_name
 from cupola.compiler.pipeline import Dumps, kernel_passes, pipeline, run_passes
 from cupola.compiler.progress import Progress, default_progress
 from cupola.compiler.sources import open_source
@@ -21,7 +21,7 @@ from cupola.runtime.environment import debug_level
 from cupola.targets.registry import get_target
 
 
-def compile(  # noqa: A001 - the name that users type, always behind `cupola.`
+def compile(
     source: str | Path,
     *,
     target: str = "cpu",
@@ -53,7 +53,7 @@ def compile(  # noqa: A001 - the name that users type, always behind `cupola.`
     """
     options = CompileOptions(target, quant, kv_dtype, context, block_size, max_batch)
     chosen, progress = get_target(target), progress or default_progress()
-    folder = Path(out) if out is not None else Path(f"{Path(source).stem}-{chosen.spec.name.replace(':', '-')}-{quant}")
+    folder = Path(out) if out is not None else Path(f"{short_name(source)}-{chosen.spec.name.replace(':', '-')}-{quant}")
     with artifact_folder(folder) as work:
         dumps = Dumps(work / "ir") if debug_level() >= 3 else None
         with progress.stage("Reading the source"):

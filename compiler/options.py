@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cupola.runtime.errors import OptionError
 from cupola.targets.registry import target_names
@@ -45,6 +46,12 @@ class CompileOptions:
         if self.block_size & (self.block_size - 1):
             raise OptionError(f"is {self.block_size}, not a power of two", field="block-size", fix="take 16, 32 or 64")
         _check_range("max-batch", self.max_batch, 1, 4096)
+
+
+def short_name(source: str | Path) -> str:
+    """A source's name in a file name: the last part of its path, without what a shell could stumble over."""
+    name = Path(source).name.removesuffix(".gguf")
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "model"
 
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:

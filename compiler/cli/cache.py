@@ -19,8 +19,7 @@ from pathlib import Path
 
 import typer
 
-from cupola.compiler.cli.compile import short_name
-from cupola.compiler.options import CompileOptions
+from cupola.compiler.options import CompileOptions, short_name
 from cupola.runtime.artifact import MANIFEST, Artifact
 from cupola.runtime.environment import cache_folder
 from cupola.runtime.errors import ArtifactError

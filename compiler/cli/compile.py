@@ -13,7 +13,6 @@ import typer
 import cupola
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.progress import console_progress
-from cupola.compiler.options import CompileOptions
 from cupola.runtime.artifact import Artifact
 
 Out = Annotated[
@@ -39,7 +38,7 @@ def compile_model(
         source,
         target=options.target,
         quant=options.quant,
-        out=out or default_out(source, options),
+        out=out,
         context=options.context,
         kv_dtype=options.kv_dtype,
         block_size=options.block_size,
@@ -47,17 +46,6 @@ def compile_model(
         progress=console_progress(),
     )
     _report(artifact, time.perf_counter() - start, as_json)
-
-
-def default_out(source: str, options: CompileOptions) -> Path:
-    """The folder that an artifact gets if the user names none, such as `smollm2-cpu-f32`."""
-    return Path(f"{short_name(source)}-{options.target.replace(':', '-')}-{options.quant}")
-
-
-def short_name(source: str) -> str:
-    """A source's name in a file name: the last part of its path, without what a shell could stumble over."""
-    name = Path(source).name.removesuffix(".gguf")
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "model"
 
 
 def _report(artifact: Artifact, seconds: float, as_json: bool) -> None:
