@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cupola.compiler.sources.base import Array
 from cupola.runtime.errors import SourceError
 
 MAX_JSON_BYTES = 64 << 20
@@ -61,6 +64,22 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
     if not isinstance(value, dict):
         raise SourceError(f"holds a JSON {type(value).__name__}, not an object", file=path, fix="download it again")
     return value
+
+
+def mapped(path: Path) -> Array:
+    """The bytes of a file, mapped and read-only; SourceError if there are none."""
+    try:
+        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    except ValueError:
+        raise SourceError("is empty", file=path, fix="download it again") from None
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error.strerror}", file=path, fix="check the file and its permissions") from None
+
+
+def typed(data: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Mapped bytes as values of a type; a view, or a copy where a file puts them at an odd address."""
+    values: Array = data.view(dtype).reshape(shape)
+    return values if values.flags.aligned else values.copy()
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cupola.compiler.sources.base import Array, LazyTensor, Source
 from cupola.compiler.sources.config_check import check_config
-from cupola.compiler.sources.files import sha256_of
+from cupola.compiler.sources.files import sha256_of, typed
 from cupola.compiler.sources.generation import generation_defaults
 from cupola.compiler.sources.gguf_config import architecture_of, derive_config
 from cupola.compiler.sources.gguf_header import RECONVERT, GGUFHeader, TensorInfo, read_header
@@ -70,7 +70,7 @@ def _values(header: GGUFHeader, info: TensorInfo) -> Array:
     """A tensor as the file has it: a view in its own float type, or dequantized to float32."""
     raw = header.data[info.begin : info.begin + info.num_bytes]
     if dtype := _FLOATS.get(info.type_name):
-        return raw.view(dtype).reshape(info.shape)
+        return typed(raw, dtype, info.shape)
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 

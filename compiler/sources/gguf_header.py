@@ -17,6 +17,7 @@ from typing import Any, Never
 import numpy as np
 
 from cupola.compiler.sources.base import Array
+from cupola.compiler.sources.files import mapped
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -178,15 +179,6 @@ def _place(cursor: _Cursor, tables: list[TensorInfo], alignment: int) -> tuple[T
     return tuple(placed)
 
 
-def _mapped(path: Path) -> Array:
-    try:
-        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-    except ValueError:
-        raise SourceError("is empty", file=path, fix="download it again") from None
-    except OSError as error:
-        raise SourceError(f"cannot be read: {error.strerror}", file=path, fix="check the file and its permissions") from None
-
-
 def read_header(path: Path) -> GGUFHeader:
     """Read and check a GGUF file's header; no tensor data is touched.
 
@@ -194,7 +186,7 @@ def read_header(path: Path) -> GGUFHeader:
         SourceError: the file is not GGUF, damaged, cut off or forged; the message names the field.
         UnsupportedError: a version, byte order or tensor type that is not read here.
     """
-    cursor = _Cursor(path, _mapped(path))
+    cursor = _Cursor(path, mapped(path))
     if cursor.take(4, "magic") != b"GGUF":
         cursor.fail("magic", "is not GGUF")
     version = cursor.scalar("<I", "version")

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from cupola.compiler.sources.base import Array, LazyTensor
+from cupola.compiler.sources.files import mapped, typed
 from cupola.runtime.errors import SourceError
 
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -49,8 +50,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         raise SourceError(f"cannot be read: {error.strerror or error}", file=path, fix="check the file and its permissions") from None
 
 
-def _lazy(mapped: Array, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], begin: int, end: int) -> LazyTensor:
-    return LazyTensor(name, shape, dtype.name, lambda: mapped[begin:end].view(dtype).reshape(shape))
+def _lazy(data: Array, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], begin: int, end: int) -> LazyTensor:
+    return LazyTensor(name, shape, dtype.name, lambda: typed(data[begin:end], dtype, shape))
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
@@ -59,14 +60,14 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     Raises:
         SourceError: the file is damaged.
     """
-    header, data = _header(path)
+    header, start = _header(path)
     header.pop("__metadata__", None)
-    mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    data = mapped(path)
     tensors, others = {}, {}
     for name, entry in header.items():
-        begin, end = (data + offset for offset in entry["data_offsets"])
+        begin, end = (start + offset for offset in entry["data_offsets"])
         if dtype := DTYPES.get(entry["dtype"]):
-            tensors[name] = _lazy(mapped, name, dtype, tuple(entry["shape"]), begin, end)
+            tensors[name] = _lazy(data, name, dtype, tuple(entry["shape"]), begin, end)
         else:
             others[name] = entry["dtype"]
     return SafetensorsFile(tensors, others)
