@@ -60,7 +60,7 @@ class Conversation:
         """Reads and answers lines until the user leaves."""
         while True:
             try:
-                line = input("> ").strip()
+                line = input("> " if sys.stdin.isatty() else "").strip()
             except EOFError:
                 print()
                 return

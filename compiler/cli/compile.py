@@ -58,4 +58,4 @@ def _report(artifact: Artifact, seconds: float, as_json: bool) -> None:
         return
     for note in manifest.notes:
         print("note:", note, file=sys.stderr)
-    print(f"{artifact.path}: {num_bytes / 1e6:.0f} MB in {seconds:.1f} s; now `cupola run {artifact.path}`", file=sys.stderr)
+    print(f"{artifact.path}: {num_bytes / 1e6:.0f} MB in {seconds:.1f} s; now `cupola run {artifact.path}`")
