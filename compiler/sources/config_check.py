@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from cupola.compiler.sources.files import one_line
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 _HIGHEST = {
@@ -118,6 +119,5 @@ def check_config(config: Mapping[str, Any], file: object, trust_remote_code: boo
         config_class.from_dict(dict(config))
     # The configuration classes check their fields with whatever exception came to hand.
     except Exception as error:  # noqa: BLE001
-        reason = " ".join(str(error).split())[:300]
-        raise SourceError(f"transformers refuses it: {reason}", file=file, fix=_FIX) from None
+        raise SourceError(f"transformers refuses it: {one_line(error)}", file=file, fix=_FIX) from None
     return sizes["vocab_size"]

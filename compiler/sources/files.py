@@ -82,6 +82,11 @@ def typed(data: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     return values if values.flags.aligned else values.copy()
 
 
+def one_line(error: Exception) -> str:
+    """What another library says, fit for a message of one line."""
+    return " ".join(str(error).split())[:200]
+
+
 def sha256_of(paths: Iterable[Path]) -> str:
     """One SHA-256 (hex): of the file itself for one, of the sorted names and hashes for several."""
     hashes = {}

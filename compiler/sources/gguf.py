@@ -33,7 +33,7 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
+_NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9][0-9]{0,5})\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
 _FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _COMPUTED = ("rope_freqs.weight",)
 
@@ -47,7 +47,7 @@ def transformers_name(name: str) -> str | None:
     part = (_TOP if layer is None else _LAYER).get(match["part"])
     if part is None:
         return None
-    prefix = "" if layer is None else f"model.layers.{int(layer)}."
+    prefix = "" if layer is None else f"model.layers.{layer}."
     return f"{prefix}{part}.{match['kind']}"
 
 
@@ -116,7 +116,7 @@ def _read_tensors(header: GGUFHeader, config: Mapping[str, Any]) -> tuple[dict[s
             tensors[name] = _lazy(header, info, name, heads)
         elif info.name not in _COMPUTED:
             unknown.append(info.name)
-    notes = (f"{len(unknown)} unknown tensors left out, such as {unknown[0]}",) if unknown else ()
+    notes = (f"{len(unknown)} unknown tensors left out, such as {unknown[0]:.60}",) if unknown else ()
     return tensors, notes
 
 

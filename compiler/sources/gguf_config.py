@@ -84,6 +84,8 @@ def architecture_of(header: GGUFHeader) -> str:
 
 def _head_dim(read: _Metadata, hidden_size: int, num_heads: int) -> int:
     head_dim = read.integer("attention.key_length", hidden_size // num_heads)
+    if head_dim < 2 or head_dim % 2:
+        read.fail("attention.key_length", f"the head size is {head_dim}, not a positive even number")
     for key in ("attention.value_length", "rope.dimension_count"):
         if read.integer(key, head_dim) != head_dim:
             raise UnsupportedError(

@@ -27,7 +27,7 @@ USE_CHECKPOINT = "use the Hugging Face checkpoint of this model"
 _MAX_FIELDS = 1 << 16
 _MAX_TENSORS = 1 << 20
 _MAX_ELEMENTS = 1 << 22
-_MAX_NAME = (1 << 16) - 1
+_MAX_NAME = 1 << 10
 _MAX_TEXT = 1 << 24
 _MAX_DIMS = 4
 _MAX_ALIGNMENT = 1 << 20
@@ -86,6 +86,13 @@ class _Cursor:
             self.fail(field, f"the count {value:,} is more than the {highest:,} that make sense")
         return value
 
+    def name(self, field: str) -> str:
+        """A key or a tensor's name; one that does not print would garble the messages that it appears in."""
+        name = self.string(field, _MAX_NAME)
+        if not name.isprintable():
+            self.fail(field, f"{name!r:.80} is not printable")
+        return name
+
     def string(self, field: str, max_bytes: int) -> str:
         raw = self.take(self.count("<Q", f"{field} (length)", max_bytes), field)
         try:
@@ -120,7 +127,7 @@ def _value(cursor: _Cursor, field: str) -> Any:
 def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     for index in range(count):
-        key = cursor.string(f"key of metadata field {index}", _MAX_NAME)
+        key = cursor.name(f"key of metadata field {index}")
         if key in metadata:
             cursor.fail(key, "appears twice")
         metadata[key] = _value(cursor, key)
@@ -151,7 +158,7 @@ def _block(cursor: _Cursor, name: str, number: int) -> tuple[str, int, int]:
 
 def _tensor_info(cursor: _Cursor, index: int) -> TensorInfo:
     """One entry of the tensor table; `begin` still counts from the start of the data."""
-    name = cursor.string(f"name of tensor {index}", _MAX_NAME)
+    name = cursor.name(f"name of tensor {index}")
     num_dims = cursor.count("<I", f"{name} (dimensions)", _MAX_DIMS)
     shape = tuple(cursor.scalar("<Q", f"{name} (dimensions)") for _ in range(num_dims))[::-1]
     type_name, values, block_bytes = _block(cursor, name, cursor.scalar("<I", f"{name} (type)"))

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from cupola.compiler.sources.files import one_line
 from cupola.compiler.sources.gguf_header import RECONVERT
 from cupola.compiler.sources.tokenizer_files import check_tokenizer
 from cupola.runtime.errors import SourceError
@@ -123,7 +124,7 @@ def convert_tokenizer(metadata: Mapping[str, Any], architecture: str, file: obje
         wrapped = PreTrainedTokenizerFast(tokenizer_object=converted, **special, **adds)
     # The conversion checks nothing; what a contradictory vocabulary raises depends on where it is met first.
     except Exception as error:  # noqa: BLE001
-        raise SourceError(f"cannot be made a tokenizer: {str(error)[:200]}", file=file, field="tokenizer.ggml", fix=RECONVERT) from None
+        raise SourceError(f"cannot be made a tokenizer: {one_line(error)}", file=file, field="tokenizer.ggml", fix=RECONVERT) from None
     backend = json.loads(wrapped.backend_tokenizer.to_str())
     _refine(backend, metadata, len(fields["tokens"]))
     pre = fields["pre_tokenizer_type"]

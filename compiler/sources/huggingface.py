@@ -38,7 +38,10 @@ _CONTENT = (
 def _index(folder: Path, path: Path) -> dict[str, str]:
     """tensor name -> file name, as a weight index gives them."""
     weight_map = read_json_object(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+    sound = (
+        isinstance(weight_map, dict) and weight_map and all(key.isprintable() and isinstance(name, str) for key, name in weight_map.items())
+    )
+    if not isinstance(weight_map, dict) or not sound:
         raise SourceError("does not map tensor names to file names", file=path, field="weight_map", fix="download it again")
     return weight_map
 

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from cupola.compiler.sources.base import Array, LazyTensor
-from cupola.compiler.sources.files import mapped, typed
+from cupola.compiler.sources.files import mapped, one_line, typed
 from cupola.runtime.errors import SourceError
 
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -33,6 +33,8 @@ class SafetensorsFile:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("a name appears twice in the header")
+    if not all(name.isprintable() for name, _ in pairs):
+        raise ValueError("a name in the header is not printable")
     return dict(pairs)
 
 
@@ -45,7 +47,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             length = int.from_bytes(file.read(8), "little")
             return json.loads(file.read(length), object_pairs_hook=_unique), 8 + length
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise SourceError(f"is damaged: {error}", file=path, fix="download it again") from None
+        raise SourceError(f"is damaged: {one_line(error)}", file=path, fix="download it again") from None
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror or error}", file=path, fix="check the file and its permissions") from None
 

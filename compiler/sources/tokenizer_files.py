@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cupola.compiler.sources.files import MAX_JSON_BYTES, member, read_text
+from cupola.compiler.sources.files import MAX_JSON_BYTES, member, one_line, read_text
 from cupola.runtime.errors import SourceError
 
 _SLOW_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
@@ -20,7 +20,7 @@ def check_tokenizer(text: str, file: object) -> str:
         Tokenizer.from_str(text)
     # The library raises bare Exception for every kind of damage.
     except Exception as error:  # noqa: BLE001
-        raise SourceError(f"is not a tokenizer: {str(error)[:200]}", file=file, fix="download it again") from None
+        raise SourceError(f"is not a tokenizer: {one_line(error)}", file=file, fix="download it again") from None
     return text
 
 

@@ -171,6 +171,8 @@ def test_an_unknown_architecture_says_which_are_known(tmp_path):
     ("key", "value", "message"),
     [
         ("attention.head_count", 0, r"attention\.head_count: is 0"),
+        ("attention.key_length", 15, r"attention\.key_length: the head size is 15"),
+        ("attention.key_length", 0, r"attention\.key_length: the head size is 0"),
         ("attention.head_count", 5, r"num_attention_heads|num_key_value_heads|rows"),
         ("block_count", 0, r"num_hidden_layers: is 0"),
         ("embedding_length", 1 << 31, r"hidden_size: is 2147483648"),
@@ -184,3 +186,14 @@ def test_absurd_sizes_are_refused(tiny_gguf, tmp_path, key, value, message):
     (tmp_path / "bad.gguf").write_bytes(data)
     with pytest.raises(SourceError, match=message):
         open_source(tmp_path / "bad.gguf")
+
+
+def test_names_that_only_look_like_layers_are_left_out(write_gguf, tmp_path):
+    names = [f"blk.{'9' * 900}.attn_q.weight", "blk.00.attn_norm.weight", "blk.1.strange.weight"]
+
+    def change(writer):
+        for name in names:
+            writer.add_tensor(name, np.zeros((64, 64), np.float32))
+
+    source = open_source(write_gguf(tmp_path / "tiny.gguf", fields=change))
+    assert len(source.tensors) == 20 and source.notes[0].startswith("3 unknown tensors left out, such as blk.9999")

@@ -89,6 +89,7 @@ def test_bad_tensors(tmp_path):
     refuse(forged(tmp_path, entry(kind=99)), "a: has the unknown type 99", UnsupportedError)
     refuse(forged(tmp_path, entry(kind=4)), "a: has the unknown type 4", UnsupportedError)
     refuse(forged(tmp_path, entry(name=b"\xff\xfe")), "name of tensor 0: is not UTF-8")
+    refuse(forged(tmp_path, entry(name=b"a\nb")), r"name of tensor 0: 'a\\nb' is not printable")
 
 
 @pytest.mark.parametrize("alignment", [0, 3, 48, 1 << 21, (1 << 32) - 1])

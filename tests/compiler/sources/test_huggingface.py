@@ -148,7 +148,7 @@ def test_indices_that_do_not_fit_their_files(make_model, tmp_path):
     refuse(tmp_path, r"index\.json: model\.extra\.weight: names a tensor that its file does not hold")
     index.write_text(json.dumps({"weight_map": {**good, "model.norm.weight": "model-9.safetensors"}}))
     refuse(tmp_path, r"model-9\.safetensors: is missing")
-    for wrong in ([], {}, {"a": 1}, None):
+    for wrong in ([], {}, {"a": 1}, {"a\nb": "c"}, None):
         index.write_text(json.dumps({"weight_map": wrong}))
         refuse(tmp_path, "weight_map: does not map")
     shutil.copy(tmp_path / good["model.norm.weight"], tmp_path / "again.safetensors")
@@ -196,6 +196,11 @@ def test_damaged_safetensors_headers(folder, header):
 def test_oversized_safetensors_headers(folder, length):
     with_header(folder / "model.safetensors", {"a": tensor(0, 64, (16,))}, length=length)
     refuse(folder, r"model\.safetensors: is damaged")
+
+
+def test_a_name_that_does_not_print(folder):
+    with_header(folder / "model.safetensors", {"a\nb": tensor(0, 64, (16,))})
+    refuse(folder, "is damaged: a name in the header is not printable")
 
 
 def test_values_at_odd_addresses(folder):

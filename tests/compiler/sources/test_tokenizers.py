@@ -126,7 +126,7 @@ def test_sentencepiece_encodes_as_transformers_does(write_gguf, make_model, tmp_
         add = {"tokens": writer.add_token_list, "scores": writer.add_token_scores, "token_type": writer.add_token_types}.get(name)
         add(value) if add else (writer.add_string if isinstance(value, str) else writer.add_uint32)(key, value)
     for key in ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "context_length"):
-        writer.add_uint32(f"llama.{key}", 32)
+        writer.add_uint32(f"llama.{key}", 2 if key.endswith("head_count") else 32)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tensor("token_embd.weight", np.zeros((len(metadata["tokenizer.ggml.tokens"]), 32), np.float32))
     writer.write_header_to_file()
