@@ -99,6 +99,6 @@ class Detokenizer:
         return stop
 
     def _num_held(self) -> int:
-        tail = self.text[len(self.text) - self._longest_stop + 1 :] if self._longest_stop > 1 else ""
+        tail = self.text[max(0, len(self.text) - self._longest_stop + 1) :] if self._longest_stop else ""
         starts = (i for i in range(len(tail)) if any(stop.startswith(tail[i:]) for stop in self._stop))
         return len(tail) - next(starts, len(tail))

@@ -21,7 +21,6 @@ from cupola.runtime.machine import check_machine
 Array = npt.NDArray[Any]
 ALIGNMENT = 64  # bytes; compiled kernels load whole vectors from the start of a tensor
 _RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
-_BIG_CORES = 1  # a mode of TVM's thread pool
 
 
 class TVMExecutor:
@@ -48,14 +47,17 @@ class TVMExecutor:
         for source, target in batch.copies:
             for pages in self._pages.values():
                 pages[:, target] = pages[:, source]
-        steps = {name: to_tensor(self._tvm, getattr(batch, name)) for name in _STEP_INPUTS}
+        arrays: dict[str, Array] = {name: getattr(batch, name) for name in _STEP_INPUTS}
+        if len(batch.logit_rows) == 0:  # kernels want a row: the last token's is computed and dropped
+            arrays["logit_rows"] = np.array([len(batch.tokens) - 1], np.int32)
+        steps = {name: to_tensor(self._tvm, array) for name, array in arrays.items()}
         arguments = [self._fixed[spec.name] if spec.name in self._fixed else steps[spec.name.partition(".")[0]] for spec in self._inputs]
         try:
             result = self._machine["forward"](*arguments)
         except Exception as error:  # TVM raises many types, RuntimeError's and AttributeError's among them
             raise EngineError(f"the compiled model failed: {error}") from error
         logits: Any = np.from_dlpack(result if isinstance(result, self._tvm.runtime.Tensor) else result[0])
-        return logits
+        return logits[: len(batch.logit_rows)]
 
     def _check_inputs(self, artifact: Artifact) -> None:
         for spec in self._inputs:
@@ -95,10 +97,11 @@ def load(artifact: Artifact, num_blocks: int) -> TVMExecutor:
 
 def import_tvm() -> ModuleType:
     """tvm, as the process has it already, or else its runtime alone: a tenth of the memory, and without torch."""
-    tvm = sys.modules["tvm"] if "tvm" in sys.modules else _import_runtime()
-    # TVM would start half as many threads as there are CPUs.
-    tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES, environment.num_threads())
-    return tvm
+    # Read when a thread first runs a kernel. TVM would start half as many threads as there are CPUs, and tie them, with
+    # the whole process, to the first ones, where those of the next process are too.
+    os.environ["TVM_NUM_THREADS"] = str(environment.num_threads())
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    return sys.modules["tvm"] if "tvm" in sys.modules else _import_runtime()
 
 
 def _import_runtime() -> ModuleType:

@@ -1,0 +1,91 @@
+"""A model that is nothing but its K/V cache: what it predicts depends on every slot, table and copy being right."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from cupola.runtime.artifact import ModelConfig
+from cupola.runtime.batch import Batch, Float32
+from cupola.runtime.engine import Engine, EngineConfig
+from cupola.runtime.outputs import RequestOutput
+from cupola.runtime.sampling_params import SamplingParams
+
+VOCAB, CONTEXT, BLOCK, STOP = 61, 48, 4, 60
+MODEL = ModelConfig("fake", CONTEXT, VOCAB, (STOP,))
+
+
+def fake_logits(context: list[int]) -> Float32:
+    """Logits that a change of any token in `context` changes."""
+    seed = int.from_bytes(hashlib.blake2b(np.array(context, np.int64).tobytes(), digest_size=8).digest(), "little")
+    return np.random.default_rng(seed).normal(0, 2, VOCAB).astype(np.float32)
+
+
+class FakeExecutor:
+    """Keeps each token and its position in its slot, and predicts from the whole context as the block table shows it."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.pages = np.full((num_blocks, BLOCK, 2), -1)
+        self.num_failures = 0  # steps that are still to fail
+        self.num_steps = 0
+
+    def run(self, batch: Batch) -> Float32:
+        self.num_steps += 1
+        n, b = len(batch.tokens), len(batch.context_lens)
+        assert 0 < n == len(batch.positions) == len(batch.slots) == batch.query_starts[-1]
+        assert len(batch.query_starts) == b + 1
+        assert len(np.unique(batch.slots)) == n, "two tokens in one slot"
+        assert all(array.dtype == np.int32 for array in vars(batch).values() if isinstance(array, np.ndarray))
+        for source, target in batch.copies:
+            self.pages[target] = self.pages[source]
+        self.pages[batch.slots // BLOCK, batch.slots % BLOCK] = np.stack([batch.tokens, batch.positions], 1)
+        if self.num_failures:
+            self.num_failures -= 1
+            raise RuntimeError("the device is on fire")
+        return np.array([self._row(batch, int(row)) for row in batch.logit_rows], np.float32).reshape(-1, VOCAB)
+
+    def _row(self, batch: Batch, row: int) -> Float32:
+        sequence = int(np.searchsorted(batch.query_starts, row, side="right")) - 1
+        length = int(batch.positions[row]) + 1
+        context = self.pages[batch.block_tables[sequence]].reshape(-1, 2)[:length]
+        assert batch.context_lens[sequence] >= length
+        assert context[:, 1].tolist() == list(range(length)), "positions are not where the block table says"
+        return fake_logits(context[:, 0].tolist())
+
+
+def make_engine(num_blocks: int = 64, **config: object) -> Engine:
+    return Engine(FakeExecutor(num_blocks), MODEL, BLOCK, EngineConfig(**config))
+
+
+def run_all(engine: Engine) -> dict[str, RequestOutput]:
+    """Steps until nothing is left; checks every block after every step."""
+    outputs = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            outputs[output.request_id] = output
+        engine.scheduler.check_integrity()
+    engine.check_idle()
+    return outputs
+
+
+def generate_alone(prompt: list[int], params: SamplingParams) -> list[tuple[list[int], str | None]]:
+    """What a request gives when nothing runs beside it, without a cache and in one piece."""
+    engine = make_engine(64 * params.n, enable_prefix_caching=False, max_num_batched_tokens=4096, max_num_seqs=64)
+    engine.add_request("alone", prompt, params)
+    return completions(run_all(engine)["alone"])
+
+
+def completions(output: RequestOutput) -> list[tuple[list[int], str | None]]:
+    return [(completion.token_ids, completion.finish_reason) for completion in output.outputs]
+
+
+def greedy_reference(prompt: list[int], num_tokens: int) -> list[int]:
+    """Greedy tokens straight from the definition, without an engine."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + num_tokens:
+        tokens.append(int(fake_logits(tokens).argmax()))
+        if tokens[-1] == STOP:
+            break
+    return tokens[len(prompt) :]

@@ -1,0 +1,345 @@
+"""The engine over a fake model that notices every wrong slot, block table and copy."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cupola.runtime.errors import EngineError, OptionError, RequestError
+from cupola.runtime.sampling_params import SamplingParams
+from tests.runtime.fakes import (
+    BLOCK,
+    CONTEXT,
+    STOP,
+    VOCAB,
+    completions,
+    fake_logits,
+    generate_alone,
+    greedy_reference,
+    make_engine,
+    run_all,
+)
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, VOCAB, length).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("budget", [1, 7, 64])
+@pytest.mark.parametrize("caching", [False, True])
+@pytest.mark.parametrize("num_blocks", [12, 64])
+def test_greedy_tokens_are_the_same_in_any_company(budget, caching, num_blocks):
+    engine = make_engine(num_blocks, max_num_batched_tokens=budget, enable_prefix_caching=caching, max_num_seqs=8)
+    batch = prompts([1, 3, 4, 5, 8, 17, 30, 12])
+    for i, prompt in enumerate(batch):
+        engine.add_request(str(i), prompt, GREEDY)
+    outputs = run_all(engine)
+    for i, prompt in enumerate(batch):
+        assert outputs[str(i)].outputs[0].token_ids == greedy_reference(prompt, 12)
+    if num_blocks == 12 and budget == 64:
+        assert sum(output.metrics.num_preemptions for output in outputs.values()) > 0
+
+
+def test_prefix_cache_is_used_and_salted():
+    engine = make_engine()
+    prompt = prompts([21])[0]
+    counts = []
+    for name, salt in [("cold", b""), ("warm", b""), ("other", b"salt")]:
+        engine.add_request(name, prompt, GREEDY, cache_salt=salt)
+        output = run_all(engine)[name]
+        counts.append(output.num_cached_tokens)
+        assert output.outputs[0].token_ids == greedy_reference(prompt, 12)
+    assert counts == [0, 20, 0]
+
+
+def test_the_last_prompt_token_is_computed_even_if_all_blocks_are_cached():
+    engine = make_engine()
+    prompt = prompts([16])[0]
+    for name, num_cached in [("cold", 0), ("warm", 12)]:
+        engine.add_request(name, prompt, GREEDY)
+        output = run_all(engine)[name]
+        assert output.num_cached_tokens == num_cached
+        assert output.outputs[0].token_ids == greedy_reference(prompt, 12)
+
+
+@pytest.mark.parametrize("max_num_seqs", [2, 16])
+def test_n_completions_share_the_prompt_and_differ(max_num_seqs):
+    params = SamplingParams(n=5, seed=7, max_tokens=10)
+    prompt = prompts([10])[0]
+    engine = make_engine(max_num_seqs=max_num_seqs)
+    engine.add_request("a", prompt, params)
+    found = completions(run_all(engine)["a"])
+    assert found == generate_alone(prompt, params)
+    assert len({tuple(tokens) for tokens, _ in found}) == 5
+
+
+def test_a_fork_copies_one_block_and_shares_the_rest():
+    engine = make_engine(enable_prefix_caching=False)
+    engine.add_request("a", prompts([10])[0], SamplingParams(n=3, max_tokens=3, ignore_eos=True))
+    engine.step()
+    pool = engine.scheduler.pool
+    assert pool.num_blocks - pool.num_free_blocks == 3  # ten tokens; nothing copied yet
+    engine.step()
+    assert pool.num_blocks - pool.num_free_blocks == 5  # two full blocks shared, the third is everyone's own
+
+
+def test_seeded_samples_do_not_depend_on_company():
+    params = SamplingParams(seed=3, max_tokens=10, top_k=20, top_p=0.9, repetition_penalty=1.2)
+    engine = make_engine(16, max_num_batched_tokens=9)
+    batch = prompts([5, 9, 14, 20])
+    for i, prompt in enumerate(batch):
+        engine.add_request(str(i), prompt, params)
+    outputs = run_all(engine)
+    for i, prompt in enumerate(batch):
+        assert completions(outputs[str(i)]) == generate_alone(prompt, params)
+
+
+def test_unseeded_requests_differ_but_engines_repeat():
+    def tokens() -> list[list[int]]:
+        engine = make_engine(seed=5)
+        for name in "ab":
+            engine.add_request(name, [1, 2, 3], SamplingParams(max_tokens=8, ignore_eos=True))
+        return [output.outputs[0].token_ids for _, output in sorted(run_all(engine).items())]
+
+    first, second = tokens()
+    assert first != second
+    assert tokens() == [first, second]
+
+
+def test_decodes_are_not_stalled_by_a_long_prompt():
+    engine = make_engine(max_num_batched_tokens=4)
+    engine.add_request("a", [1, 2], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    engine.step()
+    engine.add_request("b", prompts([40])[0], GREEDY)
+    for count in range(2, 10):
+        (output,) = engine.step()
+        assert (output.request_id, len(output.outputs[0].token_ids)) == ("a", count)
+
+
+def test_priority_goes_first():
+    engine = make_engine(max_num_seqs=1)
+    for name, priority in [("a", 1), ("b", 1), ("urgent", 0)]:
+        engine.add_request(name, [1, 2], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True), priority=priority)
+    order = [output.request_id for _ in range(6) for output in engine.step() if output.finished]
+    assert order == ["urgent", "a", "b"]
+
+
+def test_the_context_is_an_end():
+    for length in (CONTEXT - 1, CONTEXT):
+        engine = make_engine()
+        engine.add_request("a", [1] * length, SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))
+        (completion,) = run_all(engine)["a"].outputs
+        assert (len(completion.token_ids), completion.finish_reason) == (1, "length")
+    engine.add_request("b", [1] * 5, SamplingParams(temperature=0, max_tokens=1000, ignore_eos=True))
+    assert len(run_all(engine)["b"].outputs[0].token_ids) == CONTEXT - 5
+
+
+def test_a_small_pool_is_an_end_too():
+    engine = make_engine(3)
+    engine.add_request("a", [1] * 5, SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))
+    assert len(run_all(engine)["a"].outputs[0].token_ids) == 12 - 5
+    with pytest.raises(RequestError, match="kv_memory"):
+        engine.add_request("b", [1] * 13, GREEDY)
+
+
+def test_stop_tokens():
+    prompt = next(p for p in ([i, 1] for i in range(VOCAB)) if STOP not in greedy_reference(p, 8) and len(set(greedy_reference(p, 8))) == 8)
+    tokens = greedy_reference(prompt, 8)
+    engine = make_engine()
+    engine.add_request("stop", prompt, SamplingParams(temperature=0, max_tokens=8, stop_token_ids=[tokens[3]]))
+    engine.add_request("late", prompt, SamplingParams(temperature=0, max_tokens=8, stop_token_ids=[tokens[3]], min_tokens=6))
+    engine.add_request("bias", prompt, SamplingParams(temperature=0, max_tokens=8, logit_bias={STOP: 100}))
+    engine.add_request("ignored", prompt, SamplingParams(temperature=0, max_tokens=8, logit_bias={STOP: 100}, ignore_eos=True))
+    outputs = {name: output.outputs[0] for name, output in run_all(engine).items()}
+    assert (outputs["stop"].token_ids, outputs["stop"].finish_reason, outputs["stop"].stop_reason) == (tokens[:4], "stop", tokens[3])
+    assert len(outputs["late"].token_ids) >= 6
+    assert tokens[3] not in outputs["late"].token_ids[:6]
+    assert (outputs["bias"].token_ids, outputs["bias"].finish_reason, outputs["bias"].stop_reason) == ([STOP], "stop", None)
+    assert outputs["ignored"].token_ids == [STOP] * 8
+
+
+@pytest.mark.parametrize("budget", [3, 100])
+def test_logprobs(budget):
+    prompt = prompts([10])[0]
+    engine = make_engine(max_num_batched_tokens=budget)
+    for name in ("cold", "warm"):  # prompt logprobs must not come up short when the prompt is cached
+        engine.add_request(name, prompt, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=2, prompt_logprobs=1))
+        output = run_all(engine)[name]
+        assert output.prompt_logprobs[0] is None
+        context = list(prompt)
+        entries = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
+        for i, (token, entry) in enumerate(zip([*prompt[1:], *output.outputs[0].token_ids], entries, strict=True)):
+            context = [*prompt, *output.outputs[0].token_ids][: i + 1]
+            logits = fake_logits(context).astype(np.float64)
+            expected = logits - np.log(np.exp(logits).sum())
+            assert next(iter(entry)) == token
+            assert entry[token].logprob == pytest.approx(expected[token], abs=1e-5)
+            assert entry[token].rank == int((logits > logits[token]).sum()) + 1
+            num_top = 1 if i < len(prompt) - 1 else 2
+            assert set(entry) == {token, *np.argsort(-logits)[:num_top].tolist()}
+        total = sum(entry[token].logprob for token, entry in zip(output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True))
+        assert output.outputs[0].cumulative_logprob == pytest.approx(total)
+
+
+def test_a_failed_step_loses_nothing():
+    engine = make_engine(16, max_num_batched_tokens=8)
+    batch = prompts([5, 9, 14])
+    for i, prompt in enumerate(batch):
+        engine.add_request(str(i), prompt, GREEDY)
+    outputs = {}
+    for step in range(1000):
+        if not engine.has_unfinished_requests():
+            break
+        engine.executor.num_failures = int(step % 5 == 4)
+        try:
+            outputs.update({output.request_id: output for output in engine.step()})
+        except EngineError as error:
+            assert "on fire" in str(error)
+        engine.scheduler.check_integrity()
+    engine.check_idle()
+    for i, prompt in enumerate(batch):
+        assert outputs[str(i)].outputs[0].token_ids == greedy_reference(prompt, 12)
+
+
+def test_nan_logits_are_an_error_and_the_request_can_be_aborted(monkeypatch):
+    engine = make_engine()
+    monkeypatch.setattr(engine.executor, "run", lambda batch: np.full((len(batch.logit_rows), VOCAB), np.nan, np.float32))
+    engine.add_request("a", [1], SamplingParams(temperature=0))
+    engine.add_request("b", [1], SamplingParams(temperature=1))
+    with pytest.raises(EngineError, match="NaN"):
+        engine.step()
+    assert engine.abort("a")
+    with pytest.raises(EngineError, match="NaN"):
+        engine.step()
+    assert engine.abort("b")
+    assert not engine.abort("b")
+    engine.check_idle()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [([], "prompt"), ([-1], "prompt"), ([VOCAB], "prompt"), ([True], "prompt"), ([1.5], "prompt"), ([2**70], "prompt"), (["a"], "prompt"),
+     ([1] * (CONTEXT + 1), "prompt"), ([1] * 10**5, "prompt"), ("text", "prompt")],
+)  # fmt: skip
+def test_bad_prompts_are_refused(prompt, field):
+    engine = make_engine()
+    with pytest.raises(RequestError) as caught:
+        engine.add_request("a", prompt, GREEDY)
+    assert caught.value.field == field
+    assert not engine.has_unfinished_requests()
+    engine.check_idle()
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [(SamplingParams(top_k=VOCAB + 1), "top_k"), (SamplingParams(logit_bias={VOCAB: 1}), "logit_bias"),
+     (SamplingParams(stop_token_ids=[VOCAB]), "stop_token_ids"), (SamplingParams(stop="a"), "stop"), ({"n": 1}, "sampling_params")],
+)  # fmt: skip
+def test_params_are_checked_against_the_model(params, field):
+    with pytest.raises(RequestError) as caught:
+        make_engine().add_request("a", [1], params)
+    assert caught.value.field == field
+
+
+def test_bad_engine_options_are_refused():
+    for config in ({"max_num_seqs": 0}, {"max_num_batched_tokens": True}, {"seed": -1}, {"enable_prefix_caching": 1}):
+        with pytest.raises(OptionError, match=next(iter(config))):
+            make_engine(**config)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One random request, what happens to it, and how many steps pass before the next one."""
+
+    prompt: list[int]
+    params: SamplingParams
+    priority: int
+    num_steps_after: int
+    abort_after: int | None
+    fails: bool
+
+
+def draw_plan(seed: int) -> Plan:
+    rng = np.random.default_rng(seed)
+    common = np.random.default_rng(0).integers(0, VOCAB, 24).tolist()
+    prompt = (common[: rng.integers(25)] + rng.integers(0, VOCAB, 40).tolist())[: rng.integers(1, 41)]
+    params = SamplingParams(
+        n=int(rng.choice([1, 1, 1, 2, 3])),
+        temperature=int(rng.choice([0, 0, 1])),
+        max_tokens=int(rng.integers(1, 15)),
+        seed=seed,
+        prompt_logprobs=rng.choice([None, None, None, 0]),
+    )
+    abort_after = rng.choice([None, None, None, None, None, 0, 1, 2, 5])
+    return Plan(prompt, params, int(rng.integers(2)), int(rng.integers(4)), abort_after, rng.random() < 0.05)
+
+
+@settings(max_examples=25)
+@given(
+    seeds=st.lists(st.integers(0, 2**32), min_size=40, max_size=40),
+    num_blocks=st.integers(12, 40),
+    budget=st.sampled_from([1, 7, 16, 64]),
+    max_num_seqs=st.integers(1, 8),
+    caching=st.booleans(),
+)
+def test_a_thousand_random_requests(seeds, num_blocks, budget, max_num_seqs, caching):
+    """25 times 40 of them: nothing leaks, nothing is lost, and each gets what it would get alone."""
+    engine = make_engine(num_blocks, max_num_batched_tokens=budget, max_num_seqs=max_num_seqs, enable_prefix_caching=caching)
+    plans = {str(i): draw_plan(seed) for i, seed in enumerate(seeds)}
+    outputs, aborts, aborted, step = {}, {}, set(), 0
+
+    def advance() -> None:
+        nonlocal step
+        for name in [name for name, at in aborts.items() if at <= step]:
+            aborts.pop(name)
+            if engine.abort(name):
+                aborted.add(name)
+        if engine.has_unfinished_requests():
+            try:
+                outputs.update({output.request_id: output for output in engine.step()})
+            except EngineError as error:
+                assert "on fire" in str(error)
+        engine.scheduler.check_integrity()
+        step += 1
+
+    for name, plan in plans.items():
+        engine.add_request(name, plan.prompt, plan.params, priority=plan.priority)
+        if plan.abort_after is not None:
+            aborts[name] = step + plan.abort_after
+        engine.executor.num_failures = int(plan.fails)
+        for _ in range(plan.num_steps_after):
+            advance()
+    while engine.has_unfinished_requests():
+        advance()
+    engine.check_idle()
+    for name in plans.keys() - aborted:
+        plan, output = plans[name], outputs[name]
+        room = min(CONTEXT, num_blocks * BLOCK) - len(plan.prompt)
+        assert completions(output) == _cut(generate_alone(plan.prompt, plan.params), room)
+        if plan.params.prompt_logprobs is not None:
+            assert len(output.prompt_logprobs) == len(plan.prompt)
+
+
+def _cut(found: list[tuple[list[int], str | None]], room: int) -> list[tuple[list[int], str | None]]:
+    """What a pool that holds `room` new tokens leaves of completions."""
+    return [(tokens[: max(1, room)], reason if len(tokens) <= max(1, room) else "length") for tokens, reason in found]
+
+
+def test_scheduling_is_quick():
+    engine = make_engine(4096, max_num_seqs=16)
+    engine.executor.run = lambda batch: np.zeros((len(batch.logit_rows), VOCAB), np.float32)
+    for i in range(16):
+        engine.add_request(str(i), [1] * 20, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    engine.step()
+    start = time.perf_counter()
+    for _ in range(10):
+        engine.step()
+    assert (time.perf_counter() - start) / 10 < 0.02

@@ -1,0 +1,209 @@
+"""LLM over a real, tiny compiled artifact: executor, weights, pages, text."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cupola.runtime.machine
+from cupola.runtime.artifact import Artifact
+from cupola.runtime.errors import ArtifactError, EngineError, OptionError, RequestError
+from cupola.runtime.executor import load, map_weights
+from cupola.runtime.llm import LLM
+from cupola.runtime.machine import check_machine
+from cupola.runtime.memory import parse_bytes
+from cupola.runtime.sampling_params import SamplingParams
+from tests.runtime.tiny_artifact import CONTEXT, VOCAB, make_artifact, reference_logits
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Artifact:
+    return make_artifact(tmp_path_factory.mktemp("tiny") / "artifact")
+
+
+@pytest.fixture
+def llm(artifact):
+    llm = LLM(artifact)
+    yield llm
+    llm.engine.check_idle()
+
+
+def greedy(artifact: Artifact, token_ids: list[int], num_tokens: int) -> list[int]:
+    tokens = list(token_ids)
+    for _ in range(num_tokens):
+        tokens.append(int(reference_logits(map_weights(artifact)["follow"], tokens)[-1].argmax()))
+    return tokens[len(token_ids) :]
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [("float32", 64), ("float32", 4), ("float16", 64), ("bfloat16", 64), ("bfloat16", 2)])
+def test_logits(tmp_path, dtype, offset):
+    llm = LLM(make_artifact(tmp_path / "a", dtype=dtype, offset=offset), max_num_batched_tokens=7)
+    prompt = np.random.default_rng(0).integers(0, 256, 20).tolist()
+    weight = map_weights(llm.artifact)["follow"]
+    for _ in range(2):  # not shortened by the prefix cache
+        logits = llm.logits(prompt)
+        assert (logits.dtype, logits.shape) == (np.float32, (20, VOCAB))
+        np.testing.assert_allclose(logits, reference_logits(weight, prompt), atol=1e-4)
+    assert llm.logits([1] * CONTEXT).shape == (CONTEXT, VOCAB)
+    assert llm.generate(prompt, GREEDY)[0].outputs[0].token_ids == greedy(llm.artifact, prompt, 8)
+    llm.engine.check_idle()
+
+
+@pytest.mark.parametrize("kv_memory", ["1GB", 16 * 4 * 8])  # room for everything; for 16 blocks, one context
+@pytest.mark.parametrize("caching", [False, True])
+def test_generate(artifact, kv_memory, caching):
+    llm = LLM(artifact, kv_memory=kv_memory, enable_prefix_caching=caching, max_num_batched_tokens=16)
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 256, length).tolist() for length in (1, 5, 30, 50, 3, 12)]
+    outputs = llm.generate(prompts, replace(GREEDY, n=2))
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert output.finished
+        assert [o.token_ids for o in output.outputs] == [greedy(artifact, prompt, 8)] * 2
+    llm.engine.check_idle()
+
+
+def test_text_in_and_out(llm):
+    one, two = llm.generate(["hé", [1, 2, 3]], GREEDY)
+    assert (one.prompt, two.prompt) == ("hé", None)
+    assert one.prompt_token_ids == llm.tokenize("hé")
+    assert one.outputs[0].text == llm.detokenize(one.outputs[0].token_ids)
+    (single,) = llm.generate("hé", GREEDY)
+    assert single.outputs == one.outputs
+    assert single.metrics.arrival_time <= single.metrics.first_token_time <= single.metrics.finished_time
+
+
+def test_stream_gives_the_same_text_also_interleaved(llm):
+    params = replace(GREEDY, max_tokens=30)
+    expected = [output.outputs[0].text for output in llm.generate(["ab", "cd"], params)]
+    streams = [llm.stream("ab", params), llm.stream("cd", params)]
+    texts = ["", ""]
+    while any(piece := [next(stream, "") for stream in streams]):
+        texts = [text + part for text, part in zip(texts, piece, strict=True)]
+    assert texts == expected
+    stream = llm.stream("ab", params)
+    next(stream)
+    stream.close()
+    assert not llm.engine.has_unfinished_requests()
+
+
+def test_chat(llm):
+    messages = [{"role": "user", "content": "hi"}]
+    assert llm.render_chat(messages) == "user: hi\nbot:"
+    (output,) = llm.chat(messages, GREEDY)
+    assert output.prompt == "user: hi\nbot:"
+    assert [o.outputs for o in llm.chat([messages, messages], GREEDY)] == [output.outputs] * 2
+    assert "".join(llm.stream_chat(messages, GREEDY)) == output.outputs[0].text
+
+
+def test_generation_defaults_are_used_as_far_as_they_are_valid(llm):
+    assert llm.default_sampling_params() == SamplingParams(temperature=0.5, max_tokens=3)
+    assert len(llm.generate([1, 2])[0].outputs[0].token_ids) <= 3
+
+
+def test_a_refused_request_leaves_nothing_behind(llm):
+    with pytest.raises(RequestError, match="prompt: has the token id -1"):
+        llm.generate([[1, 2], [-1]], GREEDY)
+    for call in (
+        lambda: llm.generate("", GREEDY),
+        lambda: llm.generate([], GREEDY) or llm.generate([[]], GREEDY),
+        lambda: llm.generate("a" * 10**6, GREEDY),
+        lambda: llm.generate([[1] * (CONTEXT + 1)], GREEDY),
+        lambda: llm.generate(["a", "b"], [GREEDY]),
+        lambda: llm.logits([]),
+        lambda: llm.chat([], GREEDY),
+        lambda: list(llm.stream("a", replace(GREEDY, n=2))),
+    ):
+        with pytest.raises(RequestError):
+            call()
+    assert not llm.engine.has_unfinished_requests()
+
+
+def test_a_failing_model_is_an_engine_error_and_the_next_request_works(llm, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.executor, "_machine", {"forward": lambda *_: 1 / 0})
+        with pytest.raises(EngineError, match="division by zero"):
+            llm.generate([1], GREEDY)
+    assert len(llm.generate([1], GREEDY)[0].outputs[0].token_ids) == 8
+
+
+def test_without_a_tokenizer_token_ids_work_and_text_is_refused(tmp_path):
+    llm = LLM(make_artifact(tmp_path / "a", with_tokenizer=False))
+    (output,) = llm.generate([1, 2], GREEDY)
+    assert (len(output.outputs[0].token_ids), output.outputs[0].text) == (8, "")
+    for call in (
+        lambda: llm.generate("text", GREEDY),
+        lambda: llm.generate([1], replace(GREEDY, stop="a")),
+        lambda: llm.stream([1], GREEDY),
+        lambda: llm.tokenize("a"),
+        lambda: llm.chat([{"role": "user", "content": "a"}], GREEDY),
+    ):
+        with pytest.raises(RequestError):
+            call()
+    assert llm.default_sampling_params() == SamplingParams()
+
+
+def test_memory(artifact):
+    assert [parse_bytes(text, "") for text in ("1GB", "512 MiB", "1.5kb", 7, "8")] == [10**9, 2**29, 1500, 7, 8]
+    for text in ("", "GB", "-1GB", "1 parsec", "0", 0, -1, True, 1.5, None, "9" * 400 + "GB", "1e3"):
+        with pytest.raises(OptionError, match="kv_memory"):
+            parse_bytes(text, "kv_memory")
+    with pytest.raises(OptionError, match="at least 32 bytes"):
+        LLM(artifact, kv_memory=31)
+    assert LLM(artifact, max_num_seqs=2).engine.executor.num_blocks == 2 * CONTEXT // 4
+    assert LLM(artifact, max_num_seqs=100).engine.config.max_num_seqs == 8
+
+
+def test_artifacts_for_other_machines_are_refused(artifact, monkeypatch):
+    def change(**fields: object) -> Artifact:
+        return replace(artifact, manifest=replace(artifact.manifest, **fields))
+
+    target = artifact.manifest.target
+    for target_change in ({"triple": "riscv64-unknown-linux-gnu"}, {"triple": target.triple.replace("linux-gnu", "windows-msvc")}):
+        with pytest.raises(ArtifactError, match=r"target\.triple"):
+            load(change(target=replace(target, **target_change)), 4)
+    with pytest.raises(ArtifactError, match="this CPU lacks avx9000"):
+        load(change(target=replace(target, features=("avx9000",))), 4)
+    with pytest.raises(ArtifactError, match="tvm_version"):
+        load(change(tvm_version="0.1"), 4)
+    function = artifact.manifest.functions[0]
+    with pytest.raises(ArtifactError, match="takes 'mystery'"):
+        load(change(functions=(replace(function, inputs=(replace(function.inputs[0], name="mystery"),)),)), 4)
+    monkeypatch.setattr(cupola.runtime.machine, "cpu_flags", lambda: frozenset({"avx512vnni", "asimddp"}))
+    check_machine(change(target=replace(target, features=("avx512_vnni", "+dotprod"))))
+
+
+def test_a_library_that_is_none_is_refused(tmp_path):
+    artifact = make_artifact(tmp_path / "a")
+    (artifact.path / "lib.so").write_bytes(b"not a library")
+    with pytest.raises(ArtifactError, match=r"lib\.so: can't be loaded"):
+        load(artifact, 4)
+
+
+SCRIPT = """
+import sys, os
+from cupola.runtime.llm import LLM
+from cupola.runtime.sampling_params import SamplingParams
+llm = LLM(sys.argv[1])
+print(llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))[0].outputs[0].token_ids)
+assert not {"torch", "transformers"} & set(sys.modules), "torch or transformers was imported"
+assert not [name for name in sys.modules if name.startswith("cupola.") and name.split(".")[1] != "runtime"]
+assert "TVM_USE_RUNTIME_LIB" not in os.environ
+import tvm
+assert tvm.get_global_func("runtime.NumThreads")() == 2
+assert "libtvm_compiler" not in open("/proc/self/maps").read()
+"""
+
+
+def test_the_runtime_alone_loads_neither_torch_nor_the_compiler(artifact, monkeypatch):
+    monkeypatch.setenv("CUPOLA_NUM_THREADS", "2")
+    result = subprocess.run([sys.executable, "-c", SCRIPT, str(artifact.path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(greedy(artifact, [1, 2], 8))
+    assert Path(artifact.path).is_dir()

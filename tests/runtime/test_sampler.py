@@ -1,0 +1,145 @@
+"""The sampler against transformers' logits processors and plain float64 arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from cupola.runtime.request import Request, RequestSpec
+from cupola.runtime.sampler import adjust, choose, draw, find_nucleus, rank_logprobs
+from cupola.runtime.sampling_params import SamplingParams
+
+VOCAB = 3000
+
+
+def row(seed: int, spread: float = 3, vocab: int = VOCAB) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, spread, vocab).astype(np.float32)
+
+
+def make_sequence(params: SamplingParams, prompt: list[int] = [1], output: list[int] = []):  # noqa: B006
+    stops = frozenset(params.stop_token_ids or ())
+    spec = RequestSpec("a", None, tuple(prompt), params, stops, frozenset(), 10**6, (0,), 0)
+    sequence = Request(spec, None).sequences[0]
+    for token_id in output:
+        sequence.append(token_id, None)
+    return sequence
+
+
+def reference(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
+    """The distribution in vLLM's order: temperature, min_p, top_k, top_p."""
+    scores = torch.tensor(logits, dtype=torch.float64)[None]
+    scores = TemperatureLogitsWarper(float(params.temperature))(None, scores)
+    if params.min_p:
+        scores = MinPLogitsWarper(params.min_p)(None, scores)
+    if params.top_k > 0:
+        scores = TopKLogitsWarper(params.top_k)(None, scores)
+    if params.top_p < 1:
+        scores = TopPLogitsWarper(params.top_p)(None, scores)
+    return torch.softmax(scores, -1)[0].numpy()
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 99),
+    spread=st.sampled_from([0.1, 1.0, 4.0]),
+    temperature=st.sampled_from([0.3, 1.0, 3.0]),
+    top_k=st.sampled_from([0, -1, 1, 5, 50, VOCAB - 1, VOCAB]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 1e-6]),
+    min_p=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+)
+def test_draws_follow_the_reference_distribution(seed, spread, temperature, top_k, top_p, min_p):
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    logits = row(seed, spread)
+    expected = reference(logits, params)
+    uniforms = (np.arange(400) + 0.5) / 400  # evenly spread, so that each token comes in proportion
+    counts = np.bincount([draw(logits, params, uniform) for uniform in uniforms], minlength=VOCAB)
+    assert not (counts[expected == 0]).any()
+    assert np.abs(counts / 400 - expected).max() < 1 / 400 + 1e-3
+
+
+def test_extreme_draws():
+    logits = row(0)
+    for params in (SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(top_k=5), SamplingParams(temperature=100)):
+        for uniform in (0.0, float(np.nextafter(1, 0))):
+            assert 0 <= draw(logits, params, uniform) < VOCAB
+    masked = np.full(VOCAB, -np.inf, np.float32)
+    masked[7] = 1
+    for uniform in (0.0, 0.5, float(np.nextafter(1, 0))):
+        assert draw(masked, SamplingParams(), uniform) == 7
+    assert draw(logits, SamplingParams(temperature=2e-5), 0.99) == logits.argmax()
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.9999])
+@pytest.mark.parametrize("vocab", [10, 255, 256, 257, 5000])
+def test_nucleus_is_the_smallest_set(top_p, vocab):
+    weights = np.exp(row(1, 0.5, vocab))
+    order = np.argsort(-weights)
+    size = int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), top_p * weights.sum(dtype=np.float64))) + 1
+    assert weights[find_nucleus(weights, top_p)].tolist() == weights[order[:size]].tolist()  # ties may be in any order
+
+
+def test_repetition_penalty_is_transformers():
+    logits, tokens = row(2), [5, 5, 9, 17, 100]
+    sequence = make_sequence(SamplingParams(temperature=0, repetition_penalty=1.7), tokens[:2], tokens[2:])
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([tokens]), torch.tensor(logits)[None])[0].numpy()
+    np.testing.assert_allclose(adjust(logits, sequence), expected, rtol=1e-6)
+
+
+def test_presence_and_frequency_count_the_output_only():
+    logits = row(3)
+    sequence = make_sequence(SamplingParams(temperature=0, presence_penalty=0.5, frequency_penalty=0.25), [5, 6], [6, 6, 7])
+    expected = logits.copy()
+    expected[6] -= 0.5 + 2 * 0.25
+    expected[7] -= 0.5 + 0.25
+    np.testing.assert_allclose(adjust(logits, sequence), expected, rtol=1e-6)
+
+
+def test_bias_and_min_tokens():
+    logits = row(4)
+    sequence = make_sequence(SamplingParams(temperature=0, logit_bias={5: 100, 6: -100}, min_tokens=1, stop_token_ids=[9]))
+    adjusted = adjust(logits, sequence)
+    assert (adjusted[5], adjusted[6], adjusted[9]) == (logits[5] + 100, logits[6] - 100, -np.inf)
+    assert choose(logits, sequence) == 5
+    sequence.append(5, None)
+    assert adjust(logits, sequence)[9] == logits[9]
+
+
+def test_logits_are_never_changed():
+    logits = row(5)
+    logits.flags.writeable = False
+    params = SamplingParams(temperature=0.5, top_k=9, top_p=0.5, min_p=0.1, presence_penalty=1, repetition_penalty=2, logit_bias={1: 2})
+    assert 0 <= choose(logits, make_sequence(params, [1], [2])) < VOCAB
+
+
+@pytest.mark.parametrize("num_top", [0, 1, 5, VOCAB])
+def test_logprobs_are_the_raw_models(num_top):
+    logits = row(6)
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    order = np.argsort(-exact, kind="stable")
+    for token_id in (int(order[0]), int(order[3]), 11):
+        entries = rank_logprobs(logits, token_id, num_top)
+        assert entries[0][0] == token_id
+        for token, logprob, rank in entries:
+            assert logprob == pytest.approx(exact[token], abs=1e-5)
+            assert order[rank - 1] == token
+        assert {token for token, _, _ in entries} == {token_id, *order[:num_top].tolist()}
+
+
+def test_streams_are_each_sequences_own():
+    params = SamplingParams(n=2, seed=1)
+    logits = row(7)
+    sequences = Request(RequestSpec("a", None, (1,), params, frozenset(), frozenset(), 99, (1,), 0), None).sequences
+    first, second = ([choose(logits, sequence) for _ in range(8)] for sequence in sequences)
+    again = [choose(logits, Request(sequences[0].request.spec, None).sequences[0])]
+    assert first != second
+    assert again == first[:1]
