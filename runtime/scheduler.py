@@ -125,8 +125,8 @@ class Scheduler:
     def _advance(self, chunk: Chunk) -> None:
         sequence, request = chunk.sequence, chunk.sequence.request
         sequence.num_computed_tokens = chunk.end
-        if request.wants_scores:
-            request.num_scored_tokens = min(chunk.end, len(request.spec.prompt_token_ids))
+        if request.wants_scores:  # a preempted prompt passes some tokens again
+            request.num_scored_tokens = max(request.num_scored_tokens, min(chunk.end, len(request.spec.prompt_token_ids)))
         old, new = sequence.num_published_blocks, chunk.end // self.pool.block_size
         if new > old:
             self.pool.publish(sequence.block_table[old:new], sequence.block_hashes(new, self.pool.block_size)[old:])

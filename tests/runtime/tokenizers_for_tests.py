@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 def byte_level() -> Tokenizer:
     """One token a byte, some merges (one of them inside a character), and a special token."""
-    letters = {byte: letter for byte, letter in zip(range(256), _byte_letters(), strict=True)}
+    letters = _byte_letters()
     vocab = {letters[byte]: byte for byte in range(256)}
     merges = [(letters[a], letters[b]) for a, b in [(0x20, 0x74), (0x68, 0x65), (0xF0, 0x9F), (0xE4, 0xBD), (0xA0, 0xE5)]]
     for merge in merges:
