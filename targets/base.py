@@ -11,8 +11,8 @@ from tvm import relax
 from cupola.runtime.artifact import TargetSpec
 
 # Lowers one call: adds its PrimFunc to the builder and returns the expression that replaces the call, or None for
-# "not mine". Packing of a weight is written as Relax ops on the weight; it is lifted out and runs at compile time.
-KernelRule = Callable[[relax.Call, relax.BlockBuilder, "Target"], relax.Expr | None]
+# "not mine". Packing of a weight is emitted as Relax ops on the weight; it is lifted out and runs at compile time.
+KernelRule = Callable[[relax.Call, relax.BlockBuilder], relax.Expr | None]
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,14 @@ class Target:
 
     Attributes:
         spec: what the manifest records, and the runtime checks before it loads the library.
+        description: one line for people.
         tvm: TVM's own target.
-        vector_bytes: bytes of a vector register.
-        num_vector_registers: registers that a kernel may fill with accumulators and operands.
         kernels: rules, first match wins.
         schedules: passes that schedule the PrimFuncs that no rule wrote, in order.
     """
 
     spec: TargetSpec
+    description: str
     tvm: tvm.target.Target
-    vector_bytes: int
-    num_vector_registers: int
     kernels: tuple[KernelRule, ...]
     schedules: tuple[tvm.transform.Pass, ...]

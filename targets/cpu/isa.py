@@ -1,0 +1,69 @@
+"""The instruction sets that CPU kernels are written for. Kernels ask a field here, never a name."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ISA:
+    """One instruction set.
+
+    Attributes:
+        name: what follows `cpu:` in a target's name.
+        description: for `cupola targets`.
+        architecture: of the LLVM triple.
+        lanes: float32 lanes of a vector register.
+        num_registers: vector registers.
+        row_tile: rows of a full register tile in matrix-matrix kernels.
+        features: flags that /proc/cpuinfo must show on the machine that runs the code.
+        attributes: the same for LLVM.
+        fma: whether multiply-add is one instruction (otherwise it is two roundings).
+        f16_convert: whether float16 converts in hardware.
+        int8_dot: LLVM's intrinsic for 4 × int8 dot products, "" if there is none.
+    """
+
+    name: str
+    description: str
+    architecture: str
+    lanes: int
+    num_registers: int
+    row_tile: int
+    features: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    fma: bool = True
+    f16_convert: bool = True
+    int8_dot: str = ""
+
+
+_AVX2 = ("avx2", "fma", "f16c")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+
+# Best first: "cpu" takes the first that the machine has.
+ISAS = (
+    ISA("avx512vnni", "x86-64 with AVX-512 and VNNI", "x86_64", 16, 32, 12, (*_AVX512, "avx512_vnni"), (*_AVX512, "avx512vnni"),
+        int8_dot="llvm.x86.avx512.vpdpbusd.512"),
+    ISA("avx512", "x86-64 with AVX-512", "x86_64", 16, 32, 12, _AVX512, _AVX512),
+    ISA("avx2", "x86-64 with AVX2 and FMA", "x86_64", 8, 16, 6, _AVX2, _AVX2),
+    ISA("generic", "any x86-64", "x86_64", 4, 16, 6, fma=False, f16_convert=False),
+    ISA("dotprod", "64-bit Arm with dot products", "aarch64", 4, 32, 6, ("asimd", "asimddp"), ("neon", "dotprod"),
+        int8_dot="llvm.aarch64.neon.sdot"),
+    ISA("neon", "any 64-bit Arm", "aarch64", 4, 32, 6, ("asimd",), ("neon",)),
+)  # fmt: skip
+
+
+def machine_features() -> frozenset[str]:
+    """The CPU flags of this machine, as /proc/cpuinfo spells them; empty where there is no such file."""
+    file = Path("/proc/cpuinfo")
+    if not file.exists():
+        return frozenset()
+    lines = (line.partition(":") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+    return next((frozenset(value.split()) for key, _, value in lines if key.strip() in ("flags", "Features")), frozenset())
+
+
+def runs_here(isa: ISA) -> bool:
+    """Whether this machine can run code for `isa`."""
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    return isa.architecture == machine and machine_features().issuperset(isa.features)

@@ -1,0 +1,51 @@
+"""Loop nests that several kernels share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu.simd import Register, Simd, Value, pieces, tree
+
+PARALLEL_FROM = 1 << 15  # elements; below, launching a parallel region costs more than it saves
+UNROLL = 4
+
+
+def for_each(count: Value, elements_each: int, body: Callable[[Value], None]) -> None:
+    """Runs `body(i)` for i < count, in parallel if there is enough to do."""
+    with T.If(count * elements_each < T.int64(PARALLEL_FROM)):
+        with T.Then(), T.serial(count) as i:
+            body(i)
+        with T.Else(), T.parallel(count) as i:
+            body(i)
+
+
+def sweep(extent: int, lanes: int, body: Callable[[Value | int, int, int], None]) -> None:
+    """Covers `extent` elements: `body(start, lanes, slot)`, four vectors an iteration, the rest unrolled. Slots count the vectors of one iteration."""
+    block = UNROLL * lanes
+    if extent >= block:
+        with T.serial(extent // block) as i:
+            for slot in range(UNROLL):
+                body(i * block + slot * lanes, lanes, slot)
+    for slot, (start, width) in enumerate(pieces(extent % block, lanes)):
+        body(extent // block * block + start, width, UNROLL + slot)
+
+
+def reduce_sum(simd: Simd, extent: int, add: Callable[[Value | int, int, Value], Value]) -> Value:
+    """The sum of what `add(start, lanes, total)` adds to totals, over `extent` elements and in one fixed order."""
+    block = UNROLL * simd.lanes
+    totals = [Register(simd.lanes) for _ in range(UNROLL if extent >= block else 0)]
+    totals += [Register(lanes) for _, lanes in pieces(extent % block, simd.lanes)]
+    first_rest = UNROLL if extent >= block else 0
+
+    def step(start: Value | int, lanes: int, slot: int) -> None:
+        total = totals[slot if slot < UNROLL else first_rest + slot - UNROLL]
+        total.set(add(start, lanes, total.get()))
+
+    sweep(extent, simd.lanes, step)
+    sums = [tree(total.get(), lambda a, b: a + b) for total in totals]
+    result = sums[0]
+    for value in sums[1:]:
+        result = T.bind(result + value)
+    return result

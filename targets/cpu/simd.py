@@ -1,0 +1,259 @@
+"""The vocabulary that CPU kernels are written in: vectors of float32, and the mathematics on them.
+
+Kernels are built with TVM's IR builder, whose frames (`with T.serial(K) as k`) are the loop nest. A Python loop unrolls.
+Every function takes and gives vectors of any number of lanes (a scalar is one lane). Multiply-adds are written as such,
+so that no compiler decides where to round: results must not depend on the path that computed them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu.isa import ISA
+
+Value = tvm.ir.Expr  # a scalar or vector of the IR
+Buffer = tvm.tirx.Buffer
+
+
+def prim_func(body: Callable[[], None]) -> tvm.tirx.PrimFunc:
+    """The PrimFunc whose arguments and statements `body` emits. No pass reschedules or fuses it."""
+    with IRBuilder() as builder, T.prim_func():
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})  # 8: opaque to fusion
+        body()
+    return builder.get()
+
+
+def argument(name: str, shape: Sequence[Value | int], dtype: str) -> Buffer:
+    """A tensor argument. Nothing is assumed of its alignment: weights come from a mapped file."""
+    return T.arg(name, T.buffer(tuple(shape), dtype, align=np.dtype("uint8" if dtype == "bfloat16" else dtype).itemsize))
+
+
+def local(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
+    """Scratch memory of the thread."""
+    return T.alloc_buffer(shape, dtype, scope="local")
+
+
+def scalar(value: Value) -> Value:
+    """A name for `value`, so that it is computed once."""
+    return T.bind(value)
+
+
+def pieces(extent: int, lanes: int) -> list[tuple[int, int]]:
+    """(start, lanes) of the vectors that cover `extent` elements: full ones, then ever smaller powers of two."""
+    result, start = [], 0
+    while start < extent:
+        while lanes > extent - start:
+            lanes //= 2
+        result.append((start, lanes))
+        start += lanes
+    return result
+
+
+def lanes_of(value: Value) -> int:
+    """Lanes of a vector; 1 for a scalar."""
+    return value.ty.dtype.lanes
+
+
+def _typed(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+class Register:
+    """A vector that a loop changes. Its own small buffer, so that LLVM keeps it in a register."""
+
+    def __init__(self, lanes: int, value: float | None = 0.0) -> None:
+        self.lanes = lanes
+        self.buffer = local(lanes)
+        if value is not None:
+            self.set(splat(value, lanes))
+
+    def get(self) -> Value:
+        return self.buffer[_index(0, self.lanes)]
+
+    def set(self, value: Value) -> None:
+        T.buffer_store(self.buffer, value, [_index(0, self.lanes)])
+
+
+def _index(start: Value | int, lanes: int) -> Value:
+    return start if lanes == 1 else T.ramp(start, 1, lanes)
+
+
+def splat(value: Value | float, lanes: int) -> Value:
+    """`value` in every lane."""
+    value = T.float32(value) if isinstance(value, (int, float)) else value
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+def iota(start: Value, lanes: int) -> Value:
+    """start, start + 1, …"""
+    return _index(start, lanes)
+
+
+def tree(value: Value, combine: Callable[[Value, Value], Value]) -> Value:
+    """Reduces the lanes of a vector to a scalar, always in the same order."""
+    lanes = lanes_of(value)
+    while lanes > 1:
+        value, half = T.bind(value), lanes // 2
+        low, high = (T.Shuffle([value], list(range(start, start + half))) for start in (0, half))
+        value, lanes = combine(low, high), half
+    return T.bind(value)
+
+
+@dataclass(frozen=True)
+class Simd:
+    """Loads, stores and float32 mathematics for one instruction set."""
+
+    isa: ISA
+
+    @property
+    def lanes(self) -> int:
+        return self.isa.lanes
+
+    def load(self, buffer: Buffer, index: Sequence[Value | int], lanes: int | None = None) -> Value:
+        """The `lanes` elements from `index` on (along the last axis), as float32."""
+        *outer, start = index
+        lanes = self.lanes if lanes is None else lanes
+        return T.bind(self._widen(buffer[(*outer, _index(start, lanes))], str(buffer.dtype), lanes))
+
+    def store(self, buffer: Buffer, value: Value, index: Sequence[Value | int]) -> None:
+        """Writes float32 lanes from `index` on, rounded to the buffer's type (to nearest even)."""
+        *outer, start = index
+        value = self._narrow(value, str(buffer.dtype), lanes_of(value))
+        T.buffer_store(buffer, value, [*outer, _index(start, lanes_of(value))])
+
+    def _widen(self, value: Value, dtype: str, lanes: int) -> Value:
+        if dtype == "float32":
+            return value
+        if dtype == "float16" and not self.isa.f16_convert:
+            return _f16_to_f32(value, lanes)
+        return _bf16_to_f32(value, lanes) if dtype == "bfloat16" else T.cast(value, _typed("float32", lanes))
+
+    def _narrow(self, value: Value, dtype: str, lanes: int) -> Value:
+        if dtype == "float32":
+            return value
+        if dtype == "float16" and not self.isa.f16_convert:
+            return _f32_to_f16(value, lanes)
+        return _f32_to_bf16(value, lanes) if dtype == "bfloat16" else T.cast(value, _typed(dtype, lanes))
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """a · b + c, rounded once where the machine can."""
+        if not self.isa.fma:
+            return a * b + c
+        lanes = lanes_of(c)
+        return T.call_llvm_pure_intrin(_typed("float32", lanes), f"llvm.fma.{f'v{lanes}f32' if lanes > 1 else 'f32'}", a, b, c)
+
+    def polynomial(self, coefficients: Sequence[float], x: Value) -> Value:
+        """Horner's scheme; coefficients from the constant up."""
+        lanes = lanes_of(x)
+        result = splat(coefficients[-1], lanes)
+        for coefficient in reversed(coefficients[:-1]):
+            result = self.fma(result, x, splat(coefficient, lanes))
+        return T.bind(result)
+
+    def exp(self, x: Value) -> Value:
+        """e^x to 2 ulp; arguments are clamped to [−87, 88.3], so that it neither overflows nor vanishes."""
+        lanes = lanes_of(x)
+        x = T.bind(T.min(splat(88.3, lanes), T.max(splat(-87.0, lanes), x)))  # this order lets NaN through
+        integer = _typed("int32", lanes)
+        # Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits.
+        shifted = T.reinterpret(integer, self.fma(x, splat(math.log2(math.e), lanes), splat(_ROUND, lanes)))
+        exponent = T.bind(shifted - _int_splat(_ROUND_BITS, lanes))
+        whole = T.bind(T.cast(exponent, _typed("float32", lanes)))
+        rest = T.bind(self.fma(whole, splat(-_LN2_LOW, lanes), self.fma(whole, splat(-_LN2_HIGH, lanes), x)))
+        power = self.polynomial(_EXP, rest)
+        bits = T.reinterpret(integer, power) + (exponent << _int_splat(23, lanes))
+        return T.bind(T.reinterpret(_typed("float32", lanes), bits))
+
+    def sigmoid(self, x: Value) -> Value:
+        one = splat(1.0, lanes_of(x))
+        return T.bind(one / (one + self.exp(splat(0.0, lanes_of(x)) - x)))
+
+    def tanh(self, x: Value) -> Value:
+        """To 1e-7 absolute."""
+        lanes = lanes_of(x)
+        return T.bind(splat(1.0, lanes) - splat(2.0, lanes) / (self.exp(x + x) + splat(1.0, lanes)))
+
+    def normal_cdf(self, x: Value) -> Value:
+        """Φ(x) = (1 + erf(x / √2)) / 2, relatively accurate in the lower tail too."""
+        lanes = lanes_of(x)
+        x = T.bind(x)
+        z = T.bind(T.min(splat(9.2, lanes), T.Select(x < splat(0.0, lanes), splat(0.0, lanes) - x, x) * splat(math.sqrt(0.5), lanes)))
+        t = T.bind(splat(2.0, lanes) / (z + splat(2.0, lanes)))
+        # erfc(z) = t · p(t) · exp(−z²), halved
+        tail = T.bind(self.polynomial(_ERFC, t) * t * self.exp(splat(0.0, lanes) - z * z) * splat(0.5, lanes))
+        return T.bind(T.Select(x < splat(0.0, lanes), tail, splat(1.0, lanes) - tail))
+
+    def activation(self, name: str, x: Value) -> Value:
+        """One of `ops.ACTIVATIONS`."""
+        if name == "":
+            return x
+        x, lanes = T.bind(x), lanes_of(x)
+        if name == "relu":
+            return T.max(splat(0.0, lanes), x)
+        if name == "silu":
+            return x * self.sigmoid(x)
+        if name == "gelu":
+            return x * self.normal_cdf(x)
+        assert name == "gelu_tanh", name
+        # (1 + tanh(u)) / 2 = sigmoid(2u)
+        cubic = self.fma(x * x, splat(2 * math.sqrt(2 / math.pi) * 0.044715, lanes), splat(2 * math.sqrt(2 / math.pi), lanes))
+        return x * self.sigmoid(x * cubic)
+
+
+def _int_splat(value: int, lanes: int) -> Value:
+    return T.int32(value) if lanes == 1 else T.broadcast(T.int32(value), lanes)
+
+
+# TVM casts between bfloat16 and float32 go wrong on vectors (the bits are taken for an integer), so they are written out.
+def _bf16_to_f32(value: Value, lanes: int) -> Value:
+    bits = T.cast(T.reinterpret(_typed("uint16", lanes), value), _typed("int32", lanes))
+    return T.reinterpret(_typed("float32", lanes), bits << _int_splat(16, lanes))
+
+
+def _f32_to_bf16(value: Value, lanes: int) -> Value:
+    """To nearest even; NaN is not kept."""
+    bits = T.bind(T.reinterpret(_typed("int32", lanes), value))
+    rounded = bits + _int_splat(0x7FFF, lanes) + ((bits >> _int_splat(16, lanes)) & _int_splat(1, lanes))
+    return T.reinterpret(_typed("bfloat16", lanes), T.cast(rounded >> _int_splat(16, lanes), _typed("uint16", lanes)))
+
+
+def _f16_to_f32(value: Value, lanes: int) -> Value:
+    """Exact for finite numbers: the exponent and mantissa move up, and a multiplication corrects the bias."""
+    bits = T.bind(T.cast(T.reinterpret(_typed("uint16", lanes), value), _typed("int32", lanes)))
+    magnitude = T.reinterpret(_typed("float32", lanes), (bits & _int_splat(0x7FFF, lanes)) << _int_splat(13, lanes))
+    scaled = T.reinterpret(_typed("int32", lanes), magnitude * splat(2.0**112, lanes))
+    return T.reinterpret(_typed("float32", lanes), scaled | ((bits & _int_splat(0x8000, lanes)) << _int_splat(16, lanes)))
+
+
+def _f32_to_f16(value: Value, lanes: int) -> Value:
+    """To nearest even; beyond 65504 it saturates, NaN is not kept."""
+    integer, real = _typed("int32", lanes), _typed("float32", lanes)
+    bits = T.bind(T.reinterpret(integer, value))
+    magnitude = T.bind(T.min(T.reinterpret(real, bits & _int_splat(0x7FFFFFFF, lanes)), splat(65504.0, lanes)))
+    small = T.bind(T.reinterpret(integer, magnitude + splat(0.5, lanes)) - _int_splat(0x3F000000, lanes))  # subnormal: 0.5's ulp is 2^-24
+    raw = T.bind(T.reinterpret(integer, magnitude))
+    odd = (raw >> _int_splat(13, lanes)) & _int_splat(1, lanes)
+    normal = (raw + _int_splat(0xFFF - (112 << 23), lanes) + odd) >> _int_splat(13, lanes)
+    half = T.Select(magnitude < splat(2.0**-14, lanes), small, normal)
+    sign = (bits >> _int_splat(16, lanes)) & _int_splat(0x8000, lanes)
+    return T.reinterpret(_typed("float16", lanes), T.cast(half | sign, _typed("uint16", lanes)))
+
+
+def _fit(function: Callable[[float], float], degree: int, low: float, high: float) -> tuple[float, ...]:
+    """Coefficients of the polynomial that interpolates `function` in the Chebyshev points."""
+    fit = np.polynomial.Chebyshev.interpolate(np.vectorize(function), degree, domain=[low, high])
+    return tuple(float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef)
+
+
+_ROUND, _ROUND_BITS = 1.5 * 2.0**23, 0x4B400000
+_LN2_HIGH = 355 / 512  # few bits: times an integer it is exact
+_LN2_LOW = math.log(2) - _LN2_HIGH
+_EXP = _fit(math.exp, 6, -0.5 * math.log(2), 0.5 * math.log(2))
+_ERFC = _fit(lambda t: math.erfc(2 / t - 2) * math.exp((2 / t - 2) ** 2) / t, 11, 2 / 11.3, 1.0)

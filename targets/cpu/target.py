@@ -1,0 +1,30 @@
+"""A CPU as a target: TVM's target string, the kernels in order, the schedules for what is left."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import tvm
+
+from cupola.runtime.artifact import TargetSpec
+from cupola.runtime.environment import num_threads
+from cupola.targets.base import Target
+from cupola.targets.cpu.attention import lower_paged_attention
+from cupola.targets.cpu.elementwise import ScheduleRest
+from cupola.targets.cpu.embedding import lower_take
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.linear import lower_gated_linear, lower_linear
+from cupola.targets.cpu.norm import lower_layer_norm, lower_rms_norm
+from cupola.targets.cpu.rotary import lower_rotary
+
+RULES = (lower_linear, lower_gated_linear, lower_paged_attention, lower_rms_norm, lower_layer_norm, lower_rotary, lower_take)
+
+
+def cpu_target(isa: ISA) -> Target:
+    """Linux on `isa`. Features are listed, never "native": what the code needs is what the manifest says."""
+    triple = f"{isa.architecture}-linux-gnu"
+    attributes = [f"+{attribute}" for attribute in isa.attributes]
+    base = {"x86_64": "x86-64", "aarch64": "generic"}[isa.architecture]
+    target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": base, "mattr": attributes, "num-cores": num_threads()})
+    spec = TargetSpec(f"cpu:{isa.name}", triple, isa.name, isa.features)
+    return Target(spec, isa.description, target, tuple(partial(rule, isa) for rule in RULES), (ScheduleRest(isa),))

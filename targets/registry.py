@@ -1,0 +1,38 @@
+"""The targets by name: `cpu` is this machine, `cpu:<isa>` one instruction set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cupola.runtime.errors import OptionError
+from cupola.targets.cpu.isa import ISAS, runs_here
+
+if TYPE_CHECKING:
+    from cupola.targets.base import Target
+
+
+def target_names() -> tuple[str, ...]:
+    """Every name that `get_target` takes."""
+    return ("cpu", *(f"cpu:{isa.name}" for isa in ISAS))
+
+
+def list_targets() -> tuple[tuple[str, str, bool], ...]:
+    """For `cupola targets`: (name, description, whether this machine runs it)."""
+    here = any(runs_here(isa) for isa in ISAS)
+    return (("cpu", "the best of the below that this machine has", here), *((f"cpu:{isa.name}", isa.description, runs_here(isa)) for isa in ISAS))
+
+
+def get_target(name: str) -> Target:
+    """The target called `name`.
+
+    Raises:
+        OptionError: no such target, or `cpu` on a machine that none of the instruction sets fits.
+    """
+    isas = {f"cpu:{isa.name}": isa for isa in ISAS}
+    found = next((isa for isa in ISAS if runs_here(isa)), None) if name == "cpu" else isas.get(name)
+    if found is None:
+        problem = "none of the known instruction sets fits this machine" if name == "cpu" else f"{name!r} is not a target"
+        raise OptionError(problem, field="target", fix=f"one of {', '.join(target_names())}")
+    from cupola.targets.cpu.target import cpu_target  # here, so that names are known without tvm, seconds of start-up
+
+    return cpu_target(found)

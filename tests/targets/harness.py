@@ -1,0 +1,53 @@
+"""One operation: lowered by the target's rules, compiled, run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tvm
+from cupola.targets.base import Target
+from cupola.targets.cpu.isa import ISAS, runs_here
+from cupola.targets.registry import get_target
+from tvm import relax
+
+RUNNABLE = [pytest.param(isa.name, id=isa.name) for isa in ISAS if runs_here(isa)]
+DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True)
+class Input:
+    name: str
+    shape: tuple[int | tvm.tirx.Var, ...]
+    dtype: str = "float32"
+
+
+def lower(target: Target, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr:
+    """What the first rule that takes the call makes of it."""
+    call = builder.normalize(call)
+    return next(result for rule in target.kernels if (result := rule(call, builder)) is not None)
+
+
+def module(target: Target, inputs: Sequence[Input], make: Callable[..., relax.Call]) -> tvm.IRModule:
+    """A module whose `main` is one lowered call. The caller may share symbolic sizes between inputs."""
+    builder = relax.BlockBuilder()
+    variables = [relax.Var(i.name, relax.TensorType(i.shape, i.dtype)) for i in inputs]
+    with builder.function("main", variables):
+        with builder.dataflow():
+            result = builder.emit_output(lower(target, make(*variables), builder))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def compile_one(isa: str, inputs: Sequence[Input], make: Callable[..., relax.Call]) -> Callable[..., np.ndarray]:
+    """A function of arrays that runs the compiled operation. Arrays that it writes to must be tvm tensors."""
+    target = get_target(f"cpu:{isa}")
+    machine = relax.VirtualMachine(tvm.compile(module(target, inputs, make), target=target.tvm), tvm.cpu())
+
+    def run(*arrays: np.ndarray | tvm.runtime.Tensor) -> np.ndarray:
+        return machine["main"](*(tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arrays)).numpy()
+
+    return run
