@@ -105,19 +105,16 @@ def import_tvm() -> ModuleType:
 
 
 def _import_runtime() -> ModuleType:
-    before, torch_is_absent = os.environ.get(_RUNTIME_ONLY), "torch" not in sys.modules
+    torch_is_absent = "torch" not in sys.modules
     os.environ[_RUNTIME_ONLY] = "1"
     if torch_is_absent:
         sys.modules["torch"] = None  # type: ignore[assignment]  # makes tvm_ffi's `import torch` fail
     try:
         return importlib.import_module("tvm")
     finally:
+        del os.environ[_RUNTIME_ONLY]
         if torch_is_absent:
             del sys.modules["torch"]
-        if before is None:
-            del os.environ[_RUNTIME_ONLY]
-        else:
-            os.environ[_RUNTIME_ONLY] = before
 
 
 def make_pages(kv: KVSpec, num_blocks: int) -> dict[str, Array]:
