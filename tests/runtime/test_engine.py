@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -331,15 +330,3 @@ def test_a_thousand_random_requests(seeds, num_blocks, budget, max_num_seqs, cac
 def _cut(found: list[tuple[list[int], str | None]], room: int) -> list[tuple[list[int], str | None]]:
     """What a pool that holds `room` new tokens leaves of completions."""
     return [(tokens[: max(1, room)], reason if len(tokens) <= max(1, room) else "length") for tokens, reason in found]
-
-
-def test_scheduling_is_quick():
-    engine = make_engine(4096, max_num_seqs=16)
-    engine.executor.run = lambda batch: np.zeros((len(batch.logit_rows), VOCAB), np.float32)
-    for i in range(16):
-        engine.add_request(str(i), [1] * 20, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
-    engine.step()
-    start = time.perf_counter()
-    for _ in range(10):
-        engine.step()
-    assert (time.perf_counter() - start) / 10 < 0.02
