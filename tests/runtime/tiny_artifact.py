@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import tvm
+from tvm import relax
+from tvm.script import tirx as T
+
 from cupola.runtime.artifact import (
     CHAT_TEMPLATE,
     FORMAT_VERSION,
@@ -27,9 +30,6 @@ from cupola.runtime.artifact import (
     WeightSpec,
     sha256_of,
 )
-from tvm import relax
-from tvm.script import tirx as T
-
 from tests.runtime.tokenizers_for_tests import byte_level, save
 
 VOCAB, BLOCK, CONTEXT = 264, 4, 64
