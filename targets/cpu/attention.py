@@ -18,7 +18,8 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, iota, local, pieces, prim_func, scalar, splat, tree
+from cupola.targets.cpu.loops import between
+from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, iota, local, name, pieces, prim_func, splat, tree
 from cupola.targets.ops import PagedAttention
 
 CHUNK = 64  # keys a softmax step takes; pages of another size bring it to a whole number of pages, or parts of one
@@ -153,9 +154,9 @@ class _Attention:
 
     def append_token(self, token: Value) -> None:
         kernel, simd = self.kernel, self.simd
-        slot = scalar(T.cast(self.slots[token], "int64"))
+        slot = name(T.cast(self.slots[token], "int64"))
         with T.If(slot >= T.int64(0)), T.Then(), T.serial(kernel.num_kv_heads) as group:
-            block, offset = scalar(slot // kernel.block_size), scalar(slot % kernel.block_size)
+            block, offset = name(slot // kernel.block_size), name(slot % kernel.block_size)
             with T.serial(kernel.key_dim) as d:
                 simd.store(self.k_pages, simd.load(self.k, (token, group, d), 1), (self.layer, block, group, d, offset))
             for start, lanes in pieces(kernel.value_dim, simd.lanes):
@@ -167,13 +168,13 @@ class _Attention:
         first_tiles = T.alloc_buffer((batch + 1,), "int64")
         T.buffer_store(first_tiles, T.int64(0), [T.int64(0)])
         with T.serial(batch) as sequence:
-            rows = scalar(self.num_tokens(sequence) * kernel.heads_per_group)
+            rows = name(self.num_tokens(sequence) * kernel.heads_per_group)
             T.buffer_store(first_tiles, first_tiles[sequence] + self.num_tiles(rows), [sequence + 1])
-        num_tasks = scalar(first_tiles[batch] * kernel.num_kv_heads)
+        num_tasks = name(first_tiles[batch] * kernel.num_kv_heads)
         with T.parallel(num_tasks) as task:
             # Causal tiles cost more the later they stand: pairing both ends gives every thread the same share.
-            paired = scalar(T.Select(task % 2 == 0, task // 2, num_tasks - 1 - task // 2))
-            tile, group = scalar(paired // kernel.num_kv_heads), scalar(paired % kernel.num_kv_heads)
+            paired = name(T.Select(task % 2 == 0, task // 2, num_tasks - 1 - task // 2))
+            tile, group = name(paired // kernel.num_kv_heads), name(paired % kernel.num_kv_heads)
             self.task(self.sequence_of(tile, first_tiles), tile, group, first_tiles)
 
     def num_tokens(self, sequence: Value) -> Value:
@@ -190,22 +191,22 @@ class _Attention:
         T.buffer_store(found, T.int64(0), [0])
         with T.While(first_tiles[found[0] + 1] <= tile):
             T.buffer_store(found, found[0] + 1, [0])
-        return scalar(found[0])
+        return name(found[0])
 
     def task(self, sequence: Value, tile: Value, group: Value, first_tiles: Buffer) -> None:
         kernel = self.kernel
         heads, decode = kernel.heads_per_group, kernel.decode_rows
-        tokens, index = scalar(self.num_tokens(sequence)), scalar(tile - first_tiles[sequence])
-        rows = scalar(tokens * heads)
+        tokens, index = name(self.num_tokens(sequence)), name(tile - first_tiles[sequence])
+        rows = name(tokens * heads)
         with T.If(rows >= T.int64(TILE_ROWS)):
             with T.Then():
-                owned = scalar(index * TILE_ROWS)
-                _Tile(self, TILE_ROWS, sequence, group, tokens, scalar(T.min(owned, rows - TILE_ROWS)), owned).run()
+                owned = name(index * TILE_ROWS)
+                _Tile(self, TILE_ROWS, sequence, group, tokens, name(T.min(owned, rows - TILE_ROWS)), owned).run()
             with T.Else():
                 per_token = -(-heads // decode)
-                start = scalar(index // per_token * heads)
-                owned = scalar(start + index % per_token * decode)
-                _Tile(self, decode, sequence, group, tokens, scalar(T.min(owned, start + heads - decode)), owned).run()
+                start = name(index // per_token * heads)
+                owned = name(start + index % per_token * decode)
+                _Tile(self, decode, sequence, group, tokens, name(T.min(owned, start + heads - decode)), owned).run()
 
 
 @dataclass(frozen=True)
@@ -226,20 +227,20 @@ class _Tile:
         maxima, totals, decays = (local(self.num_rows) for _ in range(3))
         sums = local((self.num_rows, kernel.value_dim))
         keys = None if kernel.keys_in_vectors else local((kernel.key_dim, kernel.chunk))
-        new_tokens_at = scalar(T.cast(a.context_lens[self.sequence], "int64") - self.num_tokens)
-        positions = [scalar(new_tokens_at + (self.first + row) // kernel.heads_per_group) for row in range(self.num_rows)]
-        end = scalar(positions[-1] + 1)
-        begin = scalar(T.max(T.int64(0), positions[0] + 1 - kernel.window)) if kernel.window else T.int64(0)
+        new_tokens_at = name(T.cast(a.context_lens[self.sequence], "int64") - self.num_tokens)
+        positions = [name(new_tokens_at + (self.first + row) // kernel.heads_per_group) for row in range(self.num_rows)]
+        end = name(positions[-1] + 1)
+        begin = name(T.max(T.int64(0), positions[0] + 1 - kernel.window)) if kernel.window else T.int64(0)
         with T.serial(self.num_rows) as row:
             self.start(row, queries, maxima, totals, sums)
-        with T.serial(begin // kernel.chunk, (end + kernel.chunk - 1) // kernel.chunk) as chunk:
-            at = scalar(chunk * kernel.chunk)
+        with between(begin // kernel.chunk, (end + kernel.chunk - 1) // kernel.chunk) as chunk:
+            at = name(chunk * kernel.chunk)
             if keys is not None:
                 self.gather_keys(at, end, keys)
             self.score(at, positions, queries, keys, scores)
             with T.serial(self.num_rows) as row:
                 self.softmax(row, scores, maxima, totals, decays)
-            low, high = scalar(T.max(begin - at, T.int64(0))), scalar(T.min(end - at, T.int64(kernel.chunk)))
+            low, high = name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(kernel.chunk)))
             self.add_values(at, low, high, scores, decays, sums)
         with T.serial(self.num_rows) as row, T.If(self.first + row >= self.owned), T.Then():
             self.finish(row, totals, sums)
@@ -248,7 +249,7 @@ class _Tile:
         """Where a row of the tile stands in q and out."""
         a, heads = self.attention, self.attention.kernel.heads_per_group
         token = T.cast(a.query_starts[self.sequence], "int64") + (self.first + row) // heads
-        return scalar(token), scalar(self.group * heads + (self.first + row) % heads)
+        return name(token), name(self.group * heads + (self.first + row) % heads)
 
     def start(self, row: Value, queries: Buffer, maxima: Buffer, totals: Buffer, sums: Buffer) -> None:
         """Scaled queries; a sink counts as a first key whose value is zero."""
@@ -266,14 +267,14 @@ class _Tile:
         a = self.attention
         _, _, blocks, max_blocks = a.sizes
         column = T.min(position // a.kernel.block_size, max_blocks - 1)
-        return scalar(T.max(T.int64(0), T.min(T.cast(a.block_tables[self.sequence, column], "int64"), blocks - 1)))
+        return name(T.max(T.int64(0), T.min(T.cast(a.block_tables[self.sequence, column], "int64"), blocks - 1)))
 
     def gather_keys(self, at: Value, end: Value, keys: Buffer) -> None:
         """Copies a chunk's keys together, for pages that do not hold whole vectors."""
         a, kernel = self.attention, self.attention.kernel
         with T.serial(kernel.chunk) as i:
-            position = scalar(T.min(at + i, end - 1))
-            block, offset = self.block_of(position), scalar(position % kernel.block_size)
+            position = name(T.min(at + i, end - 1))
+            block, offset = self.block_of(position), name(position % kernel.block_size)
             with T.serial(kernel.key_dim) as d:
                 a.simd.store(keys, a.simd.load(a.k_pages, (a.layer, block, self.group, d, offset), 1), (d, i))
 
@@ -284,7 +285,7 @@ class _Tile:
         while kernel.chunk // lanes % vectors:
             vectors //= 2
         with T.serial(kernel.chunk // lanes // vectors) as part:
-            starts = [scalar((part * vectors + vector) * lanes) for vector in range(vectors)]
+            starts = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
             self.score_vectors(at, starts, positions, queries, keys, scores)
 
     def score_vectors(
@@ -292,7 +293,7 @@ class _Tile:
     ) -> None:
         a, kernel, simd = self.attention, self.attention.kernel, self.attention.simd
         lanes = simd.lanes
-        places = [(self.block_of(at + start), scalar((at + start) % kernel.block_size)) for start in starts] if keys is None else []
+        places = [(self.block_of(at + start), name((at + start) % kernel.block_size)) for start in starts] if keys is None else []
         dots = [[Register(lanes) for _ in starts] for _ in range(self.num_rows)]
         with T.serial(kernel.key_dim) as d:
             if keys is None:
@@ -300,7 +301,7 @@ class _Tile:
             else:
                 loaded = [simd.load(keys, (d, start)) for start in starts]
             for row in range(self.num_rows):
-                query = scalar(splat(queries[row, d], lanes))
+                query = name(splat(queries[row, d], lanes))
                 for dot, key in zip(dots[row], loaded, strict=True):
                     dot.set(simd.fma(query, key, dot.get()))
         for row in range(self.num_rows):
@@ -312,12 +313,12 @@ class _Tile:
         a, kernel, simd = self.attention, self.attention.kernel, self.attention.simd
         if kernel.softcap:
             score = simd.tanh(score * splat(1 / kernel.softcap, simd.lanes)) * splat(kernel.softcap, simd.lanes)
-        distance = T.bind(iota(T.cast(key_position - position, "int32"), simd.lanes))
+        distance = name(iota(T.cast(key_position - position, "int32"), simd.lanes))
         if a.slopes is not None:
             slope = splat(a.slopes[self.token_and_head(row)[1]], simd.lanes)
             score = simd.fma(slope, T.cast(distance, f"float32x{simd.lanes}"), score)
         seen = distance <= T.broadcast(T.int32(0), simd.lanes)
-        score = T.Select(seen, T.bind(score), splat(HIDDEN, simd.lanes))
+        score = T.Select(seen, name(score), splat(HIDDEN, simd.lanes))
         if kernel.window:
             score = T.Select(distance > T.broadcast(T.int32(-kernel.window), simd.lanes), score, splat(HIDDEN, simd.lanes))
         return score
@@ -329,19 +330,19 @@ class _Tile:
         vectors = [simd.load(scores, (row, start)) for start in range(0, kernel.chunk, lanes)]
         highest = vectors[0]
         for vector in vectors[1:]:
-            highest = T.bind(T.max(highest, vector))
-        old = scalar(maxima[row])
-        new = scalar(T.max(old, tree(highest, T.max)))
-        decay = scalar(simd.exp(old - new))
+            highest = name(T.max(highest, vector))
+        old = name(maxima[row])
+        new = name(T.max(old, tree(highest, T.max)))
+        decay = name(simd.exp(old - new))
         total = splat(0.0, lanes)
         for vector, start in zip(vectors, range(0, kernel.chunk, lanes), strict=True):
             visible = vector > splat(HIDDEN / 2, lanes)
-            weight = T.bind(T.Select(visible, simd.exp(vector - splat(new, lanes)), splat(0.0, lanes)))
+            weight = name(T.Select(visible, simd.exp(vector - splat(new, lanes)), splat(0.0, lanes)))
             simd.store(scores, weight, (row, start))
-            total = T.bind(total + weight)
+            total = name(total + weight)
         T.buffer_store(maxima, new, [row])
         T.buffer_store(decays, decay, [row])
-        T.buffer_store(totals, simd.fma(scalar(totals[row]), decay, tree(total, lambda x, y: x + y)), [row])
+        T.buffer_store(totals, simd.fma(name(totals[row]), decay, tree(total, lambda x, y: x + y)), [row])
 
     def add_values(self, at: Value, low: Value, high: Value, weights: Buffer, decays: Buffer, sums: Buffer) -> None:
         """sums = sums · decay + weights @ values, over the keys `low` to `high` of the chunk: what lies outside was perhaps never written."""
@@ -359,13 +360,13 @@ class _Tile:
         for row in range(self.num_rows):
             for total, (start, lanes) in zip(totals[row], columns, strict=True):
                 total.set(simd.load(sums, (row, start), lanes) * splat(decays[row], lanes))
-        with T.serial(low // kernel.run, (high + kernel.run - 1) // kernel.run) as run:
-            position = scalar(at + run * kernel.run)
-            block, offset = self.block_of(position), scalar(position % kernel.block_size)
-            with T.serial(T.max(low - run * kernel.run, T.int64(0)), T.min(high - run * kernel.run, T.int64(kernel.run))) as i:
+        with between(low // kernel.run, (high + kernel.run - 1) // kernel.run) as run:
+            position = name(at + run * kernel.run)
+            block, offset = self.block_of(position), name(position % kernel.block_size)
+            with between(T.max(low - run * kernel.run, T.int64(0)), T.min(high - run * kernel.run, T.int64(kernel.run))) as i:
                 values = [simd.load(a.v_pages, (a.layer, block, self.group, offset + i, start), lanes) for start, lanes in columns]
                 for row in range(self.num_rows):
-                    weight = scalar(weights[row, run * kernel.run + i])
+                    weight = name(weights[row, run * kernel.run + i])
                     for total, value in zip(totals[row], values, strict=True):
                         total.set(simd.fma(splat(weight, total.lanes), value, total.get()))
         for row in range(self.num_rows):
@@ -375,6 +376,6 @@ class _Tile:
     def finish(self, row: Value, totals: Buffer, sums: Buffer) -> None:
         a, simd = self.attention, self.attention.simd
         token, head = self.token_and_head(row)
-        inverse = scalar(T.float32(1) / totals[row])
+        inverse = name(T.float32(1) / totals[row])
         for start, lanes in pieces(a.kernel.value_dim, simd.lanes):
             simd.store(a.out, simd.load(sums, (row, start), lanes) * splat(inverse, lanes), (token, head, start))

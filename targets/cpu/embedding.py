@@ -12,7 +12,7 @@ from tvm.tirx.script import builder as T
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import for_each
 from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_panels, shape_of
-from cupola.targets.cpu.simd import Simd, Value, argument, prim_func, scalar
+from cupola.targets.cpu.simd import Simd, Value, argument, name, prim_func
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _build(kernel: _Kernel, token_dtype: str) -> tvm.tirx.PrimFunc:
         out = argument("out", (n, kernel.width), kernel.out_dtype)
 
         def row(i: Value) -> None:
-            token = scalar(T.cast(tokens[i], "int64"))
+            token = name(T.cast(tokens[i], "int64"))
             with T.serial(kernel.width) as k:
                 simd.store(out, simd.load(weight, (token // PANEL, k, token % PANEL), 1), (i, k))
 

@@ -15,8 +15,17 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, pack_gated_panels, pack_panels, shape_of
-from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, pieces, prim_func, scalar, splat
+from cupola.targets.cpu.packing import (
+    PANEL,
+    is_static,
+    num_panels,
+    pack_columns,
+    pack_gated_columns,
+    pack_gated_panels,
+    pack_panels,
+    shape_of,
+)
+from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, pieces, prim_func, splat
 from cupola.targets.ops import GatedLinear, Linear
 
 ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
@@ -89,8 +98,8 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         out = argument("out", (num_rows, kernel.num_outputs), "float32")
         panels = _Panels(kernel, Simd(kernel.isa), x, weight, bias, residual, out)
         with T.parallel((num_rows + ROW_BLOCK - 1) // ROW_BLOCK * kernel.num_panels) as task:
-            panel, first = scalar(task % kernel.num_panels), scalar(task // kernel.num_panels * ROW_BLOCK)
-            panels.rows(panel, first, scalar(T.min(num_rows - first, T.int64(ROW_BLOCK))))
+            panel, first = name(task % kernel.num_panels), name(task // kernel.num_panels * ROW_BLOCK)
+            panels.rows(panel, first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
 
     return prim_func(body)
 
@@ -111,7 +120,7 @@ class _Panels:
         tile = self.kernel.isa.row_tile
         with T.serial(count // tile) as index:
             self.tile(panel, first + index * tile, tile)
-        rest, start = scalar(count % tile), scalar(first + count // tile * tile)
+        rest, start = name(count % tile), name(first + count // tile * tile)
         for rows in (size for size in (8, 4, 2, 1) if size < tile):
             with T.If((rest & T.int64(rows)) != T.int64(0)), T.Then():
                 self.tile(panel, start + (rest & T.int64(-2 * rows)), rows)
@@ -137,7 +146,7 @@ class _Panels:
         with T.serial(self.kernel.depth) as k:
             weights = [simd.load(self.weight, (panel, k, column)) for column in columns]
             for r in range(rows):
-                value = scalar(splat(self.x[row + r, k], simd.lanes))
+                value = name(splat(self.x[row + r, k], simd.lanes))
                 for total, w in zip(sums[r], weights, strict=True):
                     total.set(simd.fma(value, w, total.get()))
         for r in range(rows):

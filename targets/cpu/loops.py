@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.simd import Register, Simd, Value, pieces, tree
+from cupola.targets.cpu.simd import Register, Simd, Value, name, pieces, tree
 
 PARALLEL_FROM = 1 << 15  # elements; below, launching a parallel region costs more than it saves
 UNROLL = 4
@@ -19,6 +20,13 @@ def for_each(count: Value, elements_each: int, body: Callable[[Value], None]) ->
             body(i)
         with T.Else(), T.parallel(count) as i:
             body(i)
+
+
+@contextmanager
+def between(start: Value, stop: Value) -> Iterator[Value]:
+    """A loop from start to stop. TVM's CanonicalizeLoop, which moves loops to start at 0, leaves the bounds of inner loops unmoved."""
+    with T.serial(stop - start) as i:
+        yield name(start + i)
 
 
 def sweep(extent: int, lanes: int, body: Callable[[Value | int, int, int], None]) -> None:
@@ -47,5 +55,5 @@ def reduce_sum(simd: Simd, extent: int, add: Callable[[Value | int, int, Value],
     sums = [tree(total.get(), lambda a, b: a + b) for total in totals]
     result = sums[0]
     for value in sums[1:]:
-        result = T.bind(result + value)
+        result = name(result + value)
     return result

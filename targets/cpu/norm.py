@@ -12,7 +12,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import for_each, reduce_sum, sweep
-from cupola.targets.cpu.simd import Buffer, Simd, Value, argument, prim_func, scalar, splat
+from cupola.targets.cpu.simd import Buffer, Simd, Value, argument, name, prim_func, splat
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,18 @@ def _normalize(kernel: _Kernel, simd: Simd, x: Buffer, weights: list[Buffer], ou
     width = kernel.inner[-1]
     mean = T.float32(0)
     if kernel.centered:
-        mean = scalar(reduce_sum(simd, width, lambda start, lanes, total: total + simd.load(x, (*row, start), lanes)) * T.float32(1 / width))
+        mean = name(reduce_sum(simd, width, lambda start, lanes, total: total + simd.load(x, (*row, start), lanes)) * T.float32(1 / width))
 
     def centered(start: Value | int, lanes: int) -> Value:
         value = simd.load(x, (*row, start), lanes)
-        return T.bind(value - splat(mean, lanes)) if kernel.centered else value
+        return name(value - splat(mean, lanes)) if kernel.centered else value
 
     def add_square(start: Value | int, lanes: int, total: Value) -> Value:
         value = centered(start, lanes)
         return simd.fma(value, value, total)
 
     squares = reduce_sum(simd, width, add_square)
-    scale = scalar(T.float32(1) / T.sqrt(simd.fma(squares, T.float32(1 / width), T.float32(kernel.epsilon))))
+    scale = name(T.float32(1) / T.sqrt(simd.fma(squares, T.float32(1 / width), T.float32(kernel.epsilon))))
 
     def write(start: Value | int, lanes: int, slot: int) -> None:
         normal = centered(start, lanes) * splat(scale, lanes)

@@ -40,9 +40,14 @@ def local(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
     return T.alloc_buffer(shape, dtype, scope="local")
 
 
-def scalar(value: Value) -> Value:
-    """A name for `value`, so that it is computed once."""
-    return T.bind(value)
+def name(value: Value) -> Value:
+    """`value`, computed once. Held in memory that LLVM turns into a register: TVM's simplifier puts what is bound to a
+    variable back in at each use, and takes forever over the result."""
+    dtype = value.ty.dtype
+    buffer = local(dtype.lanes, str(dtype).partition("x")[0])
+    index = _index(0, dtype.lanes)
+    T.buffer_store(buffer, value, [index])
+    return buffer[index]
 
 
 def pieces(extent: int, lanes: int) -> list[tuple[int, int]]:
@@ -100,10 +105,10 @@ def tree(value: Value, combine: Callable[[Value, Value], Value]) -> Value:
     """Reduces the lanes of a vector to a scalar, always in the same order."""
     lanes = lanes_of(value)
     while lanes > 1:
-        value, half = T.bind(value), lanes // 2
+        value, half = name(value), lanes // 2
         low, high = (T.Shuffle([value], list(range(start, start + half))) for start in (0, half))
         value, lanes = combine(low, high), half
-    return T.bind(value)
+    return name(value)
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class Simd:
         """The `lanes` elements from `index` on (along the last axis), as float32."""
         *outer, start = index
         lanes = self.lanes if lanes is None else lanes
-        return T.bind(self._widen(buffer[(*outer, _index(start, lanes))], str(buffer.dtype), lanes))
+        return name(self._widen(buffer[(*outer, _index(start, lanes))], str(buffer.dtype), lanes))
 
     def store(self, buffer: Buffer, value: Value, index: Sequence[Value | int]) -> None:
         """Writes float32 lanes from `index` on, rounded to the buffer's type (to nearest even)."""
@@ -155,46 +160,46 @@ class Simd:
         result = splat(coefficients[-1], lanes)
         for coefficient in reversed(coefficients[:-1]):
             result = self.fma(result, x, splat(coefficient, lanes))
-        return T.bind(result)
+        return name(result)
 
     def exp(self, x: Value) -> Value:
         """e^x to 2 ulp; arguments are clamped to [−87, 88.3], so that it neither overflows nor vanishes."""
         lanes = lanes_of(x)
-        x = T.bind(T.min(splat(88.3, lanes), T.max(splat(-87.0, lanes), x)))  # this order lets NaN through
+        x = name(T.min(splat(88.3, lanes), T.max(splat(-87.0, lanes), x)))  # this order lets NaN through
         integer = _typed("int32", lanes)
         # Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits.
         shifted = T.reinterpret(integer, self.fma(x, splat(math.log2(math.e), lanes), splat(_ROUND, lanes)))
-        exponent = T.bind(shifted - _int_splat(_ROUND_BITS, lanes))
-        whole = T.bind(T.cast(exponent, _typed("float32", lanes)))
-        rest = T.bind(self.fma(whole, splat(-_LN2_LOW, lanes), self.fma(whole, splat(-_LN2_HIGH, lanes), x)))
+        exponent = name(shifted - _int_splat(_ROUND_BITS, lanes))
+        whole = name(T.cast(exponent, _typed("float32", lanes)))
+        rest = name(self.fma(whole, splat(-_LN2_LOW, lanes), self.fma(whole, splat(-_LN2_HIGH, lanes), x)))
         power = self.polynomial(_EXP, rest)
         bits = T.reinterpret(integer, power) + (exponent << _int_splat(23, lanes))
-        return T.bind(T.reinterpret(_typed("float32", lanes), bits))
+        return name(T.reinterpret(_typed("float32", lanes), bits))
 
     def sigmoid(self, x: Value) -> Value:
         one = splat(1.0, lanes_of(x))
-        return T.bind(one / (one + self.exp(splat(0.0, lanes_of(x)) - x)))
+        return name(one / (one + self.exp(splat(0.0, lanes_of(x)) - x)))
 
     def tanh(self, x: Value) -> Value:
         """To 1e-7 absolute."""
         lanes = lanes_of(x)
-        return T.bind(splat(1.0, lanes) - splat(2.0, lanes) / (self.exp(x + x) + splat(1.0, lanes)))
+        return name(splat(1.0, lanes) - splat(2.0, lanes) / (self.exp(x + x) + splat(1.0, lanes)))
 
     def normal_cdf(self, x: Value) -> Value:
         """Φ(x) = (1 + erf(x / √2)) / 2, relatively accurate in the lower tail too."""
         lanes = lanes_of(x)
-        x = T.bind(x)
-        z = T.bind(T.min(splat(9.2, lanes), T.Select(x < splat(0.0, lanes), splat(0.0, lanes) - x, x) * splat(math.sqrt(0.5), lanes)))
-        t = T.bind(splat(2.0, lanes) / (z + splat(2.0, lanes)))
+        x = name(x)
+        z = name(T.min(splat(9.2, lanes), T.Select(x < splat(0.0, lanes), splat(0.0, lanes) - x, x) * splat(math.sqrt(0.5), lanes)))
+        t = name(splat(2.0, lanes) / (z + splat(2.0, lanes)))
         # erfc(z) = t · p(t) · exp(−z²), halved
-        tail = T.bind(self.polynomial(_ERFC, t) * t * self.exp(splat(0.0, lanes) - z * z) * splat(0.5, lanes))
-        return T.bind(T.Select(x < splat(0.0, lanes), tail, splat(1.0, lanes) - tail))
+        tail = name(self.polynomial(_ERFC, t) * t * self.exp(splat(0.0, lanes) - z * z) * splat(0.5, lanes))
+        return name(T.Select(x < splat(0.0, lanes), tail, splat(1.0, lanes) - tail))
 
     def activation(self, name: str, x: Value) -> Value:
         """One of `ops.ACTIVATIONS`."""
         if name == "":
             return x
-        x, lanes = T.bind(x), lanes_of(x)
+        x, lanes = name(x), lanes_of(x)
         if name == "relu":
             return T.max(splat(0.0, lanes), x)
         if name == "silu":
@@ -219,14 +224,14 @@ def _bf16_to_f32(value: Value, lanes: int) -> Value:
 
 def _f32_to_bf16(value: Value, lanes: int) -> Value:
     """To nearest even; NaN is not kept."""
-    bits = T.bind(T.reinterpret(_typed("int32", lanes), value))
+    bits = name(T.reinterpret(_typed("int32", lanes), value))
     rounded = bits + _int_splat(0x7FFF, lanes) + ((bits >> _int_splat(16, lanes)) & _int_splat(1, lanes))
     return T.reinterpret(_typed("bfloat16", lanes), T.cast(rounded >> _int_splat(16, lanes), _typed("uint16", lanes)))
 
 
 def _f16_to_f32(value: Value, lanes: int) -> Value:
     """Exact for finite numbers: the exponent and mantissa move up, and a multiplication corrects the bias."""
-    bits = T.bind(T.cast(T.reinterpret(_typed("uint16", lanes), value), _typed("int32", lanes)))
+    bits = name(T.cast(T.reinterpret(_typed("uint16", lanes), value), _typed("int32", lanes)))
     magnitude = T.reinterpret(_typed("float32", lanes), (bits & _int_splat(0x7FFF, lanes)) << _int_splat(13, lanes))
     scaled = T.reinterpret(_typed("int32", lanes), magnitude * splat(2.0**112, lanes))
     return T.reinterpret(_typed("float32", lanes), scaled | ((bits & _int_splat(0x8000, lanes)) << _int_splat(16, lanes)))
@@ -235,10 +240,10 @@ def _f16_to_f32(value: Value, lanes: int) -> Value:
 def _f32_to_f16(value: Value, lanes: int) -> Value:
     """To nearest even; beyond 65504 it saturates, NaN is not kept."""
     integer, real = _typed("int32", lanes), _typed("float32", lanes)
-    bits = T.bind(T.reinterpret(integer, value))
-    magnitude = T.bind(T.min(T.reinterpret(real, bits & _int_splat(0x7FFFFFFF, lanes)), splat(65504.0, lanes)))
-    small = T.bind(T.reinterpret(integer, magnitude + splat(0.5, lanes)) - _int_splat(0x3F000000, lanes))  # subnormal: 0.5's ulp is 2^-24
-    raw = T.bind(T.reinterpret(integer, magnitude))
+    bits = name(T.reinterpret(integer, value))
+    magnitude = name(T.min(T.reinterpret(real, bits & _int_splat(0x7FFFFFFF, lanes)), splat(65504.0, lanes)))
+    small = name(T.reinterpret(integer, magnitude + splat(0.5, lanes)) - _int_splat(0x3F000000, lanes))  # subnormal: 0.5's ulp is 2^-24
+    raw = name(T.reinterpret(integer, magnitude))
     odd = (raw >> _int_splat(13, lanes)) & _int_splat(1, lanes)
     normal = (raw + _int_splat(0xFFF - (112 << 23), lanes) + odd) >> _int_splat(13, lanes)
     half = T.Select(magnitude < splat(2.0**-14, lanes), small, normal)
