@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tvm
-
-from cupola.compiler.artifact_writer import artifact_folder, list_files, write_manifest, write_texts, write_weights
-from cupola.compiler.build import build_library, signature_of
-from cupola.compiler.importer import DTYPES, import_model
 from cupola.compiler.options import CompileOptions, short_name
-from cupola.compiler.pipeline import Dumps, kernel_passes, pipeline, run_passes
 from cupola.compiler.progress import Progress, default_progress
-from cupola.compiler.sources import open_source
-from cupola.compiler.weights import lift_weights
-from cupola.runtime.artifact import FORMAT_VERSION, LIBRARY, Artifact, Limits, Manifest, SourceSpec
-from cupola.runtime.environment import debug_level
-from cupola.targets.registry import get_target
+from cupola.runtime.artifact import Artifact
+from cupola.runtime.errors import OptionError, SourceError
+
+if TYPE_CHECKING:
+    import tvm
 
 
 def compile(
@@ -52,29 +49,32 @@ def compile(
         InputError: naming the file, the field and the fix.
     """
     options = CompileOptions(target, quant, kv_dtype, context, block_size, max_batch)
-    chosen, progress = get_target(target), progress or default_progress()
-    folder = Path(out) if out is not None else Path(f"{short_name(source)}-{chosen.spec.name.replace(':', '-')}-{quant}")
-    with artifact_folder(folder) as work:
-        dumps = Dumps(work / "ir") if debug_level() >= 3 else None
-        with progress.stage("Reading the source"):
-            model = open_source(source)
-        program = import_model(model, options, progress, dumps)
-        with progress.stage("Running passes"):
-            mod = run_passes(program.mod, pipeline(chosen, program.kv, DTYPES[quant], extra_passes), dumps)
-            mod, weights = lift_weights(mod, program.weights)
-            mod = run_passes(mod, kernel_passes(chosen), dumps)
-        with progress.stage("Building kernels"):
-            build_library(mod, chosen, work / LIBRARY, dumps)
-        with progress.stage("Packing weights", sum(weight.spec.num_bytes for weight in weights)) as advance:
-            places, shards = write_weights(work, weights, advance)
-        write_texts(work, model)
-        manifest = Manifest(
-            FORMAT_VERSION, importlib.metadata.version("cupola"), str(tvm.__version__),
-            SourceSpec(model.name, model.format, model.sha256), chosen.spec, quant, program.config, program.kv, Limits(max_batch),
-            (signature_of(mod["forward"], "forward", [weight.spec for weight in weights]),),
-            places, list_files(work, shards),
-            tuple(sorted(var.name_hint for var, func in mod.functions_items() if isinstance(func, tvm.tirx.PrimFunc))),
-            program.notes,
-        )  # fmt: skip
-        write_manifest(work, manifest)
-    return Artifact(folder, manifest)
+    folder = Path(out) if out is not None else Path(f"{short_name(source)}-{target.replace(':', '-')}-{quant}")
+    if _has_runtime_only():
+        if extra_passes:
+            raise OptionError("cannot follow an LLM in the same process", field="extra_passes", fix="compile first, or in another process")
+        done = compile_apart(str(source), options, folder, capture=True)
+        if done.returncode:
+            raise SourceError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+        return Artifact.open(folder, verify=False)
+    from cupola.compiler.driver import compile_to  # here: it loads torch and TVM's compiler
+
+    return compile_to(folder, source, options, progress or default_progress(), extra_passes)
+
+
+def compile_apart(source: str, options: CompileOptions, folder: Path, *, capture: bool = False) -> subprocess.CompletedProcess[str]:
+    """Compiles in a process of its own, whose memory goes back when it ends; its progress goes to standard error."""
+    command = [sys.executable, "-m", "cupola", "compile", "--out", str(folder)]
+    for name, value in asdict(options).items():
+        if value is not None:
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stderr = subprocess.PIPE if capture else None
+    return subprocess.run(
+        [*command, "--", source], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, text=True, check=False
+    )
+
+
+def _has_runtime_only() -> bool:
+    """Whether this process has loaded TVM for an `LLM`, which brings its runtime library and not its compiler."""
+    return "tvm" in sys.modules and bool(sys.modules["tvm"].base._RUNTIME_ONLY)

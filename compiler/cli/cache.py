@@ -12,13 +12,13 @@ import importlib.metadata
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import typer
 
+from cupola.compiler.compile import compile_apart
 from cupola.compiler.options import CompileOptions, short_name
 from cupola.runtime.artifact import MANIFEST, Artifact
 from cupola.runtime.environment import cache_folder
@@ -38,7 +38,7 @@ def cached_artifact(source: str, options: CompileOptions) -> Path:
     folder = artifact_folder(source, options)
     if not _is_whole(folder):
         print(f"Compiling {source} for this machine, once.", file=sys.stderr, flush=True)
-        code = _compile_apart(source, options, folder)
+        code = compile_apart(source, options, folder).returncode
         if not _is_whole(folder):
             raise typer.Exit(code or 1)
         _remove_older(folder)
@@ -81,17 +81,6 @@ def _is_whole(folder: Path) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
         return False
     return True
-
-
-def _compile_apart(source: str, options: CompileOptions, folder: Path) -> int:
-    """Compiles in a process of its own: the compiler's libraries are large, and this process wants only the runtime's."""
-    command = [sys.executable, "-m", "cupola", "compile", "--out", str(folder)]
-    for name, value in asdict(options).items():
-        if value is not None:
-            command += [f"--{name.replace('_', '-')}", str(value)]
-    command += ["--", source]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode
 
 
 def _remove_older(folder: Path) -> None:

@@ -1,0 +1,60 @@
+"""The way from a source to an artifact, stage by stage. Reading `compile_to` top to bottom is reading the compiler."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import tvm
+
+from cupola.compiler.artifact_writer import artifact_folder, list_files, write_manifest, write_texts, write_weights
+from cupola.compiler.build import build_library, signature_of
+from cupola.compiler.importer import DTYPES, import_model
+from cupola.compiler.options import CompileOptions
+from cupola.compiler.pipeline import Dumps, kernel_passes, pipeline, run_passes
+from cupola.compiler.progress import Progress
+from cupola.compiler.sources import open_source
+from cupola.compiler.weights import lift_weights
+from cupola.runtime.artifact import FORMAT_VERSION, LIBRARY, Artifact, Limits, Manifest, SourceSpec
+from cupola.runtime.environment import debug_level
+from cupola.targets.registry import get_target
+
+
+def compile_to(
+    folder: Path, source: str | Path, options: CompileOptions, progress: Progress, extra_passes: Sequence[tvm.transform.Pass] = ()
+) -> Artifact:
+    """Compiles `source` into the artifact `folder`, which appears only when it is whole. Raises InputError."""
+    target = get_target(options.target)
+    with artifact_folder(folder) as work:
+        dumps = Dumps(work / "ir") if debug_level() >= 3 else None
+        with progress.stage("Reading the source"):
+            model = open_source(source)
+        program = import_model(model, options, progress, dumps)
+        with progress.stage("Running passes"):
+            mod = run_passes(program.mod, pipeline(target, program.kv, DTYPES[options.quant], extra_passes), dumps)
+            mod, weights = lift_weights(mod, program.weights)
+            mod = run_passes(mod, kernel_passes(target), dumps)
+        with progress.stage("Building kernels"):
+            build_library(mod, target, work / LIBRARY, dumps)
+        with progress.stage("Packing weights", sum(weight.spec.num_bytes for weight in weights)) as advance:
+            places, shards = write_weights(work, weights, advance)
+        write_texts(work, model)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            cupola_version=importlib.metadata.version("cupola"),
+            tvm_version=str(tvm.__version__),
+            source=SourceSpec(model.name, model.format, model.sha256),
+            target=target.spec,
+            scheme=options.quant,
+            model=program.config,
+            kv=program.kv,
+            limits=Limits(options.max_batch),
+            functions=(signature_of(mod["forward"], "forward", [weight.spec for weight in weights]),),
+            weights=places,
+            files=list_files(work, shards),
+            kernels=tuple(sorted(var.name_hint for var, func in mod.functions_items() if isinstance(func, tvm.tirx.PrimFunc))),
+            notes=program.notes,
+        )
+        write_manifest(work, manifest)
+    return Artifact(folder, manifest)
