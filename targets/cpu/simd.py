@@ -195,18 +195,18 @@ class Simd:
         tail = name(self.polynomial(_ERFC, t) * t * self.exp(splat(0.0, lanes) - z * z) * splat(0.5, lanes))
         return name(T.Select(x < splat(0.0, lanes), tail, splat(1.0, lanes) - tail))
 
-    def activation(self, name: str, x: Value) -> Value:
+    def activation(self, kind: str, x: Value) -> Value:
         """One of `ops.ACTIVATIONS`."""
-        if name == "":
+        if kind == "":
             return x
         x, lanes = name(x), lanes_of(x)
-        if name == "relu":
+        if kind == "relu":
             return T.max(splat(0.0, lanes), x)
-        if name == "silu":
+        if kind == "silu":
             return x * self.sigmoid(x)
-        if name == "gelu":
+        if kind == "gelu":
             return x * self.normal_cdf(x)
-        assert name == "gelu_tanh", name
+        assert kind == "gelu_tanh", kind
         # (1 + tanh(u)) / 2 = sigmoid(2u)
         cubic = self.fma(x * x, splat(2 * math.sqrt(2 / math.pi) * 0.044715, lanes), splat(2 * math.sqrt(2 / math.pi), lanes))
         return x * self.sigmoid(x * cubic)
