@@ -10,7 +10,7 @@ from cupola.runtime.artifact import TargetSpec
 from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.cpu.attention import lower_paged_attention
-from cupola.targets.cpu.elementwise import ScheduleRest
+from cupola.targets.cpu.elementwise import schedule_elementwise
 from cupola.targets.cpu.embedding import lower_take
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear import lower_gated_linear, lower_linear
@@ -27,4 +27,4 @@ def cpu_target(isa: ISA) -> Target:
     base = {"x86_64": "x86-64", "aarch64": "generic"}[isa.architecture]
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": base, "mattr": attributes, "num-cores": num_threads()})
     spec = TargetSpec(f"cpu:{isa.name}", triple, isa.name, isa.features)
-    return Target(spec, isa.description, target, tuple(partial(rule, isa) for rule in RULES), (ScheduleRest(isa),))
+    return Target(spec, isa.description, target, tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),))
