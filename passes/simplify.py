@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import tvm
 import tvm_ffi
 from tvm import relax
@@ -58,6 +59,21 @@ def _broadcast_to(call: relax.Call, _: Scope) -> relax.Expr | None:
     return call.args[0] if tvm_ffi.structural_equal(call.args[0].ty.shape, call.args[1]) else None
 
 
+def _take(call: relax.Call, _: Scope) -> relax.Expr | None:
+    """Rows picked by a constant list that counts up are a slice; `take` itself knows no negative indices."""
+    x, index = call.args
+    if not isinstance(index, tvm.ir.GenericConst) or index.value.numpy().ndim != 1 or call.attrs.axis is None:
+        return None
+    axis, rows = int(call.attrs.axis) % len(x.ty.shape), index.value.numpy()
+    size = x.ty.shape[axis]
+    if not isinstance(size, tvm.tirx.IntImm):
+        return None
+    rows = np.where(rows < 0, rows + int(size), rows)
+    if (rows[1:] - rows[:-1] == 1).all():
+        return relax.op.strided_slice(x, [axis], [int(rows[0])], [int(rows[-1]) + 1], assume_inbound=True)
+    return relax.op.take(x, relax.const(rows), axis=axis, mode=call.attrs.mode) if (index.value.numpy() < 0).any() else None
+
+
 def axes_of(call: relax.Call) -> list[int]:
     """The permutation of a `permute_dims`, whose axes may have been left out to mean the reverse."""
     rank = len(call.args[0].ty.shape)
@@ -71,4 +87,5 @@ RULES: dict[str, Rule] = {
     "reshape": _reshape,
     "permute_dims": _permute_dims,
     "broadcast_to": _broadcast_to,
+    "take": _take,
 }

@@ -1,0 +1,43 @@
+"""Every verified family: a tiny random model, compiled, against transformers in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cupola
+import numpy as np
+import pytest
+from cupola.models import FAMILIES, Family
+
+LENGTHS, NUM_DECODED, BOUND = (5, 23, 40), 16, 1e-4
+PARAMS = cupola.SamplingParams(temperature=0, max_tokens=NUM_DECODED, logprobs=20, ignore_eos=True, detokenize=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=[family.model_type for family in FAMILIES])
+def test_prompt_and_decoding_match_transformers(family: Family, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family.model_type, **family.tiny)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for value in model.parameters():  # biases and norms start out at 0 and 1, which hides mistakes
+            value.add_(0.05 * torch.randn_like(value))
+    model.save_pretrained(tmp_path / "model")
+    llm = cupola.LLM(cupola.compile(tmp_path / "model", out=tmp_path / "artifact"), max_num_seqs=3, max_num_batched_tokens=32)
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, config.vocab_size, length).tolist() for length in LENGTHS]
+
+    def reference(ids: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.tensor([ids])).logits[0]
+
+    for prompt, output in zip(prompts, llm.generate(prompts, PARAMS), strict=True):
+        assert np.abs(llm.logits(prompt) - reference(prompt).numpy()).max() < BOUND
+        chosen, steps = list(output.outputs[0].token_ids), output.outputs[0].logprobs
+        assert len(chosen) == NUM_DECODED and steps is not None
+        rows = torch.log_softmax(reference(prompt + chosen[:-1])[len(prompt) - 1 :], -1).numpy()
+        for row, step, token in zip(rows, steps, chosen, strict=True):
+            assert row[token] > row.max() - BOUND
+            assert max(abs(row[other] - entry.logprob) for other, entry in step.items()) < BOUND
