@@ -20,11 +20,7 @@ class _Kernel:
     isa: ISA
     inner: tuple[int, ...]  # all sizes but the first
     epsilon: float
-    weight_dtypes: tuple[str, ...]  # scale; with LayerNorm also shift
-
-    @property
-    def centered(self) -> bool:
-        return len(self.weight_dtypes) == 2
+    centered: bool  # LayerNorm: mean and shift
 
 
 def lower_rms_norm(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -40,12 +36,12 @@ def lower_layer_norm(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) ->
 
 
 def _lower(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    x, weights = call.args[0].ty, tuple(str(weight.ty.dtype) for weight in call.args[1:])
+    x = call.args[0].ty
     axes = [int(axis) % x.ndim for axis in call.attrs.axes]
     inner = tuple(getattr(size, "value", 0) for size in list(x.shape)[1:])
     if axes != [x.ndim - 1] or x.ndim < 2 or 0 in inner or x.dtype != "float32":
         return None
-    kernel = _Kernel(isa, inner, float(call.attrs.epsilon), weights)
+    kernel = _Kernel(isa, inner, float(call.attrs.epsilon), len(call.args) == 3)
     name = f"{'layer' if kernel.centered else 'rms'}_norm_{inner[-1]}"
     return relax.op.call_tir(builder.add_func(_build(kernel), name), relax.Tuple(list(call.args)), out_ty=call.ty)
 
@@ -57,7 +53,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
     def body() -> None:
         count = T.int64()
         x = argument("x", (count, *kernel.inner), "float32")
-        weights = [argument(f"weight{i}", (width,), dtype) for i, dtype in enumerate(kernel.weight_dtypes)]
+        weights = [argument(label, (width,), "float32") for label in (("scale", "shift") if kernel.centered else ("scale",))]
         out = argument("out", (count, *kernel.inner), "float32")
 
         def rows(outer: Value) -> None:
