@@ -12,13 +12,14 @@ An operation that this pass does not know keeps its batch axis, between two resh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tvm
 import tvm_ffi
 from tvm import IRModule, relax
 
 from cupola.passes.rewrite import name_of, pass_of, tidy
+from cupola.passes.simplify import axes_of
 from cupola.targets import ops
 
 # Rebuilds a call from arguments without batch axis; gets the call and its arguments.
@@ -72,10 +73,42 @@ class _Flattener:
             self.plain[var] = self._flat_or_plain(value.args[0])
         elif isinstance(value, relax.TupleGetItem):
             self.flat[var] = self.builder.emit(relax.TupleGetItem(self.flat[value.tuple_value], value.index))
-        elif isinstance(value, relax.Call) and name_of(value) in _REBUILD and _keeps_batch(value, var):
-            self.flat[var] = self.builder.emit(_REBUILD[name_of(value)](value, [self._flat_or_plain(arg) for arg in value.args]))
         else:
-            self.plain[var] = self.builder.emit(self._plain(value))
+            rebuilt = self._rebuilt(var, value)
+            if rebuilt is not None:
+                self.flat[var] = self.builder.emit(rebuilt)
+            else:
+                self.plain[var] = self.builder.emit(self._plain(value))
+
+    def _rebuilt(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        """The call without its batch axis, or None if that axis means something to it."""
+        if not isinstance(value, relax.Call) or name_of(value) not in _REBUILD or not self._keeps_batch(value):
+            return None
+        rank = len(var.ty.shape) if isinstance(var.ty, relax.TensorType) else 0
+        operands = [self._operand(arg, rank - (name_of(value) == "stack")) for arg in value.args]
+        return None if any(operand is None for operand in operands) else _REBUILD[name_of(value)](value, operands)
+
+    def _operand(self, arg: relax.Expr, rank: int) -> relax.Expr | None:
+        """`arg` for a call on flat values, whose operands had `rank` axes; None if more than one entry met the batch axis."""
+        if isinstance(arg, relax.Tuple):
+            fields = [self._operand(field, rank) for field in arg.fields]
+            return None if any(field is None for field in fields) else relax.Tuple(fields)
+        type_ = getattr(arg, "ty", None)
+        if arg in self.flat or not isinstance(type_, relax.TensorType) or len(type_.shape) < rank:
+            return self._flat_or_plain(arg)
+        return self.builder.emit(relax.op.reshape(self._plain(arg), list(type_.shape)[1:])) if _is_one(type_.shape[0]) else None
+
+    def _keeps_batch(self, call: relax.Call) -> bool:
+        """Whether the call leaves the batch axis of its arguments where it is, and moves nothing along it."""
+        name, first = name_of(call), call.args[0]
+        if name == "permute_dims":
+            return axes_of(call)[0] == 0
+        if name == "matmul":
+            return all(len(arg.ty.shape) > 2 for arg in call.args if arg in self.flat)
+        if name == "take" and first not in self.flat:
+            return call.attrs.axis is not None and int(call.attrs.axis) % len(first.ty.shape) == 0
+        touched = _touched_axes(call)
+        return touched is not None and 0 not in touched
 
     def _adds_batch(self, call: relax.Call) -> bool:
         adds = name_of(call) == "expand_dims" and [int(axis) for axis in call.attrs.axis] == [0] and call.args[0] not in self.flat
@@ -91,7 +124,8 @@ class _Flattener:
 
     def _picks_only_batch(self, call: relax.Call) -> bool:
         """`x[0]`, which comes as a `take` along the batch axis."""
-        return name_of(call) == "take" and call.args[0] in self.flat and int(call.attrs.axis) == 0
+        along = call.attrs.axis if name_of(call) == "take" else None
+        return along is not None and int(along) == 0 and call.args[0] in self.flat and _is_scalar(call.args[1])
 
     def _is_batched(self, value: relax.Expr) -> bool:
         if isinstance(value, relax.TupleGetItem):
@@ -125,13 +159,18 @@ def _is_one(size: object) -> bool:
     return isinstance(size, tvm.tirx.IntImm) and int(size) == 1
 
 
-def _keeps_batch(call: relax.Call, var: relax.Var) -> bool:
-    """Whether the call's first axis is the batch axis of its arguments, which it leaves alone."""
-    if name_of(call) == "permute_dims":
-        return call.attrs.axes is not None and int(call.attrs.axes[0]) == 0
-    if name_of(call) == "expand_dims":
-        return all(int(axis) % len(var.ty.shape) for axis in call.attrs.axis)
-    return True
+def _is_scalar(index: relax.Expr) -> bool:
+    return not isinstance(index.ty, relax.TensorType) or len(index.ty.shape) == 0
+
+
+def _touched_axes(call: relax.Call) -> set[int] | None:
+    """The axes, counted from the start, that an operation moves data along; None for all of them."""
+    name = name_of(call)
+    if name not in _AXES:
+        return set()
+    axes = _AXES[name](call)
+    shape = (call if name in ("concat", "stack", "expand_dims") else call.args[0]).ty.shape
+    return None if axes is None else {int(axis) % len(shape) for axis in (axes if isinstance(axes, Sequence) else [axes])}
 
 
 def _unary(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
@@ -204,6 +243,11 @@ _ELEMENTWISE = (
     "multiply", "add", "subtract", "divide", "power", "maximum", "minimum", "negative", "exp", "cos", "sin", "tanh", "erf", "sigmoid",
     "sqrt", "rsqrt", "astype", "abs", "clip", "nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu", "nn.softplus", "matmul", "square",
 )  # fmt: skip
+_AXES: dict[str, Callable[[relax.Call], object]] = {
+    **dict.fromkeys(("concat", "stack", "split", "repeat", "take", "mean", "expand_dims"), lambda call: call.attrs.axis),
+    "nn.layer_norm": lambda call: call.attrs.axes,
+    "strided_slice": lambda call: [int(axis.value) for axis in call.args[1]],
+}
 _REBUILD: dict[str, Rebuild] = {
     **dict.fromkeys(_ELEMENTWISE, _unary),
     "expand_dims": _to_shape, "concat": _concat, "stack": _stack, "split": _split,

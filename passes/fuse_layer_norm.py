@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from cupola.passes.fuse_rms_norm import is_over_last_axis
 from cupola.passes.rewrite import Scope, pass_of, rewrite_calls, shape_of
 
 
@@ -27,8 +28,7 @@ def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
     if centered is None:
         return None
     x, mean = centered.args[0], scope.call(centered.args[1], "mean")
-    last = len(x.ty.shape) - 1
-    if mean is None or not mean.args[0].same_as(x) or [int(axis) % (last + 1) for axis in mean.attrs.axis] != [last]:
+    if mean is None or not mean.args[0].same_as(x) or not is_over_last_axis(mean):
         return None
     zeros = relax.const(np.zeros(shape_of(weight), "float32"))
     return relax.op.nn.layer_norm(x, weight, zeros, axes=[-1], epsilon=call.attrs.epsilon)

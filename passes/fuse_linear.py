@@ -13,6 +13,7 @@ import tvm
 from tvm import relax
 
 from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
+from cupola.passes.simplify import axes_of
 from cupola.targets import ops
 
 
@@ -27,7 +28,8 @@ def _matmul(call: relax.Call, scope: Scope) -> relax.Expr | None:
     if len(shape_of(x)) != 2 or len(shape) != 2 or not all(isinstance(size, int) for size in shape):
         return None
     transposed = scope.call(right, "permute_dims")
-    weight = transposed.args[0] if transposed is not None else scope.emit(relax.op.permute_dims(right))
+    swapped = transposed is not None and axes_of(transposed) == [1, 0]
+    weight = transposed.args[0] if transposed is not None and swapped else scope.emit(relax.op.permute_dims(right))
     return ops.Linear(x, weight, None, None, "").emit(call.ty)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from cupola.passes.rewrite import Scope, constant_of, pass_of, rewrite_calls
+from cupola.passes.rewrite import Scope, constant_of, pass_of, rewrite_calls, shape_of
 
 
 def fuse_rms_norm() -> tvm.transform.Pass:
@@ -23,7 +23,7 @@ def fuse_rms_norm() -> tvm.transform.Pass:
 def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
     for weight, normalized in (call.args, reversed(call.args)):
         found = _normalized(normalized, scope)
-        if found is not None and len(weight.ty.shape) == 1:
+        if found is not None and shape_of(weight) == shape_of(found[0])[-1:]:
             return relax.op.nn.rms_norm(found[0], weight, axes=[-1], epsilon=found[1])
     return None
 
@@ -50,9 +50,15 @@ def _epsilon(factor: relax.Expr, x: relax.Expr, scope: Scope) -> float | None:
 def is_mean_square(expr: relax.Expr, x: relax.Expr, scope: Scope) -> bool:
     """Whether `expr` is the mean of x² over the last axis, which it keeps."""
     mean = scope.call(expr, "mean")
-    if mean is None or not mean.attrs.keepdims or [int(axis) % len(x.ty.shape) for axis in mean.attrs.axis] != [len(x.ty.shape) - 1]:
+    if mean is None or not is_over_last_axis(mean):
         return False
     power, product = scope.call(mean.args[0], "power"), scope.call(mean.args[0], "multiply")
     if power is not None:
         return bool(power.args[0].same_as(x)) and constant_of(power.args[1]) == 2.0
     return product is not None and all(arg.same_as(x) for arg in product.args)
+
+
+def is_over_last_axis(mean: relax.Call) -> bool:
+    """Whether a mean is taken over the last axis alone, and keeps it."""
+    rank, axes = len(mean.args[0].ty.shape), mean.attrs.axis
+    return bool(mean.attrs.keepdims) and axes is not None and [int(axis) % rank for axis in axes] == [rank - 1]

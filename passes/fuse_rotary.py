@@ -8,7 +8,11 @@ After:   lv2 = R.permute_dims(cupola.rotary(R.permute_dims(x, [1, 0, 2]), cos, s
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from cupola.passes.rewrite import Scope, pass_of, rewrite_calls, shape_of
@@ -23,25 +27,31 @@ def fuse_rotary() -> tvm.transform.Pass:
 
 
 def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
-    for straight, turned in (call.args, reversed(call.args)):
-        kept, rotated = scope.call(straight, "multiply"), scope.call(turned, "multiply")
-        if kept is None or rotated is None or len(call.ty.shape) != 3:
-            continue
-        x, cos = kept.args
-        half, sin = rotated.args
-        if not _is_rotation(half, x, scope) or not _is_table(cos, x) or not _is_table(sin, x):
-            continue
-        table = list(cos.ty.shape)[1:]
-        rows_first = scope.emit(relax.op.permute_dims(x, _SWAP))
-        flat = [scope.emit(relax.op.reshape(angle, table)) for angle in (cos, sin)]
-        return relax.op.permute_dims(scope.emit(ops.Rotary(rows_first, *flat).emit(rows_first.ty)), _SWAP)
+    left, right = (scope.call(arg, "multiply") for arg in call.args)
+    if left is None or right is None or len(call.ty.shape) != 3:
+        return None
+    for straight, turned in ((left, right), (right, left)):
+        for (x, cos), (half, sin) in itertools.product(_orders(straight), _orders(turned)):
+            if _is_table(cos, x) and _is_table(sin, x) and _is_rotation(half, x, scope):
+                return _rotary(x, cos, sin, scope)
     return None
+
+
+def _orders(product: relax.Call) -> tuple[Sequence[relax.Expr], Sequence[relax.Expr]]:
+    return product.args, list(reversed(product.args))
+
+
+def _rotary(x: relax.Expr, cos: relax.Expr, sin: relax.Expr, scope: Scope) -> relax.Expr:
+    table = list(cos.ty.shape)[1:]
+    rows_first = scope.emit(relax.op.permute_dims(x, _SWAP))
+    flat = [scope.emit(relax.op.reshape(angle, table)) for angle in (cos, sin)]
+    return relax.op.permute_dims(scope.emit(ops.Rotary(rows_first, *flat).emit(rows_first.ty)), _SWAP)
 
 
 def _is_table(table: relax.Expr, x: relax.Expr) -> bool:
     """cos or sin [1, n, dim] for x [heads, n, dim]."""
     shape = shape_of(table)
-    return len(shape) == 3 and shape[0] == 1 and shape[2] == shape_of(x)[2]
+    return len(shape) == 3 and shape[0] == 1 and tvm_ffi.structural_equal(list(table.ty.shape)[1:], list(x.ty.shape)[1:])
 
 
 def _is_rotation(expr: relax.Expr, x: relax.Expr, scope: Scope) -> bool:
@@ -58,4 +68,5 @@ def _is_half(expr: relax.Expr, x: relax.Expr, start: int, scope: Scope) -> bool:
     part = scope.call(expr, "strided_slice")
     if part is None or not part.args[0].same_as(x) or shape_of(expr)[2] * 2 != shape_of(x)[2]:
         return False
-    return [int(axis.value) for axis in part.args[1]] == [2] and int(part.args[2][0].value) == start
+    steps = [int(step.value) for step in part.args[4]] if len(part.args) > 4 else [1]
+    return [int(axis.value) for axis in part.args[1]] == [2] and int(part.args[2][0].value) == start and steps == [1]

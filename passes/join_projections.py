@@ -45,16 +45,18 @@ def _is_weight(linear: ops.Linear, func: relax.Function) -> bool:
 
 
 class _Join:
-    """Remembers, for every weight of a group, the joined result and the columns in it."""
+    """Remembers, for every input and weight of a group, the joined result and the columns in it."""
 
     def __init__(self, groups: list[list[ops.Linear]]) -> None:
-        self.group_of = {linear.weight: group for group in groups for linear in group}
+        self.group_of = {(linear.x, linear.weight): group for group in groups for linear in group}
         self.joined: dict[int, relax.Var] = {}
 
     def rule(self, call: relax.Call, scope: Scope) -> relax.Expr | None:
-        linear = ops.Linear.match(call)
-        group = self.group_of.get(linear.weight) if linear is not None and is_plain(linear) else None
-        if linear is None or group is None:
+        linear, before = ops.Linear.match(call), ops.Linear.match(scope.original)
+        if linear is None or before is None or not is_plain(linear):
+            return None
+        group = self.group_of.get((before.x, before.weight))
+        if group is None:
             return None
         if id(group) not in self.joined:
             self.joined[id(group)] = self._emit(linear, group, scope)

@@ -34,8 +34,11 @@ class Scope:
         return self.builder.emit(expr)
 
     def value(self, expr: relax.Expr) -> relax.Expr:
-        """What a variable is bound to; parameters and other expressions come back as they are."""
+        """What a variable is bound to, a field of a known tuple included; other expressions come back as they are."""
         bound = self._mutator.lookup_binding(expr) if isinstance(expr, relax.Var) else None
+        if isinstance(bound, relax.TupleGetItem):
+            whole = self.value(bound.tuple_value)
+            return self.value(whole.fields[bound.index]) if isinstance(whole, relax.Tuple) else bound
         return expr if bound is None else bound
 
     def call(self, expr: relax.Expr, name: str) -> relax.Call | None:

@@ -10,8 +10,10 @@ After:   lv3 = R.reshape(x, (n, 4, 16))
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tvm
 import tvm_ffi
 from tvm import relax
@@ -60,18 +62,25 @@ def _broadcast_to(call: relax.Call, _: Scope) -> relax.Expr | None:
 
 
 def _take(call: relax.Call, _: Scope) -> relax.Expr | None:
-    """Rows picked by a constant list that counts up are a slice; `take` itself knows no negative indices."""
+    """Rows picked by a constant list that counts up are a slice; other indices are clipped, since "fast" trusts them blindly."""
     x, index = call.args
-    if not isinstance(index, tvm.ir.GenericConst) or index.value.numpy().ndim != 1 or call.attrs.axis is None:
-        return None
-    axis, rows = int(call.attrs.axis) % len(x.ty.shape), index.value.numpy()
-    size = x.ty.shape[axis]
-    if not isinstance(size, tvm.tirx.IntImm):
-        return None
-    rows = np.where(rows < 0, rows + int(size), rows)
-    if (rows[1:] - rows[:-1] == 1).all():
+    rows = _constant_rows(call)
+    if rows is not None and rows.ndim == 1 and rows.size and (rows[1:] - rows[:-1] == 1).all():
+        axis = int(call.attrs.axis) % len(x.ty.shape)
         return relax.op.strided_slice(x, [axis], [int(rows[0])], [int(rows[-1]) + 1], assume_inbound=True)
-    return relax.op.take(x, relax.const(rows), axis=axis, mode=call.attrs.mode) if (index.value.numpy() < 0).any() else None
+    negative = rows is not None and bool((index.value.numpy() < 0).any())
+    if not negative and call.attrs.mode != "fast":
+        return None
+    return relax.op.take(x, relax.const(rows) if negative else index, axis=call.attrs.axis, mode="clip")
+
+
+def _constant_rows(call: relax.Call) -> npt.NDArray[Any] | None:
+    """The indices of a `take`, if they are constant and the axis' size is known, counted from the start."""
+    x, index = call.args
+    if not isinstance(index, tvm.ir.GenericConst) or call.attrs.axis is None:
+        return None
+    size, rows = x.ty.shape[int(call.attrs.axis)], index.value.numpy()
+    return np.where(rows < 0, rows + int(size), rows) if isinstance(size, tvm.tirx.IntImm) else None
 
 
 def axes_of(call: relax.Call) -> list[int]:

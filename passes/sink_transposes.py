@@ -1,4 +1,4 @@
-"""Moves transposes past slices and concatenations, so that they meet and cancel.
+"""Moves transposes past slices, splits, concatenations and norms over the last axis, so that they meet and cancel.
 
 Before:  lv1 = R.permute_dims(x, [1, 0, 2])
          lv2 = R.strided_slice(lv1, [2], [0], [8])
@@ -7,6 +7,8 @@ After:   lv3 = R.strided_slice(x, [2], [0], [8])
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import tvm
 from tvm import relax
@@ -41,4 +43,30 @@ def _concat(call: relax.Call, scope: Scope) -> relax.Expr | None:
     return relax.op.permute_dims(scope.emit(relax.op.concat([part.args[0] for part in inner if part is not None], axis)), axes)
 
 
-RULES: dict[str, Rule] = {"strided_slice": _strided_slice, "concat": _concat, "permute_dims": simplify.RULES["permute_dims"]}
+def _split(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    inner = scope.call(call.args[0], "permute_dims")
+    if inner is None:
+        return None
+    axes, where = axes_of(inner), call.attrs.indices_or_sections
+    sections = [int(index) for index in where] if isinstance(where, Sequence) else int(where)
+    parts = scope.emit(relax.op.split(inner.args[0], sections, axes[int(call.attrs.axis)]))
+    items = [scope.emit(relax.TupleGetItem(parts, index)) for index in range(len(parts.ty.fields))]
+    return relax.Tuple([scope.emit(relax.op.permute_dims(item, axes)) for item in items])
+
+
+def _norm(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    inner = scope.call(call.args[0], "permute_dims")
+    axes = axes_of(inner) if inner is not None else []
+    if inner is None or [int(axis) % len(axes) for axis in call.attrs.axes] != [len(axes) - 1] or axes[-1] != len(axes) - 1:
+        return None
+    return relax.op.permute_dims(scope.emit(relax.Call(call.op, [inner.args[0], *call.args[1:]], call.attrs)), axes)
+
+
+RULES: dict[str, Rule] = {
+    "strided_slice": _strided_slice,
+    "concat": _concat,
+    "split": _split,
+    "nn.rms_norm": _norm,
+    "nn.layer_norm": _norm,
+    "permute_dims": simplify.RULES["permute_dims"],
+}

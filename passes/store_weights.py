@@ -27,7 +27,8 @@ def store_weights(dtype: str) -> tvm.transform.Pass:
 
     def take(call: relax.Call, scope: Scope) -> relax.Expr | None:
         table, tokens = call.args
-        if not (len(table.ty.shape) == 2 and table.ty.dtype == "float32" and len(tokens.ty.shape) == 1 and int(call.attrs.axis) == 0):
+        is_rows = len(table.ty.shape) == 2 and len(tokens.ty.shape) == 1 and call.attrs.axis is not None and int(call.attrs.axis) == 0
+        if not is_rows or table.ty.dtype != "float32":
             return None
         if not all(isinstance(size, tvm.tirx.IntImm) for size in table.ty.shape):
             return None
