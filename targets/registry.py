@@ -19,7 +19,10 @@ def target_names() -> tuple[str, ...]:
 def list_targets() -> tuple[tuple[str, str, bool], ...]:
     """For `cupola targets`: (name, description, whether this machine runs it)."""
     here = any(runs_here(isa) for isa in ISAS)
-    return (("cpu", "the best of the below that this machine has", here), *((f"cpu:{isa.name}", isa.description, runs_here(isa)) for isa in ISAS))
+    return (
+        ("cpu", "the best of the below that this machine has", here),
+        *((f"cpu:{isa.name}", isa.description, runs_here(isa)) for isa in ISAS),
+    )
 
 
 def get_target(name: str) -> Target:

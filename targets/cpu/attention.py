@@ -82,9 +82,8 @@ def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilde
         return None
     (heads, key_dim), (groups, value_dim) = (tuple(int(size) for size in list(x.ty.shape)[1:]) for x in (op.q, op.v))
     block, kv_dtype = int(op.k_pages.ty.shape[4]), str(op.k_pages.ty.dtype)
-    kernel = _Kernel(
-        isa, heads, groups, key_dim, value_dim, block, kv_dtype, op.scale, op.window, op.softcap, op.slopes is not None, op.sinks is not None
-    )
+    options = (op.scale, op.window, op.softcap, op.slopes is not None, op.sinks is not None)
+    kernel = _Kernel(isa, heads, groups, key_dim, value_dim, block, kv_dtype, *options)
     arguments = [op.q, op.k, op.v, op.k_pages, op.v_pages, op.slots, op.query_starts, op.context_lens, op.block_tables]
     arguments += [extra for extra in (op.slopes, op.sinks) if extra is not None]
     gv = builder.add_func(_build(kernel), f"paged_attention_{heads}x{groups}x{key_dim}_{kv_dtype}")
@@ -211,7 +210,10 @@ class _Attention:
 
 @dataclass(frozen=True)
 class _Tile:
-    """`num_rows` rows of a sequence from row `first` on. The last tile reaches back over rows of the one before, and writes only those it owns."""
+    """`num_rows` rows of a sequence from row `first` on.
+
+    The last tile reaches back over rows of the one before, and writes only those it owns.
+    """
 
     attention: _Attention
     num_rows: int
@@ -345,7 +347,7 @@ class _Tile:
         T.buffer_store(totals, simd.fma(name(totals[row]), decay, tree(total, lambda x, y: x + y)), [row])
 
     def add_values(self, at: Value, low: Value, high: Value, weights: Buffer, decays: Buffer, sums: Buffer) -> None:
-        """sums = sums · decay + weights @ values, over the keys `low` to `high` of the chunk: what lies outside was perhaps never written."""
+        """sums = sums · decay + weights @ values, over the keys `low` to `high` of the chunk: others were perhaps never written."""
         kernel = self.attention.kernel
         columns = pieces(kernel.value_dim, self.attention.simd.lanes)
         beside = kernel.vectors_beside(self.num_rows, 4)

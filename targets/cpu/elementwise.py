@@ -101,5 +101,5 @@ def _either(small: tirx.Expr, serial: tirx.PrimFunc, parallel: tirx.PrimFunc) ->
     """Both versions in one function."""
     root = serial.body.block
     body = tirx.IfThenElse(small, root.body, parallel.body.block.body)
-    block = s_tir.SBlock(root.iter_vars, root.reads, root.writes, root.name_hint, body, root.init, root.alloc_buffers, root.match_buffers, root.annotations)
+    block = s_tir.SBlock([], root.reads, root.writes, root.name_hint, body, alloc_buffers=root.alloc_buffers, annotations=root.annotations)
     return serial.with_body(s_tir.SBlockRealize([], True, block))

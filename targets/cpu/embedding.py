@@ -29,8 +29,9 @@ def lower_take(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax
     if call.op.name != "relax.take" or call.attrs.axis is None or int(call.attrs.axis) != 0:
         return None
     weight, tokens = call.args
-    floats = ("float32", "float16", "bfloat16")
-    if not isinstance(tokens.ty, relax.TensorType) or tokens.ty.ndim != 1 or weight.ty.ndim != 2 or not is_static(weight) or weight.ty.dtype not in floats:
+    if not isinstance(tokens.ty, relax.TensorType) or tokens.ty.ndim != 1 or weight.ty.ndim != 2:
+        return None
+    if not is_static(weight) or weight.ty.dtype not in ("float32", "float16", "bfloat16"):
         return None
     kernel = _Kernel(isa, *shape_of(weight), str(weight.ty.dtype), str(call.ty.dtype))
     gv = builder.add_func(_build(kernel, str(tokens.ty.dtype)), f"embedding_{kernel.num_entries}x{kernel.width}_{kernel.weight_dtype}")

@@ -24,13 +24,16 @@ def for_each(count: Value, elements_each: int, body: Callable[[Value], None]) ->
 
 @contextmanager
 def between(start: Value, stop: Value) -> Iterator[Value]:
-    """A loop from start to stop. TVM's CanonicalizeLoop, which moves loops to start at 0, leaves the bounds of inner loops unmoved."""
+    """A loop from start to stop, written from 0: when TVM moves a loop to start there, it forgets the bounds of inner loops."""
     with T.serial(stop - start) as i:
         yield name(start + i)
 
 
 def sweep(extent: int, lanes: int, body: Callable[[Value | int, int, int], None]) -> None:
-    """Covers `extent` elements: `body(start, lanes, slot)`, four vectors an iteration, the rest unrolled. Slots count the vectors of one iteration."""
+    """Covers `extent` elements with `body(start, lanes, slot)`, four vectors an iteration, the rest unrolled.
+
+    Slots count the vectors of an iteration, then those of the rest.
+    """
     block = UNROLL * lanes
     if extent >= block:
         with T.serial(extent // block) as i:

@@ -36,8 +36,8 @@ def argument(name: str, shape: Sequence[Value | int], dtype: str) -> Buffer:
 
 
 def local(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
-    """Scratch memory of the thread."""
-    return T.alloc_buffer(shape, dtype, scope="local")
+    """Scratch memory of the thread: on the stack below 1 KB, else from TVM's pool. (TVM takes all of the scope "local" from the pool.)"""
+    return T.alloc_buffer(shape, dtype, scope="global")
 
 
 def name(value: Value) -> Value:

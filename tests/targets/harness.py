@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 import tvm
+from tvm import relax
+
 from cupola.targets.base import Target
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.registry import get_target
-from tvm import relax
 
 # An ISA with int8 dot products has the same float kernels as the one without.
 RUNNABLE = [isa.name for isa in ISAS if runs_here(isa) and not isa.int8_dot]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import tvm
-from cupola.targets.ops import PagedAttention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
+from cupola.targets.ops import PagedAttention
 from tests.targets.harness import DTYPES, RUNNABLE, Input, compile_one, same_bits, size
 
 

@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from cupola.targets.ops import ACTIVATIONS, GatedLinear, Linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
+from cupola.targets.ops import ACTIVATIONS, GatedLinear, Linear
 from tests.targets.harness import DTYPES, RUNNABLE, Input, compile_one, round_to, same_bits, size
 
 CASES = [pytest.param(isa, dtype, id=f"{isa}-{dtype}") for isa in RUNNABLE for dtype in DTYPES]

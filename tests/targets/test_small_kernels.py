@@ -6,11 +6,11 @@ import functools
 
 import numpy as np
 import pytest
-from cupola.targets.ops import Rotary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
+from cupola.targets.ops import Rotary
 from tests.targets.harness import DTYPES, RUNNABLE, Input, compile_one, round_to, same_bits, size
 
 INNER = [(16,), (50,), (576,), (3, 80)]
@@ -71,7 +71,9 @@ def test_rotary(isa, n, shape, seed):
 def test_embedding(isa, dtype):
     random = np.random.default_rng(0)
     weight = round_to(random.standard_normal((70, 50)), dtype)
-    run = compile_one(isa, [Input("weight", weight.shape, dtype), Input("tokens", (size("n"),), "int32")], lambda w, t: relax.op.take(w, t, axis=0))
+    run = compile_one(
+        isa, [Input("weight", weight.shape, dtype), Input("tokens", (size("n"),), "int32")], lambda w, t: relax.op.take(w, t, axis=0)
+    )
     for n in (1, 70, 900):
         tokens = random.integers(0, 70, n).astype("int32")
         assert same_bits(run(weight, tokens), weight[tokens])

@@ -1,0 +1,89 @@
+"""The registry, and what can be said of a kernel without running it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import tvm
+from tvm import relax
+
+from cupola.runtime.errors import OptionError
+from cupola.targets.cpu.isa import ISAS, machine_features, runs_here
+from cupola.targets.ops import GatedLinear, Linear, PagedAttention, Rotary
+from cupola.targets.registry import get_target, list_targets, target_names
+from tests.targets.harness import Input, module, size
+
+ARM = [isa.name for isa in ISAS if isa.architecture == "aarch64"]
+
+
+def test_every_target_is_listed_and_found():
+    assert [name for name, _, _ in list_targets()] == list(target_names())
+    for name in target_names()[1:]:
+        target = get_target(name)
+        assert target.spec.name == name
+        assert target.spec.isa == name.removeprefix("cpu:")
+
+
+def test_cpu_is_the_best_that_runs_here():
+    best = next(isa for isa in ISAS if runs_here(isa))
+    spec = get_target("cpu").spec
+    assert (spec.name, spec.features) == (f"cpu:{best.name}", best.features)
+    assert machine_features().issuperset(spec.features)
+
+
+def test_an_unknown_target_is_refused_with_the_names():
+    with pytest.raises(OptionError, match=r"'cpu:z80' is not a target .*cpu:avx512, cpu:avx2"):
+        get_target("cpu:z80")
+
+
+def compiled(name: str, mod: tvm.IRModule) -> tvm.runtime.Module:
+    """The PrimFuncs of a module that a rule wrote, as machine code."""
+    kernels = {gv.name_hint: f for gv, f in mod.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
+    kernels = {key: f.with_attr("global_symbol", key) for key, f in kernels.items()}
+    return tvm.tirx.build(tvm.IRModule(kernels), target=get_target(name).tvm)
+
+
+def linear(name, dtype="float32"):
+    m = size("m")
+    inputs = [Input("x", (m, 576)), Input("weight", (1536, 576), dtype)]
+    return module(get_target(name), inputs, lambda x, w: Linear(x, w, None, None, "").emit(relax.TensorType((m, 1536), "float32")))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_full_tile_of_a_linear_stays_in_registers(dtype):
+    isa = next(isa for isa in ISAS if isa.name == "avx512")
+    assembly = compiled("cpu:avx512", linear("cpu:avx512", dtype)).inspect_source("asm")
+    blocks = re.split(r"^\.LBB\w+:", assembly, flags=re.MULTILINE)
+    loops = [block.partition("\n\tj")[0] for block in blocks if len(re.findall(r"vfmadd\w+\t.*%zmm", block)) == 2 * isa.row_tile]
+    assert len(loops) == 1
+    assert "(%rsp" not in loops[0]
+    assert "(%rbp" not in loops[0]
+
+
+def every_kernel(name, n):
+    """A module for each kernel, with its smallest sizes."""
+    target, f32 = get_target(name), "float32"
+
+    def result(*shape):
+        return relax.TensorType(shape, f32)
+
+    x, w = Input("x", (n, 16)), Input("w", (64, 16), "float16")
+    yield module(target, [x, w], lambda x, w: Linear(x, w, None, None, "silu").emit(result(n, 64)))
+    yield module(target, [x, w], lambda x, w: GatedLinear(x, w, None, "gelu").emit(result(n, 32)))
+    yield module(target, [x, Input("w", (16,))], lambda x, w: relax.op.nn.rms_norm(x, w, [-1], 1e-5))
+    yield module(target, [w, Input("t", (n,), "int32")], lambda w, t: relax.op.take(w, t, axis=0))
+    heads, angles = Input("x", (n, 2, 16)), [Input(angle, (n, 16)) for angle in ("cos", "sin")]
+    yield module(target, [heads, *angles], lambda x, c, s: Rotary(x, c, s).emit(result(n, 2, 16)))
+    pages = [Input(f"{k}_pages", (1, size("blocks"), 1, 16, 16), "float16") for k in "kv"]
+    integers = [("slots", (n,)), ("starts", (size("b1"),)), ("lens", (size("b"),)), ("tables", (size("b"), size("w")))]
+    inputs = [heads, *(Input(k, (n, 1, 16)) for k in "kv"), *pages, *(Input(key, shape, "int32") for key, shape in integers)]
+    yield module(target, inputs, lambda *t: PagedAttention(*t, None, None, 0, 0.25, 0, 0.0).emit(result(n, 2, 16)))
+
+
+@pytest.mark.parametrize("name", ARM)
+def test_arm_compiles(name, tmp_path):
+    for mod in every_kernel(f"cpu:{name}", size("n")):
+        library = compiled(f"cpu:{name}", mod)
+        library.write_to_file(str(tmp_path / "kernel.o"), "o")
+        assert (tmp_path / "kernel.o").read_bytes()[18:20] == b"\xb7\x00"  # ELF: AArch64
