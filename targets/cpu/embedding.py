@@ -33,8 +33,9 @@ def lower_take(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax
         return None
     if not is_static(weight) or weight.ty.dtype not in ("float32", "float16", "bfloat16"):
         return None
-    kernel = _Kernel(isa, *shape_of(weight), str(weight.ty.dtype), str(call.ty.dtype))
-    gv = builder.add_func(_build(kernel, str(tokens.ty.dtype)), f"embedding_{kernel.num_entries}x{kernel.width}_{kernel.weight_dtype}")
+    num_entries, width = shape_of(weight)
+    kernel = _Kernel(isa, num_entries, width, str(weight.ty.dtype), str(call.ty.dtype))
+    gv = builder.add_func(_build(kernel, str(tokens.ty.dtype)), f"embedding_{num_entries}x{width}_{kernel.weight_dtype}")
     return relax.op.call_tir(gv, relax.Tuple([pack_panels(weight, builder), tokens]), out_ty=call.ty)
 
 

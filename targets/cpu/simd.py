@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import tvm
@@ -18,8 +19,8 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.isa import ISA
 
-Value = tvm.ir.Expr  # a scalar or vector of the IR
-Buffer = tvm.tirx.Buffer
+Value: TypeAlias = tvm.ir.Expr  # a scalar or vector of the IR
+Buffer: TypeAlias = tvm.tirx.Buffer
 
 
 def prim_func(body: Callable[[], None]) -> tvm.tirx.PrimFunc:
