@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def _link(output: str, objects: Sequence[str], *_: object, **__: object) -> None
         raise UnsupportedError("found no C compiler to link the library with", fix="install gcc or clang, or `pip install ziglang`")
     done = subprocess.run([*command, "-shared", "-fPIC", "-o", output, *objects], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UnsupportedError(f"the linker failed: {done.stderr.strip().splitlines()[-1:]}", field=command[0])
+        last = (done.stderr.strip().splitlines() or ["without a message"])[-1]
+        raise UnsupportedError(f"the linker failed: {last}", field=command[0], fix="is there room on the disk, and a working C compiler?")
 
 
 def signature_of(func: relax.Function, name: str, weights: Sequence[TensorSpec]) -> FunctionSpec:
@@ -71,5 +73,9 @@ def signature_of(func: relax.Function, name: str, weights: Sequence[TensorSpec])
 
 
 def _tensor_spec(name: str, type_: relax.TensorType) -> TensorSpec:
-    sizes = [int(size) if isinstance(size, tirx.IntImm) else str(size) for size in type_.shape]
-    return TensorSpec(name, str(type_.dtype), tuple(sizes))
+    return TensorSpec(name, str(type_.dtype), tuple(_size(size) for size in type_.shape))
+
+
+def _size(size: tirx.Expr) -> int | str:
+    """A known dimension, or its formula: TVM prints constants with their types, `b + T.int64(1)`."""
+    return int(size) if isinstance(size, tirx.IntImm) else re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size))

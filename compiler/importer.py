@@ -31,15 +31,16 @@ def import_model(source: Source, options: CompileOptions, progress: Progress, du
     Raises:
         SourceError, UnsupportedError, OptionError: as their docstrings say.
     """
+    context = _context_length(source, options.context)
     with progress.stage("Tracing the model"):
-        traced = trace(source.config, source.name)
+        traced = trace(source.config, source.name, context)
     with progress.stage("Importing to Relax"):
         mod = run_passes(translate(traced, source.name), import_passes(), dumps)
         kv = kv_layout(mod, DTYPES[options.kv_dtype or options.quant], options.block_size, source.name)
         bound = bind_weights(source, traced.parameters, traced.base_model_prefix, traced.tied)
     names = [param.name for param in mod["forward"].params[len(INPUTS) :]]
     weights = {name: bound[traced.tied.get(name, name)] for name in names}
-    config = _model_config(source, mod, options.context)
+    config = _model_config(source, mod, context)
     return Program(mod, weights, kv, config, (*source.notes, *_notes(traced, source, bound)))
 
 
@@ -47,18 +48,26 @@ def _notes(traced: TracedModel, source: Source, bound: Mapping[str, LazyTensor])
     model_type = source.config["model_type"]
     unused = unused_tensors(source, bound, traced.tied)
     verified = [] if traced.family else [f"the family {model_type} is not verified: compare its answers before you rely on them"]
-    return verified + ([f"the model does not use {len(unused)} of the checkpoint's tensors, such as {unused[0]}"] if unused else [])
+    return (
+        verified
+        + list(traced.notes)
+        + ([f"the model does not use {len(unused)} of the checkpoint's tensors, such as {unused[0]}"] if unused else [])
+    )
 
 
-def _model_config(source: Source, mod: IRModule, context: int | None) -> ModelConfig:
+def _context_length(source: Source, wanted: int | None) -> int:
     limit = _context_limit(source.config)
-    if context is not None and limit is not None and context > limit:
-        raise OptionError(f"is {context}, but the model was made for {limit} tokens", field="context", fix=f"give {limit} or less")
+    if wanted is not None and limit is not None and wanted > limit:
+        raise OptionError(f"is {wanted}, but the model was made for {limit} tokens", field="context", fix=f"give {limit} or less")
+    return wanted or limit or _DEFAULT_CONTEXT
+
+
+def _model_config(source: Source, mod: IRModule, context: int) -> ModelConfig:
     stops = _token_ids(source.generation_config.get("eos_token_id", source.config.get("eos_token_id")))
     bos = _token_ids(source.generation_config.get("bos_token_id", source.config.get("bos_token_id")))
     vocab_size = shape_of(mod["forward"].body.body)[1]
     stops, bos = (tuple(token for token in ids if token < vocab_size) for ids in (stops, bos))
-    return ModelConfig(source.config["model_type"], context or limit or _DEFAULT_CONTEXT, vocab_size, stops, bos[0] if bos else None)
+    return ModelConfig(source.config["model_type"], context, vocab_size, stops, bos[0] if bos else None)
 
 
 def _context_limit(config: Mapping[str, Any]) -> int | None:

@@ -7,6 +7,7 @@ a token axis must treat tokens one by one; one that is not known to do so is ref
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,14 +67,29 @@ def _problem(node: fx.Node, tokens: Any) -> str | None:
         made = node.meta.get("val")
         counts = name in ("aten.arange", "aten.linspace") and isinstance(made, torch.Tensor) and _axis(made, tokens) is not None
         return "numbers tokens by their place in the call instead of by their positions" if counts else None
-    if name in _ONE_BY_ONE or _is_pointwise(node) or name == "getitem" or name == "aten.sym_size":
+    if _is_pointwise(node):
+        return _pointwise(node, inputs, tokens)
+    if name in _ONE_BY_ONE or name == "getitem" or name == "aten.sym_size":
         return None
     if name in _KEEPS_AXES:
-        kept = _axis(node.meta["val"], tokens) is not None
-        return None if kept else "merges the token axis with another"
+        return None if _num_before(node.meta["val"], tokens) == _num_before(inputs[0], tokens) else "merges the token axis with another"
     if name in _ALONG_AXES:
         return _along_axes(node, inputs[0], tokens, _ALONG_AXES[name])
     return _SPECIAL.get(name, _unknown)(node, inputs, tokens)
+
+
+def _num_before(value: torch.Tensor, tokens: Any) -> object:
+    """The product of the sizes before the token axis, by which a reshape that keeps tokens apart is known."""
+    axis = _axis(value, tokens)
+    return None if axis is None else math.prod(value.shape[:axis])
+
+
+def _pointwise(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    axes = {(_axis(value, tokens) or 0) - value.dim() for value in inputs}
+    if len(axes) > 1:
+        return "combines every token with every other"
+    counts = any(isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), torch.SymInt | torch.SymFloat) for arg in node.args)
+    return "computes with the number of tokens in the call" if counts else None
 
 
 def _unknown(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
@@ -101,7 +117,8 @@ _SPECIAL: dict[str, Callable[[fx.Node, list[torch.Tensor], Any], str | None]] = 
 
 
 def _along_axes(node: fx.Node, value: torch.Tensor, tokens: Any, place: int) -> str | None:
-    axes = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
+    last_by_default = _name(node) == "aten.topk"
+    axes = node.args[place] if len(node.args) > place else node.kwargs.get("dim", -1 if last_by_default else 0)
     if axes is None:
         return "combines tokens"
     listed = axes if isinstance(axes, list | tuple) else [axes]
@@ -135,14 +152,19 @@ def _tensors(arguments: Any) -> list[torch.Tensor]:
 
 
 def _axis(value: Any, tokens: Any) -> int | None:
-    """The axis of `value` whose length is the symbolic token count."""
+    """The axis of `value` whose length is the token count."""
     if not isinstance(value, torch.Tensor):
         return None
-    expression = getattr(tokens, "node", None)
     for axis, size in enumerate(value.shape):
-        if isinstance(size, torch.SymInt) and expression is not None and size.node.expr == expression.expr:
+        if _same_size(size, tokens):
             return axis
     return None
+
+
+def _same_size(size: Any, tokens: Any) -> bool:
+    if isinstance(tokens, int):
+        return isinstance(size, int) and size == tokens
+    return isinstance(size, torch.SymInt) and size.node.expr == tokens.node.expr
 
 
 def _module_of(node: fx.Node) -> str:

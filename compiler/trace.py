@@ -12,7 +12,7 @@ import itertools
 import logging
 import unittest.mock
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,16 @@ import torch
 import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
 
+from cupola.compiler.rope import fix_rope
 from cupola.compiler.token_mixing import check_token_mixing
 from cupola.models import Family, find_family
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 MAX_TOKENS = 1 << 20  # an upper bound for torch's solver; nothing is allocated by it
 TRACED_TOKENS, TRACED_ROWS = 7, 3  # any values above 1 that differ
+_PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)  # what dimensions seldom are
 WRAPPER = "model."  # the prefix that `_Wrapper` puts before every parameter's name
 
 
@@ -36,11 +38,13 @@ class TracedModel:
     """A traced model.
 
     Attributes:
-        exported: the graph, with the values of constants and buffers; inputs tokens i32 [n], positions i32 [n], rows i32 [r]; output logits [r, vocab].
+        exported: the graph, with the values of constants and buffers; inputs tokens i32 [n], positions i32 [n], rows i32 [r];
+            output logits f32 [r, vocab].
         parameters: the shape of every parameter, by its name in the model, ties removed.
         tied: names that share a parameter with another name: alias -> name in `parameters`.
         base_model_prefix: the name of the model's trunk, which some checkpoints leave out.
         family: the verified family, or None.
+        notes: for people: what was decided while tracing.
     """
 
     exported: torch.export.ExportedProgram
@@ -48,6 +52,7 @@ class TracedModel:
     tied: dict[str, str]
     base_model_prefix: str
     family: Family | None
+    notes: tuple[str, ...] = ()
 
 
 @torch.library.custom_op("cupola::attention", mutates_args=())
@@ -93,17 +98,42 @@ def _attention_interface(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
     **_: Any,  # transformers hands every implementation the arguments of all of them
 ) -> tuple[torch.Tensor, None]:
     if attention_mask is not None:
         raise UnsupportedError("its attention takes a mask of its own", field=type(module).__name__)
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise UnsupportedError("its attention sees later tokens", field=type(module).__name__, fix="causal language models compile")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = attention(query, key, value, None, s_aux, module.layer_idx, float(scale), sliding_window or 0, float(softcap or 0.0))
     return out, None
 
 
+def _no_mask(*_: Any, mask_function: Callable[..., Any] = causal_mask_function, **__: Any) -> None:
+    """In the place of a mask: nothing, since kernels know causality and windows; other masks are refused."""
+    for name in _mask_parts(mask_function):
+        if name not in _KNOWN_MASKS:
+            raise UnsupportedError(f"its attention takes a mask of its own, {name}")
+
+
+def _mask_parts(function: Callable[..., Any]) -> Iterator[str]:
+    """The names of the functions of transformers.masking_utils that a mask is made of."""
+    yield function.__qualname__.split(".")[0]
+    for cell in function.__closure__ or ():
+        contents = cell.cell_contents if isinstance(cell.cell_contents, tuple) else (cell.cell_contents,)
+        for part in contents:
+            if inspect.isfunction(part):
+                yield from _mask_parts(part)
+
+
+# Packed sequences and padding are told from the inputs of a call; here sequences come with bounds of their own.
+_KNOWN_MASKS = {
+    "causal_mask_function", "sliding_window_overlay", "and_masks", "padding_mask_function", "add_offsets_to_mask_function",
+    "packed_sequence_mask_function", "packed_sequence_compatibility_function", "remap_positions_for_packed_sequence",
+}  # fmt: skip
 transformers.AttentionInterface.register("cupola", _attention_interface)
-AttentionMaskInterface.register("cupola", lambda *_, **__: None)
+AttentionMaskInterface.register("cupola", _no_mask)
 
 
 class _Wrapper(nn.Module):
@@ -120,8 +150,13 @@ class _Wrapper(nn.Module):
         return out.logits[0]
 
 
-def trace(config: Mapping[str, Any], file: str) -> TracedModel:
-    """Traces the causal language model that `config` (the content of config.json) describes; `file` is for errors.
+def trace(config: Mapping[str, Any], file: str, context: int) -> TracedModel:
+    """Traces the causal language model that `config` (the content of config.json) describes.
+
+    Args:
+        config: the content of config.json.
+        file: for errors.
+        context: tokens that a sequence may have; some models scale their positions by it.
 
     Raises:
         SourceError: the configuration makes no model.
@@ -131,13 +166,14 @@ def trace(config: Mapping[str, Any], file: str) -> TracedModel:
     with _quiet():
         model = _build(config, family, file)
         _materialize_buffers(model)
+        notes = fix_rope(model, context)
         if family is not None and family.adapt is not None:
             family.adapt(model, attention)
         tied = _tied_names(model)
         exported = _export(_with_fake_parameters(model), config["model_type"], file)
     check_token_mixing(exported, config["model_type"], file)
     parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    return TracedModel(exported, parameters, tied, model.base_model_prefix, family)
+    return TracedModel(exported, parameters, tied, model.base_model_prefix, family, notes)
 
 
 def _build(config: Mapping[str, Any], family: Family | None, file: str) -> Any:
@@ -184,17 +220,37 @@ def _with_fake_parameters(model: Any) -> Any:
 
 def _export(model: Any, model_type: str, file: str) -> torch.export.ExportedProgram:
     tokens, rows = torch.export.Dim("n", min=2, max=MAX_TOKENS), torch.export.Dim("r", min=2, max=MAX_TOKENS)
-    flat = torch.zeros(TRACED_TOKENS, dtype=torch.int32)
     dynamic = {"tokens": {0: tokens}, "positions": {0: tokens}, "logit_rows": {0: rows}}
-    inputs = (flat, flat.clone(), torch.zeros(TRACED_ROWS, dtype=torch.int32))
     try:
-        with torch.no_grad(), _marked_sdpa():
-            return torch.export.export(_Wrapper(model).eval(), inputs, dynamic_shapes=dynamic, strict=False)
+        return _run_export(model, TRACED_TOKENS, dynamic)
     except UnsupportedError as error:
         raise UnsupportedError(error.message, file=file, field=model_type) from error
     except Exception as error:  # torch.export fails in many ways; the model's code is the cause of each
+        _refuse_token_mixing(model, model_type, file)
         reason = f"torch.export could not trace the model: {_first_line(error)}"
         raise UnsupportedError(reason, file=file, field=model_type, fix="CUPOLA_DEBUG=1 shows torch's full message") from error
+
+
+def _run_export(model: Any, num_tokens: int, dynamic: dict[str, Any] | None) -> torch.export.ExportedProgram:
+    flat = torch.zeros(num_tokens, dtype=torch.int32)
+    inputs = (flat, flat.clone(), torch.zeros(TRACED_ROWS, dtype=torch.int32))
+    with torch.no_grad(), _marked_sdpa():
+        return torch.export.export(_Wrapper(model).eval(), inputs, dynamic_shapes=dynamic, strict=False)
+
+
+def _refuse_token_mixing(model: Any, model_type: str, file: str) -> None:
+    """Says by name which layer mixes tokens, if that is why a model does not trace with any number of tokens.
+
+    Raises:
+        UnsupportedError: from `check_token_mixing`, on a trace with a number of tokens that no dimension equals.
+    """
+    sizes = {size for value in itertools.chain(model.parameters(), model.buffers()) for size in value.shape}
+    num_tokens = next(prime for prime in _PRIMES if prime not in sizes)
+    try:
+        exported = _run_export(model, num_tokens, None)
+    except Exception:  # noqa: BLE001  it only serves a better message; the caller raises what it has
+        return
+    check_token_mixing(exported, model_type, file)
 
 
 @contextlib.contextmanager
@@ -208,7 +264,7 @@ def _marked_sdpa() -> Iterator[None]:
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         return attention(q, k, v, None, None, next(layers), scale, 0, 0.0).transpose(1, 2)
 
-    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = lambda *_, **__: None
+    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = _no_mask
     try:
         with unittest.mock.patch("torch.nn.functional.scaled_dot_product_attention", marked):
             yield

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import tvm
 from torch import fx
@@ -19,7 +21,7 @@ ENTRY = "forward"
 INPUTS = ("tokens", "positions", "logit_rows")
 
 
-class _Importer(ExportedProgramImporter):  # type: ignore[misc]
+class _Importer(ExportedProgramImporter):
     """TVM's importer reads the value of every parameter; ours have none yet."""
 
     @staticmethod
@@ -35,16 +37,19 @@ def translate(traced: TracedModel, file: str) -> IRModule:
     Raises:
         UnsupportedError: naming an operation that TVM's importer does not know; `file` is for the message.
     """
+    importer = _Importer()
     try:
-        mod = _Importer().from_exported_program(
+        mod = importer.from_exported_program(
             traced.exported,
             keep_params_as_input=True,
             unwrap_unit_return_tuple=True,
             no_bind_return_tuple=False,
             custom_convert_map=_CONVERTERS,
         )
-    except AssertionError as error:
-        raise UnsupportedError(f"TVM's importer stopped: {error}", file=file) from error
+    except Exception as error:  # an operation, or a use of one, that TVM's importer did not foresee
+        with contextlib.suppress(tvm.error.InternalError):
+            importer.block_builder._end_block()  # TVM's scope leaves it open, and warns about that when it goes
+        raise UnsupportedError(f"TVM's importer stopped: {type(error).__name__}: {error}", file=file) from error
     return IRModule({ENTRY: _with_model_names(mod["main"], traced)})
 
 
@@ -61,7 +66,7 @@ def _with_model_names(func: relax.Function, traced: TracedModel) -> relax.Functi
 
 
 @relax.expr_functor.mutator
-class _Substitution(relax.PyExprMutator):  # type: ignore[misc]
+class _Substitution(relax.PyExprMutator):
     def __init__(self, binding: dict[relax.Var, relax.Var]) -> None:
         super().__init__()
         self.binding = binding
@@ -82,6 +87,17 @@ def _repeat_interleave(node: fx.Node, importer: Any) -> relax.Var:
     return importer.block_builder.emit(relax.op.repeat(value, repeats, axis[0] if axis else node.kwargs.get("dim")))
 
 
+def _layer_norm(node: fx.Node, importer: Any) -> relax.Var:
+    """With weights and biases that may be None; TVM's importer expects them."""
+    x, shape, *rest = importer.retrieve_args(node)
+    weight, bias, epsilon = rest[:3] + [None, None, 1e-5][len(rest) :]
+    sizes = [int(size) for size in shape]
+    weight = relax.const(np.ones(sizes, "float32")) if weight is None else weight
+    bias = relax.const(np.zeros(sizes, "float32")) if bias is None else bias
+    axes = list(range(-len(sizes), 0))
+    return importer.block_builder.emit(relax.op.nn.layer_norm(x, weight, bias, axes=axes, epsilon=epsilon))
+
+
 def _reverse_axes(node: fx.Node, importer: Any) -> relax.Var:
     return importer.block_builder.emit(relax.op.permute_dims(importer.retrieve_args(node)[0]))
 
@@ -94,6 +110,7 @@ def _same_value(node: fx.Node, importer: Any) -> relax.Var:
 _CONVERTERS: dict[str, Callable[[fx.Node, Any], relax.Var]] = {
     "attention.default": _attention,
     "repeat_interleave.self_int": _repeat_interleave,
+    "layer_norm.default": _layer_norm,
     "numpy_T.default": _reverse_axes,
     "to.device": _same_value,  # dtype stays: the model is traced in f32 throughout
 }

@@ -6,8 +6,8 @@ computed here when it is asked for, from lazily read tensors, so that the peak i
 
 from __future__ import annotations
 
-import os.path
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,9 @@ def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRMo
     del lifted[_TRANSFORM]
     params = lifted["forward"].params[_num_inputs(lifted) :]
     labels = _unique(transform.label(index) for index in range(len(params)))
-    packed = [PackedWeight(_spec(name, var), transform.computer(index)) for index, (name, var) in enumerate(zip(labels, params, strict=True))]
+    packed = [
+        PackedWeight(_spec(name, var), transform.computer(index)) for index, (name, var) in enumerate(zip(labels, params, strict=True))
+    ]
     return lifted, tuple(packed)
 
 
@@ -91,8 +93,9 @@ class _Transform:
         names = list(dict.fromkeys(self._sources_of(self.results[index])))
         if len(names) < 2:
             return names[0] if names else f"constant.{index}"
-        start = os.path.commonprefix(names)
-        start = start[: start.rfind(".") + 1]
+        pieces = [name.split(".")[:-1] for name in names]
+        shared = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*pieces, strict=False))
+        start = "".join(f"{level[0]}." for level in shared)
         return (start + "+".join(name.removeprefix(start) for name in names))[:_MAX_NAME_LENGTH]
 
     def _value(self, expr: relax.Expr) -> relax.Expr:
@@ -147,6 +150,12 @@ def _slice(call: relax.Call, x: Array, axes: list[Any], begin: list[Any], end: l
     return x[tuple(index)]
 
 
+def _split(call: relax.Call, x: Array) -> list[Array]:
+    where = call.attrs.indices_or_sections
+    sections = [int(index) for index in where] if isinstance(where, Sequence) else int(where)
+    return np.split(x, sections, axis=int(call.attrs.axis))
+
+
 def _pad(call: relax.Call, x: Array, *_: Any) -> Array:
     widths = [int(width) for width in call.attrs.pad_width]
     return np.pad(x, list(zip(widths[::2], widths[1::2], strict=True)))
@@ -162,7 +171,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "reshape": lambda call, x, shape: x.reshape(_shape(shape)),
     "permute_dims": lambda call, x: np.transpose(x, axes_of(call)),
     "concat": lambda call, parts: np.concatenate(parts, axis=int(call.attrs.axis)),
-    "split": lambda call, x: np.split(x, int(call.attrs.indices_or_sections), axis=int(call.attrs.axis)),
+    "split": _split,
     "strided_slice": _slice,
     "nn.pad": _pad,
     "add": lambda call, x, y: x + y,

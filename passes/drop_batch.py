@@ -13,6 +13,7 @@ An operation that this pass does not know keeps its batch axis, between two resh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tvm
 import tvm_ffi
@@ -243,7 +244,7 @@ _ELEMENTWISE = (
     "multiply", "add", "subtract", "divide", "power", "maximum", "minimum", "negative", "exp", "cos", "sin", "tanh", "erf", "sigmoid",
     "sqrt", "rsqrt", "astype", "abs", "clip", "nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu", "nn.softplus", "matmul", "square",
 )  # fmt: skip
-_AXES: dict[str, Callable[[relax.Call], object]] = {
+_AXES: dict[str, Callable[[relax.Call], Any]] = {
     **dict.fromkeys(("concat", "stack", "split", "repeat", "take", "mean", "expand_dims"), lambda call: call.attrs.axis),
     "nn.layer_norm": lambda call: call.attrs.axes,
     "strided_slice": lambda call: [int(axis.value) for axis in call.args[1]],

@@ -33,7 +33,7 @@ def lower_ops(target: Target) -> tvm.transform.Pass:
 
 
 @mutator
-class _Lowering(PyExprMutator):  # type: ignore[misc]
+class _Lowering(PyExprMutator):
     def __init__(self, mod: IRModule, target: Target) -> None:
         super().__init__(mod)
         self.target = target

@@ -53,7 +53,7 @@ class Scope:
 
 
 @mutator
-class _RuleMutator(PyExprMutator):  # type: ignore[misc]
+class _RuleMutator(PyExprMutator):
     def __init__(self, mod: IRModule, rules: Mapping[str, Rule]) -> None:
         super().__init__(mod)
         self.rules, self.scope = rules, Scope(self)
@@ -67,7 +67,7 @@ class _RuleMutator(PyExprMutator):  # type: ignore[misc]
 
 
 @visitor
-class _UseCounter(PyExprVisitor):  # type: ignore[misc]
+class _UseCounter(PyExprVisitor):
     def __init__(self) -> None:
         super().__init__()
         self.num_uses: Counter[relax.Var] = Counter()

@@ -18,7 +18,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from cupola.passes.rewrite import Rule, Scope, constant_of, pass_of, rewrite_calls, tidy
+from cupola.passes.rewrite import Rule, Scope, constant_of, pass_of, rewrite_calls, shape_of, tidy
 
 
 def simplify() -> tvm.transform.Pass:
@@ -55,6 +55,22 @@ def _permute_dims(call: relax.Call, scope: Scope) -> relax.Expr | None:
     if axes == sorted(axes):
         return source
     return relax.op.permute_dims(source, axes) if inner is not None else None
+
+
+def _strided_slice(call: relax.Call, _: Scope) -> relax.Expr | None:
+    x, steps = call.args[0], [int(step.value) for step in call.args[4]] if len(call.args) > 4 else []
+    whole = all(step == 1 for step in steps) and tvm_ffi.structural_equal(call.ty.shape, x.ty.shape)
+    return x if whole else None
+
+
+def _concat(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    parts = scope.value(call.args[0])
+    if not isinstance(parts, relax.Tuple):
+        return None
+    full = [part for part in parts.fields if shape_of(part)[int(call.attrs.axis)] != 0]
+    if not full or len(full) == len(parts.fields):
+        return None
+    return full[0] if len(full) == 1 else relax.op.concat(full, call.attrs.axis)
 
 
 def _broadcast_to(call: relax.Call, _: Scope) -> relax.Expr | None:
@@ -97,4 +113,6 @@ RULES: dict[str, Rule] = {
     "permute_dims": _permute_dims,
     "broadcast_to": _broadcast_to,
     "take": _take,
+    "strided_slice": _strided_slice,
+    "concat": _concat,
 }
