@@ -224,28 +224,31 @@ class _Tile:
     owned: Value
 
     def run(self) -> None:
-        a, kernel = self.attention, self.attention.kernel
+        kernel = self.attention.kernel
         queries, scores = local((self.num_rows, kernel.key_dim)), local((self.num_rows, kernel.chunk))
-        maxima, totals, decays = (local(self.num_rows) for _ in range(3))
+        maxima, totals = (local(self.num_rows) for _ in range(2))
         sums = local((self.num_rows, kernel.value_dim))
         keys = None if kernel.keys_in_vectors else local((kernel.key_dim, kernel.chunk))
-        new_tokens_at = name(T.cast(a.context_lens[self.sequence], "int64") - self.num_tokens)
-        positions = [name(new_tokens_at + (self.first + row) // kernel.heads_per_group) for row in range(self.num_rows)]
-        end = name(positions[-1] + 1)
-        begin = name(T.max(T.int64(0), positions[0] + 1 - kernel.window)) if kernel.window else T.int64(0)
+        end = name(self.position(self.num_rows - 1) + 1)
+        begin = name(T.max(T.int64(0), self.position(0) + 1 - kernel.window)) if kernel.window else T.int64(0)
         with T.serial(self.num_rows) as row:
             self.start(row, queries, maxima, totals, sums)
         with between(begin // kernel.chunk, (end + kernel.chunk - 1) // kernel.chunk) as chunk:
             at = name(chunk * kernel.chunk)
             if keys is not None:
                 self.gather_keys(at, end, keys)
-            self.score(at, positions, queries, keys, scores)
+            self.score(at, queries, keys, scores)
             with T.serial(self.num_rows) as row:
-                self.softmax(row, scores, maxima, totals, decays)
+                self.softmax(row, at, scores, maxima, totals, sums)
             low, high = name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(kernel.chunk)))
-            self.add_values(at, low, high, scores, decays, sums)
+            self.add_values(at, low, high, scores, sums)
         with T.serial(self.num_rows) as row, T.If(self.first + row >= self.owned), T.Then():
             self.finish(row, totals, sums)
+
+    def position(self, row: Value | int) -> Value:
+        """Where in its sequence a row of the tile stands."""
+        context = T.cast(self.attention.context_lens[self.sequence], "int64")
+        return name(context - self.num_tokens + (self.first + row) // self.attention.kernel.heads_per_group)
 
     def token_and_head(self, row: Value | int) -> tuple[Value, Value]:
         """Where a row of the tile stands in q and out."""
@@ -280,7 +283,7 @@ class _Tile:
             with T.serial(kernel.key_dim) as d:
                 a.simd.store(keys, a.simd.load(a.k_pages, (a.layer, block, self.group, d, offset), 1), (d, i))
 
-    def score(self, at: Value, positions: list[Value], queries: Buffer, keys: Buffer | None, scores: Buffer) -> None:
+    def score(self, at: Value, queries: Buffer, keys: Buffer | None, scores: Buffer) -> None:
         """queries · keys of a chunk, several vectors of keys at a time."""
         kernel, lanes = self.attention.kernel, self.attention.simd.lanes
         vectors = kernel.vectors_beside(self.num_rows, kernel.chunk // lanes)
@@ -288,11 +291,9 @@ class _Tile:
             vectors //= 2
         with T.serial(kernel.chunk // lanes // vectors) as part:
             starts = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
-            self.score_vectors(at, starts, positions, queries, keys, scores)
+            self.score_vectors(at, starts, queries, keys, scores)
 
-    def score_vectors(
-        self, at: Value, starts: list[Value], positions: list[Value], queries: Buffer, keys: Buffer | None, scores: Buffer
-    ) -> None:
+    def score_vectors(self, at: Value, starts: list[Value], queries: Buffer, keys: Buffer | None, scores: Buffer) -> None:
         a, kernel, simd = self.attention, self.attention.kernel, self.attention.simd
         lanes = simd.lanes
         places = [(self.block_of(at + start), name((at + start) % kernel.block_size)) for start in starts] if keys is None else []
@@ -308,28 +309,28 @@ class _Tile:
                     dot.set(simd.fma(query, key, dot.get()))
         for row in range(self.num_rows):
             for dot, start in zip(dots[row], starts, strict=True):
-                simd.store(scores, self.masked(dot.get(), row, at + start, positions[row]), (row, start))
+                simd.store(scores, dot.get(), (row, start))
 
-    def masked(self, score: Value, row: int, key_position: Value, position: Value) -> Value:
-        """Soft cap, ALiBi (arXiv:2108.12409) and the causal window, on one vector of scores."""
+    def masked(self, score: Value, row: Value, distance: Value) -> Value:
+        """Soft cap, ALiBi (arXiv:2108.12409) and the causal window, on scores of keys `distance` (≤ 0 if seen) after the query."""
         a, kernel, simd = self.attention, self.attention.kernel, self.attention.simd
+        lanes = simd.lanes
         if kernel.softcap:
-            score = simd.tanh(score * splat(1 / kernel.softcap, simd.lanes)) * splat(kernel.softcap, simd.lanes)
-        distance = name(iota(T.cast(key_position - position, "int32"), simd.lanes))
+            score = simd.tanh(score * splat(1 / kernel.softcap, lanes)) * splat(kernel.softcap, lanes)
         if a.slopes is not None:
-            slope = splat(a.slopes[self.token_and_head(row)[1]], simd.lanes)
-            score = simd.fma(slope, T.cast(distance, f"float32x{simd.lanes}"), score)
-        seen = distance <= T.broadcast(T.int32(0), simd.lanes)
-        score = T.Select(seen, name(score), splat(HIDDEN, simd.lanes))
+            score = simd.fma(splat(a.slopes[self.token_and_head(row)[1]], lanes), T.cast(distance, f"float32x{lanes}"), score)
+        score = T.Select(distance <= T.broadcast(T.int32(0), lanes), name(score), splat(HIDDEN, lanes))
         if kernel.window:
-            score = T.Select(distance > T.broadcast(T.int32(-kernel.window), simd.lanes), score, splat(HIDDEN, simd.lanes))
-        return score
+            score = T.Select(distance > T.broadcast(T.int32(-kernel.window), lanes), score, splat(HIDDEN, lanes))
+        return name(score)
 
-    def softmax(self, row: Value, scores: Buffer, maxima: Buffer, totals: Buffer, decays: Buffer) -> None:
-        """Scores of a row become weights relative to the new maximum; `decays` says by how much older sums shrink."""
+    def softmax(self, row: Value, at: Value, scores: Buffer, maxima: Buffer, totals: Buffer, sums: Buffer) -> None:
+        """Scores of a row become weights relative to the new maximum, and its older sums shrink by as much as the maximum grew."""
         kernel, simd = self.attention.kernel, self.attention.simd
         lanes = simd.lanes
-        vectors = [simd.load(scores, (row, start)) for start in range(0, kernel.chunk, lanes)]
+        starts = range(0, kernel.chunk, lanes)
+        distance = name(T.cast(at - self.position(row), "int32"))
+        vectors = [self.masked(simd.load(scores, (row, start)), row, name(iota(distance + start, lanes))) for start in starts]
         highest = vectors[0]
         for vector in vectors[1:]:
             highest = name(T.max(highest, vector))
@@ -337,31 +338,30 @@ class _Tile:
         new = name(T.max(old, tree(highest, T.max)))
         decay = name(simd.exp(old - new))
         total = splat(0.0, lanes)
-        for vector, start in zip(vectors, range(0, kernel.chunk, lanes), strict=True):
-            visible = vector > splat(HIDDEN / 2, lanes)
-            weight = name(T.Select(visible, simd.exp(vector - splat(new, lanes)), splat(0.0, lanes)))
+        for vector, start in zip(vectors, starts, strict=True):
+            seen = vector > splat(HIDDEN / 2, lanes)
+            weight = name(T.Select(seen, simd.exp(vector - splat(new, lanes)), splat(0.0, lanes)))
             simd.store(scores, weight, (row, start))
             total = name(total + weight)
         T.buffer_store(maxima, new, [row])
-        T.buffer_store(decays, decay, [row])
         T.buffer_store(totals, simd.fma(name(totals[row]), decay, tree(total, lambda x, y: x + y)), [row])
+        for start, width in pieces(kernel.value_dim, lanes):
+            simd.store(sums, simd.load(sums, (row, start), width) * splat(decay, width), (row, start))
 
-    def add_values(self, at: Value, low: Value, high: Value, weights: Buffer, decays: Buffer, sums: Buffer) -> None:
-        """sums = sums · decay + weights @ values, over the keys `low` to `high` of the chunk: others were perhaps never written."""
+    def add_values(self, at: Value, low: Value, high: Value, weights: Buffer, sums: Buffer) -> None:
+        """sums += weights @ values, over the keys `low` to `high` of the chunk: others were perhaps never written."""
         kernel = self.attention.kernel
         columns = pieces(kernel.value_dim, self.attention.simd.lanes)
         beside = kernel.vectors_beside(self.num_rows, 4)
         for first in range(0, len(columns), beside):
-            self.add_value_columns(at, low, high, columns[first : first + beside], weights, decays, sums)
+            self.add_value_columns(at, low, high, columns[first : first + beside], weights, sums)
 
-    def add_value_columns(
-        self, at: Value, low: Value, high: Value, columns: list[tuple[int, int]], weights: Buffer, decays: Buffer, sums: Buffer
-    ) -> None:
+    def add_value_columns(self, at: Value, low: Value, high: Value, columns: list[tuple[int, int]], weights: Buffer, sums: Buffer) -> None:
         a, kernel, simd = self.attention, self.attention.kernel, self.attention.simd
         totals = [[Register(lanes, None) for _, lanes in columns] for _ in range(self.num_rows)]
         for row in range(self.num_rows):
             for total, (start, lanes) in zip(totals[row], columns, strict=True):
-                total.set(simd.load(sums, (row, start), lanes) * splat(decays[row], lanes))
+                total.set(simd.load(sums, (row, start), lanes))
         with between(low // kernel.run, (high + kernel.run - 1) // kernel.run) as run:
             position = name(at + run * kernel.run)
             block, offset = self.block_of(position), name(position % kernel.block_size)

@@ -50,15 +50,37 @@ def linear(name, dtype="float32"):
     return module(get_target(name), inputs, lambda x, w: Linear(x, w, None, None, "").emit(relax.TensorType((m, 1536), "float32")))
 
 
+def attention(name, n, heads, groups, dim):
+    blocks = size("blocks")
+    pages = [Input("k_pages", (1, blocks, groups, dim, 16)), Input("v_pages", (1, blocks, groups, 16, dim))]
+    integers = [("slots", (n,)), ("starts", (size("b1"),)), ("lens", (size("b"),)), ("tables", (size("b"), size("w")))]
+    inputs = [Input("q", (n, heads, dim)), *(Input(k, (n, groups, dim)) for k in "kv"), *pages]
+    inputs += [Input(key, shape, "int32") for key, shape in integers]
+    result = relax.TensorType((n, heads, dim), "float32")
+    return module(get_target(name), inputs, lambda *t: PagedAttention(*t, None, None, 0, 0.25, 0, 0.0).emit(result))
+
+
+def inner_loops(assembly: str, num_multiply_adds: int) -> list[str]:
+    """The loops with that many multiply-adds on 512-bit registers."""
+    blocks = (block.partition("\n\tj")[0] for block in re.split(r"^\.LBB\w+:", assembly, flags=re.MULTILINE))
+    return [block for block in blocks if len(re.findall(r"vfmadd\w+\t.*%zmm", block)) == num_multiply_adds]
+
+
+def spills(loop: str) -> list[str]:
+    return re.findall(r".*\(%r[sb]p.*", loop)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_full_tile_of_a_linear_stays_in_registers(dtype):
-    isa = next(isa for isa in ISAS if isa.name == "avx512")
-    assembly = compiled("cpu:avx512", linear("cpu:avx512", dtype)).inspect_source("asm")
-    blocks = re.split(r"^\.LBB\w+:", assembly, flags=re.MULTILINE)
-    loops = [block.partition("\n\tj")[0] for block in blocks if len(re.findall(r"vfmadd\w+\t.*%zmm", block)) == 2 * isa.row_tile]
-    assert len(loops) == 1
-    assert "(%rsp" not in loops[0]
-    assert "(%rbp" not in loops[0]
+    loops = inner_loops(compiled("cpu:avx512", linear("cpu:avx512", dtype)).inspect_source("asm"), 24)  # 12 rows × 2 vectors
+    assert [spills(loop) for loop in loops] == [[]]
+
+
+def test_the_prefill_tile_of_attention_stays_in_registers():
+    loops = inner_loops(
+        compiled("cpu:avx512", attention("cpu:avx512", size("n"), 9, 3, 64)).inspect_source("asm"), 24
+    )  # 6 rows × 4 vectors
+    assert [spills(loop) for loop in loops] == [[], []]  # scores, values
 
 
 def every_kernel(name, n):
@@ -75,10 +97,7 @@ def every_kernel(name, n):
     yield module(target, [w, Input("t", (n,), "int32")], lambda w, t: relax.op.take(w, t, axis=0))
     heads, angles = Input("x", (n, 2, 16)), [Input(angle, (n, 16)) for angle in ("cos", "sin")]
     yield module(target, [heads, *angles], lambda x, c, s: Rotary(x, c, s).emit(result(n, 2, 16)))
-    pages = [Input(f"{k}_pages", (1, size("blocks"), 1, 16, 16), "float16") for k in "kv"]
-    integers = [("slots", (n,)), ("starts", (size("b1"),)), ("lens", (size("b"),)), ("tables", (size("b"), size("w")))]
-    inputs = [heads, *(Input(k, (n, 1, 16)) for k in "kv"), *pages, *(Input(key, shape, "int32") for key, shape in integers)]
-    yield module(target, inputs, lambda *t: PagedAttention(*t, None, None, 0, 0.25, 0, 0.0).emit(result(n, 2, 16)))
+    yield attention(name, n, 2, 1, 16)
 
 
 @pytest.mark.parametrize("name", ARM)
