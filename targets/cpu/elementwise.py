@@ -9,6 +9,7 @@ A function that does not look like this stays as it is: slow, but right.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 
@@ -54,10 +55,8 @@ def _inline_producers(func: tirx.PrimFunc) -> tirx.PrimFunc:
     sch = s_tir.Schedule(func)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         if all(var.iter_type == _SPATIAL for var in sch.get(block).iter_vars) and sch.get_consumers(block):
-            try:
+            with contextlib.suppress(s_tir.ScheduleError):  # what can't be computed in place keeps its buffer
                 sch.compute_inline(block)
-            except s_tir.ScheduleError:  # reads and writes that can't be inverted: it keeps its buffer
-                continue
     return sch.mod["main"]
 
 
