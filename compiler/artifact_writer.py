@@ -1,13 +1,10 @@
-"""Writes an artifact: into a temporary folder first, which gets its name when everything is there."""
+"""Writes what an artifact's folder holds."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,39 +24,10 @@ from cupola.runtime.artifact import (
     WeightSpec,
     sha256_of,
 )
-from cupola.runtime.errors import OptionError
 
 SHARD_BYTES = 2 << 30
 ALIGNMENT = 64  # kernels read weights in place, from the mapped file
 _SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64", "int8": "I8", "uint8": "U8"}
-
-
-@contextlib.contextmanager
-def artifact_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` if the block ends well, and vanishes if it does not.
-
-    Raises:
-        OptionError: something that is not an artifact stands at `out`, or it cannot be written.
-    """
-    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise OptionError("exists and is not an artifact", file=out, field="out", fix="choose another folder")
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        _replace(out, temporary)
-    except OSError as error:
-        raise OptionError(f"cannot be written: {error.strerror or error}", file=out, field="out", fix="check the disk and its permissions") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(out: Path, new: Path) -> None:
-    old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_texts(folder: Path, source: Source) -> None:
@@ -75,21 +43,30 @@ def write_texts(folder: Path, source: Source) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """The last file of an artifact; its presence makes the folder one."""
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    """The last file of an artifact; its presence makes the folder one. Raises ArtifactError for what could not be opened again."""
+    text = manifest.to_json()
+    Manifest.from_json(text, folder / MANIFEST)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def printable(text: str) -> str:
+    """`text` with what does not print escaped, as a manifest wants it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def list_files(folder: Path, hashed: Sequence[FileSpec]) -> tuple[FileSpec, ...]:
-    """Every file of the folder with its size and hash; `hashed` are the ones known already."""
+    """Every file of the folder with its size and hash; `hashed` are the ones known already. Folders (IR dumps) do not count."""
     known = {file.name for file in hashed}
-    others = sorted(file for file in folder.iterdir() if file.name not in known)
+    others = sorted(file for file in folder.iterdir() if file.is_file() and file.name not in known)
     return (*(FileSpec(file.name, file.stat().st_size, sha256_of(file)) for file in others), *hashed)
 
 
-def write_weights(folder: Path, weights: Sequence[PackedWeight], advance: Callable[[int], None]) -> tuple[tuple[WeightSpec, ...], tuple[FileSpec, ...]]:
+def write_weights(
+    folder: Path, weights: Sequence[PackedWeight], advance: Callable[[int], None]
+) -> tuple[tuple[WeightSpec, ...], tuple[FileSpec, ...]]:
     """Writes safetensors shards, one weight in memory at a time; returns where each weight is, and the files.
 
-    Every weight starts at a multiple of 64 bytes, except ones whose neighbours' sizes do not allow it.
+    Every weight starts at a multiple of 64 bytes, or of the largest power of two in its size: the format allows no gaps.
     """
     places: dict[str, WeightSpec] = {}
     files = []
@@ -104,10 +81,13 @@ def write_weights(folder: Path, weights: Sequence[PackedWeight], advance: Callab
 
 
 def _shards(weights: Sequence[PackedWeight]) -> Iterator[list[PackedWeight]]:
-    """Weights of at most SHARD_BYTES together (or one larger), those that keep the next one aligned first."""
+    """Weights of at most SHARD_BYTES together (or one larger), ordered so that each keeps the next one aligned.
+
+    What comes before a weight then sums to a multiple of its own size's power of two, and so of its item size.
+    """
     shard: list[PackedWeight] = []
     num_bytes = 0
-    for weight in sorted(weights, key=lambda w: w.spec.num_bytes % ALIGNMENT != 0):
+    for weight in sorted(weights, key=lambda w: -_alignment(w.spec.num_bytes)):
         if shard and num_bytes + weight.spec.num_bytes > SHARD_BYTES:
             yield shard
             shard, num_bytes = [], 0
@@ -115,6 +95,11 @@ def _shards(weights: Sequence[PackedWeight]) -> Iterator[list[PackedWeight]]:
         num_bytes += weight.spec.num_bytes
     if shard:
         yield shard
+
+
+def _alignment(num_bytes: int) -> int:
+    """The largest power of two that divides a size, up to ALIGNMENT."""
+    return math.gcd(num_bytes, ALIGNMENT)
 
 
 @dataclass(frozen=True)
@@ -145,8 +130,8 @@ def _write_shard(file: Path, layout: _Layout, weights: Sequence[PackedWeight], a
     with file.open("wb") as stream:
         stream.write(layout.header)
         for weight in weights:
-            data = memoryview(np.atleast_1d(weight.compute()).reshape(-1).view(np.uint8))
-            assert data.nbytes == weight.spec.num_bytes == math.prod(data.shape), f"{weight.spec.name} has {data.nbytes} bytes"
+            data = weight.compute().reshape(-1).view(np.uint8).data
+            assert data.nbytes == weight.spec.num_bytes, f"{weight.spec.name} has {data.nbytes} bytes"
             stream.write(data)
             digest.update(data)
             num_bytes += data.nbytes

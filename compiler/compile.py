@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cupola.compiler.options import CompileOptions, short_name
 from cupola.compiler.progress import Progress, default_progress
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.errors import OptionError, SourceError
+from cupola.runtime.errors import CupolaError, OptionError, SourceError
 
 if TYPE_CHECKING:
     import tvm
@@ -55,7 +55,9 @@ def compile(
             raise OptionError("cannot follow an LLM in the same process", field="extra_passes", fix="compile first, or in another process")
         done = compile_apart(str(source), options, folder, capture=True)
         if done.returncode:
-            raise SourceError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+            lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+            reason = lines[-1] if lines else f"the compiler ended with code {done.returncode}"
+            raise SourceError(reason) if done.returncode == 2 else CupolaError(reason)
         return Artifact.open(folder, verify=False)
     from cupola.compiler.driver import compile_to  # here: it loads torch and TVM's compiler
 
@@ -68,7 +70,6 @@ def compile_apart(source: str, options: CompileOptions, folder: Path, *, capture
     for name, value in asdict(options).items():
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
-    folder.parent.mkdir(parents=True, exist_ok=True)
     stderr = subprocess.PIPE if capture else None
     return subprocess.run(
         [*command, "--", source], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, text=True, check=False

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import tvm
 
-from cupola.compiler.artifact_writer import artifact_folder, list_files, write_manifest, write_texts, write_weights
+from cupola.compiler.artifact_folder import artifact_folder
+from cupola.compiler.artifact_writer import list_files, printable, write_manifest, write_texts, write_weights
 from cupola.compiler.build import build_library, signature_of
 from cupola.compiler.importer import DTYPES, import_model
 from cupola.compiler.options import CompileOptions
@@ -27,7 +28,7 @@ def compile_to(
     """Compiles `source` into the artifact `folder`, which appears only when it is whole. Raises InputError."""
     target = get_target(options.target)
     with artifact_folder(folder) as work:
-        dumps = Dumps(work / "ir") if debug_level() >= 3 else None
+        dumps = Dumps(folder.with_name(f"{folder.name}.ir")) if debug_level() >= 3 else None
         with progress.stage("Reading the source"):
             model = open_source(source)
         program = import_model(model, options, progress, dumps)
@@ -44,7 +45,7 @@ def compile_to(
             format_version=FORMAT_VERSION,
             cupola_version=importlib.metadata.version("cupola"),
             tvm_version=str(tvm.__version__),
-            source=SourceSpec(model.name, model.format, model.sha256),
+            source=SourceSpec(printable(model.name), model.format, model.sha256),
             target=target.spec,
             scheme=options.quant,
             model=program.config,
@@ -54,7 +55,7 @@ def compile_to(
             weights=places,
             files=list_files(work, shards),
             kernels=tuple(sorted(var.name_hint for var, func in mod.functions_items() if isinstance(func, tvm.tirx.PrimFunc))),
-            notes=program.notes,
+            notes=tuple(map(printable, program.notes)),
         )
         write_manifest(work, manifest)
     return Artifact(folder, manifest)

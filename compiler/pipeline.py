@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import tvm
 from tvm import IRModule, relax
@@ -28,7 +29,7 @@ from cupola.runtime.artifact import KVSpec
 from cupola.runtime.environment import debug_level
 from cupola.targets.base import Target
 
-Pass = tvm.transform.Pass
+Pass: TypeAlias = tvm.transform.Pass
 
 
 def import_passes() -> list[Pass]:
@@ -85,11 +86,14 @@ def run_passes(mod: IRModule, passes: Sequence[Pass], dumps: Dumps | None = None
 
 
 class Dumps:
-    """Numbered text files of what the compiler had in hand, for reading and for diffing."""
+    """Numbered text files of what the compiler had in hand, for reading and for diffing; earlier ones there are replaced."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
         folder.mkdir(parents=True, exist_ok=True)
+        for old in (*folder.glob("[0-9][0-9]_*.py"), *folder.glob("[0-9][0-9]_*.s")):
+            old.unlink()
+        print(f"cupola: dumps go to {folder}", file=sys.stderr, flush=True)
 
     def write(self, name: str, text: str, suffix: str = "py") -> None:
         """Writes `NN_name.suffix`."""

@@ -11,9 +11,12 @@ Dtypes are numpy's names plus `bfloat16`. A symbolic dimension is a string, such
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
+import reprlib
+import stat
 import types
 import typing
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +29,8 @@ from cupola.runtime.errors import ArtifactError
 FORMAT_VERSION = 1
 MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG = (
     "manifest.json", "lib.so", "tokenizer.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
+MAX_MANIFEST_BYTES = 64 << 20
+COMPILE_AGAIN, COPY_AGAIN = "compile the model again", "copy or compile it again"
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 
 
@@ -179,17 +184,20 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str, file: Path) -> Manifest:
-        """Reads what `to_json` wrote. Raises ArtifactError naming `file` and the field."""
+        """Reads what `to_json` wrote, and checks that it makes sense. Raises ArtifactError naming `file` and the field."""
+        from cupola.runtime.artifact_check import check_manifest  # here: it imports this module
+
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"is not JSON: {error}", file=file, fix="compile the model again") from None
+            raise ArtifactError(f"is not JSON: {error}", file=file, fix=COMPILE_AGAIN) from None
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
-            fix = "upgrade cupola" if isinstance(version, int) and version > FORMAT_VERSION else "compile the model again"
-            raise ArtifactError(f"is {version!r}, this cupola reads {FORMAT_VERSION}", file=file, field="format_version", fix=fix)
-        manifest = _parse(Manifest, data, file, "")
-        assert isinstance(manifest, Manifest)
+            fix = "upgrade cupola" if isinstance(version, int) and version > FORMAT_VERSION else COMPILE_AGAIN
+            found = f"is {reprlib.repr(version)}, this cupola reads {FORMAT_VERSION}"
+            raise ArtifactError(found, file=file, field="format_version", fix=fix)
+        manifest: Manifest = _parse(Manifest, data, file, "")
+        check_manifest(manifest, file)
         return manifest
 
 
@@ -208,49 +216,64 @@ class Artifact:
             ArtifactError: naming the file, the field and the fix.
         """
         path = Path(path)
-        try:
-            text = (path / MANIFEST).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-            raise ArtifactError(f"can't be read: {reason}", file=path / MANIFEST, fix="is this an artifact's folder? `cupola compile` makes one") from None
-        artifact = Artifact(path, Manifest.from_json(text, path / MANIFEST))
-        artifact._check_files(verify)
-        return artifact
-
-    def _check_files(self, verify: bool) -> None:
-        for entry in self.manifest.files:
-            if Path(entry.name).name != entry.name:
-                raise ArtifactError(f"{entry.name!r} is not a plain file name", file=self.path / MANIFEST, field="files", fix="compile the model again")
-            file = self.path / entry.name
-            size = file.stat().st_size if file.is_file() else None
-            if size != entry.num_bytes:
-                found = "is missing" if size is None else f"has {size} bytes, not {entry.num_bytes}"
-                raise ArtifactError(found, file=file, fix="it was not copied whole; copy or compile it again")
-        self._check_weights()
+        artifact = Artifact(path, Manifest.from_json(_read_manifest(path / MANIFEST), path / MANIFEST))
+        for entry in artifact.manifest.files:
+            _check_file(path / entry.name, entry)
         if verify:
             with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock
-                list(pool.map(self._check_hash, self.manifest.files))
-
-    def _check_weights(self) -> None:
-        sizes = {entry.name: entry.num_bytes for entry in self.manifest.files}
-        if LIBRARY not in sizes:
-            raise ArtifactError(f"does not list {LIBRARY}", file=self.path / MANIFEST, field="files", fix="compile the model again")
-        for weight in self.manifest.weights:
-            known = weight.dtype in ITEM_BYTES and all(size >= 0 for size in weight.shape)
-            num_bytes = math.prod(weight.shape) * ITEM_BYTES[weight.dtype] if known else -1
-            if num_bytes < 0 or weight.offset < 0 or weight.offset + num_bytes > sizes.get(weight.file, -1):
-                raise ArtifactError("lies outside its file", file=self.path / MANIFEST, field=f"weights.{weight.name}", fix="compile the model again")
+                list(pool.map(artifact._check_hash, artifact.manifest.files))
+        return artifact
 
     def _check_hash(self, entry: FileSpec) -> None:
         file = self.path / entry.name
-        if sha256_of(file) != entry.sha256:
-            raise ArtifactError("does not match its SHA-256 in the manifest", file=file, fix="it was changed or damaged; copy or compile it again")
+        try:
+            found = sha256_of(file)
+        except OSError as error:
+            raise ArtifactError(f"can't be read: {error.strerror}", file=file, fix=COPY_AGAIN) from None
+        if found != entry.sha256:
+            raise ArtifactError("does not match its SHA-256 in the manifest", file=file, fix=f"it was changed or damaged; {COPY_AGAIN}")
 
 
 def sha256_of(file: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_manifest(file: Path) -> str:
+    """The manifest's text. Only a regular file is opened: a pipe would never end."""
+    fix = "is this an artifact's folder? `cupola compile` makes one"
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
+            raise ArtifactError("is not a manifest", file=file, fix=fix)
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text" if isinstance(error, UnicodeError) else str(error)
+        raise ArtifactError(f"can't be read: {reason}", file=file, fix=fix) from None
+
+
+def _check_file(file: Path, entry: FileSpec) -> None:
+    """Refuses a file that is missing, of another size, or not really in the folder."""
+    try:
+        if file.is_symlink() and file.resolve().parent != file.parent.resolve():
+            raise ArtifactError("is a link to outside of the artifact", file=file, fix="put the file itself there")
+        status = file.stat()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise ArtifactError("is missing" if missing else f"can't be read: {error.strerror}", file=file, fix=COPY_AGAIN) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ArtifactError("is not a regular file", file=file, fix=COPY_AGAIN)
+    if status.st_size != entry.num_bytes:
+        found = f"has {status.st_size} bytes, not {reprlib.repr(entry.num_bytes)}"
+        raise ArtifactError(found, file=file, fix=f"it was not copied whole; {COPY_AGAIN}")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key comes twice in one object")
+    return found
 
 
 def _parse(kind: Any, value: Any, file: Path, field: str) -> Any:
@@ -260,16 +283,22 @@ def _parse(kind: Any, value: Any, file: Path, field: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and isinstance(value, list):
         return tuple(_parse(arguments[0], item, file, f"{field}[{i}]") for i, item in enumerate(value))
-    if origin in (typing.Union, types.UnionType) and any(type(value) is option for option in arguments):
-        return value
-    if type(value) is kind:
-        return value
-    raise ArtifactError(f"{value!r:.60} is not what belongs here", file=file, field=field, fix="compile the model again")
+    options = arguments if origin in (typing.Union, types.UnionType) else (kind,)
+    if not any(type(value) is option for option in options):
+        raise ArtifactError(f"{reprlib.repr(value)} is not what belongs here", file=file, field=field, fix=COMPILE_AGAIN)
+    if isinstance(value, str) and not value.isprintable():  # it may be shown in a terminal
+        raise ArtifactError(f"{reprlib.repr(value)} holds characters that do not print", file=file, field=field, fix=COMPILE_AGAIN)
+    return value
 
 
 def _parse_dataclass(kind: Any, value: Any, file: Path, field: str) -> Any:
     names = [f.name for f in fields(kind)]
     if not isinstance(value, dict) or set(value) != set(names):
-        raise ArtifactError(f"expected the fields {', '.join(names)}", file=file, field=field or None, fix="compile the model again")
-    hints = typing.get_type_hints(kind)
+        raise ArtifactError(f"expected the fields {', '.join(names)}", file=file, field=field or None, fix=COMPILE_AGAIN)
+    hints = _hints(kind)
     return kind(**{name: _parse(hints[name], value[name], file, f"{field}.{name}".lstrip(".")) for name in names})
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)

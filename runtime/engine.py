@@ -26,7 +26,7 @@ MAX_SALT_BYTES = 64
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How much an engine takes on at once. `seed` is for requests that bring none.
+    """How much an engine takes on at once. `seed` is for requests that bring none; a `max_logprobs` of -1 is the vocabulary.
 
     Raises:
         OptionError: naming the field and the fix.
@@ -36,9 +36,10 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     enable_prefix_caching: bool = True
     seed: int = 0
+    max_logprobs: int = 20
 
     def __post_init__(self) -> None:
-        for name, lowest in (("max_num_seqs", 1), ("max_num_batched_tokens", 1), ("seed", 0)):
+        for name, lowest in (("max_num_seqs", 1), ("max_num_batched_tokens", 1), ("seed", 0), ("max_logprobs", -1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value < 2**31:
                 raise OptionError(f"is {value!r:.60}", field=name, fix=f"give a whole number of at least {lowest}")
@@ -154,6 +155,8 @@ class Engine:
             if self.tokenizer is None:
                 raise RequestError("is text, and this artifact has no tokenizer", field="prompt", fix="give token ids")
             prompt = self.tokenizer.encode(prompt, max_tokens=self.max_length, add_special_tokens=add_special_tokens)
+        if not isinstance(prompt, Sequence | np.ndarray):
+            raise RequestError(f"is {prompt!r:.60}", field="prompt", fix="give text or token ids")
         if len(prompt) == 0:
             raise RequestError("is empty", field="prompt", fix="give at least one token")
         if len(prompt) > self.max_length:
@@ -172,6 +175,8 @@ class Engine:
         vocab_size = self.model.vocab_size
         if params.top_k > vocab_size:
             raise RequestError(f"is {params.top_k}", field="top_k", fix=f"give at most the vocabulary's size, {vocab_size}")
+        for field, wanted in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+            self._check_logprobs(field, wanted)
         ids: Iterable[tuple[str, int]] = [
             *(("stop_token_ids", i) for i in params.stop_token_ids or ()),
             *(("logit_bias", i) for i in params.logit_bias or ()),
@@ -180,6 +185,16 @@ class Engine:
             self._token_id(token_id, field)
         if params.stop_strings and self.tokenizer is None:
             raise RequestError("needs text, and this artifact has no tokenizer", field="stop", fix="use stop_token_ids")
+
+    def _check_logprobs(self, field: str, wanted: int | None) -> None:
+        vocab_size = self.model.vocab_size
+        limit = vocab_size if self.config.max_logprobs < 0 else min(self.config.max_logprobs, vocab_size)
+        count = vocab_size if wanted == -1 else wanted or 0
+        if count > limit:
+            fix = (
+                f"give at most {vocab_size}" if limit == vocab_size else f"give at most {limit}, or make the LLM with max_logprobs={count}"
+            )
+            raise RequestError(f"asks for {count}", field=field, fix=fix)
 
 
 def stack_logits(request: Request) -> Float32:

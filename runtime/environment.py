@@ -1,8 +1,8 @@
 """The one file that reads the environment.
 
-    CUPOLA_DEBUG        0 nothing, 1 stages and times, 2 each pass, 3 numbered IR dumps, 4 kernel source
-    CUPOLA_CACHE        where compiled artifacts are kept (default: $XDG_CACHE_HOME/cupola or ~/.cache/cupola)
-    CUPOLA_NUM_THREADS  threads that kernels use (default: the cores that this process may run on)
+CUPOLA_DEBUG        0 nothing, 1 stages and times, 2 each pass, 3 numbered IR dumps, 4 kernel source
+CUPOLA_CACHE        where compiled artifacts are kept (default: $XDG_CACHE_HOME/cupola or ~/.cache/cupola)
+CUPOLA_NUM_THREADS  threads that kernels use (default: the cores that this process may run on)
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ def _integer(name: str, default: int, lowest: int, highest: int) -> int:
     text = os.environ.get(name, "").strip()
     if not text:
         return default
-    if not text.isdecimal() or not lowest <= int(text) <= highest:
-        raise OptionError(f"is {text!r}, not a whole number from {lowest} to {highest}", field=name, fix=f"unset it or give one, such as {name}={default}")
+    if not text.isdecimal() or len(text) > 9 or not lowest <= int(text) <= highest:
+        problem = f"is {text!r:.60}, not a whole number from {lowest} to {highest}"
+        raise OptionError(problem, field=name, fix=f"unset it or give one, such as {name}={default}")
     return int(text)
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cupola.runtime.artifact import GENERATION_CONFIG, Artifact
 from cupola.runtime.batch import Float32
 from cupola.runtime.chat_template import Message
@@ -18,7 +20,7 @@ from cupola.runtime.memory import choose_num_blocks
 from cupola.runtime.outputs import RequestOutput
 from cupola.runtime.request import Request
 from cupola.runtime.sampling_params import SamplingParams
-from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
+from cupola.runtime.tokenizer import Tokenizer, lists, load_chat_template, load_tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 GENERATION_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # same names in generation_config.json
@@ -34,6 +36,7 @@ class LLM:
         kv_memory: memory for K/V pages, such as "1GB", "512MiB" or a number of bytes.
         enable_prefix_caching: whether prompts share the K/V of equal beginnings.
         seed: for requests whose SamplingParams have none.
+        max_logprobs: the most log-probabilities a token that a request may ask for; -1 is the whole vocabulary.
 
     Raises:
         ArtifactError: if the artifact is damaged or for another machine.
@@ -49,10 +52,11 @@ class LLM:
         kv_memory: int | str = "1GB",
         enable_prefix_caching: bool = True,
         seed: int = 0,
+        max_logprobs: int = 20,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         manifest = self.artifact.manifest
-        config = EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed)
+        config = EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs)
         config = replace(config, max_num_seqs=min(max_num_seqs, manifest.limits.max_batch_size))
         num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs)
         self.tokenizer = load_tokenizer(self.artifact)
@@ -103,9 +107,11 @@ class LLM:
         Raises:
             RequestError: naming the field and the fix.
         """
-        params = sampling_params or self.default_sampling_params()
-        if self.tokenizer is None or not params.detokenize:
-            raise RequestError("needs text", field="stream", fix="use generate for token ids")
+        params = self._list_params(sampling_params, 1)[0]
+        if self.tokenizer is None:
+            raise RequestError("makes text, and this artifact has no tokenizer", field="stream", fix="use LLM.generate with token ids")
+        if not params.detokenize:
+            raise RequestError("needs text", field="detokenize", fix="set it to true, or use LLM.generate")
         if params.n != 1:
             raise RequestError(f"is {params.n}", field="n", fix="stream one completion, or use generate")
         return self._stream(prompt, params, add_special_tokens)
@@ -148,8 +154,8 @@ class LLM:
         """What the model's `generation_config.json` asks for; fields that it lacks or gets wrong have their usual defaults."""
         path = self.artifact.path / GENERATION_CONFIG
         try:
-            given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError:
+            given = json.loads(path.read_text(encoding="utf-8")) if lists(self.artifact, GENERATION_CONFIG) else {}
+        except (OSError, ValueError, RecursionError):
             given = {}
         if not isinstance(given, dict):
             given = {}
@@ -203,6 +209,8 @@ class LLM:
     def _list_params(self, given: Params, num_prompts: int) -> list[SamplingParams]:
         if given is None or isinstance(given, SamplingParams):
             return [given or self.default_sampling_params()] * num_prompts
+        if not isinstance(given, list | tuple) or not all(isinstance(params, SamplingParams) for params in given):
+            raise RequestError(f"is {given!r:.60}", field="sampling_params", fix="give SamplingParams, or a list of them")
         if len(given) != num_prompts:
             raise RequestError(
                 f"has {len(given)} entries for {num_prompts} prompts", field="sampling_params", fix="give one, or one a prompt"
@@ -218,6 +226,8 @@ class LLM:
 def _list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
+    if not isinstance(prompts, Sequence | np.ndarray):
+        raise RequestError(f"is {prompts!r:.60}", field="prompts", fix="give text, token ids, or a list of those")
     if len(prompts) and not isinstance(prompts[0], str | list | tuple):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from cupola.runtime.errors import RequestError
 
 GREEDY_TEMPERATURE = 1e-5  # below it, sampling is greedy: the softmax would be one-hot anyway
-MAX_N, MAX_LOGPROBS, MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGIT_BIASES = 128, 20, 64, 1024, 1024
+MAX_N, MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGIT_BIASES = 128, 64, 1024, 1024
 MAX_INT = 2**63 - 1
 
 
@@ -32,7 +32,8 @@ class SamplingParams:
         ignore_eos: go on after the model's own stop tokens.
         max_tokens: new tokens at most; None is as many as the context holds.
         min_tokens: new tokens before anything may stop the output.
-        logprobs: log-probabilities of the chosen and of this many likeliest tokens, of the model's own distribution.
+        logprobs: log-probabilities of the chosen and of this many likeliest tokens, of the model's own distribution; -1 is
+            all tokens. `LLM(max_logprobs=…)` says how many may be asked for.
         prompt_logprobs: the same for the prompt's tokens.
         detokenize: whether to make text (False: token ids only).
         skip_special_tokens: leave special tokens out of the text.
@@ -124,8 +125,8 @@ _INTEGERS = (
     ("seed", -(2**63), MAX_INT),
     ("max_tokens", 1, MAX_INT),
     ("min_tokens", 0, MAX_INT),
-    ("logprobs", 0, MAX_LOGPROBS),
-    ("prompt_logprobs", 0, MAX_LOGPROBS),
+    ("logprobs", -1, MAX_INT),
+    ("prompt_logprobs", -1, MAX_INT),
 )
 _NUMBERS = (
     ("temperature", 0.0, 100.0),

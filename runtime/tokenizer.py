@@ -62,12 +62,12 @@ def check_text(text: str, max_tokens: int) -> None:
 
 def load_tokenizer(artifact: Artifact) -> Tokenizer | None:
     """The artifact's tokenizer; None if it came without one and takes token ids only."""
-    return Tokenizer(artifact.path / TOKENIZER) if _lists(artifact, TOKENIZER) else None
+    return Tokenizer(artifact.path / TOKENIZER) if lists(artifact, TOKENIZER) else None
 
 
 def load_chat_template(artifact: Artifact, tokenizer: Tokenizer | None) -> ChatTemplate | None:
     """The artifact's chat template; None if it came without one. Raises ArtifactError if it can't be read."""
-    if tokenizer is None or not _lists(artifact, CHAT_TEMPLATE):
+    if tokenizer is None or not lists(artifact, CHAT_TEMPLATE):
         return None
     file = artifact.path / CHAT_TEMPLATE
     try:
@@ -84,5 +84,6 @@ def _special_tokens(artifact: Artifact, tokenizer: Tokenizer) -> Mapping[str, st
     return {name: token for name, token in tokens.items() if token is not None}
 
 
-def _lists(artifact: Artifact, name: str) -> bool:
+def lists(artifact: Artifact, name: str) -> bool:
+    """Whether the manifest lists the file; one that only lies in the folder is not the artifact's."""
     return any(entry.name == name for entry in artifact.manifest.files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.cache import cached_artifact
 from cupola.compiler.options import CompileOptions
 from cupola.runtime.artifact import CHAT_TEMPLATE
+from cupola.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
     from cupola import LLM, SamplingParams
@@ -38,7 +40,13 @@ def load(model: str, options: CompileOptions) -> LLM:
     if p.is_artifact(model):
         p.refuse_compile_options(model, options)
         return cupola.LLM(model, max_num_seqs=1)
-    return cupola.LLM(cached_artifact(model, options), max_num_seqs=1)
+    folder = cached_artifact(model, options)
+    try:
+        return cupola.LLM(folder, max_num_seqs=1)
+    except ArtifactError as error:
+        print(f"The cached artifact is damaged: {error.message}.", file=sys.stderr)
+        shutil.rmtree(folder, ignore_errors=True)
+        return cupola.LLM(cached_artifact(model, options), max_num_seqs=1)
 
 
 def has_chat_template(llm: LLM) -> bool:

@@ -1,10 +1,11 @@
 """The `cupola` command: its subcommands, and what becomes of an error.
 
-Exit codes: 0 fine, 1 the engine or the machine failed, 2 bad input, 130 stopped by Ctrl-C.
+Exit codes: 0 fine, 1 the engine or the machine failed, 2 bad input, 130 stopped by Ctrl-C, 141 nobody reads the output, 143 terminated.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -19,7 +20,7 @@ from cupola.compiler.cli.compile import compile_model
 from cupola.compiler.cli.inspect import inspect
 from cupola.compiler.cli.lists import models, targets
 from cupola.compiler.cli.run import run_model
-from cupola.runtime.environment import debug_level
+from cupola.runtime.environment import debug_level, num_threads
 from cupola.runtime.errors import CupolaError, InputError
 
 app = typer.Typer(
@@ -51,11 +52,15 @@ def run(arguments: Sequence[str]) -> int:
     debugging = True
     try:
         debugging = debug_level() > 0
+        num_threads()  # read later; a mistyped value is refused at once
         if not debugging:
             warnings.simplefilter("ignore")
         return int(app(args=list(arguments), prog_name="cupola", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed
+        return 141
     except Exception as error:  # noqa: BLE001 - the last stop before the user, who gets a line and not a traceback
         if debugging and not isinstance(error, typer.TyperException | InputError):
             traceback.print_exception(error)

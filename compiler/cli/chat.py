@@ -67,6 +67,8 @@ class Conversation:
             except KeyboardInterrupt:
                 print("\nCtrl-D leaves.", file=sys.stderr)
                 continue
+            except UnicodeDecodeError as error:
+                raise OptionError(f"is not UTF-8: {error.reason}", file="standard input", fix="give UTF-8 text") from None
             if line in ("/exit", "/quit"):
                 return
             if line:

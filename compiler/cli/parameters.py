@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cupola.compiler.options import KV_DTYPES, QUANTS, CompileOptions
-from cupola.runtime.artifact import MANIFEST
+from cupola.runtime.artifact import LIBRARY, MANIFEST
 from cupola.runtime.errors import OptionError
 
 DEFAULTS = CompileOptions()
@@ -62,8 +62,11 @@ def compile_options(
 
 
 def is_artifact(model: str) -> bool:
-    """Whether `model` is an artifact's folder and not a source."""
-    return (Path(model) / MANIFEST).exists()
+    """Whether `model` is an artifact's folder, perhaps a damaged one, and not a source."""
+    try:
+        return any((Path(model) / name).exists() for name in (MANIFEST, LIBRARY))
+    except OSError:  # too long for a path
+        return False
 
 
 def refuse_compile_options(model: str, options: CompileOptions) -> None:

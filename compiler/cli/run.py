@@ -11,6 +11,7 @@ from cupola.compiler.cli import answer
 from cupola.compiler.cli import parameters as p
 from cupola.runtime.errors import OptionError
 
+MAX_PROMPT_BYTES = 16 << 20  # more than any context; what a model takes is checked once it is known
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="What to answer (default: standard input).", show_default=False)]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")]
 
@@ -40,8 +41,12 @@ def run_model(
     if raw and system:
         raise OptionError("needs the chat template", field="system", fix="leave out --raw")
     text = _standard_input() if prompt is None else prompt
+    if not text:
+        raise OptionError("is empty", field="prompt", fix="give some text")
     llm = answer.load(model, options)
     if raw or not answer.has_chat_template(llm):
+        if system:
+            raise OptionError("needs a chat template, which this model has not", field="system", fix="put it into the prompt")
         pieces = llm.stream(text, params)
     else:
         pieces = llm.stream_chat(answer.messages(system, [("user", text)]), params)
@@ -51,6 +56,12 @@ def run_model(
 
 
 def _standard_input() -> str:
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise OptionError("there is none", field="prompt", fix="give one with --prompt, or pipe it in; `cupola chat` converses")
-    return sys.stdin.read().rstrip("\n")
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise OptionError(f"has more than {MAX_PROMPT_BYTES >> 20} MiB", file="standard input", field="prompt", fix="shorten it")
+    try:
+        return data.decode("utf-8").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"is not UTF-8 at byte {error.start}", file="standard input", field="prompt", fix="give UTF-8 text") from None

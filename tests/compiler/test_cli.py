@@ -30,15 +30,17 @@ def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True
     if template:
         (folder / a.CHAT_TEMPLATE).write_text("{{ messages }}")
     files = tuple(a.FileSpec(file.name, file.stat().st_size, a.sha256_of(file)) for file in sorted(folder.iterdir()))
-    forward = a.FunctionSpec(
-        "forward",
-        (
-            a.TensorSpec("tokens", "int32", ("n",)),
-            a.TensorSpec("k_pages", "float32", (2, "num_blocks", 1, 8, 16)),
-            a.TensorSpec("embed", "float32", (8, 8)),
-        ),
-        (a.TensorSpec("logits", "float32", ("r", 8)),),
-    )
+    shapes: dict[str, tuple[int | str, ...]] = {
+        "tokens": ("n",), "positions": ("n",), "query_starts": ("b + 1",), "context_lens": ("b",), "logit_rows": ("r",),
+        "slots.0": ("n",), "block_tables.0": ("b", "max_blocks"),
+    }  # fmt: skip
+    inputs = [a.TensorSpec(name, "int32", shape) for name, shape in shapes.items()]
+    inputs += [
+        a.TensorSpec("k_pages.0", "float32", (2, "num_blocks", 1, 8, 16)),
+        a.TensorSpec("v_pages.0", "float32", (2, "num_blocks", 1, 16, 8)),
+        a.TensorSpec("embed", "float32", (8, 8)),
+    ]
+    forward = a.FunctionSpec("forward", tuple(inputs), (a.TensorSpec("logits", "float32", ("r", 8)),))
     manifest = a.Manifest(
         a.FORMAT_VERSION, "0.1.0", "0.27.0", a.SourceSpec("tiny [1]", "huggingface", "0" * 64),
         a.TargetSpec("cpu", "x86_64", "avx2", ("avx2",)), "f32",
@@ -108,7 +110,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         write_artifact(Path(command[command.index("--out") + 1]))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(cache.subprocess, "run", child)
+    monkeypatch.setattr(subprocess, "run", child)
     return commands
 
 
@@ -346,7 +348,7 @@ def test_a_damaged_artifact_is_compiled_again(fake: type[FakeLLM], compiled: lis
 
 
 def test_a_failed_compile_passes_its_code_on(fake: type[FakeLLM], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setattr(cache.subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 2))
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 2))
     assert run(["run", "m", "-p", "hi"]) == 2
     assert fake.made_from == []
 
@@ -395,7 +397,8 @@ def test_inspect_json_reckons_memory(artifact: str, capsys: Capture) -> None:
     shown = json.loads(capsys.readouterr().out)
     assert shown["weights"] == {"count": 1, "num_bytes": 256, "num_bytes_by_dtype": {"float32": 256}}
     kv = 2 * 3 * 16 * (2 * 16 * 4)  # sequences × blocks × tokens × (layers × (key + value) × bytes)
-    workspace = 10 * 4 + 2 * 8 * 4  # tokens and logits
+    per_token, per_sequence = 3 * 4, (1 + 1 + 3) * 4  # tokens, positions, slots; a context length, a logit row, a block table
+    workspace = 10 * per_token + 2 * per_sequence + (2 + 1) * 4 + 2 * 8 * 4  # and query starts, and logits
     assert shown["memory"] == {"weights": 256, "kv": kv, "workspace": workspace, "total": 256 + kv + workspace}
     assert shown["functions"][0]["name"] == "forward"
 

@@ -16,7 +16,7 @@ BAD = [
     ("top_p", 0), ("top_p", 1.1), ("top_p", math.nan), ("top_k", -5), ("top_k", 2**63), ("top_k", 1.5), ("min_p", -0.1), ("min_p", 1.1),
     ("repetition_penalty", 0), ("presence_penalty", 3), ("frequency_penalty", -3), ("seed", 2**63), ("seed", True),
     ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", 2**63), ("max_tokens", False), ("min_tokens", -1), ("min_tokens", 17),
-    ("logprobs", -1), ("logprobs", 10**6), ("prompt_logprobs", 21), ("logprobs", True),
+    ("logprobs", -2), ("logprobs", 2**63), ("prompt_logprobs", -2), ("logprobs", True), ("logprobs", 1.5),
     ("stop", ""), ("stop", ["a", ""]), ("stop", ["a"] * 10**4), ("stop", "a" * 10**6), ("stop", [1]), ("stop", 1), ("stop", {"a": 1}),
     ("stop_token_ids", [-1]), ("stop_token_ids", [True]), ("stop_token_ids", "1"), ("stop_token_ids", [1] * 10**4),
     ("logit_bias", {-1: 1}), ("logit_bias", {1: 101}), ("logit_bias", {1: math.nan}), ("logit_bias", [1]), ("logit_bias", {"1": 1}),

@@ -57,18 +57,18 @@ def make_artifact(folder: Path, *, dtype: str = "float32", offset: int = 64, wit
         (folder / CHAT_TEMPLATE).write_text(TEMPLATE)
         (folder / GENERATION_CONFIG).write_text('{"temperature": 0.5, "top_p": 7, "top_k": null, "max_new_tokens": 3}')
     files = tuple(FileSpec(file.name, file.stat().st_size, sha256_of(file)) for file in sorted(folder.iterdir()) if file.name != MANIFEST)
-    names = (
-        "tokens",
-        "positions",
-        "query_starts",
-        "context_lens",
-        "logit_rows",
-        "slots.0",
-        "block_tables.0",
-        "k_pages.0",
-        "v_pages.0",
-        "follow",
-    )
+    shapes: dict[str, tuple[int | str, ...]] = {
+        "tokens": ("n",),
+        "positions": ("n",),
+        "query_starts": ("b + 1",),
+        "context_lens": ("b",),
+        "logit_rows": ("r",),
+        "slots.0": ("n",),
+        "block_tables.0": ("b", "width"),
+    }
+    inputs = [TensorSpec(name, "int32", shape) for name, shape in shapes.items()]
+    inputs += [TensorSpec("k_pages.0", dtype, (1, "blocks", 1, 1, BLOCK)), TensorSpec("v_pages.0", dtype, (1, "blocks", 1, BLOCK, 1))]
+    inputs.append(TensorSpec("follow", dtype, (VOCAB, VOCAB)))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         cupola_version="0",
@@ -79,7 +79,7 @@ def make_artifact(folder: Path, *, dtype: str = "float32", offset: int = 64, wit
         model=ModelConfig("tiny", CONTEXT, VOCAB, (262,)),
         kv=KVSpec((KVGroup((0,), 1, 1, 1),), dtype, BLOCK),
         limits=Limits(8),
-        functions=(FunctionSpec("forward", tuple(TensorSpec(name, "int32", ()) for name in names), ()),),
+        functions=(FunctionSpec("forward", tuple(inputs), (TensorSpec("logits", "float32", ("r", VOCAB)),)),),
         weights=(WeightSpec("follow", dtype, (VOCAB, VOCAB), "weights-00001.safetensors", offset),),
         files=files,
     )

@@ -1,0 +1,166 @@
+"""Whether a manifest makes sense: what the types of its fields do not say."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cupola.runtime.artifact import COMPILE_AGAIN, ITEM_BYTES, LIBRARY, FileSpec, FunctionSpec, KVSpec, Manifest, ModelConfig, TensorSpec
+from cupola.runtime.errors import ArtifactError
+
+Fault = tuple[str, str]  # the field, and what is wrong with it
+MAX_COUNT = 2**31 - 1  # positions, slots and token ids are int32
+MAX_RANK, MAX_SIZE = 8, 2**48
+_FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# The inputs of `forward` that each step brings, with their ranks: once, and once a K/V group.
+_STEP_INPUTS = {"tokens": 1, "positions": 1, "query_starts": 1, "context_lens": 1, "logit_rows": 1}
+_GROUP_INPUTS = {"slots": 1, "block_tables": 2}
+
+
+def check_manifest(manifest: Manifest, file: Path) -> None:
+    """Raises ArtifactError naming `file` and the first field that is out of range or contradicts another."""
+    for field, problem in _faults(manifest):
+        raise ArtifactError(problem, file=file, field=field, fix=COMPILE_AGAIN)
+
+
+def _faults(manifest: Manifest) -> Iterator[Fault]:
+    """All faults, in an order that lets a later check rely on the earlier ones."""
+    yield from _model_faults(manifest.model)
+    yield from _kv_faults(manifest.kv)
+    yield from _out_of_range("limits.max_batch_size", manifest.limits.max_batch_size, 1)
+    yield from _file_faults(manifest.files)
+    yield from _weight_faults(manifest)
+    yield from _repeated("functions", (function.name for function in manifest.functions))
+    for i, function in enumerate(manifest.functions):
+        yield from _tensor_faults(f"functions[{i}].inputs", function.inputs)
+        yield from _tensor_faults(f"functions[{i}].outputs", function.outputs)
+    forward = next((function for function in manifest.functions if function.name == "forward"), None)
+    if forward is None:
+        yield "functions", "there is no 'forward'"
+    else:
+        yield from _input_faults(manifest, forward)
+        yield from _output_faults(manifest.model.vocab_size, forward)
+
+
+def _model_faults(model: ModelConfig) -> Iterator[Fault]:
+    yield from _out_of_range("model.context_length", model.context_length, 1)
+    yield from _out_of_range("model.vocab_size", model.vocab_size, 1)
+    for i, token_id in enumerate(model.stop_token_ids):
+        yield from _out_of_range(f"model.stop_token_ids[{i}]", token_id, 0, model.vocab_size - 1)
+    if model.bos_token_id is not None:
+        yield from _out_of_range("model.bos_token_id", model.bos_token_id, 0, model.vocab_size - 1)
+
+
+def _kv_faults(kv: KVSpec) -> Iterator[Fault]:
+    yield from _unknown_dtype("kv.dtype", kv.dtype)
+    yield from _out_of_range("kv.block_size", kv.block_size, 1)
+    if not kv.groups:
+        yield "kv.groups", "is empty"
+    for i, group in enumerate(kv.groups):
+        if not group.layers:
+            yield f"kv.groups[{i}].layers", "is empty"
+        for j, layer in enumerate(group.layers):
+            yield from _out_of_range(f"kv.groups[{i}].layers[{j}]", layer, 0)
+        for name in ("num_kv_heads", "key_dim", "value_dim"):
+            yield from _out_of_range(f"kv.groups[{i}].{name}", getattr(group, name), 1)
+        yield from _out_of_range(f"kv.groups[{i}].window", group.window, 0)
+    yield from _repeated("kv.groups.layers", (str(layer) for group in kv.groups for layer in group.layers))
+
+
+def _file_faults(files: tuple[FileSpec, ...]) -> Iterator[Fault]:
+    for i, file in enumerate(files):
+        if not _FILE_NAME.fullmatch(file.name):
+            yield f"files[{i}].name", f"{reprlib.repr(file.name)} is not a plain file name"
+        if not _SHA256.fullmatch(file.sha256):
+            yield f"files[{i}].sha256", f"{reprlib.repr(file.sha256)} is not a SHA-256"
+        yield from _out_of_range(f"files[{i}].num_bytes", file.num_bytes, 0, MAX_SIZE)
+    yield from _repeated("files", (file.name for file in files))
+    if not any(file.name == LIBRARY for file in files):
+        yield "files", f"does not list {LIBRARY}"
+
+
+def _weight_faults(manifest: Manifest) -> Iterator[Fault]:
+    sizes = {file.name: file.num_bytes for file in manifest.files}
+    for i, weight in enumerate(manifest.weights):
+        field = f"weights[{i}]"
+        yield from _unknown_dtype(f"{field}.dtype", weight.dtype)
+        yield from _wrong_shape(f"{field}.shape", weight.shape, 1)
+        if weight.file not in sizes:
+            yield f"{field}.file", f"{reprlib.repr(weight.file)} is not one of the files"
+        num_bytes = TensorSpec(weight.name, weight.dtype, weight.shape).num_bytes
+        if not 0 <= weight.offset <= sizes[weight.file] - num_bytes:
+            yield f"{field}.offset", f"{reprlib.repr(weight.name)} lies outside its file"
+    yield from _repeated("weights", (weight.name for weight in manifest.weights))
+
+
+def _tensor_faults(field: str, tensors: tuple[TensorSpec, ...]) -> Iterator[Fault]:
+    for i, tensor in enumerate(tensors):
+        yield from _unknown_dtype(f"{field}[{i}].dtype", tensor.dtype)
+        yield from _wrong_shape(f"{field}[{i}].shape", tensor.shape, 0)
+    yield from _repeated(field, (tensor.name for tensor in tensors))
+
+
+def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
+    """What `forward` takes must be there to give: the step's arrays, the pages that `kv` speaks of, the weights."""
+    field, kv = "functions.forward.inputs", manifest.kv
+    ranks = {**_STEP_INPUTS, **{f"{name}.{group}": rank for group in range(len(kv.groups)) for name, rank in _GROUP_INPUTS.items()}}
+    given: dict[str, tuple[str, tuple[int | str, ...]]] = {weight.name: (weight.dtype, weight.shape) for weight in manifest.weights}
+    for group, shapes in enumerate(kv.page_shapes(0)):
+        for name, (layers, _, *rest) in zip(("k_pages", "v_pages"), shapes, strict=True):
+            given[f"{name}.{group}"] = (kv.dtype, (layers, "num_blocks", *rest))
+    names = {tensor.name for tensor in forward.inputs}
+    missing = next((name for name in (*ranks, *given) if name not in names), None)
+    if missing is not None:
+        yield field, f"{reprlib.repr(missing)} is not among them"
+    for tensor in forward.inputs:
+        if tensor.name in given:
+            if not _fits(tensor, *given[tensor.name]):
+                yield field, f"{reprlib.repr(tensor.name)} is not as the weights and the K/V cache have it"
+        elif tensor.name not in ranks:
+            yield field, f"{reprlib.repr(tensor.name)} is nothing that this cupola gives"
+        elif tensor.dtype != "int32" or len(tensor.shape) != ranks[tensor.name]:
+            yield field, f"{reprlib.repr(tensor.name)} is not int32 of rank {ranks[tensor.name]}"
+
+
+def _fits(tensor: TensorSpec, dtype: str, shape: tuple[int | str, ...]) -> bool:
+    """Whether the tensor has that dtype and shape, in which a name stands for any symbolic dimension."""
+    if tensor.dtype != dtype or len(tensor.shape) != len(shape):
+        return False
+    return all(
+        isinstance(size, str) if isinstance(wanted, str) else size == wanted for size, wanted in zip(tensor.shape, shape, strict=True)
+    )
+
+
+def _output_faults(vocab_size: int, forward: FunctionSpec) -> Iterator[Fault]:
+    logits = forward.outputs[0] if forward.outputs else None
+    if logits is None or not _fits(logits, "float32", ("r", vocab_size)):
+        yield "functions.forward.outputs", f"the first is not float32 [r, {vocab_size}]"
+
+
+def _out_of_range(field: str, value: int, lowest: int, highest: int = MAX_COUNT) -> Iterator[Fault]:
+    if not lowest <= value <= highest:
+        yield field, f"is {reprlib.repr(value)}, not from {lowest} to {highest}"
+
+
+def _unknown_dtype(field: str, dtype: str) -> Iterator[Fault]:
+    if dtype not in ITEM_BYTES:
+        yield field, f"{reprlib.repr(dtype)} is unknown"
+
+
+def _wrong_shape(field: str, shape: tuple[int | str, ...], lowest: int) -> Iterator[Fault]:
+    if len(shape) > MAX_RANK:
+        yield field, f"has {len(shape)} dimensions"
+    for size in shape:
+        if size == "" or (isinstance(size, int) and not lowest <= size <= MAX_SIZE):
+            yield field, f"has the dimension {reprlib.repr(size)}"
+
+
+def _repeated(field: str, names: Iterable[str]) -> Iterator[Fault]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            yield field, f"{reprlib.repr(name)} comes twice"
+        seen.add(name)
