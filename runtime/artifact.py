@@ -256,9 +256,9 @@ def _read_manifest(file: Path) -> str:
 def _check_file(file: Path, entry: FileSpec) -> None:
     """Refuses a file that is missing, of another size, or not really in the folder."""
     try:
+        status = file.stat()  # first: it finds rings of links
         if file.is_symlink() and file.resolve().parent != file.parent.resolve():
             raise ArtifactError("is a link to outside of the artifact", file=file, fix="put the file itself there")
-        status = file.stat()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         raise ArtifactError("is missing" if missing else f"can't be read: {error.strerror}", file=file, fix=COPY_AGAIN) from None
