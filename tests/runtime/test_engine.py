@@ -188,6 +188,36 @@ def test_logprobs(budget):
         assert output.outputs[0].cumulative_logprob == pytest.approx(total)
 
 
+def test_max_logprobs_is_as_in_vllm():
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, logprobs=-1, prompt_logprobs=-1)
+    for limit in (-1, VOCAB, 2**31 - 1):
+        engine = make_engine(max_logprobs=limit)
+        engine.add_request("all", [1, 2, 3], params)
+        output = run_all(engine)["all"]
+        assert [len(entry) for entry in output.outputs[0].logprobs] == [VOCAB] * 2
+        assert [len(entry) for entry in output.prompt_logprobs[1:]] == [VOCAB] * 2
+        ranks = [entry.rank for entry in output.outputs[0].logprobs[0].values()]
+        assert ranks == list(range(1, VOCAB + 1))
+        with pytest.raises(RequestError, match=f"logprobs: asks for {VOCAB + 1} .give at most {VOCAB}"):
+            engine.add_request("more", [1], SamplingParams(logprobs=VOCAB + 1))
+    with pytest.raises(RequestError, match=f"asks for {VOCAB} .give at most 3, or make the LLM with max_logprobs={VOCAB}"):
+        make_engine(max_logprobs=3).add_request("all", [1], params)
+    make_engine(max_logprobs=0).add_request("none", [1], SamplingParams(logprobs=0))
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_step_that_ends_early_leaves_the_engine_usable(error, monkeypatch):
+    engine = make_engine(16)
+    engine.add_request("a", [1, 2, 3], GREEDY)
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.executor, "run", lambda batch: (_ for _ in ()).throw(error()))
+        with pytest.raises(EngineError if error is MemoryError else KeyboardInterrupt):
+            engine.step()
+    engine.scheduler.check_integrity()
+    assert run_all(engine)["a"].outputs[0].token_ids == greedy_reference([1, 2, 3], 12)
+
+
 def test_a_failed_step_loses_nothing():
     engine = make_engine(16, max_num_batched_tokens=8)
     batch = prompts([5, 9, 14])
@@ -226,7 +256,7 @@ def test_nan_logits_are_an_error_and_the_request_can_be_aborted(monkeypatch):
 @pytest.mark.parametrize(
     ("prompt", "field"),
     [([], "prompt"), ([-1], "prompt"), ([VOCAB], "prompt"), ([True], "prompt"), ([1.5], "prompt"), ([2**70], "prompt"), (["a"], "prompt"),
-     ([1] * (CONTEXT + 1), "prompt"), ([1] * 10**5, "prompt"), ("text", "prompt")],
+     ([1] * (CONTEXT + 1), "prompt"), ([1] * 10**5, "prompt"), ("text", "prompt"), (None, "prompt"), (5, "prompt"), ({"a": 1}, "prompt")],
 )  # fmt: skip
 def test_bad_prompts_are_refused(prompt, field):
     engine = make_engine()
@@ -240,7 +270,9 @@ def test_bad_prompts_are_refused(prompt, field):
 @pytest.mark.parametrize(
     ("params", "field"),
     [(SamplingParams(top_k=VOCAB + 1), "top_k"), (SamplingParams(logit_bias={VOCAB: 1}), "logit_bias"),
-     (SamplingParams(stop_token_ids=[VOCAB]), "stop_token_ids"), (SamplingParams(stop="a"), "stop"), ({"n": 1}, "sampling_params")],
+     (SamplingParams(stop_token_ids=[VOCAB]), "stop_token_ids"), (SamplingParams(stop="a"), "stop"), ({"n": 1}, "sampling_params"),
+     (SamplingParams(logprobs=21), "logprobs"), (SamplingParams(logprobs=-1), "logprobs"),
+     (SamplingParams(prompt_logprobs=10**9), "prompt_logprobs")],
 )  # fmt: skip
 def test_params_are_checked_against_the_model(params, field):
     with pytest.raises(RequestError) as caught:
@@ -249,7 +281,7 @@ def test_params_are_checked_against_the_model(params, field):
 
 
 def test_bad_engine_options_are_refused():
-    for config in ({"max_num_seqs": 0}, {"max_num_batched_tokens": True}, {"seed": -1}, {"enable_prefix_caching": 1}):
+    for config in ({"max_num_seqs": 0}, {"max_num_batched_tokens": True}, {"seed": -1}, {"max_logprobs": -2}, {"enable_prefix_caching": 1}):
         with pytest.raises(OptionError, match=next(iter(config))):
             make_engine(**config)
 

@@ -119,6 +119,17 @@ def test_a_refused_request_leaves_nothing_behind(llm):
         lambda: llm.logits([]),
         lambda: llm.chat([], GREEDY),
         lambda: list(llm.stream("a", replace(GREEDY, n=2))),
+        lambda: llm.stream("a", {"n": 1}),
+        lambda: llm.stream("a", replace(GREEDY, detokenize=False)),
+        lambda: llm.generate("a", 5),
+        lambda: llm.generate(["a"], ["b"]),
+        lambda: llm.generate(5, GREEDY),
+        lambda: llm.generate(None, GREEDY),
+        lambda: llm.generate([None], GREEDY),
+        lambda: llm.generate({"prompt": "a"}, GREEDY),
+        lambda: llm.generate(["a", 5], GREEDY),
+        lambda: llm.generate("a\ud800", GREEDY),
+        lambda: llm.generate("a", replace(GREEDY, logprobs=21)),
     ):
         with pytest.raises(RequestError):
             call()
@@ -147,6 +158,24 @@ def test_without_a_tokenizer_token_ids_work_and_text_is_refused(tmp_path):
         with pytest.raises(RequestError):
             call()
     assert llm.default_sampling_params() == SamplingParams()
+    with pytest.raises(RequestError, match=r"prompt: is text, and this artifact has no tokenizer \(give token ids\)"):
+        llm.generate("text", GREEDY)
+    with pytest.raises(RequestError, match="stream: makes text, and this artifact has no tokenizer"):
+        llm.stream([1], GREEDY)
+
+
+def test_files_that_the_manifest_does_not_list_are_not_used(tmp_path):
+    artifact = make_artifact(tmp_path / "a", with_tokenizer=False)
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        (artifact.path / name).write_text('{"temperature": 0.5}')
+    llm = LLM(artifact.path)
+    assert llm.tokenizer is None and llm.default_sampling_params() == SamplingParams()
+
+
+def test_all_logprobs(artifact):
+    llm = LLM(artifact, max_logprobs=-1)
+    (output,) = llm.generate([[1, 2]], replace(GREEDY, logprobs=-1, max_tokens=1))
+    assert len(output.outputs[0].logprobs[0]) == VOCAB
 
 
 def test_memory(artifact):
