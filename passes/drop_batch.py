@@ -212,7 +212,8 @@ def _slice(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
 
 
 def _take(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
-    return relax.op.take(args[0], args[1], axis=_from_end(call.attrs.axis, len(call.args[0].ty.shape)), mode=call.attrs.mode)
+    dropped = len(call.args[0].ty.shape) - len(args[0].ty.shape)  # 0 where only the indices had a batch axis
+    return relax.op.take(args[0], args[1], axis=int(call.attrs.axis) % len(call.args[0].ty.shape) - dropped, mode=call.attrs.mode)
 
 
 def _permute(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -17,6 +18,9 @@ from cupola.passes.rewrite import tidy
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 from cupola.targets.ops import PREFIX, op_name
+
+# TVM runs a pass from C++, which errors cross by the names of their types; one that it does not know arrives as a RuntimeError.
+tvm_ffi.register_error("UnsupportedError", UnsupportedError)
 
 
 def lower_ops(target: Target) -> tvm.transform.Pass:

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from tvm import IRModule, relax
+from tvm.script import relax as R
+from tvm.script import tirx as T
+
+from cupola.passes.drop_batch import drop_batch
+from cupola.targets import ops
+from tests.passes.harness import apply, becomes, module, run, stays
+
+
+@R.function
+def block(
+    tokens: R.Tensor(("n",), "int32"),
+    table: R.Tensor((32, 64), "float32"),
+    w: R.Tensor((64, 64), "float32"),
+    g: R.Tensor((64,), "float32"),
+    b: R.Tensor((64,), "float32"),
+):
+    n = T.int64()
+    with R.dataflow():
+        x = R.take(table, R.expand_dims(tokens, axis=[0]), axis=0)
+        normed = R.nn.layer_norm(x, g, b, axes=[-1])
+        heads = R.permute_dims(R.reshape(R.matmul(normed, w), (1, n, 4, 16)), [0, 2, 1, 3])
+        left = R.strided_slice(heads, axes=[3], begin=[0], end=[8])
+        right = R.strided_slice(heads, axes=[-1 + 4], begin=[8], end=[16])
+        turned = R.concat((R.negative(right), left), axis=-1)
+        back = R.reshape(R.permute_dims(turned, [0, 2, 1, 3]), (1, n, 64))
+        parts = R.split(R.add(x, back), 2, axis=2)
+        gated = R.multiply(R.nn.silu(parts[0]), parts[1])
+        centered = R.subtract(gated, R.mean(gated, axis=[-1], keepdims=True))
+        out = R.reshape(centered, (n, 32))
+        R.output(out)
+    return out
+
+
+def test_a_block_comes_out_flat_with_the_same_numbers() -> None:
+    random = np.random.default_rng(0)
+    arrays = [
+        random.integers(0, 32, 5).astype("int32"),
+        *(random.normal(size=s).astype("float32") for s in ((32, 64), (64, 64), (64,), (64,))),
+    ]
+    after = apply(drop_batch(), block)
+    assert not has_batch_axis(after)
+    np.testing.assert_allclose(run(after, *arrays), run(module(block), *arrays), rtol=1e-5, atol=1e-6)
+
+
+def has_batch_axis(mod: IRModule) -> bool:
+    """Whether a value of the function has a first axis of 1."""
+    bindings = [binding for part in mod["forward"].body.blocks for binding in part.bindings]
+    tensors = [b.var.ty for b in bindings if isinstance(b.var.ty, relax.TensorType) and len(b.var.ty.shape)]
+    return any(isinstance(t.shape[0], tvm.tirx.IntImm) and int(t.shape[0]) == 1 for t in tensors)
+
+
+def test_the_docstring() -> None:
+    @R.function
+    def before(tokens: R.Tensor(("n",), "int32"), table: R.Tensor((32, 64), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            x = R.take(table, R.reshape(R.nn.relu(tokens), (1, n)), axis=0)
+            y = R.reshape(R.nn.silu(x), (1, n, 4, 16))
+            out = R.take(y, R.const(0, "int64"), axis=0)
+            R.output(out)
+        return out
+
+    @R.function
+    def expected(tokens: R.Tensor(("n",), "int32"), table: R.Tensor((32, 64), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            same = R.nn.relu(tokens)
+            x = R.take(table, same, axis=0)
+            y = R.nn.silu(x)
+            out = R.reshape(y, (n, 4, 16))
+            R.output(out)
+        return out
+
+    becomes(drop_batch(), before, expected)
+
+
+def test_attention_gets_tokens_first() -> None:
+    @R.function
+    def before(x: R.Tensor(("n", 64), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            heads = R.permute_dims(R.reshape(R.expand_dims(x, axis=[0]), (1, n, 4, 16)), [0, 2, 1, 3])
+            marked = R.call_dps_packed(
+                "cupola.attention",
+                (heads, heads, heads, 0, 0, 3, T.float64(0.25), 7, T.float64(0.0)),
+                out_ty=R.Tensor((1, n, 4, 16), dtype="float32"),
+            )
+            out = R.reshape(marked, (n, 64))
+            R.output(out)
+        return out
+
+    values = [binding.value for part in apply(drop_batch(), before)["forward"].body.blocks for binding in part.bindings]
+    (marker,) = [found for value in values if (found := ops.Attention.match(value)) is not None]
+    assert str(marker.q.ty.shape[0]) == "n" and [int(size) for size in list(marker.q.ty.shape)[1:]] == [4, 16]
+    assert (marker.layer, marker.scale, marker.window, marker.slopes) == (3, 0.25, 7, None)
+
+
+def batched(make) -> relax.Function:
+    """forward(x [4, 8], y [1, 4, 8], z [3, 1, 1]): `make` of x with a batch axis, y and z; then flat again."""
+    builder = relax.BlockBuilder()
+    x, y, z = (relax.Var(name, relax.TensorType(shape, "float32")) for name, shape in (("x", [4, 8]), ("y", [1, 4, 8]), ("z", [3, 1, 1])))
+    with builder.function("forward", [x, y, z]):
+        with builder.dataflow():
+            made = builder.emit(make(builder.emit(relax.op.expand_dims(x, 0)), y, z))
+            out = builder.emit_output(relax.op.reshape(made, [-1]))
+        builder.emit_func_output(out)
+    return builder.get()["forward"]
+
+
+KEEP_THEIR_MEANING = {
+    "the batch axis moves": lambda x, y, z: relax.op.permute_dims(x, [1, 0, 2]),
+    "all axes reverse": lambda x, y, z: relax.op.permute_dims(x),
+    "a second batch axis": lambda x, y, z: relax.op.expand_dims(x, 0),
+    "batches are concatenated": lambda x, y, z: relax.op.concat([x, x], axis=0),
+    "batches are stacked": lambda x, y, z: relax.op.stack([x, x], axis=0),
+    "a mean over the batch": lambda x, y, z: relax.op.mean(x, axis=[0]),
+    "a mean over everything": lambda x, y, z: relax.op.mean(x),
+    "the batch is repeated": lambda x, y, z: relax.op.repeat(x, 3, axis=0),
+    "everything is repeated": lambda x, y, z: relax.op.repeat(x, 3),
+    "a slice of the batch": lambda x, y, z: relax.op.strided_slice(x, [0], [0], [1]),
+    "the batch is picked twice": lambda x, y, z: relax.op.take(x, relax.const(np.array([0, 0])), axis=0, mode="clip"),
+    "a sum with something batched": lambda x, y, z: relax.op.add(x, y),
+    "concatenated with something batched": lambda x, y, z: relax.op.concat([x, y], axis=1),
+    "stacked with something batched": lambda x, y, z: relax.op.stack([y, x], axis=1),
+    "a product that makes batches": lambda x, y, z: relax.op.multiply(x, z),
+    "a maximum, which the pass does not know": lambda x, y, z: relax.op.max(x, axis=[0]),
+}
+
+
+@pytest.mark.parametrize("name", KEEP_THEIR_MEANING)
+def test_what_means_the_batch_axis_keeps_its_meaning(name: str) -> None:
+    before = batched(KEEP_THEIR_MEANING[name])
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=shape).astype("float32") for shape in ((4, 8), (1, 4, 8), (3, 1, 1))]
+    np.testing.assert_allclose(run(apply(drop_batch(), before), *arrays), run(module(before), *arrays), rtol=1e-6)
+
+
+def test_a_function_without_batches_stays() -> None:
+    @R.function
+    def before(x: R.Tensor(("n", 64), "float32"), y: R.Tensor((1, 64), "float32")):
+        with R.dataflow():
+            out = R.add(R.nn.relu(x), y)
+            R.output(out)
+        return out
+
+    stays(drop_batch(), before)
