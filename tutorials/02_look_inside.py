@@ -127,8 +127,8 @@ model = sys.argv[1] if len(sys.argv) > 1 else tiny_model()
 
 # --- 1. Torch ----------------------------------------------------------------------------------------------------------
 #
-# transformers builds the model from its configuration, on torch's "meta" device, where tensors have shapes and no values.
-# torch.export runs it once with symbols in place of numbers and writes down every operation. The token count stays a
+# transformers builds the model from its configuration, without weights: its tensors have shapes and no values, and take no
+# memory. torch.export runs it once with symbols in place of numbers and writes down every operation. The token count stays a
 # symbol, n. Attention is the exception: it becomes one opaque operation, cupola::attention, for we will compute it over
 # the pages of a cache that the traced model knows nothing of.
 
@@ -217,6 +217,6 @@ print(f"\n    forward takes {', '.join(spec.name for spec in manifest.function('
 print(f"    then the weights, and gives logits {list(manifest.function('forward').outputs[0].shape)}.")
 print(f"    A block of the K/V cache holds {manifest.kv.block_size} tokens in {manifest.kv.bytes_per_block:,} bytes.")
 
-# To see a whole compile in this detail, set CUPOLA_DEBUG=3: the module after every pass lands in numbered files in the
-# artifact's folder `ir`; with CUPOLA_DEBUG=4 the assembly of all kernels does too.
+# To see a whole compile in this detail, set CUPOLA_DEBUG=3: the module after every pass lands in numbered files, in a folder
+# beside the artifact whose name ends in .ir. With CUPOLA_DEBUG=4 the assembly of all kernels does too.
 work.cleanup()

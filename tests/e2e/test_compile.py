@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 import cupola
-
-from tests.e2e.conftest import Compiled
+from tests.conftest import Compiled
 
 ANSWER = """
 import json, sys

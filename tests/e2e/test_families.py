@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cupola
 import numpy as np
 import pytest
+
+import cupola
 from cupola.models import FAMILIES, Family
 
 LENGTHS, NUM_DECODED, BOUND = (5, 23, 40), 16, 1e-4

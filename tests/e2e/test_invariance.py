@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import cupola
 import pytest
 
-from tests.e2e.conftest import Compiled
+import cupola
+from tests.conftest import Compiled
 from tests.e2e.texts import text_of
 
 GREEDY = cupola.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import cupola
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import Compiled
+import cupola
+from tests.conftest import Compiled
 from tests.e2e.texts import text_of
 
 LENGTHS = (5, 9, 17, 33, 64, 100, 200, 333, 600, 1000)  # tokens
@@ -18,8 +18,8 @@ TIE = 1e-3  # logits closer than this may come in either order
 
 
 @pytest.fixture(scope="module")
-def llm(smollm2: Compiled) -> Iterator[cupola.LLM]:
-    yield cupola.LLM(smollm2.path)
+def llm(smollm2: Compiled) -> cupola.LLM:
+    return cupola.LLM(smollm2.path)
 
 
 @pytest.fixture(scope="module")
