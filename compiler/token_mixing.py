@@ -34,6 +34,10 @@ _ALONG_AXES = {
     "aten.cumsum": 1, "aten.roll": 2, "aten.flip": 1, "aten.gather": 1,
 }  # fmt: skip
 
+_DEFAULT_AXES = {
+    "aten.topk": -1, **dict.fromkeys(("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.cat", "aten.stack", "aten.unbind"), 0)
+}  # fmt: skip
+
 
 def check_token_mixing(exported: torch.export.ExportedProgram, model_type: str, file: str) -> None:
     """Raises UnsupportedError, naming the module and the operation, if a layer mixes tokens outside attention."""
@@ -117,8 +121,7 @@ _SPECIAL: dict[str, Callable[[fx.Node, list[torch.Tensor], Any], str | None]] = 
 
 
 def _along_axes(node: fx.Node, value: torch.Tensor, tokens: Any, place: int) -> str | None:
-    last_by_default = _name(node) == "aten.topk"
-    axes = node.args[place] if len(node.args) > place else node.kwargs.get("dim", -1 if last_by_default else 0)
+    axes = node.args[place] if len(node.args) > place else node.kwargs.get("dim", _DEFAULT_AXES.get(_name(node)))
     if axes is None:
         return "combines tokens"
     listed = axes if isinstance(axes, list | tuple) else [axes]

@@ -81,8 +81,11 @@ class _Transform:
         self.bound = {binding.var: binding.value for block in func.body.blocks for binding in block.bindings}
         self.sources = sources
         results = self._value(func.body.body)
-        assert isinstance(results, relax.Tuple)
-        self.results = list(results.fields)
+        if isinstance(results, relax.Tuple):
+            self.results = list(results.fields)
+        else:  # the parameters themselves, where no pass asked for anything
+            normalize = relax.BlockBuilder().normalize
+            self.results = [normalize(relax.TupleGetItem(results, index)) for index in range(len(sources))]
 
     def computer(self, index: int) -> Callable[[], Array]:
         """What computes result `index`."""

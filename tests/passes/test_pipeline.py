@@ -1,0 +1,112 @@
+"""Every verified family, through every pass before the target's kernels: what it becomes is counted."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+import pytest
+import tvm
+from tvm import IRModule, relax
+
+from cupola.compiler.kv_layout import kv_layout
+from cupola.compiler.pipeline import import_passes, pipeline
+from cupola.compiler.trace import trace
+from cupola.compiler.translate import translate
+from cupola.models import FAMILIES, find_family
+from cupola.passes.rewrite import name_of
+from cupola.runtime.artifact import TargetSpec
+from cupola.targets.base import Target
+
+NO_TARGET = Target(TargetSpec("none", "", "none", ()), "has no kernels", None, (), ())
+
+# Calls in a model: paged_attention, linear (with the logits'), gated_linear, rotary, rms_norm, layer_norm; and transposes that are left.
+RECOGNIZED = {
+    "llama": (2, 7, 2, 4, 5, 0, 0),
+    "qwen2": (2, 7, 2, 4, 5, 0, 0),
+    "qwen3": (2, 7, 2, 4, 9, 0, 0),
+    "mistral": (2, 7, 2, 4, 5, 0, 0),
+    "gemma2": (2, 7, 2, 4, 9, 0, 0),
+    "gemma3_text": (3, 10, 3, 6, 19, 0, 0),
+    "phi": (2, 9, 0, 4, 0, 3, 0),
+    "phi3": (2, 7, 2, 4, 5, 0, 0),
+    "gpt2": (2, 9, 0, 0, 0, 5, 0),
+    "gpt_neox": (2, 9, 0, 4, 0, 5, 0),
+    "opt": (2, 9, 0, 0, 0, 5, 0),
+    "falcon": (2, 9, 0, 4, 0, 3, 0),
+    "bloom": (2, 9, 0, 0, 0, 6, 0),
+    "olmo2": (2, 7, 2, 4, 9, 0, 0),
+    "granite": (2, 7, 2, 4, 5, 0, 0),
+    "smollm3": (4, 13, 4, 6, 9, 0, 0),
+    "cohere": (2, 7, 2, 0, 0, 3, 16),  # rotates pairs of neighbours, and normalizes heads without recognized weights
+    "stablelm": (2, 7, 2, 4, 0, 5, 0),
+    "starcoder2": (2, 9, 0, 4, 0, 5, 0),
+}
+
+
+@functools.cache
+def recognized(model_type: str) -> IRModule:
+    """The module before `lower_ops`, well-formed after every pass on the way; well_formed raises where it is not."""
+    family = find_family(model_type)
+    assert family is not None
+    mod = translate(trace({"model_type": model_type, **family.tiny}, "test", 64), "test")
+    for step in import_passes():
+        mod = step(mod)
+        relax.analysis.well_formed(mod)
+    for step in pipeline(NO_TARGET, kv_layout(mod, "float32", 16, "test"), "float32"):
+        if step.info.name != "lower_ops":
+            mod = step(mod)
+            relax.analysis.well_formed(mod)
+    return mod
+
+
+def bindings(mod: IRModule) -> list[relax.Binding]:
+    return [binding for block in mod["forward"].body.blocks for binding in block.bindings]
+
+
+def calls(mod: IRModule) -> list[relax.Call]:
+    return [binding.value for binding in bindings(mod) if isinstance(binding.value, relax.Call)]
+
+
+def is_of_weights(mod: IRModule, call: relax.Call) -> bool:
+    weights = mod["forward"].params[int(mod["forward"].attrs["num_input"]) :]
+    return all(any(arg.same_as(weight) for weight in weights) for arg in call.args if isinstance(arg, relax.Var))
+
+
+def test_every_family_is_counted() -> None:
+    assert set(RECOGNIZED) == {family.model_type for family in FAMILIES}
+
+
+@pytest.mark.parametrize("model_type", RECOGNIZED)
+def test_operations_are_recognized(model_type: str) -> None:
+    mod = recognized(model_type)
+    found = Counter(name_of(call) for call in calls(mod) if not (name_of(call) == "permute_dims" and is_of_weights(mod, call)))
+    names = (
+        "cupola.paged_attention",
+        "cupola.linear",
+        "cupola.gated_linear",
+        "cupola.rotary",
+        "nn.rms_norm",
+        "nn.layer_norm",
+        "permute_dims",
+    )
+    assert {name: found[name] for name in names} == dict(zip(names, RECOGNIZED[model_type], strict=True))
+    assert not found["cupola.attention"] and not found["matmul"]
+
+
+@pytest.mark.parametrize("model_type", RECOGNIZED)
+def test_no_batch_axis_is_left(model_type: str) -> None:
+    """Angles get an axis of 1 for the heads, by a reshape; nothing is computed with a batch axis."""
+    for call in calls(recognized(model_type)):
+        if isinstance(call.ty, relax.TensorType) and len(call.ty.shape) > 1 and name_of(call) != "reshape":
+            first = call.ty.shape[0]
+            assert not (isinstance(first, tvm.tirx.IntImm) and int(first) == 1), call
+
+
+@pytest.mark.parametrize("model_type", RECOGNIZED)
+def test_no_index_is_trusted_and_no_slice_is_empty(model_type: str) -> None:
+    for call in calls(recognized(model_type)):
+        if name_of(call) == "take":
+            assert call.attrs.mode == "clip"
+        if isinstance(call.ty, relax.TensorType):
+            assert not any(isinstance(size, tvm.tirx.IntImm) and int(size) == 0 for size in call.ty.shape), call
