@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cupola.compiler.options import CompileOptions, short_name
 from cupola.compiler.progress import Progress, default_progress
+from cupola.compiler.signals import keep_signals
 from cupola.runtime.artifact import Artifact
 from cupola.runtime.errors import CupolaError, OptionError, SourceError
 
@@ -61,7 +62,8 @@ def compile(
         return Artifact.open(folder, verify=False)
     from cupola.compiler.driver import compile_to  # here: it loads torch and TVM's compiler
 
-    return compile_to(folder, source, options, progress or default_progress(), extra_passes)
+    with keep_signals():
+        return compile_to(folder, source, options, progress or default_progress(), extra_passes)
 
 
 def compile_apart(source: str, options: CompileOptions, folder: Path, *, capture: bool = False) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,7 @@ from cupola.compiler.compile import compile_apart
 from cupola.compiler.options import CompileOptions, short_name
 from cupola.runtime.artifact import MANIFEST, Artifact
 from cupola.runtime.environment import cache_folder
-from cupola.runtime.errors import ArtifactError
+from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.targets.registry import list_targets
 
 _COMPILED_BY = ("compiler", "passes", "targets", "models", "runtime.artifact")
@@ -37,6 +37,7 @@ def cached_artifact(source: str, options: CompileOptions) -> Path:
     """
     folder = artifact_folder(source, options)
     if not _is_whole(folder):
+        _make_folder(folder.parent)
         print(f"Compiling {source} for this machine, once.", file=sys.stderr, flush=True)
         code = compile_apart(source, options, folder).returncode
         if not _is_whole(folder):
@@ -81,6 +82,14 @@ def _is_whole(folder: Path) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
         return False
     return True
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}"
+        raise OptionError(problem, file=folder, field="CUPOLA_CACHE", fix="set it to a folder that can be written to") from None
 
 
 def _remove_older(folder: Path) -> None:
