@@ -1,11 +1,10 @@
 """The `cupola` command: its subcommands, and what becomes of an error.
 
-Exit codes: 0 fine, 1 the engine or the machine failed, 2 bad input, 130 stopped by Ctrl-C, 141 nobody reads the output, 143 terminated.
+Exit codes: 0 fine, 1 the engine or the machine failed, 2 bad input, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 import warnings
@@ -58,9 +57,6 @@ def run(arguments: Sequence[str]) -> int:
         return int(app(args=list(arguments), prog_name="cupola", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed
-        return 141
     except Exception as error:  # noqa: BLE001 - the last stop before the user, who gets a line and not a traceback
         if debugging and not isinstance(error, typer.TyperException | InputError):
             traceback.print_exception(error)

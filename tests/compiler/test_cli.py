@@ -347,6 +347,16 @@ def test_a_damaged_artifact_is_compiled_again(fake: type[FakeLLM], compiled: lis
     assert len(compiled) == 1
 
 
+def test_a_cached_artifact_whose_content_changed_is_compiled_again(fake: type[FakeLLM], compiled: list[list[str]], capsys: Capture) -> None:
+    folder = cache.cached_artifact("m", CompileOptions())
+    (folder / a.LIBRARY).write_bytes(b"\x7fELG")
+    assert run(["run", "m", "-p", "hi"]) == 0
+    assert len(compiled) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "<hi>\n"
+    assert "The cached artifact is damaged: does not match its SHA-256" in shown.err
+
+
 def test_a_failed_compile_passes_its_code_on(fake: type[FakeLLM], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 2))
     assert run(["run", "m", "-p", "hi"]) == 2
