@@ -1,13 +1,13 @@
 """Every error that cupola raises on purpose.
 
-    CupolaError
-    ├── InputError              something the user gave: exit code 2 on the command line
-    │   ├── OptionError         a bad option or argument value
-    │   ├── SourceError         a model file or folder that is damaged, unsafe or incomplete
-    │   ├── UnsupportedError    a model or feature that cupola knows it cannot run rightly
-    │   ├── ArtifactError       an artifact that is damaged, too new, or for another machine
-    │   └── RequestError        a prompt or sampling parameter (also a ValueError)
-    └── EngineError             the engine cannot go on
+CupolaError
+├── InputError              something the user gave: exit code 2 on the command line
+│   ├── OptionError         a bad option or argument value
+│   ├── SourceError         a model file or folder that is damaged, unsafe or incomplete
+│   ├── UnsupportedError    a model or feature that cupola knows it cannot run rightly
+│   ├── ArtifactError       an artifact that is damaged, too new, or for another machine
+│   └── RequestError        a prompt or sampling parameter (also a ValueError)
+└── EngineError             the engine cannot go on
 """
 
 from __future__ import annotations
