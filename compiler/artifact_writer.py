@@ -25,7 +25,7 @@ from cupola.runtime.artifact import (
     sha256_of,
 )
 
-SHARD_BYTES = 2 << 30
+SHARD_BYTES = 256 << 20  # shards are hashed side by side when the artifact is opened
 ALIGNMENT = 64  # kernels read weights in place, from the mapped file
 _SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64", "int8": "I8", "uint8": "U8"}
 

@@ -20,8 +20,20 @@ from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 
 
+def plan_memory(mod: IRModule) -> IRModule:
+    """Gives every intermediate result a place in storage that others use before and after it."""
+    passes = [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+    ]
+    return tvm.transform.Sequential(passes)(mod)
+
+
 def build_library(mod: IRModule, target: Target, file: Path, dumps: Dumps | None = None) -> None:
-    """Compiles `mod` for `target` into the shared library `file`.
+    """Compiles `mod`, whose memory is planned, for `target` into the shared library `file`.
 
     Raises:
         UnsupportedError: there is no linker on this machine.
@@ -38,11 +50,6 @@ def _virtual_machine_passes() -> tvm.transform.Pass:
     """Relax without operators, to calls that TVM's virtual machine makes."""
     return tvm.transform.Sequential(
         [
-            relax.transform.RewriteDataflowReshape(),
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
             relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
             relax.transform.LowerRuntimeBuiltin(),
@@ -66,10 +73,23 @@ def _link(output: str, objects: Sequence[str], *_: object, **__: object) -> None
 
 
 def signature_of(func: relax.Function, name: str, weights: Sequence[TensorSpec]) -> FunctionSpec:
-    """What `func` takes and gives, for the manifest; `weights` are its last parameters, under their own names."""
+    """What `func`, whose memory is planned, takes and gives; `weights` are its last parameters, under their own names."""
     params = func.params[: len(func.params) - len(weights)]
     inputs = tuple(_tensor_spec(param.name, param.ty) for param in params)
-    return FunctionSpec(name, (*inputs, *weights), (_tensor_spec("logits", func.ret_ty),))
+    once, twice, rows = (_storage_bytes(func, n, r) for n, r in ((1, 1), (2, 1), (1, 2)))
+    return FunctionSpec(name, (*inputs, *weights), (_tensor_spec("logits", func.ret_ty),), twice - once, rows - once)
+
+
+def _storage_bytes(func: relax.Function, num_tokens: int, num_rows: int) -> int:
+    """Bytes of storage that a call for that many tokens and rows of logits plans for."""
+    bound = func.bind_symbolic_vars({name: size for name, size in (("n", num_tokens), ("r", num_rows)) if _has_dimension(func, name)})
+    calls = (binding.value for block in bound.body.blocks for binding in block.bindings)
+    storages = (call for call in calls if isinstance(call, relax.Call) and call.op == tvm.ir.Op.get("relax.memory.alloc_storage"))
+    return sum(int(size) for storage in storages for size in storage.args[0])
+
+
+def _has_dimension(func: relax.Function, name: str) -> bool:
+    return any(str(size) == name for param in func.params for size in param.ty.shape)
 
 
 def _tensor_spec(name: str, type_: relax.TensorType) -> TensorSpec:

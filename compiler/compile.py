@@ -13,7 +13,7 @@ from cupola.compiler.options import CompileOptions, short_name
 from cupola.compiler.progress import Progress, default_progress
 from cupola.compiler.signals import keep_signals
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.errors import CupolaError, OptionError, SourceError
+from cupola.runtime.errors import CupolaError, OptionError, SourceError, UnsupportedError
 
 if TYPE_CHECKING:
     import tvm
@@ -60,7 +60,11 @@ def compile(
             reason = lines[-1] if lines else f"the compiler ended with code {done.returncode}"
             raise SourceError(reason) if done.returncode == 2 else CupolaError(reason)
         return Artifact.open(folder, verify=False)
-    from cupola.compiler.driver import compile_to  # here: it loads torch and TVM's compiler
+    try:
+        from cupola.compiler.driver import compile_to  # here: it loads torch and TVM's compiler
+    except ModuleNotFoundError as error:
+        problem = f"needs the package {error.name}, which running a model does not"
+        raise UnsupportedError(problem, field="compiling", fix="pip install 'cupola[compiler]'") from error
 
     with keep_signals():
         return compile_to(folder, source, options, progress or default_progress(), extra_passes)

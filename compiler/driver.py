@@ -10,7 +10,7 @@ import tvm
 
 from cupola.compiler.artifact_folder import artifact_folder
 from cupola.compiler.artifact_writer import list_files, printable, write_manifest, write_texts, write_weights
-from cupola.compiler.build import build_library, signature_of
+from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.importer import DTYPES, import_model
 from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, kernel_passes, pipeline, run_passes
@@ -37,6 +37,7 @@ def compile_to(
             mod, weights = lift_weights(mod, program.weights)
             mod = run_passes(mod, kernel_passes(target), dumps)
         with progress.stage("Building kernels"):
+            mod = plan_memory(mod)
             build_library(mod, target, work / LIBRARY, dumps)
         with progress.stage("Packing weights", sum(weight.spec.num_bytes for weight in weights)) as advance:
             places, shards = write_weights(work, weights, advance)

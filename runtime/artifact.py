@@ -50,11 +50,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class FunctionSpec:
-    """A compiled function: its inputs in call order (weights last) and its outputs."""
+    """A compiled function: its inputs in call order (weights last), its outputs, and what its intermediate results take."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    bytes_per_token: int = 0
+    bytes_per_logit_row: int = 0
 
 
 @dataclass(frozen=True)

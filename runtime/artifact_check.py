@@ -37,6 +37,8 @@ def _faults(manifest: Manifest) -> Iterator[Fault]:
     for i, function in enumerate(manifest.functions):
         yield from _tensor_faults(f"functions[{i}].inputs", function.inputs)
         yield from _tensor_faults(f"functions[{i}].outputs", function.outputs)
+        yield from _out_of_range(f"functions[{i}].bytes_per_token", function.bytes_per_token, 0)
+        yield from _out_of_range(f"functions[{i}].bytes_per_logit_row", function.bytes_per_logit_row, 0)
     forward = next((function for function in manifest.functions if function.name == "forward"), None)
     if forward is None:
         yield "functions", "there is no 'forward'"

@@ -22,7 +22,7 @@ from cupola.runtime.errors import OptionError
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that running the artifact takes: `workspace` is what one step takes in and gives out, apart from the others."""
+    """Bytes that running the artifact takes: `workspace` is what a step takes in, gives out and holds in between."""
 
     weights: int
     kv: int
@@ -71,8 +71,12 @@ def reckon(manifest: Manifest, context: int, max_num_seqs: int, max_num_batched_
     return Memory(
         weights=sum(_num_bytes(weight.dtype, weight.shape) for weight in manifest.weights),
         kv=max_num_seqs * blocks * manifest.kv.bytes_per_block,
-        workspace=sum(_step_bytes(tensor, sizes) for tensor in tensors),
+        workspace=sum(_step_bytes(tensor, sizes) for tensor in tensors) + _intermediate_bytes(manifest.functions, sizes),
     )
+
+
+def _intermediate_bytes(functions: Iterable[FunctionSpec], sizes: dict[str, int]) -> int:
+    return sum(sizes["n"] * function.bytes_per_token + sizes["r"] * function.bytes_per_logit_row for function in functions)
 
 
 def _step_bytes(tensor: TensorSpec, sizes: dict[str, int]) -> int:
@@ -123,7 +127,7 @@ def _show(artifact: Artifact, memory: Memory, wanted: str) -> None:
     dtypes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in _weight_bytes(manifest).items())
     table.add_row("weights", f"{memory.weights / 1e6:.1f}", f"{len(manifest.weights)} tensors: {dtypes}")
     table.add_row("K/V", f"{memory.kv / 1e6:.1f}", f"{wanted}, {manifest.kv.dtype}, blocks of {manifest.kv.block_size}")
-    table.add_row("workspace", f"{memory.workspace / 1e6:.1f}", "a step's inputs and outputs")
+    table.add_row("workspace", f"{memory.workspace / 1e6:.1f}", "a step's inputs, outputs and intermediate results")
     table.add_row("total", f"{memory.total / 1e6:.1f}", style="bold")
     console.print(table)
     for note in manifest.notes:

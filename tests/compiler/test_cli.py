@@ -40,7 +40,7 @@ def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True
         a.TensorSpec("v_pages.0", "float32", (2, "num_blocks", 1, 16, 8)),
         a.TensorSpec("embed", "float32", (8, 8)),
     ]
-    forward = a.FunctionSpec("forward", tuple(inputs), (a.TensorSpec("logits", "float32", ("r", 8)),))
+    forward = a.FunctionSpec("forward", tuple(inputs), (a.TensorSpec("logits", "float32", ("r", 8)),), 100, 20)
     manifest = a.Manifest(
         a.FORMAT_VERSION, "0.1.0", "0.27.0", a.SourceSpec("tiny [1]", "huggingface", "0" * 64),
         a.TargetSpec("cpu", "x86_64", "avx2", ("avx2",)), "f32",
@@ -408,7 +408,8 @@ def test_inspect_json_reckons_memory(artifact: str, capsys: Capture) -> None:
     assert shown["weights"] == {"count": 1, "num_bytes": 256, "num_bytes_by_dtype": {"float32": 256}}
     kv = 2 * 3 * 16 * (2 * 16 * 4)  # sequences × blocks × tokens × (layers × (key + value) × bytes)
     per_token, per_sequence = 3 * 4, (1 + 1 + 3) * 4  # tokens, positions, slots; a context length, a logit row, a block table
-    workspace = 10 * per_token + 2 * per_sequence + (2 + 1) * 4 + 2 * 8 * 4  # and query starts, and logits
+    given_and_taken = 10 * per_token + 2 * per_sequence + (2 + 1) * 4 + 2 * 8 * 4  # and query starts, and logits
+    workspace = given_and_taken + 10 * 100 + 2 * 20  # what the manifest says of intermediate results
     assert shown["memory"] == {"weights": 256, "kv": kv, "workspace": workspace, "total": 256 + kv + workspace}
     assert shown["functions"][0]["name"] == "forward"
 
