@@ -208,6 +208,10 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
 
 def _with_fake_parameters(model: Any) -> Any:
     """Puts memory-less parameters on the CPU: constants that the model makes as it runs then keep their values."""
+    for module in model.modules():
+        for name in [name for name, value in module._buffers.items() if value is not None and value.is_meta]:
+            buffer = module._buffers.pop(name)  # a checkpoint holds it, so to a compiler it is a weight
+            module._parameters[name] = nn.Parameter(buffer, requires_grad=False)
     fakes: dict[int, nn.Parameter] = {}  # by the identity of the parameter, so that tied ones stay tied
     with FakeTensorMode(allow_non_fake_inputs=True):
         for value in model.parameters():

@@ -182,5 +182,10 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "multiply": lambda call, x, y: x * y,
     "divide": lambda call, x, y: x / y,
     "negative": lambda call, x: -x,
+    "power": lambda call, x, y: x**y,
+    "exp": lambda call, x: np.exp(x),
+    "sqrt": lambda call, x: np.sqrt(x),
+    "tanh": lambda call, x: np.tanh(x),
+    "nn.softplus": lambda call, x: np.logaddexp(0, x * call.attrs.beta).astype(x.dtype) / x.dtype.type(call.attrs.beta),
     "expand_dims": lambda call, x: np.expand_dims(x, [int(axis) for axis in call.attrs.axis]),
 }

@@ -44,6 +44,11 @@ def test_an_unknown_family_traces_too() -> None:
     assert traced.family is None and "forward" in [var.name_hint for var in translate(traced, "config.json").get_global_vars()]
 
 
+def test_buffers_that_checkpoints_hold_are_weights() -> None:
+    traced = trace({**config_of("llama"), "model_type": "apertus", "pad_token_id": 0}, "config.json", 64)
+    assert traced.parameters["model.layers.0.mlp.act_fn.beta"] == ()
+
+
 def test_layer_norms_without_weights_translate() -> None:
     traced = trace({**config_of("llama"), "model_type": "olmo", "pad_token_id": 0}, "config.json", 64)
     assert "R.nn.layer_norm" in translate(traced, "config.json").script()

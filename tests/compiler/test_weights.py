@@ -69,6 +69,11 @@ CASES: dict[str, tuple[Make, Callable[..., np.ndarray], list[tuple[int, ...]]]] 
     "arithmetic": (
         lambda a, b: [op.divide(op.multiply(a, op.negative(b)), op.subtract(a, b))], lambda a, b: (a * -b) / (a - b), [(4, 6), (4, 6)]
     ),
+    "power": (lambda a: [op.power(a, relax.const(2.0))], lambda a: a**2, [(6,)]),
+    "exp": (lambda a: [op.exp(a)], np.exp, [(6,)]),
+    "sqrt": (lambda a: [op.sqrt(op.exp(a))], lambda a: np.sqrt(np.exp(a)), [(6,)]),
+    "tanh": (lambda a: [op.tanh(a)], np.tanh, [(6,)]),
+    "softplus": (lambda a: [op.nn.softplus(a)], lambda a: np.logaddexp(0, a).astype(a.dtype), [(6,)]),
     "expand": (lambda a: [op.expand_dims(a, [0, 2])], lambda a: a[None, :, None], [(6,)]),
 }  # fmt: skip
 
@@ -120,6 +125,6 @@ def test_names_are_unique_and_say_what_is_inside() -> None:
 
 
 def test_an_operation_that_the_packer_does_not_know_is_named() -> None:
-    _, (weight,), _ = lifted(lambda a: [op.exp(a)], values_of((4, 6)))
-    with pytest.raises(UnsupportedError, match="weights: a weight goes through exp"):
+    _, (weight,), _ = lifted(lambda a: [op.sin(a)], values_of((4, 6)))
+    with pytest.raises(UnsupportedError, match="weights: a weight goes through sin"):
         weight.compute()
