@@ -92,7 +92,7 @@ def _attention_interface(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -101,25 +101,41 @@ def _attention_interface(
     is_causal: bool | None = None,
     **_: Any,  # transformers hands every implementation the arguments of all of them
 ) -> tuple[torch.Tensor, None]:
-    if attention_mask is not None:
-        raise UnsupportedError("its attention takes a mask of its own", field=type(module).__name__)
+    window = _window_of(attention_mask, sliding_window, type(module).__name__)
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise UnsupportedError("its attention sees later tokens", field=type(module).__name__, fix="causal language models compile")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = attention(query, key, value, None, s_aux, module.layer_idx, float(scale), sliding_window or 0, float(softcap or 0.0))
+    out = attention(query, key, value, None, s_aux, module.layer_idx, float(scale), window, float(softcap or 0.0))
     return out, None
 
 
-def _no_mask(*_: Any, mask_function: Callable[..., Any] = causal_mask_function, **__: Any) -> None:
-    """In the place of a mask: nothing, since kernels know causality and windows; other masks are refused."""
-    for name in _mask_parts(mask_function):
+@dataclass(frozen=True)
+class _Window:
+    """Stands where a model expects the mask of a sliding window, and reaches attention in its place."""
+
+    size: int
+
+
+def _window_of(mask: Any, sliding_window: int | None, field: str) -> int:
+    """The window of an attention, which models pass on as a number, as a mask, or as both; 0 is none."""
+    if mask is not None and not isinstance(mask, _Window):
+        raise UnsupportedError("its attention takes a mask of its own", field=field)
+    return sliding_window or (mask.size if mask else 0)
+
+
+def _mask(*_: Any, mask_function: Callable[..., Any] = causal_mask_function, **__: Any) -> _Window | None:
+    """In the place of a mask: its window, if it has one, since kernels know causality; other masks are refused."""
+    parts = list(_mask_parts(mask_function))
+    for name, _part in parts:
         if name not in _KNOWN_MASKS:
             raise UnsupportedError(f"its attention takes a mask of its own, {name}")
+    windows = [inspect.getclosurevars(part).nonlocals["sliding_window"] for name, part in parts if name == "sliding_window_overlay"]
+    return _Window(int(windows[0])) if windows else None
 
 
-def _mask_parts(function: Callable[..., Any]) -> Iterator[str]:
-    """The names of the functions of transformers.masking_utils that a mask is made of."""
-    yield function.__qualname__.split(".")[0]
+def _mask_parts(function: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The functions of transformers.masking_utils that a mask is made of, with their names."""
+    yield function.__qualname__.split(".")[0], function
     for cell in function.__closure__ or ():
         contents = cell.cell_contents if isinstance(cell.cell_contents, tuple) else (cell.cell_contents,)
         for part in contents:
@@ -133,7 +149,7 @@ _KNOWN_MASKS = {
     "packed_sequence_mask_function", "packed_sequence_compatibility_function", "remap_positions_for_packed_sequence",
 }  # fmt: skip
 transformers.AttentionInterface.register("cupola", _attention_interface)
-AttentionMaskInterface.register("cupola", _no_mask)
+AttentionMaskInterface.register("cupola", _mask)
 
 
 class _Wrapper(nn.Module):
@@ -178,13 +194,15 @@ def trace(config: Mapping[str, Any], file: str, context: int) -> TracedModel:
 
 def _build(config: Mapping[str, Any], family: Family | None, file: str) -> Any:
     content = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "quantization_config")}
+    implementation = family.attention if family else "cupola"
     try:
         settings = transformers.AutoConfig.for_model(**content)
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(
-                settings, attn_implementation=family.attention if family else "cupola", dtype=torch.float32
-            )
+            model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation=implementation, dtype=torch.float32)
     except Exception as error:  # whatever transformers' constructors raise, the configuration caused it
+        if isinstance(error, KeyError) and error.args == (implementation,):
+            problem = "the family has a closed set of attention implementations, which leaves none to put in their place"
+            raise UnsupportedError(problem, file=file, field=config["model_type"]) from error
         raise SourceError(
             _first_line(error), file=file, fix="the configuration does not describe a model that transformers can build"
         ) from error
@@ -263,12 +281,11 @@ def _marked_sdpa() -> Iterator[None]:
     layers = itertools.count()
 
     def marked(q: Any, k: Any, v: Any, attn_mask: Any = None, scale: float | None = None, **_: Any) -> torch.Tensor:
-        if attn_mask is not None:
-            raise UnsupportedError("its attention takes a mask of its own", field="scaled_dot_product_attention")
+        window = _window_of(attn_mask, None, "scaled_dot_product_attention")
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return attention(q, k, v, None, None, next(layers), scale, 0, 0.0).transpose(1, 2)
+        return attention(q, k, v, None, None, next(layers), scale, window, 0.0).transpose(1, 2)
 
-    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = _no_mask
+    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = _mask
     try:
         with unittest.mock.patch("torch.nn.functional.scaled_dot_product_attention", marked):
             yield

@@ -242,8 +242,10 @@ def _attention(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
 
 
 _ELEMENTWISE = (
-    "multiply", "add", "subtract", "divide", "power", "maximum", "minimum", "negative", "exp", "cos", "sin", "tanh", "erf", "sigmoid",
-    "sqrt", "rsqrt", "astype", "abs", "clip", "nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu", "nn.softplus", "matmul", "square",
+    "multiply", "add", "subtract", "divide", "power", "maximum", "minimum", "negative", "exp", "log", "cos", "sin", "tanh", "erf",
+    "sigmoid", "sqrt", "rsqrt", "square", "abs", "sign", "floor", "ceil", "round", "clip", "astype", "where", "greater", "greater_equal",
+    "less", "less_equal", "equal", "not_equal", "logical_and", "logical_not", "nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu",
+    "nn.softplus", "matmul",
 )  # fmt: skip
 _AXES: dict[str, Callable[[relax.Call], Any]] = {
     **dict.fromkeys(("concat", "stack", "split", "repeat", "take", "mean", "expand_dims"), lambda call: call.attrs.axis),

@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from cupola.compiler import trace as compiler_trace
+from cupola.compiler.kv_layout import kv_layout
+from cupola.compiler.pipeline import import_passes
 from cupola.compiler.trace import TracedModel, trace
 from cupola.compiler.translate import INPUTS, translate
 from cupola.models import find_family
@@ -40,7 +44,7 @@ def test_translation_names_inputs_and_weights() -> None:
 
 
 def test_an_unknown_family_traces_too() -> None:
-    traced = trace({**config_of("llama"), "model_type": "gemma", "head_dim": 16, "pad_token_id": 0}, "config.json", 64)
+    traced = trace({**config_of("llama"), "model_type": "internlm3", "pad_token_id": 0}, "config.json", 64)
     assert traced.family is None and "forward" in [var.name_hint for var in translate(traced, "config.json").get_global_vars()]
 
 
@@ -57,6 +61,23 @@ def test_layer_norms_without_weights_translate() -> None:
 def test_a_configuration_that_makes_no_model() -> None:
     with pytest.raises(SourceError, match=r"^config\.json: .*the configuration does not describe a model"):
         trace(config_of("llama", hidden_size="many"), "config.json", 64)
+
+
+def test_a_window_that_comes_as_a_mask_alone_reaches_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(*inputs: Any, sliding_window: int | None = None, **others: Any) -> Any:
+        return compiler_trace._attention_interface(*inputs, **others)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "cupola", forgetful)
+    mod = translate(trace(config_of("mistral"), "config.json", 64), "config.json")
+    for step in import_passes():
+        mod = step(mod)
+    assert [group.window for group in kv_layout(mod, "float32", 16, "config.json").groups] == [8]
+
+
+def test_attention_that_cannot_be_replaced_is_refused() -> None:
+    config = {"model_type": "gptj", "n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 256, "n_positions": 64, "rotary_dim": 8}
+    with pytest.raises(UnsupportedError, match=r"^config\.json: gptj: .* closed set of attention implementations"):
+        trace(config, "config.json", 64)
 
 
 def test_what_the_importer_does_not_know_is_one_clear_line(capfd: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,21 @@ RECOGNIZED = {
     "cohere": (2, 7, 2, 0, 0, 3, 16),  # rotates pairs of neighbours, and normalizes heads without recognized weights
     "stablelm": (2, 7, 2, 4, 0, 5, 0),
     "starcoder2": (2, 9, 0, 4, 0, 5, 0),
+    "gemma": (2, 7, 2, 4, 5, 0, 0),
+    "olmo": (2, 7, 2, 4, 0, 5, 0),
+    "olmo3": (2, 7, 2, 4, 9, 0, 0),
+    "glm": (2, 7, 2, 0, 5, 0, 20),  # glm, glm4, cohere2, ernie4_5 and helium rotate pairs of neighbours too
+    "glm4": (2, 7, 2, 0, 9, 0, 20),
+    "cohere2": (2, 7, 2, 0, 0, 3, 8),
+    "exaone4": (2, 7, 2, 2, 9, 0, 0),
+    "ernie4_5": (2, 7, 2, 0, 5, 0, 16),
+    "hunyuan_v1_dense": (2, 7, 2, 4, 9, 0, 0),
+    "helium": (2, 7, 2, 0, 5, 0, 16),
+    "apertus": (2, 9, 0, 4, 9, 0, 0),
+    "arcee": (2, 9, 0, 4, 5, 0, 0),
+    "nemotron": (2, 9, 0, 4, 0, 5, 0),
+    "seed_oss": (2, 7, 2, 4, 5, 0, 0),
+    "ministral": (2, 7, 2, 4, 5, 0, 0),
 }
 
 
@@ -96,9 +111,9 @@ def test_operations_are_recognized(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", RECOGNIZED)
 def test_no_batch_axis_is_left(model_type: str) -> None:
-    """Angles get an axis of 1 for the heads, by a reshape; nothing is computed with a batch axis."""
+    """Angles get an axis of 1 for the heads, by a reshape, and are then cut or repeated; nothing is computed with a batch axis."""
     for call in calls(recognized(model_type)):
-        if isinstance(call.ty, relax.TensorType) and len(call.ty.shape) > 1 and name_of(call) != "reshape":
+        if isinstance(call.ty, relax.TensorType) and len(call.ty.shape) > 1 and name_of(call) not in ("reshape", "strided_slice", "repeat"):
             first = call.ty.shape[0]
             assert not (isinstance(first, tvm.tirx.IntImm) and int(first) == 1), call
 

@@ -15,7 +15,9 @@ from cupola.runtime.errors import SourceError, UnsupportedError
 
 
 def shapes(model):
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    """Buffers that checkpoints hold are weights like any other."""
+    kept = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
+    return {name: tuple(parameter.shape) for name, parameter in {**dict(model.named_parameters()), **kept}.items()}
 
 
 def bind(folder, model):
