@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cupola
-from cupola.models import FAMILIES, Family
+from cupola.models import FAMILIES, Family, find_family
 
 LENGTHS, NUM_DECODED, BOUND = (5, 23, 40), 16, 1e-4
 PARAMS = cupola.SamplingParams(temperature=0, max_tokens=NUM_DECODED, logprobs=20, ignore_eos=True, detokenize=False)
@@ -42,3 +42,15 @@ def test_prompt_and_decoding_match_transformers(family: Family, tmp_path: Path) 
         for row, step, token in zip(rows, steps, chosen, strict=True):
             assert row[token] > row.max() - BOUND
             assert max(abs(row[other] - entry.logprob) for other, entry in step.items()) < BOUND
+
+
+def test_a_family_that_nobody_verified_compiles_with_a_note(tmp_path: Path) -> None:
+    import transformers
+
+    assert "internlm3" not in {family.model_type for family in FAMILIES}
+    tiny = dict(find_family("llama").tiny)
+    config = transformers.AutoConfig.for_model("internlm3", **tiny, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    artifact = cupola.compile(tmp_path / "model", out=tmp_path / "artifact")
+    assert any("internlm3 is not verified" in note for note in artifact.manifest.notes)
+    assert cupola.LLM(artifact).logits([1, 2, 3]).shape == (3, 256)
