@@ -27,14 +27,9 @@ from cupola.passes.sink_transposes import sink_transposes
 from cupola.passes.store_weights import store_weights
 from cupola.runtime.artifact import KVSpec
 from cupola.runtime.environment import debug_level
-from cupola.runtime.errors import OptionError, SourceError, UnsupportedError
 from cupola.targets.base import Target
 
 Pass: TypeAlias = tvm.transform.Pass
-
-# An error of a pass goes through TVM's C++, which makes a RuntimeError of every type that it was not told of.
-for _error in (OptionError, SourceError, UnsupportedError):
-    tvm.error.register_error(_error.__name__, _error)
 
 
 def import_passes() -> list[Pass]:

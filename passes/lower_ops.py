@@ -7,33 +7,27 @@ After:   lv1 = R.permute_dims(R.reshape(weight, (18, 32, 576)), (0, 2, 1))     #
 
 from __future__ import annotations
 
-from typing import Any
-
 import tvm
-import tvm_ffi
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from cupola.passes.rewrite import tidy
+from cupola.passes.rewrite import pass_of, tidy
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 from cupola.targets.ops import PREFIX, op_name
 
-# TVM runs a pass from C++, which errors cross by the names of their types; one that it does not know arrives as a RuntimeError.
-tvm_ffi.register_error("UnsupportedError", UnsupportedError)
-
 
 def lower_ops(target: Target) -> tvm.transform.Pass:
     """The pass. Raises UnsupportedError for an operation of ours that no rule of `target` takes."""
+    return pass_of("lower_ops", lambda mod: _run(mod, target))
 
-    def transform(mod: IRModule, _: Any) -> IRModule:
-        lowering = _Lowering(mod, target)
-        for var, func in mod.functions_items():
-            if isinstance(func, relax.Function):
-                lowering.builder_.update_func(var, lowering.visit_expr(func))
-        return relax.transform.EliminateCommonSubexpr()(tidy(lowering.builder_.get()))
 
-    return tvm.transform.module_pass(transform, opt_level=0, name="lower_ops")
+def _run(mod: IRModule, target: Target) -> IRModule:
+    lowering = _Lowering(mod, target)
+    for var, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            lowering.builder_.update_func(var, lowering.visit_expr(func))
+    return relax.transform.EliminateCommonSubexpr()(tidy(lowering.builder_.get()))
 
 
 @mutator

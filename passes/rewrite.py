@@ -10,7 +10,12 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, PyExprVisitor, mutator, visitor
 
+from cupola.runtime.errors import OptionError, SourceError, UnsupportedError
 from cupola.targets.ops import PREFIX, op_name
+
+# An error of a pass goes through TVM's C++, which makes a RuntimeError of every type that it was not told of.
+for _error in (OptionError, SourceError, UnsupportedError):
+    tvm.error.register_error(_error.__name__, _error)
 
 # Gets a call whose arguments are rewritten already; returns what replaces it, or None to keep it.
 Rule = Callable[[relax.Call, "Scope"], relax.Expr | None]
