@@ -22,6 +22,7 @@ from cupola.passes.rewrite import name_of
 from cupola.passes.simplify import axes_of
 from cupola.runtime.artifact import TensorSpec
 from cupola.runtime.errors import UnsupportedError
+from cupola.targets.weight_functions import function_of
 
 Array = npt.NDArray[Any]
 _TRANSFORM = "forward_transform_params"
@@ -135,6 +136,9 @@ class _Transform:
         return array if str(array.dtype) == dtype else array.astype(_numpy_dtype(dtype))
 
     def _apply(self, call: relax.Call) -> Any:
+        function = function_of(call)
+        if function is not None:
+            return function(*(self._evaluate(weight) for weight in call.args[1].fields))
         operation = _OPERATIONS.get(name_of(call))
         if operation is None:
             raise UnsupportedError(f"a weight goes through {name_of(call)}, which the packer does not know", field="weights")

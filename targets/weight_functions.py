@@ -1,0 +1,39 @@
+"""Functions on weights that run once, at compile time, in numpy: the IR calls them by name.
+
+    codes, scales = weight_function(encode_w8).call((weight,), out)      # in a pass or a kernel rule: a Relax call
+    function_of(call)                                                    # where weights are packed: the function again
+
+They may stand on weights alone, so that they are lifted out of the model. They take and give numpy arrays; a function of several
+results gives a tuple. GGUF's blocks, for instance, stay what they are by such functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import relax
+
+from cupola.targets.ops import PREFIX, op_name
+
+WeightFunction = Callable[..., Any]
+_MARK = "weight."
+_FUNCTIONS: dict[str, WeightFunction] = {}
+
+
+def weight_function(function: WeightFunction) -> WeightFunction:
+    """Registers `function` under its own name, which must be its alone. A decorator."""
+    assert function.__name__ not in _FUNCTIONS, function.__name__
+    _FUNCTIONS[function.__name__] = function
+    return function
+
+
+def call_weight_function(function: WeightFunction, weights: Sequence[relax.Expr], out: relax.Type | list[relax.Type]) -> relax.Call:
+    """The call of a registered function on `weights`, whose result has the type `out` (or types, as a tuple)."""
+    return relax.op.call_dps_packed(PREFIX + _MARK + function.__name__, relax.Tuple(list(weights)), out_ty=out)
+
+
+def function_of(call: relax.Expr) -> WeightFunction | None:
+    """The function that `call` calls, or None if it is no call of one."""
+    name = op_name(call)
+    return None if name is None else _FUNCTIONS.get(name.removeprefix(_MARK)) if name.startswith(_MARK) else None
