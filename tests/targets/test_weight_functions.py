@@ -18,12 +18,13 @@ def halve_and_count(weight):
 
 def test_runs_where_weights_are_packed():
     builder = relax.BlockBuilder()
-    weight = relax.Var("w", relax.TensorType([2, 3], "float32"))
+    x, weight = relax.Var("x", relax.TensorType([2, 3], "float32")), relax.Var("w", relax.TensorType([2, 3], "float32"))
     out = [relax.TensorType([2, 3], "float32"), relax.TensorType([1], "int64")]
-    with builder.function("forward", [weight], attrs={"num_input": 0}):
+    with builder.function("forward", [x, weight], attrs={"num_input": 1}):
         with builder.dataflow():
             both = builder.emit(call_weight_function(halve_and_count, [weight], out))
-            result = builder.emit_output(relax.Tuple([builder.emit(relax.TupleGetItem(both, i)) for i in (0, 1)]))
+            half, count = (builder.emit(relax.TupleGetItem(both, i)) for i in (0, 1))
+            result = builder.emit_output(relax.Tuple([builder.emit(relax.op.add(x, half)), count]))
         builder.emit_func_output(result)
     array = np.arange(6, dtype="float32").reshape(2, 3)
     _, packed = lift_weights(builder.get(), {"w": LazyTensor("w", (2, 3), "float32", lambda: array)})
