@@ -1,8 +1,8 @@
 """The operations that a target must bring kernels for, beyond Relax's own.
 
 Passes write them, `targets/` lowers them. In the IR each is `R.call_dps_packed("cupola.<name>", …)`: its fields in order,
-an absent tensor as the integer 0. Shapes: n tokens, H query heads, G key/value heads, D key dim, E value dim.
-Relax's own `take`, `nn.rms_norm` and `nn.layer_norm` are lowered the same way.
+an absent tensor as the integer 0, without those at the end that have their defaults. Shapes: n tokens, H query heads,
+G key/value heads, D key dim, E value dim. Relax's own `take`, `nn.rms_norm` and `nn.layer_norm` are lowered the same way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class Op:
 
     def emit(self, out: relax.TensorType) -> relax.Call:
         """The call, whose result has the type `out`."""
-        arguments = [_encode(getattr(self, f.name)) for f in fields(self)]
+        values = [(f, getattr(self, f.name)) for f in fields(self)]
+        while values and values[-1][1] is values[-1][0].default:
+            values.pop()
+        arguments = [_encode(value) for _, value in values]
         return relax.op.call_dps_packed(PREFIX + self.name, relax.Tuple(arguments), out_ty=out)
 
     @classmethod
@@ -36,7 +39,7 @@ class Op:
         if op_name(expr) != cls.name:
             return None
         assert isinstance(expr, relax.Call)
-        values = zip(fields(cls), expr.args[1].fields, strict=True)
+        values = zip(fields(cls), expr.args[1].fields, strict=False)
         return cls(**{f.name: _decode(value, _kinds(cls)[f.name]) for f, value in values})  # type: ignore[arg-type]
 
 
