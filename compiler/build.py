@@ -14,6 +14,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 
 from cupola.compiler.pipeline import Dumps
+from cupola.passes.share_tensors import share_tensors
 from cupola.runtime.artifact import FunctionSpec, TensorSpec
 from cupola.runtime.environment import debug_level
 from cupola.runtime.errors import UnsupportedError
@@ -23,11 +24,11 @@ from cupola.targets.base import Target
 def plan_memory(mod: IRModule) -> IRModule:
     """Gives every intermediate result a place in storage that others use before and after it."""
     passes = [
-        relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
+        share_tensors(),
     ]
     return tvm.transform.Sequential(passes)(mod)
 

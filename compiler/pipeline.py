@@ -68,6 +68,7 @@ def kernel_passes(target: Target) -> list[Pass]:
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
+        relax.transform.RewriteDataflowReshape(),  # before schedules, under which a copy no longer looks like one
         relax.transform.DeadCodeElimination(),
         *target.schedules,
     ]
