@@ -3,13 +3,14 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check lint types layers format hooks clean
+.PHONY: help setup run quality test check lint types layers format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROOMS := compiler models passes runtime targets
 PROMPT ?= What is the capital of France?
+QUANTS ?= bf16 f16
 
 help: ## show these targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -34,6 +35,17 @@ $(STAMP): pyproject.toml
 run: $(STAMP) ## compile SmolLM2 for this CPU (once) and let it answer PROMPT
 	@echo "> $(PROMPT)"
 	@$(BIN)/cupola run smollm2 --prompt "$(PROMPT)"
+
+# Python's own documentation is a text that every machine has; figures compare within one version of Python.
+quality: $(STAMP) ## perplexity of SmolLM2 in each of QUANTS (and KV_DTYPE) beside f32, and its divergence
+	@mkdir -p build/quality
+	@$(BIN)/python -c 'from pydoc_data.topics import topics; print("\n\n".join(topics[name] for name in sorted(topics)))' > build/quality/text.txt
+	@$(BIN)/cupola compile smollm2 --quant f32 --kv-dtype f32 --out build/quality/f32
+	@for quant in $(QUANTS); do \
+	  echo "== weights in $$quant, K/V in $(or $(KV_DTYPE),the default)"; \
+	  $(BIN)/cupola eval smollm2 --quant $$quant $(if $(KV_DTYPE),--kv-dtype $(KV_DTYPE)) \
+	    --text build/quality/text.txt --max-windows 32 --reference build/quality/f32; \
+	done
 
 test: lint types ## run every check: ruff, mypy, layer rules, all tests
 	$(BIN)/python -m pytest --hypothesis-profile=ci

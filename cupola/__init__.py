@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cupola.compiler.compile import compile
     from cupola.runtime.artifact import Artifact
+    from cupola.runtime.benchmark import Benchmark, SpeedTest
     from cupola.runtime.errors import (
         ArtifactError,
         CupolaError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         SourceError,
         UnsupportedError,
     )
+    from cupola.runtime.evaluation import Comparison, Estimate, Evaluation, evaluate
     from cupola.runtime.llm import LLM
     from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from cupola.runtime.sampling_params import SamplingParams
@@ -36,9 +38,13 @@ __all__ = [
     "LLM",
     "Artifact",
     "ArtifactError",
+    "Benchmark",
+    "Comparison",
     "CompletionOutput",
     "CupolaError",
     "EngineError",
+    "Estimate",
+    "Evaluation",
     "InputError",
     "Logprob",
     "OptionError",
@@ -47,15 +53,23 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "SourceError",
+    "SpeedTest",
     "UnsupportedError",
     "__version__",
     "compile",
+    "evaluate",
 ]
 
 _MODULES = {
     "compile": "compiler.compile",
     "Artifact": "runtime.artifact",
     "LLM": "runtime.llm",
+    "Benchmark": "runtime.benchmark",
+    "SpeedTest": "runtime.benchmark",
+    "evaluate": "runtime.evaluation",
+    "Evaluation": "runtime.evaluation",
+    "Estimate": "runtime.evaluation",
+    "Comparison": "runtime.evaluation",
     "SamplingParams": "runtime.sampling_params",
     "CompletionOutput": "runtime.outputs",
     "Logprob": "runtime.outputs",

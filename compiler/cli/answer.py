@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import cupola
 from cupola.compiler.cli import parameters as p
@@ -18,6 +19,8 @@ from cupola.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
     from cupola import LLM, SamplingParams
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,22 @@ class Answer:
 
 
 def load(model: str, options: CompileOptions) -> LLM:
-    """The model, compiled first if it is a source that the cache has no artifact of."""
+    """The model, for one sequence."""
+    return load_by(lambda folder: cupola.LLM(folder, max_num_seqs=1), model, options)
+
+
+def load_by(make: Callable[[Path | str], Loaded], model: str, options: CompileOptions) -> Loaded:
+    """What `make` makes of the model's artifact, compiled first if `model` is a source that the cache has no artifact of."""
     if p.is_artifact(model):
         p.refuse_compile_options(model, options)
-        return cupola.LLM(model, max_num_seqs=1)
+        return make(model)
     folder = cached_artifact(model, options)
     try:
-        return cupola.LLM(folder, max_num_seqs=1)
+        return make(folder)
     except ArtifactError as error:
         print(f"The cached artifact is damaged: {error.message}.", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
-        return cupola.LLM(cached_artifact(model, options), max_num_seqs=1)
+        return make(cached_artifact(model, options))
 
 
 def has_chat_template(llm: LLM) -> bool:

@@ -14,10 +14,13 @@ from typing import Annotated
 import typer
 
 import cupola
+from cupola.compiler.cli.bench import bench
 from cupola.compiler.cli.chat import chat
 from cupola.compiler.cli.compile import compile_model
+from cupola.compiler.cli.eval import eval_model
 from cupola.compiler.cli.inspect import inspect
 from cupola.compiler.cli.lists import models, targets
+from cupola.compiler.cli.parameters import flowing
 from cupola.compiler.cli.run import run_model
 from cupola.runtime.environment import debug_level, num_threads
 from cupola.runtime.errors import CupolaError, InputError
@@ -28,6 +31,8 @@ app = typer.Typer(
 app.command("compile")(compile_model)
 app.command("run")(run_model)
 app.command("chat")(chat)
+app.command("bench", help=flowing(bench))(bench)
+app.command("eval", help=flowing(eval_model))(eval_model)
 app.command("inspect")(inspect)
 app.command("models")(models)
 app.command("targets")(targets)

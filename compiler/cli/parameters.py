@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +47,11 @@ TopP = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest 
 MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens less likely than P times the likeliest.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="For the same sample again.", show_default=False)]
 Stats = Annotated[bool, typer.Option("--stats", help="Say how fast it was, on standard error.")]
+
+
+def flowing(command: Callable[..., object]) -> str:
+    """A command's docstring as help: lines of a paragraph flow together, whatever the terminal's width."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (inspect.getdoc(command) or "").split("\n\n"))
 
 
 def compile_options(

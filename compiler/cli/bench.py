@@ -1,0 +1,182 @@
+"""`cupola bench`: tokens a second, in llama-bench's terms."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import cupola
+from cupola.compiler.cli import parameters as p
+from cupola.compiler.cli.answer import load_by
+from cupola.compiler.cli.progress import console_progress
+from cupola.compiler.options import short_name
+from cupola.runtime.artifact import Artifact
+from cupola.runtime.environment import num_threads
+from cupola.runtime.errors import OptionError
+
+if TYPE_CHECKING:
+    from cupola import SpeedTest
+
+MAX_TOKENS, MAX_REPEATS = 1 << 24, 10_000
+
+
+def _list_option(flag: str, name: str, help: str) -> Any:
+    return typer.Option(f"--{name}", flag, help=help, metavar="N,N,…")
+
+
+Prompt = Annotated[list[str], _list_option("-p", "prompt", "pp: compute a prompt of N tokens; 0 leaves these tests out.")]
+Generate = Annotated[list[str], _list_option("-n", "generate", "tg: generate N tokens, one at a time; 0 leaves these tests out.")]
+Depth = Annotated[list[str], _list_option("-d", "depth", "Do so after N tokens of context.")]
+Streams = Annotated[list[str], _list_option("-b", "batch", "tg: let N streams generate together; tokens a second are those of all.")]
+Repeats = Annotated[int, typer.Option("--repeat", "-r", help="Measure each test this many times.")]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of one test: tokens a second, each time."""
+
+    test: SpeedTest
+    samples: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Tokens a second on average."""
+        return statistics.fmean(self.samples)
+
+    @property
+    def deviation(self) -> float:
+        """The samples' standard deviation; 0 for one."""
+        return statistics.stdev(self.samples) if len(self.samples) > 1 else 0.0
+
+
+def bench(
+    model: p.Model,
+    prompt: Prompt = ["512"],  # noqa: B006 - typer copies it
+    generate: Generate = ["128"],  # noqa: B006
+    depth: Depth = ["0"],  # noqa: B006
+    batch: Streams = ["1"],  # noqa: B006
+    repeat: Repeats = 5,
+    as_json: p.Json = False,
+    target: p.Target = None,
+    quant: p.Quant = None,
+    kv_dtype: p.KVDtype = None,
+    context: p.Context = None,
+    block_size: p.BlockSize = None,
+    max_batch: p.MaxBatch = None,
+) -> None:
+    """Measure a model's speed, in llama-bench's terms: mean ± standard deviation of tokens a second.
+
+    pp512 computes a prompt of 512 tokens (in steps of up to 512), tg128 generates 128 tokens one after the other, and
+    "@ d4096" is either after 4096 tokens of context. Whole steps are timed: the model, scheduling and the choice of tokens;
+    tokenizing is not. Each test is run once before it is measured. Lists make a test of every combination; what
+    exceeds the artifact's context or batch is left out, with a note.
+
+    Example: cupola bench my-model -p 512 -n 128 -d 0,512,4096 -b 1,8,16
+    """
+    options = p.compile_options(target, quant, kv_dtype, context, block_size, max_batch)
+    tests = plan(*(_numbers(*item) for item in (("prompt", prompt), ("generate", generate), ("depth", depth), ("batch", batch))))
+    if not 1 <= repeat <= MAX_REPEATS:
+        raise OptionError(f"is {repeat}, not from 1 to {MAX_REPEATS}", field="repeat", fix="give one in that range")
+
+    def measure_those_that_fit(folder: object) -> tuple[Artifact, list[Speed]]:
+        artifact = cupola.Artifact.open(str(folder))
+        return artifact, measure(artifact, _fitting(artifact, tests), repeat)
+
+    artifact, speeds = load_by(measure_those_that_fit, model, options)
+    typer.echo(json.dumps(as_dict(artifact, speeds)) if as_json else "\n".join(table(artifact, speeds)))
+
+
+def plan(prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int], streams: Sequence[int]) -> list[SpeedTest]:
+    """A test for every combination; prompts are computed by one stream. Raises OptionError if none is left."""
+    tests = [
+        *(cupola.SpeedTest("pp", num_tokens, depth) for depth in depths for num_tokens in prompts if num_tokens),
+        *(cupola.SpeedTest("tg", num_tokens, depth, b) for depth in depths for b in streams for num_tokens in generated if num_tokens),
+    ]
+    if not tests:
+        raise OptionError("both are 0", field="prompt, generate", fix="give one of them some tokens")
+    return tests
+
+
+def measure(artifact: Artifact, tests: Sequence[SpeedTest], repeats: int) -> list[Speed]:
+    """Runs the tests, one after the other, showing progress."""
+    benchmark, progress, speeds = cupola.Benchmark(artifact, tests), console_progress(), []
+    for test in tests:
+        with progress.stage(test.name, repeats + 1) as advance:
+            benchmark.warm_up(test)
+            advance(1)
+            samples = []
+            for _ in range(repeats):
+                samples.append(benchmark.tokens_per_second(test))
+                advance(1)
+        speeds.append(Speed(test, tuple(samples)))
+    return speeds
+
+
+def table(artifact: Artifact, speeds: Sequence[Speed]) -> list[str]:
+    """The lines of a Markdown table like llama-bench's."""
+    shared = _facts(artifact)
+    head = [*shared, "test", "t/s"]
+    rows = [[*map(str, shared.values()), s.test.name, f"{s.mean:.2f} ± {s.deviation:.2f}"] for s in speeds]
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = [" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    rule = " | ".join("-" * (width - 1) + ":" for width in widths)
+    return [f"| {line} |" for line in (lines[0], rule, *lines[1:])]
+
+
+def as_dict(artifact: Artifact, speeds: Sequence[Speed]) -> dict[str, object]:
+    """Everything, for programs; `size` in bytes, `tokens_per_second` of every repeat."""
+    manifest = artifact.manifest
+    tests = [
+        {"test": s.test.name, **asdict(s.test), "mean": s.mean, "standard_deviation": s.deviation, "tokens_per_second": list(s.samples)}
+        for s in speeds
+    ]
+    facts = {**_facts(artifact), "size": _weight_bytes(artifact)}
+    return {"artifact": str(artifact.path), **facts, "cupola": manifest.cupola_version, "tvm": manifest.tvm_version, "tests": tests}
+
+
+def _facts(artifact: Artifact) -> dict[str, object]:
+    manifest = artifact.manifest
+    return {
+        "model": short_name(manifest.source.name),
+        "size": f"{_weight_bytes(artifact) / 2**20:.2f} MiB",
+        "scheme": manifest.scheme,
+        "K/V": manifest.kv.dtype,
+        "target": manifest.target.name,
+        "threads": num_threads(),
+    }
+
+
+def _weight_bytes(artifact: Artifact) -> int:
+    return sum(file.num_bytes for file in artifact.manifest.files if file.name.endswith(".safetensors"))
+
+
+def _numbers(field: str, values: Sequence[str]) -> list[int]:
+    """The numbers of a list option, which may be given more than once; "8" and "1,8,16" are fine."""
+    lowest = 1 if field == "batch" else 0
+    texts = [text.strip() for value in values for text in value.split(",")]
+    for text in texts:
+        if not (text.isascii() and text.isdecimal() and len(text) < 10 and lowest <= int(text) <= MAX_TOKENS):
+            problem = f"{text!r:.60} is not a whole number from {lowest} to {MAX_TOKENS}"
+            raise OptionError(problem, field=field, fix="give numbers with commas between, such as 1,8,16")
+    return list(dict.fromkeys(map(int, texts)))
+
+
+def _fitting(artifact: Artifact, tests: Sequence[SpeedTest]) -> list[SpeedTest]:
+    """The tests that the artifact can run; says which it leaves out, and raises OptionError if that is all."""
+    problems = {test: test.exceeds(artifact.manifest) for test in tests}
+    fitting = [test for test, problem in problems.items() if problem is None]
+    if not fitting:
+        test, problem = next(iter(problems.items()))
+        raise OptionError(
+            str(problem), file=artifact.path, field=test.name, fix="give smaller numbers, or compile the model with larger ones"
+        )
+    for test, problem in problems.items():
+        if problem is not None:
+            print(f"note: {test.name} is left out: it {problem}", file=sys.stderr)
+    return fitting
