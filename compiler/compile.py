@@ -24,6 +24,7 @@ def compile(
     *,
     target: str = "cpu",
     quant: str = "f32",
+    embedding: str | None = None,
     out: str | Path | None = None,
     context: int | None = None,
     kv_dtype: str | None = None,
@@ -37,10 +38,11 @@ def compile(
     Args:
         source: a Hugging Face folder, a GGUF file, a hub id or a built-in name.
         target: what to compile for, as `cupola targets` lists.
-        quant: how weights are stored: f32, bf16 or f16.
+        quant: how weights are stored and multiplied: f32, bf16, f16, w8a8, w8a16, w4a8 or w4a16.
+        embedding: how the embedding and the vocabulary projection are stored: f32, bf16, f16, w8 or w4; by default as `quant` does it.
         out: the artifact's folder; by default `<name>-<target>-<quant>` in the current one.
         context: tokens that a sequence may have; by default what the model was made for.
-        kv_dtype: how K and V are stored; by default like the weights.
+        kv_dtype: how K and V are stored; by default like the weights, in f16 if those are quantized.
         block_size: tokens in a block of the K/V cache.
         max_batch: sequences that one step may hold.
         progress: what to report to.
@@ -49,7 +51,7 @@ def compile(
     Raises:
         InputError: naming the file, the field and the fix.
     """
-    options = CompileOptions(target, quant, kv_dtype, context, block_size, max_batch)
+    options = CompileOptions(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     folder = Path(out) if out is not None else Path(f"{short_name(source)}-{target.replace(':', '-')}-{quant}")
     if _has_runtime_only():
         if extra_passes:

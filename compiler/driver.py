@@ -11,12 +11,13 @@ import tvm
 from cupola.compiler.artifact_folder import artifact_folder
 from cupola.compiler.artifact_writer import list_files, printable, write_manifest, write_texts, write_weights
 from cupola.compiler.build import build_library, plan_memory, signature_of
-from cupola.compiler.importer import DTYPES, import_model
+from cupola.compiler.importer import import_model
 from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, kernel_passes, pipeline, run_passes
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import open_source
-from cupola.compiler.weights import lift_weights
+from cupola.compiler.weights import encoding_notes, lift_weights
+from cupola.passes.schemes import SCHEMES, scheme_of
 from cupola.runtime.artifact import FORMAT_VERSION, LIBRARY, Artifact, Limits, Manifest, SourceSpec
 from cupola.runtime.environment import debug_level
 from cupola.targets.registry import get_target
@@ -31,9 +32,12 @@ def compile_to(
         dumps = Dumps(folder.with_name(f"{folder.name}.ir")) if debug_level() >= 3 else None
         with progress.stage("Reading the source"):
             model = open_source(source)
-        program = import_model(model, options, progress, dumps)
+        scheme = scheme_of(options.quant, options.embedding)
+        kv_dtype = SCHEMES[options.kv_dtype].kv_dtype if options.kv_dtype else scheme.kv_dtype
+        program = import_model(model, options, kv_dtype, progress, dumps)
         with progress.stage("Running passes"):
-            mod = run_passes(program.mod, pipeline(target, program.kv, DTYPES[options.quant], extra_passes), dumps)
+            formats = {name: tensor.block_format for name, tensor in program.weights.items()}
+            mod = run_passes(program.mod, pipeline(target, program.kv, scheme, formats, extra_passes), dumps)
             mod, weights = lift_weights(mod, program.weights)
             mod = run_passes(mod, kernel_passes(target), dumps)
         with progress.stage("Building kernels"):
@@ -56,7 +60,7 @@ def compile_to(
             weights=places,
             files=list_files(work, shards),
             kernels=tuple(sorted(var.name_hint for var, func in mod.functions_items() if isinstance(func, tvm.tirx.PrimFunc))),
-            notes=tuple(map(printable, program.notes)),
+            notes=tuple(map(printable, (*program.notes, *encoding_notes(weights)))),
         )
         write_manifest(work, manifest)
     return Artifact(folder, manifest)

@@ -20,13 +20,12 @@ from cupola.passes.rewrite import shape_of
 from cupola.runtime.artifact import ModelConfig
 from cupola.runtime.errors import OptionError
 
-DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 _DEFAULT_CONTEXT = 2048  # for models whose positions have no limit (ALiBi) and whose configuration names none
 
 
-def import_model(source: Source, options: CompileOptions, progress: Progress, dumps: Dumps | None = None) -> Program:
-    """Imports `source` without reading its weights.
+def import_model(source: Source, options: CompileOptions, kv_dtype: str, progress: Progress, dumps: Dumps | None = None) -> Program:
+    """Imports `source` without reading its weights; `kv_dtype` is numpy's name of what K and V are stored as.
 
     Raises:
         SourceError, UnsupportedError, OptionError: as their docstrings say.
@@ -36,7 +35,7 @@ def import_model(source: Source, options: CompileOptions, progress: Progress, du
         traced = trace(source.config, source.name, context)
     with progress.stage("Importing to Relax"):
         mod = run_passes(translate(traced, source.name), import_passes(), dumps)
-        kv = kv_layout(mod, DTYPES[options.kv_dtype or options.quant], options.block_size, source.name)
+        kv = kv_layout(mod, kv_dtype, options.block_size, source.name)
         bound = bind_weights(source, traced.parameters, traced.base_model_prefix, traced.tied)
     names = [param.name for param in mod["forward"].params[len(INPUTS) :]]
     weights = {name: bound[traced.tied.get(name, name)] for name in names}

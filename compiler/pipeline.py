@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,9 +22,10 @@ from cupola.passes.fuse_rotary import fuse_rotary
 from cupola.passes.join_projections import join_projections
 from cupola.passes.lower_ops import lower_ops
 from cupola.passes.page_attention import page_attention
+from cupola.passes.quantize_weights import quantize_weights
+from cupola.passes.schemes.base import Scheme
 from cupola.passes.simplify import simplify
 from cupola.passes.sink_transposes import sink_transposes
-from cupola.passes.store_weights import store_weights
 from cupola.runtime.artifact import KVSpec
 from cupola.runtime.environment import debug_level
 from cupola.targets.base import Target
@@ -37,8 +38,18 @@ def import_passes() -> list[Pass]:
     return [drop_batch(), simplify()]
 
 
-def pipeline(target: Target, kv: KVSpec, weight_dtype: str, extra: Sequence[Pass] = ()) -> list[Pass]:
-    """From a flat model to calls of the target's kernels; `extra` passes see the recognized operations."""
+def pipeline(
+    target: Target, kv: KVSpec, scheme: Scheme, formats: Mapping[str, str] | None = None, extra: Sequence[Pass] = ()
+) -> list[Pass]:
+    """From a flat model to calls of the target's kernels.
+
+    Args:
+        target: whose kernels are called.
+        kv: the K/V cache.
+        scheme: how weights are stored and multiplied.
+        formats: the ggml types of weights that come in blocks, by parameter.
+        extra: passes that see the recognized operations, on weights in float32.
+    """
     return [
         # recognize what models spell out
         fuse_rms_norm(),
@@ -54,8 +65,8 @@ def pipeline(target: Target, kv: KVSpec, weight_dtype: str, extra: Sequence[Pass
         join_projections(),
         # say how it is stored
         page_attention(kv),
-        store_weights(weight_dtype),
         *extra,
+        quantize_weights(scheme, formats),
         lower_ops(target),
     ]
 

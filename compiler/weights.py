@@ -2,11 +2,13 @@
 
 `LiftTransformParams` moves every expression over weights alone into a function of its own. Each of its results is
 computed here when it is asked for, from lazily read tensors, so that the peak is one weight and not one model.
+Where a scheme's encoding stands on a tensor that comes in blocks which the scheme holds, the blocks are taken as they are.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,8 @@ from tvm import IRModule, relax
 
 from cupola.compiler.sources.base import LazyTensor
 from cupola.passes.rewrite import name_of
+from cupola.passes.schemes import Storage, storage_of
+from cupola.passes.schemes.blocks import Blocks
 from cupola.passes.simplify import axes_of
 from cupola.runtime.artifact import TensorSpec
 from cupola.runtime.errors import UnsupportedError
@@ -30,11 +34,21 @@ _MAX_NAME_LENGTH = 160
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """How a tensor of the source is quantized: its name, the ggml type of blocks that are kept ("" if none are), the storage."""
+
+    name: str
+    kept: str
+    storage: str
+
+
+@dataclass(frozen=True)
 class PackedWeight:
     """A weight as `forward` takes it; `compute` reads what it is made of and returns it, C-contiguous."""
 
     spec: TensorSpec
     compute: Callable[[], Array]
+    encodings: tuple[Encoding, ...] = ()
 
 
 def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRModule, tuple[PackedWeight, ...]]:
@@ -51,9 +65,18 @@ def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRMo
     params = lifted["forward"].params[_num_inputs(lifted) :]
     labels = _unique(transform.label(index) for index in range(len(params)))
     packed = [
-        PackedWeight(_spec(name, var), transform.computer(index)) for index, (name, var) in enumerate(zip(labels, params, strict=True))
+        PackedWeight(_spec(name, var), transform.computer(index), transform.encodings(index))
+        for index, (name, var) in enumerate(zip(labels, params, strict=True))
     ]
     return lifted, tuple(packed)
+
+
+def encoding_notes(weights: Sequence[PackedWeight]) -> list[str]:
+    """For people: how many of the source's tensors keep their blocks, and how many were quantized here."""
+    found = Counter((each.kept, each.storage) for each in {each for weight in weights for each in weight.encodings})
+    kept = [f"{count} keep{'s its' if count == 1 else ' their'} {name} blocks" for (name, _), count in sorted(found.items()) if name]
+    made = [f"{count} {'is' if count == 1 else 'are'} rounded to {storage}" for (name, storage), count in sorted(found.items()) if not name]
+    return [f"of the weights, {', '.join(kept + made)}"] if found else []
 
 
 def _num_inputs(mod: IRModule) -> int:
@@ -81,6 +104,8 @@ class _Transform:
     def __init__(self, func: relax.Function, sources: list[LazyTensor]) -> None:
         self.bound = {binding.var: binding.value for block in func.body.blocks for binding in block.bindings}
         self.sources = sources
+        self.encoded: dict[relax.Call, tuple[Array, ...]] = {}
+        self.previous = self.encoded
         results = self._value(func.body.body)
         if isinstance(results, relax.Tuple):
             self.results = list(results.fields)
@@ -90,7 +115,13 @@ class _Transform:
 
     def computer(self, index: int) -> Callable[[], Array]:
         """What computes result `index`."""
-        return lambda: np.ascontiguousarray(self._evaluate(self.results[index]))
+        return lambda: self._compute(self.results[index])
+
+    def encodings(self, index: int) -> tuple[Encoding, ...]:
+        """What is quantized for result `index`."""
+        calls = (value for value in self._values_of(self.results[index]) if isinstance(value, relax.Call))
+        found = ((call, storage) for call in calls if (storage := _storage_of(call)) is not None)
+        return tuple(encoding for call, storage in found for encoding in self._encodings_of(call, storage))
 
     def label(self, index: int) -> str:
         """A name for result `index`, from the tensors that it is made of."""
@@ -107,15 +138,35 @@ class _Transform:
             expr = self.bound[expr]
         return expr
 
-    def _sources_of(self, expr: relax.Expr) -> Iterator[str]:
+    def _values_of(self, expr: relax.Expr) -> Iterator[relax.Expr]:
+        """An expression and all that it is made of."""
         value = self._value(expr)
-        if isinstance(value, relax.TupleGetItem) and isinstance(self._value(value.tuple_value), relax.Var):
-            yield self.sources[value.index].name
-        elif isinstance(value, relax.TupleGetItem):
-            yield from self._sources_of(value.tuple_value)
+        yield value
+        inner = isinstance(value, relax.TupleGetItem) and self._source(value) is None
         parts = value.args if isinstance(value, relax.Call) else value.fields if isinstance(value, relax.Tuple) else ()
-        for part in parts:
-            yield from self._sources_of(part)
+        for part in (value.tuple_value,) if inner else parts:
+            yield from self._values_of(part)
+
+    def _source(self, expr: relax.Expr) -> LazyTensor | None:
+        """The tensor that an expression is, if it is one of the source's as it is."""
+        value = self._value(expr)
+        is_source = isinstance(value, relax.TupleGetItem) and isinstance(self._value(value.tuple_value), relax.Var)
+        return self.sources[value.index] if is_source else None
+
+    def _sources_of(self, expr: relax.Expr) -> Iterator[str]:
+        return (source.name for value in self._values_of(expr) if (source := self._source(value)) is not None)
+
+    def _encodings_of(self, call: relax.Call, storage: Storage) -> Iterator[Encoding]:
+        source = self._source(call.args[1].fields[0])
+        kept = source.block_format if source is not None and source.block_format in storage.holds else ""
+        return (Encoding(name, kept, storage.name) for name in self._sources_of(call))
+
+    def _compute(self, result: relax.Expr) -> Array:
+        # The parts of an encoded weight are results that follow each other: it is encoded once, and then forgotten.
+        self.previous, self.encoded = self.encoded, {}
+        array = np.ascontiguousarray(self._evaluate(result))
+        self.previous = {}
+        return array
 
     def _evaluate(self, expr: relax.Expr) -> Any:
         value = self._value(expr)
@@ -136,13 +187,40 @@ class _Transform:
         return array if str(array.dtype) == dtype else array.astype(_numpy_dtype(dtype))
 
     def _apply(self, call: relax.Call) -> Any:
-        function = function_of(call)
-        if function is not None:
-            return function(*(self._evaluate(weight) for weight in call.args[1].fields))
+        storage = _storage_of(call)
+        if storage is not None:
+            return self._encode(call, storage)
+        if function_of(call) is not None:
+            return self._call(call)
         operation = _OPERATIONS.get(name_of(call))
         if operation is None:
             raise UnsupportedError(f"a weight goes through {name_of(call)}, which the packer does not know", field="weights")
         return operation(call, *(self._evaluate(arg) for arg in call.args))
+
+    def _call(self, call: relax.Call) -> Any:
+        function = function_of(call)
+        assert function is not None
+        return function(*(self._evaluate(weight) for weight in call.args[1].fields))
+
+    def _encode(self, call: relax.Call, storage: Storage) -> tuple[Array, ...]:
+        found = self.encoded.get(call) or self.previous.get(call)
+        if found is None:
+            blocks = self._blocks(call.args[1].fields[0], storage)
+            found = self._call(call) if blocks is None else blocks.tensors
+        self.encoded[call] = found
+        return found
+
+    def _blocks(self, weight: relax.Expr, storage: Storage) -> Blocks | None:
+        """The blocks that a weight comes in, as `storage` has them; None where there are none or it does not hold them."""
+        source = self._source(weight)
+        if source is None or source.blocks is None or source.block_format not in storage.holds:
+            return None
+        return storage.keep(source.blocks())
+
+
+def _storage_of(call: relax.Call) -> Storage | None:
+    function = function_of(call)
+    return None if function is None else storage_of(function)
 
 
 def _numpy_dtype(name: str) -> Any:

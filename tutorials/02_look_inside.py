@@ -25,6 +25,7 @@ from cupola.compiler.sources import open_source
 from cupola.compiler.trace import trace
 from cupola.compiler.translate import translate
 from cupola.models import find_family
+from cupola.passes.schemes import SCHEMES
 from cupola.targets.registry import get_target
 
 # --- How things are printed; skip this at first ------------------------------------------------------------------------
@@ -158,7 +159,7 @@ show(lines[max(norm, 0) :][:11])
 target = get_target("cpu")
 flat = run_passes(imported, import_passes())
 kv = kv_layout(flat, "float32", block_size=16, file=source.name)
-*recognize, lower = pipeline(target, kv, "float32")
+*recognize, lower = pipeline(target, kv, SCHEMES["f32"])
 recognized = run_passes(flat, recognize)
 lines = statements(recognized)
 first = next(number for number, line in enumerate(lines) if "norm" in line)

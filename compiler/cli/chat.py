@@ -32,13 +32,14 @@ def chat(
     stats: p.Stats = False,
     target: p.Target = None,
     quant: p.Quant = None,
+    embedding: p.Embedding = None,
     kv_dtype: p.KVDtype = None,
     context: p.Context = None,
     block_size: p.BlockSize = None,
     max_batch: p.MaxBatch = None,
 ) -> None:
     """Converse with a model. A source is compiled first, once."""
-    options = p.compile_options(target, quant, kv_dtype, context, block_size, max_batch)
+    options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     params = answer.sampling_params(max_tokens, temperature, top_k, top_p, min_p, seed)
     llm = answer.load(model, options)
     if not answer.has_chat_template(llm):

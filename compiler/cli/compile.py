@@ -25,6 +25,7 @@ def compile_model(
     out: Out = None,
     target: p.Target = None,
     quant: p.Quant = None,
+    embedding: p.Embedding = None,
     kv_dtype: p.KVDtype = None,
     context: p.Context = None,
     block_size: p.BlockSize = None,
@@ -32,12 +33,13 @@ def compile_model(
     as_json: p.Json = False,
 ) -> None:
     """Compile a model for this machine."""
-    options = p.compile_options(target, quant, kv_dtype, context, block_size, max_batch)
+    options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     start = time.perf_counter()
     artifact = cupola.compile(
         source,
         target=options.target,
         quant=options.quant,
+        embedding=options.embedding,
         out=out,
         context=options.context,
         kv_dtype=options.kv_dtype,

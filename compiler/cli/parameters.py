@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cupola.compiler.options import KV_DTYPES, QUANTS, CompileOptions
+from cupola.compiler.options import EMBEDDINGS, KV_DTYPES, QUANTS, CompileOptions
 from cupola.runtime.artifact import LIBRARY, MANIFEST
 from cupola.runtime.errors import OptionError
 
@@ -34,6 +34,12 @@ Target = Annotated[
     str | None, _compile_option("--target", "What to compile for: cpu (default) is this machine, `cupola targets` lists others.")
 ]
 Quant = Annotated[str | None, _compile_option("--quant", f"How weights are stored: {_choices(QUANTS, DEFAULTS.quant)}.")]
+Embedding = Annotated[
+    str | None,
+    _compile_option(
+        "--embedding", f"How the embedding and the vocabulary projection are stored: {', '.join(EMBEDDINGS)} (default: as --quant does it)."
+    ),
+]
 KVDtype = Annotated[str | None, _compile_option("--kv-dtype", f"How K and V are stored: {', '.join(KV_DTYPES)}.")]
 Context = Annotated[int | None, _compile_option("--context", "Tokens that a sequence may have (default: the model's own limit).")]
 BlockSize = Annotated[int | None, _compile_option("--block-size", f"Tokens in a block of the K/V cache (default: {DEFAULTS.block_size}).")]
@@ -55,12 +61,19 @@ def flowing(command: Callable[..., object]) -> str:
 
 
 def compile_options(
-    target: str | None, quant: str | None, kv_dtype: str | None, context: int | None, block_size: int | None, max_batch: int | None
+    target: str | None,
+    quant: str | None,
+    embedding: str | None,
+    kv_dtype: str | None,
+    context: int | None,
+    block_size: int | None,
+    max_batch: int | None,
 ) -> CompileOptions:
     """The options, with defaults for what was not given. Raises OptionError."""
     return CompileOptions(
         target=DEFAULTS.target if target is None else target,
         quant=DEFAULTS.quant if quant is None else quant,
+        embedding=embedding,
         kv_dtype=kv_dtype,
         context=context,
         block_size=DEFAULTS.block_size if block_size is None else block_size,

@@ -30,13 +30,14 @@ def run_model(
     stats: p.Stats = False,
     target: p.Target = None,
     quant: p.Quant = None,
+    embedding: p.Embedding = None,
     kv_dtype: p.KVDtype = None,
     context: p.Context = None,
     block_size: p.BlockSize = None,
     max_batch: p.MaxBatch = None,
 ) -> None:
     """Answer a prompt, streaming. A source is compiled first, once."""
-    options = p.compile_options(target, quant, kv_dtype, context, block_size, max_batch)
+    options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     params = answer.sampling_params(max_tokens, temperature, top_k, top_p, min_p, seed)
     if raw and system:
         raise OptionError("needs the chat template", field="system", fix="leave out --raw")

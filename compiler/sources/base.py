@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from cupola.passes.schemes.blocks import Blocks
 
 Array = npt.NDArray[Any]
 
@@ -17,13 +20,17 @@ class LazyTensor:
     """A weight that is read only when asked for.
 
     `load` returns a C-contiguous array of `shape` whose dtype is `dtype` ("float32", "float16" or "bfloat16", the
-    latter as `ml_dtypes.bfloat16`); it may be a read-only view of a mapped file.
+    latter as `ml_dtypes.bfloat16`); it may be a read-only view of a mapped file. A tensor that is stored in blocks of a
+    kind that cupola has too says so in `block_format`, ggml's name for it, and `blocks` returns them as they are: their
+    values are those of `load`, bit for bit.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], Array]
+    block_format: str = ""
+    blocks: Callable[[], Blocks] | None = None
 
     @property
     def num_bytes(self) -> int:

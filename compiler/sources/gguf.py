@@ -14,6 +14,7 @@ from cupola.compiler.sources.base import Array, LazyTensor, Source
 from cupola.compiler.sources.config_check import check_config
 from cupola.compiler.sources.files import sha256_of, typed
 from cupola.compiler.sources.generation import generation_defaults
+from cupola.compiler.sources.gguf_blocks import BLOCKS
 from cupola.compiler.sources.gguf_config import architecture_of, derive_config
 from cupola.compiler.sources.gguf_header import RECONVERT, GGUFHeader, TensorInfo, read_header
 from cupola.compiler.sources.gguf_tokenizer import convert_tokenizer, stop_token_ids
@@ -93,7 +94,15 @@ def _lazy(header: GGUFHeader, info: TensorInfo, name: str, heads: Mapping[str, i
         )
     order = _row_order(info.name, info.shape[0], heads)
     dtype = _FLOATS[info.type_name].name if info.type_name in _FLOATS else "float32"
-    return LazyTensor(name, info.shape, dtype, lambda: _values(header, info) if order is None else _values(header, info)[order])
+
+    def load() -> Array:
+        values = _values(header, info)
+        return values if order is None else values[order]
+
+    if info.type_name not in BLOCKS or len(info.shape) != 2:
+        return LazyTensor(name, info.shape, dtype, load)
+    raw = header.data[info.begin : info.begin + info.num_bytes]
+    return LazyTensor(name, info.shape, dtype, load, info.type_name, lambda: BLOCKS[info.type_name](raw, info.shape[0]).in_order(order))
 
 
 def _check_rows(header: GGUFHeader, config: Mapping[str, Any], heads: Mapping[str, int]) -> None:

@@ -164,7 +164,7 @@ def test_version(capsys: Capture) -> None:
     [
         (["frobnicate"], "frobnicate"),
         (["compile"], "source"),
-        (["compile", "x", "--quant", "q9"], "quant: 'q9' is unknown (choose from f32, bf16, f16)"),
+        (["compile", "x", "--quant", "q9"], "quant: 'q9' is unknown (choose from f32, bf16, f16, w8a8, w8a16, w4a8, w4a16)"),
         (["compile", "x", "--kv-dtype", "q9"], "kv-dtype: 'q9' is unknown (choose from f32, bf16, f16)"),
         (["compile", "x", "--target", "abacus"], "target: 'abacus' is unknown (choose from cpu"),
         (["compile", "x", "--context", "-1"], "context: is -1"),
@@ -243,13 +243,32 @@ def test_compile_passes_its_options_on_and_prints_json(tmp_path: Path, monkeypat
     monkeypatch.setitem(vars(cupola), "compile", compile)
     out = str(tmp_path / "out")
     assert (
-        run(["compile", "m.gguf", "-o", out, "--quant", "bf16", "--context", "32", "--kv-dtype", "f16", "--max-batch", "3", "--json"]) == 0
+        run(
+            [
+                "compile",
+                "m.gguf",
+                "-o",
+                out,
+                "--quant",
+                "w4a8",
+                "--embedding",
+                "w4",
+                "--context",
+                "32",
+                "--kv-dtype",
+                "f16",
+                "--max-batch",
+                "3",
+                "--json",
+            ]
+        )
+        == 0
     )
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert (result["artifact"], result["num_bytes"], result["notes"]) == (out, 282, ["not verified"])
     assert asked == {
-        "source": "m.gguf", "target": "cpu", "quant": "bf16", "out": Path(out),
+        "source": "m.gguf", "target": "cpu", "quant": "w4a8", "embedding": "w4", "out": Path(out),
         "context": 32, "kv_dtype": "f16", "block_size": 16, "max_batch": 3,
     }  # fmt: skip
     assert "tracing" in captured.err

@@ -15,6 +15,7 @@ from cupola.compiler.trace import trace
 from cupola.compiler.translate import translate
 from cupola.models import FAMILIES, find_family
 from cupola.passes.rewrite import name_of
+from cupola.passes.schemes import SCHEMES
 from cupola.runtime.artifact import TargetSpec
 from cupola.targets.base import Target
 
@@ -68,7 +69,7 @@ def recognized(model_type: str) -> IRModule:
     for step in import_passes():
         mod = step(mod)
         relax.analysis.well_formed(mod)
-    for step in pipeline(NO_TARGET, kv_layout(mod, "float32", 16, "test"), "float32"):
+    for step in pipeline(NO_TARGET, kv_layout(mod, "float32", 16, "test"), SCHEMES["f32"]):
         if step.info.name != "lower_ops":
             mod = step(mod)
             relax.analysis.well_formed(mod)

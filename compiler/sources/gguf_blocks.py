@@ -1,0 +1,58 @@
+"""GGUF's blocks of 32 values as they are: codes, scales and mins.
+
+The layouts are those of ggml-common.h (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h); a block's first 16 values are
+the low halves of its bytes, the last 16 the high ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cupola.compiler.sources.base import Array
+from cupola.passes.schemes.blocks import Blocks
+
+
+def _fields(data: Array, num_rows: int, *sizes: int) -> list[Array]:
+    """The fields of every block, [rows, blocks, bytes] each; `sizes` are their bytes in order."""
+    blocks = data.reshape(num_rows, -1, sum(sizes))
+    return [np.ascontiguousarray(field) for field in np.split(blocks, np.cumsum(sizes)[:-1], axis=2)]
+
+
+def _f16(field: Array) -> Array:
+    return field.view(np.float16)[..., 0]
+
+
+def _nibbles(field: Array) -> Array:
+    """[rows, blocks, 16] bytes -> [rows, blocks, 32] codes."""
+    return np.concatenate((field & 15, field >> 4), axis=2)
+
+
+def _rows(codes: Array) -> Array:
+    return codes.reshape(codes.shape[0], -1)
+
+
+def _q4_0(data: Array, num_rows: int) -> Blocks:
+    scales, nibbles = _fields(data, num_rows, 2, 16)
+    return Blocks(_rows(_nibbles(nibbles)), _f16(scales))
+
+
+def _q4_1(data: Array, num_rows: int) -> Blocks:
+    scales, mins, nibbles = _fields(data, num_rows, 2, 2, 16)
+    return Blocks(_rows(_nibbles(nibbles)), _f16(scales), _f16(mins))
+
+
+def _q5_0(data: Array, num_rows: int) -> Blocks:
+    scales, fifth, nibbles = _fields(data, num_rows, 2, 4, 16)
+    fifth_bits = np.unpackbits(fifth, axis=2, bitorder="little")
+    return Blocks(_rows((_nibbles(nibbles) | fifth_bits << 4).view(np.int8) - np.int8(16)), _f16(scales))
+
+
+def _q8_0(data: Array, num_rows: int) -> Blocks:
+    scales, codes = _fields(data, num_rows, 2, 32)
+    return Blocks(_rows(codes.view(np.int8)), _f16(scales))
+
+
+# By ggml type: from a tensor's bytes and its number of rows.
+BLOCKS: dict[str, Callable[[Array, int], Blocks]] = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q8_0": _q8_0}

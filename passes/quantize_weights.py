@@ -1,0 +1,103 @@
+"""Stores the weights of linear layers and the embedding as a scheme says.
+
+Before:  lv = cupola.linear(x, R.concat((wq, wk), axis=0))                        # weights float32
+After:   lv1 = weight.encode_w4(wq);  lv2 = weight.encode_w4(wk)                  # codes uint8 [N, K], scales f16 [N, K / 32]
+         lv = cupola.linear(x, R.concat((lv1[0], lv2[0]), axis=0), scales=R.concat((lv1[1], lv2[1]), axis=0), quantize_x=1)
+
+Groups lie along rows, so the parts of joined weights are encoded one by one; where weights are packed, what came from a file in such
+blocks then stays as it is. Norms, biases and tables of positions stay in float32: they are small, and their errors are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import tvm
+from tvm import IRModule, relax
+
+from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
+from cupola.passes.schemes.base import Choice, Scheme, Storage
+from cupola.passes.schemes.blocks import num_groups
+from cupola.targets import ops
+from cupola.targets.weight_functions import call_weight_function
+
+
+def quantize_weights(scheme: Scheme, formats: Mapping[str, str] | None = None) -> tvm.transform.Pass:
+    """The pass. `formats` names, by parameter, the ggml type of the blocks that a weight can be had in."""
+    return pass_of("quantize_weights", lambda mod: _run(mod, scheme, formats or {}))
+
+
+def _run(mod: IRModule, scheme: Scheme, formats: Mapping[str, str]) -> IRModule:
+    quantizer = _Quantizer(scheme, formats, mod["forward"])
+    rules: dict[str, Rule] = {"cupola.linear": quantizer.linear, "cupola.gated_linear": quantizer.linear, "take": quantizer.take}
+    return rewrite_calls(mod, rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """The tensors that stand for a weight."""
+
+    weight: relax.Expr
+    scales: relax.Expr | None = None
+    mins: relax.Expr | None = None
+
+
+class _Quantizer:
+    def __init__(self, scheme: Scheme, formats: Mapping[str, str], forward: relax.Function) -> None:
+        self.scheme, self.formats, self.tokens = scheme, formats, forward.params[0]
+        values = [binding.value for block in forward.body.blocks for binding in block.bindings]
+        self.last = next((value for value in reversed(values) if ops.Linear.match(value)), None)  # the vocabulary projection
+
+    def linear(self, call: relax.Call, scope: Scope) -> relax.Expr | None:
+        op = ops.Linear.match(call) or ops.GatedLinear.match(call)
+        assert op is not None and scope.original is not None
+        is_last = self.last is not None and scope.original.same_as(self.last)
+        stored = self._store(op.weight, self.scheme.embedding if is_last else self.scheme.linear, scope)
+        quantize_x = int(self.scheme.quantize_x and stored.scales is not None)
+        return dataclasses.replace(op, weight=stored.weight, scales=stored.scales, mins=stored.mins, quantize_x=quantize_x).emit(call.ty)
+
+    def take(self, call: relax.Call, scope: Scope) -> relax.Expr | None:
+        table, tokens = call.args
+        if not tokens.same_as(self.tokens) or len(shape_of(table)) != 2 or call.attrs.axis is None or int(call.attrs.axis) != 0:
+            return None
+        stored = self._store(table, self.scheme.embedding, scope)
+        if stored.scales is not None:
+            return ops.Embedding(stored.weight, stored.scales, stored.mins, tokens).emit(call.ty)
+        rows = relax.op.take(stored.weight, tokens, axis=0, mode=call.attrs.mode)
+        return rows if rows.args[0].same_as(table) else relax.op.astype(scope.emit(rows), call.ty.dtype)
+
+    def _store(self, weight: relax.Expr, choice: Choice, scope: Scope) -> _Stored:
+        parts = list(_parts(weight, scope))
+        storage = choice.pick([self.formats.get(part.name, "") if isinstance(part, relax.Var) else "" for part in parts])
+        if storage.encode is None:
+            same = weight.ty.dtype == storage.dtype
+            return _Stored(weight if same else scope.emit(relax.op.astype(weight, storage.dtype)))
+        return _Stored(*_concat([_encode(part, storage, scope) for part in parts], scope))
+
+
+def _parts(weight: relax.Expr, scope: Scope) -> Iterator[relax.Expr]:
+    """What was joined, row under row, to make a weight."""
+    joined = scope.call(weight, "concat")
+    whole = scope.value(joined.args[0]) if joined is not None and int(joined.attrs.axis) == 0 else None
+    if not isinstance(whole, relax.Tuple):
+        yield weight
+        return
+    for field in whole.fields:
+        yield from _parts(field, scope)
+
+
+def _encode(part: relax.Expr, storage: Storage, scope: Scope) -> list[relax.Var]:
+    assert storage.encode is not None
+    rows, width = shape_of(part)
+    groups = num_groups(width)
+    out = [relax.TensorType([rows, groups * ops.GROUP], storage.dtype)]
+    out += [relax.TensorType([rows, groups], "float16")] * (2 if storage.has_mins else 1)
+    encoded = scope.emit(call_weight_function(storage.encode, [part], out))
+    return [scope.emit(relax.TupleGetItem(encoded, index)) for index in range(len(out))]
+
+
+def _concat(encoded: list[list[relax.Var]], scope: Scope) -> list[relax.Var]:
+    if len(encoded) == 1:
+        return encoded[0]
+    return [scope.emit(relax.op.concat(list(tensors), axis=0)) for tensors in zip(*encoded, strict=True)]

@@ -1,0 +1,18 @@
+"""f32, bf16, f16: weights as floating-point numbers, which kernels widen as they read."""
+
+from __future__ import annotations
+
+from cupola.passes.schemes.base import Choice, Scheme, Storage
+
+F32, BF16, F16 = Storage("float32", "float32"), Storage("bfloat16", "bfloat16"), Storage("float16", "float16")
+
+
+def _scheme(name: str, description: str, storage: Storage) -> Scheme:
+    return Scheme(name, description, Choice(storage), Choice(storage), False, storage.dtype)
+
+
+SCHEMES = (
+    _scheme("f32", "weights in float32", F32),
+    _scheme("bf16", "weights in bfloat16", BF16),
+    _scheme("f16", "weights in float16", F16),
+)

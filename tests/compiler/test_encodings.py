@@ -1,0 +1,136 @@
+"""Weights from a file's blocks to what is stored: what can be kept is kept bit for bit, and the notes say what was not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from tvm import relax, tirx
+
+from cupola.compiler.sources.base import LazyTensor
+from cupola.compiler.sources.gguf_blocks import BLOCKS
+from cupola.compiler.weights import PackedWeight, encoding_notes, lift_weights
+from cupola.passes.quantize_weights import quantize_weights
+from cupola.passes.schemes import scheme_of
+from cupola.passes.schemes.blocks import Blocks
+from cupola.targets import ops
+
+
+class File:
+    """Tensors as a GGUF file would hold them, and how often each was read, as floats and as blocks."""
+
+    def __init__(self, kinds: dict[str, str], shape: tuple[int, int] = (48, 96)) -> None:
+        self.reads: list[str] = []
+        self.values: dict[str, np.ndarray] = {}
+        self.tensors = {name: self._tensor(name, kind, shape) for name, kind in kinds.items()}
+
+    def _tensor(self, name: str, kind: str, shape: tuple[int, int]) -> LazyTensor:
+        weight = np.random.default_rng(len(self.values)).normal(size=shape).astype("float32")
+        data = gguf.quantize(weight, GGMLQuantizationType[kind])
+        self.values[name] = gguf.dequantize(data, GGMLQuantizationType[kind])
+
+        def load() -> np.ndarray:
+            self.reads.append(f"{name} floats")
+            return self.values[name]
+
+        def blocks() -> Blocks:
+            self.reads.append(f"{name} blocks")
+            return BLOCKS[kind](data.reshape(-1), shape[0])
+
+        return LazyTensor(name, shape, "float32", load, *((kind, blocks) if kind in BLOCKS else ()))
+
+
+def packed(file: File, groups: Sequence[Sequence[str]], quant: str, embedding: str | None = None) -> list[PackedWeight]:
+    """The weights of a model that has a linear layer for each group of joined tensors, the last one its embedding too."""
+    builder = relax.BlockBuilder()
+    n = relax.Var("tokens", relax.TensorType([tirx.Var("n", "int64")], "int32"))
+    params = {name: relax.Var(name, relax.TensorType(tensor.shape, "float32")) for name, tensor in file.tensors.items()}
+    with builder.function("forward", [n, *params.values()], {"num_input": 1}):
+        with builder.dataflow():
+            x = builder.emit(relax.op.take(params[groups[-1][0]], n, axis=0, mode="clip"))
+            out = []
+            for group in groups:
+                weight = params[group[0]] if len(group) == 1 else builder.emit(relax.op.concat([params[name] for name in group], axis=0))
+                ty = relax.TensorType([x.ty.shape[0], weight.ty.shape[0]], "float32")
+                out.append(builder.emit(ops.Linear(x, weight, None, None, "").emit(ty)))
+            result = builder.emit_output(relax.Tuple(out))
+        builder.emit_func_output(result)
+    formats = {name: tensor.block_format for name, tensor in file.tensors.items()}
+    mod = relax.transform.EliminateCommonSubexpr()(quantize_weights(scheme_of(quant, embedding), formats)(builder.get()))
+    return list(lift_weights(mod, file.tensors)[1])
+
+
+def stored(weights: Sequence[PackedWeight], *names: str) -> Blocks:
+    """The blocks that are stored for the weight that is made of these tensors."""
+    return Blocks(*(weight.compute() for weight in weights if {each.name for each in weight.encodings} == set(names)))
+
+
+CASES = {
+    "Q4_0 alone": ("w4a8", ["Q4_0"], ["uint8", "float16"], "1 keeps its Q4_0 blocks"),
+    "Q4_1 joined": ("w4a8", ["Q4_1", "Q4_1", "Q4_1"], ["uint8", "float16", "float16"], "3 keep their Q4_1 blocks"),
+    "Q4_0 beside Q4_1": ("w4a16", ["Q4_0", "Q4_1"], ["uint8", "float16", "float16"], "1 keeps its Q4_0 blocks, 1 keeps its Q4_1 blocks"),
+    "Q8_0 in 4 bits": ("w4a8", ["Q8_0", "Q8_0"], ["int8", "float16"], "2 keep their Q8_0 blocks"),
+    "Q8_0 in 8 bits": ("w8a8", ["Q8_0"], ["int8", "float16"], "1 keeps its Q8_0 blocks"),
+    "Q4_0 in 8 bits": ("w8a16", ["Q4_0"], ["int8", "float16"], "1 keeps its Q4_0 blocks"),
+    "Q5_0 beside Q4_0": ("w4a8", ["Q5_0", "Q4_0"], ["int8", "float16"], "1 keeps its Q4_0 blocks, 1 keeps its Q5_0 blocks"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_are_kept_bit_for_bit(case: str) -> None:
+    quant, kinds, dtypes, note = CASES[case]
+    file = File({f"w{i}": kind for i, kind in enumerate(kinds)} | {"e": "F32"})
+    weights = packed(file, [[f"w{i}" for i in range(len(kinds))], ["e"]], quant)
+    blocks = stored(weights, *(f"w{i}" for i in range(len(kinds))))
+    assert [str(tensor.dtype) for tensor in blocks.tensors] == dtypes
+    np.testing.assert_array_equal(blocks.values(), np.concatenate([file.values[f"w{i}"] for i in range(len(kinds))]))
+    assert encoding_notes(weights) == [f"of the weights, {note}, 1 is rounded to 8 bits"]
+    assert not any("w" in read and "floats" in read for read in file.reads)
+
+
+ROUNDED = {
+    "floats": ("w4a8", ["F16", "F16"], "2 are rounded to 4 bits", 0.01),
+    "floats in 8 bits": ("w8a16", ["F16", "Q5_1"], "2 are rounded to 8 bits", 1e-4),
+    "Q4_1 in 8 bits": ("w8a8", ["Q4_1"], "1 is rounded to 8 bits", 1e-4),
+    "floats beside Q4_1": ("w4a8", ["F16", "Q4_1"], "1 keeps its Q4_1 blocks, 1 is rounded to 4 bits with mins", 0.01),
+    "Q4_1 beside Q8_0": ("w4a8", ["Q4_1", "Q8_0"], "1 keeps its Q8_0 blocks, 1 is rounded to 8 bits", 1e-4),
+}
+
+
+@pytest.mark.parametrize("case", ROUNDED)
+def test_what_cannot_be_kept_is_rounded_and_said(case: str) -> None:
+    quant, kinds, note, bound = ROUNDED[case]
+    names = [f"w{i}" for i in range(len(kinds))]
+    file = File(dict(zip(names, kinds, strict=True)) | {"e": "Q4_0"})
+    weights = packed(file, [names, ["e"]], quant)
+    values, expected = stored(weights, *names).values().astype("float64"), np.concatenate([file.values[name] for name in names])
+    assert ((values - expected) ** 2).sum() < bound * (expected.astype("float64") ** 2).sum()
+    notes = encoding_notes([weight for weight in weights if weight.spec.name != "e" and not weight.spec.name.startswith("e#")])
+    assert notes == [f"of the weights, {note}"]
+
+
+def test_a_tied_embedding_is_stored_once_and_can_be_asked_for_in_4_bits() -> None:
+    for embedding, kinds in ((None, ["int8", "float16"]), ("w4", ["uint8", "float16"])):
+        file = File({"e": "Q8_0"})
+        weights = packed(file, [["e"]], "w4a8", embedding)
+        assert [weight.spec.dtype for weight in weights] == kinds
+        blocks = stored(weights, "e")
+        assert np.array_equal(blocks.values(), file.values["e"]) == (embedding is None)
+
+
+def test_a_weight_is_read_and_encoded_once_for_all_that_is_stored_of_it() -> None:
+    file = File({"a": "F16", "b": "Q4_1", "c": "F16", "e": "F32"})
+    for weight in packed(file, [["a", "b"], ["c"], ["e"]], "w4a8"):
+        weight.compute()
+    assert sorted(file.reads) == ["a floats", "b blocks", "c floats", "e floats"]
+
+
+def test_scales_that_leave_no_room_for_mins_are_encoded_again() -> None:
+    """A Q4_0 block joined with Q4_1 needs mins of −8 times its scale."""
+    file = File({"a": "Q4_0", "b": "Q4_1", "e": "F32"})
+    huge = Blocks(np.full((48, 96), 9, "uint8"), np.full((48, 3), 9000, "float16"))
+    file.tensors["a"] = LazyTensor("a", (48, 96), "float32", lambda: huge.values(), "Q4_0", lambda: huge)
+    np.testing.assert_allclose(stored(packed(file, [["a", "b"], ["e"]], "w4a8"), "a", "b").values()[:48], 9000, rtol=1e-3)
