@@ -65,6 +65,7 @@ def bench(
     as_json: p.Json = False,
     target: p.Target = None,
     quant: p.Quant = None,
+    embedding: p.Embedding = None,
     kv_dtype: p.KVDtype = None,
     context: p.Context = None,
     block_size: p.BlockSize = None,
@@ -79,7 +80,7 @@ def bench(
 
     Example: cupola bench my-model -p 512 -n 128 -d 0,512,4096 -b 1,8,16
     """
-    options = p.compile_options(target, quant, kv_dtype, context, block_size, max_batch)
+    options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     tests = plan(*(_numbers(*item) for item in (("prompt", prompt), ("generate", generate), ("depth", depth), ("batch", batch))))
     if not 1 <= repeat <= MAX_REPEATS:
         raise OptionError(f"is {repeat}, not from 1 to {MAX_REPEATS}", field="repeat", fix="give one in that range")

@@ -53,6 +53,7 @@ def eval_model(
     as_json: p.Json = False,
     target: p.Target = None,
     quant: p.Quant = None,
+    embedding: p.Embedding = None,
     kv_dtype: p.KVDtype = None,
 ) -> None:
     """Measure a model's quality: its perplexity on a text, and how far it is from a reference.
@@ -64,7 +65,7 @@ def eval_model(
     Example: cupola eval my-model-bf16 --text article.txt --reference my-model-f32
     """
     content = read_text(text)
-    llm = answer.load(model, p.compile_options(target, quant, kv_dtype, None, None, None))
+    llm = answer.load(model, p.compile_options(target, quant, embedding, kv_dtype, None, None, None))
     other = None if reference is None else answer.load(reference, p.DEFAULTS)
     with console_progress().stage("Scoring", total=100) as advance:
         result = cupola.evaluate(
