@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from cupola.runtime import environment
 from cupola.runtime.artifact import LIBRARY, MANIFEST, Artifact, KVSpec, WeightSpec
-from cupola.runtime.batch import Batch, Float32
+from cupola.runtime.batch import Batch, Float32, Int32
 from cupola.runtime.errors import ArtifactError, EngineError
 from cupola.runtime.machine import check_machine
 
@@ -31,12 +32,16 @@ class TVMExecutor:
 
     def __init__(self, tvm: Any, machine: Any, artifact: Artifact, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self._tvm, self._machine = tvm, machine
-        self._inputs = artifact.manifest.function("forward").inputs
+        self._forward, self._tensor_type = machine["forward"], tvm.runtime.Tensor
+        inputs = artifact.manifest.function("forward").inputs
         self._pages = make_pages(artifact.manifest.kv, num_blocks)
         weights = map_weights(artifact)
-        self._fixed = {name: to_tensor(tvm, array) for name, array in {**self._pages, **weights}.items()}
-        self._check_inputs(artifact)
+        fixed = {name: to_tensor(tvm, array) for name, array in {**self._pages, **weights}.items()}
+        self._steps = {name: _StepTensor(tvm) for name in _STEP_INPUTS}
+        self._arguments = [fixed.get(spec.name) for spec in inputs]
+        # An input of a K/V group is called after what it takes of the step, such as slots.0.
+        self._places = [(i, spec.name.partition(".")[0]) for i, spec in enumerate(inputs) if spec.name not in fixed]
+        _check_inputs(artifact, [name for _, name in self._places])
 
     def run(self, batch: Batch) -> Float32:
         """Copies the batch's blocks, appends its K/V to the pages and returns logits, f32 [r, vocab].
@@ -47,25 +52,48 @@ class TVMExecutor:
         for source, target in batch.copies:
             for pages in self._pages.values():
                 pages[:, target] = pages[:, source]
-        arrays: dict[str, Array] = {name: getattr(batch, name) for name in _STEP_INPUTS}
-        if len(batch.logit_rows) == 0:  # kernels want a row: the last token's is computed and dropped
-            arrays["logit_rows"] = np.array([len(batch.tokens) - 1], np.int32)
-        steps = {name: to_tensor(self._tvm, array) for name, array in arrays.items()}
-        arguments = [self._fixed[spec.name] if spec.name in self._fixed else steps[spec.name.partition(".")[0]] for spec in self._inputs]
+        steps = {name: step.hold(getattr(batch, name)) for name, step in self._steps.items()}
+        for i, name in self._places:
+            self._arguments[i] = steps[name]
         try:
-            result = self._machine["forward"](*arguments)
+            result = self._forward(*self._arguments)
         except Exception as error:  # TVM raises many types, RuntimeError's and AttributeError's among them
             raise EngineError(f"the compiled model failed: {error}") from error
-        logits: Any = np.from_dlpack(result if isinstance(result, self._tvm.runtime.Tensor) else result[0])
-        return logits[: len(batch.logit_rows)]
+        logits: Any = np.from_dlpack(result if isinstance(result, self._tensor_type) else result[0])
+        return logits
 
-    def _check_inputs(self, artifact: Artifact) -> None:
-        for spec in self._inputs:
-            if spec.name not in self._fixed and spec.name.partition(".")[0] not in _STEP_INPUTS:
-                file = artifact.path / MANIFEST
-                raise ArtifactError(
-                    f"takes {spec.name!r}, which nothing gives", file=file, field="functions.forward", fix="compile the model again"
-                )
+
+class _StepTensor:
+    """An input that every step brings, in memory from which kernels may load whole vectors.
+
+    The memory and the tensor over it are kept: a decode step, which is shaped like the last one, only copies numbers.
+    """
+
+    def __init__(self, tvm: Any) -> None:
+        self._tvm = tvm
+        self._grow(1)
+        self._array, self._tensor = self._memory, self._whole
+
+    def hold(self, array: Int32) -> Any:
+        """A TVM tensor with the contents of `array`; what it was given before is overwritten."""
+        if array.shape != self._array.shape:
+            if array.size > self._memory.size:
+                self._grow(array.size)
+            self._array = self._memory[: array.size].reshape(array.shape)
+            self._tensor = self._whole._create_view(array.shape, "int32")  # of no rows too, which DLPack does not take
+        self._array[...] = array
+        return self._tensor
+
+    def _grow(self, size: int) -> None:
+        self._memory = _aligned_zeros((size,), np.dtype(np.int32))
+        self._whole = to_tensor(self._tvm, self._memory)
+
+
+def _check_inputs(artifact: Artifact, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in _STEP_INPUTS:
+            file = artifact.path / MANIFEST
+            raise ArtifactError(f"takes {name!r}, which nothing gives", file=file, field="functions.forward", fix="compile the model again")
 
 
 _STEP_INPUTS = ("tokens", "positions", "query_starts", "context_lens", "logit_rows", "slots", "block_tables")

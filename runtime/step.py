@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cupola.runtime.batch import Batch
+from cupola.runtime.batch import Batch, Int32
 from cupola.runtime.request import Sequence
 
 
@@ -54,20 +54,26 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int], ...], block_size:
     tables = np.zeros((len(chunks), max(len(chunk.sequence.block_table) for chunk in chunks)), np.int32)
     for row, chunk in zip(tables, chunks, strict=True):
         row[: len(chunk.sequence.block_table)] = chunk.sequence.block_table
-    lengths = [chunk.end - chunk.start for chunk in chunks]
-    query_starts = np.cumsum([0, *lengths], dtype=np.int32)
-    positions = np.concatenate([np.arange(chunk.start, chunk.end, dtype=np.int32) for chunk in chunks])
+    starts = np.array([chunk.start for chunk in chunks], np.int32)
+    ends = np.array([chunk.end for chunk in chunks], np.int32)
+    lengths = ends - starts
+    query_starts = np.concatenate([[0], lengths.cumsum()], dtype=np.int32)
+    positions = _ranges(starts, lengths)
     blocks = tables[np.repeat(np.arange(len(chunks)), lengths), positions // block_size]
-    rows = [
-        np.arange(end - (chunk.end - chunk.logits_start), end, dtype=np.int32) for chunk, end in zip(chunks, query_starts[1:], strict=True)
-    ]
+    num_rows = ends - np.array([chunk.logits_start for chunk in chunks], np.int32)
     return Batch(
-        tokens=np.concatenate([np.array(chunk.sequence.token_ids[chunk.start : chunk.end], np.int32) for chunk in chunks]),
+        tokens=np.array([token for chunk in chunks for token in chunk.sequence.token_ids[chunk.start : chunk.end]], np.int32),
         positions=positions,
         slots=blocks * np.int32(block_size) + positions % np.int32(block_size),
         query_starts=query_starts,
-        context_lens=np.array([chunk.end for chunk in chunks], np.int32),
+        context_lens=ends,
         block_tables=tables,
-        logit_rows=np.concatenate(rows),
+        logit_rows=_ranges(query_starts[1:] - num_rows, num_rows),
         copies=copies,
     )
+
+
+def _ranges(starts: Int32, lengths: Int32) -> Int32:
+    """The numbers that follow each start, itself included, as many as its length says, one range after the other."""
+    ends = lengths.cumsum(dtype=np.int32)
+    return np.arange(ends[-1], dtype=np.int32) + np.repeat(starts - (ends - lengths), lengths)

@@ -10,7 +10,7 @@ import pytest
 import cupola
 from cupola.models import FAMILIES, Family, find_family
 
-LENGTHS, NUM_DECODED, BOUND = (5, 23, 40), 16, 1e-4
+LENGTHS, NUM_DECODED, BOUND = (40, 5, 23), 16, 1e-4  # the first step is a chunk of the first prompt, and wants no logits
 PARAMS = cupola.SamplingParams(temperature=0, max_tokens=NUM_DECODED, logprobs=20, ignore_eos=True, detokenize=False)
 
 
