@@ -19,7 +19,8 @@ from cupola.runtime.request import RankedLogprobs, Request, Sequence, Status
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.step import Chunk, Step
 
-FIRST_NUCLEUS = 256  # candidates that are sorted first for top_p; nearly always enough
+STRETCH = 256  # weights that are summed together first when a token is drawn
+NUCLEUS_WEIGHTS = (2**-5, 2**-10, 2**-15, 0)  # beside the heaviest: how light what top_p sorts may be, and then, if that was too little
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,9 @@ def sample(logits: Float32, step: Step) -> Samples:
         if chunk.samples
         for s in _samplers(chunk.sequence)
     ]
-    greedy = _choose_greedily(logits, [row for row, sequence in targets if not _needs_care(sequence)])
     tokens = []
     for row, sequence in targets:
-        token_id = greedy[row] if not _needs_care(sequence) else choose(logits[row], sequence)
+        token_id = choose(logits[row], sequence)
         if np.isnan(logits[row, token_id]):
             raise EngineError(f"the model's logits for request {sequence.request.spec.request_id!r} are not numbers (NaN)")
         num_top = sequence.request.spec.params.logprobs
@@ -104,37 +104,58 @@ def adjust(logits: Float32, sequence: Sequence) -> Float32:
 
 
 def draw(logits: Float32, params: SamplingParams, uniform: float) -> int:
-    """The token at `uniform` (0 to 1) of the distribution that is left after temperature, min_p, top_k and top_p."""
-    scaled = (logits - logits.max()) / np.float32(params.temperature)
+    """The token at `uniform` (0 to 1) of the distribution that is left after temperature, min_p, top_k and top_p.
+
+    Of equal logits at the end of top_k or top_p all are left. Where a logit is NaN it is drawn, for the caller to find.
+    """
+    highest = logits.max()
+    if not np.isfinite(highest):
+        return int(logits.argmax())
+    scaled = logits - highest
+    scaled /= np.float32(params.temperature)
     token_ids: npt.NDArray[np.intp] | None = None  # None: all
     if params.min_p > 0:
         token_ids = np.flatnonzero(scaled >= np.log(params.min_p))
     if 0 < params.top_k < (len(scaled) if token_ids is None else len(token_ids)):
-        candidates = scaled if token_ids is None else scaled[token_ids]
-        top = np.argpartition(candidates, -params.top_k)[-params.top_k :]
-        token_ids = top if token_ids is None else token_ids[top]
+        token_ids = np.flatnonzero(scaled >= np.partition(scaled, -params.top_k)[-params.top_k])
     weights = np.exp(scaled if token_ids is None else scaled[token_ids])
     if params.top_p < 1:
         nucleus = find_nucleus(weights, params.top_p)
         token_ids = nucleus if token_ids is None else token_ids[nucleus]
         weights = weights[nucleus]
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    # Never past the last token with any weight, whatever the rounding.
-    at = min(int(cumulative.searchsorted(uniform * cumulative[-1], side="right")), int(cumulative.searchsorted(cumulative[-1])))
+    at = find_share(weights, uniform)
     return at if token_ids is None else int(token_ids[at])
 
 
+def find_share(weights: Float32, share: float) -> int:
+    """The first index up to which the weights sum to more than `share` of their total, and never one without weight.
+
+    Sums of stretches tell in which one to look, so that not every weight's running sum is wanted.
+    """
+    starts = np.arange(0, len(weights), STRETCH)
+    sums = np.add.reduceat(weights, starts, dtype=np.float64).cumsum()
+    wanted = share * sums[-1]
+    # Never past the last stretch, or below the last index in it, with any weight, whatever the rounding.
+    stretch = min(int(sums.searchsorted(wanted, side="right")), int(sums.searchsorted(sums[-1])))
+    before = sums[stretch - 1] if stretch else 0.0
+    cumulative = before + np.cumsum(weights[starts[stretch] : starts[stretch] + STRETCH], dtype=np.float64)
+    within = min(int(cumulative.searchsorted(wanted, side="right")), int(cumulative.searchsorted(cumulative[-1])))
+    return int(starts[stretch]) + within
+
+
 def find_nucleus(weights: Float32, top_p: float) -> npt.NDArray[np.intp]:
-    """The smallest set of indices, heaviest first, that has `top_p` of the total weight."""
-    wanted = top_p * weights.sum(dtype=np.float64)
-    size = FIRST_NUCLEUS
-    while True:
-        heaviest = np.argpartition(weights, -size)[-size:] if size < len(weights) else np.arange(len(weights))
-        heaviest = heaviest[np.argsort(-weights[heaviest], kind="stable")]
-        cumulative = np.cumsum(weights[heaviest], dtype=np.float64)
-        if cumulative[-1] >= wanted or size >= len(weights):
-            return heaviest[: int(cumulative.searchsorted(wanted)) + 1]
-        size *= 8
+    """The smallest set of indices that has `top_p` of the total weight, and what weighs as much as the lightest of them.
+
+    Values are sorted, not indices, and of those only the heaviest, as far as they have that much together.
+    """
+    wanted, highest = top_p * weights.sum(dtype=np.float64), weights.max()
+    for share in NUCLEUS_WEIGHTS:
+        heavy = weights[weights >= highest * np.float32(share)]
+        if share == 0 or heavy.sum(dtype=np.float64) >= wanted:
+            break
+    heavy = np.sort(heavy)[::-1]
+    size = int(np.cumsum(heavy, dtype=np.float64).searchsorted(wanted))
+    return np.flatnonzero(weights >= heavy[min(size, len(heavy) - 1)])
 
 
 def rank_logprobs(logits: Float32, token_id: int, num_top: int) -> RankedLogprobs:
@@ -154,19 +175,9 @@ def _samplers(sequence: Sequence) -> SequenceOf[Sequence]:
     return [sequence, *(s for s in sequence.request.sequences if s.status is Status.UNBORN)] if sequence.index == 0 else [sequence]
 
 
-def _needs_care(sequence: Sequence) -> bool:
-    return not sequence.request.spec.params.greedy or _adjusts(sequence)
-
-
 def _adjusts(sequence: Sequence) -> bool:
     params = sequence.request.spec.params
     return bool(params.logit_bias) or params.penalized or sequence.num_output_tokens < params.min_tokens
-
-
-def _choose_greedily(logits: Float32, rows: list[int]) -> dict[int, int]:
-    whole = rows == list(range(len(logits)))  # as in every decode step: spares the copy
-    best = (logits if whole else logits[rows]).argmax(axis=1)
-    return dict(zip(rows, best.tolist(), strict=True))
 
 
 def _score_prompt(logits: Float32, chunk: Chunk) -> PromptScores:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from cupola.runtime.request import Request, RequestSpec
-from cupola.runtime.sampler import adjust, choose, draw, find_nucleus, rank_logprobs
+from cupola.runtime.sampler import adjust, choose, draw, find_nucleus, find_share, rank_logprobs
 from cupola.runtime.sampling_params import SamplingParams
 
 VOCAB = 3000
@@ -79,13 +79,38 @@ def test_extreme_draws():
     assert draw(logits, SamplingParams(temperature=2e-5), 0.99) == logits.argmax()
 
 
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.5}], ids=str)
+def test_what_is_no_number_is_drawn_for_the_caller_to_find(params):
+    logits = row(8)
+    logits[17] = np.nan
+    assert draw(logits, SamplingParams(**params), 0.5) == 17
+
+
+def test_equal_logits_at_the_end_of_top_k_and_top_p_all_stay():
+    logits = np.array([1, 3, 2, 2, 2, 0], np.float32)
+    for params in (SamplingParams(top_k=2), SamplingParams(top_p=0.6)):
+        assert {draw(logits, params, uniform) for uniform in np.arange(0, 1, 0.01)} == {1, 2, 3, 4}
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 99), vocab=st.sampled_from([1, 2, 255, 256, 257, 1000]), share=st.floats(0, 1, exclude_max=True))
+def test_a_share_of_the_weights_ends_where_their_running_sum_passes_it(seed, vocab, share):
+    weights = np.random.default_rng(seed).integers(0, 4, vocab).astype(np.float32)  # exact sums, and weights of 0
+    weights[seed % vocab] += 1
+    running = np.cumsum(weights, dtype=np.float64)
+    found = find_share(weights, share)
+    assert weights[found] > 0
+    assert running[found] > share * running[-1]
+    assert found == 0 or running[found - 1] <= share * running[-1]
+
+
 @pytest.mark.parametrize("top_p", [0.1, 0.9, 0.9999])
 @pytest.mark.parametrize("vocab", [10, 255, 256, 257, 5000])
 def test_nucleus_is_the_smallest_set(top_p, vocab):
     weights = np.exp(row(1, 0.5, vocab))
     order = np.argsort(-weights)
     size = int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), top_p * weights.sum(dtype=np.float64))) + 1
-    assert weights[find_nucleus(weights, top_p)].tolist() == weights[order[:size]].tolist()  # ties may be in any order
+    assert find_nucleus(weights, top_p).tolist() == sorted(order[:size].tolist())
 
 
 def test_repetition_penalty_is_transformers():
