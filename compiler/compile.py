@@ -24,7 +24,7 @@ def compile(
     *,
     target: str = "cpu",
     quant: str = "f32",
-    embedding: str | None = None,
+    embedding: str = "auto",
     out: str | Path | None = None,
     context: int | None = None,
     kv_dtype: str | None = None,
@@ -38,8 +38,10 @@ def compile(
     Args:
         source: a Hugging Face folder, a GGUF file, a hub id or a built-in name.
         target: what to compile for, as `cupola targets` lists.
-        quant: how weights are stored and multiplied: f32, bf16, f16, w8a8, w8a16, w4a8 or w4a16.
-        embedding: how the embedding and the vocabulary projection are stored: f32, bf16, f16, w8 or w4; by default as `quant` does it.
+        quant: how weights are stored and multiplied: f32, bf16, f16; w8a8 or w4a8, weights of 8 or 4 bits and activations
+            rounded to 8; w8a16 or w4a16, activations as they are; auto, which of these four suits the source and the target.
+        embedding: how the embedding and the vocabulary projection are stored: f32, bf16, f16, w8, w4; auto, as the source has
+            them if `quant` holds that, else as `quant` has it, but never rounded to less than 8 bits.
         out: the artifact's folder; by default `<name>-<target>-<quant>` in the current one.
         context: tokens that a sequence may have; by default what the model was made for.
         kv_dtype: how K and V are stored; by default like the weights, in f16 if those are quantized.

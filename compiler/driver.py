@@ -10,14 +10,16 @@ import tvm
 
 from cupola.compiler.artifact_folder import artifact_folder
 from cupola.compiler.artifact_writer import list_files, printable, write_manifest, write_texts, write_weights
+from cupola.compiler.auto_scheme import choose_scheme
 from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.importer import import_model
+from cupola.compiler.kv_layout import DTYPES
 from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, kernel_passes, pipeline, run_passes
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import open_source
 from cupola.compiler.weights import encoding_notes, lift_weights
-from cupola.passes.schemes import SCHEMES, scheme_of
+from cupola.passes.schemes import scheme_of
 from cupola.runtime.artifact import FORMAT_VERSION, LIBRARY, Artifact, Limits, Manifest, SourceSpec
 from cupola.runtime.environment import debug_level
 from cupola.targets.registry import get_target
@@ -32,9 +34,9 @@ def compile_to(
         dumps = Dumps(folder.with_name(f"{folder.name}.ir")) if debug_level() >= 3 else None
         with progress.stage("Reading the source"):
             model = open_source(source)
-        scheme = scheme_of(options.quant, options.embedding)
-        kv_dtype = SCHEMES[options.kv_dtype].kv_dtype if options.kv_dtype else scheme.kv_dtype
-        program = import_model(model, options, kv_dtype, progress, dumps)
+        quant, why = choose_scheme(options.quant, model, target)
+        scheme = scheme_of(quant, options.embedding)
+        program = import_model(model, options, DTYPES[options.kv_dtype or scheme.kv_dtype], progress, dumps)
         with progress.stage("Running passes"):
             formats = {name: tensor.block_format for name, tensor in program.weights.items()}
             mod = run_passes(program.mod, pipeline(target, program.kv, scheme, formats, extra_passes), dumps)
@@ -52,7 +54,7 @@ def compile_to(
             tvm_version=str(tvm.__version__),
             source=SourceSpec(printable(model.name), model.format, model.sha256),
             target=target.spec,
-            scheme=options.quant,
+            scheme=scheme.name,
             model=program.config,
             kv=program.kv,
             limits=Limits(options.max_batch),
@@ -60,7 +62,7 @@ def compile_to(
             weights=places,
             files=list_files(work, shards),
             kernels=tuple(sorted(var.name_hint for var, func in mod.functions_items() if isinstance(func, tvm.tirx.PrimFunc))),
-            notes=tuple(map(printable, (*program.notes, *encoding_notes(weights)))),
+            notes=tuple(map(printable, (*program.notes, *why, *encoding_notes(weights)))),
         )
         write_manifest(work, manifest)
     return Artifact(folder, manifest)

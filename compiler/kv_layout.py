@@ -11,6 +11,9 @@ from cupola.runtime.artifact import KVGroup, KVSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets import ops
 
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+"""What K and V may be stored as, by the option's values."""
+
 
 def kv_layout(mod: IRModule, dtype: str, block_size: int, file: str) -> KVSpec:
     """One group for all layers with the same heads, dimensions and window, in the order of their first layers.

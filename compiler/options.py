@@ -8,8 +8,8 @@ from pathlib import Path
 from cupola.runtime.errors import OptionError
 from cupola.targets.registry import target_names
 
-QUANTS = ("f32", "bf16", "f16", "w8a8", "w8a16", "w4a8", "w4a16")
-EMBEDDINGS = ("f32", "bf16", "f16", "w8", "w4")
+QUANTS = ("auto", "f32", "bf16", "f16", "w8a8", "w8a16", "w4a8", "w4a16")
+EMBEDDINGS = ("auto", "f32", "bf16", "f16", "w8", "w4")
 KV_DTYPES = ("f32", "bf16", "f16")
 
 
@@ -20,7 +20,7 @@ class CompileOptions:
     Attributes:
         target: what to compile for, one of `cupola.targets.registry.target_names()`.
         quant: how weights are stored and multiplied, one of QUANTS.
-        embedding: how the embedding and the vocabulary projection are stored, one of EMBEDDINGS; None is as `quant` does it.
+        embedding: how the embedding and the vocabulary projection are stored, one of EMBEDDINGS.
         kv_dtype: how K and V are stored, one of KV_DTYPES; None lets the compiler choose.
         context: tokens that a sequence may have; None is what the model was made for.
         block_size: tokens in a block of the K/V cache, a power of two.
@@ -32,7 +32,7 @@ class CompileOptions:
 
     target: str = "cpu"
     quant: str = "f32"
-    embedding: str | None = None
+    embedding: str = "auto"
     kv_dtype: str | None = None
     context: int | None = None
     block_size: int = 16
@@ -41,8 +41,7 @@ class CompileOptions:
     def __post_init__(self) -> None:
         _check_choice("target", self.target, target_names())
         _check_choice("quant", self.quant, QUANTS)
-        if self.embedding is not None:
-            _check_choice("embedding", self.embedding, EMBEDDINGS)
+        _check_choice("embedding", self.embedding, EMBEDDINGS)
         if self.kv_dtype is not None:
             _check_choice("kv-dtype", self.kv_dtype, KV_DTYPES)
         if self.context is not None:

@@ -35,10 +35,18 @@ _MAX_NAME_LENGTH = 160
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a tensor of the source is quantized: its name, the ggml type of blocks that are kept ("" if none are), the storage."""
+    """How a tensor of the source is quantized.
+
+    Attributes:
+        name: the tensor's.
+        stored_as: its type in the source.
+        kept: whether its blocks are taken as they are.
+        storage: what they, or its rounded values, are stored as.
+    """
 
     name: str
-    kept: str
+    stored_as: str
+    kept: bool
     storage: str
 
 
@@ -73,10 +81,15 @@ def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRMo
 
 def encoding_notes(weights: Sequence[PackedWeight]) -> list[str]:
     """For people: how many of the source's tensors keep their blocks, and how many were quantized here."""
-    found = Counter((each.kept, each.storage) for each in {each for weight in weights for each in weight.encodings})
-    kept = [f"{count} keep{'s its' if count == 1 else ' their'} {name} blocks" for (name, _), count in sorted(found.items()) if name]
-    made = [f"{count} {'is' if count == 1 else 'are'} rounded to {storage}" for (name, storage), count in sorted(found.items()) if not name]
-    return [f"of the weights, {', '.join(kept + made)}"] if found else []
+    every = {each for weight in weights for each in weight.encodings}
+    kept = Counter(each.stored_as for each in every if each.kept)
+    rounded = Counter((each.stored_as, each.storage) for each in every if not each.kept)
+    clauses = [f"{count} keep{'s its' if count == 1 else ' their'} {kind} blocks" for kind, count in sorted(kept.items())]
+    clauses += [
+        f"{count} {'is' if count == 1 else 'are'} rounded from {kind or 'floats'} to {storage}"
+        for (kind, storage), count in sorted(rounded.items())
+    ]
+    return [f"of the weights, {', '.join(clauses)}"] if every else []
 
 
 def _num_inputs(mod: IRModule) -> int:
@@ -125,7 +138,7 @@ class _Transform:
 
     def label(self, index: int) -> str:
         """A name for result `index`, from the tensors that it is made of."""
-        names = list(dict.fromkeys(self._sources_of(self.results[index])))
+        names = list(dict.fromkeys(source.name for source in self._sources_of(self.results[index])))
         if len(names) < 2:
             return names[0] if names else f"constant.{index}"
         pieces = [name.split(".")[:-1] for name in names]
@@ -153,13 +166,13 @@ class _Transform:
         is_source = isinstance(value, relax.TupleGetItem) and isinstance(self._value(value.tuple_value), relax.Var)
         return self.sources[value.index] if is_source else None
 
-    def _sources_of(self, expr: relax.Expr) -> Iterator[str]:
-        return (source.name for value in self._values_of(expr) if (source := self._source(value)) is not None)
+    def _sources_of(self, expr: relax.Expr) -> Iterator[LazyTensor]:
+        return (source for value in self._values_of(expr) if (source := self._source(value)) is not None)
 
     def _encodings_of(self, call: relax.Call, storage: Storage) -> Iterator[Encoding]:
         source = self._source(call.args[1].fields[0])
-        kept = source.block_format if source is not None and source.block_format in storage.holds else ""
-        return (Encoding(name, kept, storage.name) for name in self._sources_of(call))
+        kept = source is not None and source.block_format in storage.holds
+        return (Encoding(each.name, each.stored_as, kept, storage.name) for each in self._sources_of(call))
 
     def _compute(self, result: relax.Expr) -> Array:
         # The parts of an encoded weight are results that follow each other: it is encoded once, and then forgotten.

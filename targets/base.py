@@ -25,6 +25,7 @@ class Target:
         tvm: TVM's own target.
         kernels: rules, first match wins.
         schedules: passes that schedule the PrimFuncs that no rule wrote, in order.
+        multiplies_int8: whether sums of products of int8 are faster than those of float32.
     """
 
     spec: TargetSpec
@@ -32,3 +33,4 @@ class Target:
     tvm: tvm.target.Target
     kernels: tuple[KernelRule, ...]
     schedules: tuple[tvm.transform.Pass, ...]
+    multiplies_int8: bool = False

@@ -37,7 +37,7 @@ Quant = Annotated[str | None, _compile_option("--quant", f"How weights are store
 Embedding = Annotated[
     str | None,
     _compile_option(
-        "--embedding", f"How the embedding and the vocabulary projection are stored: {', '.join(EMBEDDINGS)} (default: as --quant does it)."
+        "--embedding", f"How the embedding and the vocabulary projection are stored: {_choices(EMBEDDINGS, DEFAULTS.embedding)}."
     ),
 ]
 KVDtype = Annotated[str | None, _compile_option("--kv-dtype", f"How K and V are stored: {', '.join(KV_DTYPES)}.")]
@@ -73,7 +73,7 @@ def compile_options(
     return CompileOptions(
         target=DEFAULTS.target if target is None else target,
         quant=DEFAULTS.quant if quant is None else quant,
-        embedding=embedding,
+        embedding=DEFAULTS.embedding if embedding is None else embedding,
         kv_dtype=kv_dtype,
         context=context,
         block_size=DEFAULTS.block_size if block_size is None else block_size,

@@ -100,7 +100,7 @@ def _lazy(header: GGUFHeader, info: TensorInfo, name: str, heads: Mapping[str, i
         return values if order is None else values[order]
 
     if info.type_name not in BLOCKS or len(info.shape) != 2:
-        return LazyTensor(name, info.shape, dtype, load)
+        return LazyTensor(name, info.shape, dtype, load, info.type_name)
     raw = header.data[info.begin : info.begin + info.num_bytes]
     return LazyTensor(name, info.shape, dtype, load, info.type_name, lambda: BLOCKS[info.type_name](raw, info.shape[0]).in_order(order))
 

@@ -52,8 +52,9 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         raise SourceError(f"cannot be read: {error.strerror or error}", file=path, fix="check the file and its permissions") from None
 
 
-def _lazy(data: Array, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], begin: int, end: int) -> LazyTensor:
-    return LazyTensor(name, shape, dtype.name, lambda: typed(data[begin:end], dtype, shape))
+def _lazy(data: Array, name: str, stored_as: str, shape: tuple[int, ...], begin: int, end: int) -> LazyTensor:
+    dtype = DTYPES[stored_as]
+    return LazyTensor(name, shape, dtype.name, lambda: typed(data[begin:end], dtype, shape), stored_as)
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
@@ -68,8 +69,8 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     tensors, others = {}, {}
     for name, entry in header.items():
         begin, end = (start + offset for offset in entry["data_offsets"])
-        if dtype := DTYPES.get(entry["dtype"]):
-            tensors[name] = _lazy(data, name, dtype, tuple(entry["shape"]), begin, end)
+        if entry["dtype"] in DTYPES:
+            tensors[name] = _lazy(data, name, entry["dtype"], tuple(entry["shape"]), begin, end)
         else:
             others[name] = entry["dtype"]
     return SafetensorsFile(tensors, others)

@@ -19,10 +19,12 @@ EMBEDDINGS = {
 _BY_FUNCTION = {storage.encode: storage for storage in (w4.W4, w4.W4_MINS, w8.W8)}
 
 
-def scheme_of(name: str, embedding: str | None = None) -> Scheme:
-    """The scheme called `name`, with the embedding stored as one of EMBEDDINGS, or as the scheme does it."""
+def scheme_of(name: str, embedding: str = "auto") -> Scheme:
+    """The scheme called `name`, with the embedding stored as one of EMBEDDINGS, or, "auto", as the scheme does it."""
     scheme = SCHEMES[name]
-    return scheme if embedding is None else dataclasses.replace(scheme, embedding=EMBEDDINGS[embedding])
+    if embedding == "auto":
+        return scheme
+    return dataclasses.replace(scheme, name=f"{name}, embedding {embedding}", embedding=EMBEDDINGS[embedding])
 
 
 def storage_of(function: WeightFunction) -> Storage | None:

@@ -57,7 +57,7 @@ class Scheme:
         linear: how linear layers are stored.
         embedding: the same for the embedding and the vocabulary projection.
         quantize_x: whether activations are rounded to int8 where they meet quantized weights.
-        kv_dtype: how K and V are stored if nothing else is asked for.
+        kv_dtype: how K and V are stored if nothing else is asked for, in the terms of that option.
     """
 
     name: str

@@ -75,6 +75,6 @@ W4 = Storage("4 bits", "uint8", encode_w4, holds=("Q4_0",))
 W4_MINS = Storage("4 bits with mins", "uint8", encode_w4_mins, has_mins=True, holds=("Q4_0", "Q4_1"), keep=Blocks.with_mins)
 _KEEPS = (W4, W4_MINS, W8)
 SCHEMES = (
-    Scheme("w4a8", "weights of 4 bits, activations rounded to 8 bits", Choice(W4, _KEEPS), Choice(W8, _KEEPS), True, "float16"),
-    Scheme("w4a16", "weights of 4 bits, activations as they are", Choice(W4, _KEEPS), Choice(W8, _KEEPS), False, "float16"),
+    Scheme("w4a8", "weights of 4 bits, activations rounded to 8 bits", Choice(W4, _KEEPS), Choice(W8, _KEEPS), True, "f16"),
+    Scheme("w4a16", "weights of 4 bits, activations as they are", Choice(W4, _KEEPS), Choice(W8, _KEEPS), False, "f16"),
 )

@@ -27,4 +27,5 @@ def cpu_target(isa: ISA) -> Target:
     base = {"x86_64": "x86-64", "aarch64": "generic"}[isa.architecture]
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": base, "mattr": attributes, "num-cores": num_threads()})
     spec = TargetSpec(f"cpu:{isa.name}", triple, isa.name, isa.features)
-    return Target(spec, isa.description, target, tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),))
+    kernels = tuple(partial(rule, isa) for rule in RULES)
+    return Target(spec, isa.description, target, kernels, (schedule_elementwise(isa),), multiplies_int8=bool(isa.int8_dot))

@@ -164,7 +164,8 @@ def test_version(capsys: Capture) -> None:
     [
         (["frobnicate"], "frobnicate"),
         (["compile"], "source"),
-        (["compile", "x", "--quant", "q9"], "quant: 'q9' is unknown (choose from f32, bf16, f16, w8a8, w8a16, w4a8, w4a16)"),
+        (["compile", "x", "--quant", "q9"], "quant: 'q9' is unknown (choose from auto, f32, bf16, f16, w8a8, w8a16, w4a8, w4a16)"),
+        (["compile", "x", "--embedding", "q9"], "embedding: 'q9' is unknown (choose from auto, f32, bf16, f16, w8, w4)"),
         (["compile", "x", "--kv-dtype", "q9"], "kv-dtype: 'q9' is unknown (choose from f32, bf16, f16)"),
         (["compile", "x", "--target", "abacus"], "target: 'abacus' is unknown (choose from cpu"),
         (["compile", "x", "--context", "-1"], "context: is -1"),
@@ -385,7 +386,7 @@ def test_a_failed_compile_passes_its_code_on(fake: type[FakeLLM], monkeypatch: p
 def test_the_child_gets_the_options_and_no_source_can_pass_for_one(fake: type[FakeLLM], compiled: list[list[str]]) -> None:
     cache.cached_artifact("--json", CompileOptions(quant="bf16", context=32))
     assert compiled[0][-2:] == ["--", "--json"]
-    assert "--quant bf16 --context 32 --block-size 16" in " ".join(compiled[0])
+    assert "--quant bf16 --embedding auto --context 32 --block-size 16" in " ".join(compiled[0])
 
 
 # chat

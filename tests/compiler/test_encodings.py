@@ -40,10 +40,10 @@ class File:
             self.reads.append(f"{name} blocks")
             return BLOCKS[kind](data.reshape(-1), shape[0])
 
-        return LazyTensor(name, shape, "float32", load, *((kind, blocks) if kind in BLOCKS else ()))
+        return LazyTensor(name, shape, "float32", load, kind, blocks if kind in BLOCKS else None)
 
 
-def packed(file: File, groups: Sequence[Sequence[str]], quant: str, embedding: str | None = None) -> list[PackedWeight]:
+def packed(file: File, groups: Sequence[Sequence[str]], quant: str, embedding: str = "auto") -> list[PackedWeight]:
     """The weights of a model that has a linear layer for each group of joined tensors, the last one its embedding too."""
     builder = relax.BlockBuilder()
     n = relax.Var("tokens", relax.TensorType([tirx.Var("n", "int64")], "int32"))
@@ -87,16 +87,16 @@ def test_blocks_are_kept_bit_for_bit(case: str) -> None:
     blocks = stored(weights, *(f"w{i}" for i in range(len(kinds))))
     assert [str(tensor.dtype) for tensor in blocks.tensors] == dtypes
     np.testing.assert_array_equal(blocks.values(), np.concatenate([file.values[f"w{i}"] for i in range(len(kinds))]))
-    assert encoding_notes(weights) == [f"of the weights, {note}, 1 is rounded to 8 bits"]
+    assert encoding_notes(weights) == [f"of the weights, {note}, 1 is rounded from F32 to 8 bits"]
     assert not any("w" in read and "floats" in read for read in file.reads)
 
 
 ROUNDED = {
-    "floats": ("w4a8", ["F16", "F16"], "2 are rounded to 4 bits", 0.01),
-    "floats in 8 bits": ("w8a16", ["F16", "Q5_1"], "2 are rounded to 8 bits", 1e-4),
-    "Q4_1 in 8 bits": ("w8a8", ["Q4_1"], "1 is rounded to 8 bits", 1e-4),
-    "floats beside Q4_1": ("w4a8", ["F16", "Q4_1"], "1 keeps its Q4_1 blocks, 1 is rounded to 4 bits with mins", 0.01),
-    "Q4_1 beside Q8_0": ("w4a8", ["Q4_1", "Q8_0"], "1 keeps its Q8_0 blocks, 1 is rounded to 8 bits", 1e-4),
+    "floats": ("w4a8", ["F16", "F16"], "2 are rounded from F16 to 4 bits", 0.01),
+    "floats in 8 bits": ("w8a16", ["F16", "Q5_1"], "1 is rounded from F16 to 8 bits, 1 is rounded from Q5_1 to 8 bits", 1e-4),
+    "Q4_1 in 8 bits": ("w8a8", ["Q4_1"], "1 is rounded from Q4_1 to 8 bits", 1e-4),
+    "floats beside Q4_1": ("w4a8", ["F16", "Q4_1"], "1 keeps its Q4_1 blocks, 1 is rounded from F16 to 4 bits with mins", 0.01),
+    "Q4_1 beside Q8_0": ("w4a8", ["Q4_1", "Q8_0"], "1 keeps its Q8_0 blocks, 1 is rounded from Q4_1 to 8 bits", 1e-4),
 }
 
 
@@ -113,12 +113,12 @@ def test_what_cannot_be_kept_is_rounded_and_said(case: str) -> None:
 
 
 def test_a_tied_embedding_is_stored_once_and_can_be_asked_for_in_4_bits() -> None:
-    for embedding, kinds in ((None, ["int8", "float16"]), ("w4", ["uint8", "float16"])):
+    for embedding, kinds in (("auto", ["int8", "float16"]), ("w4", ["uint8", "float16"])):
         file = File({"e": "Q8_0"})
         weights = packed(file, [["e"]], "w4a8", embedding)
         assert [weight.spec.dtype for weight in weights] == kinds
         blocks = stored(weights, "e")
-        assert np.array_equal(blocks.values(), file.values["e"]) == (embedding is None)
+        assert np.array_equal(blocks.values(), file.values["e"]) == (embedding == "auto")
 
 
 def test_a_weight_is_read_and_encoded_once_for_all_that_is_stored_of_it() -> None:

@@ -43,11 +43,11 @@ def in_groups(array: np.ndarray) -> np.ndarray:
 
 
 def test_the_names_are_the_options() -> None:
-    assert tuple(SCHEMES) == QUANTS and set(EMBEDDINGS) == set(EMBEDDING_NAMES)
-    assert {scheme.kv_dtype for scheme in SCHEMES.values()} == {SCHEMES[name].kv_dtype for name in KV_DTYPES}
+    assert ("auto", *SCHEMES) == QUANTS and {"auto", *EMBEDDINGS} == set(EMBEDDING_NAMES)
+    assert {scheme.kv_dtype for scheme in SCHEMES.values()} <= set(KV_DTYPES)
     assert {name: (scheme.kv_dtype, scheme.quantize_x) for name, scheme in SCHEMES.items()} == {
-        "f32": ("float32", False), "bf16": ("bfloat16", False), "f16": ("float16", False), "w8a8": ("float16", True),
-        "w8a16": ("float16", False), "w4a8": ("float16", True), "w4a16": ("float16", False),
+        "f32": ("f32", False), "bf16": ("bf16", False), "f16": ("f16", False), "w8a8": ("f16", True),
+        "w8a16": ("f16", False), "w4a8": ("f16", True), "w4a16": ("f16", False),
     }  # fmt: skip
 
 
@@ -171,6 +171,7 @@ def test_blocks_decide_how_a_weight_is_stored(name: str, kind: str) -> None:
 
 def test_an_embedding_can_be_asked_for() -> None:
     scheme = scheme_of("w4a8", "w4")
+    assert scheme.name == "w4a8, embedding w4" and scheme_of("w4a8") is SCHEMES["w4a8"]
     assert [scheme.embedding.pick([name]) for name in ("", "Q8_0", "Q4_1")] == [W4, W4, W4_MINS]
     assert scheme_of("w4a8", "w8").embedding.pick(["Q4_0"]) is W8 and scheme.linear == SCHEMES["w4a8"].linear
     assert scheme_of("w4a8", "f16").embedding.pick(["Q8_0"]).dtype == "float16"

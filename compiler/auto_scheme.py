@@ -1,0 +1,27 @@
+"""`quant="auto"`: the scheme that serves a source best on a target, and why."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from cupola.compiler.sources import Source
+from cupola.targets.base import Target
+
+# How ggml's types of up to five bits a weight begin.
+_FOUR_BITS = ("Q1", "Q2", "Q3", "Q4", "IQ", "TQ", "MXFP4", "NVFP4")
+# By whether most of the source's weights have so few bits, and whether the target multiplies integers of 8 bits fast.
+_SCHEMES = {(True, True): "w4a8", (True, False): "w4a16", (False, True): "w8a8", (False, False): "w8a16"}
+
+
+def choose_scheme(quant: str, source: Source, target: Target) -> tuple[str, tuple[str, ...]]:
+    """The name of the scheme that `quant` asks for, and notes: why it was chosen, if it was."""
+    if quant != "auto":
+        return quant, ()
+    counts: Counter[str] = Counter()
+    for tensor in source.tensors.values():
+        counts[tensor.stored_as] += math.prod(tensor.shape) if len(tensor.shape) > 1 else 0
+    kind = max(counts, key=lambda name: counts[name], default="")
+    name = _SCHEMES[kind.startswith(_FOUR_BITS), target.multiplies_int8]
+    does = "multiplies" if target.multiplies_int8 else "has no fast way to multiply"
+    return name, (f"quant auto is {name} here: most weights come in {kind}, and {target.spec.name} {does} integers of 8 bits",)

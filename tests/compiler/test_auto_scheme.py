@@ -1,0 +1,42 @@
+"""Which scheme `quant="auto"` is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cupola.compiler.auto_scheme import choose_scheme
+from cupola.compiler.sources import LazyTensor, Source
+from cupola.targets.registry import get_target
+
+DOT, NO_DOT = get_target("cpu:avx512vnni"), get_target("cpu:generic")
+
+
+def source(*weights: tuple[str, int]) -> Source:
+    """A source of two-dimensional weights, (type, rows), and a norm."""
+    shapes = {f"w{i}": (kind, (rows, 64)) for i, (kind, rows) in enumerate(weights)} | {"norm": ("F32", (10**6,))}
+    tensors = {name: LazyTensor(name, shape, "float32", lambda: np.zeros(shape), kind) for name, (kind, shape) in shapes.items()}
+    return Source("m", "gguf", "", {}, tensors, None, None)
+
+
+@pytest.mark.parametrize(
+    ("weights", "with_dot", "without"),
+    [
+        ([("Q4_1", 9), ("Q8_0", 8)], "w4a8", "w4a16"),
+        ([("Q4_K", 5), ("Q6_K", 4)], "w4a8", "w4a16"),
+        ([("IQ3_XXS", 5), ("F16", 4)], "w4a8", "w4a16"),
+        ([("Q8_0", 9), ("F16", 8)], "w8a8", "w8a16"),
+        ([("BF16", 9)], "w8a8", "w8a16"),
+        ([("Q6_K", 9)], "w8a8", "w8a16"),
+    ],
+)
+def test_the_bits_of_most_weights_and_the_target_decide(weights: list[tuple[str, int]], with_dot: str, without: str) -> None:
+    assert choose_scheme("auto", source(*weights), DOT)[0] == with_dot
+    name, (note,) = choose_scheme("auto", source(*weights), NO_DOT)
+    assert name == without
+    reason = f"most weights come in {weights[0][0]}, and cpu:generic has no fast way to multiply integers of 8 bits"
+    assert note == f"quant auto is {name} here: {reason}"
+
+
+def test_a_scheme_that_is_asked_for_is_taken() -> None:
+    assert choose_scheme("f16", source(("Q4_0", 1)), DOT) == ("f16", ())
