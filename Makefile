@@ -65,6 +65,9 @@ types: $(STAMP) ## mypy, strict
 layers: $(STAMP) ## the rooms' import rules and the house rules
 	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
+ledger: $(STAMP) ## renew the ledger of what kernels cost, after a change to one
+	$(BIN)/python -m cupola.targets.cpu.ledger
+
 format: $(STAMP) ## rewrite the code as ruff would have it
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format

@@ -16,6 +16,7 @@ import typer
 import cupola
 from cupola.compiler.cli.bench import bench
 from cupola.compiler.cli.chat import chat
+from cupola.compiler.cli.check_kernels import check_kernels
 from cupola.compiler.cli.compile import compile_model
 from cupola.compiler.cli.eval import eval_model
 from cupola.compiler.cli.inspect import inspect
@@ -34,6 +35,7 @@ app.command("chat")(chat)
 app.command("bench", help=flowing(bench))(bench)
 app.command("eval", help=flowing(eval_model))(eval_model)
 app.command("inspect")(inspect)
+app.command("check-kernels")(check_kernels)
 app.command("models")(models)
 app.command("targets")(targets)
 

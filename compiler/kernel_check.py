@@ -1,0 +1,79 @@
+"""Kernels run against their references: each case compiled as models are, its weights packed as those of models are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from cupola.compiler.progress import Progress
+from cupola.compiler.sources.base import LazyTensor
+from cupola.compiler.weights import lift_weights
+from cupola.runtime.environment import num_threads
+from cupola.targets.base import Target
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.kernel_cases import KERNELS, ODD, SMOLLM2, VARIANTS, Array, Arrays, KernelCase, lower_case
+from cupola.targets.registry import get_target
+
+
+@dataclass(frozen=True)
+class KernelResult:
+    """How one kernel did: `error` is the largest, in units of what is allowed."""
+
+    kernel: str
+    target: str
+    error: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether every element was close enough."""
+        return self.error <= 1
+
+
+CompiledCase: TypeAlias = Callable[[Arrays], Array]
+NUM_TOKENS = (1, 2, 7, 33, 130)  # one row, a few, whole tiles and a rest
+
+
+def compile_case(case: KernelCase, target: Target) -> CompiledCase:
+    """The compiled call, as a function of arrays by the names of its inputs."""
+    now: Arrays = {}  # the arrays of the current call, which the packing of weights reads
+
+    def lazy(name: str, shape: tuple[int, ...], dtype: str) -> LazyTensor:
+        return LazyTensor(name, shape, dtype, lambda: now[name])
+
+    weights = {i.name: lazy(i.name, tuple(int(size) for size in i.shape), i.dtype) for i in case.inputs if i.is_weight}
+    lifted, packed = lift_weights(lower_case(case, target), weights)
+    machine = relax.VirtualMachine(tvm.compile(lifted, target=target.tvm), tvm.cpu())
+
+    def run(arrays: Arrays) -> Array:
+        now.update(arrays)
+        tensors = [arrays[i.name] for i in case.inputs if not i.is_weight] + [weight.compute() for weight in packed]
+        return machine["forward"](*(tvm.runtime.tensor(np.ascontiguousarray(tensor)) for tensor in tensors)).numpy()
+
+    return run
+
+
+def worst_error(case: KernelCase, run: CompiledCase, seed: int = 0) -> float:
+    """The largest error of `run`, in units of what is allowed (up to 1 is right), over several numbers of tokens."""
+    errors = []
+    for num_tokens in NUM_TOKENS:
+        arrays = case.draw(np.random.default_rng([seed, num_tokens]), num_tokens)
+        errors.append(case.reference(arrays).error(run(arrays)))
+    return max(errors)
+
+
+def check_kernels(isas: Sequence[ISA], progress: Progress) -> Iterator[KernelResult]:
+    """Runs every kernel of the catalogue, at a real model's sizes and at odd ones, on each of `isas`, which this machine must have."""
+    os.environ.setdefault("TVM_NUM_THREADS", str(num_threads()))
+    cases = [kernel(sizes) for kernel in (*KERNELS, *VARIANTS) for sizes in (SMOLLM2, *ODD)]
+    for isa in isas:
+        target = get_target(f"cpu:{isa.name}")
+        with progress.stage(target.spec.name, len(cases)) as advance:
+            for case in cases:
+                yield KernelResult(case.name, target.spec.name, worst_error(case, compile_case(case, target)))
+                advance(1)

@@ -1,0 +1,305 @@
+"""The calls that kernels are held to: by a float64 reference when they run, and by a ledger of what their code costs.
+
+A new kernel, or a new kind of weight, is a line in `KERNELS`. Each is made at several sizes: those of a real model, which the
+ledger takes, and odd ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax
+
+from cupola.targets import references
+from cupola.targets.base import Target
+from cupola.targets.ops import GROUP, GatedLinear, Linear, PagedAttention, Rotary
+from cupola.targets.references import Expected
+
+Array: TypeAlias = npt.NDArray[Any]
+Arrays: TypeAlias = dict[str, Array]
+Tensors: TypeAlias = Mapping[str, relax.Expr]
+EPSILON = 1e-5  # of norms
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model. Linear layers go from `hidden` to `ffn`; K/V pages hold `block` tokens."""
+
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    block: int
+
+
+SMOLLM2 = Sizes(hidden=576, ffn=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=4096, block=16)
+ODD = (
+    Sizes(hidden=96, ffn=70, heads=4, kv_heads=2, head_dim=16, vocabulary=35, block=32),
+    Sizes(hidden=32, ffn=7, heads=11, kv_heads=1, head_dim=20, vocabulary=300, block=7),
+)
+
+
+@dataclass(frozen=True)
+class Input:
+    """An argument of a call, by its name there.
+
+    Attributes:
+        shape: a size by name is known only at run time; "n" counts tokens. An input without any is a weight.
+        integers: from which to below which integers go.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+    integers: tuple[int, int] | None = None
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is there at compile time."""
+        return all(isinstance(size, int) for size in self.shape)
+
+    def draw(self, random: np.random.Generator, sizes: Mapping[str, int]) -> Array:
+        """Values at random; what a matrix of weights makes of others is about as large as they."""
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+        if self.integers:
+            return random.integers(*self.integers, shape, self.dtype)
+        scale = 1 / math.sqrt(shape[-1]) if self.is_weight and len(shape) == 2 else 1.0
+        return (scale * random.standard_normal(shape, "float32")).astype(ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype)
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """One call.
+
+    Attributes:
+        name: unique in the catalogue at one set of sizes.
+        inputs: in order, weights last.
+        emit: the call on them.
+        reference: what the call should give for such arrays.
+        draw: arrays for so many tokens, at random.
+        is_quantized: whether it is about integers, so that an instruction set with int8 dot products has a kernel of its own.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    emit: Callable[[Tensors], relax.Call]
+    reference: Callable[[Arrays], Expected]
+    draw: Callable[[np.random.Generator, int], Arrays]
+    is_quantized: bool = False
+
+
+KernelFactory: TypeAlias = Callable[[Sizes], KernelCase]
+
+
+def lower_case(case: KernelCase, target: Target) -> tvm.IRModule:
+    """A module whose `forward` is the call, lowered by the first of the target's rules that takes it.
+
+    Raises:
+        LookupError: no rule does.
+    """
+    names = dict.fromkeys(size for i in case.inputs for size in i.shape if isinstance(size, str))
+    sizes = {name: tvm.tirx.Var(name, "int64") for name in names}
+    shapes = [tuple(sizes[size] if isinstance(size, str) else size for size in i.shape) for i in case.inputs]
+    variables = [relax.Var(i.name, relax.TensorType(shape, i.dtype)) for i, shape in zip(case.inputs, shapes, strict=True)]
+    builder = relax.BlockBuilder()
+    with builder.function("forward", variables, attrs={"num_input": sum(not i.is_weight for i in case.inputs)}):
+        with builder.dataflow():
+            call = builder.normalize(case.emit({variable.name: variable for variable in variables}))
+            lowered = next((result for rule in target.kernels if (result := rule(call, builder)) is not None), None)
+            if lowered is None:
+                raise LookupError(f"{target.spec.name} has no kernel for {case.name}")
+            result = builder.emit_output(lowered)
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+@dataclass(frozen=True)
+class Weight:
+    """How a matrix is stored: the type of its values or codes, and what comes with codes."""
+
+    dtype: str
+    codes: tuple[int, int] | None = None
+    has_mins: bool = False
+
+    def inputs(self, rows: int, depth: int) -> list[Input]:
+        """The tensors of a matrix [rows, depth]."""
+        result = [Input("weight", (rows, depth), self.dtype, self.codes)]
+        result += [Input("scales", (rows, depth // GROUP), "float16")] * (self.codes is not None)
+        return result + [Input("mins", (rows, depth // GROUP), "float16")] * self.has_mins
+
+
+WEIGHTS = {name: Weight(dtype) for name, dtype in DTYPES.items()} | {
+    "w4": Weight("uint8", (0, 16)), "w4min": Weight("uint8", (0, 16), has_mins=True), "w8": Weight("int8", (-127, 128)),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LinearKernel:
+    """`Linear` or `GatedLinear`, with what it does besides."""
+
+    weight: str  # a key of WEIGHTS
+    gated: bool = False
+    bias: bool = False
+    residual: bool = False
+    norm: bool = False
+    quantize_x: int = 0
+    activation: str = ""
+
+    def __call__(self, sizes: Sizes) -> KernelCase:
+        """The case at these sizes."""
+        n, k, weight = sizes.ffn, sizes.hidden, WEIGHTS[self.weight]
+        rows = 2 * n if self.gated else n
+        inputs = [Input("x", ("n", k)), *([Input("residual", ("n", n))] * self.residual), *weight.inputs(rows, k)]
+        inputs += [Input("bias", (rows,))] * self.bias + [Input("norm", (k,))] * self.norm
+        reference = partial(references.linear, activation=self.activation, epsilon=EPSILON, quantize_x=self.quantize_x, gated=self.gated)
+        scheme = self.weight + ("" if weight.codes is None else "a8" if self.quantize_x else "a16")
+        flags = [flag for flag in ("norm", "bias", "residual") if getattr(self, flag)]
+        name = _name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
+        return KernelCase(name, tuple(inputs), partial(self.emit, n), reference, _at_random(inputs), weight.codes is not None)
+
+    def emit(self, num_outputs: int, t: Tensors) -> relax.Call:
+        """The call."""
+        out = relax.TensorType((t["x"].ty.shape[0], num_outputs), "float32")
+        quantized = (t.get("scales"), t.get("mins"), t.get("norm"), EPSILON if self.norm else 0.0, self.quantize_x)
+        if self.gated:
+            return GatedLinear(t["x"], t["weight"], t.get("bias"), self.activation, *quantized).emit(out)
+        return Linear(t["x"], t["weight"], t.get("bias"), t.get("residual"), self.activation, *quantized).emit(out)
+
+
+@dataclass(frozen=True)
+class TakeKernel:
+    """`R.take` of rows of an embedding."""
+
+    weight: str
+
+    def __call__(self, sizes: Sizes) -> KernelCase:
+        """The case at these sizes."""
+        v, k = sizes.vocabulary, sizes.hidden
+        inputs = (Input("tokens", ("n",), "int32", (0, v)), *WEIGHTS[self.weight].inputs(v, k))
+
+        def emit(t: Tensors) -> relax.Call:
+            return relax.op.take(t["weight"], t["tokens"], axis=0)
+
+        return KernelCase(_name("take", f"{v}x{k}", self.weight), inputs, emit, references.embedding, _at_random(inputs))
+
+
+def rms_norm(sizes: Sizes) -> KernelCase:
+    """`R.nn.rms_norm` of rows."""
+    return _norm("rms_norm", (sizes.hidden,), ("scale",))
+
+
+def head_norm(sizes: Sizes) -> KernelCase:
+    """`R.nn.rms_norm` of each head."""
+    return _norm("rms_norm", (sizes.heads, sizes.head_dim), ("scale",))
+
+
+def layer_norm(sizes: Sizes) -> KernelCase:
+    """`R.nn.layer_norm` of rows."""
+    return _norm("layer_norm", (sizes.hidden,), ("scale", "shift"))
+
+
+def _norm(kind: str, shape: tuple[int, ...], weights: tuple[str, ...]) -> KernelCase:
+    inputs = [Input("x", ("n", *shape)), *(Input(weight, shape[-1:]) for weight in weights)]
+
+    def emit(t: Tensors) -> relax.Call:
+        return getattr(relax.op.nn, kind)(t["x"], *(t[weight] for weight in weights), [-1], EPSILON)
+
+    name = _name(kind, "x".join(str(size) for size in shape))
+    return KernelCase(name, tuple(inputs), emit, partial(getattr(references, kind), epsilon=EPSILON), _at_random(inputs))
+
+
+def rotary(sizes: Sizes) -> KernelCase:
+    """`Rotary`."""
+    inputs = [Input("x", ("n", sizes.heads, sizes.head_dim)), *(Input(name, ("n", sizes.head_dim)) for name in ("cos", "sin"))]
+
+    def emit(t: Tensors) -> relax.Call:
+        return Rotary(t["x"], t["cos"], t["sin"]).emit(t["x"].ty)
+
+    return KernelCase(_name("rotary", f"{sizes.heads}x{sizes.head_dim}"), tuple(inputs), emit, references.rotary, _at_random(inputs))
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """`PagedAttention` over pages of one type, with what it does besides."""
+
+    kv: str  # a key of DTYPES
+    window: int = 0
+    softcap: float = 0.0
+    slopes: bool = False
+    sinks: bool = False
+
+    def __call__(self, sizes: Sizes) -> KernelCase:
+        """The case at these sizes."""
+        heads, groups, dim, block = sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.block
+        inputs = [Input("q", ("n", heads, dim)), Input("k", ("n", groups, dim)), Input("v", ("n", groups, dim))]
+        inputs += [Input("k_pages", (2, "blocks", groups, dim, block), DTYPES[self.kv])]
+        inputs += [Input("v_pages", (2, "blocks", groups, block, dim), DTYPES[self.kv])]
+        tables: dict[str, tuple[str, ...]] = {"slots": ("n",), "query_starts": ("b1",), "context_lens": ("b",), "block_tables": ("b", "w")}
+        inputs += [Input(name, shape, "int32") for name, shape in tables.items()]
+        inputs += [Input("slopes", (heads,))] * self.slopes + [Input("sinks", (heads,))] * self.sinks
+        options = {"layer": 1, "scale": dim**-0.5, "window": self.window, "softcap": self.softcap}
+
+        def emit(t: Tensors) -> relax.Call:
+            tensors = {i.name: t[i.name] for i in inputs if not i.is_weight}
+            return PagedAttention(**tensors, slopes=t.get("slopes"), sinks=t.get("sinks"), **options).emit(t["q"].ty)
+
+        reference = partial(references.paged_attention, **options)
+        flags = [flag for flag in ("window", "softcap", "slopes", "sinks") if getattr(self, flag)]
+        name = _name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
+        return KernelCase(name, tuple(inputs), emit, reference, partial(_draw_attention, inputs, block))
+
+
+# Each kernel for each kind of weight or page; these are in the ledger too.
+KERNELS: tuple[KernelFactory, ...] = (
+    *(LinearKernel(weight) for weight in DTYPES),
+    *(LinearKernel(weight, gated=True, activation="silu") for weight in DTYPES),
+    *(TakeKernel(weight) for weight in DTYPES),
+    rms_norm,
+    head_norm,
+    layer_norm,
+    rotary,
+    *(AttentionKernel(kv) for kv in DTYPES),
+)
+# What they do besides, in combinations.
+VARIANTS: tuple[KernelFactory, ...] = (
+    LinearKernel("f32", bias=True, residual=True, activation="gelu"),
+    LinearKernel("f16", bias=True, activation="gelu_tanh"),
+    LinearKernel("bf16", residual=True, activation="relu"),
+    LinearKernel("f32", gated=True, bias=True, activation="gelu_tanh"),
+    AttentionKernel("f32", window=20, softcap=5.0, slopes=True, sinks=True),
+)
+
+
+def _name(*parts: object) -> str:
+    return " ".join(str(part) for part in parts if part)
+
+
+def _at_random(inputs: Sequence[Input]) -> Callable[[np.random.Generator, int], Arrays]:
+    return lambda random, n: {i.name: i.draw(random, {"n": n}) for i in inputs}
+
+
+def _draw_attention(inputs: Sequence[Input], block: int, random: np.random.Generator, num_tokens: int) -> Arrays:
+    """Up to four sequences of `num_tokens` new tokens in all, each after up to 150 that stand in pages. Other pages hold NaN."""
+    starts = np.unique([0, num_tokens, *random.integers(0, num_tokens + 1, 3)])
+    lens = np.diff(starts) + random.integers(0, 151, len(starts) - 1)
+    width = int(lens.max() + block - 1) // block
+    num_blocks = width * len(lens) + 2
+    tables = random.permutation(num_blocks)[: width * len(lens)].reshape(-1, width)
+    positions = [np.arange(length - count, length) for length, count in zip(lens, np.diff(starts), strict=True)]
+    slots = np.concatenate([table[p // block] * block + p % block for table, p in zip(tables, positions, strict=True)])
+    integers = {"slots": slots, "query_starts": starts, "context_lens": lens, "block_tables": tables}
+    arrays = {i.name: i.draw(random, {"n": num_tokens, "blocks": num_blocks}) for i in inputs if i.name not in integers}
+    for pages in ("k_pages", "v_pages"):
+        arrays[pages][:, np.setdiff1d(np.arange(num_blocks), tables)] = np.nan
+    return arrays | {name: array.astype("int32") for name, array in integers.items()}

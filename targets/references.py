@@ -1,0 +1,160 @@
+"""What the operations should give, in numpy and float64, and how far off a right kernel may be.
+
+Arrays come by the names of the operation's fields. A kernel computes in float32 and in an order of its own, so each result
+comes with a slack, element by element: rounding in proportion to what was summed, and a whole step for an activation so near
+to the middle between two integers that float32 may round it to either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from cupola.targets.ops import GROUP
+
+Array: TypeAlias = npt.NDArray[Any]
+Arrays: TypeAlias = Mapping[str, Array]
+ROUNDING = 1e-6  # of sums in float32, relative to the sum of magnitudes
+STEEPEST = 1.2  # slope of any activation
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A result in float64, and how far a right one may be from it; both of the result's shape."""
+
+    value: Array
+    slack: Array
+
+    def error(self, actual: Array) -> float:
+        """The worst element's distance, in slacks: up to 1 is right. Infinite if shapes differ or something is no number."""
+        if actual.shape != self.value.shape:
+            return math.inf
+        distance = np.abs(actual.astype("float64") - self.value)
+        return math.inf if np.isnan(distance).any() else float(np.max(distance / self.slack, initial=0.0))
+
+
+def _expected(value: Array, slack: Array | float) -> Expected:
+    return Expected(value, slack + ROUNDING * np.abs(value) + 1e-12)
+
+
+def activation(name: str, x: Array) -> Array:
+    """One of `ops.ACTIVATIONS`."""
+    if name == "gelu":
+        return x * 0.5 * (1 + np.vectorize(math.erf, otypes=["float64"])(x / math.sqrt(2)))
+    if name == "gelu_tanh":
+        return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return {"": x, "silu": x / (1 + np.exp(-x)), "relu": np.maximum(x, 0)}[name]
+
+
+def dequantized(arrays: Arrays) -> Array:
+    """The weight as real numbers: codes of 4 bits are unsigned, around 8 unless there are minima."""
+    weight = arrays["weight"].astype("float64")
+    if "scales" not in arrays:
+        return weight
+    scales, mins = (np.repeat(arrays[name].astype("float64"), GROUP, axis=1) if name in arrays else 0.0 for name in ("scales", "mins"))
+    zero = 8 if arrays["weight"].dtype == np.uint8 and "mins" not in arrays else 0
+    return scales * (weight - zero) + mins
+
+
+def quantized_activations(x: Array) -> tuple[Array, Array]:
+    """x rounded to steps of amax / 127 in each group, and what each value may be off: a step where it is near to the middle of two."""
+    groups = x.reshape(len(x), -1, GROUP)
+    step = np.abs(groups).max(-1, keepdims=True) / 127
+    codes = groups / np.where(step == 0, 1, step)
+    doubtful = np.abs(np.abs(codes - np.floor(codes)) - 0.5) < 5e-4
+    return (step * np.rint(codes)).reshape(x.shape), (step * doubtful).reshape(x.shape)
+
+
+def linear(arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gated: bool) -> Expected:
+    """`ops.Linear` and `ops.GatedLinear`."""
+    x, weight = arrays["x"].astype("float64"), dequantized(arrays)
+    if "norm" in arrays:
+        x = _rms_normalized(x, epsilon) * arrays["norm"]
+    x, doubt = quantized_activations(x) if quantize_x else (x, np.zeros_like(x))
+    product = x @ weight.T + arrays.get("bias", np.zeros(1)).astype("float64")
+    slack = (ROUNDING * np.abs(x) + doubt) @ np.abs(weight).T + ROUNDING * np.abs(product)
+    n = len(weight) // 2 if gated else len(weight)
+    value, slack_value = _activated(activation, product[:, :n]), STEEPEST * slack[:, :n]
+    if gated:
+        value, slack_value = value * product[:, n:], slack_value * np.abs(product[:, n:]) + np.abs(value) * slack[:, n:]
+    residual = arrays.get("residual", np.zeros(1)).astype("float64")
+    return _expected(value + residual, slack_value + ROUNDING * np.abs(residual))
+
+
+_activated = activation  # under a name that no parameter hides
+
+
+def embedding(arrays: Arrays) -> Expected:
+    """Rows of a table, quantized or not."""
+    rows = dequantized(arrays)[arrays["tokens"]]
+    return Expected(rows, 1e-6 * np.abs(rows) + 1e-12)
+
+
+def _rms_normalized(x: Array, epsilon: float) -> Array:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+
+
+def rms_norm(arrays: Arrays, epsilon: float) -> Expected:
+    """`R.nn.rms_norm` over the last axis."""
+    return _expected(_rms_normalized(arrays["x"].astype("float64"), epsilon) * arrays["scale"], ROUNDING)
+
+
+def layer_norm(arrays: Arrays, epsilon: float) -> Expected:
+    """`R.nn.layer_norm` over the last axis."""
+    x = arrays["x"].astype("float64")
+    value = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+    return _expected(value * arrays["scale"] + arrays["shift"], ROUNDING * (2 + np.abs(arrays["shift"])))
+
+
+def rotary(arrays: Arrays) -> Expected:
+    """`ops.Rotary`."""
+    x, cos, sin = (arrays[name].astype("float64") for name in ("x", "cos", "sin"))
+    half = x.shape[-1] // 2
+    turned = np.concatenate([-x[..., half:], x[..., :half]], -1)
+    parts = x * cos[:, None], turned * sin[:, None]
+    return _expected(parts[0] + parts[1], ROUNDING * (np.abs(parts[0]) + np.abs(parts[1])))
+
+
+def paged_attention(arrays: Arrays, layer: int, scale: float, window: int, softcap: float) -> Expected:
+    """`ops.PagedAttention`: its result. The pages in `arrays` are those before the call."""
+    starts, lens = arrays["query_starts"], arrays["context_lens"]
+    rows = [_sequence(arrays, i, layer, scale, window, softcap) for i in range(len(lens))]
+    value, magnitude = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    assert len(value) == starts[-1]
+    return _expected(value, 6 * ROUNDING * magnitude)
+
+
+def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, softcap: float) -> tuple[Array, Array]:
+    """The results of one sequence's tokens, and the same with the magnitudes of values."""
+    first, end = arrays["query_starts"][i : i + 2]
+    q, (heads, length) = arrays["q"][first:end].astype("float64"), (arrays["q"].shape[1], int(arrays["context_lens"][i]))
+    k, v = (np.repeat(x, heads // x.shape[1], 1) for x in _keys_and_values(arrays, i, layer))
+    scores = scale * np.einsum("qhd,khd->hqk", q, k)
+    scores = softcap * np.tanh(scores / softcap) if softcap else scores
+    distance = np.arange(length)[None] - np.arange(length - len(q), length)[:, None]
+    seen = (distance <= 0) & ((distance > -window) if window else True)
+    slopes = arrays.get("slopes", np.zeros(heads)).astype("float64")[:, None, None]
+    scores = np.where(seen, scores + slopes * distance, -np.inf)
+    sinks = arrays["sinks"].astype("float64")[:, None, None] if "sinks" in arrays else np.full((heads, 1, 1), -np.inf)
+    highest = np.maximum(scores.max(-1, keepdims=True), sinks)
+    weights = np.exp(scores - highest)
+    weights /= weights.sum(-1, keepdims=True) + np.exp(sinks - highest)
+    return np.einsum("hqk,khd->qhd", weights, v), np.einsum("hqk,khd->qhd", weights, np.abs(v))
+
+
+def _keys_and_values(arrays: Arrays, i: int, layer: int) -> tuple[Array, Array]:
+    """Those of sequence i, [length, G, D]: new ones, rounded as they are stored, and older ones from the pages."""
+    first, end = arrays["query_starts"][i : i + 2]
+    length, block = int(arrays["context_lens"][i]), arrays["k_pages"].shape[-1]
+    positions = np.arange(length - (end - first))
+    blocks, offsets = arrays["block_tables"][i][positions // block], positions % block
+    old_k = arrays["k_pages"][layer].transpose(0, 3, 1, 2)[blocks, offsets]
+    old_v = arrays["v_pages"][layer].transpose(0, 2, 1, 3)[blocks, offsets]
+    new = [arrays[name][first:end].astype(arrays["k_pages"].dtype) for name in ("k", "v")]
+    k, v = (np.concatenate([old, fresh]).astype("float64") for old, fresh in ((old_k, new[0]), (old_v, new[1])))
+    return k, v

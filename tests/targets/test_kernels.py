@@ -1,0 +1,67 @@
+"""Every kernel of the catalogue, on every instruction set of this machine, executed against float64 over random data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cupola.compiler.kernel_check import compile_case, worst_error
+from cupola.targets.cpu.isa import ISAS, runs_here
+from cupola.targets.cpu.rotary import lower_rotary
+from cupola.targets.kernel_cases import KERNELS, ODD, SMOLLM2, VARIANTS, rotary
+from cupola.targets.ops import Rotary
+from cupola.targets.references import Expected
+from cupola.targets.registry import get_target
+
+CASES = [kernel(sizes) for kernel, sizes in zip((*KERNELS, *VARIANTS), itertools.cycle(ODD), strict=False)]
+# An instruction set with int8 dot products has the same float kernels as the one without.
+RUNNABLE = [(isa, case) for isa in ISAS if runs_here(isa) for case in CASES if case.is_quantized or not isa.int8_dot]
+
+
+@functools.cache
+def compiled(isa, index):
+    return compile_case(CASES[index], get_target(f"cpu:{isa}"))
+
+
+@pytest.mark.parametrize(
+    ("isa", "index"), [pytest.param(isa.name, CASES.index(case), id=f"{case.name}-{isa.name}") for isa, case in RUNNABLE]
+)
+@settings(max_examples=8)
+@given(num_tokens=st.integers(1, 140), seed=st.integers(0, 2**32 - 1))
+def test_kernel(isa, index, num_tokens, seed):
+    case = CASES[index]
+    arrays = case.draw(np.random.default_rng(seed), num_tokens)
+    assert case.reference(arrays).error(compiled(isa, index)(arrays)) <= 1
+
+
+def test_names_are_unique():
+    for sizes in (SMOLLM2, *ODD):
+        names = [kernel(sizes).name for kernel in (*KERNELS, *VARIANTS)]
+        assert len(set(names)) == len(names)
+
+
+def test_a_spoiled_kernel_is_found():
+    """One that takes sines for cosines."""
+    target, case = get_target("cpu"), rotary(ODD[0])
+    isa = next(isa for isa in ISAS if isa.name == target.spec.isa)
+
+    def swapped(call, builder):
+        op = Rotary.match(call)
+        return op and lower_rotary(isa, builder.normalize(Rotary(op.x, op.sin, op.cos).emit(call.ty)), builder)
+
+    spoiled = dataclasses.replace(target, kernels=(swapped,))
+    assert worst_error(case, compile_case(case, spoiled)) > 1000
+    assert worst_error(case, compile_case(case, target)) <= 1
+
+
+def test_an_error_counts_in_units_of_what_is_allowed():
+    expected = Expected(np.array([1.0, 2.0]), np.array([0.1, 0.2]))
+    assert expected.error(np.array([1.05, 2.4])) == pytest.approx(2)
+    assert expected.error(np.array([1.0, np.nan])) == np.inf
+    assert expected.error(np.array([1.0])) == np.inf
