@@ -76,7 +76,7 @@ def write_weights(
         files.append(_write_shard(folder / name, layout, shard, advance))
         for weight, offset in zip(shard, layout.offsets, strict=True):
             spec = weight.spec
-            places[spec.name] = WeightSpec(spec.name, spec.dtype, tuple(int(size) for size in spec.shape), name, offset)
+            places[spec.name] = WeightSpec(spec.name, spec.dtype, tuple(map(int, spec.shape)), name, offset, weight.storage)
     return tuple(places[weight.spec.name] for weight in weights), tuple(files)
 
 

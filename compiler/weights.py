@@ -58,6 +58,11 @@ class PackedWeight:
     compute: Callable[[], Array]
     encodings: tuple[Encoding, ...] = ()
 
+    @property
+    def storage(self) -> str:
+        """How the weight that this is part of is stored, for people."""
+        return self.encodings[0].storage if self.encodings else self.spec.dtype
+
 
 def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRModule, tuple[PackedWeight, ...]]:
     """Takes everything that depends on weights alone out of `forward`, whose weight parameters become the results.

@@ -139,13 +139,17 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """One weight: its place in a shard, in bytes from the start of the file."""
+    """One weight: its place in a shard, in bytes from the start of the file.
+
+    `storage` says, for people, how the weight that it is part of is stored: 4 bits, float32.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: str
     offset: int
+    storage: str = ""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Compiled:
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     """SmolLM2 in f32 with 2,048 tokens of context, compiled in a process of its own."""
     out = tmp_path_factory.mktemp("smollm2") / "artifact"
-    command = [sys.executable, "-m", "cupola", "compile", "smollm2", "-o", str(out), "--context", "2048"]
+    command = [sys.executable, "-m", "cupola", "compile", "smollm2", "-o", str(out), "--quant", "f32", "--context", "2048"]
     subprocess.run(command, check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of the largest child so far: an upper bound for ours
     return Compiled(out, peak * 1024)

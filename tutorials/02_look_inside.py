@@ -206,7 +206,7 @@ show(min(reversed(hot_loops(library.mod.inspect_source("asm"))), key=len))
 # All of that, and the reordered weights, is what `cupola.compile` writes to a folder. Its manifest is the only thing that
 # the runtime knows about a model. `cupola inspect FOLDER` shows this and more.
 
-manifest = cupola.compile(model, out=Path(work.name) / "artifact", context=CONTEXT).manifest
+manifest = cupola.compile(model, out=Path(work.name) / "artifact", quant="f32", context=CONTEXT).manifest
 title(7, "The artifact, as its manifest describes it")
 for file in manifest.files:
     print(f"    {file.name:26} {file.num_bytes:>10,} bytes")

@@ -145,8 +145,8 @@ with tempfile.TemporaryDirectory() as name:
 
     # `extra_passes` run where the pipeline (compiler/pipeline.py) has recognized norms and linear layers, before the
     # target's kernels take their place. A pass that is here to stay gets its own line in that list.
-    usual = cupola.compile(model, out=work / "usual")
-    folded = cupola.compile(model, out=work / "folded", extra_passes=[fold_norm_weight()])
+    usual = cupola.compile(model, out=work / "usual", quant="f32")
+    folded = cupola.compile(model, out=work / "folded", quant="f32", extra_passes=[fold_norm_weight()])
 
     gone = sorted(weights_of(usual) - weights_of(folded))
     print(f"\nThe model took {len(weights_of(usual))} weights, and now takes {len(weights_of(folded))}. Changed or gone:")

@@ -96,17 +96,17 @@ def _check_range(field: str, value: int, highest: int) -> None:
 
 
 def _weight_bytes(manifest: Manifest) -> Counter[str]:
-    by_dtype: Counter[str] = Counter()
+    by_storage: Counter[str] = Counter()
     for weight in manifest.weights:
-        by_dtype[weight.dtype] += _num_bytes(weight.dtype, weight.shape)
-    return by_dtype
+        by_storage[weight.storage or weight.dtype] += _num_bytes(weight.dtype, weight.shape)
+    return by_storage
 
 
 def _as_dict(artifact: Artifact, memory: Memory) -> dict[str, object]:
     manifest = artifact.manifest
     whole = asdict(manifest)
     del whole["weights"]
-    weights = {"count": len(manifest.weights), "num_bytes": memory.weights, "num_bytes_by_dtype": dict(_weight_bytes(manifest))}
+    weights = {"count": len(manifest.weights), "num_bytes": memory.weights, "num_bytes_by_storage": dict(_weight_bytes(manifest))}
     return {"artifact": str(artifact.path), **whole, "weights": weights, "memory": {**asdict(memory), "total": memory.total}}
 
 
@@ -124,8 +124,8 @@ def _show(artifact: Artifact, memory: Memory, wanted: str) -> None:
     console.print(kernels)
     table = Table("memory", "MB", "", box=None, pad_edge=False)
     table.columns[1].justify = "right"
-    dtypes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in _weight_bytes(manifest).items())
-    table.add_row("weights", f"{memory.weights / 1e6:.1f}", f"{len(manifest.weights)} tensors: {dtypes}")
+    storages = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in _weight_bytes(manifest).most_common())
+    table.add_row("weights", f"{memory.weights / 1e6:.1f}", f"{len(manifest.weights)} tensors: {storages}")
     table.add_row("K/V", f"{memory.kv / 1e6:.1f}", f"{wanted}, {manifest.kv.dtype}, blocks of {manifest.kv.block_size}")
     table.add_row("workspace", f"{memory.workspace / 1e6:.1f}", "a step's inputs, outputs and intermediate results")
     table.add_row("total", f"{memory.total / 1e6:.1f}", style="bold")

@@ -45,7 +45,8 @@ def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True
         a.FORMAT_VERSION, "0.1.0", "0.27.0", a.SourceSpec("tiny [1]", "huggingface", "0" * 64),
         a.TargetSpec("cpu", "x86_64", "avx2", ("avx2",)), "f32",
         a.ModelConfig("llama", 64, 8, (0,)), a.KVSpec((a.KVGroup((0, 1), 1, 8, 8),), "float32", 16), a.Limits(4), (forward,),
-        (a.WeightSpec("embed", "float32", (8, 8), "weights-00001.safetensors", 8),), files, ("matmul", "matmul"), ("not verified",),
+        (a.WeightSpec("embed", "float32", (8, 8), "weights-00001.safetensors", 8, "4 bits"),), files,
+        ("matmul", "matmul"), ("not verified",),
     )  # fmt: skip
     (folder / a.MANIFEST).write_text(manifest.to_json())
     if damaged:
@@ -425,7 +426,7 @@ def test_chat_needs_a_template(untemplated: str, fake: type[FakeLLM], capsys: Ca
 def test_inspect_json_reckons_memory(artifact: str, capsys: Capture) -> None:
     assert run(["inspect", artifact, "--json", "--context", "33", "--max-num-seqs", "2", "--max-num-batched-tokens", "10"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["weights"] == {"count": 1, "num_bytes": 256, "num_bytes_by_dtype": {"float32": 256}}
+    assert shown["weights"] == {"count": 1, "num_bytes": 256, "num_bytes_by_storage": {"4 bits": 256}}
     kv = 2 * 3 * 16 * (2 * 16 * 4)  # sequences × blocks × tokens × (layers × (key + value) × bytes)
     per_token, per_sequence = 3 * 4, (1 + 1 + 3) * 4  # tokens, positions, slots; a context length, a logit row, a block table
     given_and_taken = 10 * per_token + 2 * per_sequence + (2 + 1) * 4 + 2 * 8 * 4  # and query starts, and logits

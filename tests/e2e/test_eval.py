@@ -51,7 +51,7 @@ def make(folder: Path, seed: int, *, bos: int | None = None) -> Tiny:
     if bos is not None:
         cutter.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", bos)])
     save(cutter, folder / "model")
-    return Tiny(model, str(cupola.compile(folder / "model", out=folder / "artifact").path))
+    return Tiny(model, str(cupola.compile(folder / "model", out=folder / "artifact", quant="f32").path))
 
 
 @pytest.fixture(scope="module")

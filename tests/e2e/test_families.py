@@ -26,7 +26,7 @@ def test_prompt_and_decoding_match_transformers(family: Family, tmp_path: Path) 
         for value in model.parameters():  # biases and norms start out at 0 and 1, which hides mistakes
             value.add_(0.05 * torch.randn_like(value))
     model.save_pretrained(tmp_path / "model")
-    llm = cupola.LLM(cupola.compile(tmp_path / "model", out=tmp_path / "artifact"), max_num_seqs=3, max_num_batched_tokens=32)
+    llm = cupola.LLM(cupola.compile(tmp_path / "model", out=tmp_path / "artifact", quant="f32"), max_num_seqs=3, max_num_batched_tokens=32)
     random = np.random.default_rng(0)
     prompts = [random.integers(0, config.vocab_size, length).tolist() for length in LENGTHS]
 
@@ -51,6 +51,6 @@ def test_a_family_that_nobody_verified_compiles_with_a_note(tmp_path: Path) -> N
     tiny = dict(find_family("llama").tiny)
     config = transformers.AutoConfig.for_model("internlm3", **tiny, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    artifact = cupola.compile(tmp_path / "model", out=tmp_path / "artifact")
+    artifact = cupola.compile(tmp_path / "model", out=tmp_path / "artifact", quant="f32")
     assert any("internlm3 is not verified" in note for note in artifact.manifest.notes)
     assert cupola.LLM(artifact).logits([1, 2, 3]).shape == (3, 256)

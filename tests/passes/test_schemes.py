@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import gguf
 import numpy as np
 import pytest
@@ -119,6 +121,16 @@ def test_rows_are_encoded_alone(storage: Storage) -> None:
     blocks, parts = encode(storage, weight), [encode(storage, part) for part in (weight[:1], weight[1:77], weight[77:])]
     for index, whole in enumerate(blocks.tensors):
         np.testing.assert_array_equal(whole, np.concatenate([part.tensors[index] for part in parts]))
+
+
+@by_storage
+def test_encoding_takes_less_memory_than_the_weight(storage: Storage) -> None:
+    weight = normal(2048, 1024)
+    tracemalloc.start()
+    encode(storage, weight)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < weight.nbytes
 
 
 @by_storage
