@@ -38,7 +38,7 @@ def compile_to(
         scheme = scheme_of(quant, options.embedding)
         program = import_model(model, options, DTYPES[options.kv_dtype or scheme.kv_dtype], progress, dumps)
         with progress.stage("Running passes"):
-            formats = {name: tensor.block_format for name, tensor in program.weights.items()}
+            formats = {name: tensor.stored_as for name, tensor in program.weights.items()}
             mod = run_passes(program.mod, pipeline(target, program.kv, scheme, formats, extra_passes), dumps)
             mod, weights = lift_weights(mod, program.weights)
             mod = run_passes(mod, kernel_passes(target), dumps)

@@ -47,7 +47,7 @@ def pipeline(
         target: whose kernels are called.
         kv: the K/V cache.
         scheme: how weights are stored and multiplied.
-        formats: the ggml types of weights that come in blocks, by parameter.
+        formats: what weights are stored as in their file, in ggml's terms, by parameter.
         extra: passes that see the recognized operations, on weights in float32.
     """
     return [

@@ -40,13 +40,13 @@ class Encoding:
     Attributes:
         name: the tensor's.
         stored_as: its type in the source.
-        kept: whether its blocks are taken as they are.
+        kept: what of that is taken as it is: its blocks, its codes with rounded scales, or ""; nothing.
         storage: what they, or its rounded values, are stored as.
     """
 
     name: str
     stored_as: str
-    kept: bool
+    kept: str
     storage: str
 
 
@@ -87,9 +87,9 @@ def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRMo
 def encoding_notes(weights: Sequence[PackedWeight]) -> list[str]:
     """For people: how many of the source's tensors keep their blocks, and how many were quantized here."""
     every = {each for weight in weights for each in weight.encodings}
-    kept = Counter(each.stored_as for each in every if each.kept)
+    kept = Counter((each.stored_as, each.kept) for each in every if each.kept)
     rounded = Counter((each.stored_as, each.storage) for each in every if not each.kept)
-    clauses = [f"{count} keep{'s its' if count == 1 else ' their'} {kind} blocks" for kind, count in sorted(kept.items())]
+    clauses = [f"{count} keep{'s its' if count == 1 else ' their'} {kind} {what}" for (kind, what), count in sorted(kept.items())]
     clauses += [
         f"{count} {'is' if count == 1 else 'are'} rounded from {kind or 'floats'} to {storage}"
         for (kind, storage), count in sorted(rounded.items())
@@ -176,8 +176,12 @@ class _Transform:
 
     def _encodings_of(self, call: relax.Call, storage: Storage) -> Iterator[Encoding]:
         source = self._source(call.args[1].fields[0])
-        kept = source is not None and source.block_format in storage.holds
+        exact = source is not None and source.stored_as in storage.holds
+        kept = ("blocks" if exact else "codes, their scales rounded") if self._may_keep(source, storage) else ""
         return (Encoding(each.name, each.stored_as, kept, storage.name) for each in self._sources_of(call))
+
+    def _may_keep(self, source: LazyTensor | None, storage: Storage) -> bool:
+        return source is not None and source.blocks is not None and source.stored_as in storage.holds + storage.nears
 
     def _compute(self, result: relax.Expr) -> Array:
         # The parts of an encoded weight are results that follow each other: it is encoded once, and then forgotten.
@@ -229,11 +233,9 @@ class _Transform:
         return found
 
     def _blocks(self, weight: relax.Expr, storage: Storage) -> Blocks | None:
-        """The blocks that a weight comes in, as `storage` has them; None where there are none or it does not hold them."""
+        """The blocks that a weight comes in, as `storage` has them; None where there are none or it has no place for them."""
         source = self._source(weight)
-        if source is None or source.blocks is None or source.block_format not in storage.holds:
-            return None
-        return storage.keep(source.blocks())
+        return storage.keep(source.blocks()) if source is not None and source.blocks and self._may_keep(source, storage) else None
 
 
 def _storage_of(call: relax.Call) -> Storage | None:

@@ -24,7 +24,7 @@ from cupola.targets.weight_functions import call_weight_function
 
 
 def quantize_weights(scheme: Scheme, formats: Mapping[str, str] | None = None) -> tvm.transform.Pass:
-    """The pass. `formats` names, by parameter, the ggml type of the blocks that a weight can be had in."""
+    """The pass. `formats` names, by parameter, what a weight is stored as in its file, in ggml's terms."""
     return pass_of("quantize_weights", lambda mod: _run(mod, scheme, formats or {}))
 
 

@@ -21,8 +21,8 @@ class LazyTensor:
 
     `load` returns a C-contiguous array of `shape` whose dtype is `dtype` ("float32", "float16" or "bfloat16", the
     latter as `ml_dtypes.bfloat16`); it may be a read-only view of a mapped file. `stored_as` is the file's own name of the
-    type, such as BF16 or Q4_K. Where those are blocks of a kind that cupola has too, `blocks` returns them as they are:
-    their values are those of `load`, bit for bit.
+    type, such as BF16 or Q4_1. Where those are blocks of a kind that cupola has too, `blocks` returns them as they are:
+    their values are those of `load`, bit for bit (but see `gguf_blocks` for Q4_K).
     """
 
     name: str
@@ -31,11 +31,6 @@ class LazyTensor:
     load: Callable[[], Array]
     stored_as: str = ""
     blocks: Callable[[], Blocks] | None = None
-
-    @property
-    def block_format(self) -> str:
-        """ggml's name of the blocks that can be had, "" if there are none."""
-        return self.stored_as if self.blocks is not None else ""
 
     @property
     def num_bytes(self) -> int:

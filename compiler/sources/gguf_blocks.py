@@ -1,4 +1,4 @@
-"""GGUF's blocks of 32 values as they are: codes, scales and mins.
+"""GGUF's blocks of 32 values as they are: codes, scales and mins. Of Q4_K, whose scales are products, those are rounded to float16.
 
 The layouts are those of ggml-common.h (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h); a block's first 16 values are
 the low halves of its bytes, the last 16 the high ones.
@@ -54,5 +54,19 @@ def _q8_0(data: Array, num_rows: int) -> Blocks:
     return Blocks(_rows(codes.view(np.int8)), _f16(scales))
 
 
+def _q4_k(data: Array, num_rows: int) -> Blocks:
+    scale, min_scale, packed, nibbles = _fields(data, num_rows, 2, 2, 12, 128)
+    from gguf.quants import Q4_K
+
+    factors = Q4_K.get_scale_min(packed.reshape(-1, 12))
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged file's numbers
+        scales, mins = (
+            (_f16(unit).astype(np.float32)[..., None] * factor.reshape(*unit.shape[:2], 8)).astype(np.float16).reshape(num_rows, -1)
+            for unit, factor in zip((scale, min_scale), factors, strict=True)
+        )
+    chunks = nibbles.reshape(num_rows, -1, 32)  # the low halves of 32 bytes are one group, the high ones the next
+    return Blocks(_rows(np.stack((chunks & 15, chunks >> 4), axis=2)), scales, -mins)
+
+
 # By ggml type: from a tensor's bytes and its number of rows.
-BLOCKS: dict[str, Callable[[Array, int], Blocks]] = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q8_0": _q8_0}
+BLOCKS: dict[str, Callable[[Array, int], Blocks]] = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q4_K": _q4_k, "Q5_0": _q5_0, "Q8_0": _q8_0}

@@ -19,7 +19,8 @@ class Storage:
         encode: from f32 [N, K] to codes, scales and perhaps mins, as `Blocks` has them; None: floats are stored.
         has_mins: whether there are mins.
         holds: ggml's types whose blocks it takes exactly as they are.
-        keep: makes its own of such blocks; None where the numbers do not allow it.
+        nears: ggml's types that it comes so close to that they are not to be stored in less.
+        keep: makes its own of the blocks of either; None where the numbers do not allow it.
     """
 
     name: str
@@ -27,23 +28,24 @@ class Storage:
     encode: WeightFunction | None = None
     has_mins: bool = False
     holds: tuple[str, ...] = ()
+    nears: tuple[str, ...] = ()
     keep: Callable[[Blocks], Blocks | None] = lambda blocks: blocks
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How the weights of one kind are stored: in the first of `keeps` that holds the blocks they come in, else as `otherwise`."""
+    """How the weights of one kind are stored: in the first of `keeps` that holds, or nears, what they come in, else as `otherwise`."""
 
     otherwise: Storage
     keeps: tuple[Storage, ...] = ()
 
     def pick(self, formats: Collection[str]) -> Storage:
-        """The storage for a weight whose parts come in blocks of these ggml types ("" is none).
+        """The storage for a weight whose parts come in these ggml types; those that no storage knows have no say.
 
-        Parts in blocks that nothing holds together get the finest, which loses least.
+        Parts that nothing holds together get the finest, which loses least.
         """
-        known = {name for name in formats if name}
-        found = next((storage for storage in self.keeps if known and known.issubset(storage.holds)), None)
+        known = {name for storage in self.keeps for name in storage.holds + storage.nears} & set(formats)
+        found = next((storage for storage in self.keeps if known and known.issubset(storage.holds + storage.nears)), None)
         return found or (self.keeps[-1] if len(known) > 1 and self.keeps else self.otherwise)
 
 

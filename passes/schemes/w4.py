@@ -1,7 +1,7 @@
 """w4a8 and w4a16: weights of 4 bits in groups of 32, 4.5 bits each with the scale, 5 with a min too.
 
 ggml's Q4_0 and Q4_1 are of this kind. The embedding and the vocabulary projection, which suffer most, get 8 bits unless they come in
-fewer. So do blocks of 8 bits, which 4 could not hold.
+fewer. So do ggml's types of more than 5 bits, which 4 would spoil.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _encode_mins(groups: Array) -> tuple[Array, ...]:
 
 
 W4 = Storage("4 bits", "uint8", encode_w4, holds=("Q4_0",))
-W4_MINS = Storage("4 bits with mins", "uint8", encode_w4_mins, has_mins=True, holds=("Q4_0", "Q4_1"), keep=Blocks.with_mins)
+W4_MINS = Storage("4 bits with mins", "uint8", encode_w4_mins, True, ("Q4_0", "Q4_1"), ("Q4_K",), Blocks.with_mins)
 _KEEPS = (W4, W4_MINS, W8)
 SCHEMES = (
     Scheme("w4a8", "weights of 4 bits, activations rounded to 8 bits", Choice(W4, _KEEPS), Choice(W8, _KEEPS), True, "f16"),

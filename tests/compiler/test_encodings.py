@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import gguf
@@ -58,7 +59,7 @@ def packed(file: File, groups: Sequence[Sequence[str]], quant: str, embedding: s
                 out.append(builder.emit(ops.Linear(x, weight, None, None, "").emit(ty)))
             result = builder.emit_output(relax.Tuple(out))
         builder.emit_func_output(result)
-    formats = {name: tensor.block_format for name, tensor in file.tensors.items()}
+    formats = {name: tensor.stored_as for name, tensor in file.tensors.items()}
     mod = relax.transform.EliminateCommonSubexpr()(quantize_weights(scheme_of(quant, embedding), formats)(builder.get()))
     return list(lift_weights(mod, file.tensors)[1])
 
@@ -93,6 +94,7 @@ def test_blocks_are_kept_bit_for_bit(case: str) -> None:
 
 ROUNDED = {
     "floats": ("w4a8", ["F16", "F16"], "2 are rounded from F16 to 4 bits", 0.01),
+    "Q5_1": ("w4a8", ["Q5_1", "F16"], "1 is rounded from F16 to 8 bits, 1 is rounded from Q5_1 to 8 bits", 1e-4),
     "floats in 8 bits": ("w8a16", ["F16", "Q5_1"], "1 is rounded from F16 to 8 bits, 1 is rounded from Q5_1 to 8 bits", 1e-4),
     "Q4_1 in 8 bits": ("w8a8", ["Q4_1"], "1 is rounded from Q4_1 to 8 bits", 1e-4),
     "floats beside Q4_1": ("w4a8", ["F16", "Q4_1"], "1 keeps its Q4_1 blocks, 1 is rounded from F16 to 4 bits with mins", 0.01),
@@ -110,6 +112,14 @@ def test_what_cannot_be_kept_is_rounded_and_said(case: str) -> None:
     assert ((values - expected) ** 2).sum() < bound * (expected.astype("float64") ** 2).sum()
     notes = encoding_notes([weight for weight in weights if weight.spec.name != "e" and not weight.spec.name.startswith("e#")])
     assert notes == [f"of the weights, {note}"]
+
+
+def test_codes_of_q4_k_are_kept_and_said() -> None:
+    file = File({"a": "Q4_1", "e": "Q8_0"})
+    file.tensors["a"] = dataclasses.replace(file.tensors["a"], stored_as="Q4_K")
+    weights = packed(file, [["a"], ["e"]], "w4a8")
+    assert encoding_notes(weights) == ["of the weights, 1 keeps its Q4_K codes, their scales rounded, 1 keeps its Q8_0 blocks"]
+    np.testing.assert_array_equal(stored(weights, "a").values(), file.values["a"])
 
 
 def test_a_tied_embedding_is_stored_once_and_can_be_asked_for_in_4_bits() -> None:
