@@ -34,11 +34,12 @@ def plan_memory(mod: IRModule) -> IRModule:
 
 
 def build_library(mod: IRModule, target: Target, file: Path, dumps: Dumps | None = None) -> None:
-    """Compiles `mod`, whose memory is planned, for `target` into the shared library `file`.
+    """Compiles `mod`, whose memory is planned, and the target's probes into the shared library `file`.
 
     Raises:
         UnsupportedError: there is no linker on this machine.
     """
+    mod = IRModule({**dict(mod.functions_items()), **dict(target.probes().functions_items())}, attrs=mod.attrs)
     with target.tvm, tvm.transform.PassContext(opt_level=3):
         executable = relax.build(mod, target.tvm, relax_pipeline=_virtual_machine_passes())
     if dumps is not None and debug_level() >= 4:

@@ -23,6 +23,7 @@ from cupola.passes.schemes import scheme_of
 from cupola.runtime.artifact import FORMAT_VERSION, LIBRARY, Artifact, Limits, Manifest, SourceSpec
 from cupola.runtime.environment import debug_level
 from cupola.targets.registry import get_target
+from cupola.targets.work import list_kernels
 
 
 def compile_to(
@@ -61,7 +62,8 @@ def compile_to(
             functions=(signature_of(mod["forward"], "forward", [weight.spec for weight in weights]),),
             weights=places,
             files=list_files(work, shards),
-            kernels=tuple(sorted(var.name_hint for var, func in mod.functions_items() if isinstance(func, tvm.tirx.PrimFunc))),
+            kernels=list_kernels(mod),
+            probes=list_kernels(target.probes()),
             notes=tuple(map(printable, (*program.notes, *why, *encoding_notes(weights)))),
         )
         write_manifest(work, manifest)

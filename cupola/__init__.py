@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cupola.runtime.evaluation import Comparison, Estimate, Evaluation, evaluate
     from cupola.runtime.llm import LLM
     from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+    from cupola.runtime.profile import KernelTime, Profile, Roofline, measure_roofline, profile
     from cupola.runtime.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -46,11 +47,14 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "InputError",
+    "KernelTime",
     "Logprob",
     "OptionError",
+    "Profile",
     "RequestError",
     "RequestMetrics",
     "RequestOutput",
+    "Roofline",
     "SamplingParams",
     "SourceError",
     "SpeedTest",
@@ -58,6 +62,8 @@ __all__ = [
     "__version__",
     "compile",
     "evaluate",
+    "measure_roofline",
+    "profile",
 ]
 
 _MODULES = {
@@ -66,6 +72,7 @@ _MODULES = {
     "LLM": "runtime.llm",
     "Benchmark": "runtime.benchmark",
     "SpeedTest": "runtime.benchmark",
+    **dict.fromkeys(("KernelTime", "Profile", "Roofline", "measure_roofline", "profile"), "runtime.profile"),
     "evaluate": "runtime.evaluation",
     "Evaluation": "runtime.evaluation",
     "Estimate": "runtime.evaluation",

@@ -26,7 +26,7 @@ from typing import Any
 
 from cupola.runtime.errors import ArtifactError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG = (
     "manifest.json", "lib.so", "tokenizer.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
 MAX_MANIFEST_BYTES = 64 << 20
@@ -162,8 +162,39 @@ class FileSpec:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a call of a kernel does, as far as the shapes of its arguments do not tell. A multiply-add is two operations.
+
+    Attributes:
+        arithmetic: what is multiplied, such as "float32" or "int8": which of the machine's peaks the kernel is held to.
+        operations_per_row: rows are those of the result.
+        operations_per_pair: of a query and a key that it sees.
+        window: how many of the latest keys a query sees; 0 is all.
+        gathered_bytes_per_row: how much of its largest argument is read a row; 0 means that all arguments are read whole.
+    """
+
+    arithmetic: str = "float32"
+    operations_per_row: int = 0
+    operations_per_pair: int = 0
+    window: int = 0
+    gathered_bytes_per_row: int = 0
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A kernel of the library, for those who look inside and measure."""
+
+    name: str
+    work: Work = Work()
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything about an artifact. `notes` are for people: an unverified family, a fallback that was taken."""
+    """Everything about an artifact.
+
+    `probes` are kernels that no model calls: they find out what the machine can do. `notes` are for people: an unverified
+    family, a fallback that was taken.
+    """
 
     format_version: int
     cupola_version: str
@@ -177,7 +208,8 @@ class Manifest:
     functions: tuple[FunctionSpec, ...]
     weights: tuple[WeightSpec, ...]
     files: tuple[FileSpec, ...]
-    kernels: tuple[str, ...] = ()
+    kernels: tuple[KernelSpec, ...] = ()
+    probes: tuple[KernelSpec, ...] = ()
     notes: tuple[str, ...] = ()
 
     def function(self, name: str) -> FunctionSpec:

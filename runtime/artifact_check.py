@@ -7,7 +7,18 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cupola.runtime.artifact import COMPILE_AGAIN, ITEM_BYTES, LIBRARY, FileSpec, FunctionSpec, KVSpec, Manifest, ModelConfig, TensorSpec
+from cupola.runtime.artifact import (
+    COMPILE_AGAIN,
+    ITEM_BYTES,
+    LIBRARY,
+    FileSpec,
+    FunctionSpec,
+    KernelSpec,
+    KVSpec,
+    Manifest,
+    ModelConfig,
+    TensorSpec,
+)
 from cupola.runtime.errors import ArtifactError
 
 Fault = tuple[str, str]  # the field, and what is wrong with it
@@ -39,12 +50,20 @@ def _faults(manifest: Manifest) -> Iterator[Fault]:
         yield from _tensor_faults(f"functions[{i}].outputs", function.outputs)
         yield from _out_of_range(f"functions[{i}].bytes_per_token", function.bytes_per_token, 0)
         yield from _out_of_range(f"functions[{i}].bytes_per_logit_row", function.bytes_per_logit_row, 0)
+    yield from _kernel_faults("kernels", manifest.kernels)
+    yield from _kernel_faults("probes", manifest.probes)
     forward = next((function for function in manifest.functions if function.name == "forward"), None)
     if forward is None:
         yield "functions", "there is no 'forward'"
     else:
         yield from _input_faults(manifest, forward)
         yield from _output_faults(manifest.model.vocab_size, forward)
+
+
+def _kernel_faults(field: str, kernels: Iterable[KernelSpec]) -> Iterator[Fault]:
+    for i, kernel in enumerate(kernels):
+        for name in ("operations_per_row", "operations_per_pair", "window", "gathered_bytes_per_row"):
+            yield from _out_of_range(f"{field}[{i}].work.{name}", getattr(kernel.work, name), 0, MAX_SIZE)
 
 
 def _model_faults(model: ModelConfig) -> Iterator[Fault]:

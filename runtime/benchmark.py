@@ -17,6 +17,7 @@ import numpy as np
 from cupola.runtime.artifact import Artifact, Manifest
 from cupola.runtime.engine import Engine
 from cupola.runtime.errors import EngineError, OptionError
+from cupola.runtime.executor import TVMExecutor
 from cupola.runtime.llm import LLM
 from cupola.runtime.sampling_params import SamplingParams
 
@@ -80,6 +81,9 @@ class Benchmark:
             max_num_batched_tokens=max(STEP_TOKENS, num_streams * block_size),
             kv_memory=num_blocks * manifest.kv.bytes_per_block,
         )
+        executor = self._llm.engine.executor
+        assert isinstance(executor, TVMExecutor)
+        self.executor = executor
         self._num_prompts = 0
 
     def warm_up(self, test: SpeedTest) -> None:
@@ -88,7 +92,6 @@ class Benchmark:
 
     def seconds(self, test: SpeedTest) -> float:
         """Seconds that `test` takes this time."""
-        self._fill(test)
         with self.started(test) as engine:
             start = time.perf_counter()
             if test.kind == "tg":
@@ -113,6 +116,7 @@ class Benchmark:
         num_new = test.num_tokens + (test.depth > 0) if generates else 1
         params = SamplingParams(temperature=0, max_tokens=num_new, ignore_eos=True, detokenize=False)
         names = [f"{test.name} {stream}" for stream in range(test.num_streams)]
+        self._fill(test)
         try:
             for stream, name in enumerate(names):
                 prompt = self._context(stream, max(test.depth, 1)) if generates else self._context(stream, test.depth)

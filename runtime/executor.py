@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime import environment
-from cupola.runtime.artifact import LIBRARY, MANIFEST, Artifact, KVSpec, WeightSpec
+from cupola.runtime.artifact import LIBRARY, MANIFEST, Artifact, KVSpec, TensorSpec, WeightSpec
 from cupola.runtime.batch import Batch, Float32, Int32
 from cupola.runtime.errors import ArtifactError, EngineError
 from cupola.runtime.machine import check_machine
@@ -32,6 +34,7 @@ class TVMExecutor:
 
     def __init__(self, tvm: Any, machine: Any, artifact: Artifact, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self._tvm, self._machine = tvm, machine
         self._forward, self._tensor_type = machine["forward"], tvm.runtime.Tensor
         inputs = artifact.manifest.function("forward").inputs
         self._pages = make_pages(artifact.manifest.kv, num_blocks)
@@ -61,6 +64,38 @@ class TVMExecutor:
             raise EngineError(f"the compiled model failed: {error}") from error
         logits: Any = np.from_dlpack(result if isinstance(result, self._tensor_type) else result[0])
         return logits
+
+    def kernel(self, name: str) -> Callable[..., None]:
+        """A kernel of the library, to be called with arrays; it writes to the last one."""
+        kernel = self._machine.module.imports[0][name]
+        return lambda *arrays: kernel(*(to_tensor(self._tvm, array) for array in arrays))
+
+    @contextmanager
+    def watched(self, kernels: Collection[str], on_call: OnKernelCall) -> Iterator[None]:
+        """Within the context, every call of one of `kernels` is timed and reported: its name, seconds, and arguments by address.
+
+        The time that it takes to pass the arguments is measured with a function that does nothing, and taken off.
+        """
+        nothing, clock = self._tvm.get_global_func("testing.nop"), time.perf_counter_ns
+
+        def call(kernel: Any, name: str, before: bool, _result: object, *arguments: Any) -> int:
+            if not before or name not in kernels:
+                return _GO_ON
+            start = clock()
+            nothing(*arguments)
+            middle = clock()
+            kernel(*arguments)
+            end = clock()
+            tensors = [argument for argument in arguments if isinstance(argument, self._tensor_type)]
+            seconds = 1e-9 * (end - middle - (middle - start))
+            on_call(name, seconds, [(t.data_ptr(), TensorSpec("", str(t.dtype), tuple(t.shape))) for t in tensors])
+            return _SKIP
+
+        self._machine.set_instrument(call)
+        try:
+            yield
+        finally:
+            self._machine.set_instrument(None)
 
 
 class _StepTensor:
@@ -96,6 +131,8 @@ def _check_inputs(artifact: Artifact, names: Sequence[str]) -> None:
             raise ArtifactError(f"takes {name!r}, which nothing gives", file=file, field="functions.forward", fix="compile the model again")
 
 
+OnKernelCall = Callable[[str, float, list[tuple[int, TensorSpec]]], None]
+_GO_ON, _SKIP = 0, 1  # tell TVM's virtual machine to make a call, or that it was made
 _STEP_INPUTS = ("tokens", "positions", "query_starts", "context_lens", "logit_rows", "slots", "block_tables")
 
 
@@ -170,6 +207,13 @@ def _weight(file: Array, spec: WeightSpec) -> Array:
         copy[...] = data
         data = copy
     return data.view(dtype).reshape(spec.shape)
+
+
+def aligned_ones(size: int) -> Float32:
+    """float32 ones, each written to, so that they lie in memory of their own."""
+    ones = _aligned_zeros((size,), np.dtype(np.float32))
+    ones[...] = 1
+    return ones
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -26,6 +26,7 @@ class Target:
         kernels: rules, first match wins.
         schedules: passes that schedule the PrimFuncs that no rule wrote, in order.
         multiplies_int8: whether sums of products of int8 are faster than those of float32.
+        probes: makes the kernels that find out what the machine can do; every library carries them.
     """
 
     spec: TargetSpec
@@ -34,3 +35,4 @@ class Target:
     kernels: tuple[KernelRule, ...]
     schedules: tuple[tvm.transform.Pass, ...]
     multiplies_int8: bool = False
+    probes: Callable[[], tvm.IRModule] = tvm.IRModule

@@ -14,6 +14,8 @@ import typer
 import cupola
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.answer import load_by
+from cupola.compiler.cli.bench_kernels import show_kernels, unlike
+from cupola.compiler.cli.lists import table
 from cupola.compiler.cli.progress import console_progress
 from cupola.compiler.options import short_name
 from cupola.runtime.artifact import Artifact
@@ -21,7 +23,7 @@ from cupola.runtime.environment import num_threads
 from cupola.runtime.errors import OptionError
 
 if TYPE_CHECKING:
-    from cupola import SpeedTest
+    from cupola import Benchmark, SpeedTest
 
 MAX_TOKENS, MAX_REPEATS = 1 << 24, 10_000
 
@@ -33,7 +35,16 @@ def _list_option(flag: str, name: str, help: str) -> Any:
 Prompt = Annotated[list[str], _list_option("-p", "prompt", "pp: compute a prompt of N tokens; 0 leaves these tests out.")]
 Generate = Annotated[list[str], _list_option("-n", "generate", "tg: generate N tokens, one at a time; 0 leaves these tests out.")]
 Depth = Annotated[list[str], _list_option("-d", "depth", "Do so after N tokens of context.")]
-Streams = Annotated[list[str], _list_option("-b", "batch", "tg: let N streams generate together; tokens a second are those of all.")]
+Streams = Annotated[
+    list[str] | None,
+    _list_option("-b", "batch", "tg: let N streams generate together; tokens a second are those of all. (default: 1; with --kernels 1,16)"),
+]
+Kernels = Annotated[
+    bool,
+    typer.Option(
+        "--kernels", help="Show where the time goes: each kernel's time, and how near it comes to what the machine can do at best."
+    ),
+]
 Repeats = Annotated[int, typer.Option("--repeat", "-r", help="Measure each test this many times.")]
 
 
@@ -60,8 +71,9 @@ def bench(
     prompt: Prompt = ["512"],  # noqa: B006 - typer copies it
     generate: Generate = ["128"],  # noqa: B006
     depth: Depth = ["0"],  # noqa: B006
-    batch: Streams = ["1"],  # noqa: B006
+    batch: Streams = None,
     repeat: Repeats = 5,
+    kernels: Kernels = False,
     as_json: p.Json = False,
     target: p.Target = None,
     quant: p.Quant = None,
@@ -78,19 +90,26 @@ def bench(
     tokenizing is not. Each test is run once before it is measured. Lists make a test of every combination; what
     exceeds the artifact's context or batch is left out, with a note.
 
-    Example: cupola bench my-model -p 512 -n 128 -d 0,512,4096 -b 1,8,16
+    With --kernels it first measures how fast the machine reads memory and multiplies. Then a line for each kernel of a prompt,
+    and of a decode step: its calls, microseconds (medians), share of the step, the bytes and operations that it can't do
+    without, and its share of the roofline: the least time that those take on this machine, divided by its own.
+
+    Examples: cupola bench my-model -p 512 -n 128 -d 0,512,4096 -b 1,8,16, or cupola bench my-model --kernels -d 512
     """
     options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
-    tests = plan(*(_numbers(*item) for item in (("prompt", prompt), ("generate", generate), ("depth", depth), ("batch", batch))))
+    streams = batch or ["1,16" if kernels else "1"]
+    tests = plan(*(_numbers(*item) for item in (("prompt", prompt), ("generate", generate), ("depth", depth), ("batch", streams))))
     if not 1 <= repeat <= MAX_REPEATS:
         raise OptionError(f"is {repeat}, not from 1 to {MAX_REPEATS}", field="repeat", fix="give one in that range")
 
-    def measure_those_that_fit(folder: object) -> tuple[Artifact, list[Speed]]:
-        artifact = cupola.Artifact.open(str(folder))
-        return artifact, measure(artifact, _fitting(artifact, tests), repeat)
-
-    artifact, speeds = load_by(measure_those_that_fit, model, options)
-    typer.echo(json.dumps(as_dict(artifact, speeds)) if as_json else "\n".join(table(artifact, speeds)))
+    artifact = load_by(lambda folder: cupola.Artifact.open(folder), model, options)
+    fitting = _fitting(artifact, tests)
+    benchmark = cupola.Benchmark(artifact, fitting)
+    if kernels:
+        typer.echo(show_kernels(benchmark, unlike(fitting), repeat, as_json))
+        return
+    speeds = measure(benchmark, fitting, repeat)
+    typer.echo(json.dumps(as_dict(artifact, speeds)) if as_json else table(*rows(artifact, speeds)))
 
 
 def plan(prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int], streams: Sequence[int]) -> list[SpeedTest]:
@@ -104,9 +123,9 @@ def plan(prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int]
     return tests
 
 
-def measure(artifact: Artifact, tests: Sequence[SpeedTest], repeats: int) -> list[Speed]:
+def measure(benchmark: Benchmark, tests: Sequence[SpeedTest], repeats: int) -> list[Speed]:
     """Runs the tests, one after the other, showing progress."""
-    benchmark, progress, speeds = cupola.Benchmark(artifact, tests), console_progress(), []
+    progress, speeds = console_progress(), []
     for test in tests:
         with progress.stage(test.name, repeats + 1) as advance:
             benchmark.warm_up(test)
@@ -119,15 +138,10 @@ def measure(artifact: Artifact, tests: Sequence[SpeedTest], repeats: int) -> lis
     return speeds
 
 
-def table(artifact: Artifact, speeds: Sequence[Speed]) -> list[str]:
-    """The lines of a Markdown table like llama-bench's."""
+def rows(artifact: Artifact, speeds: Sequence[Speed]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table like llama-bench's."""
     shared = _facts(artifact)
-    head = [*shared, "test", "t/s"]
-    rows = [[*map(str, shared.values()), s.test.name, f"{s.mean:.2f} ± {s.deviation:.2f}"] for s in speeds]
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = [" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    rule = " | ".join("-" * (width - 1) + ":" for width in widths)
-    return [f"| {line} |" for line in (lines[0], rule, *lines[1:])]
+    return [*shared, "test", "t/s"], [[*map(str, shared.values()), s.test.name, f"{s.mean:.2f} ± {s.deviation:.2f}"] for s in speeds]
 
 
 def as_dict(artifact: Artifact, speeds: Sequence[Speed]) -> dict[str, object]:

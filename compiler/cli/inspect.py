@@ -119,7 +119,7 @@ def _show(artifact: Artifact, memory: Memory, wanted: str) -> None:
         _add_function(tree, function, {weight.name for weight in manifest.weights})
     console.print(tree)
     kernels = Tree(f"kernels ({len(manifest.kernels)})")
-    for name, count in sorted(Counter(manifest.kernels).items()):
+    for name, count in sorted(Counter(kernel.name for kernel in manifest.kernels).items()):
         kernels.add(name if count == 1 else f"{name} × {count}", style="dim")
     console.print(kernels)
     table = Table("memory", "MB", "", box=None, pad_edge=False)

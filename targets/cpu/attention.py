@@ -17,10 +17,12 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
+from cupola.runtime.artifact import Work
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import between
 from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, iota, local, name, pieces, prim_func, splat, tree
 from cupola.targets.ops import PagedAttention
+from cupola.targets.work import with_work
 
 CHUNK = 64  # keys a softmax step takes; pages of another size bring it to a whole number of pages, or parts of one
 TILE_ROWS = 6  # rows of a prefill tile
@@ -118,7 +120,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         attention.append()
         attention.attend()
 
-    return prim_func(body)
+    return with_work(prim_func(body), Work(operations_per_pair=2 * k.num_heads * (k.key_dim + k.value_dim), window=k.window))
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
+from cupola.runtime.artifact import ITEM_BYTES, Work
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import for_each
 from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_panels, shape_of
 from cupola.targets.cpu.simd import Simd, Value, argument, name, prim_func
+from cupola.targets.work import with_work
 
 
 @dataclass(frozen=True)
@@ -56,4 +58,4 @@ def _build(kernel: _Kernel, token_dtype: str) -> tvm.tirx.PrimFunc:
 
         for_each(n, kernel.width, row)
 
-    return prim_func(body)
+    return with_work(prim_func(body), Work(gathered_bytes_per_row=kernel.width * ITEM_BYTES[kernel.weight_dtype]))

@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
+from cupola.runtime.artifact import Work
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.packing import (
     PANEL,
@@ -27,6 +28,7 @@ from cupola.targets.cpu.packing import (
 )
 from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, pieces, prim_func, splat
 from cupola.targets.ops import GatedLinear, Linear
+from cupola.targets.work import with_work
 
 ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
 
@@ -101,7 +103,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
             panel, first = name(task % kernel.num_panels), name(task // kernel.num_panels * ROW_BLOCK)
             panels.rows(panel, first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
 
-    return prim_func(body)
+    return with_work(prim_func(body), Work(operations_per_row=2 * kernel.num_outputs * kernel.depth * (2 if kernel.gated else 1)))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cupola.targets.cpu.embedding import lower_take
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear import lower_gated_linear, lower_linear
 from cupola.targets.cpu.norm import lower_layer_norm, lower_rms_norm
+from cupola.targets.cpu.probes import probes
 from cupola.targets.cpu.rotary import lower_rotary
 
 RULES = (lower_linear, lower_gated_linear, lower_paged_attention, lower_rms_norm, lower_layer_norm, lower_rotary, lower_take)
@@ -27,5 +28,5 @@ def cpu_target(isa: ISA) -> Target:
     base = {"x86_64": "x86-64", "aarch64": "generic"}[isa.architecture]
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": base, "mattr": attributes, "num-cores": num_threads()})
     spec = TargetSpec(f"cpu:{isa.name}", triple, isa.name, isa.features)
-    kernels = tuple(partial(rule, isa) for rule in RULES)
-    return Target(spec, isa.description, target, kernels, (schedule_elementwise(isa),), multiplies_int8=bool(isa.int8_dot))
+    rules, schedules = tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),)
+    return Target(spec, isa.description, target, rules, schedules, multiplies_int8=bool(isa.int8_dot), probes=partial(probes, isa))

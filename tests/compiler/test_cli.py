@@ -46,7 +46,7 @@ def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True
         a.TargetSpec("cpu", "x86_64", "avx2", ("avx2",)), "f32",
         a.ModelConfig("llama", 64, 8, (0,)), a.KVSpec((a.KVGroup((0, 1), 1, 8, 8),), "float32", 16), a.Limits(4), (forward,),
         (a.WeightSpec("embed", "float32", (8, 8), "weights-00001.safetensors", 8, "4 bits"),), files,
-        ("matmul", "matmul"), ("not verified",),
+        (a.KernelSpec("matmul"), a.KernelSpec("matmul")), (), ("not verified",),
     )  # fmt: skip
     (folder / a.MANIFEST).write_text(manifest.to_json())
     if damaged:

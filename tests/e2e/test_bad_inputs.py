@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cupola.models.llama import FAMILY
+from cupola.runtime.artifact import FORMAT_VERSION
 from tests.e2e.calls import Call, Result, run_calls
 from tests.runtime.tokenizers_for_tests import byte_level, save
 
@@ -234,7 +235,9 @@ SHARD = "weights-00001.safetensors"
 artifact("no manifest", "manifest.json: can't be read: No such file", lambda folder: (folder / "manifest.json").unlink())
 artifact("cut manifest", "manifest.json: is not JSON", lambda folder: os.truncate(folder / "manifest.json", 3000))
 artifact("deep manifest", "manifest.json: is not JSON", lambda folder: (folder / "manifest.json").write_text("[" * 10**5))
-artifact("newer", "format_version: is 99, this cupola reads 1 (upgrade cupola)", manifest(lambda m: m.update(format_version=99)))
+artifact(
+    "newer", f"format_version: is 99, this cupola reads {FORMAT_VERSION} (upgrade cupola)", manifest(lambda m: m.update(format_version=99))
+)
 artifact("older", "format_version: is 0", manifest(lambda m: m.update(format_version=0)), "inspect")
 artifact("other TVM", "tvm_version: is '0.1', installed is", manifest(lambda m: m.update(tvm_version="0.1")))
 artifact("other CPU", "target.features: this CPU lacks avx9000", manifest(lambda m: m["target"]["features"].append("avx9000")))

@@ -52,7 +52,8 @@ def make_manifest(files: tuple[a.FileSpec, ...]) -> a.Manifest:
         functions=(forward, a.FunctionSpec("other", (), ())),
         weights=(a.WeightSpec("embed", "float32", (10, 8), SHARD, 64), a.WeightSpec("scale", "bfloat16", (8,), SHARD, 384)),
         files=files,
-        kernels=("matmul",),
+        kernels=(a.KernelSpec("matmul", a.Work("int8", 24, 0, 0, 8)),),
+        probes=(a.KernelSpec("probe_read"),),
         notes=("not verified",),
     )
 
@@ -112,14 +113,17 @@ def test_what_is_written_is_read() -> None:
 
 
 WRONG_FIELDS = [
-    ("format_version", 2, "format_version"), ("format_version", 0, "format_version"), ("format_version", 10**400, "format_version"),
-    ("format_version", True, "format_version"), ("format_version", "1", "format_version"), ("format_version", 1.0, "format_version"),
+    ("format_version", a.FORMAT_VERSION + 1, "format_version"), ("format_version", 0, "format_version"),
+    ("format_version", 10**400, "format_version"), ("format_version", True, "format_version"),
+    ("format_version", str(a.FORMAT_VERSION), "format_version"), ("format_version", float(a.FORMAT_VERSION), "format_version"),
     ("model", None, "model"), ("model.extra", 1, "model"), ("model.vocab_size", ..., "model"),
     ("model.vocab_size", 0, "model.vocab_size"), ("model.vocab_size", True, "model.vocab_size"),
     ("model.vocab_size", 9.0, "model.vocab_size"), ("model.vocab_size", 10**400, "model.vocab_size"),
     ("model.vocab_size", float("nan"), "model.vocab_size"), ("model.vocab_size", float("inf"), "model.vocab_size"),
     ("model.context_length", 0, "model.context_length"), ("model.context_length", -1, "model.context_length"),
     ("model.context_length", 2**31, "model.context_length"), ("model.stop_token_ids", [1, 10], r"model.stop_token_ids[1]"),
+    ("kernels", ["matmul"], "kernels[0]"), ("kernels.0.work.operations_per_row", -1, "kernels[0].work.operations_per_row"),
+    ("probes.0.work.window", 2**60, "probes[0].work.window"),
     ("model.stop_token_ids", [-1], "model.stop_token_ids[0]"), ("model.bos_token_id", 10, "model.bos_token_id"),
     ("model.family", "a\nb", "model.family"), ("notes", ["\x1b[31m"], "notes[0]"), ("source.name", "\ud800", "source.name"),
     ("kv.groups", [], "kv.groups"), ("kv.groups.0.layers", [], "kv.groups[0].layers"),
@@ -171,8 +175,8 @@ def test_a_wrong_field_is_named(path: str, value: object, field: str) -> None:
         ("", "is not JSON"), ("{", "is not JSON"), (GOOD.to_json()[:-9], "is not JSON"), ("[" * 10**5, "is not JSON"),
         ('{"a":' * 10**5, "is not JSON"), ("null", "format_version: is None"), ("[]", "format_version: is None"), ("1", "format_version"),
         ("9" * 5000, "is not JSON"), ('{"format_version": 1, "format_version": 1}', "a key comes twice"), ("\ufeff{}", "is not JSON"),
-        ('{"format_version": 1}', "expected the fields format_version, cupola_version"),
-        ('{"format_version": 1, "model": ' + "[" * 900 + "]" * 900 + "}", "expected the fields"),
+        (f'{{"format_version": {a.FORMAT_VERSION}}}', "expected the fields format_version, cupola_version"),
+        (f'{{"format_version": {a.FORMAT_VERSION}, "model": ' + "[" * 900 + "]" * 900 + "}", "expected the fields"),
         ('{"format_version": ' + "[" * 900 + "]" * 900 + "}", "format_version: is [[["),
     ],
     ids=lambda value: value[:20],

@@ -1,0 +1,214 @@
+"""Where a step's time goes: each kernel's seconds, bytes and operations, beside what the machine could do at best.
+
+The roofline (Williams, Waterman and Patterson, CACM 52(4), 2009): a kernel can't take less time than its bytes at the
+memory's bandwidth, nor than its operations at the arithmetic's peak. Its share of the roofline is the larger of the two
+divided by its time. What lies in a cache can be read faster than memory, so that shares above 1 are possible.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cupola.runtime.artifact import KernelSpec, TensorSpec, Work
+from cupola.runtime.batch import Batch, Float32, Int32
+from cupola.runtime.benchmark import Benchmark, SpeedTest
+from cupola.runtime.environment import num_threads
+from cupola.runtime.errors import OptionError
+from cupola.runtime.executor import TVMExecutor, aligned_ones
+
+DECODE_STEPS = 4  # of a repeat, each a sample of its own
+READ_BYTES = 256 << 20  # more than caches hold
+PROBE_REPEATS = 10
+TASKS_PER_THREAD = 8
+MEMORY = "memory"
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """What the machine did at best with `threads` threads: bytes read from memory a second, operations a second by arithmetic."""
+
+    threads: int
+    bytes_per_second: float
+    operations_per_second: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """All calls of one kernel in a step (or a prompt). Bytes and operations are what it can't do without."""
+
+    name: str
+    num_calls: int
+    seconds: float
+    num_bytes: int
+    num_operations: int
+    arithmetic: str
+
+    def bound(self, roofline: Roofline) -> tuple[str, float]:
+        """What limits it, "memory" or an arithmetic, and the least seconds that it can take."""
+        limits = {MEMORY: self.num_bytes / roofline.bytes_per_second}
+        if peak := roofline.operations_per_second.get(self.arithmetic):
+            limits[self.arithmetic] = self.num_operations / peak
+        return max(limits.items(), key=lambda limit: limit[1])
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Medians of a test: of a decode step, or of a whole prompt.
+
+    Attributes:
+        seconds: all of it, measured without looking at kernels.
+        model_seconds: in calls of the model; what is left is scheduling and sampling, in Python.
+        kernels: the longest first.
+    """
+
+    test: SpeedTest
+    seconds: float
+    model_seconds: float
+    kernels: tuple[KernelTime, ...]
+
+    @property
+    def kernel_seconds(self) -> float:
+        """In all kernels together."""
+        return sum(kernel.seconds for kernel in self.kernels)
+
+
+def profile(benchmark: Benchmark, test: SpeedTest, repeats: int) -> Profile:
+    """Measures `test` with and without looking at its kernels, in turns. For "tg" its `num_tokens` is not looked at."""
+    if not benchmark.artifact.manifest.kernels:
+        raise OptionError("the manifest lists none", file=benchmark.artifact.path, field="kernels", fix="compile the model again")
+    watch = _Watch(benchmark)
+    plain: list[_Sample] = []
+    watched: list[_Sample] = []
+    for _ in range(repeats):
+        plain += watch.samples(test, look=False)
+        watched += watch.samples(test, look=True)
+    median = statistics.median
+    kernels = [_median([sample.kernels[name] for sample in watched]) for name in watched[0].kernels]
+    return Profile(
+        test,
+        median(sample.seconds for sample in plain),
+        median(sample.model_seconds for sample in plain),
+        tuple(sorted(kernels, key=lambda kernel: -kernel.seconds)),
+    )
+
+
+def measure_roofline(benchmark: Benchmark) -> Roofline:
+    """Runs the probes that the artifact's library carries; the best of several runs is what the machine can do."""
+    executor, threads = benchmark.executor, num_threads()
+    tasks = threads * TASKS_PER_THREAD
+    found: dict[str, float] = {}
+    for probe in benchmark.artifact.manifest.probes:
+        reads = not probe.work.operations_per_row
+        x, out = aligned_ones(READ_BYTES // 4 if reads else 1024), aligned_ones(tasks)
+        amount = READ_BYTES if reads else tasks * probe.work.operations_per_row
+        found[MEMORY if reads else probe.work.arithmetic] = amount / _fastest(executor, probe, x, out)
+    if MEMORY not in found:
+        raise OptionError("the artifact has no probes", file=benchmark.artifact.path, field="kernels", fix="compile the model again")
+    return Roofline(threads, found.pop(MEMORY), found)
+
+
+def _fastest(executor: TVMExecutor, probe: KernelSpec, x: Float32, out: Float32) -> float:
+    kernel, seconds = executor.kernel(probe.name), []
+    for _ in range(PROBE_REPEATS):
+        start = time.perf_counter()
+        kernel(x, out)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A decode step, or a prompt of several steps."""
+
+    seconds: float
+    model_seconds: float
+    kernels: Mapping[str, KernelTime]
+
+
+class _Watch:
+    """Stands before the executor, and times its calls and those of kernels."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self.num_blocks = benchmark.executor.num_blocks
+        self._benchmark, self._executor, self._manifest = benchmark, benchmark.executor, benchmark.artifact.manifest
+        self._works = {kernel.name: kernel.work for kernel in self._manifest.kernels}
+        self._clear()
+
+    def samples(self, test: SpeedTest, *, look: bool) -> Iterator[_Sample]:
+        """Runs `test` once, perhaps with a look at kernels: a sample for each of some decode steps, or one for the prompt."""
+        if test.kind == "tg":
+            test = replace(test, num_tokens=DECODE_STEPS)
+        with self._benchmark.started(test) as engine, self._executor.watched(self._works, self._on_call) if look else nullcontext():
+            engine.executor = self
+            try:
+                while engine.has_unfinished_requests():
+                    self._clear()
+                    start = time.perf_counter()
+                    engine.step()
+                    while test.kind == "pp" and engine.has_unfinished_requests():
+                        engine.step()
+                    yield _Sample(time.perf_counter() - start, self._model_seconds, self._kernels)
+            finally:
+                engine.executor = self._executor
+
+    def run(self, batch: Batch) -> Float32:
+        """As the executor."""
+        self._batch = batch
+        start = time.perf_counter()
+        logits = self._executor.run(batch)
+        self._model_seconds += time.perf_counter() - start
+        return logits
+
+    def _clear(self) -> None:
+        self._model_seconds, self._kernels = 0.0, dict[str, KernelTime]()
+
+    def _on_call(self, name: str, seconds: float, arguments: Sequence[tuple[int, TensorSpec]]) -> None:
+        work, tensors = self._works[name], [tensor for _, tensor in arguments]
+        pairs = int(_seen(self._batch.positions + 1, work.window).sum()) if work.operations_per_pair else 0
+        operations = int(tensors[-1].shape[0]) * work.operations_per_row + pairs * work.operations_per_pair
+        before = self._kernels.get(name, KernelTime(name, 0, 0.0, 0, 0, work.arithmetic))
+        self._kernels[name] = KernelTime(
+            name,
+            before.num_calls + 1,
+            before.seconds + seconds,
+            before.num_bytes + self._bytes(work, dict(arguments), int(tensors[-1].shape[0])),
+            before.num_operations + operations,
+            work.arithmetic,
+        )
+
+    def _bytes(self, work: Work, tensors: Mapping[int, TensorSpec], num_rows: int) -> int:
+        """Bytes of the arguments, each counted once; of K/V pools those of the keys that the batch needs and writes."""
+        sizes = [self._pool_bytes(tensor, work.window) if self._is_pool(tensor) else _num_bytes(tensor) for tensor in tensors.values()]
+        if work.gathered_bytes_per_row:
+            sizes[sizes.index(max(sizes))] = num_rows * work.gathered_bytes_per_row
+        return sum(sizes)
+
+    def _is_pool(self, tensor: TensorSpec) -> bool:
+        return tensor.shape[:2] in {(len(group.layers), self.num_blocks) for group in self._manifest.kv.groups}
+
+    def _pool_bytes(self, pool: TensorSpec, window: int) -> int:
+        """Of one layer: each sequence's keys (or values) read once, the new ones written."""
+        per_key = _num_bytes(pool) // (int(pool.shape[0]) * self.num_blocks * self._manifest.kv.block_size)
+        first = self._batch.positions[self._batch.query_starts[:-1]]
+        read = self._batch.context_lens - (first + 1 - _seen(first + 1, window))
+        return per_key * (int(read.sum()) + len(self._batch.tokens))
+
+
+def _seen(num_keys: Int32, window: int) -> Int32:
+    """How many of its latest `num_keys` keys a query sees."""
+    return np.minimum(num_keys, window) if window else num_keys
+
+
+def _num_bytes(tensor: TensorSpec) -> int:
+    return math.prod(int(size) for size in tensor.shape) * np.dtype(tensor.dtype).itemsize
+
+
+def _median(samples: Sequence[KernelTime]) -> KernelTime:
+    return replace(samples[-1], seconds=statistics.median(sample.seconds for sample in samples))

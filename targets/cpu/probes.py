@@ -1,0 +1,70 @@
+"""Kernels that find out what the machine can do, with as many threads as models use: how fast it reads, how fast it multiplies.
+
+All take x f32 [n] and write out f32 [tasks]; each task is a row. `read` adds up its share of x, which should be larger than any
+cache. The others multiply what stays in registers, in more chains than an instruction takes cycles.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import tvm
+from tvm.tirx.script import builder as T
+
+from cupola.runtime.artifact import Work
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, name, prim_func, tree
+from cupola.targets.work import with_work
+
+CHAINS = 12  # at least latency times instructions a cycle, and few enough for 16 registers
+READ_VECTORS = 8
+STEPS = 1 << 15  # of a chain in one task: longer than it takes to start it
+
+
+@cache
+def probes(isa: ISA) -> tvm.IRModule:
+    """Every probe of an instruction set, by the name that it has in the library."""
+    simd = Simd(isa)
+    functions = {"probe_read": _kernel(simd, _read), "probe_float32": _with_operations(_kernel(simd, _multiply), "float32", isa.lanes)}
+    return tvm.IRModule({gv: function.with_attr("global_symbol", gv) for gv, function in functions.items()})
+
+
+def _with_operations(kernel: tvm.tirx.PrimFunc, arithmetic: str, multiplications: int) -> tvm.tirx.PrimFunc:
+    return with_work(kernel, Work(arithmetic, operations_per_row=2 * multiplications * CHAINS * STEPS))
+
+
+def _kernel(simd, task) -> tvm.tirx.PrimFunc:
+    def body() -> None:
+        n, tasks = T.int64(), T.int64()
+        x, out = argument("x", (n,), "float32"), argument("out", (tasks,), "float32")
+        with T.parallel(tasks) as index:
+            T.buffer_store(out, task(simd, x, index, name(n // tasks)), [index])
+
+    return prim_func(body)
+
+
+def _read(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
+    """The sum of `count` elements, the task's own."""
+    totals = [Register(simd.lanes) for _ in range(READ_VECTORS)]
+    start, step = name(task * count), READ_VECTORS * simd.lanes
+    with T.serial(count // step) as i:
+        for vector, total in enumerate(totals):
+            total.set(total.get() + simd.load(x, (start + i * step + vector * simd.lanes,)))
+    return _sum(totals)
+
+
+def _multiply(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
+    """Multiply-adds of float32."""
+    a, b = (name(simd.load(x, (at * simd.lanes,))) for at in range(2))
+    chains = [Register(simd.lanes, float(i)) for i in range(CHAINS)]
+    with T.serial(STEPS):
+        for chain in chains:
+            chain.set(simd.fma(chain.get(), a, b))
+    return _sum(chains)
+
+
+def _sum(totals: list[Register]) -> Value:
+    total = totals[0].get()
+    for other in totals[1:]:
+        total = name(total + other.get())
+    return tree(total, lambda a, b: a + b)

@@ -1,0 +1,113 @@
+"""`cupola bench --kernels`: what it says of bytes and operations is what the model's configuration says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cupola
+from cupola.compiler.cli.app import run
+from cupola.models import find_family
+from tests.runtime.tiny_artifact import make_artifact
+
+Capture = pytest.CaptureFixture[str]
+
+
+def compile_tiny(folder: Path, family: str) -> cupola.Artifact:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **find_family(family).tiny)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
+    return cupola.compile(folder / "model", out=folder / "artifact", quant="f32")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
+    return compile_tiny(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
+    return compile_tiny(tmp_path_factory.mktemp("mistral"), "mistral")
+
+
+def work_of(artifact: cupola.Artifact, test: cupola.SpeedTest) -> tuple[int, int, cupola.Profile]:
+    """Bytes and operations of all kernels."""
+    found = cupola.profile(cupola.Benchmark(artifact, [test]), test, 1)
+    return sum(kernel.num_bytes for kernel in found.kernels), sum(kernel.num_operations for kernel in found.kernels), found
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize(("depth", "streams"), [(0, 1), (48, 1), (48, 3)])
+def test_operations_and_bytes_of_decoding(family: str, depth: int, streams: int, request: pytest.FixtureRequest) -> None:
+    artifact, tiny = request.getfixturevalue(family), find_family(family).tiny
+    layers, hidden, ffn, vocab = (tiny[f"{name}"] for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"))
+    heads, kv_heads = tiny["num_attention_heads"], tiny["num_key_value_heads"]
+    head_dim, window = hidden // heads, tiny.get("sliding_window", 1 << 20)
+    num_bytes, num_operations, found = work_of(artifact, cupola.SpeedTest("tg", 4, depth, streams))
+    matrices = layers * (hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * ffn) + vocab * hidden
+    # Figures are those of the last of four steps, which has three more keys.
+    keys = min(depth + 4, window)
+    assert num_operations == 2 * streams * (matrices + layers * heads * 2 * head_dim * keys)
+    least = 4 * matrices + streams * layers * 2 * kv_heads * head_dim * 4 * (keys + 1)
+    activations = 40 * layers * streams * 4 * (hidden + ffn)
+    assert least < num_bytes < least + activations
+    assert max(found.kernels, key=lambda kernel: kernel.num_bytes).num_calls in (1, layers)
+
+
+def test_operations_of_a_prompt(mistral: cupola.Artifact) -> None:
+    tiny = find_family("mistral").tiny
+    hidden, ffn, heads, kv_heads = (
+        tiny[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    )
+    _, num_operations, _ = work_of(mistral, cupola.SpeedTest("pp", 20, 16))
+    head_dim, window = hidden // heads, tiny["sliding_window"]
+    matrices = 2 * (hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * ffn)
+    pairs = 20 * window
+    assert num_operations == 2 * (20 * matrices + tiny["vocab_size"] * hidden + 2 * heads * 2 * head_dim * pairs)
+
+
+def test_looking_changes_nothing(llama: cupola.Artifact) -> None:
+    llm = cupola.LLM(llama, enable_prefix_caching=False)
+    names: set[str] = set()
+    plain = llm.logits(list(range(40)))
+    with llm.engine.executor.watched({kernel.name for kernel in llama.manifest.kernels}, lambda name, *_: names.add(name)):
+        watched = llm.logits(list(range(40)))
+    assert np.array_equal(plain, watched) and np.array_equal(plain, llm.logits(list(range(40))))
+    assert names == {kernel.name for kernel in llama.manifest.kernels}
+
+
+def test_json_adds_up(llama: cupola.Artifact, capsys: Capture) -> None:
+    assert run(["bench", str(llama.path), "--kernels", "-p", "32", "-d", "16", "-b", "1,2", "-r", "2", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["roofline"]["bytes_per_second"] > 0 and shown["roofline"]["operations_per_second"]["float32"] > 0
+    assert [profile["test"] for profile in shown["profiles"]] == ["pp32 @ d16", "a step of tg @ d16", "a step of tg × 2 @ d16"]
+    for profile in shown["profiles"]:
+        assert profile["kernel_seconds"] == pytest.approx(sum(kernel["seconds"] for kernel in profile["kernels"]))
+        assert 0 < profile["model_seconds"] < profile["seconds"]
+        for kernel in profile["kernels"]:
+            assert kernel["bound_by"] in ("memory", "float32") and kernel["roofline_seconds"] > 0
+
+
+def test_people_get_a_table_for_each(llama: cupola.Artifact, capsys: Capture) -> None:
+    assert run(["bench", str(llama.path), "--kernels", "-p", "32", "-n", "8,9", "-r", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "the machine reads memory at" in out and "multiplies float32 at" in out
+    titles = [line.partition(":")[0] for line in out.splitlines() if "tokens/s" in line]
+    assert titles == ["pp32", "a step of tg", "a step of tg × 16"]
+    for name in ("all kernels", "around them: the virtual machine", "scheduling and sampling"):
+        assert out.count(f"| {name} |") + out.count(f" {name} |") >= 3
+    first: list[Any] = [line for line in out.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in first[:5]}) == 1
+
+
+def test_an_artifact_without_kernels_in_its_manifest_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    artifact = make_artifact(tmp_path / "tiny")
+    assert run(["bench", str(artifact.path), "--kernels", "-p", "8", "-b", "1"]) == 2
+    assert "kernels: the artifact has no probes (compile the model again)" in capsys.readouterr().err

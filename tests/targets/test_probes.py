@@ -1,0 +1,46 @@
+"""The probes compute what they say, and say how much they compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+
+from cupola.runtime.artifact import Work
+from cupola.targets.cpu.isa import ISAS, runs_here
+from cupola.targets.cpu.probes import CHAINS, STEPS, probes
+from cupola.targets.cpu.target import cpu_target
+from cupola.targets.work import list_kernels, with_work
+
+TASKS = 5
+each_isa = pytest.mark.parametrize("isa", [isa for isa in ISAS if runs_here(isa)], ids=lambda isa: isa.name)
+
+
+def run(isa, name: str, x: np.ndarray) -> np.ndarray:
+    library = tvm.tirx.build(probes(isa), target=cpu_target(isa).tvm)
+    out = tvm.runtime.tensor(np.zeros(TASKS, np.float32))
+    library[name](tvm.runtime.tensor(x), out)
+    return out.numpy()
+
+
+@each_isa
+def test_reading_adds_everything_up(isa):
+    x = np.random.default_rng(0).integers(-8, 8, TASKS * 4096).astype(np.float32)  # small integers: every order of adding is exact
+    assert run(isa, "probe_read", x).tolist() == x.reshape(TASKS, -1).sum(axis=1).tolist()
+
+
+@each_isa
+def test_multiplying_runs_every_chain_to_its_end(isa):
+    x = np.ones(1024, np.float32)
+    expected = isa.lanes * sum(i + STEPS for i in range(CHAINS))
+    assert run(isa, "probe_float32", x).tolist() == [expected] * TASKS
+    works = {kernel.name: kernel.work for kernel in list_kernels(probes(isa))}
+    assert works["probe_float32"] == Work("float32", operations_per_row=2 * isa.lanes * CHAINS * STEPS)
+    assert works["probe_read"] == Work()
+
+
+def test_a_kernel_keeps_what_is_written_on_it():
+    kernel = probes(ISAS[0])["probe_read"]
+    work = Work("int8", 1, 2, 3, 4)
+    mod = tvm.IRModule({"b": with_work(kernel, work), "a": kernel})
+    assert [(spec.name, spec.work) for spec in list_kernels(mod)] == [("a", Work()), ("b", work)]
