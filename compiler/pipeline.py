@@ -12,6 +12,7 @@ import tvm
 from tvm import IRModule, relax
 
 from cupola.passes.drop_batch import drop_batch
+from cupola.passes.fuse_attention_inputs import fuse_attention_inputs
 from cupola.passes.fuse_epilogue import fuse_epilogue
 from cupola.passes.fuse_gated_linear import fuse_gated_linear
 from cupola.passes.fuse_gelu import fuse_gelu
@@ -65,6 +66,8 @@ def pipeline(
         join_projections(),
         # say how it is stored
         page_attention(kv),
+        simplify(),
+        fuse_attention_inputs(),
         *extra,
         quantize_weights(scheme, formats),
         lower_ops(target),

@@ -3,7 +3,8 @@
 Before:  def forward(tokens, positions, logit_rows, weights…):
              lv = cupola.attention(q, k, v, layer=3)
 After:   def forward(tokens, positions, query_starts, context_lens, logit_rows, slots.0, block_tables.0, k_pages.0, v_pages.0, weights…):
-             lv = cupola.paged_attention(q, k, v, k_pages.0, v_pages.0, slots.0, query_starts, context_lens, block_tables.0, layer=3)
+             lv1 = cupola.paged_attention(q, k, v, k_pages.0, v_pages.0, slots.0, query_starts, context_lens, block_tables.0, layer=3)
+             lv = R.reshape(lv1, (n, H, E))         # q, k, v and lv1 are matrices, the heads side by side
 
 Every group of layers of the K/V specification gets slots, block tables and two page pools of its own.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import tvm
 from tvm import IRModule, relax, tirx
 
-from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls
+from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
 from cupola.runtime.artifact import KVGroup, KVSpec
 from cupola.targets import ops
 
@@ -50,15 +51,22 @@ def _group_inputs(index: int, group: KVGroup, kv: KVSpec, num_tokens: tirx.Expr,
 
 
 def _rule(kv: KVSpec, pools: list[list[relax.Var]], starts: relax.Var, lens: relax.Var) -> Rule:
-    def rule(call: relax.Call, _: Scope) -> relax.Expr | None:
+    def rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
         marker = ops.Attention.match(call)
         assert marker is not None
         group, place = next((g, spec.layers.index(marker.layer)) for g, spec in enumerate(kv.groups) if marker.layer in spec.layers)
         slots, tables, k_pages, v_pages = pools[group]
+        q, k, v = (_flatten_heads(x, scope) for x in (marker.q, marker.k, marker.v))
         paged = ops.PagedAttention(
-            marker.q, marker.k, marker.v, k_pages, v_pages, slots, starts, lens, tables,
-            marker.slopes, marker.sinks, place, marker.scale, marker.window, marker.softcap,
+            q, k, v, None, None, k_pages, v_pages, slots, starts, lens, tables, marker.slopes, marker.sinks, 0, 0, 0,
+            place, marker.scale, marker.window, marker.softcap,
         )  # fmt: skip
-        return paged.emit(call.ty)
+        n, heads, dim = shape_of(call)
+        return relax.op.reshape(scope.emit(paged.emit(relax.TensorType([n, heads * dim], "float32"))), [n, heads, dim])
 
     return rule
+
+
+def _flatten_heads(x: relax.Expr, scope: Scope) -> relax.Expr:
+    n, heads, dim = shape_of(x)
+    return scope.emit(relax.op.reshape(x, [n, heads * dim]))

@@ -231,9 +231,10 @@ def rotary(sizes: Sizes) -> KernelCase:
 
 @dataclass(frozen=True)
 class AttentionKernel:
-    """`PagedAttention` over pages of one type, with what it does besides."""
+    """`PagedAttention` over pages of one type, with what it does besides; `joined`: on columns of one matrix, rotated."""
 
     kv: str  # a key of DTYPES
+    joined: bool = False
     window: int = 0
     softcap: float = 0.0
     slopes: bool = False
@@ -242,20 +243,27 @@ class AttentionKernel:
     def __call__(self, sizes: Sizes) -> KernelCase:
         """The case at these sizes."""
         heads, groups, dim, block = sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.block
-        inputs = [Input("q", ("n", heads, dim)), Input("k", ("n", groups, dim)), Input("v", ("n", groups, dim))]
+        widths = {"q": heads * dim, "k": groups * dim, "v": groups * dim}
+        tables: dict[str, tuple[str, ...]] = {"slots": ("n",), "query_starts": ("b1",), "context_lens": ("b",), "block_tables": ("b", "w")}
+        inputs = [Input(name, ("n", width)) for name, width in ({"qkv": sum(widths.values())} if self.joined else widths).items()]
+        inputs += [Input(name, ("n", dim)) for name in ("cos", "sin") if self.joined]
         inputs += [Input("k_pages", (2, "blocks", groups, dim, block), DTYPES[self.kv])]
         inputs += [Input("v_pages", (2, "blocks", groups, block, dim), DTYPES[self.kv])]
-        tables: dict[str, tuple[str, ...]] = {"slots": ("n",), "query_starts": ("b1",), "context_lens": ("b",), "block_tables": ("b", "w")}
         inputs += [Input(name, shape, "int32") for name, shape in tables.items()]
         inputs += [Input("slopes", (heads,))] * self.slopes + [Input("sinks", (heads,))] * self.sinks
         options = {"layer": 1, "scale": dim**-0.5, "window": self.window, "softcap": self.softcap}
+        starts = {"q_start": 0, "k_start": widths["q"] * self.joined, "v_start": (widths["q"] + widths["k"]) * self.joined}
 
         def emit(t: Tensors) -> relax.Call:
-            tensors = {i.name: t[i.name] for i in inputs if not i.is_weight}
-            return PagedAttention(**tensors, slopes=t.get("slopes"), sinks=t.get("sinks"), **options).emit(t["q"].ty)
+            q, k, v = (t["qkv"],) * 3 if self.joined else (t[name] for name in widths)
+            pages: dict[str, Any] = {name: t[name] for name in ("k_pages", "v_pages", *tables)}
+            extras: dict[str, Any] = {name: t.get(name) for name in ("cos", "sin", "slopes", "sinks")}
+            numbers: dict[str, Any] = {**starts, **options}
+            op = PagedAttention(q=q, k=k, v=v, **pages, **extras, **numbers)
+            return op.emit(relax.TensorType((q.ty.shape[0], widths["q"]), "float32"))
 
         reference = partial(references.paged_attention, **options)
-        flags = [flag for flag in ("window", "softcap", "slopes", "sinks") if getattr(self, flag)]
+        flags = [flag for flag in ("joined", "window", "softcap", "slopes", "sinks") if getattr(self, flag)]
         name = _name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
         return KernelCase(name, tuple(inputs), emit, reference, partial(_draw_attention, inputs, block))
 
@@ -269,7 +277,7 @@ KERNELS: tuple[KernelFactory, ...] = (
     head_norm,
     layer_norm,
     rotary,
-    *(AttentionKernel(kv) for kv in DTYPES),
+    *(AttentionKernel(kv, joined=True) for kv in DTYPES),
 )
 # What they do besides, in combinations.
 VARIANTS: tuple[KernelFactory, ...] = (
@@ -277,6 +285,7 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("f16", bias=True, activation="gelu_tanh"),
     LinearKernel("bf16", residual=True, activation="relu"),
     LinearKernel("f32", gated=True, bias=True, activation="gelu_tanh"),
+    AttentionKernel("f16"),
     AttentionKernel("f32", window=20, softcap=5.0, slopes=True, sinks=True),
 )
 

@@ -73,16 +73,20 @@ class Attention(Op):
 
 @dataclass(frozen=True)
 class PagedAttention(Op):
-    """Writes k and v to their slots in the pages, then attends over the pages; pages are changed in place.
+    """Writes k and v to their slots in the pages, then attends over the pages, which are changed in place -> f32 [n, H·E].
 
-    `k_pages` [layers, blocks, G, D, block] and `v_pages` [layers, blocks, G, block, E] are the pools of the layer's
-    group, and `layer` is its index there. A query at index i of its sequence sees the keys 0..i (the last `window`).
+    q, k and v are columns of matrices f32 [n, columns], perhaps of one and the same: H·D of them from `q_start` on, G·D from
+    `k_start`, G·E from `v_start`. With `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated
+    as by Rotary before. `k_pages` [layers, blocks, G, D, block] and `v_pages` [layers, blocks, G, block, E] are the pools of
+    the layer's group, and `layer` is its index there. A query at index i of its sequence sees the keys 0..i (the last `window`).
     """
 
     name: ClassVar[str] = "paged_attention"
     q: Tensor
     k: Tensor
     v: Tensor
+    cos: Tensor | None
+    sin: Tensor | None
     k_pages: Tensor
     v_pages: Tensor
     slots: Tensor  # i32 [n]
@@ -91,6 +95,9 @@ class PagedAttention(Op):
     block_tables: Tensor  # i32 [b, max_blocks]
     slopes: Tensor | None
     sinks: Tensor | None
+    q_start: int
+    k_start: int
+    v_start: int
     layer: int
     scale: float
     window: int

@@ -113,27 +113,46 @@ def layer_norm(arrays: Arrays, epsilon: float) -> Expected:
 
 def rotary(arrays: Arrays) -> Expected:
     """`ops.Rotary`."""
-    x, cos, sin = (arrays[name].astype("float64") for name in ("x", "cos", "sin"))
+    value, magnitude = _rotated(*(arrays[name].astype("float64") for name in ("x", "cos", "sin")))
+    return _expected(value, ROUNDING * magnitude)
+
+
+def _rotated(x: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
+    """x [n, heads, dim], halves rotated, and the sums of the magnitudes."""
     half = x.shape[-1] // 2
     turned = np.concatenate([-x[..., half:], x[..., :half]], -1)
     parts = x * cos[:, None], turned * sin[:, None]
-    return _expected(parts[0] + parts[1], ROUNDING * (np.abs(parts[0]) + np.abs(parts[1])))
+    return parts[0] + parts[1], np.abs(parts[0]) + np.abs(parts[1])
 
 
 def paged_attention(arrays: Arrays, layer: int, scale: float, window: int, softcap: float) -> Expected:
     """`ops.PagedAttention`: its result. The pages in `arrays` are those before the call."""
-    starts, lens = arrays["query_starts"], arrays["context_lens"]
-    rows = [_sequence(arrays, i, layer, scale, window, softcap) for i in range(len(lens))]
-    value, magnitude = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    assert len(value) == starts[-1]
-    return _expected(value, 6 * ROUNDING * magnitude)
+    arrays = dict(arrays) | dict(zip("qkv", _heads(arrays), strict=True))
+    rows = [_sequence(arrays, i, layer, scale, window, softcap) for i in range(len(arrays["context_lens"]))]
+    value, slack = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    assert len(value) == arrays["query_starts"][-1]
+    return _expected(value, slack)
+
+
+def _heads(arrays: Arrays) -> tuple[Array, Array, Array]:
+    """q, k and v, [n, heads, dim] each in float64, out of one matrix and rotated where that is asked for."""
+    _, _, groups, dim, _ = arrays["k_pages"].shape
+    if "qkv" not in arrays:
+        q, k, v = (arrays[name].astype("float64") for name in "qkv")
+    else:
+        joined = arrays["qkv"].astype("float64")
+        q, k, v = np.split(joined, [joined.shape[1] - 2 * groups * dim, joined.shape[1] - groups * dim], axis=1)
+    q, k, v = (x.reshape(len(x), -1, dim) for x in (q, k, v))
+    if "cos" in arrays:
+        q, k = (_rotated(x, arrays["cos"].astype("float64"), arrays["sin"].astype("float64"))[0] for x in (q, k))
+    return q, k, v
 
 
 def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, softcap: float) -> tuple[Array, Array]:
-    """The results of one sequence's tokens, and the same with the magnitudes of values."""
+    """The results of one sequence's tokens, [n, H·E], and their slack."""
     first, end = arrays["query_starts"][i : i + 2]
-    q, (heads, length) = arrays["q"][first:end].astype("float64"), (arrays["q"].shape[1], int(arrays["context_lens"][i]))
-    k, v = (np.repeat(x, heads // x.shape[1], 1) for x in _keys_and_values(arrays, i, layer))
+    q, (heads, length) = arrays["q"][first:end], (arrays["q"].shape[1], int(arrays["context_lens"][i]))
+    k, doubt, v = (np.repeat(x, heads // x.shape[1], 1) for x in _keys_and_values(arrays, i, layer))
     scores = scale * np.einsum("qhd,khd->hqk", q, k)
     scores = softcap * np.tanh(scores / softcap) if softcap else scores
     distance = np.arange(length)[None] - np.arange(length - len(q), length)[:, None]
@@ -144,17 +163,29 @@ def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, sof
     highest = np.maximum(scores.max(-1, keepdims=True), sinks)
     weights = np.exp(scores - highest)
     weights /= weights.sum(-1, keepdims=True) + np.exp(sinks - highest)
-    return np.einsum("hqk,khd->qhd", weights, v), np.einsum("hqk,khd->qhd", weights, np.abs(v))
+    magnitude = np.einsum("hqk,khd->qhd", weights, np.abs(v))
+    # What each weight may be off, relatively, for keys that are perhaps stored a step away.
+    off = weights * scale * np.einsum("qhd,khd->hqk", np.abs(q), doubt)
+    slack = 6 * ROUNDING * magnitude + np.einsum("hqk,khd->qhd", off, np.abs(v)) + off.sum(-1).T[:, :, None] * magnitude
+    return np.einsum("hqk,khd->qhd", weights, v).reshape(len(q), -1), slack.reshape(len(q), -1)
 
 
-def _keys_and_values(arrays: Arrays, i: int, layer: int) -> tuple[Array, Array]:
-    """Those of sequence i, [length, G, D]: new ones, rounded as they are stored, and older ones from the pages."""
+def _keys_and_values(arrays: Arrays, i: int, layer: int) -> tuple[Array, Array, Array]:
+    """Those of sequence i, [length, G, D]: new ones, rounded as they are stored, and older ones from the pages. In between, how far
+    new keys that float32 may round either way could be off."""
     first, end = arrays["query_starts"][i : i + 2]
     length, block = int(arrays["context_lens"][i]), arrays["k_pages"].shape[-1]
     positions = np.arange(length - (end - first))
     blocks, offsets = arrays["block_tables"][i][positions // block], positions % block
-    old_k = arrays["k_pages"][layer].transpose(0, 3, 1, 2)[blocks, offsets]
-    old_v = arrays["v_pages"][layer].transpose(0, 2, 1, 3)[blocks, offsets]
-    new = [arrays[name][first:end].astype(arrays["k_pages"].dtype) for name in ("k", "v")]
-    k, v = (np.concatenate([old, fresh]).astype("float64") for old, fresh in ((old_k, new[0]), (old_v, new[1])))
-    return k, v
+    old_k = arrays["k_pages"][layer].transpose(0, 3, 1, 2)[blocks, offsets].astype("float64")
+    old_v = arrays["v_pages"][layer].transpose(0, 2, 1, 3)[blocks, offsets].astype("float64")
+    exact_k, exact_v = arrays["k"][first:end], arrays["v"][first:end]
+    stored = [x.astype("float32").astype(arrays["k_pages"].dtype).astype("float64") for x in (exact_k, exact_v)]
+    below, above = (
+        (exact_k + sign * ROUNDING * (1 + np.abs(exact_k))).astype(arrays["k_pages"].dtype).astype("float64") for sign in (-1, 1)
+    )
+    return (
+        np.concatenate([old_k, stored[0]]),
+        np.concatenate([np.zeros_like(old_k), above - below]),
+        np.concatenate([old_v, stored[1]]),
+    )

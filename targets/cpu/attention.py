@@ -1,110 +1,83 @@
 """Paged attention: appends K/V to the pages, then attends over them, for prefill, decode and any mix of the two.
 
-One call takes ragged sequences. In each group of query heads that share K/V, the (token, head) pairs are rows; a task
-takes a tile of rows of one sequence and reads each key and value once for all of them. It goes over the keys in chunks
-of fixed size, at fixed positions, with an online softmax (arXiv:1805.02867, arXiv:2205.14135). Per row the order of all
-sums is fixed, and keys that a row does not see add exactly zero, so a row's result does not depend on its tile, on the
-batch, or on how a prompt was cut.
+One call takes ragged sequences, in one parallel region of three steps. The first rotates and appends the new keys and
+values. The second attends: in each group of query heads that share K/V, the (token, head) pairs are rows, and a task
+takes a tile of rows of one sequence and reads each key and value once for all of them, in chunks of fixed size at fixed
+positions. A sequence of one tile (as in decoding) is cut into a task for each chunk, whose states the third step folds.
+Per row all sums have one fixed order, so a result does not depend on the tile, on the batch, or on how a prompt was cut.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact import Work
+from cupola.targets.cpu.append import Append
+from cupola.targets.cpu.attention_kernel import Kernel, Tensors
+from cupola.targets.cpu.attention_tile import State, Tile
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.loops import between
-from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, iota, local, name, pieces, prim_func, splat, tree
+from cupola.targets.cpu.loops import between, parallel_region, shared_loop
+from cupola.targets.cpu.simd import Buffer, Simd, Value, argument, local, name, prim_func
 from cupola.targets.ops import PagedAttention
 from cupola.targets.work import with_work
 
-CHUNK = 64  # keys a softmax step takes; pages of another size bring it to a whole number of pages, or parts of one
-TILE_ROWS = 6  # rows of a prefill tile
-MAX_DECODE_ROWS = 8
-HIDDEN = -1e30  # the score of a key that a row does not see; finite, so that no infinities are subtracted
-PARALLEL_WRITES_FROM = 8  # tokens
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    isa: ISA
-    num_heads: int
-    num_kv_heads: int
-    key_dim: int
-    value_dim: int
-    block_size: int
-    kv_dtype: str
-    scale: float
-    window: int
-    softcap: float
-    has_slopes: bool
-    has_sinks: bool
-
-    @property
-    def heads_per_group(self) -> int:
-        return self.num_heads // self.num_kv_heads
-
-    @property
-    def decode_rows(self) -> int:
-        return min(self.heads_per_group, MAX_DECODE_ROWS)
-
-    @cached_property
-    def chunk(self) -> int:
-        """Keys a chunk: a multiple of the vector, and of the block or a divisor of it if that is possible."""
-        block, lanes = self.block_size, self.isa.lanes
-        if block <= CHUNK:
-            return CHUNK // block * block if block % lanes == 0 else CHUNK
-        return max((size for size in range(lanes, CHUNK + 1, lanes) if block % size == 0), default=CHUNK)
-
-    @property
-    def keys_in_vectors(self) -> bool:
-        """Whether a vector of keys lies in one page. Otherwise the chunk's keys are first copied together."""
-        return self.block_size % self.isa.lanes == 0
-
-    @property
-    def run(self) -> int:
-        """Keys of a chunk that certainly lie side by side in a page."""
-        return math.gcd(self.block_size, self.chunk)
-
-    def vectors_beside(self, rows: int, available: int) -> int:
-        """Vectors of columns that fit the registers beside `rows` rows of accumulators."""
-        return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (rows + 1) * size + 1 <= self.isa.num_registers))
-
 
 def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`PagedAttention` with float32 queries and K/V pages in float32, float16 or bfloat16."""
+    """`PagedAttention` with float32 inputs and K/V pages in float32, float16 or bfloat16."""
     op = PagedAttention.match(call)
     if op is None or op.k_pages.ty.dtype not in ("float32", "float16", "bfloat16"):
         return None
-    (heads, key_dim), (groups, value_dim) = (tuple(int(size) for size in list(x.ty.shape)[1:]) for x in (op.q, op.v))
-    block, kv_dtype = int(op.k_pages.ty.shape[4]), str(op.k_pages.ty.dtype)
-    options = (op.scale, op.window, op.softcap, op.slopes is not None, op.sinks is not None)
-    kernel = _Kernel(isa, heads, groups, key_dim, value_dim, block, kv_dtype, *options)
-    arguments = [op.q, op.k, op.v, op.k_pages, op.v_pages, op.slots, op.query_starts, op.context_lens, op.block_tables]
-    arguments += [extra for extra in (op.slopes, op.sinks) if extra is not None]
-    gv = builder.add_func(_build(kernel), f"paged_attention_{heads}x{groups}x{key_dim}_{kv_dtype}")
+    kernel = _kernel_of(isa, op, int(call.ty.shape[1]))
+    arguments = [op.q, op.k, op.v, op.cos, op.sin, op.k_pages, op.v_pages, op.slots, op.query_starts, op.context_lens, op.block_tables]
+    given = [tensor for tensor in (*arguments, op.slopes, op.sinks) if tensor is not None]
+    label = f"paged_attention_{kernel.num_heads}x{kernel.num_kv_heads}x{kernel.key_dim}_{kernel.kv_dtype}"
     layer = relax.prim_value(tvm.tirx.IntImm("int64", op.layer))  # an argument, so that all layers share one kernel
-    return relax.op.call_tir(gv, relax.Tuple([*arguments, layer]), out_ty=call.ty)
+    return relax.op.call_tir(builder.add_func(_build(kernel), label), relax.Tuple([*given, layer]), out_ty=call.ty)
+
+
+def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int) -> Kernel:
+    _, _, groups, key_dim, block = (getattr(size, "value", 0) for size in op.k_pages.ty.shape)
+    value_dim = int(op.v_pages.ty.shape[4])
+    return Kernel(
+        isa=isa,
+        num_heads=num_outputs // value_dim,
+        num_kv_heads=groups,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        block_size=block,
+        kv_dtype=str(op.k_pages.ty.dtype),
+        columns=(int(op.q.ty.shape[1]), int(op.k.ty.shape[1]), int(op.v.ty.shape[1])),
+        starts=(op.q_start, op.k_start, op.v_start),
+        rotary_dim=0 if op.cos is None else int(op.cos.ty.shape[1]),
+        angle_dtype="float32" if op.cos is None else str(op.cos.ty.dtype),
+        scale=op.scale,
+        window=op.window,
+        softcap=op.softcap,
+        has_slopes=op.slopes is not None,
+        has_sinks=op.sinks is not None,
+    )
 
 
 @cache
-def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
+def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
     k = kernel
 
     def body() -> None:
         n, batch, layers, blocks, max_blocks = (T.int64() for _ in range(5))
-        attention = _Attention(
+        tensors = Tensors(
             kernel=k,
             simd=Simd(k.isa),
-            q=argument("q", (n, k.num_heads, k.key_dim), "float32"),
-            k=argument("k", (n, k.num_kv_heads, k.key_dim), "float32"),
-            v=argument("v", (n, k.num_kv_heads, k.value_dim), "float32"),
+            q=argument("q", (n, k.columns[0]), "float32"),
+            k=argument("k", (n, k.columns[1]), "float32"),
+            v=argument("v", (n, k.columns[2]), "float32"),
+            cos=argument("cos", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
+            sin=argument("sin", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
             k_pages=argument("k_pages", (layers, blocks, k.num_kv_heads, k.key_dim, k.block_size), k.kv_dtype),
             v_pages=argument("v_pages", (layers, blocks, k.num_kv_heads, k.block_size, k.value_dim), k.kv_dtype),
             slots=argument("slots", (n,), "int32"),
@@ -114,272 +87,134 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
             slopes=argument("slopes", (k.num_heads,), "float32") if k.has_slopes else None,
             sinks=argument("sinks", (k.num_heads,), "float32") if k.has_sinks else None,
             layer=T.arg("layer", T.int64()),
-            out=argument("out", (n, k.num_heads, k.value_dim), "float32"),
+            out=argument("out", (n, k.num_heads * k.value_dim), "float32"),
             sizes=(n, batch, blocks, max_blocks),
         )
-        attention.append()
-        attention.attend()
+        _attend(tensors)
 
     return with_work(prim_func(body), Work(operations_per_pair=2 * k.num_heads * (k.key_dim + k.value_dim), window=k.window))
 
 
+def _attend(t: Tensors) -> None:
+    kernel, (n, batch, _, max_blocks) = t.kernel, t.sizes
+    first_tasks, first_states = (T.alloc_buffer((batch + 1,), "int64") for _ in range(2))
+    T.buffer_store(first_tasks, T.int64(0), [T.int64(0)])
+    T.buffer_store(first_states, T.int64(0), [T.int64(0)])
+    with T.serial(batch) as sequence:
+        work = _Work.of(t, sequence)
+        count = name(work.per_group * kernel.num_kv_heads)
+        T.buffer_store(first_tasks, first_tasks[sequence] + count, [sequence + 1])
+        T.buffer_store(first_states, first_states[sequence] + T.Select(work.is_split, count, T.int64(0)), [sequence + 1])
+    tiles = kernel.num_kv_heads * -(-kernel.heads_per_group // kernel.tile_rows)  # of a split sequence, at most
+    chunks = max_blocks * kernel.block_size // kernel.chunk + 1
+    states = T.alloc_buffer((batch * tiles * chunks * kernel.state_size(kernel.tile_rows),), "float32")
+    with parallel_region():
+        attend = _Attend(t, first_tasks, first_states, states)
+        with shared_loop(n * kernel.num_kv_heads) as i:
+            Append(t).run(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
+        with shared_loop(first_tasks[batch], strided=True) as task:
+            attend.task(task)
+        with shared_loop(batch * kernel.num_kv_heads, barrier=False) as i:
+            attend.merge(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
+
+
 @dataclass(frozen=True)
-class _Attention:
-    """The arguments of one kernel. `sizes` are tokens, sequences, blocks of the pool, and blocks of a table's row."""
+class _Work:
+    """How a sequence's rows are cut.
 
-    kernel: _Kernel
-    simd: Simd
-    q: Buffer
-    k: Buffer
-    v: Buffer
-    k_pages: Buffer
-    v_pages: Buffer
-    slots: Buffer
-    query_starts: Buffer
-    context_lens: Buffer
-    block_tables: Buffer
-    slopes: Buffer | None
-    sinks: Buffer | None
-    layer: Value
-    out: Buffer
-    sizes: tuple[Value, Value, Value, Value]
+    Attributes:
+        is_split: whether each chunk of keys is a task of its own: where there is one tile, or one token.
+        per_group: tasks for each K/V head.
+    """
 
-    def append(self) -> None:
-        """Writes the new tokens' keys and values to their slots; a negative slot is skipped."""
-        n = self.sizes[0]
-        with T.If(n < T.int64(PARALLEL_WRITES_FROM)):
-            with T.Then(), T.serial(n) as token:
-                self.append_token(token)
-            with T.Else(), T.parallel(n) as token:
-                self.append_token(token)
+    num_tokens: Value
+    num_tiles: Value
+    first_chunk: Value
+    num_chunks: Value
+    is_split: Value
+    per_group: Value
 
-    def append_token(self, token: Value) -> None:
-        kernel, simd = self.kernel, self.simd
-        slot = name(T.cast(self.slots[token], "int64"))
-        with T.If(slot >= T.int64(0)), T.Then(), T.serial(kernel.num_kv_heads) as group:
-            block, offset = name(slot // kernel.block_size), name(slot % kernel.block_size)
-            with T.serial(kernel.key_dim) as d:
-                simd.store(self.k_pages, simd.load(self.k, (token, group, d), 1), (self.layer, block, group, d, offset))
-            for start, lanes in pieces(kernel.value_dim, simd.lanes):
-                simd.store(self.v_pages, simd.load(self.v, (token, group, start), lanes), (self.layer, block, group, offset, start))
+    @staticmethod
+    def of(t: Tensors, sequence: Value) -> _Work:
+        kernel = t.kernel
+        tokens, context = name(t.num_tokens(sequence)), name(t.context(sequence))
+        rows = name(tokens * kernel.heads_per_group)
+        tiles = name((rows + kernel.tile_rows - 1) // kernel.tile_rows)
+        begin = T.max(T.int64(0), context - tokens + 1 - kernel.window) if kernel.window else T.int64(0)
+        first = name(begin // kernel.chunk)
+        chunks = name((context + kernel.chunk - 1) // kernel.chunk - first)
+        is_split = T.Or(tiles == T.int64(1), tokens == T.int64(1))
+        return _Work(tokens, tiles, first, chunks, is_split, name(tiles * T.Select(is_split, chunks, T.int64(1))))
 
-    def attend(self) -> None:
-        """Cuts every sequence's rows into tiles and runs them in parallel."""
-        kernel, batch = self.kernel, self.sizes[1]
-        first_tiles = T.alloc_buffer((batch + 1,), "int64")
-        T.buffer_store(first_tiles, T.int64(0), [T.int64(0)])
-        with T.serial(batch) as sequence:
-            rows = name(self.num_tokens(sequence) * kernel.heads_per_group)
-            T.buffer_store(first_tiles, first_tiles[sequence] + self.num_tiles(rows), [sequence + 1])
-        num_tasks = name(first_tiles[batch] * kernel.num_kv_heads)
-        with T.parallel(num_tasks) as task:
-            # Causal tiles cost more the later they stand: pairing both ends gives every thread the same share.
-            paired = name(T.Select(task % 2 == 0, task // 2, num_tasks - 1 - task // 2))
-            tile, group = name(paired // kernel.num_kv_heads), name(paired % kernel.num_kv_heads)
-            self.task(self.sequence_of(tile, first_tiles), tile, group, first_tiles)
 
-    def num_tokens(self, sequence: Value) -> Value:
-        return T.cast(self.query_starts[sequence + 1] - self.query_starts[sequence], "int64")
+@dataclass(frozen=True)
+class _Attend:
+    """The tasks. `first_tasks` and `first_states` count those of the sequences before."""
 
-    def num_tiles(self, rows: Value) -> Value:
-        """Long runs of rows go in tiles of TILE_ROWS, short ones (decode) token by token."""
-        kernel = self.kernel
-        per_token = -(-kernel.heads_per_group // kernel.decode_rows)
-        return T.Select(rows >= T.int64(TILE_ROWS), (rows + TILE_ROWS - 1) // TILE_ROWS, rows // kernel.heads_per_group * per_token)
+    tensors: Tensors
+    first_tasks: Buffer
+    first_states: Buffer
+    states: Buffer
 
-    def sequence_of(self, tile: Value, first_tiles: Buffer) -> Value:
+    def task(self, task: Value) -> None:
+        """A tile over all its chunks, or over one of them."""
+        sequence = self.sequence_of(task)
+        work, index = _Work.of(self.tensors, sequence), name(task - self.first_tasks[sequence])
+        group, place = name(index // work.per_group), name(index % work.per_group)
+        with T.If(work.is_split):
+            with T.Then():
+                tile, chunk = name(place // work.num_chunks), name(work.first_chunk + place % work.num_chunks)
+                self.for_tile(work, sequence, group, tile, lambda tile: self.one_chunk(tile, chunk, index))
+            with T.Else():
+                self.all_chunks(self.tile(work, self.tensors.kernel.tile_rows, sequence, group, place))
+
+    def sequence_of(self, task: Value) -> Value:
         found = local(1, "int64")
         T.buffer_store(found, T.int64(0), [0])
-        with T.While(first_tiles[found[0] + 1] <= tile):
+        with T.While(self.first_tasks[found[0] + 1] <= task):
             T.buffer_store(found, found[0] + 1, [0])
         return name(found[0])
 
-    def task(self, sequence: Value, tile: Value, group: Value, first_tiles: Buffer) -> None:
-        kernel = self.kernel
-        heads, decode = kernel.heads_per_group, kernel.decode_rows
-        tokens, index = name(self.num_tokens(sequence)), name(tile - first_tiles[sequence])
-        rows = name(tokens * heads)
-        with T.If(rows >= T.int64(TILE_ROWS)):
-            with T.Then():
-                owned = name(index * TILE_ROWS)
-                _Tile(self, TILE_ROWS, sequence, group, tokens, name(T.min(owned, rows - TILE_ROWS)), owned).run()
-            with T.Else():
-                per_token = -(-heads // decode)
-                start = name(index // per_token * heads)
-                owned = name(start + index % per_token * decode)
-                _Tile(self, decode, sequence, group, tokens, name(T.min(owned, start + heads - decode)), owned).run()
+    def tile(self, work: _Work, num_rows: int, sequence: Value, group: Value, index: Value) -> Tile:
+        return Tile(self.tensors, num_rows, sequence, group, work.num_tokens, name(index * num_rows))
 
+    def for_tile(self, work: _Work, sequence: Value, group: Value, index: Value, body: Callable[[Tile], None]) -> None:
+        """`body` for a tile of a split sequence, which has fewer rows for one token."""
+        kernel = self.tensors.kernel
+        if kernel.token_rows == kernel.tile_rows:
+            return body(self.tile(work, kernel.tile_rows, sequence, group, index))
+        with T.If(work.num_tokens == T.int64(1)):
+            for branch, rows in ((T.Then, kernel.token_rows), (T.Else, kernel.tile_rows)):
+                with branch():
+                    body(self.tile(work, rows, sequence, group, index))
+        return None
 
-@dataclass(frozen=True)
-class _Tile:
-    """`num_rows` rows of a sequence from row `first` on.
+    def one_chunk(self, tile: Tile, chunk: Value, index: Value) -> None:
+        tile.run_chunk(chunk, tile.load_queries(), self.state(self.first_states[tile.sequence] + index))
 
-    The last tile reaches back over rows of the one before, and writes only those it owns.
-    """
+    def all_chunks(self, tile: Tile) -> None:
+        chunk_size = self.tensors.kernel.chunk
+        begin, end = tile.keys()
+        scratch, running = tile.load_queries(), tile.start()
+        state = State(local(self.tensors.kernel.state_size(tile.num_rows)))
+        with between(begin // chunk_size, (end + chunk_size - 1) // chunk_size) as chunk:
+            tile.run_chunk(chunk, scratch, state)
+            tile.fold(running, state)
+        tile.finish(running)
 
-    attention: _Attention
-    num_rows: int
-    sequence: Value
-    group: Value
-    num_tokens: Value
-    first: Value
-    owned: Value
+    def merge(self, sequence: Value, group: Value) -> None:
+        """Folds the states of a split sequence's chunks and writes its rows."""
+        work = _Work.of(self.tensors, sequence)
+        with T.If(work.is_split), T.Then(), T.serial(work.num_tiles) as index:
+            self.for_tile(work, sequence, group, name(index), lambda tile: self.merge_tile(tile, work, name(index)))
 
-    def run(self) -> None:
-        kernel = self.attention.kernel
-        queries, scores = local((self.num_rows, kernel.key_dim)), local((self.num_rows, kernel.chunk))
-        maxima, totals = (local(self.num_rows) for _ in range(2))
-        sums = local((self.num_rows, kernel.value_dim))
-        keys = None if kernel.keys_in_vectors else local((kernel.key_dim, kernel.chunk))
-        end = name(self.position(self.num_rows - 1) + 1)
-        begin = name(T.max(T.int64(0), self.position(0) + 1 - kernel.window)) if kernel.window else T.int64(0)
-        with T.serial(self.num_rows) as row:
-            self.start(row, queries, maxima, totals, sums)
-        with between(begin // kernel.chunk, (end + kernel.chunk - 1) // kernel.chunk) as chunk:
-            at = name(chunk * kernel.chunk)
-            if keys is not None:
-                self.gather_keys(at, end, keys)
-            self.score(at, queries, keys, scores)
-            with T.serial(self.num_rows) as row:
-                self.softmax(row, at, scores, maxima, totals, sums)
-            low, high = name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(kernel.chunk)))
-            self.add_values(at, low, high, scores, sums)
-        with T.serial(self.num_rows) as row, T.If(self.first + row >= self.owned), T.Then():
-            self.finish(row, totals, sums)
+    def merge_tile(self, tile: Tile, work: _Work, index: Value) -> None:
+        first = name(self.first_states[tile.sequence] + tile.group * work.per_group + index * work.num_chunks)
+        running = tile.start()
+        with T.serial(work.num_chunks) as chunk:
+            tile.fold(running, self.state(first + chunk))
+        tile.finish(running)
 
-    def position(self, row: Value | int) -> Value:
-        """Where in its sequence a row of the tile stands."""
-        context = T.cast(self.attention.context_lens[self.sequence], "int64")
-        return name(context - self.num_tokens + (self.first + row) // self.attention.kernel.heads_per_group)
-
-    def token_and_head(self, row: Value | int) -> tuple[Value, Value]:
-        """Where a row of the tile stands in q and out."""
-        a, heads = self.attention, self.attention.kernel.heads_per_group
-        token = T.cast(a.query_starts[self.sequence], "int64") + (self.first + row) // heads
-        return name(token), name(self.group * heads + (self.first + row) % heads)
-
-    def start(self, row: Value, queries: Buffer, maxima: Buffer, totals: Buffer, sums: Buffer) -> None:
-        """Scaled queries; a sink counts as a first key whose value is zero."""
-        a, kernel, simd = self.attention, self.attention.kernel, self.attention.simd
-        token, head = self.token_and_head(row)
-        for start, lanes in pieces(kernel.key_dim, simd.lanes):
-            simd.store(queries, simd.load(a.q, (token, head, start), lanes) * splat(kernel.scale, lanes), (row, start))
-        for start, lanes in pieces(kernel.value_dim, simd.lanes):
-            simd.store(sums, splat(0.0, lanes), (row, start))
-        T.buffer_store(maxima, T.float32(HIDDEN) if a.sinks is None else a.sinks[head], [row])
-        T.buffer_store(totals, T.float32(0.0 if a.sinks is None else 1.0), [row])
-
-    def block_of(self, position: Value) -> Value:
-        """The block that holds a position. Positions that are never used (before the window, past the end) give some block of the pool."""
-        a = self.attention
-        _, _, blocks, max_blocks = a.sizes
-        column = T.min(position // a.kernel.block_size, max_blocks - 1)
-        return name(T.max(T.int64(0), T.min(T.cast(a.block_tables[self.sequence, column], "int64"), blocks - 1)))
-
-    def gather_keys(self, at: Value, end: Value, keys: Buffer) -> None:
-        """Copies a chunk's keys together, for pages that do not hold whole vectors."""
-        a, kernel = self.attention, self.attention.kernel
-        with T.serial(kernel.chunk) as i:
-            position = name(T.min(at + i, end - 1))
-            block, offset = self.block_of(position), name(position % kernel.block_size)
-            with T.serial(kernel.key_dim) as d:
-                a.simd.store(keys, a.simd.load(a.k_pages, (a.layer, block, self.group, d, offset), 1), (d, i))
-
-    def score(self, at: Value, queries: Buffer, keys: Buffer | None, scores: Buffer) -> None:
-        """queries · keys of a chunk, several vectors of keys at a time."""
-        kernel, lanes = self.attention.kernel, self.attention.simd.lanes
-        vectors = kernel.vectors_beside(self.num_rows, kernel.chunk // lanes)
-        while kernel.chunk // lanes % vectors:
-            vectors //= 2
-        with T.serial(kernel.chunk // lanes // vectors) as part:
-            starts = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
-            self.score_vectors(at, starts, queries, keys, scores)
-
-    def score_vectors(self, at: Value, starts: list[Value], queries: Buffer, keys: Buffer | None, scores: Buffer) -> None:
-        a, kernel, simd = self.attention, self.attention.kernel, self.attention.simd
-        lanes = simd.lanes
-        places = [(self.block_of(at + start), name((at + start) % kernel.block_size)) for start in starts] if keys is None else []
-        dots = [[Register(lanes) for _ in starts] for _ in range(self.num_rows)]
-        with T.serial(kernel.key_dim) as d:
-            if keys is None:
-                loaded = [simd.load(a.k_pages, (a.layer, block, self.group, d, offset)) for block, offset in places]
-            else:
-                loaded = [simd.load(keys, (d, start)) for start in starts]
-            for row in range(self.num_rows):
-                query = name(splat(queries[row, d], lanes))
-                for dot, key in zip(dots[row], loaded, strict=True):
-                    dot.set(simd.fma(query, key, dot.get()))
-        for row in range(self.num_rows):
-            for dot, start in zip(dots[row], starts, strict=True):
-                simd.store(scores, dot.get(), (row, start))
-
-    def masked(self, score: Value, row: Value, distance: Value) -> Value:
-        """Soft cap, ALiBi (arXiv:2108.12409) and the causal window, on scores of keys `distance` (≤ 0 if seen) after the query."""
-        a, kernel, simd = self.attention, self.attention.kernel, self.attention.simd
-        lanes = simd.lanes
-        if kernel.softcap:
-            score = simd.tanh(score * splat(1 / kernel.softcap, lanes)) * splat(kernel.softcap, lanes)
-        if a.slopes is not None:
-            score = simd.fma(splat(a.slopes[self.token_and_head(row)[1]], lanes), T.cast(distance, f"float32x{lanes}"), score)
-        score = T.Select(distance <= T.broadcast(T.int32(0), lanes), name(score), splat(HIDDEN, lanes))
-        if kernel.window:
-            score = T.Select(distance > T.broadcast(T.int32(-kernel.window), lanes), score, splat(HIDDEN, lanes))
-        return name(score)
-
-    def softmax(self, row: Value, at: Value, scores: Buffer, maxima: Buffer, totals: Buffer, sums: Buffer) -> None:
-        """Scores of a row become weights relative to the new maximum, and its older sums shrink by as much as the maximum grew."""
-        kernel, simd = self.attention.kernel, self.attention.simd
-        lanes = simd.lanes
-        starts = range(0, kernel.chunk, lanes)
-        distance = name(T.cast(at - self.position(row), "int32"))
-        vectors = [self.masked(simd.load(scores, (row, start)), row, name(iota(distance + start, lanes))) for start in starts]
-        highest = vectors[0]
-        for vector in vectors[1:]:
-            highest = name(T.max(highest, vector))
-        old = name(maxima[row])
-        new = name(T.max(old, tree(highest, T.max)))
-        decay = name(simd.exp(old - new))
-        total = splat(0.0, lanes)
-        for vector, start in zip(vectors, starts, strict=True):
-            seen = vector > splat(HIDDEN / 2, lanes)
-            weight = name(T.Select(seen, simd.exp(vector - splat(new, lanes)), splat(0.0, lanes)))
-            simd.store(scores, weight, (row, start))
-            total = name(total + weight)
-        T.buffer_store(maxima, new, [row])
-        T.buffer_store(totals, simd.fma(name(totals[row]), decay, tree(total, lambda x, y: x + y)), [row])
-        for start, width in pieces(kernel.value_dim, lanes):
-            simd.store(sums, simd.load(sums, (row, start), width) * splat(decay, width), (row, start))
-
-    def add_values(self, at: Value, low: Value, high: Value, weights: Buffer, sums: Buffer) -> None:
-        """sums += weights @ values, over the keys `low` to `high` of the chunk: others were perhaps never written."""
-        kernel = self.attention.kernel
-        columns = pieces(kernel.value_dim, self.attention.simd.lanes)
-        beside = kernel.vectors_beside(self.num_rows, 4)
-        for first in range(0, len(columns), beside):
-            self.add_value_columns(at, low, high, columns[first : first + beside], weights, sums)
-
-    def add_value_columns(self, at: Value, low: Value, high: Value, columns: list[tuple[int, int]], weights: Buffer, sums: Buffer) -> None:
-        a, kernel, simd = self.attention, self.attention.kernel, self.attention.simd
-        totals = [[Register(lanes, None) for _, lanes in columns] for _ in range(self.num_rows)]
-        for row in range(self.num_rows):
-            for total, (start, lanes) in zip(totals[row], columns, strict=True):
-                total.set(simd.load(sums, (row, start), lanes))
-        with between(low // kernel.run, (high + kernel.run - 1) // kernel.run) as run:
-            position = name(at + run * kernel.run)
-            block, offset = self.block_of(position), name(position % kernel.block_size)
-            with between(T.max(low - run * kernel.run, T.int64(0)), T.min(high - run * kernel.run, T.int64(kernel.run))) as i:
-                values = [simd.load(a.v_pages, (a.layer, block, self.group, offset + i, start), lanes) for start, lanes in columns]
-                for row in range(self.num_rows):
-                    weight = name(weights[row, run * kernel.run + i])
-                    for total, value in zip(totals[row], values, strict=True):
-                        total.set(simd.fma(splat(weight, total.lanes), value, total.get()))
-        for row in range(self.num_rows):
-            for total, (start, _) in zip(totals[row], columns, strict=True):
-                simd.store(sums, total.get(), (row, start))
-
-    def finish(self, row: Value, totals: Buffer, sums: Buffer) -> None:
-        a, simd = self.attention, self.attention.simd
-        token, head = self.token_and_head(row)
-        inverse = name(T.float32(1) / totals[row])
-        for start, lanes in pieces(a.kernel.value_dim, simd.lanes):
-            simd.store(a.out, simd.load(sums, (row, start), lanes) * splat(inverse, lanes), (token, head, start))
+    def state(self, index: Value) -> State:
+        kernel = self.tensors.kernel
+        return State(self.states, name(index * kernel.state_size(kernel.tile_rows)))

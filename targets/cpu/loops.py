@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from tvm.tirx.script import builder as T
 
@@ -27,6 +27,29 @@ def between(start: Value, stop: Value) -> Iterator[Value]:
     """A loop from start to stop, written from 0: when TVM moves a loop to start there, it forgets the bounds of inner loops."""
     with T.serial(stop - start) as i:
         yield name(start + i)
+
+
+@contextmanager
+def parallel_region() -> Iterator[None]:
+    """`shared_loop`s that run in threads which are started once: launching costs more than a barrier.
+
+    What a thread needs for itself is allocated within a loop. Of what stands between loops, all threads get the same one.
+    """
+    with T.attr(T.int64(0), "pragma_parallel_launch_point", T.int64(1)):
+        yield
+
+
+@contextmanager
+def shared_loop(count: Value, *, strided: bool = False, barrier: bool = True) -> Iterator[Value]:
+    """A loop whose iterations the threads of a region share: in one piece each, or (strided) in turns.
+
+    With `barrier`, no thread goes on before all are done.
+    """
+    with ExitStack() as frames:
+        for pragma, wanted in (("barrier_when_finish", barrier), ("stride_pattern", strided)):
+            if wanted:
+                frames.enter_context(T.attr(T.int64(0), f"pragma_parallel_{pragma}", T.int64(1)))
+        yield frames.enter_context(T.parallel(count))
 
 
 def sweep(extent: int, lanes: int, body: Callable[[Value | int, int, int], None]) -> None:

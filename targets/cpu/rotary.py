@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -48,17 +49,33 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
 
         def token(i: Value) -> None:
             with T.serial(heads) as head:
-                for start, lanes in pieces(dim // 2, simd.lanes):
-                    rotate(simd, x, cos, sin, out, (i, head), start, lanes)
+                rotate(simd, x, (i, head, 0), cos, sin, i, (dim, dim), lambda at, value: simd.store(out, value, (i, head, at)))
 
         for_each(n, heads * dim, token)
 
-    def rotate(simd: Simd, x: Buffer, cos: Buffer, sin: Buffer, out: Buffer, row: tuple[Value, Value], low: int, lanes: int) -> None:
-        high = low + kernel.head_dim // 2
-        a, b = simd.load(x, (*row, low), lanes), simd.load(x, (*row, high), lanes)
-        cosines, sines = ([simd.load(angles, (row[0], start), lanes) for start in (low, high)] for angles in (cos, sin))
-        minus_b = splat(0.0, lanes) - b
-        simd.store(out, simd.fma(a, cosines[0], minus_b * sines[0]), (*row, low))
-        simd.store(out, simd.fma(b, cosines[1], a * sines[1]), (*row, high))
-
     return prim_func(body)
+
+
+def rotate(
+    simd: Simd,
+    x: Buffer,
+    first: tuple[Value | int, ...],
+    cos: Buffer | None,
+    sin: Buffer | None,
+    token: Value,
+    dims: tuple[int, int],
+    store: Callable[[int, Value], None],
+) -> None:
+    """Stores a head of x, from index `first` on, with its leading dimensions rotated; `dims` are the head's size and how many those are."""
+    dim, rotated = dims
+    *outer, start = first
+    if cos is not None and sin is not None:
+        for low, lanes in pieces(rotated // 2, simd.lanes):
+            high = low + rotated // 2
+            a, b = simd.load(x, (*outer, start + low), lanes), simd.load(x, (*outer, start + high), lanes)
+            cosines, sines = ([simd.load(angles, (token, at), lanes) for at in (low, high)] for angles in (cos, sin))
+            minus_b = splat(0.0, lanes) - b
+            store(low, simd.fma(a, cosines[0], minus_b * sines[0]))
+            store(high, simd.fma(b, cosines[1], a * sines[1]))
+    for at, lanes in pieces(dim - rotated, simd.lanes):
+        store(rotated + at, simd.load(x, (*outer, start + rotated + at), lanes))

@@ -163,18 +163,18 @@ class Simd:
             result = self.fma(result, x, splat(coefficient, lanes))
         return name(result)
 
-    def exp(self, x: Value) -> Value:
-        """e^x to 2 ulp; arguments are clamped to [−87, 88.3], so that it neither overflows nor vanishes."""
+    def exp(self, x: Value, *, nonpositive: bool = False) -> Value:
+        """e^x to 2 ulp; arguments are clamped to [−87, 88.3], so that it neither overflows nor vanishes. Known to be ≤ 0, it is cheaper."""
         lanes = lanes_of(x)
-        x = name(T.min(splat(88.3, lanes), T.max(splat(-87.0, lanes), x)))  # this order lets NaN through
+        x = T.max(splat(-87.0, lanes), x)  # this order lets NaN through
+        x = name(x if nonpositive else T.min(splat(88.3, lanes), x))
         integer = _typed("int32", lanes)
-        # Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits.
-        shifted = T.reinterpret(integer, self.fma(x, splat(math.log2(math.e), lanes), splat(_ROUND, lanes)))
-        exponent = name(shifted - _int_splat(_ROUND_BITS, lanes))
-        whole = name(T.cast(exponent, _typed("float32", lanes)))
+        # Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits; the others are shifted out below.
+        shifted = name(self.fma(x, splat(math.log2(math.e), lanes), splat(_ROUND, lanes)))
+        whole = name(shifted - splat(_ROUND, lanes))
         rest = name(self.fma(whole, splat(-_LN2_LOW, lanes), self.fma(whole, splat(-_LN2_HIGH, lanes), x)))
         power = self.polynomial(_EXP, rest)
-        bits = T.reinterpret(integer, power) + (exponent << _int_splat(23, lanes))
+        bits = T.reinterpret(integer, power) + (T.reinterpret(integer, shifted) << _int_splat(23, lanes))
         return name(T.reinterpret(_typed("float32", lanes), bits))
 
     def sigmoid(self, x: Value) -> Value:
@@ -258,7 +258,7 @@ def _fit(function: Callable[[float], float], degree: int, low: float, high: floa
     return tuple(float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef)
 
 
-_ROUND, _ROUND_BITS = 1.5 * 2.0**23, 0x4B400000
+_ROUND = 1.5 * 2.0**23
 _LN2_HIGH = 355 / 512  # few bits: times an integer it is exact
 _LN2_LOW = math.log(2) - _LN2_HIGH
 _EXP = _fit(math.exp, 6, -0.5 * math.log(2), 0.5 * math.log(2))

@@ -79,4 +79,6 @@ def test_every_marker_reads_its_group_at_its_place(after: IRModule) -> None:
     assert (full.k_pages.name, full.slots.name, full.layer, full.window, full.slopes) == ("k_pages.0", "slots.0", 1, 0, None)
     assert (windowed.v_pages.name, windowed.block_tables.name, windowed.layer) == ("v_pages.1", "block_tables.1", 0)
     assert (windowed.scale, windowed.window, windowed.softcap) == (0.5, 8, 3.0)
+    assert shape_of(full.q)[1:] == [64] and shape_of(full.k)[1:] == [32] and shape_of(full.v)[1:] == [16]
+    assert (full.cos, full.q_start, full.k_start, full.v_start) == (None, 0, 0, 0)
     assert windowed.sinks.name == "weight" and isinstance(windowed.slopes, relax.DataflowVar)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
@@ -28,25 +28,39 @@ class Shape:
     softcap: float = 0.0
     slopes: bool = False
     sinks: bool = False
+    rotary_dim: int = 0
+    joined: bool = False  # q, k and v are columns of one matrix
+
+    @property
+    def widths(self):
+        return self.heads * self.key_dim, self.groups * self.key_dim, self.groups * self.value_dim
+
+    @property
+    def starts(self):
+        return tuple(np.cumsum([5, *self.widths])[:3].tolist()) if self.joined else (0, 0, 0)
+
+    @property
+    def columns(self):
+        return (sum(self.widths) + 8,) * 3 if self.joined else self.widths
 
 
 SHAPES = [
-    Shape(9, 3, 64, 64, 16),
+    Shape(9, 3, 64, 64, 16, rotary_dim=64, joined=True),
     Shape(2, 2, 80, 80, 16, "float16", slopes=True),
-    Shape(4, 1, 16, 16, 32, "bfloat16", window=20, sinks=True),
-    Shape(11, 1, 10, 20, 7, softcap=5.0, window=9),
-    Shape(4, 2, 16, 32, 80),
+    Shape(4, 1, 16, 16, 32, "bfloat16", window=20, sinks=True, rotary_dim=8),
+    Shape(21, 1, 10, 20, 4, softcap=5.0, window=150, joined=True),
+    Shape(4, 2, 16, 32, 256, "float16", rotary_dim=16),
 ]
 LAYERS, LAYER = 2, 1
+ROUNDING = {"float32": 1e-6, "float16": 2.0**-11 + 1e-6, "bfloat16": 2.0**-8 + 1e-6}
 
 
 @functools.cache
 def attention(isa, s):
     n, b, blocks = size("n"), size("b"), size("blocks")
-    inputs = [
-        Input("q", (n, s.heads, s.key_dim)),
-        Input("k", (n, s.groups, s.key_dim)),
-        Input("v", (n, s.groups, s.value_dim)),
+    inputs = [Input(name, (n, columns)) for name, columns in zip("qkv", s.columns, strict=True)]
+    inputs += [Input("cos", (n, s.rotary_dim)), Input("sin", (n, s.rotary_dim))] * bool(s.rotary_dim)
+    inputs += [
         Input("k_pages", (LAYERS, blocks, s.groups, s.key_dim, s.block), s.dtype),
         Input("v_pages", (LAYERS, blocks, s.groups, s.block, s.value_dim), s.dtype),
         Input("slots", (n,), "int32"),
@@ -57,10 +71,12 @@ def attention(isa, s):
     inputs += [Input("slopes", (s.heads,))] * s.slopes + [Input("sinks", (s.heads,))] * s.sinks
 
     def make(*tensors):
-        extras = list(tensors[9:])
-        slopes, sinks = (extras.pop(0) if wanted else None for wanted in (s.slopes, s.sinks))
-        op = PagedAttention(*tensors[:9], slopes, sinks, LAYER, s.key_dim**-0.5, s.window, s.softcap)
-        return op.emit(relax.TensorType((n, s.heads, s.value_dim), "float32"))
+        given = dict(zip([i.name for i in inputs], tensors, strict=True))
+        names = [field.name for field in fields(PagedAttention)]
+        numbers = dict(zip(("q_start", "k_start", "v_start"), s.starts, strict=True))
+        numbers |= {"layer": LAYER, "scale": s.key_dim**-0.5, "window": s.window, "softcap": s.softcap}
+        op = PagedAttention(**{name: numbers.get(name, given.get(name)) for name in names})
+        return op.emit(relax.TensorType((n, s.heads * s.value_dim), "float32"))
 
     return compile_one(isa, inputs, make)
 
@@ -76,6 +92,8 @@ class Sequences:
         )
         self.extras = [(2.0 ** -np.arange(1, shape.heads + 1)).astype("float32")] * shape.slopes
         self.extras += [self.random.standard_normal(shape.heads).astype("float32")] * shape.sinks
+        angles = np.arange(max(lengths))[:, None] * np.tile(0.5 ** np.arange(shape.rotary_dim // 2), 2)
+        self.cos, self.sin = np.cos(angles).astype("float32"), np.sin(angles).astype("float32")
         width = max(-(-n // shape.block) for n in lengths)
         num_blocks = width * len(lengths) + 2
         self.tables = self.random.permutation(num_blocks)[: width * len(lengths)].reshape(-1, width).astype("int32")
@@ -85,20 +103,42 @@ class Sequences:
 
     def run(self, *chunks):
         """One call, over chunks of sequences, each (sequence, from, to)."""
+        s = self.shape
         cut = [np.concatenate([tensor[i][a:b] for i, a, b in chunks]) for tensor in (self.q, self.k, self.v)]
-        block = self.shape.block
-        slots = np.concatenate([self.tables[i][np.arange(a, b) // block] * block + np.arange(a, b) % block for i, a, b in chunks])
+        cut = [tensor.reshape(len(tensor), -1) for tensor in cut]
+        if s.joined:
+            n = len(cut[0])
+            cut = [np.concatenate([np.full((n, 5), np.nan, "float32"), *cut, np.full((n, 3), np.nan, "float32")], 1)] * 3
+        angles = [np.concatenate([table[a:b] for _, a, b in chunks]) for table in (self.cos, self.sin)] if s.rotary_dim else []
+        slots = np.concatenate([self.tables[i][np.arange(a, b) // s.block] * s.block + np.arange(a, b) % s.block for i, a, b in chunks])
+        return self.call([*cut, *angles], slots, chunks).reshape(-1, s.heads, s.value_dim)
+
+    def call(self, arrays, slots, chunks):
         starts = np.cumsum([0, *(b - a for _, a, b in chunks)])
         lens, tables = np.array([b for _, _, b in chunks]), self.tables[[i for i, _, _ in chunks]]
         integers = [array.astype("int32") for array in (slots, starts, lens, tables)]
-        return attention(self.isa, self.shape)(*cut, self.k_pages, self.v_pages, *integers, *self.extras)
+        return attention(self.isa, self.shape)(*arrays, self.k_pages, self.v_pages, *integers, *self.extras)
+
+    def rotated(self, x):
+        """Halves of the leading dimensions rotated, in float64."""
+        x, half = x.astype("float64"), self.shape.rotary_dim // 2
+        cos, sin = (table[: len(x), None].astype("float64") for table in (self.cos, self.sin))
+        low, high, rest = np.split(x, [half, 2 * half], axis=-1)
+        turned = np.concatenate([-high, low], -1)
+        return np.concatenate([x[..., : 2 * half] * cos + turned * sin, rest], -1)
+
+    def stored(self, i):
+        """Keys and values of a sequence as the pages hold them: [n, groups, dim] each."""
+        block, offset = np.divmod(np.arange(self.lengths[i]), self.shape.block)
+        blocks = self.tables[i][block]
+        return self.k_pages.numpy()[LAYER][blocks, :, :, offset], self.v_pages.numpy()[LAYER][blocks, :, offset]
 
     def reference(self, i):
         s = self.shape
         extras = list(self.extras)
         slopes = extras.pop(0)[:, None, None].astype("float64") if s.slopes else 0.0
-        k, v = (np.repeat(x[i].astype(DTYPES[s.dtype]).astype("float64"), s.heads // s.groups, 1) for x in (self.k, self.v))
-        scores = np.einsum("qhd,khd->hqk", self.q[i].astype("float64"), k) * s.key_dim**-0.5
+        k, v = (np.repeat(x.astype("float64"), s.heads // s.groups, 1) for x in self.stored(i))
+        scores = np.einsum("qhd,khd->hqk", self.rotated(self.q[i]), k) * s.key_dim**-0.5
         scores = s.softcap * np.tanh(scores / s.softcap) if s.softcap else scores
         distance = np.arange(self.lengths[i])[None] - np.arange(self.lengths[i])[:, None]
         seen = (distance <= 0) & ((distance > -s.window) if s.window else True)
@@ -113,8 +153,8 @@ class Sequences:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @settings(max_examples=4)
 @given(
-    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
-    cuts=st.lists(st.integers(1, 149), max_size=5),
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=4),
+    cuts=st.lists(st.integers(1, 199), max_size=5),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_attention(isa, shape, lengths, cuts, seed):
@@ -139,14 +179,12 @@ def test_attention(isa, shape, lengths, cuts, seed):
 @pytest.mark.parametrize("isa", RUNNABLE)
 def test_token_by_token_and_negative_slots(isa):
     shape = SHAPES[0]
-    whole, steps = (Sequences(isa, shape, [70], 0) for _ in range(2))
-    expected = whole.run((0, 0, 70))
-    assert same_bits(np.concatenate([steps.run((0, t, t + 1)) for t in range(70)]), expected)
+    whole, steps = (Sequences(isa, shape, [270], 0) for _ in range(2))
+    expected = whole.run((0, 0, 270))
+    assert same_bits(np.concatenate([steps.run((0, t, t + 1)) for t in range(270)]), expected)
     before = whole.k_pages.numpy().tobytes()
-    n = np.int32(1)
-    whole_tables = whole.tables.astype("int32")
-    arrays = (whole.q[0][:1], whole.k[0][:1] + 1, whole.v[0][:1], whole.k_pages, whole.v_pages, np.array([-1], "int32"))
-    attention(isa, shape)(*arrays, np.array([0, n], "int32"), np.array([70], "int32"), whole_tables)
+    joined, angle = np.ones((1, shape.columns[0]), "float32"), np.ones((1, shape.rotary_dim), "float32")
+    whole.call([joined, joined, joined, angle, angle], np.array([-1]), [(0, 269, 270)])
     assert whole.k_pages.numpy().tobytes() == before
 
 
@@ -156,6 +194,7 @@ def test_pages_hold_rounded_keys_and_values(isa):
         sequences = Sequences(isa, shape, [41], 1)
         sequences.run((0, 0, 41))
         block, offset = sequences.tables[0][40 // shape.block], 40 % shape.block
-        k, v = (x[0][40].astype(DTYPES[shape.dtype]) for x in (sequences.k, sequences.v))
-        assert same_bits(sequences.k_pages.numpy()[LAYER, block, :, :, offset], k)
-        assert same_bits(sequences.v_pages.numpy()[LAYER, block, :, offset], v)
+        k, v = sequences.k_pages.numpy()[LAYER, block, :, :, offset], sequences.v_pages.numpy()[LAYER, block, :, offset]
+        assert same_bits(v, sequences.v[0][40].astype(DTYPES[shape.dtype]))
+        expected = sequences.rotated(sequences.k[0])[40]
+        np.testing.assert_allclose(k.astype("float64"), expected, rtol=ROUNDING[shape.dtype], atol=1e-6)

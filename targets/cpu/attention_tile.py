@@ -1,0 +1,303 @@
+"""A tile of attention: some (token, head) rows of one sequence, whose heads share K/V, over the keys in chunks.
+
+A chunk gives each row a state of its own: the highest score, the sum of the weights relative to it, the weighted sum of
+the values (arXiv:1805.02867, arXiv:2205.14135). States are folded in the order of the chunks, by the same operations
+whether one thread goes over all chunks or each was another's task. Keys that a row does not see add exactly zero to
+it, and a chunk of such keys leaves its state as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu.attention_kernel import Kernel, Tensors
+from cupola.targets.cpu.loops import between
+from cupola.targets.cpu.rotary import rotate
+from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, iota, lanes_of, local, name, pieces, splat, tree
+
+HIDDEN = -1e30  # the score of a key that a row does not see; finite, so that no infinities are subtracted
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the state of a tile's softmax stands: `Kernel.state_size` floats of `buffer`, from `base` on."""
+
+    buffer: Buffer
+    base: Value | int = 0
+
+    def place(self, index: Value | int) -> tuple[Value | int]:
+        """The buffer's index of a float of the state."""
+        return (index if isinstance(self.base, int) and self.base == 0 else self.base + index,)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A task's own memory; `keys` where they must be copied together."""
+
+    queries: Buffer
+    scores: Buffer
+    keys: Buffer | None
+
+    @staticmethod
+    def allocate(kernel: Kernel, num_rows: int) -> Scratch:
+        keys = None if kernel.keys_in_vectors else local((kernel.key_dim, kernel.chunk))
+        return Scratch(local((num_rows, kernel.key_dim)), local((num_rows, kernel.chunk)), keys)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The rows of a sequence from row `first` on, `num_rows` of them. Those past the end repeat the last one and are not written."""
+
+    tensors: Tensors
+    num_rows: int
+    sequence: Value
+    group: Value
+    num_tokens: Value
+    first: Value
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.tensors.kernel
+
+    @property
+    def simd(self) -> Simd:
+        return self.tensors.simd
+
+    def row(self, row: Value | int) -> Value:
+        """The row of the sequence that a row of the tile is."""
+        return T.min(self.first + row, self.num_tokens * self.kernel.heads_per_group - 1)
+
+    def position(self, row: Value | int) -> Value:
+        """Where in its sequence a row of the tile stands."""
+        return name(self.tensors.context(self.sequence) - self.num_tokens + self.row(row) // self.kernel.heads_per_group)
+
+    def token_and_head(self, row: Value | int) -> tuple[Value, Value]:
+        """Where a row of the tile stands in q and out."""
+        heads, index = self.kernel.heads_per_group, name(self.row(row))
+        token = T.cast(self.tensors.query_starts[self.sequence], "int64") + index // heads
+        return name(token), name(self.group * heads + index % heads)
+
+    def keys(self) -> tuple[Value, Value]:
+        """The keys that some row sees: the first, and the one after the last."""
+        window = self.kernel.window
+        begin = name(T.max(T.int64(0), self.position(0) + 1 - window)) if window else T.int64(0)
+        return begin, name(self.position(self.num_rows - 1) + 1)
+
+    def load_queries(self) -> Scratch:
+        """Scratch memory with the rotated and scaled queries."""
+        t, kernel, simd = self.tensors, self.kernel, self.simd
+        scratch = Scratch.allocate(kernel, self.num_rows)
+        with T.serial(self.num_rows) as row:
+            token, head = self.token_and_head(row)
+            start = name(kernel.starts[0] + head * kernel.key_dim)
+
+            def store(at: int, value: Value) -> None:
+                simd.store(scratch.queries, value * splat(kernel.scale, lanes_of(value)), (row, at))
+
+            rotate(simd, t.q, (token, start), t.cos, t.sin, token, (kernel.key_dim, kernel.rotary_dim), store)
+        return scratch
+
+    def start(self) -> State:
+        """The state before the first chunk; a sink counts as a first key whose value is zero."""
+        kernel, sinks = self.kernel, self.tensors.sinks
+        state, padded = State(local(kernel.state_size(self.num_rows))), kernel.padded(self.num_rows)
+        self.fill(state, 0, padded, HIDDEN)
+        self.fill(state, padded, kernel.state_size(self.num_rows), 0.0)
+        if sinks is not None:
+            with T.serial(self.num_rows) as row:
+                T.buffer_store(state.buffer, sinks[self.token_and_head(row)[1]], [row])
+                T.buffer_store(state.buffer, T.float32(1), [row + padded])
+        return state
+
+    def fill(self, state: State, start: int, stop: int, value: float) -> None:
+        for at, lanes in pieces(stop - start, self.simd.lanes):
+            self.simd.store(state.buffer, splat(value, lanes), state.place(start + at))
+
+    def run_chunk(self, chunk: Value, scratch: Scratch, state: State) -> None:
+        """Makes `state` that of one chunk."""
+        kernel = self.kernel
+        at, (begin, end) = name(chunk * kernel.chunk), self.keys()
+        low, high = name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(kernel.chunk)))
+        self.fill(state, 0, 2 * kernel.padded(self.num_rows), 0.0)
+        if scratch.keys is not None:
+            self.gather_keys(at, end, scratch.keys)
+        strip = kernel.vectors_beside(self.num_rows, kernel.chunk // self.simd.lanes) * self.simd.lanes
+        strips = _Strips(self, scratch, state, at, strip, name(low // strip), name((high + strip - 1) // strip))
+        strips.score()
+        strips.weigh()
+        self.add_values(at, low, high, scratch.scores, state)
+
+    def gather_keys(self, at: Value, end: Value, keys: Buffer) -> None:
+        """Copies a chunk's keys together, for pages that do not hold whole vectors."""
+        t, kernel = self.tensors, self.kernel
+        with T.serial(kernel.chunk) as i:
+            position = name(T.min(at + i, end - 1))
+            block, offset = t.block_of(self.sequence, position), name(position % kernel.block_size)
+            with T.serial(kernel.key_dim) as d:
+                self.simd.store(keys, self.simd.load(t.k_pages, (t.layer, block, self.group, d, offset), 1), (d, i))
+
+    def add_values(self, at: Value, low: Value, high: Value, weights: Buffer, state: State) -> None:
+        """weights @ values, over the keys `low` to `high` of the chunk: others were perhaps never written."""
+        columns = pieces(self.kernel.value_dim, self.simd.lanes)
+        beside = min(4, len(columns))
+        while (self.num_rows + 1) * beside + 1 > self.kernel.isa.num_registers and beside > 1:
+            beside //= 2
+        for first in range(0, len(columns), beside):
+            self.add_value_columns(at, low, high, columns[first : first + beside], weights, state)
+
+    def add_value_columns(self, at: Value, low: Value, high: Value, columns: list[tuple[int, int]], weights: Buffer, state: State) -> None:
+        t, kernel, simd = self.tensors, self.kernel, self.simd
+        totals = [[Register(lanes) for _, lanes in columns] for _ in range(self.num_rows)]
+        with between(low // kernel.run, (high + kernel.run - 1) // kernel.run) as run:
+            position = name(at + run * kernel.run)
+            block, offset = t.block_of(self.sequence, position), name(position % kernel.block_size)
+            with between(T.max(low - run * kernel.run, T.int64(0)), T.min(high - run * kernel.run, T.int64(kernel.run))) as i:
+                values = [simd.load(t.v_pages, (t.layer, block, self.group, offset + i, start), lanes) for start, lanes in columns]
+                for row in range(self.num_rows):
+                    weight = name(weights[row, run * kernel.run + i])
+                    for total, value in zip(totals[row], values, strict=True):
+                        total.set(simd.fma(splat(weight, total.lanes), value, total.get()))
+        for row in range(self.num_rows):
+            place = 2 * kernel.padded(self.num_rows) + row * kernel.value_dim
+            for total, (start, _) in zip(totals[row], columns, strict=True):
+                simd.store(state.buffer, total.get(), state.place(place + start))
+
+    def fold(self, running: State, state: State) -> None:
+        """Adds the state of the next chunk to the running one."""
+        kernel, simd = self.kernel, self.simd
+        padded, lanes = kernel.padded(self.num_rows), simd.lanes
+        factors = local((2, padded))
+        for start in range(0, padded, lanes):
+            old, high = (simd.load(s.buffer, s.place(start)) for s in (running, state))
+            new = name(T.max(old, high))
+            keep, add = simd.exp(old - new, nonpositive=True), simd.exp(high - new, nonpositive=True)
+            simd.store(factors, keep, (0, start))
+            simd.store(factors, add, (1, start))
+            kept, added = (simd.load(s.buffer, s.place(padded + start)) for s in (running, state))
+            simd.store(running.buffer, new, running.place(start))
+            simd.store(running.buffer, simd.fma(added, add, kept * keep), running.place(padded + start))
+        with T.serial(self.num_rows) as row:
+            keep, add = name(factors[0, row]), name(factors[1, row])
+            place = name(2 * padded + row * kernel.value_dim)
+            for start, width in pieces(kernel.value_dim, lanes):
+                kept, added = (simd.load(s.buffer, s.place(place + start), width) for s in (running, state))
+                simd.store(running.buffer, simd.fma(added, splat(add, width), kept * splat(keep, width)), running.place(place + start))
+
+    def finish(self, state: State) -> None:
+        """Divides by the totals and writes the rows."""
+        kernel, simd = self.kernel, self.simd
+        padded, rows = kernel.padded(self.num_rows), name(self.num_tokens * kernel.heads_per_group)
+        with T.serial(self.num_rows) as row, T.If(self.first + row < rows), T.Then():
+            token, head = self.token_and_head(row)
+            inverse = name(T.float32(1) / state.buffer[state.place(padded + row)])
+            place = name(2 * padded + row * kernel.value_dim)
+            for start, lanes in pieces(kernel.value_dim, simd.lanes):
+                value = simd.load(state.buffer, state.place(place + start), lanes) * splat(inverse, lanes)
+                simd.store(self.tensors.out, value, (token, head * kernel.value_dim + start))
+
+
+@dataclass(frozen=True)
+class _Strips:
+    """The keys of a chunk in strips of a few vectors, from strip `begin` to `end`; the chunk begins at position `at`."""
+
+    tile: Tile
+    scratch: Scratch
+    state: State
+    at: Value
+    width: int
+    begin: Value
+    end: Value
+
+    def all_seen(self, strip: Value) -> Value:
+        """Whether every row sees every key of the strip."""
+        first = self.at + strip * self.width
+        seen = first + (self.width - 1) <= self.tile.position(0)
+        window = self.tile.kernel.window
+        return T.And(seen, first > self.tile.position(self.tile.num_rows - 1) - window) if window else seen
+
+    def score(self) -> None:
+        """queries · keys, soft-capped, with ALiBi, masked; the highest of each row into the state."""
+        tile, lanes = self.tile, self.tile.simd.lanes
+        highest = local((tile.num_rows, lanes))
+        for row in range(tile.num_rows):
+            tile.simd.store(highest, splat(HIDDEN, lanes), (row, 0))
+        with between(self.begin, self.end) as strip:
+            starts = [name(strip * self.width + start) for start in range(0, self.width, lanes)]
+            dots = self.multiply(starts)
+            with T.If(self.all_seen(strip)):
+                with T.Then():
+                    self.store(starts, dots, highest, masked=False)
+                with T.Else():
+                    self.store(starts, dots, highest, masked=True)
+        for row in range(tile.num_rows):
+            T.buffer_store(self.state.buffer, tree(tile.simd.load(highest, (row, 0)), T.max), self.state.place(row))
+
+    def multiply(self, starts: list[Value]) -> list[list[Register]]:
+        tile, t, simd, keys = self.tile, self.tile.tensors, self.tile.simd, self.scratch.keys
+        positions = [name(self.at + start) for start in starts] if keys is None else []
+        places = [(t.block_of(tile.sequence, position), name(position % tile.kernel.block_size)) for position in positions]
+        dots = [[Register(simd.lanes) for _ in starts] for _ in range(tile.num_rows)]
+        with T.serial(tile.kernel.key_dim) as d:
+            if keys is None:
+                loaded = [simd.load(t.k_pages, (t.layer, block, tile.group, d, offset)) for block, offset in places]
+            else:
+                loaded = [simd.load(keys, (d, start)) for start in starts]
+            for row in range(tile.num_rows):
+                query = name(splat(self.scratch.queries[row, d], simd.lanes))
+                for dot, key in zip(dots[row], loaded, strict=True):
+                    dot.set(simd.fma(query, key, dot.get()))
+        return dots
+
+    def store(self, starts: list[Value], dots: list[list[Register]], highest: Buffer, *, masked: bool) -> None:
+        simd = self.tile.simd
+        for row, dot in enumerate(dots):
+            high = simd.load(highest, (row, 0))
+            for start, register in zip(starts, dot, strict=True):
+                score = self.shape(register.get(), row, start, masked=masked)
+                simd.store(self.scratch.scores, score, (row, start))
+                high = name(T.max(high, score))
+            simd.store(highest, high, (row, 0))
+
+    def shape(self, score: Value, row: int, start: Value, *, masked: bool) -> Value:
+        """Soft cap, ALiBi (arXiv:2108.12409) and, where asked for, the causal window."""
+        tile, kernel, simd = self.tile, self.tile.kernel, self.tile.simd
+        lanes = simd.lanes
+        if kernel.softcap:
+            score = simd.tanh(score * splat(1 / kernel.softcap, lanes)) * splat(kernel.softcap, lanes)
+        if not masked and tile.tensors.slopes is None:
+            return name(score)
+        distance = name(iota(T.cast(self.at + start - tile.position(row), "int32"), lanes))
+        if tile.tensors.slopes is not None:
+            slope = splat(tile.tensors.slopes[tile.token_and_head(row)[1]], lanes)
+            score = simd.fma(slope, T.cast(distance, f"float32x{lanes}"), score)
+        if masked:
+            score = T.Select(distance <= T.broadcast(T.int32(0), lanes), name(score), splat(HIDDEN, lanes))
+        if masked and kernel.window:
+            score = T.Select(distance > T.broadcast(T.int32(-kernel.window), lanes), score, splat(HIDDEN, lanes))
+        return name(score)
+
+    def weigh(self) -> None:
+        """Scores become weights relative to the row's highest, and their sum goes into the state."""
+        tile, lanes = self.tile, self.tile.simd.lanes
+        with T.serial(tile.num_rows) as row:
+            high, total = name(splat(self.state.buffer[self.state.place(row)], lanes)), Register(lanes)
+            with between(self.begin, self.end) as strip, T.If(self.all_seen(strip)):
+                with T.Then():
+                    self.weigh_strip(row, strip, high, total, masked=False)
+                with T.Else():
+                    self.weigh_strip(row, strip, high, total, masked=True)
+            place = self.state.place(tile.kernel.padded(tile.num_rows) + row)
+            T.buffer_store(self.state.buffer, tree(total.get(), lambda x, y: x + y), place)
+
+    def weigh_strip(self, row: Value, strip: Value, high: Value, total: Register, *, masked: bool) -> None:
+        simd, scores = self.tile.simd, self.scratch.scores
+        for start in range(0, self.width, simd.lanes):
+            place = (row, strip * self.width + start)
+            score = simd.load(scores, place)
+            weight = simd.exp(score - high, nonpositive=True)
+            if masked:
+                weight = name(T.Select(score <= splat(HIDDEN / 2, simd.lanes), splat(0.0, simd.lanes), weight))
+            simd.store(scores, weight, place)
+            total.set(total.get() + weight)
