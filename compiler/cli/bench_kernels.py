@@ -52,35 +52,27 @@ def _title(test: SpeedTest) -> str:
 
 def _show(profile: Profile, roofline: Roofline) -> str:
     tokens = profile.test.num_tokens * profile.test.num_streams
-    title = f"{_title(profile.test)}: {1e3 * profile.seconds:.2f} ms, {tokens / profile.seconds:.1f} tokens/s"
-    rows = [_row(kernel, profile, roofline) for kernel in profile.kernels]
-    least = sum(kernel.bound(roofline)[1] for kernel in profile.kernels)
-    rows.append(_sum_row("all kernels", profile.kernel_seconds, profile.seconds, f"{least / profile.kernel_seconds:.0%}"))
-    rows.append(_sum_row("around them: the virtual machine", profile.model_seconds - profile.kernel_seconds, profile.seconds))
-    rows.append(_sum_row("scheduling and sampling", profile.seconds - profile.model_seconds, profile.seconds))
-    rows.append(_sum_row("whole step" if profile.test.kind == "tg" else "whole prompt", profile.seconds, profile.seconds))
-    return f"{title}\n\n{table(HEAD, rows)}"
+    whole, around = profile.seconds, profile.model_seconds - profile.kernel_seconds
+    rows = [[kernel.name, str(kernel.num_calls), *_cells(kernel.seconds, whole, [kernel], roofline)] for kernel in profile.kernels]
+    rows.append(["all kernels", "", *_cells(profile.kernel_seconds, whole, profile.kernels, roofline)])
+    rows.append(["around them: the virtual machine", "", *_cells(around, whole, [], roofline)])
+    rows.append(["scheduling and sampling", "", *_cells(whole - profile.model_seconds, whole, [], roofline)])
+    rows.append(["whole step" if profile.test.kind == "tg" else "whole prompt", "", *_cells(whole, whole, profile.kernels, roofline)])
+    return f"{_title(profile.test)}: {1e3 * whole:.2f} ms, {tokens / whole:.1f} tokens/s\n\n{table(HEAD, rows)}"
 
 
-def _row(kernel: KernelTime, profile: Profile, roofline: Roofline) -> list[str]:
-    name, least = kernel.bound(roofline)
-    seconds = max(kernel.seconds, 1e-9)  # of what is nearly nothing, less than nothing may be measured
-    return [
-        kernel.name,
-        str(kernel.num_calls),
-        f"{1e6 * kernel.seconds:.1f}",
-        f"{kernel.seconds / profile.seconds:.1%}",
-        f"{kernel.num_bytes / 1e6:.2f}",
-        f"{kernel.num_bytes / seconds / 1e9:.1f}",
-        f"{kernel.num_operations / 1e6:.1f}",
-        f"{kernel.num_operations / seconds / 1e9:.1f}",
-        name,
-        f"{least / seconds:.0%}" if least <= seconds else "> 100%",
-    ]
-
-
-def _sum_row(name: str, seconds: float, whole: float, of_roofline: str = "") -> list[str]:
-    return [name, "", f"{1e6 * seconds:.1f}", f"{seconds / whole:.1%}", *[""] * (len(HEAD) - 5), of_roofline]
+def _cells(seconds: float, whole: float, kernels: Sequence[KernelTime], roofline: Roofline) -> list[str]:
+    """The columns of HEAD from microseconds on, of what `kernels` do in `seconds`."""
+    times = [f"{1e6 * seconds:.1f}", f"{seconds / whole:.1%}"]
+    if not kernels:
+        return [*times, *[""] * (len(HEAD) - 4)]
+    seconds = max(seconds, 1e-9)  # of what takes nearly no time, less than none may be measured
+    num_bytes, num_operations = sum(kernel.num_bytes for kernel in kernels), sum(kernel.num_operations for kernel in kernels)
+    bounds = [kernel.bound(roofline) for kernel in kernels]
+    share = sum(least for _, least in bounds) / seconds
+    amounts = [f"{num_bytes / 1e6:.2f}", f"{num_bytes / seconds / 1e9:.1f}", f"{num_operations / 1e6:.1f}"]
+    name = bounds[0][0] if len(bounds) == 1 else ""
+    return [*times, *amounts, f"{num_operations / seconds / 1e9:.1f}", name, f"{share:.0%}" if share <= 1 else "> 100%"]
 
 
 def _as_dict(profile: Profile, roofline: Roofline) -> dict[str, object]:

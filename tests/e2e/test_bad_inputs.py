@@ -161,6 +161,16 @@ for words, expected in [
     ("run {artifact} -p hi --raw --system s", "system: needs the chat template"),
     ("run {artifact}", "prompt: is empty"),
     ("models --frobnicate", "--frobnicate"),
+    ("bench", "Missing argument 'model'"),
+    ("bench {artifact} -p many", "prompt: 'many' is not a whole number"),
+    ("bench {artifact} -p 0 -d 256", f"tg128 @ d256: needs a context of 385 tokens, and the artifact has {CONTEXT}"),
+    ("bench nothing-like-it", "no such file"),
+    ("eval {artifact}", "Missing option '--text'"),
+    ("eval {artifact} --text nothing", "nothing: text: can't be read: No such file"),
+    ("eval {artifact} --text /dev/null", "/dev/null: text: is empty"),
+    ("eval {artifact} --text /dev/zero", "/dev/zero: text: has more than 64 MiB"),
+    ("eval {artifact} --text {artifact}/lib.so", "lib.so: text: is not UTF-8"),
+    ("eval {artifact} --text {model}/tokenizer.json --context 257", "context: is 257, not from 4 to 256"),
 ]:
     arguments(words[:60], expected, *words.split())
 
