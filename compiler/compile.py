@@ -13,7 +13,7 @@ from cupola.compiler.options import CompileOptions, short_name
 from cupola.compiler.progress import Progress, default_progress
 from cupola.compiler.signals import keep_signals
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.errors import CupolaError, OptionError, SourceError, UnsupportedError
+from cupola.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import tvm
@@ -55,15 +55,6 @@ def compile(
     """
     options = CompileOptions(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     folder = Path(out) if out is not None else Path(f"{short_name(source)}-{target.replace(':', '-')}-{quant}")
-    if _has_runtime_only():
-        if extra_passes:
-            raise OptionError("cannot follow an LLM in the same process", field="extra_passes", fix="compile first, or in another process")
-        done = compile_apart(str(source), options, folder, capture=True)
-        if done.returncode:
-            lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
-            reason = lines[-1] if lines else f"the compiler ended with code {done.returncode}"
-            raise SourceError(reason) if done.returncode == 2 else CupolaError(reason)
-        return Artifact.open(folder, verify=False)
     try:
         from cupola.compiler.driver import compile_to  # here: it loads torch and TVM's compiler
     except ModuleNotFoundError as error:
@@ -74,18 +65,10 @@ def compile(
         return compile_to(folder, source, options, progress or default_progress(), extra_passes)
 
 
-def compile_apart(source: str, options: CompileOptions, folder: Path, *, capture: bool = False) -> subprocess.CompletedProcess[str]:
+def compile_apart(source: str, options: CompileOptions, folder: Path) -> subprocess.CompletedProcess[bytes]:
     """Compiles in a process of its own, whose memory goes back when it ends; its progress goes to standard error."""
     command = [sys.executable, "-m", "cupola", "compile", "--out", str(folder)]
     for name, value in asdict(options).items():
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
-    stderr = subprocess.PIPE if capture else None
-    return subprocess.run(
-        [*command, "--", source], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, text=True, check=False
-    )
-
-
-def _has_runtime_only() -> bool:
-    """Whether this process has loaded TVM for an `LLM`, which brings its runtime library and not its compiler."""
-    return "tvm" in sys.modules and bool(sys.modules["tvm"].base._RUNTIME_ONLY)
+    return subprocess.run([*command, "--", source], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)

@@ -1,13 +1,16 @@
-"""Runs a compiled artifact. The only file that imports tvm."""
+"""Runs a compiled artifact. The only file that knows TVM."""
 
 from __future__ import annotations
 
-import importlib
+import functools
+import importlib.metadata
+import importlib.util
 import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime import environment
-from cupola.runtime.artifact import LIBRARY, MANIFEST, Artifact, KVSpec, TensorSpec, WeightSpec
+from cupola.runtime.artifact import LIBRARY, MANIFEST, Artifact, KVSpec, Manifest, TensorSpec, WeightSpec
 from cupola.runtime.batch import Batch, Float32, Int32
 from cupola.runtime.errors import ArtifactError, EngineError
 from cupola.runtime.machine import check_machine
 
 Array = npt.NDArray[Any]
+SPARE_BYTES = 16 << 20  # of workspace that is kept beside the largest step's
 ALIGNMENT = 64  # bytes; compiled kernels load whole vectors from the start of a tensor
-_RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
 
 
 class TVMExecutor:
@@ -32,15 +35,15 @@ class TVMExecutor:
     Made by `load`. Page memory is touched, and so taken from the system, only as blocks are written.
     """
 
-    def __init__(self, tvm: Any, machine: Any, artifact: Artifact, num_blocks: int) -> None:
+    def __init__(self, machine: Any, artifact: Artifact, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self._tvm, self._machine = tvm, machine
-        self._forward, self._tensor_type = machine["forward"], tvm.runtime.Tensor
+        self._machine, self._forward = machine, machine["forward"]
+        self._workspace = _Workspace(artifact.manifest)
         inputs = artifact.manifest.function("forward").inputs
         self._pages = make_pages(artifact.manifest.kv, num_blocks)
         weights = map_weights(artifact)
-        fixed = {name: to_tensor(tvm, array) for name, array in {**self._pages, **weights}.items()}
-        self._steps = {name: _StepTensor(tvm) for name in _STEP_INPUTS}
+        fixed = {name: to_tensor(array) for name, array in {**self._pages, **weights}.items()}
+        self._steps = {name: _StepTensor() for name in _STEP_INPUTS}
         self._arguments = [fixed.get(spec.name) for spec in inputs]
         # An input of a K/V group is called after what it takes of the step, such as slots.0.
         self._places = [(i, spec.name.partition(".")[0]) for i, spec in enumerate(inputs) if spec.name not in fixed]
@@ -58,17 +61,18 @@ class TVMExecutor:
         steps = {name: step.hold(getattr(batch, name)) for name, step in self._steps.items()}
         for i, name in self._places:
             self._arguments[i] = steps[name]
+        self._workspace.expect(len(batch.tokens), len(batch.logit_rows))
         try:
             result = self._forward(*self._arguments)
         except Exception as error:  # TVM raises many types, RuntimeError's and AttributeError's among them
             raise EngineError(f"the compiled model failed: {error}") from error
-        logits: Any = np.from_dlpack(result if isinstance(result, self._tensor_type) else result[0])
+        logits: Any = np.from_dlpack(result if hasattr(result, "__dlpack__") else result[0])
         return logits
 
     def kernel(self, name: str) -> Callable[..., None]:
         """A kernel of the library, to be called with arrays; it writes to the last one."""
-        kernel = self._machine.module.imports[0][name]
-        return lambda *arrays: kernel(*(to_tensor(self._tvm, array) for array in arrays))
+        kernel = self._machine.imports[0][name]
+        return lambda *arrays: kernel(*(to_tensor(array) for array in arrays))
 
     @contextmanager
     def watched(self, kernels: Collection[str], on_call: OnKernelCall) -> Iterator[None]:
@@ -76,7 +80,7 @@ class TVMExecutor:
 
         The time that it takes to pass the arguments is measured with a function that does nothing, and taken off.
         """
-        nothing, clock = self._tvm.get_global_func("testing.nop"), time.perf_counter_ns
+        nothing, clock = tvm_ffi().get_global_func("testing.nop"), time.perf_counter_ns
 
         def call(kernel: Any, name: str, before: bool, _result: object, *arguments: Any) -> int:
             if not before or name not in kernels:
@@ -86,16 +90,16 @@ class TVMExecutor:
             middle = clock()
             kernel(*arguments)
             end = clock()
-            tensors = [argument for argument in arguments if isinstance(argument, self._tensor_type)]
+            tensors = [argument for argument in arguments if hasattr(argument, "__dlpack__")]
             seconds = 1e-9 * (end - middle - (middle - start))
             on_call(name, seconds, [(t.data_ptr(), TensorSpec("", str(t.dtype), tuple(t.shape))) for t in tensors])
             return _SKIP
 
-        self._machine.set_instrument(call)
+        self._machine["set_instrument"](call)
         try:
             yield
         finally:
-            self._machine.set_instrument(None)
+            self._machine["set_instrument"](None)
 
 
 class _StepTensor:
@@ -104,8 +108,7 @@ class _StepTensor:
     The memory and the tensor over it are kept: a decode step, which is shaped like the last one, only copies numbers.
     """
 
-    def __init__(self, tvm: Any) -> None:
-        self._tvm = tvm
+    def __init__(self) -> None:
         self._grow(1)
         self._array, self._tensor = self._memory, self._whole
 
@@ -115,13 +118,39 @@ class _StepTensor:
             if array.size > self._memory.size:
                 self._grow(array.size)
             self._array = self._memory[: array.size].reshape(array.shape)
-            self._tensor = self._whole._create_view(array.shape, "int32")  # of no rows too, which DLPack does not take
+            self._tensor = _view(self._whole, array.shape, "int32")  # of no rows too, which DLPack does not take
         self._array[...] = array
         return self._tensor
 
     def _grow(self, size: int) -> None:
         self._memory = _aligned_zeros((size,), np.dtype(np.int32))
-        self._whole = to_tensor(self._tvm, self._memory)
+        self._whole = to_tensor(self._memory)
+
+
+class _Workspace:
+    """Keeps in bounds what TVM's allocator holds back: all memory that a step ever took, to be used again by steps of the same sizes.
+
+    Without it a process grows with every new length of prompt.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        forward, logits = manifest.function("forward"), manifest.model.vocab_size * 4
+        self._bytes_per_token, self._bytes_per_row = forward.bytes_per_token, forward.bytes_per_logit_row + logits
+        self._sizes: set[tuple[int, int]] = set()
+        self._num_bytes = self._largest = 0
+
+    def expect(self, num_tokens: int, num_rows: int) -> None:
+        """Frees what earlier steps left if a step of these sizes would make it too much."""
+        if (num_tokens, num_rows) in self._sizes:
+            return
+        num_bytes = num_tokens * self._bytes_per_token + num_rows * self._bytes_per_row
+        self._largest = max(self._largest, num_bytes)
+        if self._num_bytes + num_bytes > self._largest + SPARE_BYTES:
+            tvm_ffi().get_global_func("vm.builtin.memory_manager.clear")()
+            self._sizes.clear()
+            self._num_bytes = 0
+        self._sizes.add((num_tokens, num_rows))
+        self._num_bytes += num_bytes
 
 
 def _check_inputs(artifact: Artifact, names: Sequence[str]) -> None:
@@ -143,41 +172,49 @@ def load(artifact: Artifact, num_blocks: int) -> TVMExecutor:
         ArtifactError: if it was compiled for another machine or another TVM, or can't be loaded.
     """
     check_machine(artifact)
-    tvm = import_tvm()
     manifest, library = artifact.manifest, artifact.path / LIBRARY
-    if manifest.tvm_version != tvm.__version__:
-        found = f"is {manifest.tvm_version!r}, installed is {tvm.__version__!r}"
+    installed = importlib.metadata.version("apache-tvm")
+    if manifest.tvm_version != installed:
+        found = f"is {manifest.tvm_version!r}, installed is {installed!r}"
         raise ArtifactError(found, file=artifact.path / MANIFEST, field="tvm_version", fix="compile the model again")
-    from tvm.runtime.vm import VirtualMachine
-
+    load_runtime()
     try:
-        machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+        machine = tvm_ffi().load_module(str(library))["vm_load_executable"]()
+        machine["vm_initialization"](_CPU, 0, _POOLED)
         machine["forward"]
     except Exception as error:  # TVM raises many types
         raise ArtifactError(
             f"can't be loaded: {str(error).strip().splitlines()[-1]}", file=library, fix="compile the model again"
         ) from error
-    return TVMExecutor(tvm, machine, artifact, num_blocks)
+    return TVMExecutor(machine, artifact, num_blocks)
 
 
-def import_tvm() -> ModuleType:
-    """tvm, as the process has it already, or else its runtime alone: a tenth of the memory, and without torch."""
+_CPU, _POOLED = 1, 2  # DLPack's number of the device, TVM's of an allocator that keeps memory for the next step
+
+
+def load_runtime() -> None:
+    """Loads TVM's runtime library, and none of TVM's Python: a third of its memory, a tenth of its time.
+
+    A process that imports tvm later, to compile, finds the library there.
+    """
     # Read when a thread first runs a kernel. TVM would start half as many threads as there are CPUs, and tie them, with
     # the whole process, to the first ones, where those of the next process are too.
     os.environ["TVM_NUM_THREADS"] = str(environment.num_threads())
     os.environ.setdefault("TVM_BIND_THREADS", "0")
-    return sys.modules["tvm"] if "tvm" in sys.modules else _import_runtime()
+    package = importlib.util.find_spec("tvm")
+    folders = [Path(folder) / "lib" for folder in (package and package.submodule_search_locations) or ()]
+    tvm_ffi().libinfo.load_lib_ctypes("apache-tvm", "tvm_runtime", "RTLD_GLOBAL", folders)
 
 
-def _import_runtime() -> ModuleType:
+@functools.cache
+def tvm_ffi() -> ModuleType:
+    """The package of that name; it imports torch, hundreds of megabytes, wherever it can, which is kept from it here."""
     torch_is_absent = "torch" not in sys.modules
-    os.environ[_RUNTIME_ONLY] = "1"
     if torch_is_absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # makes tvm_ffi's `import torch` fail
+        sys.modules["torch"] = None  # type: ignore[assignment]  # makes `import torch` fail
     try:
-        return importlib.import_module("tvm")
+        return importlib.import_module("tvm_ffi")
     finally:
-        del os.environ[_RUNTIME_ONLY]
         if torch_is_absent:
             del sys.modules["torch"]
 
@@ -223,12 +260,17 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return memory[start : start + num_bytes].view(dtype).reshape(shape)
 
 
-def to_tensor(tvm: Any, array: Array) -> Any:
+def to_tensor(array: Array) -> Any:
     """`array` as a TVM tensor that shares its memory; a copy only if it is not aligned."""
     if array.ctypes.data % ALIGNMENT:
         copy = _aligned_zeros(array.shape, array.dtype)
         copy[...] = array
         array = copy
     if array.dtype == np.dtype("bfloat16"):  # which DLPack export from numpy does not know
-        return tvm.runtime.from_dlpack(array.view(np.uint16))._create_view(array.shape, "bfloat16")
-    return tvm.runtime.from_dlpack(array)
+        return _view(to_tensor(array.view(np.uint16)), array.shape, "bfloat16")
+    return tvm_ffi().from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
+
+
+def _view(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """The beginning of `tensor`'s memory as a tensor of another shape or type."""
+    return tvm_ffi().get_global_func("runtime.TVMTensorCreateView")(tensor, tvm_ffi().Shape(shape), dtype, 0)

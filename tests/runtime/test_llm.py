@@ -223,9 +223,9 @@ llm = LLM(sys.argv[1])
 print(llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))[0].outputs[0].token_ids)
 assert not {"torch", "transformers"} & set(sys.modules), "torch or transformers was imported"
 assert not [name for name in sys.modules if name.startswith("cupola.") and name.split(".")[1] != "runtime"]
-assert "TVM_USE_RUNTIME_LIB" not in os.environ
-import tvm
-assert tvm.get_global_func("runtime.NumThreads")() == 2
+assert "tvm" not in sys.modules
+import tvm_ffi
+assert tvm_ffi.get_global_func("runtime.NumThreads")() == 2
 assert "libtvm_compiler" not in open("/proc/self/maps").read()
 """
 
