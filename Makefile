@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run quality test check lint types layers format hooks clean
+.PHONY: help setup run bench-peers quality test check lint types layers format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ PROMPT ?= What is the capital of France?
 QUANTS ?= bf16 f16
 
 help: ## show these targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(STAMP) ## make .venv and install everything into it
 
@@ -46,6 +46,10 @@ quality: $(STAMP) ## perplexity of SmolLM2 in each of QUANTS (and KV_DTYPE) besi
 	  $(BIN)/cupola eval smollm2 --quant $$quant $(if $(KV_DTYPE),--kv-dtype $(KV_DTYPE)) \
 	    --text build/quality/text.txt --max-windows 32 --reference build/quality/f32; \
 	done
+
+# ARGS are the driver's options, such as ARGS="--engines cupola-f32,llama.cpp-q4_0 --rounds 3".
+bench-peers: $(STAMP) ## measure cupola beside llama.cpp, OpenVINO, CTranslate2 and transformers (an hour)
+	$(BIN)/python benchmarks/peers $(ARGS)
 
 test: lint types ## run every check: ruff, mypy, layer rules, all tests
 	$(BIN)/python -m pytest --hypothesis-profile=ci
