@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cupola.runtime.errors import ArtifactError
+from cupola.runtime.verified import verify_once
 
 FORMAT_VERSION = 2
 MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG = (
@@ -250,6 +251,8 @@ class Artifact:
     def open(path: str | Path, *, verify: bool = True) -> Artifact:
         """Reads the manifest of the artifact at `path` and checks its files' sizes and (with `verify`) hashes.
 
+        Hashes are computed once, and again when a file changes: `runtime/verified.py`.
+
         Raises:
             ArtifactError: naming the file, the field and the fix.
         """
@@ -258,9 +261,12 @@ class Artifact:
         for entry in artifact.manifest.files:
             _check_file(path / entry.name, entry)
         if verify:
-            with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock
-                list(pool.map(artifact._check_hash, artifact.manifest.files))
+            verify_once(path, {path / entry.name: entry.sha256 for entry in artifact.manifest.files}, artifact._check_hashes)
         return artifact
+
+    def _check_hashes(self) -> None:
+        with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock
+            list(pool.map(self._check_hash, self.manifest.files))
 
     def _check_hash(self, entry: FileSpec) -> None:
         file = self.path / entry.name

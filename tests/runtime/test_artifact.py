@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cupola.runtime import artifact as a
+from cupola.runtime import verified
 from cupola.runtime.errors import ArtifactError, InputError
 from cupola.runtime.memory import choose_num_blocks
 
@@ -332,6 +334,18 @@ DAMAGES = [
     (damage(a.LIBRARY, as_link("nowhere")), "lib.so: is missing"),
     (damage(a.LIBRARY, as_link("lib.so")), "lib.so: can't be read"),
 ]
+
+
+def test_what_was_found_whole_is_not_read_again(artifact: a.Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verified, "SETTLED_NS", -(10**10))  # as if the files were old
+    a.Artifact.open(artifact.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(a, "sha256_of", lambda file: "not read")
+        a.Artifact.open(artifact.path)
+    time.sleep(0.05)  # the system's clock for files moves in steps
+    flip(artifact.path / SHARD)
+    with pytest.raises(ArtifactError, match="does not match"):
+        a.Artifact.open(artifact.path)
 
 
 @pytest.mark.parametrize(("do", "message"), DAMAGES, ids=[f"{i}-{message}" for i, (_, message) in enumerate(DAMAGES)])
