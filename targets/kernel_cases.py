@@ -20,7 +20,7 @@ from tvm import relax
 
 from cupola.targets import references
 from cupola.targets.base import Target
-from cupola.targets.ops import GROUP, GatedLinear, Linear, PagedAttention, Rotary
+from cupola.targets.ops import GROUP, Embedding, GatedLinear, Linear, PagedAttention, Rotary
 from cupola.targets.references import Expected
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -45,8 +45,8 @@ class Sizes:
 
 SMOLLM2 = Sizes(hidden=576, ffn=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=4096, block=16)
 ODD = (
-    Sizes(hidden=96, ffn=70, heads=4, kv_heads=2, head_dim=16, vocabulary=35, block=32),
-    Sizes(hidden=32, ffn=7, heads=11, kv_heads=1, head_dim=20, vocabulary=300, block=7),
+    Sizes(hidden=808, ffn=70, heads=4, kv_heads=2, head_dim=16, vocabulary=35, block=32),
+    Sizes(hidden=50, ffn=7, heads=11, kv_heads=1, head_dim=20, vocabulary=300, block=7),
 )
 
 
@@ -88,7 +88,7 @@ class KernelCase:
         emit: the call on them.
         reference: what the call should give for such arrays.
         draw: arrays for so many tokens, at random.
-        is_quantized: whether it is about integers, so that an instruction set with int8 dot products has a kernel of its own.
+        multiplies_int8: whether it sums products of int8.
     """
 
     name: str
@@ -96,7 +96,7 @@ class KernelCase:
     emit: Callable[[Tensors], relax.Call]
     reference: Callable[[Arrays], Expected]
     draw: Callable[[np.random.Generator, int], Arrays]
-    is_quantized: bool = False
+    multiplies_int8: bool = False
 
 
 KernelFactory: TypeAlias = Callable[[Sizes], KernelCase]
@@ -134,13 +134,15 @@ class Weight:
 
     def inputs(self, rows: int, depth: int) -> list[Input]:
         """The tensors of a matrix [rows, depth]."""
-        result = [Input("weight", (rows, depth), self.dtype, self.codes)]
-        result += [Input("scales", (rows, depth // GROUP), "float16")] * (self.codes is not None)
-        return result + [Input("mins", (rows, depth // GROUP), "float16")] * self.has_mins
+        if self.codes is None:
+            return [Input("weight", (rows, depth), self.dtype)]
+        groups = -(-depth // GROUP)
+        result = [Input("weight", (rows, groups * GROUP), self.dtype, self.codes), Input("scales", (rows, groups), "float16")]
+        return result + [Input("mins", (rows, groups), "float16")] * self.has_mins
 
 
 WEIGHTS = {name: Weight(dtype) for name, dtype in DTYPES.items()} | {
-    "w4": Weight("uint8", (0, 16)), "w4min": Weight("uint8", (0, 16), has_mins=True), "w8": Weight("int8", (-127, 128)),
+    "w4": Weight("uint8", (0, 16)), "w4m": Weight("uint8", (0, 16), has_mins=True), "w8": Weight("int8", (-128, 128)),
 }  # fmt: skip
 
 
@@ -161,12 +163,12 @@ class LinearKernel:
         n, k, weight = sizes.ffn, sizes.hidden, WEIGHTS[self.weight]
         rows = 2 * n if self.gated else n
         inputs = [Input("x", ("n", k)), *([Input("residual", ("n", n))] * self.residual), *weight.inputs(rows, k)]
-        inputs += [Input("bias", (rows,))] * self.bias + [Input("norm", (k,))] * self.norm
+        inputs += [Input("bias", (rows,), "float32" if weight.codes else weight.dtype)] * self.bias + [Input("norm", (k,))] * self.norm
         reference = partial(references.linear, activation=self.activation, epsilon=EPSILON, quantize_x=self.quantize_x, gated=self.gated)
-        scheme = self.weight + ("" if weight.codes is None else "a8" if self.quantize_x else "a16")
+        scheme = self.weight if weight.codes is None else self.weight + ("a8" if self.quantize_x else "a16")
         flags = [flag for flag in ("norm", "bias", "residual") if getattr(self, flag)]
         name = _name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
-        return KernelCase(name, tuple(inputs), partial(self.emit, n), reference, _at_random(inputs), weight.codes is not None)
+        return KernelCase(name, tuple(inputs), partial(self.emit, n), reference, _at_random(inputs), bool(self.quantize_x))
 
     def emit(self, num_outputs: int, t: Tensors) -> relax.Call:
         """The call."""
@@ -178,8 +180,8 @@ class LinearKernel:
 
 
 @dataclass(frozen=True)
-class TakeKernel:
-    """`R.take` of rows of an embedding."""
+class EmbeddingKernel:
+    """Rows of an embedding: `R.take`, or `Embedding` where it is quantized."""
 
     weight: str
 
@@ -189,9 +191,13 @@ class TakeKernel:
         inputs = (Input("tokens", ("n",), "int32", (0, v)), *WEIGHTS[self.weight].inputs(v, k))
 
         def emit(t: Tensors) -> relax.Call:
-            return relax.op.take(t["weight"], t["tokens"], axis=0)
+            if "scales" not in t:
+                return relax.op.take(t["weight"], t["tokens"], axis=0)
+            out = relax.TensorType((t["tokens"].ty.shape[0], k), "float32")
+            return Embedding(t["weight"], t["scales"], t.get("mins"), t["tokens"]).emit(out)
 
-        return KernelCase(_name("take", f"{v}x{k}", self.weight), inputs, emit, references.embedding, _at_random(inputs))
+        reference = partial(references.embedding, width=k)
+        return KernelCase(_name("embedding", f"{v}x{k}", self.weight), inputs, emit, reference, _at_random(inputs))
 
 
 def rms_norm(sizes: Sizes) -> KernelCase:
@@ -272,7 +278,7 @@ class AttentionKernel:
 KERNELS: tuple[KernelFactory, ...] = (
     *(LinearKernel(weight) for weight in DTYPES),
     *(LinearKernel(weight, gated=True, activation="silu") for weight in DTYPES),
-    *(TakeKernel(weight) for weight in DTYPES),
+    *(EmbeddingKernel(weight) for weight in DTYPES),
     rms_norm,
     head_norm,
     layer_norm,

@@ -48,17 +48,18 @@ def activation(name: str, x: Array) -> Array:
         return x * 0.5 * (1 + np.vectorize(math.erf, otypes=["float64"])(x / math.sqrt(2)))
     if name == "gelu_tanh":
         return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return {"": x, "silu": x / (1 + np.exp(-x)), "relu": np.maximum(x, 0)}[name]
+    return {"": x, "silu": x * np.exp(-np.logaddexp(0, -x)), "relu": np.maximum(x, 0)}[name]
 
 
-def dequantized(arrays: Arrays) -> Array:
-    """The weight as real numbers: codes of 4 bits are unsigned, around 8 unless there are minima."""
+def dequantized(arrays: Arrays) -> tuple[Array, Array]:
+    """The weight as real numbers, and the magnitudes that add up to them. Codes of 4 bits stand around 8 unless there are minima."""
     weight = arrays["weight"].astype("float64")
     if "scales" not in arrays:
-        return weight
+        return weight, np.abs(weight)
     scales, mins = (np.repeat(arrays[name].astype("float64"), GROUP, axis=1) if name in arrays else 0.0 for name in ("scales", "mins"))
     zero = 8 if arrays["weight"].dtype == np.uint8 and "mins" not in arrays else 0
-    return scales * (weight - zero) + mins
+    product = scales * (weight - zero)
+    return product + mins, np.abs(product) + np.abs(mins)
 
 
 def quantized_activations(x: Array) -> tuple[Array, Array]:
@@ -72,12 +73,13 @@ def quantized_activations(x: Array) -> tuple[Array, Array]:
 
 def linear(arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gated: bool) -> Expected:
     """`ops.Linear` and `ops.GatedLinear`."""
-    x, weight = arrays["x"].astype("float64"), dequantized(arrays)
+    x, (weight, magnitude) = arrays["x"].astype("float64"), dequantized(arrays)
     if "norm" in arrays:
         x = _rms_normalized(x, epsilon) * arrays["norm"]
+    x = np.pad(x, ((0, 0), (0, weight.shape[1] - x.shape[1])))  # quantized weights have whole groups
     x, doubt = quantized_activations(x) if quantize_x else (x, np.zeros_like(x))
     product = x @ weight.T + arrays.get("bias", np.zeros(1)).astype("float64")
-    slack = (ROUNDING * np.abs(x) + doubt) @ np.abs(weight).T + ROUNDING * np.abs(product)
+    slack = (ROUNDING * np.abs(x) + doubt) @ magnitude.T + ROUNDING * np.abs(product)
     n = len(weight) // 2 if gated else len(weight)
     value, slack_value = _activated(activation, product[:, :n]), STEEPEST * slack[:, :n]
     if gated:
@@ -89,10 +91,10 @@ def linear(arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gat
 _activated = activation  # under a name that no parameter hides
 
 
-def embedding(arrays: Arrays) -> Expected:
+def embedding(arrays: Arrays, width: int) -> Expected:
     """Rows of a table, quantized or not."""
-    rows = dequantized(arrays)[arrays["tokens"]]
-    return Expected(rows, 1e-6 * np.abs(rows) + 1e-12)
+    rows, magnitudes = (table[arrays["tokens"], :width] for table in dequantized(arrays))
+    return Expected(rows, ROUNDING * magnitudes + 1e-12)
 
 
 def _rms_normalized(x: Array, epsilon: float) -> Array:

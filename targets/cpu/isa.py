@@ -67,3 +67,8 @@ def runs_here(isa: ISA) -> bool:
     """Whether this machine can run code for `isa`."""
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     return isa.architecture == machine and machine_features().issuperset(isa.features)
+
+
+def with_own_kernels(multiplies_int8: bool) -> tuple[ISA, ...]:
+    """One instruction set for each set of kernels: those that differ only in how they multiply bytes have the same float kernels."""
+    return ISAS if multiplies_int8 else tuple({(isa.architecture, isa.lanes): isa for isa in ISAS}.values())

@@ -59,9 +59,5 @@ def size(name: str) -> tvm.tirx.Var:
     return tvm.tirx.Var(name, "int64")
 
 
-def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
-    return array.astype(DTYPES[dtype])
-
-
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.tobytes() == b.tobytes()
