@@ -8,7 +8,6 @@ divided by its time. What lies in a cache can be read faster than memory, so tha
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -38,6 +37,11 @@ class Roofline:
     bytes_per_second: float
     operations_per_second: Mapping[str, float]
 
+    def best(self, other: Roofline) -> Roofline:
+        """The better of two measurements, each figure on its own: what else the machine does only ever makes them worse."""
+        peaks = {name: max(peak, other.operations_per_second[name]) for name, peak in self.operations_per_second.items()}
+        return Roofline(self.threads, max(self.bytes_per_second, other.bytes_per_second), peaks)
+
 
 @dataclass(frozen=True)
 class KernelTime:
@@ -60,12 +64,12 @@ class KernelTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """Medians of a test: of a decode step, or of a whole prompt.
+    """The fastest decode step, or whole prompt: what else the machine does only ever adds time.
 
     Attributes:
         seconds: all of it, measured without looking at kernels.
         model_seconds: in calls of the model; what is left is scheduling and sampling, in Python.
-        kernels: the longest first.
+        kernels: the longest first; of the one step, among those that were looked at, that spent the least time in kernels.
     """
 
     test: SpeedTest
@@ -89,14 +93,9 @@ def profile(benchmark: Benchmark, test: SpeedTest, repeats: int) -> Profile:
     for _ in range(repeats):
         plain += watch.samples(test, look=False)
         watched += watch.samples(test, look=True)
-    median = statistics.median
-    kernels = [_median([sample.kernels[name] for sample in watched]) for name in watched[0].kernels]
-    return Profile(
-        test,
-        median(sample.seconds for sample in plain),
-        median(sample.model_seconds for sample in plain),
-        tuple(sorted(kernels, key=lambda kernel: -kernel.seconds)),
-    )
+    fastest = min(plain, key=lambda sample: sample.seconds)
+    kernels = min(watched, key=lambda sample: sum(kernel.seconds for kernel in sample.kernels.values())).kernels.values()
+    return Profile(test, fastest.seconds, fastest.model_seconds, tuple(sorted(kernels, key=lambda kernel: -kernel.seconds)))
 
 
 def measure_roofline(benchmark: Benchmark) -> Roofline:
@@ -208,7 +207,3 @@ def _seen(num_keys: Int32, window: int) -> Int32:
 
 def _num_bytes(tensor: TensorSpec) -> int:
     return math.prod(int(size) for size in tensor.shape) * np.dtype(tensor.dtype).itemsize
-
-
-def _median(samples: Sequence[KernelTime]) -> KernelTime:
-    return replace(samples[-1], seconds=statistics.median(sample.seconds for sample in samples))

@@ -32,6 +32,7 @@ def show_kernels(benchmark: Benchmark, tests: Sequence[SpeedTest], repeats: int,
         with progress.stage(_title(test)):
             benchmark.warm_up(test)
             profiles.append(cupola.profile(benchmark, test, repeats))
+            roofline = roofline.best(cupola.measure_roofline(benchmark))
     if as_json:
         return json.dumps({"roofline": asdict(roofline), "profiles": [_as_dict(profile, roofline) for profile in profiles]})
     return "\n\n".join([_machine(roofline), *(_show(profile, roofline) for profile in profiles)])
