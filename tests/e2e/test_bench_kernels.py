@@ -52,10 +52,10 @@ def test_operations_and_bytes_of_decoding(family: str, depth: int, streams: int,
     head_dim, window = hidden // heads, tiny.get("sliding_window", 1 << 20)
     num_bytes, num_operations, found = work_of(artifact, cupola.SpeedTest("tg", 4, depth, streams))
     matrices = layers * (hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * ffn) + vocab * hidden
-    # Figures are those of the last of four steps, which has three more keys.
-    keys = min(depth + 4, window)
-    assert num_operations == 2 * streams * (matrices + layers * heads * 2 * head_dim * keys)
-    least = 4 * matrices + streams * layers * 2 * kv_heads * head_dim * 4 * (keys + 1)
+    # Any of the four steps may have been the fastest; each has a key more than the one before.
+    expected = {2 * streams * (matrices + layers * heads * 2 * head_dim * min(depth + step, window)): step for step in (1, 2, 3, 4)}
+    assert num_operations in expected
+    least = 4 * matrices + streams * layers * 2 * kv_heads * head_dim * 4 * (min(depth + expected[num_operations], window) + 1)
     activations = 40 * layers * streams * 4 * (hidden + ffn)
     assert least < num_bytes < least + activations
     assert max(found.kernels, key=lambda kernel: kernel.num_bytes).num_calls in (1, layers)
