@@ -11,9 +11,9 @@ from protocol import KV_TOKENS, MAX_STREAMS, Times, serve
 
 
 class OpenVino:
-    """A pipeline that is stepped by hand, so that the first token's time is known."""
+    """A pipeline stepped by hand, so that the first token's time is known; `setting` is a precision, or "" for OpenVINO's choice."""
 
-    version = openvino_genai.__version__
+    version = openvino_genai.__version__.split("-")[0]
     about = " ".join(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
     def load(self, model: str, threads: int, setting: str) -> None:
@@ -22,7 +22,8 @@ class OpenVino:
         scheduler.enable_prefix_caching = False
         scheduler.max_num_seqs, scheduler.max_num_batched_tokens = MAX_STREAMS, KV_TOKENS
         scheduler.num_kv_blocks = KV_TOKENS // 32 + MAX_STREAMS
-        self._pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads})
+        properties = {"INFERENCE_NUM_THREADS": threads} | ({"INFERENCE_PRECISION_HINT": setting} if setting else {})
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", properties)
 
     def run(self, prompts: list[list[int]], num_tokens: int) -> Times:
         """Queues all prompts and steps until none is left."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,9 +62,12 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
         timer = threading.Timer(_LIMIT_SECONDS, self._process.kill)
+        start = time.monotonic()
         timer.start()
         line = self._process.stdout.readline()
         timer.cancel()
+        if not line and time.monotonic() - start > _LIMIT_SECONDS:
+            raise WorkerError(f"gave no answer in {_LIMIT_SECONDS:.0f} s")
         if not line:
             raise WorkerError(self._end())
         answer = json.loads(line)

@@ -10,11 +10,15 @@ from pathlib import Path
 
 from contest import FILES, VENVS, File
 
+from cupola import CupolaError
 from cupola.compiler.sources.builtin import bring_builtin
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "peers"
 Progress = Callable[[str], None]
+
+
+_failures: dict[str, str] = {}  # why an environment could not be made
 
 
 class SetupError(Exception):
@@ -42,9 +46,19 @@ def python_of(venv: str) -> str:
 
 
 def make_venv(name: str, progress: Progress) -> None:
-    """Makes an environment unless it is there with just these requirements. Raises SetupError."""
+    """Makes an environment unless it is there with just these requirements; tries but once. Raises SetupError."""
     if name == "cupola":
         return
+    if name in _failures:
+        raise SetupError(_failures[name])
+    try:
+        _install(name, progress)
+    except SetupError as error:
+        _failures[name] = str(error)
+        raise
+
+
+def _install(name: str, progress: Progress) -> None:
     venv, stamp = VENVS[name], BUILD / name / "installed.txt"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == repr(venv):
         return
@@ -58,7 +72,10 @@ def make_venv(name: str, progress: Progress) -> None:
 def make_file(name: str, progress: Progress, *, reuse: bool) -> Path:
     """The path of a model file, made if need be; artifacts are compiled anew unless `reuse`. Raises SetupError."""
     if name == "packaged":
-        return bring_builtin("smollm2", progress)
+        try:
+            return bring_builtin("smollm2", progress)
+        except CupolaError as error:
+            raise SetupError(str(error)) from None
     file, path = FILES[name], BUILD / "models" / name
     source = make_file(file.source, progress, reuse=True)
     if path.exists() and (reuse or file.venv != "cupola"):

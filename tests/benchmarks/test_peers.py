@@ -121,6 +121,23 @@ def test_prompts_are_the_same_for_everyone_and_differ_by_stream(peers) -> None:
     assert len({tuple(prompt) for prompt in prompts}) == 16 and {len(prompt) for prompt in prompts} == {64}
 
 
+def test_an_engine_that_cannot_be_set_up_is_tried_once_and_gives_its_reason(peers, monkeypatch, tmp_path) -> None:
+    _, report, turns, *_ = peers
+    import venvs
+
+    monkeypatch.setattr(venvs, "BUILD", tmp_path / "build" / "peers")
+    failing = [sys.executable, "-c", "print('building'); raise SystemExit('no-such-package')"]
+    run_logged = venvs.run_logged
+    monkeypatch.setattr(venvs, "run_logged", lambda command, log, variables=(): run_logged(failing, log, variables))
+    lines: list[str] = []
+    plan = turns.Plan(("llama.cpp-q4_0", "llama.cpp-q8_0"), ("prefill",), rounds=1, threads=1)
+    paths, records = turns.set_up(plan, lines.append)
+    assert paths == {} and sum(line.startswith("setting up") for line in lines) == 1
+    for name, record in records.items():
+        assert "no-such-package" in record.error
+        assert f"| {name} (" in (table := report.as_markdown(records, plan.workloads, [])) and "not measured: " in table
+
+
 def test_an_unknown_engine_is_refused_with_the_names() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "peers"), "--engines", "vllm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
