@@ -37,7 +37,7 @@ def compile(
 
     Args:
         source: a Hugging Face folder, a GGUF file, a hub id or a built-in name.
-        target: what to compile for, as `cupola targets` lists.
+        target: what to compile for, as `cupola targets` lists; several, with commas between them, get a library each over the same weights.
         quant: how weights are stored and multiplied: f32, bf16, f16; w8a8 or w4a8, weights of 8 or 4 bits and activations
             rounded to 8; w8a16 or w4a16, activations as they are; auto, which of these four suits the source and the target.
         embedding: how the embedding and the vocabulary projection are stored: f32, bf16, f16, w8, w4; auto, as the source has
@@ -54,7 +54,7 @@ def compile(
         InputError: naming the file, the field and the fix.
     """
     options = CompileOptions(target, quant, embedding, kv_dtype, context, block_size, max_batch)
-    folder = Path(out) if out is not None else Path(f"{short_name(source)}-{target.replace(':', '-')}-{quant}")
+    folder = Path(out) if out is not None else Path(f"{short_name(source)}-{target.replace(':', '-').replace(',', '+')}-{quant}")
     try:
         from cupola.compiler.driver import compile_to  # here: it loads torch and TVM's compiler
     except ModuleNotFoundError as error:

@@ -11,41 +11,42 @@ import tvm
 from cupola.compiler.artifact_folder import artifact_folder
 from cupola.compiler.artifact_writer import list_files, printable, write_manifest, write_texts, write_weights
 from cupola.compiler.auto_scheme import choose_scheme
-from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.importer import import_model
 from cupola.compiler.kv_layout import DTYPES
 from cupola.compiler.options import CompileOptions
-from cupola.compiler.pipeline import Dumps, kernel_passes, pipeline, run_passes
+from cupola.compiler.pipeline import Dumps, pipeline, run_passes
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import open_source
+from cupola.compiler.variants import build_variant, check_same_weights, join_functions, join_kernels, library_names
 from cupola.compiler.weights import encoding_notes, lift_weights
 from cupola.passes.schemes import scheme_of
-from cupola.runtime.artifact import FORMAT_VERSION, LIBRARY, Artifact, Limits, Manifest, SourceSpec
+from cupola.runtime.artifact import FORMAT_VERSION, Artifact, Limits, Manifest, SourceSpec
 from cupola.runtime.environment import debug_level
-from cupola.targets.registry import get_target
-from cupola.targets.work import list_kernels
+from cupola.targets.registry import get_targets
 
 
 def compile_to(
     folder: Path, source: str | Path, options: CompileOptions, progress: Progress, extra_passes: Sequence[tvm.transform.Pass] = ()
 ) -> Artifact:
     """Compiles `source` into the artifact `folder`, which appears only when it is whole. Raises InputError."""
-    target = get_target(options.target)
+    targets = get_targets(options.target)
     with artifact_folder(folder) as work:
         dumps = Dumps(folder.with_name(f"{folder.name}.ir")) if debug_level() >= 3 else None
         with progress.stage("Reading the source"):
             model = open_source(source)
-        quant, why = choose_scheme(options.quant, model, target)
+        quant, why = choose_scheme(options.quant, model, targets[0])
         scheme = scheme_of(quant, options.embedding)
         program = import_model(model, options, DTYPES[options.kv_dtype or scheme.kv_dtype], progress, dumps)
         with progress.stage("Running passes"):
             formats = {name: tensor.stored_as for name, tensor in program.weights.items()}
-            mod = run_passes(program.mod, pipeline(target, program.kv, scheme, formats, extra_passes), dumps)
-            mod, weights = lift_weights(mod, program.weights)
-            mod = run_passes(mod, kernel_passes(target), dumps)
+            lowered = [run_passes(program.mod, pipeline(target, program.kv, scheme, formats, extra_passes), dumps) for target in targets]
+            check_same_weights(lowered, targets)
+            lifted = [lift_weights(mod, program.weights) for mod in lowered]
+            weights = lifted[0][1]
         with progress.stage("Building kernels"):
-            mod = plan_memory(mod)
-            build_library(mod, target, work / LIBRARY, dumps)
+            files = [work / name for name in library_names(targets)]
+            built = zip(lifted, targets, files, strict=True)
+            variants = [build_variant(mod, target, weights, file, dumps) for (mod, _), target, file in built]
         with progress.stage("Packing weights", sum(weight.spec.num_bytes for weight in weights)) as advance:
             places, shards = write_weights(work, weights, advance)
         write_texts(work, model)
@@ -54,16 +55,16 @@ def compile_to(
             cupola_version=importlib.metadata.version("cupola"),
             tvm_version=str(tvm.__version__),
             source=SourceSpec(printable(model.name), model.format, model.sha256),
-            target=target.spec,
+            libraries=tuple(variant.library for variant in variants),
             scheme=scheme.name,
             model=program.config,
             kv=program.kv,
             limits=Limits(options.max_batch),
-            functions=(signature_of(mod["forward"], "forward", [weight.spec for weight in weights]),),
+            functions=(join_functions(variants),),
             weights=places,
             files=list_files(work, shards),
-            kernels=list_kernels(mod),
-            probes=list_kernels(target.probes()),
+            kernels=join_kernels(variant.kernels for variant in variants),
+            probes=join_kernels(variant.probes for variant in variants),
             notes=tuple(map(printable, (*program.notes, *why, *encoding_notes(weights)))),
         )
         write_manifest(work, manifest)

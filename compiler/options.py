@@ -18,7 +18,7 @@ class CompileOptions:
     """The options of `cupola.compile`, as `cupola compile --help` explains them.
 
     Attributes:
-        target: what to compile for, one of `cupola.targets.registry.target_names()`.
+        target: what to compile for, one of `cupola.targets.registry.target_names()` or several with commas between them.
         quant: how weights are stored and multiplied, one of QUANTS.
         embedding: how the embedding and the vocabulary projection are stored, one of EMBEDDINGS.
         kv_dtype: how K and V are stored, one of KV_DTYPES; None lets the compiler choose.
@@ -39,7 +39,8 @@ class CompileOptions:
     max_batch: int = 64
 
     def __post_init__(self) -> None:
-        _check_choice("target", self.target, target_names())
+        for name in self.target.split(","):
+            _check_choice("target", name, target_names())
         _check_choice("quant", self.quant, QUANTS)
         _check_choice("embedding", self.embedding, EMBEDDINGS)
         if self.kv_dtype is not None:

@@ -29,7 +29,7 @@ from cupola.runtime.errors import UnsupportedError
 from cupola.targets.weight_functions import function_of
 
 Array = npt.NDArray[Any]
-_TRANSFORM = "forward_transform_params"
+TRANSFORM = "forward_transform_params"
 _MAX_NAME_LENGTH = 160
 
 
@@ -73,8 +73,8 @@ def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRMo
     """
     names = [param.name for param in mod["forward"].params[_num_inputs(mod) :]]
     lifted = relax.transform.LiftTransformParams()(mod)
-    transform = _Transform(lifted[_TRANSFORM], [weights[name] for name in names])
-    del lifted[_TRANSFORM]
+    transform = _Transform(lifted[TRANSFORM], [weights[name] for name in names])
+    del lifted[TRANSFORM]
     params = lifted["forward"].params[_num_inputs(lifted) :]
     labels = _unique(transform.label(index) for index in range(len(params)))
     packed = [

@@ -1,7 +1,7 @@
 """The artifact: a folder with everything a model needs to run, and the only contract between compiler and runtime.
 
     manifest.json         this module's `Manifest`, as JSON
-    lib.so                the compiled module
+    lib.so                the compiled module; lib.<isa>.so for further instruction sets
     weights-NNNNN.safetensors
     tokenizer.json, chat_template.jinja       only if the model came with them
     generation_config.json                    only if the model came with one
@@ -27,7 +27,7 @@ from typing import Any
 from cupola.runtime.errors import ArtifactError
 from cupola.runtime.verified import verify_once
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG = (
     "manifest.json", "lib.so", "tokenizer.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
 MAX_MANIFEST_BYTES = 64 << 20
@@ -130,6 +130,14 @@ class TargetSpec:
 
 
 @dataclass(frozen=True)
+class LibrarySpec:
+    """A compiled library, and what it runs on."""
+
+    file: str
+    target: TargetSpec
+
+
+@dataclass(frozen=True)
 class SourceSpec:
     """Where the weights came from: a path or name, its format and the hash of its content."""
 
@@ -193,15 +201,15 @@ class KernelSpec:
 class Manifest:
     """Everything about an artifact.
 
-    `probes` are kernels that no model calls: they find out what the machine can do. `notes` are for people: an unverified
-    family, a fallback that was taken.
+    Of the `libraries`, which share all else, the first that a machine can run is loaded. `probes` are kernels that no model
+    calls: they find out what the machine can do. `notes` are for people: an unverified family, a fallback that was taken.
     """
 
     format_version: int
     cupola_version: str
     tvm_version: str
     source: SourceSpec
-    target: TargetSpec
+    libraries: tuple[LibrarySpec, ...]
     scheme: str
     model: ModelConfig
     kv: KVSpec

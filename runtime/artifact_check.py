@@ -10,7 +10,6 @@ from pathlib import Path
 from cupola.runtime.artifact import (
     COMPILE_AGAIN,
     ITEM_BYTES,
-    LIBRARY,
     FileSpec,
     FunctionSpec,
     KernelSpec,
@@ -43,6 +42,7 @@ def _faults(manifest: Manifest) -> Iterator[Fault]:
     yield from _kv_faults(manifest.kv)
     yield from _out_of_range("limits.max_batch_size", manifest.limits.max_batch_size, 1)
     yield from _file_faults(manifest.files)
+    yield from _library_faults(manifest)
     yield from _weight_faults(manifest)
     yield from _repeated("functions", (function.name for function in manifest.functions))
     for i, function in enumerate(manifest.functions):
@@ -99,8 +99,16 @@ def _file_faults(files: tuple[FileSpec, ...]) -> Iterator[Fault]:
             yield f"files[{i}].sha256", f"{reprlib.repr(file.sha256)} is not a SHA-256"
         yield from _out_of_range(f"files[{i}].num_bytes", file.num_bytes, 0, MAX_SIZE)
     yield from _repeated("files", (file.name for file in files))
-    if not any(file.name == LIBRARY for file in files):
-        yield "files", f"does not list {LIBRARY}"
+
+
+def _library_faults(manifest: Manifest) -> Iterator[Fault]:
+    if not manifest.libraries:
+        yield "libraries", "is empty"
+    listed = {file.name for file in manifest.files}
+    for i, library in enumerate(manifest.libraries):
+        if library.file not in listed:
+            yield f"libraries[{i}].file", f"{reprlib.repr(library.file)} is not in files"
+    yield from _repeated("libraries", (library.target.isa for library in manifest.libraries))
 
 
 def _weight_faults(manifest: Manifest) -> Iterator[Fault]:

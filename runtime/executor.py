@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime import environment
-from cupola.runtime.artifact import LIBRARY, MANIFEST, Artifact, KVSpec, Manifest, TensorSpec, WeightSpec
+from cupola.runtime.artifact import MANIFEST, Artifact, KVSpec, Manifest, TensorSpec, WeightSpec
 from cupola.runtime.batch import Batch, Float32, Int32
 from cupola.runtime.errors import ArtifactError, EngineError
-from cupola.runtime.machine import check_machine
+from cupola.runtime.machine import choose_library
 
 Array = npt.NDArray[Any]
 SPARE_BYTES = 16 << 20  # of workspace that is kept beside the largest step's
@@ -165,14 +165,14 @@ _GO_ON, _SKIP = 0, 1  # tell TVM's virtual machine to make a call, or that it wa
 _STEP_INPUTS = ("tokens", "positions", "query_starts", "context_lens", "logit_rows", "slots", "block_tables")
 
 
-def load(artifact: Artifact, num_blocks: int) -> TVMExecutor:
-    """Loads an artifact with a pool of `num_blocks` blocks.
+def load(artifact: Artifact, num_blocks: int, isa: str | None = None) -> TVMExecutor:
+    """Loads an artifact with a pool of `num_blocks` blocks, and the library for `isa` or the best that runs here.
 
     Raises:
-        ArtifactError: if it was compiled for another machine or another TVM, or can't be loaded.
+        ArtifactError: if it was compiled for other machines or another TVM, or can't be loaded.
+        OptionError: if there is no library for `isa`, or this machine can't run it.
     """
-    check_machine(artifact)
-    manifest, library = artifact.manifest, artifact.path / LIBRARY
+    manifest, library = artifact.manifest, artifact.path / choose_library(artifact, isa).file
     installed = importlib.metadata.version("apache-tvm")
     if manifest.tvm_version != installed:
         found = f"is {manifest.tvm_version!r}, installed is {installed!r}"

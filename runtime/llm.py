@@ -37,6 +37,7 @@ class LLM:
         enable_prefix_caching: whether prompts share the K/V of equal beginnings.
         seed: for requests whose SamplingParams have none.
         max_logprobs: the most log-probabilities a token that a request may ask for; -1 is the whole vocabulary.
+        isa: the instruction set to run on, of those that the artifact was compiled for; by default the first that this machine has.
 
     Raises:
         ArtifactError: if the artifact is damaged or for another machine.
@@ -53,6 +54,7 @@ class LLM:
         enable_prefix_caching: bool = True,
         seed: int = 0,
         max_logprobs: int = 20,
+        isa: str | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         manifest = self.artifact.manifest
@@ -61,7 +63,7 @@ class LLM:
         num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs)
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
-        self.engine = Engine(load(self.artifact, num_blocks), manifest.model, manifest.kv.block_size, config, self.tokenizer)
+        self.engine = Engine(load(self.artifact, num_blocks, isa), manifest.model, manifest.kv.block_size, config, self.tokenizer)
         self._outputs: dict[str, RequestOutput] = {}  # the latest of each request that somebody waits for
         self._num_requests = 0
 

@@ -25,6 +25,18 @@ def list_targets() -> tuple[tuple[str, str, bool], ...]:
     )
 
 
+def get_targets(names: str) -> tuple[Target, ...]:
+    """The targets of a list such as "cpu:avx512vnni,cpu:avx2".
+
+    Raises:
+        OptionError: as `get_target`; one comes twice.
+    """
+    targets = tuple(map(get_target, names.split(",")))
+    if len({target.spec.isa for target in targets}) < len(targets):
+        raise OptionError(f"{names!r} has one twice", field="target", fix="name each once")
+    return targets
+
+
 def get_target(name: str) -> Target:
     """The target called `name`.
 

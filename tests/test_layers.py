@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("cupola", "compiler", "passes", "targets", "models", "runtime")
-CONTRACTS = ("cupola.runtime.artifact", "cupola.runtime.errors", "cupola.runtime.environment")
+CONTRACTS = ("cupola.runtime.artifact", "cupola.runtime.errors", "cupola.runtime.environment", "cupola.runtime.machine")
 TRACED = ("cupola.passes", "cupola.targets", "cupola.models", *CONTRACTS)
 
 # Folder -> what of cupola its files may import: a module stands for all that it holds. The longest folder wins.

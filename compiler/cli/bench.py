@@ -21,6 +21,7 @@ from cupola.compiler.options import short_name
 from cupola.runtime.artifact import Artifact
 from cupola.runtime.environment import num_threads
 from cupola.runtime.errors import OptionError
+from cupola.runtime.machine import choose_library
 
 if TYPE_CHECKING:
     from cupola import Benchmark, SpeedTest
@@ -162,7 +163,7 @@ def _facts(artifact: Artifact) -> dict[str, object]:
         "size": f"{_weight_bytes(artifact) / 2**20:.2f} MiB",
         "scheme": manifest.scheme,
         "K/V": manifest.kv.dtype,
-        "target": manifest.target.name,
+        "target": choose_library(artifact).target.name,
         "threads": num_threads(),
     }
 

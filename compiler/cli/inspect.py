@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from cupola.compiler.cli import parameters as p
-from cupola.runtime.artifact import ITEM_BYTES, Artifact, FunctionSpec, Manifest, TensorSpec
+from cupola.runtime.artifact import ITEM_BYTES, Artifact, FunctionSpec, Manifest, TargetSpec, TensorSpec
 from cupola.runtime.errors import OptionError
 
 
@@ -134,6 +134,10 @@ def _show(artifact: Artifact, memory: Memory, wanted: str) -> None:
         console.print(f"note: {note}", markup=False)
 
 
+def _describe(target: TargetSpec) -> str:
+    return f"{target.name}, {target.isa}, {target.triple}, needs {' '.join(target.features) or 'nothing special'}"
+
+
 def _facts(artifact: Artifact) -> Table:
     m = artifact.manifest
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -142,7 +146,7 @@ def _facts(artifact: Artifact) -> Table:
         "source": f"{m.source.name} ({m.source.format}, sha256 {m.source.sha256[:16]}…)",
         "model": f"{m.model.family}, {m.model.context_length} tokens of context, vocabulary of {m.model.vocab_size}",
         "scheme": m.scheme,
-        "target": f"{m.target.name}, {m.target.isa}, {m.target.triple}, needs {' '.join(m.target.features) or 'nothing special'}",
+        **{library.file: _describe(library.target) for library in m.libraries},
         "made by": f"cupola {m.cupola_version}, TVM {m.tvm_version}, format {m.format_version}",
         "batch": f"up to {m.limits.max_batch_size} sequences",
     }

@@ -31,7 +31,10 @@ Model = Annotated[str, typer.Argument(help="An artifact's folder; or a source, w
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 Target = Annotated[
-    str | None, _compile_option("--target", "What to compile for: cpu (default) is this machine, `cupola targets` lists others.")
+    str | None,
+    _compile_option(
+        "--target", "What to compile for: cpu (default) is this machine, `cupola targets` lists others; commas between several."
+    ),
 ]
 Quant = Annotated[str | None, _compile_option("--quant", f"How weights are stored: {_choices(QUANTS, DEFAULTS.quant)}.")]
 Embedding = Annotated[
@@ -45,6 +48,9 @@ Context = Annotated[int | None, _compile_option("--context", "Tokens that a sequ
 BlockSize = Annotated[int | None, _compile_option("--block-size", f"Tokens in a block of the K/V cache (default: {DEFAULTS.block_size}).")]
 MaxBatch = Annotated[int | None, _compile_option("--max-batch", f"Sequences that one step may hold (default: {DEFAULTS.max_batch}).")]
 
+Isa = Annotated[
+    str | None, typer.Option("--isa", help="The instruction set to run on, of those compiled for (default: the best).", show_default=False)
+]
 System = Annotated[str | None, typer.Option("--system", help="A system message to begin with.", show_default=False)]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token; higher is more varied.")]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from pathlib import Path
+
+from cupola.runtime import machine
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,10 @@ ISAS = (
 )  # fmt: skip
 
 
-def machine_features() -> frozenset[str]:
-    """The CPU flags of this machine, as /proc/cpuinfo spells them; empty where there is no such file."""
-    file = Path("/proc/cpuinfo")
-    if not file.exists():
-        return frozenset()
-    lines = (line.partition(":") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
-    return next((frozenset(value.split()) for key, _, value in lines if key.strip() in ("flags", "Features")), frozenset())
-
-
 def runs_here(isa: ISA) -> bool:
-    """Whether this machine can run code for `isa`."""
-    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    return isa.architecture == machine and machine_features().issuperset(isa.features)
+    """Whether this machine can run code for `isa`; one that does not list its features runs what needs none."""
+    known = machine.cpu_flags() is not None or not isa.features
+    return isa.architecture == machine.here() and known and not machine.missing_features(isa.features)
 
 
 def with_own_kernels(multiplies_int8: bool) -> tuple[ISA, ...]:

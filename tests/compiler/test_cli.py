@@ -43,7 +43,7 @@ def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True
     forward = a.FunctionSpec("forward", tuple(inputs), (a.TensorSpec("logits", "float32", ("r", 8)),), 100, 20)
     manifest = a.Manifest(
         a.FORMAT_VERSION, "0.1.0", "0.27.0", a.SourceSpec("tiny [1]", "huggingface", "0" * 64),
-        a.TargetSpec("cpu", "x86_64", "avx2", ("avx2",)), "f32",
+        (a.LibrarySpec(a.LIBRARY, a.TargetSpec("cpu", "x86_64", "avx2", ("avx2",))),), "f32",
         a.ModelConfig("llama", 64, 8, (0,)), a.KVSpec((a.KVGroup((0, 1), 1, 8, 8),), "float32", 16), a.Limits(4), (forward,),
         (a.WeightSpec("embed", "float32", (8, 8), "weights-00001.safetensors", 8, "4 bits"),), files,
         (a.KernelSpec("matmul"), a.KernelSpec("matmul")), (), ("not verified",),
@@ -60,7 +60,7 @@ class FakeLLM:
     asked: list[object]
     made_from: list[Path]
 
-    def __init__(self, artifact: str | Path, *, max_num_seqs: int) -> None:
+    def __init__(self, artifact: str | Path, *, max_num_seqs: int, isa: str | None) -> None:
         FakeLLM.made_from.append(Path(artifact))
         self.artifact = a.Artifact.open(artifact)
 

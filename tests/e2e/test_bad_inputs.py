@@ -250,9 +250,15 @@ artifact(
 )
 artifact("older", "format_version: is 0", manifest(lambda m: m.update(format_version=0)), "inspect")
 artifact("other TVM", "tvm_version: is '0.1', installed is", manifest(lambda m: m.update(tvm_version="0.1")))
-artifact("other CPU", "target.features: this CPU lacks avx9000", manifest(lambda m: m["target"]["features"].append("avx9000")))
-artifact("other architecture", "target.triple: is 'riscv64-linux-gnu'", manifest(lambda m: m["target"].update(triple="riscv64-linux-gnu")))
-artifact("other CPU in a chat", "this CPU lacks", manifest(lambda m: m["target"]["features"].append("avx9000")), "chat")
+artifact(
+    "other CPU", "target.features: this CPU lacks avx9000", manifest(lambda m: m["libraries"][0]["target"]["features"].append("avx9000"))
+)
+artifact(
+    "other architecture",
+    "target.triple: is 'riscv64-linux-gnu'",
+    manifest(lambda m: m["libraries"][0]["target"].update(triple="riscv64-linux-gnu")),
+)
+artifact("other CPU in a chat", "this CPU lacks", manifest(lambda m: m["libraries"][0]["target"]["features"].append("avx9000")), "chat")
 artifact("zero heads", "num_kv_heads: is 0", manifest(lambda m: m["kv"]["groups"][0].update(num_kv_heads=0)))
 artifact("block size 0", "kv.block_size: is 0", manifest(lambda m: m["kv"].update(block_size=0)), "inspect")
 artifact("no forward", "functions: there is no 'forward'", manifest(lambda m: m.update(functions=[])), "inspect")

@@ -46,7 +46,7 @@ def make_manifest(files: tuple[a.FileSpec, ...]) -> a.Manifest:
         cupola_version="0.1.0",
         tvm_version="0.27.0",
         source=a.SourceSpec("tiny é [1]", "huggingface", "0" * 64),
-        target=a.TargetSpec("cpu", "x86_64-linux-gnu", "avx2", ("avx2", "fma")),
+        libraries=(a.LibrarySpec("lib.so", a.TargetSpec("cpu", "x86_64-linux-gnu", "avx2", ("avx2", "fma"))),),
         scheme="f32",
         model=a.ModelConfig("llama", 64, 10, (0, 9), 1),
         kv=a.KVSpec((a.KVGroup((0, 2), 2, 8, 4), a.KVGroup((1,), 1, 8, 8, 32)), "float16", 16),

@@ -15,7 +15,7 @@ from cupola.runtime.artifact import Artifact
 from cupola.runtime.errors import ArtifactError, EngineError, OptionError, RequestError
 from cupola.runtime.executor import load, map_weights
 from cupola.runtime.llm import LLM
-from cupola.runtime.machine import check_machine
+from cupola.runtime.machine import choose_library
 from cupola.runtime.memory import parse_bytes
 from cupola.runtime.sampling_params import SamplingParams
 from tests.runtime.tiny_artifact import CONTEXT, VOCAB, make_artifact, reference_logits
@@ -193,19 +193,24 @@ def test_artifacts_for_other_machines_are_refused(artifact, monkeypatch):
     def change(**fields: object) -> Artifact:
         return replace(artifact, manifest=replace(artifact.manifest, **fields))
 
-    target = artifact.manifest.target
-    for target_change in ({"triple": "riscv64-unknown-linux-gnu"}, {"triple": target.triple.replace("linux-gnu", "windows-msvc")}):
+    (library,) = artifact.manifest.libraries
+
+    def change_target(**fields: object) -> Artifact:
+        return change(libraries=(replace(library, target=replace(library.target, **fields)),))
+
+    triple = library.target.triple
+    for other in ("riscv64-unknown-linux-gnu", triple.replace("linux-gnu", "windows-msvc")):
         with pytest.raises(ArtifactError, match=r"target\.triple"):
-            load(change(target=replace(target, **target_change)), 4)
+            load(change_target(triple=other), 4)
     with pytest.raises(ArtifactError, match="this CPU lacks avx9000"):
-        load(change(target=replace(target, features=("avx9000",))), 4)
+        load(change_target(features=("avx9000",)), 4)
     with pytest.raises(ArtifactError, match="tvm_version"):
         load(change(tvm_version="0.1"), 4)
     function = artifact.manifest.functions[0]
     with pytest.raises(ArtifactError, match="takes 'mystery'"):
         load(change(functions=(replace(function, inputs=(replace(function.inputs[0], name="mystery"),)),)), 4)
     monkeypatch.setattr(cupola.runtime.machine, "cpu_flags", lambda: frozenset({"avx512vnni", "asimddp"}))
-    check_machine(change(target=replace(target, features=("avx512_vnni", "+dotprod"))))
+    choose_library(change_target(features=("avx512_vnni", "+dotprod")))
 
 
 def test_a_library_that_is_none_is_refused(tmp_path):

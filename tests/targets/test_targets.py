@@ -9,9 +9,10 @@ import tvm
 from tvm import relax
 
 from cupola.runtime.errors import OptionError
-from cupola.targets.cpu.isa import ISAS, machine_features, runs_here
+from cupola.runtime.machine import missing_features
+from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.ops import GatedLinear, Linear, PagedAttention, Rotary
-from cupola.targets.registry import get_target, list_targets, target_names
+from cupola.targets.registry import get_target, get_targets, list_targets, target_names
 from tests.targets.harness import Input, module, size
 
 ARM = [isa.name for isa in ISAS if isa.architecture == "aarch64"]
@@ -29,7 +30,15 @@ def test_cpu_is_the_best_that_runs_here():
     best = next(isa for isa in ISAS if runs_here(isa))
     spec = get_target("cpu").spec
     assert (spec.name, spec.features) == (f"cpu:{best.name}", best.features)
-    assert machine_features().issuperset(spec.features)
+    assert missing_features(spec.features) == []
+
+
+def test_several_targets_with_commas_between_them():
+    assert [target.spec.isa for target in get_targets("cpu:avx2,cpu:generic")] == ["avx2", "generic"]
+    with pytest.raises(OptionError, match="has one twice"):
+        get_targets("cpu:avx2,cpu:avx2")
+    with pytest.raises(OptionError, match="'' is not a target"):
+        get_targets("cpu:avx2,")
 
 
 def test_an_unknown_target_is_refused_with_the_names():

@@ -1,0 +1,68 @@
+"""One model for several targets: a library each, over the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tvm_ffi
+from tvm import IRModule, relax
+
+from cupola.compiler.build import build_library, plan_memory, signature_of
+from cupola.compiler.pipeline import Dumps, kernel_passes, run_passes
+from cupola.compiler.weights import TRANSFORM, PackedWeight
+from cupola.runtime.artifact import LIBRARY, FunctionSpec, KernelSpec, LibrarySpec
+from cupola.runtime.errors import OptionError
+from cupola.targets.base import Target
+from cupola.targets.work import list_kernels
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What was built for one target."""
+
+    library: LibrarySpec
+    forward: FunctionSpec
+    kernels: tuple[KernelSpec, ...]
+    probes: tuple[KernelSpec, ...]
+
+
+def check_same_weights(mods: Sequence[IRModule], targets: Sequence[Target]) -> None:
+    """Raises OptionError unless the modules, lowered for these targets, make the same of the model's weights."""
+    if len(mods) == 1:
+        return
+    first, *others = (relax.transform.LiftTransformParams()(mod)[TRANSFORM] for mod in mods)
+    for other, target in zip(others, targets[1:], strict=True):
+        if not tvm_ffi.structural_equal(first, other, map_free_vars=True):
+            problem = f"{targets[0].spec.name} and {target.spec.name} lay weights out differently"
+            raise OptionError(problem, field="target", fix="compile an artifact for each of them")
+
+
+def build_variant(mod: IRModule, target: Target, weights: Sequence[PackedWeight], file: Path, dumps: Dumps | None = None) -> Variant:
+    """Builds `mod`, from which the weights were lifted, into the library `file`. Raises UnsupportedError."""
+    mod = plan_memory(run_passes(mod, kernel_passes(target), dumps))
+    build_library(mod, target, file, dumps)
+    forward = signature_of(mod["forward"], "forward", [weight.spec for weight in weights])
+    return Variant(LibrarySpec(file.name, target.spec), forward, list_kernels(mod), list_kernels(target.probes()))
+
+
+def library_names(targets: Sequence[Target]) -> list[str]:
+    """The libraries' file names, in order."""
+    return [LIBRARY, *(f"lib.{target.spec.isa}.so" for target in targets[1:])]
+
+
+def join_functions(variants: Sequence[Variant]) -> FunctionSpec:
+    """`forward` as all take it; its workspace is the largest."""
+    forwards = [variant.forward for variant in variants]
+    per_token, per_row = max(f.bytes_per_token for f in forwards), max(f.bytes_per_logit_row for f in forwards)
+    return replace(forwards[0], bytes_per_token=per_token, bytes_per_logit_row=per_row)
+
+
+def join_kernels(lists: Iterable[Sequence[KernelSpec]]) -> tuple[KernelSpec, ...]:
+    """Every kernel once; those of one name do the same."""
+    found: dict[str, KernelSpec] = {}
+    for kernels in lists:
+        for kernel in kernels:
+            found.setdefault(kernel.name, kernel)
+    return tuple(found[name] for name in sorted(found))

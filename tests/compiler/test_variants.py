@@ -1,0 +1,71 @@
+"""An artifact with a library for each of several instruction sets, over one set of weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tvm import IRModule, relax
+
+import cupola
+from cupola.compiler.cli.app import run
+from cupola.compiler.variants import check_same_weights, join_kernels
+from cupola.models import find_family
+from cupola.runtime.artifact import KernelSpec, Work
+from cupola.runtime.errors import OptionError
+from cupola.targets.cpu.isa import ISAS, runs_here
+from cupola.targets.registry import get_targets
+from tests.passes.harness import module
+
+TWO = [isa.name for isa in ISAS if runs_here(isa)][-2:]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("variants")
+    config = transformers.AutoConfig.for_model("llama", **find_family("llama").tiny)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
+    target = ",".join(f"cpu:{isa}" for isa in TWO)
+    return cupola.compile(folder / "model", out=folder / "artifact", target=target, quant="f32")
+
+
+@pytest.mark.skipif(len(TWO) < 2, reason="this machine runs one instruction set only")
+def test_each_library_runs_on_the_same_weights(artifact: cupola.Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [(library.file, library.target.isa) for library in artifact.manifest.libraries] == [
+        ("lib.so", TWO[0]), (f"lib.{TWO[1]}.so", TWO[1])]  # fmt: skip
+    tokens = [1, 2, 3, 4, 5]
+    best, first, second = (cupola.LLM(artifact, isa=isa).logits(tokens) for isa in (None, *TWO))
+    assert (best == first).all()
+    np.testing.assert_allclose(first, second, atol=1e-4)
+    assert (first != second).any()  # sums of other lengths: it was another library
+    assert run(["inspect", str(artifact.path)]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"cpu:{isa}" in shown for isa in TWO)
+    with pytest.raises(OptionError, match="isa: is 'z80', and the artifact has"):
+        cupola.LLM(artifact, isa="z80")
+
+
+def weights_only(scale: float) -> IRModule:
+    x, w = relax.Var("x", relax.TensorType([4], "float32")), relax.Var("w", relax.TensorType([4], "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("forward", [x, w], attrs={"num_input": 1}):
+        with builder.dataflow():
+            packed = builder.emit(relax.op.multiply(w, relax.const(scale)))
+            result = builder.emit_output(relax.op.add(x, packed))
+        builder.emit_func_output(result)
+    return module(builder.get()["forward"])
+
+
+def test_targets_that_lay_weights_out_differently_are_refused() -> None:
+    targets = get_targets("cpu:avx2,cpu:generic")
+    check_same_weights([weights_only(2), weights_only(2)], targets)
+    with pytest.raises(OptionError, match="target: cpu:avx2 and cpu:generic lay weights out differently"):
+        check_same_weights([weights_only(2), weights_only(3)], targets)
+
+
+def test_kernels_are_listed_once() -> None:
+    a, b = KernelSpec("a", Work("int8")), KernelSpec("b")
+    assert join_kernels([(b,), (a, b)]) == (a, b)

@@ -1,0 +1,75 @@
+"""Which of an artifact's libraries a machine runs."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cupola.runtime import machine
+from cupola.runtime.artifact import Artifact, LibrarySpec, TargetSpec
+from cupola.runtime.errors import ArtifactError, OptionError
+from cupola.runtime.machine import choose_library, missing_features
+from tests.runtime.test_artifact import GOOD
+
+HERE = f"{platform.machine()}-{sys.platform}-gnu"
+
+
+def artifact(*targets: TargetSpec) -> Artifact:
+    libraries = tuple(LibrarySpec(f"lib.{target.isa}.so", target) for target in targets)
+    return Artifact(Path("a"), replace(GOOD, libraries=libraries))
+
+
+def target(isa: str, *features: str, triple: str = HERE) -> TargetSpec:
+    return TargetSpec(f"cpu:{isa}", triple, isa, features)
+
+
+@pytest.fixture(autouse=True)
+def flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has "wide" and "amx_tile", which it lists; the system grants no tiles."""
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"wide", "amxtile"}))
+    monkeypatch.setattr(machine, "_request_tiles", lambda: False)
+
+
+BOTH = artifact(target("best", "wider"), target("good", "wide"), target("any"))
+
+
+def test_the_first_that_runs_is_chosen() -> None:
+    assert choose_library(BOTH).target.isa == "good"
+    assert choose_library(artifact(target("other", triple="riscv64-linux-gnu"), target("any"))).file == "lib.any.so"
+
+
+def test_the_one_asked_for_is_chosen_or_refused() -> None:
+    assert choose_library(BOTH, "any").target.isa == "any"
+    with pytest.raises(OptionError, match=r"isa: is 'best': this CPU lacks wider \(leave it out"):
+        choose_library(BOTH, "best")
+    with pytest.raises(OptionError, match=r"isa: is 'avx9', and the artifact has best, good, any \(take one"):
+        choose_library(BOTH, "avx9")
+
+
+def test_none_that_runs_is_one_clear_error() -> None:
+    with pytest.raises(ArtifactError, match=r"libraries: none runs here \(cpu:a: this CPU lacks x; cpu:b: this CPU lacks y, z\)"):
+        choose_library(artifact(target("a", "x"), target("b", "y", "wide", "z")))
+    with pytest.raises(ArtifactError, match=r"libraries\[0\]\.target\.features: this CPU lacks x"):
+        choose_library(artifact(target("a", "x")))
+
+
+def test_tiles_are_there_only_if_the_system_grants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing_features(["wide", "amx_tile"]) == ["amx_tile"]
+    assert missing_features(["amx_tile", "wider"]) == ["wider"]  # nothing is asked for in vain
+    monkeypatch.setattr(machine, "_request_tiles", lambda: True)
+    assert missing_features(["wide", "amx_tile"]) == []
+
+
+def test_the_system_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    machine._request_tiles.cache_clear()
+    assert machine._request_tiles() <= ("amxtile" in (machine.cpu_flags() or ()))
+
+
+def test_where_the_system_lists_no_features_none_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", lambda: None)
+    assert missing_features(["wider"]) == []
