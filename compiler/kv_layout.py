@@ -11,7 +11,7 @@ from cupola.runtime.artifact import KVGroup, KVSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets import ops
 
-DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "int8": "int8"}
 """What K and V may be stored as, by the option's values."""
 
 

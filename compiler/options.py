@@ -10,7 +10,7 @@ from cupola.targets.registry import target_names
 
 QUANTS = ("auto", "f32", "bf16", "f16", "w8a8", "w8a16", "w4a8", "w4a16")
 EMBEDDINGS = ("auto", "f32", "bf16", "f16", "w8", "w4")
-KV_DTYPES = ("f32", "bf16", "f16")
+KV_DTYPES = ("f32", "bf16", "f16", "int8")
 
 
 @dataclass(frozen=True)

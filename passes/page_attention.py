@@ -6,16 +6,19 @@ After:   def forward(tokens, positions, query_starts, context_lens, logit_rows, 
              lv1 = cupola.paged_attention(q, k, v, k_pages.0, v_pages.0, slots.0, query_starts, context_lens, block_tables.0, layer=3)
              lv = R.reshape(lv1, (n, H, E))         # q, k, v and lv1 are matrices, the heads side by side
 
-Every group of layers of the K/V specification gets slots, block tables and two page pools of its own.
+Every group of layers of the K/V specification gets slots, block tables and page pools of its own; pages of int8 have pools of
+scales beside them.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import tvm
 from tvm import IRModule, relax, tirx
 
 from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
-from cupola.runtime.artifact import KVGroup, KVSpec
+from cupola.runtime.artifact import KVSpec
 from cupola.targets import ops
 
 
@@ -29,37 +32,44 @@ def _run(mod: IRModule, kv: KVSpec) -> IRModule:
     starts = relax.Var("query_starts", relax.TensorType([batch + 1], "int32"))
     lens = relax.Var("context_lens", relax.TensorType([batch], "int32"))
     num_tokens = mod["forward"].params[0].ty.shape[0]
-    pools = {f"{i}": _group_inputs(i, group, kv, num_tokens, batch) for i, group in enumerate(kv.groups)}
-    out = rewrite_calls(mod, {"cupola.attention": _rule(kv, list(pools.values()), starts, lens)})
+    groups = [_Group.declare(i, kv, num_tokens, batch) for i in range(len(kv.groups))]
+    out = rewrite_calls(mod, {"cupola.attention": _rule(kv, groups, starts, lens)})
     func = out["forward"]
     tokens, positions, rows, *weights = func.params
-    inputs = [tokens, positions, starts, lens, rows, *(var for group in pools.values() for var in group)]
+    inputs = [tokens, positions, starts, lens, rows, *(var for g in groups for var in (g.slots, g.tables, *g.pools))]
     out["forward"] = relax.Function([*inputs, *weights], func.body, func.ret_ty).with_attrs({**func.attrs, "num_input": len(inputs)})
     return out
 
 
-def _group_inputs(index: int, group: KVGroup, kv: KVSpec, num_tokens: tirx.Expr, batch: tirx.Var) -> list[relax.Var]:
-    max_blocks, num_blocks = tirx.Var("max_blocks", "int64"), tirx.Var("num_blocks", "int64")
-    k_shape = [len(group.layers), num_blocks, group.num_kv_heads, group.key_dim, kv.block_size]
-    v_shape = [len(group.layers), num_blocks, group.num_kv_heads, kv.block_size, group.value_dim]
-    return [
-        relax.Var(f"slots.{index}", relax.TensorType([num_tokens], "int32")),
-        relax.Var(f"block_tables.{index}", relax.TensorType([batch, max_blocks], "int32")),
-        relax.Var(f"k_pages.{index}", relax.TensorType(k_shape, kv.dtype)),
-        relax.Var(f"v_pages.{index}", relax.TensorType(v_shape, kv.dtype)),
-    ]
+@dataclass(frozen=True)
+class _Group:
+    """The inputs of one group of layers; `pools` are pages of keys and of values, and perhaps their scales."""
+
+    slots: relax.Var
+    tables: relax.Var
+    pools: tuple[relax.Var, ...]
+
+    @staticmethod
+    def declare(index: int, kv: KVSpec, num_tokens: tirx.Expr, batch: tirx.Var) -> _Group:
+        sizes = {"num_blocks": tirx.Var("num_blocks", "int64")}
+        specs = (pool for pool in kv.pools("num_blocks") if pool.name.endswith(f".{index}"))
+        pools = (relax.Var(p.name, relax.TensorType([sizes.get(str(size), size) for size in p.shape], p.dtype)) for p in specs)
+        slots = relax.Var(f"slots.{index}", relax.TensorType([num_tokens], "int32"))
+        tables = relax.Var(f"block_tables.{index}", relax.TensorType([batch, tirx.Var("max_blocks", "int64")], "int32"))
+        return _Group(slots, tables, tuple(pools))
 
 
-def _rule(kv: KVSpec, pools: list[list[relax.Var]], starts: relax.Var, lens: relax.Var) -> Rule:
+def _rule(kv: KVSpec, groups: list[_Group], starts: relax.Var, lens: relax.Var) -> Rule:
     def rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
         marker = ops.Attention.match(call)
         assert marker is not None
-        group, place = next((g, spec.layers.index(marker.layer)) for g, spec in enumerate(kv.groups) if marker.layer in spec.layers)
-        slots, tables, k_pages, v_pages = pools[group]
+        pairs = zip(groups, kv.groups, strict=True)
+        group, place = next((group, spec.layers.index(marker.layer)) for group, spec in pairs if marker.layer in spec.layers)
+        k_pages, v_pages, k_scales, v_scales = (*group.pools, None, None)[:4]
         q, k, v = (_flatten_heads(x, scope) for x in (marker.q, marker.k, marker.v))
         paged = ops.PagedAttention(
-            q, k, v, None, None, k_pages, v_pages, slots, starts, lens, tables, marker.slopes, marker.sinks, 0, 0, 0,
-            place, marker.scale, marker.window, marker.softcap,
+            q, k, v, None, None, k_pages, v_pages, k_scales, v_scales, group.slots, starts, lens, group.tables,
+            marker.slopes, marker.sinks, 0, 0, 0, place, marker.scale, marker.window, marker.softcap,
         )  # fmt: skip
         n, heads, dim = shape_of(call)
         return relax.op.reshape(scope.emit(paged.emit(relax.TensorType([n, heads * dim], "float32"))), [n, heads, dim])

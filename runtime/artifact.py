@@ -66,7 +66,8 @@ class KVGroup:
 
     Pages: keys `[layers, blocks, num_kv_heads, key_dim, block_size]` (transposed, so that scores vectorize over
     tokens), values `[layers, blocks, num_kv_heads, block_size, value_dim]`. `window` is the number of latest tokens
-    that a query sees, itself included; 0 is all of them.
+    that a query sees, itself included; 0 is all of them. Stored as int8, each token's key and value of a head have a scale,
+    float32 `[layers, blocks, num_kv_heads, block_size]`, in pools of their own.
     """
 
     layers: tuple[int, ...]
@@ -78,7 +79,7 @@ class KVGroup:
 
 @dataclass(frozen=True)
 class KVSpec:
-    """The K/V cache that `forward` expects: one pool of keys and one of values a group."""
+    """The K/V cache that `forward` expects: the page pools of each group."""
 
     groups: tuple[KVGroup, ...]
     dtype: str
@@ -87,18 +88,18 @@ class KVSpec:
     @property
     def bytes_per_block(self) -> int:
         """Bytes that one block of `block_size` tokens takes over all groups and layers."""
-        per_token = sum(len(g.layers) * g.num_kv_heads * (g.key_dim + g.value_dim) for g in self.groups)
-        return per_token * self.block_size * ITEM_BYTES[self.dtype]
+        return sum(pool.num_bytes for pool in self.pools(1))
 
-    def page_shapes(self, num_blocks: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The shapes of the key pool and the value pool of each group."""
-        return [
-            (
-                (len(g.layers), num_blocks, g.num_kv_heads, g.key_dim, self.block_size),
-                (len(g.layers), num_blocks, g.num_kv_heads, self.block_size, g.value_dim),
-            )
-            for g in self.groups
-        ]
+    def pools(self, num_blocks: int | str) -> list[TensorSpec]:
+        """The pools of all groups; group 0 has `k_pages.0`, `v_pages.0` and, of int8, `k_scales.0` and `v_scales.0`."""
+        pools = []
+        for i, g in enumerate(self.groups):
+            heads: tuple[int | str, ...] = (len(g.layers), num_blocks, g.num_kv_heads)
+            pools.append(TensorSpec(f"k_pages.{i}", self.dtype, (*heads, g.key_dim, self.block_size)))
+            pools.append(TensorSpec(f"v_pages.{i}", self.dtype, (*heads, self.block_size, g.value_dim)))
+            if self.dtype == "int8":
+                pools += [TensorSpec(f"{name}.{i}", "float32", (*heads, self.block_size)) for name in ("k_scales", "v_scales")]
+        return pools
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,7 @@ def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
     field, kv = "functions.forward.inputs", manifest.kv
     ranks = {**_STEP_INPUTS, **{f"{name}.{group}": rank for group in range(len(kv.groups)) for name, rank in _GROUP_INPUTS.items()}}
     given: dict[str, tuple[str, tuple[int | str, ...]]] = {weight.name: (weight.dtype, weight.shape) for weight in manifest.weights}
-    for group, shapes in enumerate(kv.page_shapes(0)):
-        for name, (layers, _, *rest) in zip(("k_pages", "v_pages"), shapes, strict=True):
-            given[f"{name}.{group}"] = (kv.dtype, (layers, "num_blocks", *rest))
+    given |= {pool.name: (pool.dtype, pool.shape) for pool in kv.pools("num_blocks")}
     names = {tensor.name for tensor in forward.inputs}
     missing = next((name for name in (*ranks, *given) if name not in names), None)
     if missing is not None:

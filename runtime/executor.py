@@ -220,12 +220,8 @@ def tvm_ffi() -> ModuleType:
 
 
 def make_pages(kv: KVSpec, num_blocks: int) -> dict[str, Array]:
-    """Zeroed page pools by input name: `k_pages.g` and `v_pages.g` of each group g."""
-    pages: dict[str, Array] = {}
-    for group, (k_shape, v_shape) in enumerate(kv.page_shapes(num_blocks)):
-        pages[f"k_pages.{group}"] = _aligned_zeros(k_shape, np.dtype(kv.dtype))
-        pages[f"v_pages.{group}"] = _aligned_zeros(v_shape, np.dtype(kv.dtype))
-    return pages
+    """Zeroed page pools by input name."""
+    return {pool.name: _aligned_zeros(tuple(int(size) for size in pool.shape), np.dtype(pool.dtype)) for pool in kv.pools(num_blocks)}
 
 
 def map_weights(artifact: Artifact) -> dict[str, Array]:

@@ -28,6 +28,7 @@ Arrays: TypeAlias = dict[str, Array]
 Tensors: TypeAlias = Mapping[str, relax.Expr]
 EPSILON = 1e-5  # of norms
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+KV_DTYPES = {**DTYPES, "int8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ def rotary(sizes: Sizes) -> KernelCase:
 class AttentionKernel:
     """`PagedAttention` over pages of one type, with what it does besides; `joined`: on columns of one matrix, rotated."""
 
-    kv: str  # a key of DTYPES
+    kv: str  # a key of KV_DTYPES
     joined: bool = False
     window: int = 0
     softcap: float = 0.0
@@ -253,8 +254,10 @@ class AttentionKernel:
         tables: dict[str, tuple[str, ...]] = {"slots": ("n",), "query_starts": ("b1",), "context_lens": ("b",), "block_tables": ("b", "w")}
         inputs = [Input(name, ("n", width)) for name, width in ({"qkv": sum(widths.values())} if self.joined else widths).items()]
         inputs += [Input(name, ("n", dim)) for name in ("cos", "sin") if self.joined]
-        inputs += [Input("k_pages", (2, "blocks", groups, dim, block), DTYPES[self.kv])]
-        inputs += [Input("v_pages", (2, "blocks", groups, block, dim), DTYPES[self.kv])]
+        codes = (-127, 128) if self.kv == "int8" else None
+        inputs += [Input("k_pages", (2, "blocks", groups, dim, block), KV_DTYPES[self.kv], codes)]
+        inputs += [Input("v_pages", (2, "blocks", groups, block, dim), KV_DTYPES[self.kv], codes)]
+        inputs += [Input(name, (2, "blocks", groups, block)) for name in ("k_scales", "v_scales") if codes]
         inputs += [Input(name, shape, "int32") for name, shape in tables.items()]
         inputs += [Input("slopes", (heads,))] * self.slopes + [Input("sinks", (heads,))] * self.sinks
         options = {"layer": 1, "scale": dim**-0.5, "window": self.window, "softcap": self.softcap}
@@ -263,7 +266,7 @@ class AttentionKernel:
         def emit(t: Tensors) -> relax.Call:
             q, k, v = (t["qkv"],) * 3 if self.joined else (t[name] for name in widths)
             pages: dict[str, Any] = {name: t[name] for name in ("k_pages", "v_pages", *tables)}
-            extras: dict[str, Any] = {name: t.get(name) for name in ("cos", "sin", "slopes", "sinks")}
+            extras: dict[str, Any] = {name: t.get(name) for name in ("k_scales", "v_scales", "cos", "sin", "slopes", "sinks")}
             numbers: dict[str, Any] = {**starts, **options}
             op = PagedAttention(q=q, k=k, v=v, **pages, **extras, **numbers)
             return op.emit(relax.TensorType((q.ty.shape[0], widths["q"]), "float32"))
@@ -283,7 +286,7 @@ KERNELS: tuple[KernelFactory, ...] = (
     head_norm,
     layer_norm,
     rotary,
-    *(AttentionKernel(kv, joined=True) for kv in DTYPES),
+    *(AttentionKernel(kv, joined=True) for kv in KV_DTYPES),
 )
 # What they do besides, in combinations.
 VARIANTS: tuple[KernelFactory, ...] = (
@@ -292,6 +295,7 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("bf16", residual=True, activation="relu"),
     LinearKernel("f32", gated=True, bias=True, activation="gelu_tanh"),
     AttentionKernel("f16"),
+    AttentionKernel("int8", window=30, softcap=4.0),
     AttentionKernel("f32", window=20, softcap=5.0, slopes=True, sinks=True),
 )
 
@@ -315,6 +319,9 @@ def _draw_attention(inputs: Sequence[Input], block: int, random: np.random.Gener
     slots = np.concatenate([table[p // block] * block + p % block for table, p in zip(tables, positions, strict=True)])
     integers = {"slots": slots, "query_starts": starts, "context_lens": lens, "block_tables": tables}
     arrays = {i.name: i.draw(random, {"n": num_tokens, "blocks": num_blocks}) for i in inputs if i.name not in integers}
-    for pages in ("k_pages", "v_pages"):
-        arrays[pages][:, np.setdiff1d(np.arange(num_blocks), tables)] = np.nan
+    for pages in ("k_pages", "v_pages", "k_scales", "v_scales"):
+        if pages in arrays and arrays[pages].dtype != np.int8:
+            arrays[pages][:, np.setdiff1d(np.arange(num_blocks), tables)] = np.nan
+        if pages.endswith("scales") and pages in arrays:
+            arrays[pages] = np.abs(arrays[pages]) / 64
     return arrays | {name: array.astype("int32") for name, array in integers.items()}

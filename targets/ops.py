@@ -79,6 +79,8 @@ class PagedAttention(Op):
     `k_start`, G·E from `v_start`. With `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated
     as by Rotary before. `k_pages` [layers, blocks, G, D, block] and `v_pages` [layers, blocks, G, block, E] are the pools of
     the layer's group, and `layer` is its index there. A query at index i of its sequence sees the keys 0..i (the last `window`).
+    Pages of int8 hold codes: each token's key and value of a head are codes · scale with scale = amax / 127, in `k_scales` and
+    `v_scales` f32 [layers, blocks, G, block].
     """
 
     name: ClassVar[str] = "paged_attention"
@@ -89,6 +91,8 @@ class PagedAttention(Op):
     sin: Tensor | None
     k_pages: Tensor
     v_pages: Tensor
+    k_scales: Tensor | None
+    v_scales: Tensor | None
     slots: Tensor  # i32 [n]
     query_starts: Tensor  # i32 [b + 1]
     context_lens: Tensor  # i32 [b]

@@ -154,7 +154,7 @@ def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, sof
     """The results of one sequence's tokens, [n, H·E], and their slack."""
     first, end = arrays["query_starts"][i : i + 2]
     q, (heads, length) = arrays["q"][first:end], (arrays["q"].shape[1], int(arrays["context_lens"][i]))
-    k, doubt, v = (np.repeat(x, heads // x.shape[1], 1) for x in _keys_and_values(arrays, i, layer))
+    k, v, k_doubt, v_doubt = (np.repeat(x, heads // x.shape[1], 1) for x in _keys_and_values(arrays, i, layer))
     scores = scale * np.einsum("qhd,khd->hqk", q, k)
     scores = softcap * np.tanh(scores / softcap) if softcap else scores
     distance = np.arange(length)[None] - np.arange(length - len(q), length)[:, None]
@@ -167,27 +167,43 @@ def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, sof
     weights /= weights.sum(-1, keepdims=True) + np.exp(sinks - highest)
     magnitude = np.einsum("hqk,khd->qhd", weights, np.abs(v))
     # What each weight may be off, relatively, for keys that are perhaps stored a step away.
-    off = weights * scale * np.einsum("qhd,khd->hqk", np.abs(q), doubt)
-    slack = 6 * ROUNDING * magnitude + np.einsum("hqk,khd->qhd", off, np.abs(v)) + off.sum(-1).T[:, :, None] * magnitude
+    off = weights * scale * np.einsum("qhd,khd->hqk", np.abs(q), k_doubt)
+    slack = (
+        6 * ROUNDING * magnitude
+        + np.einsum("hqk,khd->qhd", weights, v_doubt)
+        + np.einsum("hqk,khd->qhd", off, np.abs(v))
+        + off.sum(-1).T[:, :, None] * magnitude
+    )
     return np.einsum("hqk,khd->qhd", weights, v).reshape(len(q), -1), slack.reshape(len(q), -1)
 
 
-def _keys_and_values(arrays: Arrays, i: int, layer: int) -> tuple[Array, Array, Array]:
-    """Those of sequence i, [length, G, D]: new ones, rounded as they are stored, and older ones from the pages. In between, how far
-    new keys that float32 may round either way could be off."""
+def _keys_and_values(arrays: Arrays, i: int, layer: int) -> tuple[Array, Array, Array, Array]:
+    """Keys and values of sequence i, [length, G, D]: new ones as they are stored, and older ones from the pages. Then how far either
+    may be off where float32 rounds to one stored value or the next."""
     first, end = arrays["query_starts"][i : i + 2]
     length, block = int(arrays["context_lens"][i]), arrays["k_pages"].shape[-1]
     positions = np.arange(length - (end - first))
     blocks, offsets = arrays["block_tables"][i][positions // block], positions % block
-    old_k = arrays["k_pages"][layer].transpose(0, 3, 1, 2)[blocks, offsets].astype("float64")
-    old_v = arrays["v_pages"][layer].transpose(0, 2, 1, 3)[blocks, offsets].astype("float64")
-    exact_k, exact_v = arrays["k"][first:end], arrays["v"][first:end]
-    stored = [x.astype("float32").astype(arrays["k_pages"].dtype).astype("float64") for x in (exact_k, exact_v)]
-    below, above = (
-        (exact_k + sign * ROUNDING * (1 + np.abs(exact_k))).astype(arrays["k_pages"].dtype).astype("float64") for sign in (-1, 1)
-    )
-    return (
-        np.concatenate([old_k, stored[0]]),
-        np.concatenate([np.zeros_like(old_k), above - below]),
-        np.concatenate([old_v, stored[1]]),
-    )
+    old = {
+        "k": arrays["k_pages"][layer].transpose(0, 3, 1, 2)[blocks, offsets].astype("float64"),
+        "v": arrays["v_pages"][layer].transpose(0, 2, 1, 3)[blocks, offsets].astype("float64"),
+    }
+    for name in old:
+        if f"{name}_scales" in arrays:
+            old[name] = old[name] * arrays[f"{name}_scales"][layer].transpose(0, 2, 1)[blocks, offsets][..., None]
+    new = {name: _stored(arrays[name][first:end], arrays["k_pages"].dtype) for name in old}
+    k, v = (np.concatenate([old[name], new[name][0]]) for name in old)
+    k_doubt, v_doubt = (np.concatenate([np.zeros_like(old[name]), new[name][1]]) for name in old)
+    return k, v, k_doubt, v_doubt
+
+
+def _stored(x: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """x [n, G, D] as pages of `dtype` hold it, and how far each may be off where it is nearly halfway between two."""
+    if dtype != np.int8:
+        below, value, above = (
+            (x + sign * ROUNDING * (1 + np.abs(x))).astype("float32").astype(dtype).astype("float64") for sign in (-1, 0, 1)
+        )
+        return value, above - below
+    step = np.abs(x).max(-1, keepdims=True) / 127
+    codes = x / np.where(step == 0, 1, step)
+    return step * np.rint(codes), step * (np.abs(np.abs(codes - np.floor(codes)) - 0.5) < 5e-4)

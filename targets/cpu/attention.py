@@ -29,13 +29,14 @@ from cupola.targets.work import with_work
 
 
 def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`PagedAttention` with float32 inputs and K/V pages in float32, float16 or bfloat16."""
+    """`PagedAttention` with float32 inputs and K/V pages in float32, float16, bfloat16 or int8."""
     op = PagedAttention.match(call)
-    if op is None or op.k_pages.ty.dtype not in ("float32", "float16", "bfloat16"):
+    if op is None or op.k_pages.ty.dtype not in ("float32", "float16", "bfloat16", "int8"):
         return None
     kernel = _kernel_of(isa, op, int(call.ty.shape[1]))
-    arguments = [op.q, op.k, op.v, op.cos, op.sin, op.k_pages, op.v_pages, op.slots, op.query_starts, op.context_lens, op.block_tables]
-    given = [tensor for tensor in (*arguments, op.slopes, op.sinks) if tensor is not None]
+    pools = (op.k_pages, op.v_pages, op.k_scales, op.v_scales)
+    arguments = (op.q, op.k, op.v, op.cos, op.sin, *pools, op.slots, op.query_starts, op.context_lens, op.block_tables, op.slopes, op.sinks)
+    given = [tensor for tensor in arguments if tensor is not None]
     label = f"paged_attention_{kernel.num_heads}x{kernel.num_kv_heads}x{kernel.key_dim}_{kernel.kv_dtype}"
     layer = relax.prim_value(tvm.tirx.IntImm("int64", op.layer))  # an argument, so that all layers share one kernel
     return relax.op.call_tir(builder.add_func(_build(kernel), label), relax.Tuple([*given, layer]), out_ty=call.ty)
@@ -80,6 +81,8 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
             sin=argument("sin", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
             k_pages=argument("k_pages", (layers, blocks, k.num_kv_heads, k.key_dim, k.block_size), k.kv_dtype),
             v_pages=argument("v_pages", (layers, blocks, k.num_kv_heads, k.block_size, k.value_dim), k.kv_dtype),
+            k_scales=argument("k_scales", (layers, blocks, k.num_kv_heads, k.block_size), "float32") if k.is_quantized else None,
+            v_scales=argument("v_scales", (layers, blocks, k.num_kv_heads, k.block_size), "float32") if k.is_quantized else None,
             slots=argument("slots", (n,), "int32"),
             query_starts=argument("query_starts", (T.int64(),), "int32"),
             context_lens=argument("context_lens", (batch,), "int32"),

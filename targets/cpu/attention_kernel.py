@@ -46,6 +46,11 @@ class Kernel:
         return self.num_heads // self.num_kv_heads
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether pages hold codes, with scales beside them."""
+        return self.kv_dtype == "int8"
+
+    @property
     def tile_rows(self) -> int:
         """Rows of a tile of several tokens."""
         return self.isa.row_tile
@@ -100,6 +105,8 @@ class Tensors:
     sin: Buffer | None
     k_pages: Buffer
     v_pages: Buffer
+    k_scales: Buffer | None
+    v_scales: Buffer | None
     slots: Buffer
     query_starts: Buffer
     context_lens: Buffer

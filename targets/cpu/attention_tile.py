@@ -34,16 +34,19 @@ class State:
 
 @dataclass(frozen=True)
 class Scratch:
-    """A task's own memory; `keys` where they must be copied together."""
+    """A task's own memory; `keys` where a chunk's must be copied together, scales of its keys and values where they are quantized."""
 
     queries: Buffer
     scores: Buffer
     keys: Buffer | None
+    key_scales: Buffer | None
+    value_scales: Buffer | None
 
     @staticmethod
     def allocate(kernel: Kernel, num_rows: int) -> Scratch:
         keys = None if kernel.keys_in_vectors else local((kernel.key_dim, kernel.chunk))
-        return Scratch(local((num_rows, kernel.key_dim)), local((num_rows, kernel.chunk)), keys)
+        scales = [local(kernel.chunk) if kernel.is_quantized else None for _ in range(2)]
+        return Scratch(local((num_rows, kernel.key_dim)), local((num_rows, kernel.chunk)), keys, *scales)
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,9 @@ class Tile:
         self.fill(state, 0, 2 * kernel.padded(self.num_rows), 0.0)
         if scratch.keys is not None:
             self.gather_keys(at, end, scratch.keys)
+        for pool, copy in ((self.tensors.k_scales, scratch.key_scales), (self.tensors.v_scales, scratch.value_scales)):
+            if pool is not None and copy is not None:
+                self.gather_scales(at, end, pool, copy)
         strip = kernel.vectors_beside(self.num_rows, kernel.chunk // self.simd.lanes) * self.simd.lanes
         strips = _Strips(self, scratch, state, at, strip, name(low // strip), name((high + strip - 1) // strip))
         strips.score()
@@ -137,6 +143,15 @@ class Tile:
             block, offset = t.block_of(self.sequence, position), name(position % kernel.block_size)
             with T.serial(kernel.key_dim) as d:
                 self.simd.store(keys, self.simd.load(t.k_pages, (t.layer, block, self.group, d, offset), 1), (d, i))
+
+    def gather_scales(self, at: Value, end: Value, pool: Buffer, scales: Buffer) -> None:
+        """Copies the scales of a chunk's keys or values together."""
+        t, kernel = self.tensors, self.kernel
+        lanes = self.simd.lanes if kernel.keys_in_vectors else 1
+        with T.serial(kernel.chunk // lanes) as i:
+            position = name(at + i * lanes if kernel.keys_in_vectors else T.min(at + i, end - 1))
+            block, offset = t.block_of(self.sequence, position), name(position % kernel.block_size)
+            self.simd.store(scales, self.simd.load(pool, (t.layer, block, self.group, offset), lanes), (i * lanes,))
 
     def add_values(self, at: Value, low: Value, high: Value, weights: Buffer, state: State) -> None:
         """weights @ values, over the keys `low` to `high` of the chunk: others were perhaps never written."""
@@ -252,10 +267,13 @@ class _Strips:
 
     def store(self, starts: list[Value], dots: list[list[Register]], highest: Buffer, *, masked: bool) -> None:
         simd = self.tile.simd
-        for row, dot in enumerate(dots):
+        for row, registers in enumerate(dots):
             high = simd.load(highest, (row, 0))
-            for start, register in zip(starts, dot, strict=True):
-                score = self.shape(register.get(), row, start, masked=masked)
+            for start, register in zip(starts, registers, strict=True):
+                dot = register.get()
+                if self.scratch.key_scales is not None:
+                    dot = dot * simd.load(self.scratch.key_scales, (start,))
+                score = self.shape(dot, row, start, masked=masked)
                 simd.store(self.scratch.scores, score, (row, start))
                 high = name(T.max(high, score))
             simd.store(highest, high, (row, 0))
@@ -299,5 +317,7 @@ class _Strips:
             weight = simd.exp(score - high, nonpositive=True)
             if masked:
                 weight = name(T.Select(score <= splat(HIDDEN / 2, simd.lanes), splat(0.0, simd.lanes), weight))
-            simd.store(scores, weight, place)
             total.set(total.get() + weight)
+            if self.scratch.value_scales is not None:
+                weight = weight * simd.load(self.scratch.value_scales, (place[1],))
+            simd.store(scores, weight, place)

@@ -148,6 +148,12 @@ class Simd:
             return _f32_to_f16(value, lanes)
         return _f32_to_bf16(value, lanes) if dtype == "bfloat16" else T.cast(value, _typed(dtype, lanes))
 
+    def to_int8(self, value: Value) -> Value:
+        """float32 lanes of magnitude up to 127, to the nearest integer (to even)."""
+        lanes = lanes_of(value)
+        bits = T.reinterpret(_typed("int32", lanes), name(value + splat(_ROUND, lanes)))  # the integer stands in the low bits
+        return T.cast(bits, _typed("int8", lanes))
+
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a · b + c, rounded once where the machine can."""
         if not self.isa.fma:

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from cupola.targets.ops import PagedAttention
-from tests.targets.harness import DTYPES, RUNNABLE, Input, compile_one, same_bits, size
+from tests.targets import harness
+from tests.targets.harness import RUNNABLE, Input, compile_one, same_bits, size
+
+DTYPES = {**harness.DTYPES, "int8": np.dtype("int8")}
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ SHAPES = [
     Shape(4, 1, 16, 16, 32, "bfloat16", window=20, sinks=True, rotary_dim=8),
     Shape(21, 1, 10, 20, 4, softcap=5.0, window=150, joined=True),
     Shape(4, 2, 16, 32, 256, "float16", rotary_dim=16),
+    Shape(6, 2, 32, 48, 16, "int8", rotary_dim=32, joined=True),
+    Shape(3, 3, 16, 16, 8, "int8"),
 ]
 LAYERS, LAYER = 2, 1
 ROUNDING = {"float32": 1e-6, "float16": 2.0**-11 + 1e-6, "bfloat16": 2.0**-8 + 1e-6}
@@ -63,6 +68,7 @@ def attention(isa, s):
     inputs += [
         Input("k_pages", (LAYERS, blocks, s.groups, s.key_dim, s.block), s.dtype),
         Input("v_pages", (LAYERS, blocks, s.groups, s.block, s.value_dim), s.dtype),
+        *[Input(name, (LAYERS, blocks, s.groups, s.block)) for name in ("k_scales", "v_scales") if s.dtype == "int8"],
         Input("slots", (n,), "int32"),
         Input("query_starts", (size("b1"),), "int32"),
         Input("context_lens", (b,), "int32"),
@@ -98,8 +104,12 @@ class Sequences:
         num_blocks = width * len(lengths) + 2
         self.tables = self.random.permutation(num_blocks)[: width * len(lengths)].reshape(-1, width).astype("int32")
         rows, dtype = (LAYERS, num_blocks, shape.groups), DTYPES[shape.dtype]
-        self.k_pages = tvm.runtime.tensor(np.full((*rows, shape.key_dim, shape.block), np.nan, dtype))
-        self.v_pages = tvm.runtime.tensor(np.full((*rows, shape.block, shape.value_dim), np.nan, dtype))
+        shapes = [(*rows, shape.key_dim, shape.block), (*rows, shape.block, shape.value_dim)]
+        if shape.dtype == "int8":
+            self.pools = [tvm.runtime.tensor(np.full(pool, 99, dtype)) for pool in shapes]
+            self.pools += [tvm.runtime.tensor(np.full((*rows, shape.block), np.nan, "float32")) for _ in range(2)]
+        else:
+            self.pools = [tvm.runtime.tensor(np.full(pool, np.nan, dtype)) for pool in shapes]
 
     def run(self, *chunks):
         """One call, over chunks of sequences, each (sequence, from, to)."""
@@ -117,7 +127,7 @@ class Sequences:
         starts = np.cumsum([0, *(b - a for _, a, b in chunks)])
         lens, tables = np.array([b for _, _, b in chunks]), self.tables[[i for i, _, _ in chunks]]
         integers = [array.astype("int32") for array in (slots, starts, lens, tables)]
-        return attention(self.isa, self.shape)(*arrays, self.k_pages, self.v_pages, *integers, *self.extras)
+        return attention(self.isa, self.shape)(*arrays, *self.pools, *integers, *self.extras)
 
     def rotated(self, x):
         """Halves of the leading dimensions rotated, in float64."""
@@ -131,7 +141,9 @@ class Sequences:
         """Keys and values of a sequence as the pages hold them: [n, groups, dim] each."""
         block, offset = np.divmod(np.arange(self.lengths[i]), self.shape.block)
         blocks = self.tables[i][block]
-        return self.k_pages.numpy()[LAYER][blocks, :, :, offset], self.v_pages.numpy()[LAYER][blocks, :, offset]
+        k_pages, v_pages, *scales = (pool.numpy()[LAYER] for pool in self.pools)
+        found = k_pages[blocks, :, :, offset], v_pages[blocks, :, offset]
+        return [x * scale[blocks, :, offset][..., None] for x, scale in zip(found, scales, strict=True)] if scales else found
 
     def reference(self, i):
         s = self.shape
@@ -182,10 +194,10 @@ def test_token_by_token_and_negative_slots(isa):
     whole, steps = (Sequences(isa, shape, [270], 0) for _ in range(2))
     expected = whole.run((0, 0, 270))
     assert same_bits(np.concatenate([steps.run((0, t, t + 1)) for t in range(270)]), expected)
-    before = whole.k_pages.numpy().tobytes()
+    before = whole.pools[0].numpy().tobytes()
     joined, angle = np.ones((1, shape.columns[0]), "float32"), np.ones((1, shape.rotary_dim), "float32")
     whole.call([joined, joined, joined, angle, angle], np.array([-1]), [(0, 269, 270)])
-    assert whole.k_pages.numpy().tobytes() == before
+    assert whole.pools[0].numpy().tobytes() == before
 
 
 @pytest.mark.parametrize("isa", RUNNABLE)
@@ -193,8 +205,21 @@ def test_pages_hold_rounded_keys_and_values(isa):
     for shape in SHAPES:
         sequences = Sequences(isa, shape, [41], 1)
         sequences.run((0, 0, 41))
-        block, offset = sequences.tables[0][40 // shape.block], 40 % shape.block
-        k, v = sequences.k_pages.numpy()[LAYER, block, :, :, offset], sequences.v_pages.numpy()[LAYER, block, :, offset]
-        assert same_bits(v, sequences.v[0][40].astype(DTYPES[shape.dtype]))
-        expected = sequences.rotated(sequences.k[0])[40]
-        np.testing.assert_allclose(k.astype("float64"), expected, rtol=ROUNDING[shape.dtype], atol=1e-6)
+        k, v = sequences.stored(0)
+        for stored, exact in ((k, sequences.rotated(sequences.k[0])), (v, sequences.v[0].astype("float64"))):
+            off = np.abs(exact).max(-1, keepdims=True) / 254 if shape.dtype == "int8" else np.abs(exact) * ROUNDING[shape.dtype]
+            assert (np.abs(stored.astype("float64") - exact) <= off * (1 + 1e-5) + 1e-6).all()
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+def test_int8_holds_zeros_and_the_largest_exactly(isa):
+    shape = next(shape for shape in SHAPES if shape.dtype == "int8")
+    sequences = Sequences(isa, shape, [3], 1)
+    sequences.v[0][1] = 0.0
+    sequences.run((0, 0, 3))
+    _, v = sequences.stored(0)
+    assert (v[1] == 0).all()
+    largest = np.abs(sequences.v[0]).argmax(-1)
+    for token, head in ((0, 0), (2, 1)):
+        place = token, head, largest[token, head]
+        assert v[place] == pytest.approx(sequences.v[0][place], rel=1e-6)
