@@ -33,7 +33,7 @@ if not folder.exists():
 # memory and reserves room for K/V, what attention remembers of each token: here 256 MB, shared by all requests.
 
 llm = cupola.LLM(folder, kv_memory="256MB")
-print(f"Loaded {llm.artifact.manifest.source.name}, compiled for {llm.artifact.manifest.target.name}.")
+print(f"Loaded {llm.artifact.manifest.source.name}, compiled for {llm.artifact.manifest.libraries[0].target.name}.")
 
 # --- 3. Chat -----------------------------------------------------------------------------------------------------------
 #

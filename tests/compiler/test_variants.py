@@ -53,7 +53,7 @@ def weights_only(scale: float) -> IRModule:
     builder = relax.BlockBuilder()
     with builder.function("forward", [x, w], attrs={"num_input": 1}):
         with builder.dataflow():
-            packed = builder.emit(relax.op.multiply(w, relax.const(scale)))
+            packed = builder.emit(relax.op.multiply(w, relax.const(scale, "float32")))
             result = builder.emit_output(relax.op.add(x, packed))
         builder.emit_func_output(result)
     return module(builder.get()["forward"])
