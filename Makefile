@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROOMS := compiler models passes runtime targets
 PROMPT ?= What is the capital of France?
-QUANTS ?= bf16 f16
+QUANTS ?= w4a8 w8a8 bf16
 
 help: ## show these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
