@@ -41,7 +41,7 @@ def build_library(mod: IRModule, target: Target, file: Path, dumps: Dumps | None
     """
     mod = IRModule({**dict(mod.functions_items()), **dict(target.probes().functions_items())}, attrs=mod.attrs)
     with target.tvm, tvm.transform.PassContext(opt_level=3):
-        executable = relax.build(mod, target.tvm, relax_pipeline=_virtual_machine_passes())
+        executable = relax.build(mod, target.tvm, relax_pipeline=_virtual_machine_passes(), tir_pipeline=target.lowering)
     if dumps is not None and debug_level() >= 4:
         for module in executable.mod.imports:
             dumps.write("kernels", module.inspect_source("asm"), "s")

@@ -48,7 +48,7 @@ def compile_case(case: KernelCase, target: Target) -> CompiledCase:
 
     weights = {i.name: lazy(i.name, tuple(int(size) for size in i.shape), i.dtype) for i in case.inputs if i.is_weight}
     lifted, packed = lift_weights(lower_case(case, target), weights)
-    machine = relax.VirtualMachine(tvm.compile(lifted, target=target.tvm), tvm.cpu())
+    machine = relax.VirtualMachine(tvm.compile(lifted, target=target.tvm, tir_pipeline=target.lowering), tvm.cpu())
 
     def run(arrays: Arrays) -> Array:
         now.update(arrays)

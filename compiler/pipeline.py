@@ -18,6 +18,7 @@ from cupola.passes.fuse_gated_linear import fuse_gated_linear
 from cupola.passes.fuse_gelu import fuse_gelu
 from cupola.passes.fuse_layer_norm import fuse_layer_norm
 from cupola.passes.fuse_linear import fuse_linear
+from cupola.passes.fuse_norm import fuse_norm
 from cupola.passes.fuse_rms_norm import fuse_rms_norm
 from cupola.passes.fuse_rotary import fuse_rotary
 from cupola.passes.join_projections import join_projections
@@ -64,6 +65,7 @@ def pipeline(
         fuse_gated_linear(),
         fuse_epilogue(),
         join_projections(),
+        fuse_norm(),
         # say how it is stored
         page_attention(kv),
         simplify(),

@@ -15,6 +15,7 @@ from cupola.passes.rewrite import pass_of, tidy
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 from cupola.targets.ops import PREFIX, op_name
+from cupola.targets.weight_functions import function_of
 
 
 def lower_ops(target: Target) -> tvm.transform.Pass:
@@ -43,6 +44,6 @@ class _Lowering(PyExprMutator):
             if lowered is not None:
                 return lowered
         name = op_name(call)
-        if name is not None:
+        if name is not None and function_of(call) is None:
             raise UnsupportedError(f"has no kernel for {PREFIX}{name} of type {call.ty}", field=f"target {self.target.spec.name}")
         return call

@@ -197,7 +197,7 @@ show([*text[begin : begin + 6], "    …", *min(reversed(innermost_loops(script)
 # LLVM turns TIR into machine code. The same loop again: vmovups loads a vector, vbroadcastss repeats one number in all
 # lanes, vfmadd multiplies and adds. Registers named zmm hold 16 numbers of 32 bits (AVX-512), ymm 8 (AVX2), xmm 4.
 
-library = tvm.compile(IRModule({name: kernel}), target.tvm)
+library = tvm.compile(IRModule({name: kernel}), target.tvm, tir_pipeline=target.lowering)
 title(6, f"The same loop in assembly, for {target.spec.name}")
 show(min(reversed(hot_loops(library.mod.inspect_source("asm"))), key=len))
 

@@ -18,11 +18,12 @@ class ISA:
         lanes: float32 lanes of a vector register.
         num_registers: vector registers.
         row_tile: rows of a full register tile in matrix-matrix kernels.
+        int8_row_tile: the same where int8 is multiplied.
         features: flags that /proc/cpuinfo must show on the machine that runs the code.
         attributes: the same for LLVM.
         fma: whether multiply-add is one instruction (otherwise it is two roundings).
         f16_convert: whether float16 converts in hardware.
-        int8_dot: LLVM's intrinsic for 4 × int8 dot products, "" if there is none.
+        int8_dot: the instruction that `dot.py` multiplies bytes with, "" if there is none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ISA:
     fma: bool = True
     f16_convert: bool = True
     int8_dot: str = ""
+    int8_row_tile: int = 6
 
 
 _AVX2 = ("avx2", "fma", "f16c")
@@ -44,12 +46,14 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 # Best first: "cpu" takes the first that the machine has.
 ISAS = (
     ISA("avx512vnni", "x86-64 with AVX-512 and VNNI", "x86_64", 16, 32, 12, (*_AVX512, "avx512_vnni"), (*_AVX512, "avx512vnni"),
-        int8_dot="llvm.x86.avx512.vpdpbusd.512"),
-    ISA("avx512", "x86-64 with AVX-512", "x86_64", 16, 32, 12, _AVX512, _AVX512),
-    ISA("avx2", "x86-64 with AVX2 and FMA", "x86_64", 8, 16, 6, _AVX2, _AVX2),
+        int8_dot="vpdpbusd"),
+    ISA("avx512", "x86-64 with AVX-512", "x86_64", 16, 32, 12, _AVX512, _AVX512, int8_dot="maddubs"),
+    ISA("avxvnni", "x86-64 with AVX2, FMA and VNNI", "x86_64", 8, 16, 6, (*_AVX2, "avx_vnni"), (*_AVX2, "avxvnni"),
+        int8_dot="vpdpbusd"),
+    ISA("avx2", "x86-64 with AVX2 and FMA", "x86_64", 8, 16, 6, _AVX2, _AVX2, int8_dot="maddubs"),
     ISA("generic", "any x86-64", "x86_64", 4, 16, 6, fma=False, f16_convert=False),
     ISA("dotprod", "64-bit Arm with dot products", "aarch64", 4, 32, 6, ("asimd", "asimddp"), ("neon", "dotprod"),
-        int8_dot="llvm.aarch64.neon.sdot"),
+        int8_dot="sdot"),
     ISA("neon", "any 64-bit Arm", "aarch64", 4, 32, 6, ("asimd",), ("neon",)),
 )  # fmt: skip
 

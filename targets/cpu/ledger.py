@@ -66,7 +66,7 @@ def _compiled(case: KernelCase, target: Target) -> tvm.runtime.Module:
         gv.name_hint: f.with_attr("global_symbol", gv.name_hint) for gv, f in mod.functions_items() if isinstance(f, tvm.tirx.PrimFunc)
     }
     with target.tvm, tvm.transform.PassContext(opt_level=3):
-        return tvm.tirx.build(tvm.IRModule(kernels), target=target.tvm)
+        return tvm.tirx.build(tvm.IRModule(kernels), target=target.tvm, pipeline=target.lowering)
 
 
 def _code_bytes(library: tvm.runtime.Module) -> int:

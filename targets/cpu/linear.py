@@ -15,7 +15,9 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact import Work
+from cupola.targets.cpu.epilogue import Epilogue
 from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.norm import lower_rms_norm
 from cupola.targets.cpu.packing import (
     PANEL,
     is_static,
@@ -26,7 +28,7 @@ from cupola.targets.cpu.packing import (
     pack_panels,
     shape_of,
 )
-from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, pieces, prim_func, splat
+from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.ops import GatedLinear, Linear
 from cupola.targets.work import with_work
 
@@ -47,10 +49,6 @@ class _Kernel:
     activation: str
 
     @property
-    def panel_outputs(self) -> int:
-        return PANEL // 2 if self.gated else PANEL
-
-    @property
     def num_panels(self) -> int:
         return num_panels(self.num_outputs * (2 if self.gated else 1))
 
@@ -62,7 +60,7 @@ def lower_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> rel
         return None
     n, k = shape_of(op.weight)
     kernel = _Kernel(isa, n, k, str(op.weight.ty.dtype), False, op.bias is not None, op.residual is not None, op.activation)
-    arguments = [op.x, pack_panels(op.weight, builder)]
+    arguments = [_normalized(op, isa, builder), pack_panels(op.weight, builder)]
     arguments += [] if op.bias is None else [pack_columns(op.bias, builder)]
     arguments += [] if op.residual is None else [op.residual]
     return _call(kernel, arguments, call, builder)
@@ -75,9 +73,17 @@ def lower_gated_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) 
         return None
     n, k = shape_of(op.weight)
     kernel = _Kernel(isa, n // 2, k, str(op.weight.ty.dtype), True, op.bias is not None, False, op.activation)
-    arguments = [op.x, pack_gated_panels(op.weight, builder)]
+    arguments = [_normalized(op, isa, builder), pack_gated_panels(op.weight, builder)]
     arguments += [] if op.bias is None else [pack_gated_columns(op.bias, builder)]
     return _call(kernel, arguments, call, builder)
+
+
+def _normalized(op: Linear | GatedLinear, isa: ISA, builder: relax.BlockBuilder) -> relax.Expr:
+    """The operation's rows after its norm, which float kernels leave to a kernel of its own."""
+    if op.norm is None:
+        return op.x
+    call = relax.op.nn.rms_norm(op.x, op.norm, axes=[-1], epsilon=op.epsilon)
+    return builder.emit(lower_rms_norm(isa, builder.normalize(call), builder))
 
 
 def _fits(x: relax.Expr, weight: relax.Expr) -> bool:
@@ -98,7 +104,9 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         bias = argument("bias", (kernel.num_panels * PANEL,), "float32") if kernel.has_bias else None
         residual = argument("residual", (num_rows, kernel.num_outputs), "float32") if kernel.has_residual else None
         out = argument("out", (num_rows, kernel.num_outputs), "float32")
-        panels = _Panels(kernel, Simd(kernel.isa), x, weight, bias, residual, out)
+        simd = Simd(kernel.isa)
+        epilogue = Epilogue(simd, kernel.num_outputs, kernel.gated, kernel.activation, bias, residual, out)
+        panels = _Panels(kernel, simd, x, weight, epilogue)
         with T.parallel((num_rows + ROW_BLOCK - 1) // ROW_BLOCK * kernel.num_panels) as task:
             panel, first = name(task % kernel.num_panels), name(task // kernel.num_panels * ROW_BLOCK)
             panels.rows(panel, first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
@@ -114,9 +122,7 @@ class _Panels:
     simd: Simd
     x: Buffer
     weight: Buffer
-    bias: Buffer | None
-    residual: Buffer | None
-    out: Buffer
+    epilogue: Epilogue
 
     def rows(self, panel: Value, first: Value, count: Value) -> None:
         tile = self.kernel.isa.row_tile
@@ -133,7 +139,7 @@ class _Panels:
         for columns in self.column_groups(rows):
             self.multiply(panel, row, rows, columns, products)
         with T.serial(rows) as r:
-            self.finish(panel, row + r, r, products)
+            self.epilogue.finish(panel, row + r, r, products)
 
     def column_groups(self, rows: int) -> list[list[int]]:
         """The panel's columns in groups of vectors whose accumulators fit the registers."""
@@ -154,31 +160,3 @@ class _Panels:
         for r in range(rows):
             for column, total in zip(columns, sums[r], strict=True):
                 simd.store(products, total.get(), (r, column))
-
-    def finish(self, panel: Value, row: Value, r: Value, products: Buffer) -> None:
-        """Bias, activation, gate and residual of one row of a tile. The last panel may be narrower."""
-        last, width = self.kernel.num_panels - 1, self.kernel.panel_outputs
-        narrow = self.kernel.num_outputs - last * width
-        if narrow == width:
-            self.columns(panel, row, r, products, width)
-            return
-        with T.If(panel < last):
-            with T.Then():
-                self.columns(panel, row, r, products, width)
-            with T.Else():
-                self.columns(panel, row, r, products, narrow)
-
-    def columns(self, panel: Value, row: Value, r: Value, products: Buffer, width: int) -> None:
-        simd, kernel = self.simd, self.kernel
-        for start, lanes in pieces(width, simd.lanes):
-            value = simd.activation(kernel.activation, self.biased(products, panel, r, start, lanes))
-            if kernel.gated:
-                value = value * self.biased(products, panel, r, start + PANEL // 2, lanes)
-            index = (row, panel * kernel.panel_outputs + start)
-            if self.residual is not None:
-                value = value + simd.load(self.residual, index, lanes)
-            simd.store(self.out, value, index)
-
-    def biased(self, products: Buffer, panel: Value, r: Value, start: int, lanes: int) -> Value:
-        value = self.simd.load(products, (r, start), lanes)
-        return value if self.bias is None else value + self.simd.load(self.bias, (panel * PANEL + start,), lanes)

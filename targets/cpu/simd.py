@@ -74,9 +74,9 @@ def _typed(dtype: str, lanes: int) -> str:
 class Register:
     """A vector that a loop changes. Its own small buffer, so that LLVM keeps it in a register."""
 
-    def __init__(self, lanes: int, value: float | None = 0.0) -> None:
+    def __init__(self, lanes: int, value: Value | float | None = 0.0, dtype: str = "float32") -> None:
         self.lanes = lanes
-        self.buffer = local(lanes)
+        self.buffer = local(lanes, dtype)
         if value is not None:
             self.set(splat(value, lanes))
 
@@ -126,7 +126,13 @@ class Simd:
         """The `lanes` elements from `index` on (along the last axis), as float32."""
         *outer, start = index
         lanes = self.lanes if lanes is None else lanes
-        return name(self._widen(buffer[(*outer, _index(start, lanes))], str(buffer.dtype), lanes))
+        return name(self.widen(buffer[(*outer, _index(start, lanes))], str(buffer.dtype), lanes))
+
+    def load_from_bytes(self, buffer: Buffer, index: Sequence[Value | int], dtype: str) -> Value:
+        """A vector of `dtype` that lies at `index` of a buffer of uint8, as float32."""
+        *outer, start = index
+        raw = buffer[(*outer, _index(start, self.lanes * np.dtype(dtype).itemsize))]
+        return name(self.widen(T.reinterpret(_typed(dtype, self.lanes), raw), dtype, self.lanes))
 
     def store(self, buffer: Buffer, value: Value, index: Sequence[Value | int]) -> None:
         """Writes float32 lanes from `index` on, rounded to the buffer's type (to nearest even)."""
@@ -134,7 +140,8 @@ class Simd:
         value = self._narrow(value, str(buffer.dtype), lanes_of(value))
         T.buffer_store(buffer, value, [*outer, _index(start, lanes_of(value))])
 
-    def _widen(self, value: Value, dtype: str, lanes: int) -> Value:
+    def widen(self, value: Value, dtype: str, lanes: int) -> Value:
+        """Values of `dtype` as float32."""
         if dtype == "float32":
             return value
         if dtype == "float16" and not self.isa.f16_convert:
@@ -176,8 +183,8 @@ class Simd:
         x = name(x if nonpositive else T.min(splat(88.3, lanes), x))
         integer = _typed("int32", lanes)
         # Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits; the others are shifted out below.
-        shifted = name(self.fma(x, splat(math.log2(math.e), lanes), splat(_ROUND, lanes)))
-        whole = name(shifted - splat(_ROUND, lanes))
+        shifted = name(self.fma(x, splat(math.log2(math.e), lanes), splat(ROUND, lanes)))
+        whole = name(shifted - splat(ROUND, lanes))
         rest = name(self.fma(whole, splat(-_LN2_LOW, lanes), self.fma(whole, splat(-_LN2_HIGH, lanes), x)))
         power = self.polynomial(_EXP, rest)
         bits = T.reinterpret(integer, power) + (T.reinterpret(integer, shifted) << _int_splat(23, lanes))
@@ -264,7 +271,7 @@ def _fit(function: Callable[[float], float], degree: int, low: float, high: floa
     return tuple(float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef)
 
 
-_ROUND = 1.5 * 2.0**23
+ROUND, ROUND_BITS = 1.5 * 2.0**23, 0x4B400000
 _LN2_HIGH = 355 / 512  # few bits: times an integer it is exact
 _LN2_LOW = math.log(2) - _LN2_HIGH
 _EXP = _fit(math.exp, 6, -0.5 * math.log(2), 0.5 * math.log(2))

@@ -11,14 +11,26 @@ from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.cpu.attention import lower_paged_attention
 from cupola.targets.cpu.elementwise import schedule_elementwise
-from cupola.targets.cpu.embedding import lower_take
+from cupola.targets.cpu.embedding import lower_embedding, lower_take
+from cupola.targets.cpu.int8_linear import lower_int8_linear
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear import lower_gated_linear, lower_linear
+from cupola.targets.cpu.lowering import LOWERING
 from cupola.targets.cpu.norm import lower_layer_norm, lower_rms_norm
 from cupola.targets.cpu.probes import probes
 from cupola.targets.cpu.rotary import lower_rotary
 
-RULES = (lower_linear, lower_gated_linear, lower_paged_attention, lower_rms_norm, lower_layer_norm, lower_rotary, lower_take)
+RULES = (
+    lower_int8_linear,
+    lower_linear,
+    lower_gated_linear,
+    lower_paged_attention,
+    lower_rms_norm,
+    lower_layer_norm,
+    lower_rotary,
+    lower_take,
+    lower_embedding,
+)
 
 
 def cpu_target(isa: ISA) -> Target:
@@ -29,4 +41,5 @@ def cpu_target(isa: ISA) -> Target:
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": base, "mattr": attributes, "num-cores": num_threads()})
     spec = TargetSpec(f"cpu:{isa.name}", triple, isa.name, isa.features)
     rules, schedules = tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),)
-    return Target(spec, isa.description, target, rules, schedules, multiplies_int8=bool(isa.int8_dot), probes=partial(probes, isa))
+    int8 = bool(isa.int8_dot)
+    return Target(spec, isa.description, target, rules, schedules, LOWERING, multiplies_int8=int8, probes=partial(probes, isa))

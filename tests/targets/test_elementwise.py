@@ -45,7 +45,7 @@ def scheduled(target, inputs, make):
 def test_scheduled(isa, case):
     inputs, make, reference = CASES[case]
     target, random = get_target(f"cpu:{isa}"), np.random.default_rng(0)
-    machine = relax.VirtualMachine(tvm.compile(scheduled(target, inputs, make), target=target.tvm), tvm.cpu())
+    machine = relax.VirtualMachine(tvm.compile(scheduled(target, inputs, make), target=target.tvm, tir_pipeline=target.lowering), tvm.cpu())
     for n in (1, 9, 700):
         shapes = [[s if isinstance(s, int) else {"n": n, "r": 5}[s.name] for s in i.shape] for i in inputs]
         arrays = [

@@ -50,7 +50,7 @@ def compiled(name: str, mod: tvm.IRModule) -> tvm.runtime.Module:
     """The PrimFuncs of a module that a rule wrote, as machine code."""
     kernels = {gv.name_hint: f for gv, f in mod.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
     kernels = {key: f.with_attr("global_symbol", key) for key, f in kernels.items()}
-    return tvm.tirx.build(tvm.IRModule(kernels), target=get_target(name).tvm)
+    return tvm.tirx.build(tvm.IRModule(kernels), target=get_target(name).tvm, pipeline=get_target(name).lowering)
 
 
 def linear(name, dtype="float32"):

@@ -1,0 +1,297 @@
+"""Matrix products of quantized weights and activations rounded to int8: integer dot products, a scale a group on both sides.
+
+Up to FEW rows (decoding) every thread rounds the rows for itself and multiplies the packed weights as they come from memory.
+More rows are rounded once by all threads; a task then takes a panel of 32 columns and a block of rows, unpacks the panel's
+weights to bytes, a block of groups at a time, and walks the rows in register tiles.
+
+An output is a sum over groups in ascending order, `sum += (scale_w · Σ q_w·q_x) · scale_x`, whose inner sums are exact integers.
+So its bits depend neither on the path nor on the tile nor on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import tvm
+from tvm import relax
+from tvm.tirx.script import builder as T
+
+from cupola.runtime.artifact import Work
+from cupola.targets.cpu.dot import Weights
+from cupola.targets.cpu.epilogue import Epilogue
+from cupola.targets.cpu.int8_rows import Int8Rows, RowSource
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.loops import parallel_region, shared_loop
+from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
+from cupola.targets.cpu.quantized_packing import QUADS, Codes, codes_of, first_byte, pack_groups
+from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
+from cupola.targets.ops import GROUP, GatedLinear, Linear
+from cupola.targets.work import with_work
+
+FEW = 4  # rows
+ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
+GROUP_BLOCK = 24  # groups of a panel that are unpacked at once: 24 KB, which stay in L1
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """What distinguishes one kernel from another; `num_outputs` counts columns of the result."""
+
+    isa: ISA
+    num_outputs: int
+    depth: int
+    groups: int
+    codes: Codes
+    gated: bool
+    has_bias: bool
+    has_residual: bool
+    activation: str
+    has_norm: bool
+    epsilon: float
+
+    @property
+    def num_panels(self) -> int:
+        return num_panels(self.num_outputs * (2 if self.gated else 1))
+
+
+def lower_int8_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
+    """`Linear` and `GatedLinear` with quantized weights, whose activations are to be rounded."""
+    op = Linear.match(call) or GatedLinear.match(call)
+    if op is None or op.scales is None or not op.quantize_x or op.x.ty.ndim != 2 or not is_static(op.weight):
+        return None
+    gated, residual = isinstance(op, GatedLinear), op.residual if isinstance(op, Linear) else None
+    (n, k), depth = shape_of(op.weight), int(op.x.ty.shape[1])
+    kernel = _Kernel(
+        isa, n // 2 if gated else n, depth, k // GROUP, codes_of(op.weight, op.mins), gated,
+        op.bias is not None, residual is not None, op.activation, op.norm is not None, op.epsilon,
+    )  # fmt: skip
+    arguments = [op.x, pack_groups(op.weight, op.scales, op.mins, gated, builder)]
+    arguments += [] if op.bias is None else [(pack_gated_columns if gated else pack_columns)(op.bias, builder)]
+    arguments += [extra for extra in (residual, op.norm) if extra is not None]
+    label = f"{'gated_' if gated else ''}linear_{kernel.num_outputs}x{depth}_w{kernel.codes.bits}{'m' if op.mins is not None else ''}a8"
+    return relax.op.call_tir(builder.add_func(_build(kernel), label), relax.Tuple(arguments), out_ty=call.ty)
+
+
+@cache
+def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
+    k = kernel
+
+    def body() -> None:
+        num_rows = T.int64()
+        x = argument("x", (num_rows, k.depth), "float32")
+        weight = argument("weight", (k.num_panels, k.groups, k.codes.group_bytes), "uint8")
+        bias = argument("bias", (k.num_panels * PANEL,), "float32") if k.has_bias else None
+        residual = argument("residual", (num_rows, k.num_outputs), "float32") if k.has_residual else None
+        norm = argument("norm", (k.depth,), "float32") if k.has_norm else None
+        out = argument("out", (num_rows, k.num_outputs), "float32")
+        simd = Simd(k.isa)
+        epilogue = Epilogue(simd, k.num_outputs, k.gated, k.activation, bias, residual, out)
+        product = _Product(k, simd, weight, epilogue, RowSource(simd, x, k.depth, norm, k.epsilon), Weights(k.isa, k.codes), num_rows)
+        with T.If(num_rows <= T.int64(FEW)):
+            with T.Then():
+                product.few()
+            with T.Else():
+                product.many()
+
+    return with_work(prim_func(body), Work(operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)))
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Emits the loops."""
+
+    kernel: _Kernel
+    simd: Simd
+    weight: Buffer
+    epilogue: Epilogue
+    source: RowSource
+    weights: Weights
+    num_rows: Value
+
+    def allocate(self, num_rows: Value | int) -> Int8Rows:
+        return Int8Rows.allocate(num_rows, self.kernel.groups, self.weights.zero, self.kernel.codes.has_mins)
+
+    def few(self) -> None:
+        """One region: every thread has the rows, and a share of the panels."""
+        alone = self.kernel.num_panels == 1  # a region without a parallel loop is none that TVM compiles
+        with nullcontext() if alone else parallel_region():
+            rows = self.allocate(FEW)
+            with T.serial(self.num_rows) as row:
+                rows.fill(self.source, row, row)
+            with shared_loop(self.kernel.num_panels, barrier=False) as panel:
+                products = local((FEW, PANEL))
+                packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
+
+                def tile(row: Value, count: int) -> None:
+                    self.tile(rows, row, count, packed, T.int64(0), self.kernel.groups, products, T.int64(0), fresh=True)
+                    with T.serial(count) as r:
+                        self.epilogue.finish(panel, row + r, r, products)
+
+                in_tiles(self.num_rows, (4, 2, 1), tile)
+
+    def many(self) -> None:
+        """One region: all rows, a barrier, then panels by blocks of rows."""
+        panels = self.kernel.num_panels
+        rows = self.allocate(self.num_rows)
+        with parallel_region():
+            with shared_loop(self.num_rows) as row:
+                rows.fill(self.source, row, row)
+            with shared_loop((self.num_rows + ROW_BLOCK - 1) // ROW_BLOCK * panels, barrier=False) as task:
+                first = name(task // panels * ROW_BLOCK)
+                self.block(rows, name(task % panels), first, name(T.min(self.num_rows - first, T.int64(ROW_BLOCK))))
+
+    def block(self, rows: Int8Rows, panel: Value, first: Value, count: Value) -> None:
+        """`count` rows from `first` on of one panel, its groups in blocks."""
+        groups = self.kernel.groups
+        products, unpacked = local((ROW_BLOCK, PANEL)), _Unpacked.allocate(self.kernel, self.simd)
+        packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
+        with T.serial(count) as r:
+            for start in range(0, PANEL, self.simd.lanes):
+                self.simd.store(products, splat(0.0, self.simd.lanes), (r, start))
+        with T.serial(-(-groups // GROUP_BLOCK)) as index:
+            start = name(index * GROUP_BLOCK)
+            num_groups = name(T.min(T.int64(GROUP_BLOCK), T.int64(groups) - start))
+            with T.serial(num_groups) as group:
+                unpacked.fill(packed, name(start + group), group)
+
+            def tile(r: Value, size: int) -> None:
+                self.tile(rows, name(first + r), size, unpacked, start, num_groups, products, r, fresh=False)
+
+            in_tiles(count, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
+        with T.serial(count) as r:
+            self.epilogue.finish(panel, first + r, r, products)
+
+    def tile(
+        self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_groups: Value | int,
+        products: Buffer, r: Value, fresh: bool,
+    ) -> None:  # fmt: skip
+        """Adds the products of `size` rows and a panel's groups from `start` on to rows `r`… of `products`, or puts them there."""
+        lanes, vectors = self.simd.lanes, self.vectors_beside(size)
+        with T.serial(PANEL // lanes // vectors) as part:
+            columns = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
+            sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
+            with T.serial(num_groups) as group:
+                self.group(rows, row, name(start + group), panel, group, columns, sums)
+            for i in range(size):
+                for column, total in zip(columns, sums[i], strict=True):
+                    self.simd.store(products, total.get(), (r + i, column))
+
+    def first_sum(self, products: Buffer, r: Value, column: Value, fresh: bool) -> Register:
+        total = Register(self.simd.lanes, 0.0 if fresh else None)
+        if not fresh:
+            total.set(self.simd.load(products, (r, column)))
+        return total
+
+    def group(
+        self, rows: Int8Rows, row: Value, at: Value, panel: _Panel, group: Value, columns: list[Value], sums: list[list[Register]]
+    ) -> None:
+        """Adds one group's products: `at` is its place in the rows, `group` that in the panel."""
+        simd, lanes = self.simd, self.simd.lanes
+        starts = [T.int32(0) if rows.starts is None else name(rows.starts[row + i, at]) for i in range(len(sums))]
+        integers = [[Register(lanes, start, "int32") for _ in columns] for start in starts]
+        weights = [panel.quads(group, column) for column in columns]
+        for quad in range(QUADS):
+            for i, totals in enumerate(integers):
+                x = name(rows.quads[row + i, at * QUADS + quad])
+                for total, vectors in zip(totals, weights, strict=True):
+                    total.set(self.weights.dot(total.get(), vectors[quad], x))
+        for place, column in enumerate(columns):
+            scale, low = panel.scale(group, column), panel.min(group, column)
+            for i, totals in enumerate(integers):
+                exact = name(T.cast(totals[place].get(), f"float32x{lanes}") * scale)
+                total = sums[i][place]
+                total.set(simd.fma(exact, splat(name(rows.scales[row + i, at]), lanes), total.get()))
+                if low is not None and rows.sums is not None:
+                    total.set(simd.fma(low, splat(name(rows.sums[row + i, at]), lanes), total.get()))
+
+    def vectors_beside(self, rows: int) -> int:
+        """Vectors of a panel whose sums of `rows` rows, as integers and as floats, fit the registers."""
+        available, registers = PANEL // self.simd.lanes, self.kernel.isa.num_registers
+        return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (2 * rows + 1) * size + 2 <= registers))
+
+
+def in_tiles(count: Value, sizes: tuple[int, ...], tile: Callable[[Value, int], None]) -> None:
+    """Covers `count` rows by tiles of `sizes`: the largest as often as it fits, then powers of two."""
+    largest, *smaller = sizes
+    with T.serial(count // largest) as index:
+        tile(name(index * largest), largest)
+    rest, start = name(count % largest), name(count // largest * largest)
+    for size in smaller:
+        with T.If((rest & T.int64(size)) != T.int64(0)), T.Then():
+            tile(name(start + (rest & T.int64(-2 * size))), size)
+
+
+class _Panel(Protocol):
+    """Where a tile has a panel's weights from."""
+
+    def quads(self, group: Value, column: Value) -> list[Value]: ...
+
+    def scale(self, group: Value, column: Value) -> Value: ...
+
+    def min(self, group: Value, column: Value) -> Value | None: ...
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """The weights as they are stored."""
+
+    kernel: _Kernel
+    simd: Simd
+    weights: Weights
+    weight: Buffer
+    panel: Value
+
+    def quads(self, group: Value, column: Value) -> list[Value]:
+        return self.weights.unpack(self.weight, self.panel, group, column)
+
+    def scale(self, group: Value, column: Value) -> Value:
+        return self.factor(group, column, 0)
+
+    def min(self, group: Value, column: Value) -> Value | None:
+        return self.factor(group, column, 2 * PANEL) if self.kernel.codes.has_mins else None
+
+    def factor(self, group: Value, column: int, offset: int) -> Value:
+        place = self.kernel.codes.code_bytes + offset + 2 * column
+        return self.simd.load_from_bytes(self.weight, (self.panel, group, place), "float16")
+
+
+@dataclass(frozen=True)
+class _Unpacked:
+    """Some of a panel's groups as bytes and float32: int8 [groups · 1024], float32 [groups, 32]."""
+
+    simd: Simd
+    codes: Buffer
+    scales: Buffer
+    mins: Buffer | None
+
+    @staticmethod
+    def allocate(kernel: _Kernel, simd: Simd) -> _Unpacked:
+        mins = local((GROUP_BLOCK, PANEL)) if kernel.codes.has_mins else None
+        return _Unpacked(simd, local(GROUP_BLOCK * GROUP * PANEL, "int8"), local((GROUP_BLOCK, PANEL)), mins)
+
+    def fill(self, packed: _Packed, group: Value, to: Value) -> None:
+        """Takes in group `group` of a packed panel as number `to`."""
+        with T.serial(PANEL // self.simd.lanes) as vector:
+            column = name(vector * self.simd.lanes)
+            for quad, vector in enumerate(packed.quads(group, column)):
+                T.buffer_store(self.codes, vector, [T.ramp(self.place(to, quad, column), 1, 4 * self.simd.lanes)])
+            self.simd.store(self.scales, packed.scale(group, column), (to, column))
+            if self.mins is not None:
+                self.simd.store(self.mins, packed.min(group, column), (to, column))
+
+    def place(self, group: Value, quad: int, column: Value) -> Value:
+        return group * GROUP * PANEL + first_byte(quad, column)
+
+    def quads(self, group: Value, column: Value) -> list[Value]:
+        lanes = 4 * self.simd.lanes
+        return [name(self.codes[T.ramp(self.place(group, quad, column), 1, lanes)]) for quad in range(QUADS)]
+
+    def scale(self, group: Value, column: Value) -> Value:
+        return self.simd.load(self.scales, (group, column))
+
+    def min(self, group: Value, column: Value) -> Value | None:
+        return None if self.mins is None else self.simd.load(self.mins, (group, column))

@@ -1,0 +1,121 @@
+"""Rows of activations rounded to int8 on the fly, in groups of 32 with a scale each (as llama.cpp's Q8_0), after a norm if there is one.
+
+x[k] is about scale · q[k], q from −127 to 127, scale = max |x| / 127. Beside it stands what matrix products want of a group: −zero · Σq as
+an integer to start sums from, and scale · Σq for weights with a min.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu.loops import reduce_sum
+from cupola.targets.cpu.quantized_packing import QUAD, QUADS
+from cupola.targets.cpu.simd import ROUND, ROUND_BITS, Buffer, Simd, Value, local, name, pieces, splat, tree
+from cupola.targets.ops import GROUP
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Float rows [m, depth] and the RMSNorm (arXiv:1910.07467) that they go through first, if any."""
+
+    simd: Simd
+    x: Buffer
+    depth: int
+    norm: Buffer | None
+    epsilon: float
+
+    def factor(self, row: Value) -> Value:
+        """1 / √(mean of squares + epsilon) of a row; 1 without a norm."""
+        if self.norm is None:
+            return T.float32(1)
+
+        def add_square(start: Value | int, lanes: int, total: Value) -> Value:
+            value = self.simd.load(self.x, (row, start), lanes)
+            return self.simd.fma(value, value, total)
+
+        squares = reduce_sum(self.simd, self.depth, add_square)
+        return name(T.float32(1) / T.sqrt(self.simd.fma(squares, T.float32(1 / self.depth), T.float32(self.epsilon))))
+
+    def load(self, row: Value, start: Value | int, lanes: int, factor: Value) -> Value:
+        """`lanes` values of a row from `start` on."""
+        value = self.simd.load(self.x, (row, start), lanes)
+        return value if self.norm is None else name(value * splat(factor, lanes) * self.simd.load(self.norm, (start,), lanes))
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """Scratch for quantized rows: `quads` int32 [rows, groups · 8] (four int8 each), the others [rows, groups]."""
+
+    quads: Buffer
+    scales: Buffer
+    starts: Buffer | None  # int32, −zero · Σq
+    sums: Buffer | None  # float32, scale · Σq
+    zero: int
+
+    @staticmethod
+    def allocate(num_rows: Value | int, groups: int, zero: int, has_mins: bool) -> Int8Rows:
+        """Room for rows, of the function or (inside of a parallel loop) of a thread."""
+
+        def room(width: int, dtype: str) -> Buffer:
+            return T.alloc_buffer((num_rows, width), dtype, scope="global")
+
+        starts = room(groups, "int32") if zero else None
+        return Int8Rows(room(groups * QUADS, "int32"), room(groups, "float32"), starts, room(groups, "float32") if has_mins else None, zero)
+
+    def fill(self, source: RowSource, row: Value, to: Value) -> None:
+        """Quantizes row `row` of `source` into row `to`; inputs past the depth are zeros."""
+        factor = source.factor(row)
+        whole = source.depth // GROUP
+        with T.serial(whole) as group:
+            lanes = min(source.simd.lanes, GROUP)
+            values = [source.load(row, group * GROUP + start, lanes, factor) for start in range(0, GROUP, lanes)]
+            self._fill_group(source.simd, values, to, group)
+        if source.depth % GROUP:
+            self._fill_group(source.simd, _last_group(source, row, whole * GROUP, factor), to, whole)
+
+    def _fill_group(self, simd: Simd, values: list[Value], row: Value, group: Value | int) -> None:
+        lanes = simd.lanes
+        highest = _magnitude(values[0])
+        for value in values[1:]:
+            highest = name(T.max(highest, _magnitude(value)))
+        largest = tree(highest, T.max)
+        inverse = splat(name(T.Select(largest > T.float32(0), T.float32(127) / largest, T.float32(0))), lanes)
+        rounded = [_round(value * inverse) for value in values]
+        for index, codes in enumerate(rounded):
+            packed = T.reinterpret(f"int32x{lanes // QUAD}" if lanes > QUAD else "int32", T.cast(codes, f"int8x{lanes}"))
+            first = group * QUADS + index * lanes // QUAD
+            T.buffer_store(self.quads, packed, [row, T.ramp(first, 1, lanes // QUAD) if lanes > QUAD else first])
+        scale = name(largest * T.float32(1 / 127))
+        T.buffer_store(self.scales, scale, [row, group])
+        if self.starts is None and self.sums is None:
+            return
+        total = rounded[0]
+        for codes in rounded[1:]:
+            total = name(total + codes)
+        total = tree(total, lambda a, b: a + b)
+        if self.starts is not None:
+            T.buffer_store(self.starts, total * T.int32(-self.zero), [row, group])
+        if self.sums is not None:
+            T.buffer_store(self.sums, T.cast(total, "float32") * scale, [row, group])
+
+
+def _magnitude(value: Value) -> Value:
+    return name(T.max(value, splat(0.0, value.ty.dtype.lanes) - value))
+
+
+def _round(value: Value) -> Value:
+    """To the nearest integer, ties to even: adding 1.5 · 2^23 leaves it in the low bits."""
+    lanes = value.ty.dtype.lanes
+    return name(T.reinterpret(f"int32x{lanes}", value + splat(ROUND, lanes)) - T.broadcast(T.int32(ROUND_BITS), lanes))
+
+
+def _last_group(source: RowSource, row: Value, start: int, factor: Value) -> list[Value]:
+    """The rest of a row, with zeros up to a whole group."""
+    simd, rest = source.simd, local(GROUP)
+    for at in range(0, GROUP, simd.lanes):
+        simd.store(rest, splat(0.0, simd.lanes), (at,))
+    for at, lanes in pieces(source.depth - start, simd.lanes):
+        simd.store(rest, source.load(row, start + at, lanes, factor), (at,))
+    return [simd.load(rest, (at,)) for at in range(0, GROUP, simd.lanes)]
