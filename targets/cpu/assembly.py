@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import networkx
+
 # "move" copies between registers and makes constants. What an instruction reads from memory or writes there counts besides, as does
 # a "spill": a fixed place on the stack.
 CLASSES = ("dot", "fma", "multiply", "arithmetic", "convert", "shuffle", "broadcast", "load", "store", "spill", "move", "scalar",
@@ -139,7 +141,7 @@ def _function(name: str, body: str, syntax: Syntax) -> Function:
     start = [instruction for _, block in blocks for instruction in block][:40]
     stack = syntax.frame_stack if any(syntax.frame.match(instruction) for instruction in start) else syntax.stack
     sizes = [int(size) for instruction in start if (found := syntax.stack_size.match(instruction)) for size in found.groups() if size]
-    loops = [[instruction for i in loop for instruction in blocks[i][1]] for loop in _innermost(_successors(blocks, syntax))]
+    loops = [[instruction for i in loop for instruction in blocks[i][1]] for loop in _innermost(_flow(blocks, syntax))]
     return Function(
         name, sum(sizes), tuple(Counter(c for instruction in loop for c in classify(instruction, syntax, stack)) for loop in loops)
     )
@@ -159,48 +161,37 @@ def _blocks(body: str, syntax: Syntax) -> list[tuple[str, list[str]]]:
     return blocks
 
 
-def _successors(blocks: Sequence[tuple[str, list[str]]], syntax: Syntax) -> list[int]:
-    """For each block the set of those that may follow, as bits."""
+def _flow(blocks: Sequence[tuple[str, list[str]]], syntax: Syntax) -> networkx.DiGraph:
+    """Which block may follow which."""
     labels = {label: index for index, (label, _) in enumerate(blocks)}
-    result = []
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(range(len(blocks)))
     for index, (_, instructions) in enumerate(blocks):
         last = instructions[-1] if instructions else ""
-        follow = 0 if syntax.ends.match(last) or index + 1 == len(blocks) else 2 << index
+        if not syntax.ends.match(last) and index + 1 < len(blocks):
+            graph.add_edge(index, index + 1)
         jump = syntax.jump.match(last)
-        result.append(follow | (1 << labels[jump[1]] if jump and jump[1] in labels else 0))
-    return result
+        if jump and jump[1] in labels:
+            graph.add_edge(index, labels[jump[1]])
+    return graph
 
 
-def _innermost(follow: Sequence[int]) -> list[list[int]]:
+def _innermost(flow: networkx.DiGraph) -> list[list[int]]:
     """The blocks of each innermost loop."""
-    found, pending = [], _cycles((1 << len(follow)) - 1, follow)
+    found, pending = [], _cycles(flow)
     while pending:
         cycle = pending.pop()
-        entry = next((i for i in _bits(cycle) if any(after >> i & 1 for j, after in enumerate(follow) if not cycle >> j & 1)), 0)
-        inner = _cycles(cycle & ~(1 << entry), follow)
+        entry = min((block for block in cycle if any(before not in cycle for before in flow.predecessors(block))), default=min(cycle))
+        inner = _cycles(flow.subgraph(cycle - {entry}))
         pending += inner
-        found += [] if inner else [list(_bits(cycle))]
+        found += [] if inner else [sorted(cycle)]
     return sorted(found)
 
 
-def _cycles(within: int, follow: Sequence[int]) -> list[int]:
-    """The strongly connected parts of the graph of the blocks `within` that hold a cycle."""
-    reach = {i: follow[i] & within for i in _bits(within)}
-    changed = True
-    while changed:
-        changed = False
-        for i in reversed(reach):
-            grown = reach[i]
-            for j in _bits(reach[i]):
-                grown |= reach[j]
-            changed, reach[i] = changed or grown != reach[i], grown
-    return sorted({sum(1 << j for j in _bits(after) if reach[j] >> i & 1) for i, after in reach.items() if after >> i & 1})
-
-
-def _bits(mask: int) -> Iterator[int]:
-    while mask:
-        yield (mask & -mask).bit_length() - 1
-        mask &= mask - 1
+def _cycles(flow: networkx.DiGraph) -> list[set[int]]:
+    """The strongly connected parts that hold a cycle."""
+    parts = networkx.strongly_connected_components(flow)
+    return [part for part in parts if len(part) > 1 or any(flow.has_edge(block, block) for block in part)]
 
 
 def classify(instruction: str, syntax: Syntax, stack: re.Pattern[str]) -> Iterator[str]:

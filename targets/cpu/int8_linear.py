@@ -21,13 +21,14 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact import Work
+from cupola.targets.cpu import tiles
 from cupola.targets.cpu.dot import Weights
 from cupola.targets.cpu.epilogue import Epilogue
 from cupola.targets.cpu.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import parallel_region, shared_loop
 from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
-from cupola.targets.cpu.quantized_packing import QUADS, Codes, codes_of, first_byte, pack_groups
+from cupola.targets.cpu.quantized_packing import COLUMNS, HALVES, QUAD, QUADS, Codes, codes_of, first_byte, pack_groups
 from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.ops import GROUP, GatedLinear, Linear
 from cupola.targets.work import with_work
@@ -112,14 +113,14 @@ class _Product:
     weights: Weights
     num_rows: Value
 
-    def allocate(self, num_rows: Value | int) -> Int8Rows:
-        return Int8Rows.allocate(num_rows, self.kernel.groups, self.weights.zero, self.kernel.codes.has_mins)
+    def allocate(self, num_rows: Value | int, zero: int) -> Int8Rows:
+        return Int8Rows.allocate(num_rows, self.kernel.groups, zero, self.kernel.codes.has_mins)
 
     def few(self) -> None:
         """One region: every thread has the rows, and a share of the panels."""
         alone = self.kernel.num_panels == 1  # a region without a parallel loop is none that TVM compiles
         with nullcontext() if alone else parallel_region():
-            rows = self.allocate(FEW)
+            rows = self.allocate(FEW, self.weights.zero)
             with T.serial(self.num_rows) as row:
                 rows.fill(self.source, row, row)
             with shared_loop(self.kernel.num_panels, barrier=False) as panel:
@@ -136,7 +137,8 @@ class _Product:
     def many(self) -> None:
         """One region: all rows, a barrier, then panels by blocks of rows."""
         panels = self.kernel.num_panels
-        rows = self.allocate(self.num_rows)
+        whole = (self.num_rows + tiles.ROWS - 1) // tiles.ROWS * tiles.ROWS  # what is past the last row is multiplied and dropped
+        rows = self.allocate(whole, 0) if self.kernel.isa.int8_tiles else self.allocate(self.num_rows, self.weights.zero)
         with parallel_region():
             with shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row, row)
@@ -149,6 +151,8 @@ class _Product:
         groups = self.kernel.groups
         products, unpacked = local((ROW_BLOCK, PANEL)), _Unpacked.allocate(self.kernel, self.simd)
         packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
+        if self.kernel.isa.int8_tiles:
+            tiles.configure()
         with T.serial(count) as r:
             for start in range(0, PANEL, self.simd.lanes):
                 self.simd.store(products, splat(0.0, self.simd.lanes), (r, start))
@@ -157,13 +161,50 @@ class _Product:
             num_groups = name(T.min(T.int64(GROUP_BLOCK), T.int64(groups) - start))
             with T.serial(num_groups) as group:
                 unpacked.fill(packed, name(start + group), group)
+            if self.kernel.isa.int8_tiles:
+                with T.serial((count + tiles.ROWS - 1) // tiles.ROWS) as index:
+                    r = name(index * tiles.ROWS)
+                    self.matrix_tile(rows, name(first + r), unpacked, start, num_groups, products, r)
+            else:
 
-            def tile(r: Value, size: int) -> None:
-                self.tile(rows, name(first + r), size, unpacked, start, num_groups, products, r, fresh=False)
+                def tile(r: Value, size: int) -> None:
+                    self.tile(rows, name(first + r), size, unpacked, start, num_groups, products, r, fresh=False)
 
-            in_tiles(count, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
+                in_tiles(count, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
+        if self.kernel.isa.int8_tiles:
+            tiles.release()
         with T.serial(count) as r:
             self.epilogue.finish(panel, first + r, r, products)
+
+    def matrix_tile(
+        self, rows: Int8Rows, row: Value, panel: _Unpacked, start: Value, num_groups: Value, products: Buffer, r: Value
+    ) -> None:
+        """What `tile` does for sixteen rows, by the instruction set's own tiles; sums are kept in `products`, which L1 holds."""
+        simd, lanes = self.simd, self.simd.lanes
+        integers = [local((tiles.ROWS, COLUMNS), "int32") for _ in range(HALVES)]
+        with T.serial(num_groups) as group:
+            at = name(start + group)
+            tiles.load(tiles.INPUTS, rows.quads[row, at * QUADS], self.kernel.groups * GROUP)
+            for half, (total, weights) in enumerate(tiles.PRODUCTS):
+                tiles.clear(total)
+                tiles.load(weights, panel.codes[panel.place(group, 0, T.int64(half * COLUMNS))], HALVES * COLUMNS * QUAD)
+                tiles.multiply(total, weights)
+                tiles.store(total, integers[half])
+            for half in range(HALVES):
+                column = T.int64(half * COLUMNS)
+                scale, low = panel.scale(group, column), panel.min(group, column)
+                for i in range(tiles.ROWS):
+                    exact = name(T.cast(integers[half][i, T.ramp(0, 1, lanes)], f"float32x{lanes}") * scale)
+                    total = self.first_sum(products, r + i, column, False)
+                    self.add(total, exact, low, rows, row + i, at)
+                    simd.store(products, total.get(), (r + i, column))
+
+    def add(self, total: Register, exact: Value, low: Value | None, rows: Int8Rows, row: Value, at: Value) -> None:
+        """total += exact · scale of x + low · scale · Σq of x, for a vector of columns of a row and its group `at`."""
+        lanes = self.simd.lanes
+        total.set(self.simd.fma(exact, splat(name(rows.scales[row, at]), lanes), total.get()))
+        if low is not None and rows.sums is not None:
+            total.set(self.simd.fma(low, splat(name(rows.sums[row, at]), lanes), total.get()))
 
     def tile(
         self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_groups: Value | int,
@@ -190,7 +231,7 @@ class _Product:
         self, rows: Int8Rows, row: Value, at: Value, panel: _Panel, group: Value, columns: list[Value], sums: list[list[Register]]
     ) -> None:
         """Adds one group's products: `at` is its place in the rows, `group` that in the panel."""
-        simd, lanes = self.simd, self.simd.lanes
+        lanes = self.simd.lanes
         starts = [T.int32(0) if rows.starts is None else name(rows.starts[row + i, at]) for i in range(len(sums))]
         integers = [[Register(lanes, start, "int32") for _ in columns] for start in starts]
         weights = [panel.quads(group, column) for column in columns]
@@ -203,10 +244,7 @@ class _Product:
             scale, low = panel.scale(group, column), panel.min(group, column)
             for i, totals in enumerate(integers):
                 exact = name(T.cast(totals[place].get(), f"float32x{lanes}") * scale)
-                total = sums[i][place]
-                total.set(simd.fma(exact, splat(name(rows.scales[row + i, at]), lanes), total.get()))
-                if low is not None and rows.sums is not None:
-                    total.set(simd.fma(low, splat(name(rows.sums[row + i, at]), lanes), total.get()))
+                self.add(sums[i][place], exact, low, rows, row + i, at)
 
     def vectors_beside(self, rows: int) -> int:
         """Vectors of a panel whose sums of `rows` rows, as integers and as floats, fit the registers."""
@@ -264,6 +302,7 @@ class _Unpacked:
     """Some of a panel's groups as bytes and float32: int8 [groups · 1024], float32 [groups, 32]."""
 
     simd: Simd
+    signed: bool  # for tiles
     codes: Buffer
     scales: Buffer
     mins: Buffer | None
@@ -271,14 +310,15 @@ class _Unpacked:
     @staticmethod
     def allocate(kernel: _Kernel, simd: Simd) -> _Unpacked:
         mins = local((GROUP_BLOCK, PANEL)) if kernel.codes.has_mins else None
-        return _Unpacked(simd, local(GROUP_BLOCK * GROUP * PANEL, "int8"), local((GROUP_BLOCK, PANEL)), mins)
+        return _Unpacked(simd, kernel.isa.int8_tiles, local(GROUP_BLOCK * GROUP * PANEL, "int8"), local((GROUP_BLOCK, PANEL)), mins)
 
     def fill(self, packed: _Packed, group: Value, to: Value) -> None:
         """Takes in group `group` of a packed panel as number `to`."""
         with T.serial(PANEL // self.simd.lanes) as vector:
             column = name(vector * self.simd.lanes)
             for quad, vector in enumerate(packed.quads(group, column)):
-                T.buffer_store(self.codes, vector, [T.ramp(self.place(to, quad, column), 1, 4 * self.simd.lanes)])
+                code = packed.weights.signed(vector) if self.signed else vector
+                T.buffer_store(self.codes, code, [T.ramp(self.place(to, quad, column), 1, 4 * self.simd.lanes)])
             self.simd.store(self.scales, packed.scale(group, column), (to, column))
             if self.mins is not None:
                 self.simd.store(self.mins, packed.min(group, column), (to, column))

@@ -23,6 +23,7 @@ class ISA:
         attributes: the same for LLVM.
         fma: whether multiply-add is one instruction (otherwise it is two roundings).
         f16_convert: whether float16 converts in hardware.
+        int8_tiles: whether `tiles.py` multiplies many rows.
         int8_dot: the instruction that `dot.py` multiplies bytes with, "" if there is none.
     """
 
@@ -38,6 +39,7 @@ class ISA:
     f16_convert: bool = True
     int8_dot: str = ""
     int8_row_tile: int = 6
+    int8_tiles: bool = False
 
 
 _AVX2 = ("avx2", "fma", "f16c")
@@ -45,6 +47,9 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 
 # Best first: "cpu" takes the first that the machine has.
 ISAS = (
+    ISA("avx512amx", "x86-64 with AVX-512, VNNI and AMX for int8", "x86_64", 16, 32, 12,
+        (*_AVX512, "avx512_vnni", "amx_tile", "amx_int8"), (*_AVX512, "avx512vnni", "amx-tile", "amx-int8"),
+        int8_dot="vpdpbusd", int8_tiles=True),
     ISA("avx512vnni", "x86-64 with AVX-512 and VNNI", "x86_64", 16, 32, 12, (*_AVX512, "avx512_vnni"), (*_AVX512, "avx512vnni"),
         int8_dot="vpdpbusd"),
     ISA("avx512", "x86-64 with AVX-512", "x86_64", 16, 32, 12, _AVX512, _AVX512, int8_dot="maddubs"),

@@ -1,0 +1,63 @@
+"""Intel's Advanced Matrix Extensions: sums of products of int8 by the tile (Intel SDM volume 1, chapter 18).
+
+One instruction multiplies 16 rows of four times up to 16 int8 by as many times 16 columns and adds up in int32. Here a tile has
+a group's 32 inputs, since every group has a scale of its own.
+"""
+
+from __future__ import annotations
+
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu.quantized_packing import COLUMNS, QUADS
+from cupola.targets.cpu.simd import Buffer, Value, local
+from cupola.targets.ops import GROUP
+
+ROWS = 16
+INPUTS = 0  # tile registers
+PRODUCTS = ((1, 2), (3, 4))  # sums and weights, for either half of a panel
+_SUMS, _WEIGHTS = (ROWS, 4 * COLUMNS), (QUADS, 4 * COLUMNS)  # rows, bytes a row
+_SHAPES = {INPUTS: (ROWS, GROUP), 1: _SUMS, 2: _WEIGHTS, 3: _SUMS, 4: _WEIGHTS}
+
+
+def configure() -> None:
+    """Gives the tile registers of this thread their shapes; their contents are lost."""
+    configuration = local(64, "uint8")
+    T.buffer_store(configuration, T.broadcast(T.uint8(0), 64), [T.ramp(0, 1, 64)])
+    T.buffer_store(configuration, T.uint8(1), [0])  # palette
+    for tile, (rows, num_bytes) in _SHAPES.items():
+        T.buffer_store(configuration, T.uint8(num_bytes), [16 + 2 * tile])
+        T.buffer_store(configuration, T.uint8(rows), [48 + tile])
+    _emit("ldtilecfg", T.address_of(configuration[0]))
+
+
+def release() -> None:
+    """Gives the registers back, so that the system need not save them."""
+    _emit("tilerelease")
+
+
+def load(tile: int, source: Value, row_bytes: Value | int) -> None:
+    """Fills a tile from the place of `source`, an element of a buffer, rows `row_bytes` apart."""
+    _emit("tileloadd64", T.int8(tile), T.address_of(source), _int64(row_bytes))
+
+
+def clear(tile: int) -> None:
+    """All zeros."""
+    _emit("tilezero", T.int8(tile))
+
+
+def multiply(sums: int, weights: int) -> None:
+    """sums += INPUTS · weights, both signed."""
+    _emit("tdpbssd", T.int8(sums), T.int8(INPUTS), T.int8(weights))
+
+
+def store(tile: int, target: Buffer) -> None:
+    """Writes a tile of sums to `target`, int32 [16, 16]."""
+    _emit("tilestored64", T.int8(tile), T.address_of(target[0, 0]), T.int64(4 * COLUMNS))
+
+
+def _int64(value: Value | int) -> Value:
+    return T.int64(value) if isinstance(value, int) else T.cast(value, "int64")
+
+
+def _emit(name: str, *arguments: Value) -> None:
+    T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
