@@ -158,7 +158,7 @@ class Simd:
     def to_int8(self, value: Value) -> Value:
         """float32 lanes of magnitude up to 127, to the nearest integer (to even)."""
         lanes = lanes_of(value)
-        bits = T.reinterpret(_typed("int32", lanes), name(value + splat(_ROUND, lanes)))  # the integer stands in the low bits
+        bits = T.reinterpret(_typed("int32", lanes), name(value + splat(ROUND, lanes)))  # the integer stands in the low bits
         return T.cast(bits, _typed("int8", lanes))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
