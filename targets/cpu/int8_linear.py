@@ -185,11 +185,11 @@ class _Product:
         with T.serial(num_groups) as group:
             at = name(start + group)
             tiles.load(tiles.INPUTS, rows.quads[row, at * QUADS], self.kernel.groups * GROUP)
-            for half, (total, weights) in enumerate(tiles.PRODUCTS):
-                tiles.clear(total)
+            for half, (sums, weights) in enumerate(tiles.PRODUCTS):
+                tiles.clear(sums)
                 tiles.load(weights, panel.codes[panel.place(group, 0, T.int64(half * COLUMNS))], HALVES * COLUMNS * QUAD)
-                tiles.multiply(total, weights)
-                tiles.store(total, integers[half])
+                tiles.multiply(sums, weights)
+                tiles.store(sums, integers[half])
             for half in range(HALVES):
                 column = T.int64(half * COLUMNS)
                 scale, low = panel.scale(group, column), panel.min(group, column)

@@ -77,7 +77,7 @@ def pack_codes(codes: Array, scales: Array, mins: Array | None = None) -> Array:
     panels, groups = num_panels(n), k // GROUP
     padded = np.zeros((panels * PANEL, k), np.uint8)
     padded[:n] = codes.view(np.uint8)
-    quads = padded.reshape(panels, HALVES, COLUMNS, groups, QUADS, QUAD).transpose(0, 3, 4, 1, 2, 5)
+    quads: Array = padded.reshape(panels, HALVES, COLUMNS, groups, QUADS, QUAD).transpose(0, 3, 4, 1, 2, 5)
     if codes.dtype == np.uint8:
         quads = quads[:, :, 0::2] | quads[:, :, 1::2] << 4
     parts = [quads.reshape(panels, groups, -1)]
