@@ -10,7 +10,6 @@ So its bits depend neither on the path nor on the tile nor on the rows beside it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +25,7 @@ from cupola.targets.cpu.dot import Weights
 from cupola.targets.cpu.epilogue import Epilogue
 from cupola.targets.cpu.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.loops import parallel_region, shared_loop
+from cupola.targets.cpu.loops import in_tiles, parallel_region, shared_loop
 from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
 from cupola.targets.cpu.quantized_packing import COLUMNS, HALVES, QUAD, QUADS, Codes, codes_of, first_byte, pack_groups
 from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
@@ -250,17 +249,6 @@ class _Product:
         """Vectors of a panel whose sums of `rows` rows, as integers and as floats, fit the registers."""
         available, registers = PANEL // self.simd.lanes, self.kernel.isa.num_registers
         return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (2 * rows + 1) * size + 2 <= registers))
-
-
-def in_tiles(count: Value, sizes: tuple[int, ...], tile: Callable[[Value, int], None]) -> None:
-    """Covers `count` rows by tiles of `sizes`: the largest as often as it fits, then powers of two."""
-    largest, *smaller = sizes
-    with T.serial(count // largest) as index:
-        tile(name(index * largest), largest)
-    rest, start = name(count % largest), name(count // largest * largest)
-    for size in smaller:
-        with T.If((rest & T.int64(size)) != T.int64(0)), T.Then():
-            tile(name(start + (rest & T.int64(-2 * size))), size)
 
 
 class _Panel(Protocol):

@@ -60,7 +60,7 @@ def lower_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> rel
         return None
     n, k = shape_of(op.weight)
     kernel = _Kernel(isa, n, k, str(op.weight.ty.dtype), False, op.bias is not None, op.residual is not None, op.activation)
-    arguments = [_normalized(op, isa, builder), pack_panels(op.weight, builder)]
+    arguments = [normalized(op, isa, builder), pack_panels(op.weight, builder)]
     arguments += [] if op.bias is None else [pack_columns(op.bias, builder)]
     arguments += [] if op.residual is None else [op.residual]
     return _call(kernel, arguments, call, builder)
@@ -73,12 +73,12 @@ def lower_gated_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) 
         return None
     n, k = shape_of(op.weight)
     kernel = _Kernel(isa, n // 2, k, str(op.weight.ty.dtype), True, op.bias is not None, False, op.activation)
-    arguments = [_normalized(op, isa, builder), pack_gated_panels(op.weight, builder)]
+    arguments = [normalized(op, isa, builder), pack_gated_panels(op.weight, builder)]
     arguments += [] if op.bias is None else [pack_gated_columns(op.bias, builder)]
     return _call(kernel, arguments, call, builder)
 
 
-def _normalized(op: Linear | GatedLinear, isa: ISA, builder: relax.BlockBuilder) -> relax.Expr:
+def normalized(op: Linear | GatedLinear, isa: ISA, builder: relax.BlockBuilder) -> relax.Expr:
     """The operation's rows after its norm, which float kernels leave to a kernel of its own."""
     if op.norm is None:
         return op.x

@@ -52,6 +52,17 @@ def shared_loop(count: Value, *, strided: bool = False, barrier: bool = True) ->
         yield frames.enter_context(T.parallel(count))
 
 
+def in_tiles(count: Value, sizes: tuple[int, ...], tile: Callable[[Value, int], None]) -> None:
+    """Covers `count` rows by tiles of `sizes`: the largest as often as it fits, then powers of two."""
+    largest, *smaller = sizes
+    with T.serial(count // largest) as index:
+        tile(name(index * largest), largest)
+    rest, start = name(count % largest), name(count // largest * largest)
+    for size in smaller:
+        with T.If((rest & T.int64(size)) != T.int64(0)), T.Then():
+            tile(name(start + (rest & T.int64(-2 * size))), size)
+
+
 def sweep(extent: int, lanes: int, body: Callable[[Value | int, int, int], None]) -> None:
     """Covers `extent` elements with `body(start, lanes, slot)`, four vectors an iteration, the rest unrolled.
 

@@ -10,6 +10,7 @@ from cupola.runtime.artifact import TargetSpec
 from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.cpu.attention import lower_paged_attention
+from cupola.targets.cpu.dequantized_linear import lower_dequantized_linear
 from cupola.targets.cpu.elementwise import schedule_elementwise
 from cupola.targets.cpu.embedding import lower_embedding, lower_take
 from cupola.targets.cpu.int8_linear import lower_int8_linear
@@ -22,6 +23,7 @@ from cupola.targets.cpu.rotary import lower_rotary
 
 RULES = (
     lower_int8_linear,
+    lower_dequantized_linear,
     lower_linear,
     lower_gated_linear,
     lower_paged_attention,
