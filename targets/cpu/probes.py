@@ -18,19 +18,27 @@ from cupola.targets.work import with_work
 
 CHAINS = 12  # at least latency times instructions a cycle, and few enough for 16 registers
 READ_VECTORS = 8
-STEPS = 1 << 15  # of a chain in one task: longer than it takes to start it
+MULTIPLICATIONS = CHAINS << 19  # of a task, on every instruction set: longer than it takes to start it
 
 
 @cache
 def probes(isa: ISA) -> tvm.IRModule:
     """Every probe of an instruction set, by the name that it has in the library."""
     simd = Simd(isa)
-    functions = {"probe_read": _kernel(simd, _read), "probe_float32": _with_operations(_kernel(simd, _multiply), "float32", isa.lanes)}
+    functions = {
+        "probe_read": _kernel(simd, _read),
+        "probe_float32": _with_operations(_kernel(simd, _multiply), "float32", MULTIPLICATIONS),
+    }
     return tvm.IRModule({gv: function.with_attr("global_symbol", gv) for gv, function in functions.items()})
 
 
+def steps(isa: ISA) -> int:
+    """Multiplications of vectors, one after the other, of a chain in a task."""
+    return MULTIPLICATIONS // (CHAINS * isa.lanes)
+
+
 def _with_operations(kernel: tvm.tirx.PrimFunc, arithmetic: str, multiplications: int) -> tvm.tirx.PrimFunc:
-    return with_work(kernel, Work(arithmetic, operations_per_row=2 * multiplications * CHAINS * STEPS))
+    return with_work(kernel, Work(arithmetic, operations_per_row=2 * multiplications))
 
 
 def _kernel(simd, task) -> tvm.tirx.PrimFunc:
@@ -57,7 +65,7 @@ def _multiply(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
     """Multiply-adds of float32."""
     a, b = (name(simd.load(x, (at * simd.lanes,))) for at in range(2))
     chains = [Register(simd.lanes, float(i)) for i in range(CHAINS)]
-    with T.serial(STEPS):
+    with T.serial(steps(simd.isa)):
         for chain in chains:
             chain.set(simd.fma(chain.get(), a, b))
     return _sum(chains)

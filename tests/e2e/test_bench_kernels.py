@@ -12,19 +12,20 @@ import pytest
 import cupola
 from cupola.compiler.cli.app import run
 from cupola.models import find_family
+from cupola.targets.cpu.isa import ISAS, runs_here
 from tests.runtime.tiny_artifact import make_artifact
 
 Capture = pytest.CaptureFixture[str]
 
 
-def compile_tiny(folder: Path, family: str) -> cupola.Artifact:
+def compile_tiny(folder: Path, family: str, target: str = "cpu") -> cupola.Artifact:
     import torch
     import transformers
 
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(family, **find_family(family).tiny)
     transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
-    return cupola.compile(folder / "model", out=folder / "artifact", quant="f32")
+    return cupola.compile(folder / "model", out=folder / "artifact", quant="f32", target=target)
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +112,15 @@ def test_an_artifact_without_kernels_in_its_manifest_is_refused(tmp_path: Path, 
     artifact = make_artifact(tmp_path / "tiny")
     assert run(["bench", str(artifact.path), "--kernels", "-p", "8", "-b", "1"]) == 2
     assert "kernels: the artifact has no probes (compile the model again)" in capsys.readouterr().err
+
+
+def test_another_instruction_set_of_the_artifact(tmp_path: Path, capsys: Capture) -> None:
+    here = [isa.name for isa in ISAS if runs_here(isa)]
+    compile_tiny(tmp_path, "llama", target=",".join(f"cpu:{name}" for name in here))
+    for name in here:
+        assert run(["bench", str(tmp_path / "artifact"), "-p", "8", "-n", "0", "-r", "1", "--isa", name, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["target"] == f"cpu:{name}"
+        assert run(["bench", str(tmp_path / "artifact"), "-p", "8", "-n", "0", "-r", "1", "--isa", name, "--kernels"]) == 0
+        assert "multiplies float32 at" in capsys.readouterr().out
+    assert run(["bench", str(tmp_path / "artifact"), "-p", "8", "-n", "0", "--isa", "abacus"]) == 2
+    assert "isa: is 'abacus'" in capsys.readouterr().err

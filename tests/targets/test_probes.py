@@ -8,7 +8,7 @@ import tvm
 
 from cupola.runtime.artifact import Work
 from cupola.targets.cpu.isa import ISAS, runs_here
-from cupola.targets.cpu.probes import CHAINS, STEPS, probes
+from cupola.targets.cpu.probes import CHAINS, MULTIPLICATIONS, probes, steps
 from cupola.targets.cpu.target import cpu_target
 from cupola.targets.work import list_kernels, with_work
 
@@ -32,10 +32,10 @@ def test_reading_adds_everything_up(isa):
 @each_isa
 def test_multiplying_runs_every_chain_to_its_end(isa):
     x = np.ones(1024, np.float32)
-    expected = isa.lanes * sum(i + STEPS for i in range(CHAINS))
+    expected = isa.lanes * sum(i + steps(isa) for i in range(CHAINS))
     assert run(isa, "probe_float32", x).tolist() == [expected] * TASKS
     works = {kernel.name: kernel.work for kernel in list_kernels(probes(isa))}
-    assert works["probe_float32"] == Work("float32", operations_per_row=2 * isa.lanes * CHAINS * STEPS)
+    assert works["probe_float32"] == Work("float32", operations_per_row=2 * MULTIPLICATIONS)
     assert works["probe_read"] == Work()
 
 
