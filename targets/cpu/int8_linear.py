@@ -97,7 +97,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
             with T.Else():
                 product.many()
 
-    return with_work(prim_func(body), Work(operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)))
+    return with_work(prim_func(body), Work("int8", operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,16 @@ import tvm
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact import Work
+from cupola.targets.cpu import tiles
+from cupola.targets.cpu.dot import Weights
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, name, prim_func, tree
+from cupola.targets.cpu.quantized_packing import COLUMNS, Codes
+from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, tree
 from cupola.targets.work import with_work
 
 CHAINS = 12  # at least latency times instructions a cycle, and few enough for 16 registers
 READ_VECTORS = 8
+TILE_BYTES = 64  # of a row
 MULTIPLICATIONS = CHAINS << 19  # of a task, on every instruction set: longer than it takes to start it
 
 
@@ -25,9 +29,11 @@ MULTIPLICATIONS = CHAINS << 19  # of a task, on every instruction set: longer th
 def probes(isa: ISA) -> tvm.IRModule:
     """Every probe of an instruction set, by the name that it has in the library."""
     simd = Simd(isa)
+    multiply_bytes = _multiply_tiles if isa.int8_tiles else _multiply_bytes
     functions = {
         "probe_read": _kernel(simd, _read),
         "probe_float32": _with_operations(_kernel(simd, _multiply), "float32", MULTIPLICATIONS),
+        "probe_int8": _with_operations(_kernel(simd, multiply_bytes), "int8", 4 * MULTIPLICATIONS),
     }
     return tvm.IRModule({gv: function.with_attr("global_symbol", gv) for gv, function in functions.items()})
 
@@ -69,6 +75,40 @@ def _multiply(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
         for chain in chains:
             chain.set(simd.fma(chain.get(), a, b))
     return _sum(chains)
+
+
+def _multiply_bytes(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
+    """Dot products of the bytes of x with small constants."""
+    lanes, weights = simd.lanes, Weights(simd.isa, Codes(4, has_mins=False))  # 4 bits: what goes in as it is
+    chains = [Register(lanes, None, "int32") for _ in range(CHAINS)]
+    for i, chain in enumerate(chains):
+        chain.set(T.broadcast(T.int32(i), lanes))
+    with T.serial(steps(simd.isa)) as step:  # other bytes each time, or half of the work could be done before
+        some = name(T.reinterpret(f"int8x{4 * lanes}", x[T.ramp(step % 8 * lanes, 1, lanes)]))
+        for i, chain in enumerate(chains):
+            chain.set(weights.dot(chain.get(), some, T.int32(0x01010101 * (i + 1))))
+    return T.cast(_sum(chains), "float32")
+
+
+def _multiply_tiles(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
+    """Products of tiles of bytes, the first kilobyte of x with itself, in six chains: as many as leave room for both factors."""
+    weights, sums = 1, range(2, 8)
+    tiles.configure(dict.fromkeys((tiles.INPUTS, weights, *sums), (tiles.ROWS, TILE_BYTES)))
+    for tile in (tiles.INPUTS, weights):
+        tiles.load(tile, x[0], TILE_BYTES)
+    for tile in sums:
+        tiles.clear(tile)
+    with T.serial(4 * MULTIPLICATIONS // (tiles.ROWS * COLUMNS * TILE_BYTES * len(sums))):
+        for tile in sums:
+            tiles.multiply(tile, weights)
+    totals = local((tiles.ROWS, COLUMNS), "int32")
+    result = Register(1)
+    for tile in sums:
+        tiles.store(tile, totals)
+        with T.serial(tiles.ROWS * COLUMNS) as i:
+            result.set(result.get() + T.cast(totals[i // COLUMNS, i % COLUMNS], "float32"))
+    tiles.release()
+    return name(result.get())
 
 
 def _sum(totals: list[Register]) -> Value:

@@ -6,6 +6,8 @@ a group's 32 inputs, since every group has a scale of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.quantized_packing import COLUMNS, QUADS
@@ -16,15 +18,15 @@ ROWS = 16
 INPUTS = 0  # tile registers
 PRODUCTS = ((1, 2), (3, 4))  # sums and weights, for either half of a panel
 _SUMS, _WEIGHTS = (ROWS, 4 * COLUMNS), (QUADS, 4 * COLUMNS)  # rows, bytes a row
-_SHAPES = {INPUTS: (ROWS, GROUP), 1: _SUMS, 2: _WEIGHTS, 3: _SUMS, 4: _WEIGHTS}
+SHAPES = {INPUTS: (ROWS, GROUP), 1: _SUMS, 2: _WEIGHTS, 3: _SUMS, 4: _WEIGHTS}
 
 
-def configure() -> None:
-    """Gives the tile registers of this thread their shapes; their contents are lost."""
+def configure(shapes: Mapping[int, tuple[int, int]] = SHAPES) -> None:
+    """Gives the tile registers of this thread their shapes, (rows, bytes a row) each; their contents are lost."""
     configuration = local(64, "uint8")
     T.buffer_store(configuration, T.broadcast(T.uint8(0), 64), [T.ramp(0, 1, 64)])
     T.buffer_store(configuration, T.uint8(1), [0])  # palette
-    for tile, (rows, num_bytes) in _SHAPES.items():
+    for tile, (rows, num_bytes) in shapes.items():
         T.buffer_store(configuration, T.uint8(num_bytes), [16 + 2 * tile])
         T.buffer_store(configuration, T.uint8(rows), [48 + tile])
     _emit("ldtilecfg", T.address_of(configuration[0]))

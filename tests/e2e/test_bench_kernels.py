@@ -18,14 +18,14 @@ from tests.runtime.tiny_artifact import make_artifact
 Capture = pytest.CaptureFixture[str]
 
 
-def compile_tiny(folder: Path, family: str, target: str = "cpu") -> cupola.Artifact:
+def compile_tiny(folder: Path, family: str, target: str = "cpu", quant: str = "f32") -> cupola.Artifact:
     import torch
     import transformers
 
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(family, **find_family(family).tiny)
     transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
-    return cupola.compile(folder / "model", out=folder / "artifact", quant="f32", target=target)
+    return cupola.compile(folder / "model", out=folder / "artifact", quant=quant, target=target)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,16 @@ def test_operations_of_a_prompt(mistral: cupola.Artifact) -> None:
     matrices = 2 * (hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * ffn)
     pairs = 20 * window
     assert num_operations == 2 * (20 * matrices + tiny["vocab_size"] * hidden + 2 * heads * 2 * head_dim * pairs)
+
+
+def test_quantized_layers_are_held_to_the_peak_of_int8(tmp_path: Path) -> None:
+    artifact, tiny = compile_tiny(tmp_path, "llama", quant="w8a8"), find_family("llama").tiny
+    _, _, found = work_of(artifact, cupola.SpeedTest("pp", 20))
+    head_dim = tiny["hidden_size"] // tiny["num_attention_heads"]
+    projections = 2 * head_dim * (tiny["num_attention_heads"] + tiny["num_key_value_heads"])
+    layers = tiny["num_hidden_layers"] * tiny["hidden_size"] * (projections + 3 * tiny["intermediate_size"])
+    in_int8 = sum(kernel.num_operations for kernel in found.kernels if kernel.arithmetic == "int8")
+    assert in_int8 == 2 * (20 * layers + tiny["vocab_size"] * tiny["hidden_size"])
 
 
 def test_looking_changes_nothing(llama: cupola.Artifact) -> None:

@@ -34,9 +34,23 @@ def test_multiplying_runs_every_chain_to_its_end(isa):
     x = np.ones(1024, np.float32)
     expected = isa.lanes * sum(i + steps(isa) for i in range(CHAINS))
     assert run(isa, "probe_float32", x).tolist() == [expected] * TASKS
-    works = {kernel.name: kernel.work for kernel in list_kernels(probes(isa))}
-    assert works["probe_float32"] == Work("float32", operations_per_row=2 * MULTIPLICATIONS)
-    assert works["probe_read"] == Work()
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_every_instruction_set_has_the_same_work(isa):
+    assert {kernel.name: kernel.work for kernel in list_kernels(probes(isa))} == {
+        "probe_read": Work(),
+        "probe_float32": Work("float32", operations_per_row=2 * MULTIPLICATIONS),
+        "probe_int8": Work("int8", operations_per_row=8 * MULTIPLICATIONS),
+    }
+
+
+@each_isa
+def test_multiplying_bytes_runs_every_chain_to_its_end(isa):
+    x = np.full(1024, 0x01010101, np.uint32).view(np.float32)
+    by_dots = isa.lanes * sum(i + steps(isa) * 4 * (i + 1) for i in range(CHAINS))
+    expected = 4 * MULTIPLICATIONS if isa.int8_tiles else by_dots  # tiles multiply one by one
+    assert run(isa, "probe_int8", x).tolist() == [np.float32(expected)] * TASKS
 
 
 def test_a_kernel_keeps_what_is_written_on_it():
