@@ -11,7 +11,8 @@ from cupola.targets.base import Target
 # How ggml's types of up to five bits a weight begin.
 _FOUR_BITS = ("Q1", "Q2", "Q3", "Q4", "IQ", "TQ", "MXFP4", "NVFP4")
 # By whether most of the source's weights have so few bits, and whether the target multiplies integers of 8 bits fast.
-_SCHEMES = {(True, True): "w4a8", (True, False): "w4a16", (False, True): "w8a8", (False, False): "w8a16"}
+# Without such products weights are widened to float32 as they are read, which bfloat16 makes cheapest.
+_SCHEMES = {(True, True): "w4a8", (False, True): "w8a8", (True, False): "bf16", (False, False): "bf16"}
 
 
 def choose_scheme(quant: str, source: Source, target: Target) -> tuple[str, tuple[str, ...]]:

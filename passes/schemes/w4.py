@@ -21,20 +21,23 @@ _MAX_F16 = float(np.finfo(np.float16).max)
 
 @weight_function
 def encode_w4(weight: Array) -> tuple[Array, ...]:
-    """[N, K] -> uint8 codes 0..15 and f16 scales, for scale · (code − 8), of least squared error.
+    """[N, K] -> uint8 codes 0..15 and f16 scales, for scale · (code − 8), of little squared error.
 
-    As ggml's make_qx_quants does, some scales are tried, each improved to the best one for the codes that it gives.
+    As ggml's make_qx_quants does, some scales are tried, each improved to the best one for the codes that it gives, and
+    errors weigh more where a weight is large: in proportion to its square and the group's mean square.
     """
     return encode_groups(weight, _encode)
 
 
 def _encode(groups: Array) -> tuple[Array, ...]:
     largest = np.take_along_axis(groups, abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
+    squares = groups * groups
+    importance = squares + squares.mean(axis=1, keepdims=True)
     scales, gains = np.zeros_like(largest), np.zeros_like(largest)
     for divisor in _DIVISORS:
-        tried, gain = _best_scale(groups, _codes(groups, largest / np.float32(divisor)))
+        tried, gain = _best_scale(groups, _codes(groups, largest / np.float32(divisor)), importance)
         scales, gains = np.where(gain > gains, tried, scales), np.maximum(gain, gains)
-    scales, _ = _best_scale(groups, _codes(groups, scales))
+    scales, _ = _best_scale(groups, _codes(groups, scales), importance)
     rounded = np.clip(scales, -_MAX_F16, _MAX_F16).astype(np.float16)
     codes = _codes(groups, rounded.astype(np.float32))
     return (codes + FOUR_BIT_ZERO).astype(np.uint8), rounded
@@ -46,10 +49,11 @@ def _codes(groups: Array, scales: Array) -> Array:
     return np.clip(np.rint(codes, out=codes), _LOWEST, _HIGHEST, out=codes)
 
 
-def _best_scale(groups: Array, codes: Array) -> tuple[Array, Array]:
-    """The scales that fit `codes` best, and by how much they lower the squared error."""
-    products, squares = (np.einsum("gk,gk->g", other, codes) for other in (groups, codes))
-    scales = products / np.maximum(squares, 1)
+def _best_scale(groups: Array, codes: Array, importance: Array) -> tuple[Array, Array]:
+    """The scales that fit `codes` best, and by how much they lower the error."""
+    weighted = importance * codes
+    products, squares = (np.einsum("gk,gk->g", other, weighted) for other in (groups, codes))
+    scales = np.where(squares, products / squares, 0)
     return scales, products * scales
 
 

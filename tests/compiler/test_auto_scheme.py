@@ -22,12 +22,12 @@ def source(*weights: tuple[str, int]) -> Source:
 @pytest.mark.parametrize(
     ("weights", "with_dot", "without"),
     [
-        ([("Q4_1", 9), ("Q8_0", 8)], "w4a8", "w4a16"),
-        ([("Q4_K", 5), ("Q6_K", 4)], "w4a8", "w4a16"),
-        ([("IQ3_XXS", 5), ("F16", 4)], "w4a8", "w4a16"),
-        ([("Q8_0", 9), ("F16", 8)], "w8a8", "w8a16"),
-        ([("BF16", 9)], "w8a8", "w8a16"),
-        ([("Q6_K", 9)], "w8a8", "w8a16"),
+        ([("Q4_1", 9), ("Q8_0", 8)], "w4a8", "bf16"),
+        ([("Q4_K", 5), ("Q6_K", 4)], "w4a8", "bf16"),
+        ([("IQ3_XXS", 5), ("F16", 4)], "w4a8", "bf16"),
+        ([("Q8_0", 9), ("F16", 8)], "w8a8", "bf16"),
+        ([("BF16", 9)], "w8a8", "bf16"),
+        ([("Q6_K", 9)], "w8a8", "bf16"),
     ],
 )
 def test_the_bits_of_most_weights_and_the_target_decide(weights: list[tuple[str, int]], with_dot: str, without: str) -> None:
