@@ -22,7 +22,7 @@ from tvm import relax
 from cupola.passes.rewrite import Scope, pass_of, rewrite_calls, shape_of
 from cupola.targets import ops
 
-Rotated: TypeAlias = tuple[relax.Expr, relax.Expr, relax.Expr]  # x [n, heads · dim], cos, sin
+Rotated: TypeAlias = tuple[relax.Expr, ops.Rotary]  # x [n, heads · dim], and how it is rotated
 
 
 def fuse_attention_inputs() -> tvm.transform.Pass:
@@ -34,8 +34,8 @@ def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
     paged = ops.PagedAttention.match(call)
     assert paged is not None
     q, k = (_rotation(matrix, scope) for matrix in (paged.q, paged.k))
-    if q is not None and k is not None and paged.cos is None and q[1].same_as(k[1]) and q[2].same_as(k[2]):
-        paged = replace(paged, q=q[0], k=k[0], cos=q[1], sin=q[2])
+    if q is not None and k is not None and paged.cos is None and _same_angles(q[1], k[1]):
+        paged = replace(paged, q=q[0], k=k[0], cos=q[1].cos, sin=q[1].sin, interleaved=q[1].interleaved)
     (q_in, q_at), (k_in, k_at), (v_in, v_at) = (_slice(matrix, 1, scope) for matrix in (paged.q, paged.k, paged.v))
     starts = {"q_start": paged.q_start + q_at, "k_start": paged.k_start + k_at, "v_start": paged.v_start + v_at}
     return replace(paged, q=q_in, k=k_in, v=v_in, **starts).emit(call.ty)
@@ -50,8 +50,12 @@ def _rotation(matrix: relax.Expr, scope: Scope) -> Rotated | None:
     x, rotary = found
     source = scope.call(x, "reshape")
     if source is not None and tvm_ffi.structural_equal(source.args[0].ty.shape, flat.args[1]):
-        return source.args[0], rotary.cos, rotary.sin
-    return scope.emit(relax.op.reshape(x, flat.args[1])), rotary.cos, rotary.sin
+        return source.args[0], rotary
+    return scope.emit(relax.op.reshape(x, flat.args[1])), rotary
+
+
+def _same_angles(a: ops.Rotary, b: ops.Rotary) -> bool:
+    return bool(a.cos.same_as(b.cos) and a.sin.same_as(b.sin) and a.interleaved == b.interleaved)
 
 
 def _rotated_heads(heads: relax.Expr, scope: Scope) -> tuple[relax.Expr, ops.Rotary] | None:

@@ -1,9 +1,11 @@
-"""Recognizes rotary position embedding (Su et al., 2021) that rotates halves.
+"""Recognizes rotary position embedding (Su et al., 2021).
 
 Before:  lv = R.multiply(x, cos)                                     # x [heads, n, dim], cos and sin [1, n, dim]
          lv1 = R.concat((R.negative(x[:, :, dim / 2 :]), x[:, :, : dim / 2]), axis=-1)
          lv2 = R.add(lv, R.multiply(lv1, sin))
 After:   lv2 = R.permute_dims(cupola.rotary(R.permute_dims(x, [1, 0, 2]), cos, sin), [1, 0, 2])   # cos, sin [n, dim]
+
+Interleaved, Before has lv1 = R.reshape(R.stack((R.negative(x[:, :, 1::2]), x[:, :, ::2]), axis=-1), (heads, n, dim)).
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
         return None
     for straight, turned in ((left, right), (right, left)):
         for (x, cos), (half, sin) in itertools.product(_orders(straight), _orders(turned)):
-            if _is_table(cos, x) and _is_table(sin, x) and _is_rotation(half, x, scope):
-                return _rotary(x, cos, sin, scope)
+            if _is_table(cos, x) and _is_table(sin, x):
+                for is_turned, interleaved in ((_halves_turned, 0), (_pairs_turned, 1)):
+                    if is_turned(half, x, scope):
+                        return _rotary(x, cos, sin, interleaved, scope)
     return None
 
 
@@ -41,11 +45,11 @@ def _orders(product: relax.Call) -> tuple[Sequence[relax.Expr], Sequence[relax.E
     return product.args, list(reversed(product.args))
 
 
-def _rotary(x: relax.Expr, cos: relax.Expr, sin: relax.Expr, scope: Scope) -> relax.Expr:
+def _rotary(x: relax.Expr, cos: relax.Expr, sin: relax.Expr, interleaved: int, scope: Scope) -> relax.Expr:
     table = list(cos.ty.shape)[1:]
     rows_first = scope.emit(relax.op.permute_dims(x, _SWAP))
-    flat = [scope.emit(relax.op.reshape(angle, table)) for angle in (cos, sin)]
-    return relax.op.permute_dims(scope.emit(ops.Rotary(rows_first, *flat).emit(rows_first.ty)), _SWAP)
+    flat_cos, flat_sin = (scope.emit(relax.op.reshape(angle, table)) for angle in (cos, sin))
+    return relax.op.permute_dims(scope.emit(ops.Rotary(rows_first, flat_cos, flat_sin, interleaved).emit(rows_first.ty)), _SWAP)
 
 
 def _is_table(table: relax.Expr, x: relax.Expr) -> bool:
@@ -54,19 +58,33 @@ def _is_table(table: relax.Expr, x: relax.Expr) -> bool:
     return len(shape) == 3 and shape[0] == 1 and tvm_ffi.structural_equal(list(table.ty.shape)[1:], list(x.ty.shape)[1:])
 
 
-def _is_rotation(expr: relax.Expr, x: relax.Expr, scope: Scope) -> bool:
+def _halves_turned(expr: relax.Expr, x: relax.Expr, scope: Scope) -> bool:
     """Whether `expr` is concat(−x[dim/2:], x[:dim/2]) along the last axis."""
-    concat = scope.call(expr, "concat")
-    parts = scope.value(concat.args[0]) if concat is not None else None
-    if concat is None or not isinstance(parts, relax.Tuple) or len(parts.fields) != 2 or int(concat.attrs.axis) not in (-1, 2):
-        return False
-    negated, dim = scope.call(parts.fields[0], "negative"), shape_of(x)[2]
-    return negated is not None and _is_half(negated.args[0], x, dim // 2, scope) and _is_half(parts.fields[1], x, 0, scope)
+    parts, dim = _two_parts(scope.call(expr, "concat"), 2, scope), shape_of(x)[2]
+    return parts is not None and _is_half(parts[0], x, dim // 2, 1, scope) and _is_half(parts[1], x, 0, 1, scope)
 
 
-def _is_half(expr: relax.Expr, x: relax.Expr, start: int, scope: Scope) -> bool:
+def _pairs_turned(expr: relax.Expr, x: relax.Expr, scope: Scope) -> bool:
+    """Whether `expr` is stack(−x[1::2], x[::2]) along a new last axis, made flat."""
+    flat = scope.call(expr, "reshape")
+    parts = _two_parts(scope.call(flat.args[0], "stack"), 3, scope) if flat is not None else None
+    same = tvm_ffi.structural_equal(expr.ty.shape, x.ty.shape)
+    return parts is not None and same and _is_half(parts[0], x, 1, 2, scope) and _is_half(parts[1], x, 0, 2, scope)
+
+
+def _two_parts(joined: relax.Call | None, axis: int, scope: Scope) -> tuple[relax.Expr, relax.Expr] | None:
+    """a and b of an operation that joins −a and b along `axis`, the last one."""
+    parts = scope.value(joined.args[0]) if joined is not None else None
+    if joined is None or not isinstance(parts, relax.Tuple) or len(parts.fields) != 2 or int(joined.attrs.axis) not in (-1, axis):
+        return None
+    negated = scope.call(parts.fields[0], "negative")
+    return None if negated is None else (negated.args[0], parts.fields[1])
+
+
+def _is_half(expr: relax.Expr, x: relax.Expr, start: int, step: int, scope: Scope) -> bool:
+    """Whether `expr` is the half of x's last dimensions that begins at `start`, each `step`-th of them."""
     part = scope.call(expr, "strided_slice")
     if part is None or not part.args[0].same_as(x) or shape_of(expr)[2] * 2 != shape_of(x)[2]:
         return False
     steps = [int(step.value) for step in part.args[4]] if len(part.args) > 4 else [1]
-    return [int(axis.value) for axis in part.args[1]] == [2] and int(part.args[2][0].value) == start and steps == [1]
+    return [int(axis.value) for axis in part.args[1]] == [2] and int(part.args[2][0].value) == start and steps == [step]

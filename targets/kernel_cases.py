@@ -226,22 +226,29 @@ def _norm(kind: str, shape: tuple[int, ...], weights: tuple[str, ...]) -> Kernel
     return KernelCase(name, tuple(inputs), emit, partial(getattr(references, kind), epsilon=EPSILON), _at_random(inputs))
 
 
-def rotary(sizes: Sizes) -> KernelCase:
-    """`Rotary`."""
+def rotary(sizes: Sizes, interleaved: int = 0) -> KernelCase:
+    """`Rotary`, of halves or interleaved."""
     inputs = [Input("x", ("n", sizes.heads, sizes.head_dim)), *(Input(name, ("n", sizes.head_dim)) for name in ("cos", "sin"))]
 
     def emit(t: Tensors) -> relax.Call:
-        return Rotary(t["x"], t["cos"], t["sin"]).emit(t["x"].ty)
+        return Rotary(t["x"], t["cos"], t["sin"], interleaved).emit(t["x"].ty)
 
-    return KernelCase(_name("rotary", f"{sizes.heads}x{sizes.head_dim}"), tuple(inputs), emit, references.rotary, _at_random(inputs))
+    name = _name("rotary", f"{sizes.heads}x{sizes.head_dim}", "interleaved" * interleaved)
+    return KernelCase(name, tuple(inputs), emit, partial(references.rotary, interleaved=bool(interleaved)), _at_random(inputs))
 
 
 @dataclass(frozen=True)
 class AttentionKernel:
-    """`PagedAttention` over pages of one type, with what it does besides; `joined`: on columns of one matrix, rotated."""
+    """`PagedAttention` over pages of one type, with what it does besides.
+
+    Attributes:
+        joined: on columns of one matrix, rotated.
+        interleaved: how.
+    """
 
     kv: str  # a key of KV_DTYPES
     joined: bool = False
+    interleaved: bool = False
     window: int = 0
     softcap: float = 0.0
     slopes: bool = False
@@ -267,12 +274,12 @@ class AttentionKernel:
             q, k, v = (t["qkv"],) * 3 if self.joined else (t[name] for name in widths)
             pages: dict[str, Any] = {name: t[name] for name in ("k_pages", "v_pages", *tables)}
             extras: dict[str, Any] = {name: t.get(name) for name in ("k_scales", "v_scales", "cos", "sin", "slopes", "sinks")}
-            numbers: dict[str, Any] = {**starts, **options}
+            numbers: dict[str, Any] = {**starts, **options, "interleaved": int(self.interleaved)}
             op = PagedAttention(q=q, k=k, v=v, **pages, **extras, **numbers)
             return op.emit(relax.TensorType((q.ty.shape[0], widths["q"]), "float32"))
 
-        reference = partial(references.paged_attention, **options)
-        flags = [flag for flag in ("joined", "window", "softcap", "slopes", "sinks") if getattr(self, flag)]
+        reference = partial(references.paged_attention, **options, interleaved=self.interleaved)
+        flags = [flag for flag in ("joined", "interleaved", "window", "softcap", "slopes", "sinks") if getattr(self, flag)]
         name = _name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
         return KernelCase(name, tuple(inputs), emit, reference, partial(_draw_attention, inputs, block))
 
@@ -294,7 +301,9 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("f16", bias=True, activation="gelu_tanh"),
     LinearKernel("bf16", residual=True, activation="relu"),
     LinearKernel("f32", gated=True, bias=True, activation="gelu_tanh"),
+    partial(rotary, interleaved=1),
     AttentionKernel("f16"),
+    AttentionKernel("f32", joined=True, interleaved=True),
     AttentionKernel("int8", window=30, softcap=4.0),
     AttentionKernel("f32", window=20, softcap=5.0, slopes=True, sinks=True),
 )

@@ -76,9 +76,9 @@ class PagedAttention(Op):
     """Writes k and v to their slots in the pages, then attends over the pages, which are changed in place -> f32 [n, H·E].
 
     q, k and v are columns of matrices f32 [n, columns], perhaps of one and the same: H·D of them from `q_start` on, G·D from
-    `k_start`, G·E from `v_start`. With `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated
-    as by Rotary before. `k_pages` [layers, blocks, G, D, block] and `v_pages` [layers, blocks, G, block, E] are the pools of
-    the layer's group, and `layer` is its index there. A query at index i of its sequence sees the keys 0..i (the last `window`).
+    `k_start`, G·E from `v_start`. With `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated as by
+    Rotary before. `k_pages` [layers, blocks, G, D, block] and `v_pages` [layers, blocks, G, block, E] are the pools of the
+    layer's group, and `layer` is its index there. A query at index i of its sequence sees the keys 0..i (the last `window`).
     Pages of int8 hold codes: each token's key and value of a head are codes · scale with scale = amax / 127, in `k_scales` and
     `v_scales` f32 [layers, blocks, G, block].
     """
@@ -106,6 +106,7 @@ class PagedAttention(Op):
     scale: float
     window: int
     softcap: float
+    interleaved: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,16 @@ class Embedding(Op):
 
 @dataclass(frozen=True)
 class Rotary(Op):
-    """Rotary embedding, halves rotated: x [n, H, D], cos and sin [n, D] -> x · cos + concat(−x[D/2:], x[:D/2]) · sin."""
+    """Rotary embedding: x [n, H, D], cos and sin [n, D] -> x · cos + turned · sin.
+
+    turned is concat(−x[D/2:], x[:D/2]), or, interleaved, −x[1], x[0], −x[3], x[2], …
+    """
 
     name: ClassVar[str] = "rotary"
     x: Tensor
     cos: Tensor
     sin: Tensor
+    interleaved: int = 0
 
 
 GROUP = 32  # inputs that share a scale, of weights as of activations: GGUF's blocks of Q4_0, Q4_1 and Q8_0 (ggml-common.h)

@@ -113,30 +113,33 @@ def layer_norm(arrays: Arrays, epsilon: float) -> Expected:
     return _expected(value * arrays["scale"] + arrays["shift"], ROUNDING * (2 + np.abs(arrays["shift"])))
 
 
-def rotary(arrays: Arrays) -> Expected:
+def rotary(arrays: Arrays, interleaved: bool) -> Expected:
     """`ops.Rotary`."""
-    value, magnitude = _rotated(*(arrays[name].astype("float64") for name in ("x", "cos", "sin")))
+    x, cos, sin = (arrays[name].astype("float64") for name in ("x", "cos", "sin"))
+    value, magnitude = _rotated(x, cos, sin, interleaved)
     return _expected(value, ROUNDING * magnitude)
 
 
-def _rotated(x: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
-    """x [n, heads, dim], halves rotated, and the sums of the magnitudes."""
+def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> tuple[Array, Array]:
+    """x [n, heads, dim], halves or pairs rotated, and the sums of the magnitudes."""
     half = x.shape[-1] // 2
     turned = np.concatenate([-x[..., half:], x[..., :half]], -1)
+    if interleaved:
+        turned = np.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
     parts = x * cos[:, None], turned * sin[:, None]
     return parts[0] + parts[1], np.abs(parts[0]) + np.abs(parts[1])
 
 
-def paged_attention(arrays: Arrays, layer: int, scale: float, window: int, softcap: float) -> Expected:
+def paged_attention(arrays: Arrays, layer: int, scale: float, window: int, softcap: float, interleaved: bool) -> Expected:
     """`ops.PagedAttention`: its result. The pages in `arrays` are those before the call."""
-    arrays = dict(arrays) | dict(zip("qkv", _heads(arrays), strict=True))
+    arrays = dict(arrays) | dict(zip("qkv", _heads(arrays, interleaved), strict=True))
     rows = [_sequence(arrays, i, layer, scale, window, softcap) for i in range(len(arrays["context_lens"]))]
     value, slack = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     assert len(value) == arrays["query_starts"][-1]
     return _expected(value, slack)
 
 
-def _heads(arrays: Arrays) -> tuple[Array, Array, Array]:
+def _heads(arrays: Arrays, interleaved: bool) -> tuple[Array, Array, Array]:
     """q, k and v, [n, heads, dim] each in float64, out of one matrix and rotated where that is asked for."""
     _, _, groups, dim, _ = arrays["k_pages"].shape
     if "qkv" not in arrays:
@@ -146,7 +149,7 @@ def _heads(arrays: Arrays) -> tuple[Array, Array, Array]:
         q, k, v = np.split(joined, [joined.shape[1] - 2 * groups * dim, joined.shape[1] - groups * dim], axis=1)
     q, k, v = (x.reshape(len(x), -1, dim) for x in (q, k, v))
     if "cos" in arrays:
-        q, k = (_rotated(x, arrays["cos"].astype("float64"), arrays["sin"].astype("float64"))[0] for x in (q, k))
+        q, k = (_rotated(x, arrays["cos"].astype("float64"), arrays["sin"].astype("float64"), interleaved)[0] for x in (q, k))
     return q, k, v
 
 

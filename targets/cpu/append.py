@@ -37,8 +37,7 @@ class Append:
         """The rotated key, in float32."""
         t, kernel, simd = self.tensors, self.tensors.kernel, self.tensors.simd
         key, start = local(kernel.key_dim), name(kernel.starts[1] + group * kernel.key_dim)
-        dims = (kernel.key_dim, kernel.rotary_dim)
-        rotate(simd, t.k, (token, start), t.cos, t.sin, token, dims, lambda at, x: simd.store(key, x, (at,)))
+        rotate(simd, kernel.rotation, t.k, (token, start), t.cos, t.sin, token, lambda at, x: simd.store(key, x, (at,)))
         return key
 
     def value(self, token: Value, group: Value) -> Buffer:

@@ -57,6 +57,7 @@ def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int) -> Kernel:
         starts=(op.q_start, op.k_start, op.v_start),
         rotary_dim=0 if op.cos is None else int(op.cos.ty.shape[1]),
         angle_dtype="float32" if op.cos is None else str(op.cos.ty.dtype),
+        interleaved=bool(op.interleaved),
         scale=op.scale,
         window=op.window,
         softcap=op.softcap,

@@ -9,6 +9,7 @@ from functools import cached_property
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.rotary import Rotation
 from cupola.targets.cpu.simd import Buffer, Simd, Value, name
 
 CHUNK = 128  # keys a softmax step takes; pages of another size bring it to a whole number of pages, or parts of one
@@ -35,6 +36,7 @@ class Kernel:
     starts: tuple[int, int, int]
     rotary_dim: int
     angle_dtype: str
+    interleaved: bool
     scale: float
     window: int
     softcap: float
@@ -44,6 +46,11 @@ class Kernel:
     @property
     def heads_per_group(self) -> int:
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def rotation(self) -> Rotation:
+        """What is done to a head of q or k."""
+        return Rotation(self.key_dim, self.rotary_dim, self.interleaved)
 
     @property
     def is_quantized(self) -> bool:

@@ -99,7 +99,7 @@ class Tile:
             def store(at: int, value: Value) -> None:
                 simd.store(scratch.queries, value * splat(kernel.scale, lanes_of(value)), (row, at))
 
-            rotate(simd, t.q, (token, start), t.cos, t.sin, token, (kernel.key_dim, kernel.rotary_dim), store)
+            rotate(simd, kernel.rotation, t.q, (token, start), t.cos, t.sin, token, store)
         return scratch
 
     def start(self) -> State:

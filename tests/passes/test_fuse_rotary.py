@@ -38,6 +38,33 @@ def test_rotated_halves_are_recognized() -> None:
     becomes(fuse_rotary(), rotated, recognized)
 
 
+def test_rotated_pairs_are_recognized() -> None:
+    @R.function
+    def pairs(x: R.Tensor((4, "n", 16), "float32"), cos: R.Tensor((1, "n", 16), "float32"), sin: R.Tensor((1, "n", 16), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            even = R.strided_slice(x, axes=[2], begin=[0], end=[16], strides=[2])
+            odd = R.strided_slice(x, axes=[2], begin=[1], end=[16], strides=[2])
+            turned = R.reshape(R.stack((R.negative(odd), even), axis=-1), (4, n, 16))
+            out = R.add(R.multiply(x, cos), R.multiply(turned, sin))
+            R.output(out)
+        return out
+
+    @R.function
+    def expected(x: R.Tensor((4, "n", 16), "float32"), cos: R.Tensor((1, "n", 16), "float32"), sin: R.Tensor((1, "n", 16), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            rows = R.permute_dims(x, [1, 0, 2])
+            cosines = R.reshape(cos, (n, 16))
+            sines = R.reshape(sin, (n, 16))
+            flat = R.call_dps_packed("cupola.rotary", (rows, cosines, sines, 1), out_ty=R.Tensor((n, 4, 16), dtype="float32"))
+            out = R.permute_dims(flat, [1, 0, 2])
+            R.output(out)
+        return out
+
+    becomes(fuse_rotary(), pairs, expected)
+
+
 def test_in_any_order() -> None:
     @R.function
     def commuted(x: R.Tensor((4, "n", 16), "float32"), cos: R.Tensor((1, "n", 16), "float32"), sin: R.Tensor((1, "n", 16), "float32")):
