@@ -148,6 +148,8 @@ WRONG_FIELDS = [
     ("functions.0.inputs.0.shape", ["n"] * 99, "functions[0].inputs[0].shape"),
     ("functions.0.inputs.1.name", "tokens", "functions[0].inputs"),
     ("functions.0.inputs.14.shape", [9], "functions.forward.inputs"), ("functions.0.inputs.14", ..., "functions.forward.inputs"),
+    ("libraries", [], "libraries"), ("libraries.0.file", "gone.so", "libraries[0].file"),
+    ("libraries", 2 * json.loads(GOOD.to_json())["libraries"], "libraries"),
     # weights and files
     ("weights.0.offset", -1, "weights[0].offset"), ("weights.0.offset", 81, "weights[0].offset"),
     ("weights.0.offset", 10**400, "weights[0].offset"),
@@ -158,7 +160,7 @@ WRONG_FIELDS = [
     ("files.0.name", "../lib.so", "files[0].name"), ("files.0.name", "/etc/passwd", "files[0].name"),
     ("files.0.name", "..", "files[0].name"),
     ("files.0.name", "", "files[0].name"), ("files.0.name", "a\\b", "files[0].name"), ("files.0.name", "x" * 300, "files[0].name"),
-    ("files.0.name", "lib.so\n", "files[0].name"), ("files.0.name", "other.so", "files"), ("files.1.name", "lib.so", "files"),
+    ("files.0.name", "lib.so\n", "files[0].name"), ("files.0.name", "other.so", "libraries[0].file"), ("files.1.name", "lib.so", "files"),
     ("files.0.sha256", "0" * 63, "files[0].sha256"), ("files.0.num_bytes", -1, "files[0].num_bytes"),
     ("files.0.num_bytes", 2**60, "files[0].num_bytes"), ("files.0", {}, "files[0]"), ("files", "lib.so", "files"),
 ]  # fmt: skip
