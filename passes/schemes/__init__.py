@@ -10,13 +10,13 @@ from cupola.targets.weight_functions import WeightFunction
 
 SCHEMES = {scheme.name: scheme for scheme in (*floats.SCHEMES, *w8.SCHEMES, *w4.SCHEMES)}
 EMBEDDINGS = {
-    "w4": Choice(w4.W4, (w4.W4, w4.W4_MINS)),
+    "w4": Choice(w4.W4_EMBEDDING, (w4.W4, w4.W4_MINS)),
     "w8": Choice(w8.W8, (w8.W8,)),
     "f16": Choice(floats.F16),
     "bf16": Choice(floats.BF16),
     "f32": Choice(floats.F32),
 }
-_BY_FUNCTION = {storage.encode: storage for storage in (w4.W4, w4.W4_MINS, w8.W8)}
+_BY_FUNCTION = {storage.encode: storage for storage in (w4.W4, w4.W4_EMBEDDING, w4.W4_MINS, w8.W8)}
 
 
 def scheme_of(name: str, embedding: str = "auto") -> Scheme:

@@ -6,6 +6,8 @@ fewer. So do ggml's types of more than 5 bits, which 4 would spoil.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from cupola.passes.schemes.base import Choice, Scheme, Storage
@@ -21,18 +23,21 @@ _MAX_F16 = float(np.finfo(np.float16).max)
 
 @weight_function
 def encode_w4(weight: Array) -> tuple[Array, ...]:
-    """[N, K] -> uint8 codes 0..15 and f16 scales, for scale · (code − 8), of little squared error.
+    """[N, K] -> uint8 codes 0..15 and f16 scales, for scale · (code − 8), of least squared error.
 
-    As ggml's make_qx_quants does, some scales are tried, each improved to the best one for the codes that it gives, and
-    errors weigh more where a weight is large: in proportion to its square and the group's mean square.
+    As ggml's make_qx_quants does, some scales are tried, each improved to the best one for the codes that it gives.
     """
-    return encode_groups(weight, _encode)
+    return encode_groups(weight, lambda groups: _encode(groups, np.ones_like(groups)))
 
 
-def _encode(groups: Array) -> tuple[Array, ...]:
+@weight_function
+def encode_w4_embedding(weight: Array) -> tuple[Array, ...]:
+    """The same for an embedding, whose large weights matter most: errors weigh as ggml's do, by the square and the group's mean square."""
+    return encode_groups(weight, lambda groups: _encode(groups, groups**2 + (groups**2).mean(axis=1, keepdims=True)))
+
+
+def _encode(groups: Array, importance: Array) -> tuple[Array, ...]:
     largest = np.take_along_axis(groups, abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
-    squares = groups * groups
-    importance = squares + squares.mean(axis=1, keepdims=True)
     scales, gains = np.zeros_like(largest), np.zeros_like(largest)
     for divisor in _DIVISORS:
         tried, gain = _best_scale(groups, _codes(groups, largest / np.float32(divisor)), importance)
@@ -76,6 +81,7 @@ def _encode_mins(groups: Array) -> tuple[Array, ...]:
 
 
 W4 = Storage("4 bits", "uint8", encode_w4, holds=("Q4_0",))
+W4_EMBEDDING = dataclasses.replace(W4, encode=encode_w4_embedding)
 W4_MINS = Storage("4 bits with mins", "uint8", encode_w4_mins, True, ("Q4_0", "Q4_1"), ("Q4_K",), Blocks.with_mins)
 _KEEPS = (W4, W4_MINS, W8)
 SCHEMES = (

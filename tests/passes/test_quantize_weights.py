@@ -179,7 +179,7 @@ def test_a_tied_embedding_is_encoded_once(quant: str) -> None:
 def test_only_the_last_linear_is_stored_as_the_embedding_is() -> None:
     text = apply(quantize_weights(scheme_of("w8a16", "w4")), joined).script()
     first, last = (line for line in text.splitlines() if '"cupola.linear"' in line)
-    assert text.count("encode_w8") == text.count("encode_w4") == 2 and 'dtype="int8"' in text
+    assert text.count("encode_w8") == text.count("encode_w4_embedding") == 2 and 'dtype="int8"' in text
     assert text.index("encode_w8") < text.index(first) < text.index("encode_w4") < text.index(last)
 
 

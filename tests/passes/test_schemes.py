@@ -13,11 +13,11 @@ from cupola.compiler.options import EMBEDDINGS as EMBEDDING_NAMES
 from cupola.compiler.options import KV_DTYPES, QUANTS
 from cupola.passes.schemes import EMBEDDINGS, SCHEMES, Storage, scheme_of, storage_of
 from cupola.passes.schemes.blocks import Blocks
-from cupola.passes.schemes.w4 import W4, W4_MINS
+from cupola.passes.schemes.w4 import W4, W4_EMBEDDING, W4_MINS
 from cupola.passes.schemes.w8 import W8
 
-QUANTIZED = (W4, W4_MINS, W8)
-by_storage = pytest.mark.parametrize("storage", QUANTIZED, ids=lambda storage: storage.name)
+QUANTIZED = (W4, W4_EMBEDDING, W4_MINS, W8)
+by_storage = pytest.mark.parametrize("storage", QUANTIZED, ids=lambda storage: storage.encode.__name__)
 
 
 def normal(*shape: int, scale: float = 0.05) -> np.ndarray:
@@ -78,23 +78,25 @@ def test_8_bits_lose_no_more_than_ggml() -> None:
     assert squared_error(decoded(encode(W8, weight)), weight) <= squared_error(theirs, weight)
 
 
-def test_4_bits_lose_less_than_ggmls_rounding() -> None:
+def test_4_bits_lose_a_tenth_less_than_ggmls_rounding() -> None:
     """gguf-py's Q4_0 takes the scale from the largest value; a search, such as llama.cpp has too, finds better ones."""
     weight = normal(256, 256)
     theirs = gguf.dequantize(gguf.quantize(weight, GGMLQuantizationType.Q4_0), GGMLQuantizationType.Q4_0)
-    assert squared_error(decoded(encode(W4, weight)), weight) < 0.95 * squared_error(theirs, weight)
+    assert squared_error(decoded(encode(W4, weight)), weight) < 0.9 * squared_error(theirs, weight)
 
 
-def test_4_bits_come_close_to_an_exhaustive_search() -> None:
+@pytest.mark.parametrize("storage", [W4, W4_EMBEDDING], ids=lambda storage: storage.encode.__name__)
+def test_4_bits_come_close_to_an_exhaustive_search(storage: Storage) -> None:
     weight = normal(8, 256)
     groups = in_groups(weight).astype("float64")
     largest = np.take_along_axis(groups, abs(groups).argmax(1)[:, None], 1)[:, 0]
     best, importance = np.full(len(groups), np.inf), groups**2 + (groups**2).mean(1, keepdims=True)
+    importance = importance if storage is W4_EMBEDDING else np.ones_like(groups)
     for divisor in [*np.linspace(-12, -4, 400), *np.linspace(4, 12, 400)]:
         scales = (largest / divisor)[:, None]
         values = scales * np.clip(np.rint(groups / scales), -8, 7)
         best = np.minimum(best, (importance * (values - groups) ** 2).sum(1))
-    ours = in_groups(decoded(encode(W4, weight)))
+    ours = in_groups(decoded(encode(storage, weight)))
     assert (importance * (ours - groups) ** 2).sum() < 1.01 * best.sum()
 
 
@@ -186,6 +188,6 @@ def test_blocks_decide_how_a_weight_is_stored(name: str, kind: str) -> None:
 def test_an_embedding_can_be_asked_for() -> None:
     scheme = scheme_of("w4a8", "w4")
     assert scheme.name == "w4a8, embedding w4" and scheme_of("w4a8") is SCHEMES["w4a8"]
-    assert [scheme.embedding.pick([name]) for name in ("", "Q8_0", "Q4_1")] == [W4, W4, W4_MINS]
+    assert [scheme.embedding.pick([name]) for name in ("", "Q8_0", "Q4_1", "Q4_0")] == [W4_EMBEDDING, W4_EMBEDDING, W4_MINS, W4]
     assert scheme_of("w4a8", "w8").embedding.pick(["Q4_0"]) is W8 and scheme.linear == SCHEMES["w4a8"].linear
     assert scheme_of("w4a8", "f16").embedding.pick(["Q8_0"]).dtype == "float16"
