@@ -94,7 +94,8 @@ def bench(
 
     With --kernels it first measures how fast the machine reads memory and multiplies. Then a line for each kernel of a prompt,
     and of a decode step: its calls, microseconds at the fastest, share of the step, the bytes and operations that it can't do
-    without, and its share of the roofline: the least time that those take on this machine, divided by its own.
+    without, and its share of the roofline: the least time that those take on this machine, divided by its own. Figures add up on a
+    machine that does nothing else meanwhile.
 
     Examples: cupola bench my-model -p 512 -n 128 -d 0,512,4096 -b 1,8,16, or cupola bench my-model --kernels -d 512
     """
