@@ -169,7 +169,7 @@ class LinearKernel:
         scheme = self.weight if weight.codes is None else self.weight + ("a8" if self.quantize_x else "a16")
         flags = [flag for flag in ("norm", "bias", "residual") if getattr(self, flag)]
         name = _name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
-        return KernelCase(name, tuple(inputs), partial(self.emit, n), reference, _at_random(inputs), bool(self.quantize_x))
+        return KernelCase(name, tuple(inputs), partial(self.emit, n), reference, partial(_draw_rows, inputs), bool(self.quantize_x))
 
     def emit(self, num_outputs: int, t: Tensors) -> relax.Call:
         """The call."""
@@ -288,7 +288,10 @@ class AttentionKernel:
 KERNELS: tuple[KernelFactory, ...] = (
     *(LinearKernel(weight) for weight in DTYPES),
     *(LinearKernel(weight, gated=True, activation="silu") for weight in DTYPES),
-    *(EmbeddingKernel(weight) for weight in DTYPES),
+    *(LinearKernel(weight, quantize_x=1) for weight in ("w4", "w4m", "w8")),
+    LinearKernel("w4", gated=True, norm=True, activation="silu", quantize_x=1),
+    *(LinearKernel(weight) for weight in ("w4", "w8")),
+    *(EmbeddingKernel(weight) for weight in WEIGHTS),
     rms_norm,
     head_norm,
     layer_norm,
@@ -302,6 +305,13 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("bf16", residual=True, activation="relu"),
     LinearKernel("f32", gated=True, bias=True, activation="gelu_tanh"),
     partial(rotary, interleaved=1),
+    LinearKernel("f16", norm=True),
+    LinearKernel("w4", norm=True, bias=True, residual=True, quantize_x=1),
+    LinearKernel("w4m", residual=True, activation="gelu", quantize_x=1),
+    LinearKernel("w4m", gated=True, norm=True, activation="silu", quantize_x=1),
+    LinearKernel("w8", gated=True, bias=True, activation="silu", quantize_x=1),
+    LinearKernel("w4m", gated=True, norm=True, activation="silu"),
+    LinearKernel("w8", bias=True, residual=True, activation="gelu"),
     AttentionKernel("f16"),
     AttentionKernel("f32", joined=True, interleaved=True),
     AttentionKernel("int8", window=30, softcap=4.0),
@@ -315,6 +325,13 @@ def _name(*parts: object) -> str:
 
 def _at_random(inputs: Sequence[Input]) -> Callable[[np.random.Generator, int], Arrays]:
     return lambda random, n: {i.name: i.draw(random, {"n": n}) for i in inputs}
+
+
+def _draw_rows(inputs: Sequence[Input], random: np.random.Generator, num_tokens: int) -> Arrays:
+    """Every fifth row begins with a group of zeros, which has no scale."""
+    arrays = _at_random(inputs)(random, num_tokens)
+    arrays["x"][::5, :GROUP] = 0
+    return arrays
 
 
 def _draw_attention(inputs: Sequence[Input], block: int, random: np.random.Generator, num_tokens: int) -> Arrays:

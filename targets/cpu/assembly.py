@@ -60,7 +60,7 @@ _NEVER = re.compile(r"(?!)")
 _X86_MOVE = r"v?mov(?:[au]p[sd]|dq[au]\d*|[lh]p[sd]|nt\w+|[dq]) "
 _X86 = Syntax(
     comment="#",
-    vector=re.compile(r".*%[xyz]mm"),
+    vector=re.compile(r".*%[txyz]mm"),
     scalar=re.compile(
         r"v?(?:add|sub|mul|div|min|max|sqrt|cmp\w*|mov|fn?m(?:add|sub)\d+|cvt\w+2|round|rndscale|rcp|u?comi)s[sdhi]\w* "
         r"|v?mov[dq] "
@@ -70,15 +70,15 @@ _X86 = Syntax(
     call=re.compile(r"call"),
     classes=_classes(
         {
-            "dot": r"v?(?:pdp\w+|pmaddubsw|pmaddwd) ",
+            "dot": r"(?:v?(?:pdp\w+|pmaddubsw|pmaddwd)|tdp\w+) ",
             "fma": r"vfn?m(?:add|sub)",
             "multiply": r"v?(?:mulp[sdh]|pmul\w+) ",
             "convert": r"v?(?:p?cvt|pmov[sz]x|pmov[usdqbw]+ )",
             "broadcast": r"v?(?:p?broadcast\w+ |shufps \$0, (%\w+), \1)",
-            "store": rf"(?:{_X86_MOVE}|vextract|v?p?scatter).*\)(?: \{{%k\d\}})?$",
-            "load": rf"(?:{_X86_MOVE}|v?p?gather|v?lddqu)[^,]*\(",
+            "store": rf"(?:{_X86_MOVE}|vextract|v?p?scatter|tilestored).*\)(?: \{{%k\d\}})?$",
+            "load": rf"(?:{_X86_MOVE}|v?p?gather|v?lddqu|tileload\w+)[^,]*\(",
             "shuffle": r"v?(?:p?shuf|p?unpck|p?perm|p?align|p?insr|pextr|insert|extract|pack|movs[hl]dup|movddup|mov(?:lh|hl)ps)",
-            "move": rf"(?:{_X86_MOVE}|v?p?xor(?:p[sd]|[dq])? (%\w+), \1|vpternlogd \$255)",
+            "move": rf"(?:{_X86_MOVE}|tilezero |v?p?xor(?:p[sd]|[dq])? (%\w+), \1|vpternlogd \$255)",
         }
     ),
     spreads=re.compile(r".*\{1to\d+\}"),
@@ -153,8 +153,8 @@ def _blocks(body: str, syntax: Syntax) -> list[tuple[str, list[str]]]:
     for line in body.partition("\n.Lfunc_end")[0].splitlines():
         if found := re.match(r"(\.LBB\w+):", line):
             blocks.append((found[1], []))
-        elif re.match(r"\t[a-z]", line):
-            instruction = " ".join(re.split(rf"\s{syntax.comment}\s", line)[0].split())
+        elif found := re.match(rf"\t(?:{{\w+}}\s*)?([a-z].*?)(?:\s{syntax.comment}\s|$)", line):  # {vex} may stand before it
+            instruction = " ".join(found[1].split())
             blocks[-1][1].append(instruction)
             if syntax.jump.match(instruction) or syntax.ends.match(instruction):
                 blocks.append(("", []))

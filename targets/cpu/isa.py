@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cupola.runtime import machine
@@ -69,6 +70,6 @@ def runs_here(isa: ISA) -> bool:
     return isa.architecture == machine.here() and known and not machine.missing_features(isa.features)
 
 
-def with_own_kernels(multiplies_int8: bool) -> tuple[ISA, ...]:
-    """One instruction set for each set of kernels: those that differ only in how they multiply bytes have the same float kernels."""
-    return ISAS if multiplies_int8 else tuple({(isa.architecture, isa.lanes): isa for isa in ISAS}.values())
+def with_own_kernels(multiplies_int8: bool, isas: Sequence[ISA] = ISAS) -> tuple[ISA, ...]:
+    """Those of `isas` that have kernels of their own: which differ only in how they multiply bytes share the float kernels."""
+    return tuple(isas) if multiplies_int8 else tuple({(isa.architecture, isa.lanes): isa for isa in isas}.values())

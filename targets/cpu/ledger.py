@@ -50,7 +50,7 @@ def _measure_kernel(index: int, isa: ISA) -> Figures:
 
 def measure(case: KernelCase, isa: ISA) -> Figures:
     """One line's figures; classes without instructions are left out."""
-    library = _compiled(case, cpu_target(isa))
+    library = compile_kernels(case, cpu_target(isa))
     found = functions(library.inspect_source("asm"), isa.architecture)
     counts = sum((loop for function in found for loop in function.loops), Counter[str]())
     figures = {"loops": sum(len(function.loops) for function in found), **{name: counts[name] for name in CLASSES}}
@@ -59,7 +59,7 @@ def measure(case: KernelCase, isa: ISA) -> Figures:
     return {name: figure for name, figure in figures.items() if figure or name == "spill"}
 
 
-def _compiled(case: KernelCase, target: Target) -> tvm.runtime.Module:
+def compile_kernels(case: KernelCase, target: Target) -> tvm.runtime.Module:
     """The case's kernels as machine code, compiled as `compiler.build` does."""
     mod = lower_case(case, target)
     kernels = {

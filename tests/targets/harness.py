@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,14 +11,10 @@ import tvm
 from tvm import relax
 
 from cupola.targets.base import Target
-from cupola.targets.cpu.isa import ISAS, runs_here
-from cupola.targets.ops import PREFIX
+from cupola.targets.cpu.isa import runs_here, with_own_kernels
 from cupola.targets.registry import get_target
-from cupola.targets.weight_functions import _FUNCTIONS, WeightFunction
 
-RUNNABLE_INT8 = [isa.name for isa in ISAS if runs_here(isa)]
-# ISAs that differ in nothing but how they multiply bytes have the same float kernels.
-RUNNABLE = list({isa.lanes: isa.name for isa in ISAS if runs_here(isa)}.values())
+RUNNABLE = [isa.name for isa in with_own_kernels(multiplies_int8=False) if runs_here(isa)]
 DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -50,25 +45,12 @@ def module(target: Target, inputs: Sequence[Input], make: Callable[..., relax.Ca
 def compile_one(isa: str, inputs: Sequence[Input], make: Callable[..., relax.Call]) -> Callable[..., np.ndarray]:
     """A function of arrays that runs the compiled operation. Arrays that it writes to must be tvm tensors."""
     target = get_target(f"cpu:{isa}")
-    _register_weight_functions()
     machine = relax.VirtualMachine(tvm.compile(module(target, inputs, make), target=target.tvm, tir_pipeline=target.lowering), tvm.cpu())
 
     def run(*arrays: np.ndarray | tvm.runtime.Tensor) -> np.ndarray:
         return machine["main"](*(tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arrays)).numpy()
 
     return run
-
-
-@functools.cache
-def _register_weight_functions() -> None:
-    """Lets the virtual machine run what otherwise runs where weights are packed; the last argument takes the result."""
-    for name, function in _FUNCTIONS.items():
-
-        def run(*tensors: tvm.runtime.Tensor, function: WeightFunction = function) -> None:
-            *given, out = tensors
-            out.copyfrom(function(*(tensor.numpy() for tensor in given)))
-
-        tvm.register_global_func(f"{PREFIX}weight.{name}", run, override=True)
 
 
 def size(name: str) -> tvm.tirx.Var:

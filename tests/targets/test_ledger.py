@@ -61,6 +61,7 @@ nested:
 	jmp	.LBB0_3
 .LBB0_2:
 	vfmadd231ps	(%rdi){1to16}, %zmm0, %zmm1 # broadcast
+	{vex}	vpdpbusd	%ymm1, %ymm2, %ymm3
 	vmovups	%zmm1, 64(%rsp)
 .LBB0_3:
 	vmovups	(%rdi,%rax,4), %zmm0
@@ -82,7 +83,7 @@ __helper:
 def test_innermost_loops_are_found():
     [function] = functions(NESTED, "x86_64")
     assert (function.name, function.stack_bytes) == ("nested", 72)
-    inner = Counter({"fma": 1, "broadcast": 1, "store": 1, "spill": 1, "load": 1, "scalar": 1, "branch": 1})
+    inner = Counter({"dot": 1, "fma": 1, "broadcast": 1, "store": 1, "spill": 1, "load": 1, "scalar": 1, "branch": 1})
     assert function.loops == (inner, Counter({"move": 1, "branch": 1}))
 
 
@@ -103,6 +104,9 @@ def test_innermost_loops_are_found():
         ("x86_64", "vpmovzxbw (%rax), %zmm0", "convert load"),
         ("x86_64", "vmovdqu8 %zmm0, (%rax,%rcx) {%k1}", "store"),
         ("x86_64", "vpxor %xmm3, %xmm3, %xmm3", "move"),
+        ("x86_64", "tileloadd (%rax,%rcx), %tmm1", "load"),
+        ("x86_64", "tdpbssd %tmm2, %tmm1, %tmm0", "dot"),
+        ("x86_64", "tilestored %tmm0, (%rax,%rcx)", "store"),
         ("x86_64", "callq *%rax", "call"),
         ("aarch64", "sdot v0.4s, v1.16b, v2.4b[1]", "dot"),
         ("aarch64", "fmla v0.4s, v1.4s, v2.s[0]", "fma"),
