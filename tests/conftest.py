@@ -39,11 +39,22 @@ class Compiled:
         return sum(file.stat().st_size for file in self.path.iterdir())
 
 
-@pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """SmolLM2 in f32 with 2,048 tokens of context, compiled in a process of its own."""
-    out = tmp_path_factory.mktemp("smollm2") / "artifact"
-    command = [sys.executable, "-m", "cupola", "compile", "smollm2", "-o", str(out), "--quant", "f32", "--context", "2048"]
+def compiled(folder: Path, *options: str) -> Compiled:
+    """SmolLM2 with 2,048 tokens of context, compiled in a process of its own."""
+    out = folder / "artifact"
+    command = [sys.executable, "-m", "cupola", "compile", "smollm2", "-o", str(out), "--context", "2048", *options]
     subprocess.run(command, check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of the largest child so far: an upper bound for ours
     return Compiled(out, peak * 1024)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """SmolLM2 in f32."""
+    return compiled(tmp_path_factory.mktemp("smollm2"), "--quant", "f32")
+
+
+@pytest.fixture(scope="session")
+def smollm2_w4a8(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """SmolLM2 with the blocks of its GGUF file (Q4_1, and Q8_0 for the embedding), activations in int8."""
+    return compiled(tmp_path_factory.mktemp("smollm2-w4a8"), "--quant", "w4a8")
