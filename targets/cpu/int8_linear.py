@@ -112,14 +112,15 @@ class _Product:
     weights: Weights
     num_rows: Value
 
-    def allocate(self, num_rows: Value | int, zero: int) -> Int8Rows:
-        return Int8Rows.allocate(num_rows, self.kernel.groups, zero, self.kernel.codes.has_mins)
+    def allocate(self, num_rows: Value | int, *, tiled: bool = False) -> Int8Rows:
+        tile, zero = (tiles.ROWS, 0) if tiled else (1, self.weights.zero)
+        return Int8Rows.allocate(num_rows, self.kernel.groups, tile, zero, self.kernel.codes.has_mins)
 
     def few(self) -> None:
         """One region: every thread has the rows, and a share of the panels."""
         alone = self.kernel.num_panels == 1  # a region without a parallel loop is none that TVM compiles
         with nullcontext() if alone else parallel_region():
-            rows = self.allocate(FEW, self.weights.zero)
+            rows = self.allocate(FEW)
             with T.serial(self.num_rows) as row:
                 rows.fill(self.source, row, row)
             with shared_loop(self.kernel.num_panels, barrier=False) as panel:
@@ -136,8 +137,7 @@ class _Product:
     def many(self) -> None:
         """One region: all rows, a barrier, then panels by blocks of rows."""
         panels = self.kernel.num_panels
-        whole = (self.num_rows + tiles.ROWS - 1) // tiles.ROWS * tiles.ROWS  # what is past the last row is multiplied and dropped
-        rows = self.allocate(whole, 0) if self.kernel.isa.int8_tiles else self.allocate(self.num_rows, self.weights.zero)
+        rows = self.allocate(self.num_rows, tiled=self.kernel.isa.int8_tiles)
         with parallel_region():
             with shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row, row)
@@ -183,7 +183,8 @@ class _Product:
         integers = [local((tiles.ROWS, COLUMNS), "int32") for _ in range(HALVES)]
         with T.serial(num_groups) as group:
             at = name(start + group)
-            tiles.load(tiles.INPUTS, rows.quads[row, at * QUADS], self.kernel.groups * GROUP)
+            first = rows.place(row, at)  # what is past the last row is multiplied and dropped
+            tiles.load(tiles.INPUTS, rows.quads[first, 0], GROUP)
             for half, (sums, weights) in enumerate(tiles.PRODUCTS):
                 tiles.clear(sums)
                 tiles.load(weights, panel.codes[panel.place(group, 0, T.int64(half * COLUMNS))], HALVES * COLUMNS * QUAD)
@@ -195,15 +196,15 @@ class _Product:
                 for i in range(tiles.ROWS):
                     exact = name(T.cast(integers[half][i, T.ramp(0, 1, lanes)], f"float32x{lanes}") * scale)
                     total = self.first_sum(products, r + i, column, False)
-                    self.add(total, exact, low, rows, row + i, at)
+                    self.add(total, exact, low, rows, first + i)
                     simd.store(products, total.get(), (r + i, column))
 
-    def add(self, total: Register, exact: Value, low: Value | None, rows: Int8Rows, row: Value, at: Value) -> None:
-        """total += exact · scale of x + low · scale · Σq of x, for a vector of columns of a row and its group `at`."""
+    def add(self, total: Register, exact: Value, low: Value | None, rows: Int8Rows, place: Value) -> None:
+        """total += exact · scale of x + low · scale · Σq of x, for a vector of columns and a place in the rows."""
         lanes = self.simd.lanes
-        total.set(self.simd.fma(exact, splat(name(rows.scales[row, at]), lanes), total.get()))
+        total.set(self.simd.fma(exact, splat(name(rows.scales[place]), lanes), total.get()))
         if low is not None and rows.sums is not None:
-            total.set(self.simd.fma(low, splat(name(rows.sums[row, at]), lanes), total.get()))
+            total.set(self.simd.fma(low, splat(name(rows.sums[place]), lanes), total.get()))
 
     def tile(
         self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_groups: Value | int,
@@ -231,19 +232,20 @@ class _Product:
     ) -> None:
         """Adds one group's products: `at` is its place in the rows, `group` that in the panel."""
         lanes = self.simd.lanes
-        starts = [T.int32(0) if rows.starts is None else name(rows.starts[row + i, at]) for i in range(len(sums))]
+        places = [rows.place(row + i, at) for i in range(len(sums))]
+        starts = [T.int32(0) if rows.starts is None else name(rows.starts[place]) for place in places]
         integers = [[Register(lanes, start, "int32") for _ in columns] for start in starts]
         weights = [panel.quads(group, column) for column in columns]
         for quad in range(QUADS):
             for i, totals in enumerate(integers):
-                x = name(rows.quads[row + i, at * QUADS + quad])
+                x = name(rows.quads[places[i], quad])
                 for total, vectors in zip(totals, weights, strict=True):
                     total.set(self.weights.dot(total.get(), vectors[quad], x))
-        for place, column in enumerate(columns):
+        for vector, column in enumerate(columns):
             scale, low = panel.scale(group, column), panel.min(group, column)
             for i, totals in enumerate(integers):
-                exact = name(T.cast(totals[place].get(), f"float32x{lanes}") * scale)
-                self.add(sums[i][place], exact, low, rows, row + i, at)
+                exact = name(T.cast(totals[vector].get(), f"float32x{lanes}") * scale)
+                self.add(sums[i][vector], exact, low, rows, places[i])
 
     def vectors_beside(self, rows: int) -> int:
         """Vectors of a panel whose sums of `rows` rows, as integers and as floats, fit the registers."""

@@ -46,23 +46,37 @@ class RowSource:
 
 @dataclass(frozen=True)
 class Int8Rows:
-    """Scratch for quantized rows: `quads` int32 [rows, groups · 8] (four int8 each), the others [rows, groups]."""
+    """Scratch for quantized rows: `quads` int32 [places, 8] (four int8 each), the others [places].
 
+    A place holds one group of one row. `tile` rows stand together, group by group, for kernels that take them so.
+    """
+
+    groups: int
+    tile: int
+    zero: int
     quads: Buffer
     scales: Buffer
     starts: Buffer | None  # int32, −zero · Σq
     sums: Buffer | None  # float32, scale · Σq
-    zero: int
 
     @staticmethod
-    def allocate(num_rows: Value | int, groups: int, zero: int, has_mins: bool) -> Int8Rows:
-        """Room for rows, of the function or (inside of a parallel loop) of a thread."""
+    def allocate(num_rows: Value | int, groups: int, tile: int, zero: int, has_mins: bool) -> Int8Rows:
+        """Room for rows, up to a whole number of tiles."""
+        places = (num_rows + tile - 1) // tile * tile * groups
 
-        def room(width: int, dtype: str) -> Buffer:
-            return T.alloc_buffer((num_rows, width), dtype, scope="global")
+        def room(dtype: str, *inner: int) -> Buffer:
+            return T.alloc_buffer((places, *inner), dtype, scope="global")
 
-        starts = room(groups, "int32") if zero else None
-        return Int8Rows(room(groups * QUADS, "int32"), room(groups, "float32"), starts, room(groups, "float32") if has_mins else None, zero)
+        starts, sums = room("int32") if zero else None, room("float32") if has_mins else None
+        return Int8Rows(groups, tile, zero, room("int32", QUADS), room("float32"), starts, sums)
+
+    def place(self, row: Value, group: Value | int) -> Value:
+        """Where a group of a row is."""
+        return (
+            name((row // self.tile * self.groups + group) * self.tile + row % self.tile)
+            if self.tile > 1
+            else name(row * self.groups + group)
+        )
 
     def fill(self, source: RowSource, row: Value, to: Value) -> None:
         """Quantizes row `row` of `source` into row `to`; inputs past the depth are zeros."""
@@ -76,7 +90,7 @@ class Int8Rows:
             self._fill_group(source.simd, _last_group(source, row, whole * GROUP, factor), to, whole)
 
     def _fill_group(self, simd: Simd, values: list[Value], row: Value, group: Value | int) -> None:
-        lanes = simd.lanes
+        lanes, place = simd.lanes, self.place(row, group)
         highest = _magnitude(values[0])
         for value in values[1:]:
             highest = name(T.max(highest, _magnitude(value)))
@@ -85,10 +99,10 @@ class Int8Rows:
         rounded = [_round(value * inverse) for value in values]
         for index, codes in enumerate(rounded):
             packed = T.reinterpret(f"int32x{lanes // QUAD}" if lanes > QUAD else "int32", T.cast(codes, f"int8x{lanes}"))
-            first = group * QUADS + index * lanes // QUAD
-            T.buffer_store(self.quads, packed, [row, T.ramp(first, 1, lanes // QUAD) if lanes > QUAD else first])
+            first = index * lanes // QUAD
+            T.buffer_store(self.quads, packed, [place, T.ramp(first, 1, lanes // QUAD) if lanes > QUAD else first])
         scale = name(largest * T.float32(1 / 127))
-        T.buffer_store(self.scales, scale, [row, group])
+        T.buffer_store(self.scales, scale, [place])
         if self.starts is None and self.sums is None:
             return
         total = rounded[0]
@@ -96,9 +110,9 @@ class Int8Rows:
             total = name(total + codes)
         total = tree(total, lambda a, b: a + b)
         if self.starts is not None:
-            T.buffer_store(self.starts, total * T.int32(-self.zero), [row, group])
+            T.buffer_store(self.starts, total * T.int32(-self.zero), [place])
         if self.sums is not None:
-            T.buffer_store(self.sums, T.cast(total, "float32") * scale, [row, group])
+            T.buffer_store(self.sums, T.cast(total, "float32") * scale, [place])
 
 
 def _magnitude(value: Value) -> Value:
