@@ -32,6 +32,7 @@ from cupola.targets.kernel_cases import KERNELS, SMOLLM2, KernelCase, lower_case
 
 Figures: TypeAlias = dict[str, int]
 Ledger: TypeAlias = dict[tuple[str, str], Figures]  # by kernel and instruction set
+_VERDICTS = ("worse", "mixed", "gone", "new", "better")
 LEDGER = Path(__file__).with_name("ledger.jsonl")
 
 
@@ -103,20 +104,21 @@ def write_ledger(ledger: Ledger, file: Path = LEDGER) -> None:
 
 
 def differences(before: Ledger, now: Ledger) -> list[str]:
-    """A line of text for every line of the ledger that is not as it was, the worse ones first."""
+    """A line of text for every line of the ledger that is not as it was, the worse ones first; "mixed" are those with more and less."""
     texts = {}
     for key in before.keys() | now.keys():
         if before.get(key) != now.get(key):
             verdict, changes = _change(before.get(key), now.get(key))
             texts[verdict, *key] = f"{verdict}: {key[0]}, {key[1]}: {changes}"
-    return [texts[key] for key in sorted(texts, key=lambda key: (key[0] != "worse", key))]
+    return [texts[key] for key in sorted(texts, key=lambda key: (_VERDICTS.index(key[0]), key))]
 
 
 def _change(before: Mapping[str, int] | None, now: Mapping[str, int] | None) -> tuple[str, str]:
     if before is None or now is None:
         return ("new", "not in the ledger") if before is None else ("gone", "not in the catalogue")
     changed = {name: (before.get(name, 0), now.get(name, 0)) for name in {**before, **now} if before.get(name) != now.get(name)}
-    verdict = "worse" if any(new > old for old, new in changed.values()) else "better"
+    grown = {new > old for old, new in changed.values()}
+    verdict = "mixed" if len(grown) == 2 else "worse" if True in grown else "better"
     return verdict, ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
 
 
