@@ -57,6 +57,7 @@ FILES = {
     "cupola-bf16": _compiled("packaged", "--quant", "bf16"),
     "cupola-w8a8": _compiled("q8_0.gguf", "--quant", "w8a8"),
     "cupola-w4a8": _compiled("q4_0.gguf", "--quant", "w4a8"),
+    "cupola-w4a8-kv8": _compiled("q4_0.gguf", "--quant", "w4a8", "--kv-dtype", "int8"),
     "cupola-w4a8-w4": _compiled("q4_0.gguf", "--quant", "w4a8", "--embedding", "w4"),
 }
 
@@ -96,6 +97,7 @@ ENTRANTS = {
     "cupola-bf16": _cupola("cupola-bf16", "bf16 weights and K/V"),
     "cupola-w8a8": _cupola("cupola-w8a8", "the Q8_0 file's blocks"),
     "cupola-w4a8": _cupola("cupola-w4a8", "the Q4_0 file's blocks, 8-bit embedding"),
+    "cupola-w4a8-kv8": _cupola("cupola-w4a8-kv8", "the same, K/V int8"),
     "cupola-w4a8-w4": _cupola("cupola-w4a8-w4", "the Q4_0 file's blocks, 4-bit embedding"),
     "llama.cpp-q4_0": _llama_cpp("q4_0.gguf", "flash attention, K/V f16", "flash f16"),
     "llama.cpp-q4_0-kv8": _llama_cpp("q4_0.gguf", "flash attention, K/V q8_0", "flash q8_0"),

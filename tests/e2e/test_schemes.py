@@ -47,7 +47,7 @@ def quantized(model: Any, quant: str) -> Any:
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
-@pytest.mark.parametrize("quant", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("quant", ["w8a8", "w4a8", "w8a16", "w4a16"])
 def test_logits_are_those_of_the_stored_weights(quant: str, widths: str, tmp_path: Path) -> None:
     """An activation that stands between two steps may be rounded to either, which few logits depend on."""
     import torch
