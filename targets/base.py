@@ -25,7 +25,7 @@ class Target:
         tvm: TVM's own target.
         kernels: rules, first match wins.
         schedules: passes that schedule the PrimFuncs that no rule wrote, in order.
-        lowering: the name, as registered with TVM, of the passes from TIR to code.
+        lowering: the name, as registered with TVM, of the passes from TIR to code; its own by default.
         multiplies_int8: whether sums of products of int8 are faster than those of float32.
         probes: makes the kernels that find out what the machine can do; every library carries them.
     """
@@ -35,6 +35,6 @@ class Target:
     tvm: tvm.target.Target
     kernels: tuple[KernelRule, ...]
     schedules: tuple[tvm.transform.Pass, ...]
-    lowering: str
+    lowering: str = "default"
     multiplies_int8: bool = False
     probes: Callable[[], tvm.IRModule] = tvm.IRModule
