@@ -18,7 +18,7 @@ from cupola.passes.rewrite import name_of
 from cupola.passes.schemes import SCHEMES
 from cupola.runtime.artifact import TargetSpec
 from cupola.targets.base import Target
-from cupola.targets.ops import PagedAttention
+from cupola.targets.ops import GatedLinear, Linear, PagedAttention
 
 NO_TARGET = Target(TargetSpec("none", "", "none", ()), "has no kernels", None, (), ())
 
@@ -100,6 +100,9 @@ def test_operations_are_recognized(model_type: str) -> None:
     found = Counter(name_of(call) for call in calls(mod) if not (name_of(call) == "permute_dims" and is_of_weights(mod, call)))
     # Attention rotates q and k itself where that is all that happens to them.
     found["cupola.rotary"] += 2 * sum(paged.cos is not None for call in calls(mod) if (paged := PagedAttention.match(call)) is not None)
+    # Linear layers normalize what they alone read.
+    linears = [Linear.match(call) or GatedLinear.match(call) for call in calls(mod)]
+    found["nn.rms_norm"] += sum(linear is not None and linear.norm is not None for linear in linears)
     names = (
         "cupola.paged_attention",
         "cupola.linear",
