@@ -50,7 +50,7 @@ def pipeline(
         kv: the K/V cache.
         scheme: how weights are stored and multiplied.
         formats: what weights are stored as in their file, in ggml's terms, by parameter.
-        extra: passes that see the recognized operations, on weights in float32.
+        extra: passes that see the recognized operations, norms among them, on weights in float32.
     """
     return [
         # recognize what models spell out
@@ -65,12 +65,12 @@ def pipeline(
         fuse_gated_linear(),
         fuse_epilogue(),
         join_projections(),
-        fuse_norm(),
         # say how it is stored
         page_attention(kv),
         simplify(),
         fuse_attention_inputs(),
         *extra,
+        fuse_norm(),
         quantize_weights(scheme, formats),
         lower_ops(target),
     ]
