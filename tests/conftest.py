@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from cupola.runtime.environment import num_threads
+
 # Compiled code and a shared machine make single examples slow now and then: no deadline. `make test` takes
 # hypothesis' own "ci" profile, whose examples are the same on every run.
 settings.register_profile("cupola", deadline=None)
@@ -23,6 +25,7 @@ def plain_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """Keeps what the developer set, and their cache, out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CUPOLA_DEBUG", raising=False)
+        patch.setenv("TVM_NUM_THREADS", str(max(2, num_threads())))  # kernels run in threads, or their races would not show
         patch.setenv("CUPOLA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

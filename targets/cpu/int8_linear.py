@@ -117,11 +117,11 @@ class _Product:
         return Int8Rows.allocate(num_rows, self.kernel.groups, tile, zero, self.kernel.codes.has_mins)
 
     def few(self) -> None:
-        """One region: every thread has the rows, and a share of the panels."""
-        alone = self.kernel.num_panels == 1  # a region without a parallel loop is none that TVM compiles
+        """One region: the rows, a barrier, then panels."""
+        rows = self.allocate(FEW)
+        alone = self.kernel.num_panels == 1  # TVM makes no loop of one iteration, and a region must hold some
         with nullcontext() if alone else parallel_region():
-            rows = self.allocate(FEW)
-            with T.serial(self.num_rows) as row:
+            with T.serial(self.num_rows) if alone else shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row, row)
             with shared_loop(self.kernel.num_panels, barrier=False) as panel:
                 products = local((FEW, PANEL))

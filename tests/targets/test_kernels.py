@@ -48,6 +48,15 @@ def test_kernel(isa, index, num_tokens, cut, seed):
         assert same_bits(run(arrays | {i.name: arrays[i.name][part] for i in case.inputs if not i.is_weight}), actual[part])
 
 
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[case.name for case in CASES])
+def test_threads_do_not_disturb_each_other(index):
+    """The same call, again and again, for few tokens, where threads have least between them."""
+    isa = next(isa.name for isa in with_own_kernels(CASES[index].multiplies_int8) if runs_here(isa))
+    run, arrays = compiled(isa, index), CASES[index].draw(np.random.default_rng(0), 2)
+    expected = run(arrays)
+    assert all(same_bits(run(arrays), expected) for _ in range(100))
+
+
 def test_names_are_unique():
     for sizes in (SMOLLM2, *ODD):
         names = [kernel(sizes).name for kernel in (*KERNELS, *VARIANTS)]
