@@ -1,8 +1,8 @@
 """Matrix products of quantized weights and activations rounded to int8: integer dot products, a scale a group on both sides.
 
-Up to FEW rows (decoding) every thread rounds the rows for itself and multiplies the packed weights as they come from memory.
-More rows are rounded once by all threads; a task then takes a panel of 32 columns and a block of rows, unpacks the panel's
-weights to bytes, a block of groups at a time, and walks the rows in register tiles.
+Rows are rounded once, by all threads. Up to FEW of them (decoding) then multiply the packed weights as they come from memory.
+With more, a task takes a panel of 32 columns and a block of rows, unpacks the panel's weights to bytes, a block of groups at a
+time, and walks the rows in register tiles.
 
 An output is a sum over groups in ascending order, `sum += (scale_w · Σ q_w·q_x) · scale_x`, whose inner sums are exact integers.
 So its bits depend neither on the path nor on the tile nor on the rows beside it.
