@@ -1,7 +1,10 @@
 """Functions on weights that run once, at compile time, in numpy: the IR calls them by name.
 
-    codes, scales = weight_function(encode_w8).call((weight,), out)      # in a pass or a kernel rule: a Relax call
-    function_of(call)                                                    # where weights are packed: the function again
+    @weight_function
+    def encode_w8(weight): …                                # numpy arrays in and out
+
+    call_weight_function(encode_w8, [weight], [codes, scales])    # in a pass or a kernel rule: a Relax call of these types
+    function_of(call)                                             # where weights are packed: the function again
 
 They may stand on weights alone, so that they are lifted out of the model. They take and give numpy arrays; a function of several
 results gives a tuple. GGUF's blocks, for instance, stay what they are by such functions.

@@ -16,7 +16,7 @@ from tvm.tirx.script import builder as T
 from cupola.runtime.artifact import Work
 from cupola.targets.cpu.epilogue import Epilogue
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.linear import ROW_BLOCK, normalized
+from cupola.targets.cpu.linear import ROW_BLOCK, float_tiles, normalized
 from cupola.targets.cpu.loops import in_tiles
 from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
 from cupola.targets.cpu.quantized_packing import QUAD, QUADS, Codes, codes_of, first_byte, pack_groups
@@ -108,7 +108,7 @@ class _Product:
             def tile(r: Value, size: int) -> None:
                 self.tile(name(first + r), size, name(start * GROUP), depth, weights, products, r)
 
-            in_tiles(count, (kernel.isa.row_tile, *(size for size in (8, 4, 2, 1) if size < kernel.isa.row_tile)), tile)
+            in_tiles(count, float_tiles(kernel.isa), tile)
         with T.serial(count) as r:
             self.epilogue.finish(panel, first + r, r, products)
 

@@ -122,7 +122,7 @@ class _Product:
         alone = self.kernel.num_panels == 1  # TVM makes no loop of one iteration, and a region must hold some
         with nullcontext() if alone else parallel_region():
             with T.serial(self.num_rows) if alone else shared_loop(self.num_rows) as row:
-                rows.fill(self.source, row, row)
+                rows.fill(self.source, row)
             with shared_loop(self.kernel.num_panels, barrier=False) as panel:
                 products = local((FEW, PANEL))
                 packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
@@ -140,7 +140,7 @@ class _Product:
         rows = self.allocate(self.num_rows, tiled=self.kernel.isa.int8_tiles)
         with parallel_region():
             with shared_loop(self.num_rows) as row:
-                rows.fill(self.source, row, row)
+                rows.fill(self.source, row)
             with shared_loop((self.num_rows + ROW_BLOCK - 1) // ROW_BLOCK * panels, barrier=False) as task:
                 first = name(task // panels * ROW_BLOCK)
                 self.block(rows, name(task % panels), first, name(T.min(self.num_rows - first, T.int64(ROW_BLOCK))))

@@ -78,16 +78,16 @@ class Int8Rows:
             else name(row * self.groups + group)
         )
 
-    def fill(self, source: RowSource, row: Value, to: Value) -> None:
-        """Quantizes row `row` of `source` into row `to`; inputs past the depth are zeros."""
+    def fill(self, source: RowSource, row: Value) -> None:
+        """Quantizes a row of `source`; inputs past the depth are zeros."""
         factor = source.factor(row)
         whole = source.depth // GROUP
         with T.serial(whole) as group:
             lanes = min(source.simd.lanes, GROUP)
             values = [source.load(row, group * GROUP + start, lanes, factor) for start in range(0, GROUP, lanes)]
-            self._fill_group(source.simd, values, to, group)
+            self._fill_group(source.simd, values, row, group)
         if source.depth % GROUP:
-            self._fill_group(source.simd, _last_group(source, row, whole * GROUP, factor), to, whole)
+            self._fill_group(source.simd, _last_group(source, row, whole * GROUP, factor), row, whole)
 
     def _fill_group(self, simd: Simd, values: list[Value], row: Value, group: Value | int) -> None:
         lanes, place = simd.lanes, self.place(row, group)

@@ -17,6 +17,7 @@ from tvm.tirx.script import builder as T
 from cupola.runtime.artifact import Work
 from cupola.targets.cpu.epilogue import Epilogue
 from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.loops import in_tiles
 from cupola.targets.cpu.norm import lower_rms_norm
 from cupola.targets.cpu.packing import (
     PANEL,
@@ -86,6 +87,11 @@ def normalized(op: Linear | GatedLinear, isa: ISA, builder: relax.BlockBuilder) 
     return builder.emit(lower_rms_norm(isa, builder.normalize(call), builder))
 
 
+def float_tiles(isa: ISA) -> tuple[int, ...]:
+    """Rows of register tiles, the largest first."""
+    return (isa.row_tile, *(rows for rows in (8, 4, 2, 1) if rows < isa.row_tile))
+
+
 def _fits(x: relax.Expr, weight: relax.Expr) -> bool:
     return x.ty.ndim == 2 and x.ty.dtype == "float32" and is_static(weight) and weight.ty.dtype in ("float32", "float16", "bfloat16")
 
@@ -125,13 +131,7 @@ class _Panels:
     epilogue: Epilogue
 
     def rows(self, panel: Value, first: Value, count: Value) -> None:
-        tile = self.kernel.isa.row_tile
-        with T.serial(count // tile) as index:
-            self.tile(panel, first + index * tile, tile)
-        rest, start = name(count % tile), name(first + count // tile * tile)
-        for rows in (size for size in (8, 4, 2, 1) if size < tile):
-            with T.If((rest & T.int64(rows)) != T.int64(0)), T.Then():
-                self.tile(panel, start + (rest & T.int64(-2 * rows)), rows)
+        in_tiles(count, float_tiles(self.kernel.isa), lambda row, rows: self.tile(panel, name(first + row), rows))
 
     def tile(self, panel: Value, row: Value, rows: int) -> None:
         """`rows` rows of one panel: the products into a scratch tile, and that through the epilogue."""

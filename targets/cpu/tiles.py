@@ -37,9 +37,9 @@ def release() -> None:
     _emit("tilerelease")
 
 
-def load(tile: int, source: Value, row_bytes: Value | int) -> None:
+def load(tile: int, source: Value, row_bytes: int) -> None:
     """Fills a tile from the place of `source`, an element of a buffer, rows `row_bytes` apart."""
-    _emit("tileloadd64", T.int8(tile), T.address_of(source), _int64(row_bytes))
+    _emit("tileloadd64", T.int8(tile), T.address_of(source), T.int64(row_bytes))
 
 
 def clear(tile: int) -> None:
@@ -55,10 +55,6 @@ def multiply(sums: int, weights: int) -> None:
 def store(tile: int, target: Buffer) -> None:
     """Writes a tile of sums to `target`, int32 [16, 16]."""
     _emit("tilestored64", T.int8(tile), T.address_of(target[0, 0]), T.int64(4 * COLUMNS))
-
-
-def _int64(value: Value | int) -> Value:
-    return T.int64(value) if isinstance(value, int) else T.cast(value, "int64")
 
 
 def _emit(name: str, *arguments: Value) -> None:
