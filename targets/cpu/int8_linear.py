@@ -189,7 +189,7 @@ class _Product:
                 tiles.clear(sums)
                 tiles.load(weights, panel.codes[panel.place(group, 0, T.int64(half * COLUMNS))], HALVES * COLUMNS * QUAD)
                 tiles.multiply(sums, weights)
-                tiles.store(sums, integers[half])
+                tiles.store(sums, integers[half][0, 0])
             for half in range(HALVES):
                 column = T.int64(half * COLUMNS)
                 scale, low = panel.scale(group, column), panel.min(group, column)

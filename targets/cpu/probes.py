@@ -104,7 +104,7 @@ def _multiply_tiles(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
     totals = local((tiles.ROWS, COLUMNS), "int32")
     result = Register(1)
     for tile in sums:
-        tiles.store(tile, totals)
+        tiles.store(tile, totals[0, 0])
         with T.serial(tiles.ROWS * COLUMNS) as i:
             result.set(result.get() + T.cast(totals[i // COLUMNS, i % COLUMNS], "float32"))
     tiles.release()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.quantized_packing import COLUMNS, QUADS
-from cupola.targets.cpu.simd import Buffer, Value, local
+from cupola.targets.cpu.simd import Value, local, name
 from cupola.targets.ops import GROUP
 
 ROWS = 16
@@ -52,10 +52,20 @@ def multiply(sums: int, weights: int) -> None:
     _emit("tdpbssd", T.int8(sums), T.int8(INPUTS), T.int8(weights))
 
 
-def store(tile: int, target: Buffer) -> None:
-    """Writes a tile of sums to `target`, int32 [16, 16]."""
-    _emit("tilestored64", T.int8(tile), T.address_of(target[0, 0]), T.int64(4 * COLUMNS))
+def multiply_bf16(sums: int, left: int, right: int) -> None:
+    """sums (float32) += left · right, both bfloat16; `right` has pairs of its rows side by side, [k / 2, columns, 2]."""
+    _emit("tdpbf16ps", T.int8(sums), T.int8(left), T.int8(right))
 
 
-def _emit(name: str, *arguments: Value) -> None:
-    T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
+def to_bf16(low: Value, high: Value) -> Value:
+    """Two vectors of 16 float32, one behind the other, rounded to bfloat16 (to nearest even)."""
+    return name(T.call_llvm_pure_intrin("bfloat16x32", "llvm.x86.avx512bf16.cvtne2ps2bf16.512", high, low))
+
+
+def store(tile: int, target: Value, row_bytes: int = 4 * COLUMNS) -> None:
+    """Writes a tile to the place of `target`, an element of a buffer, rows `row_bytes` apart."""
+    _emit("tilestored64", T.int8(tile), T.address_of(target), T.int64(row_bytes))
+
+
+def _emit(instruction: str, *arguments: Value) -> None:
+    T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{instruction}", *arguments))
