@@ -20,6 +20,8 @@ from tvm import relax
 
 from cupola.targets import references
 from cupola.targets.base import Target
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.tiles import MANY
 from cupola.targets.ops import GROUP, Embedding, GatedLinear, Linear, PagedAttention, Rotary
 from cupola.targets.references import Expected
 
@@ -90,6 +92,7 @@ class KernelCase:
         reference: what the call should give for such arrays.
         draw: arrays for so many tokens, at random.
         multiplies_int8: whether it sums products of int8.
+        in_tiles: what it should give where the instruction set has `bf16_tiles`, if that is something else.
     """
 
     name: str
@@ -98,6 +101,15 @@ class KernelCase:
     reference: Callable[[Arrays], Expected]
     draw: Callable[[np.random.Generator, int], Arrays]
     multiplies_int8: bool = False
+    in_tiles: Callable[[Arrays], Expected] | None = None
+
+    def expected(self, arrays: Arrays, isa: ISA) -> Expected:
+        """What the call should give on `isa`."""
+        return (self.in_tiles if isa.bf16_tiles and self.in_tiles else self.reference)(arrays)
+
+    def is_batch_invariant(self, isa: ISA) -> bool:
+        """Whether a row has the same bits whatever rows stand beside it."""
+        return not isa.bf16_tiles or self.in_tiles is None
 
 
 KernelFactory: TypeAlias = Callable[[Sizes], KernelCase]
@@ -169,7 +181,10 @@ class LinearKernel:
         scheme = self.weight if weight.codes is None else self.weight + ("a8" if self.quantize_x else "a16")
         flags = [flag for flag in ("norm", "bias", "residual") if getattr(self, flag)]
         name = _name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
-        return KernelCase(name, tuple(inputs), partial(self.emit, n), reference, partial(_draw_rows, inputs), bool(self.quantize_x))
+        in_tiles = partial(reference, bf16_from=MANY) if self.quantize_x else None
+        return KernelCase(
+            name, tuple(inputs), partial(self.emit, n), reference, partial(_draw_rows, inputs), bool(self.quantize_x), in_tiles
+        )
 
     def emit(self, num_outputs: int, t: Tensors) -> relax.Call:
         """The call."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -71,15 +72,27 @@ def quantized_activations(x: Array) -> tuple[Array, Array]:
     return (step * np.rint(codes)).reshape(x.shape), (step * doubtful).reshape(x.shape)
 
 
-def linear(arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gated: bool) -> Expected:
-    """`ops.Linear` and `ops.GatedLinear`."""
+def to_bf16(x: Array) -> tuple[Array, Array]:
+    """x rounded to bfloat16, and what each value may be off where it is nearly halfway between two."""
+    below, value, above = (
+        (x * (1 + sign * ROUNDING)).astype("float32").astype(ml_dtypes.bfloat16).astype("float64") for sign in (-1, 0, 1)
+    )
+    return value, np.abs(above - below)
+
+
+def linear(arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gated: bool, bf16_from: int | None = None) -> Expected:
+    """`ops.Linear` and `ops.GatedLinear`. From `bf16_from` rows on, bfloat16 takes the place of quantized activations, for weights too."""
     x, (weight, magnitude) = arrays["x"].astype("float64"), dequantized(arrays)
     if "norm" in arrays:
         x = _rms_normalized(x, epsilon) * arrays["norm"]
     x = np.pad(x, ((0, 0), (0, weight.shape[1] - x.shape[1])))  # quantized weights have whole groups
-    x, doubt = quantized_activations(x) if quantize_x else (x, np.zeros_like(x))
+    doubt, weight_doubt = np.zeros_like(x), np.zeros_like(weight)
+    if quantize_x and bf16_from is not None and len(x) >= bf16_from:
+        (x, doubt), (weight, weight_doubt) = to_bf16(x), to_bf16(weight)
+    elif quantize_x:
+        x, doubt = quantized_activations(x)
     product = x @ weight.T + arrays.get("bias", np.zeros(1)).astype("float64")
-    slack = (ROUNDING * np.abs(x) + doubt) @ magnitude.T + ROUNDING * np.abs(product)
+    slack = (ROUNDING * np.abs(x) + doubt) @ magnitude.T + np.abs(x) @ weight_doubt.T + ROUNDING * np.abs(product)
     n = len(weight) // 2 if gated else len(weight)
     value, slack_value = _activated(activation, product[:, :n]), STEEPEST * slack[:, :n]
     if gated:

@@ -60,11 +60,6 @@ class Weights:
         spread = T.reinterpret(f"int8x{4 * lanes}", T.broadcast(quad, lanes))
         return _DOTS[self.isa.int8_dot](self.isa, self.codes, total, weights, spread)
 
-    def signed(self, weights: Value) -> Value:
-        """A vector of weights as `dot` takes them, less what stands for 0 there."""
-        zero = self.zero - 256 if self.zero > 127 else self.zero
-        return name(weights - T.broadcast(T.int8(zero), weights.ty.dtype.lanes)) if zero else weights
-
     def _bytes(self, source: Buffer, panel: Value, group: Value, start: Value) -> Value:
         lanes = 4 * self.isa.lanes
         return T.reinterpret(f"int8x{lanes}", source[panel, group, T.ramp(start, 1, lanes)])

@@ -2,10 +2,10 @@
 
 Rows are rounded once, by all threads. Up to FEW of them (decoding) then multiply the packed weights as they come from memory.
 With more, a task takes a panel of 32 columns and a block of rows, unpacks the panel's weights to bytes, a block of groups at a
-time, and walks the rows in register tiles.
+time, and walks the rows in register tiles; where the machine has tiles of its own, those of bfloat16 take over (`tile_product`).
 
 An output is a sum over groups in ascending order, `sum += (scale_w · Σ q_w·q_x) · scale_x`, whose inner sums are exact integers.
-So its bits depend neither on the path nor on the tile nor on the rows beside it.
+So its bits depend neither on the path nor on the tile nor on the rows beside it, unless bfloat16 took over.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact import Work
-from cupola.targets.cpu import tiles
 from cupola.targets.cpu.dot import Weights
 from cupola.targets.cpu.epilogue import Epilogue
 from cupola.targets.cpu.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import in_tiles, parallel_region, shared_loop
 from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
-from cupola.targets.cpu.quantized_packing import COLUMNS, HALVES, QUAD, QUADS, Codes, codes_of, first_byte, pack_groups
+from cupola.targets.cpu.quantized_packing import QUADS, Codes, codes_of, first_byte, pack_groups
 from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
+from cupola.targets.cpu.tile_product import TileProduct
+from cupola.targets.cpu.tiles import MANY
 from cupola.targets.ops import GROUP, GatedLinear, Linear
 from cupola.targets.work import with_work
 
-FEW = 4  # rows
+FEW = MANY - 1  # rows
 ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
 GROUP_BLOCK = 24  # groups of a panel that are unpacked at once: 24 KB, which stay in L1
 
@@ -90,14 +91,21 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         out = argument("out", (num_rows, k.num_outputs), "float32")
         simd = Simd(k.isa)
         epilogue = Epilogue(simd, k.num_outputs, k.gated, k.activation, bias, residual, out)
-        product = _Product(k, simd, weight, epilogue, RowSource(simd, x, k.depth, norm, k.epsilon), Weights(k.isa, k.codes), num_rows)
+        source = RowSource(simd, x, k.depth, norm, k.epsilon)
+        product = _Product(k, simd, weight, epilogue, source, Weights(k.isa, k.codes), num_rows)
         with T.If(num_rows <= T.int64(FEW)):
             with T.Then():
                 product.few()
             with T.Else():
-                product.many()
+                if k.isa.bf16_tiles:
+                    TileProduct(simd, weight, k.codes, k.groups, source, epilogue, num_rows).run()
+                else:
+                    product.many()
 
-    return with_work(prim_func(body), Work("int8", operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)))
+    return with_work(
+        prim_func(body),
+        Work("bfloat16" if k.isa.bf16_tiles else "int8", operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)),
+    )
 
 
 @dataclass(frozen=True)
@@ -112,9 +120,8 @@ class _Product:
     weights: Weights
     num_rows: Value
 
-    def allocate(self, num_rows: Value | int, *, tiled: bool = False) -> Int8Rows:
-        tile, zero = (tiles.ROWS, 0) if tiled else (1, self.weights.zero)
-        return Int8Rows.allocate(num_rows, self.kernel.groups, tile, zero, self.kernel.codes.has_mins)
+    def allocate(self, num_rows: Value | int) -> Int8Rows:
+        return Int8Rows.allocate(num_rows, self.kernel.groups, self.weights.zero, self.kernel.codes.has_mins)
 
     def few(self) -> None:
         """One region: the rows, a barrier, then panels."""
@@ -124,7 +131,7 @@ class _Product:
             with T.serial(self.num_rows) if alone else shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row)
             with shared_loop(self.kernel.num_panels, barrier=False) as panel:
-                products = local((FEW, PANEL))
+                products = local((self.kernel.isa.int8_row_tile, PANEL))
                 packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
 
                 def tile(row: Value, count: int) -> None:
@@ -132,12 +139,12 @@ class _Product:
                     with T.serial(count) as r:
                         self.epilogue.finish(panel, row + r, r, products)
 
-                in_tiles(self.num_rows, (4, 2, 1), tile)
+                in_tiles(self.num_rows, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
 
     def many(self) -> None:
         """One region: all rows, a barrier, then panels by blocks of rows."""
         panels = self.kernel.num_panels
-        rows = self.allocate(self.num_rows, tiled=self.kernel.isa.int8_tiles)
+        rows = self.allocate(self.num_rows)
         with parallel_region():
             with shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row)
@@ -150,8 +157,6 @@ class _Product:
         groups = self.kernel.groups
         products, unpacked = local((ROW_BLOCK, PANEL)), _Unpacked.allocate(self.kernel, self.simd)
         packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
-        if self.kernel.isa.int8_tiles:
-            tiles.configure()
         with T.serial(count) as r:
             for start in range(0, PANEL, self.simd.lanes):
                 self.simd.store(products, splat(0.0, self.simd.lanes), (r, start))
@@ -160,44 +165,13 @@ class _Product:
             num_groups = name(T.min(T.int64(GROUP_BLOCK), T.int64(groups) - start))
             with T.serial(num_groups) as group:
                 unpacked.fill(packed, name(start + group), group)
-            if self.kernel.isa.int8_tiles:
-                with T.serial((count + tiles.ROWS - 1) // tiles.ROWS) as index:
-                    r = name(index * tiles.ROWS)
-                    self.matrix_tile(rows, name(first + r), unpacked, start, num_groups, products, r)
-            else:
 
-                def tile(r: Value, size: int) -> None:
-                    self.tile(rows, name(first + r), size, unpacked, start, num_groups, products, r, fresh=False)
+            def tile(r: Value, size: int) -> None:
+                self.tile(rows, name(first + r), size, unpacked, start, num_groups, products, r, fresh=False)
 
-                in_tiles(count, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
-        if self.kernel.isa.int8_tiles:
-            tiles.release()
+            in_tiles(count, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
         with T.serial(count) as r:
             self.epilogue.finish(panel, first + r, r, products)
-
-    def matrix_tile(
-        self, rows: Int8Rows, row: Value, panel: _Unpacked, start: Value, num_groups: Value, products: Buffer, r: Value
-    ) -> None:
-        """What `tile` does for sixteen rows, by the instruction set's own tiles; sums are kept in `products`, which L1 holds."""
-        simd, lanes = self.simd, self.simd.lanes
-        integers = [local((tiles.ROWS, COLUMNS), "int32") for _ in range(HALVES)]
-        with T.serial(num_groups) as group:
-            at = name(start + group)
-            first = rows.place(row, at)  # what is past the last row is multiplied and dropped
-            tiles.load(tiles.INPUTS, rows.quads[first, 0], GROUP)
-            for half, (sums, weights) in enumerate(tiles.PRODUCTS):
-                tiles.clear(sums)
-                tiles.load(weights, panel.codes[panel.place(group, 0, T.int64(half * COLUMNS))], HALVES * COLUMNS * QUAD)
-                tiles.multiply(sums, weights)
-                tiles.store(sums, integers[half][0, 0])
-            for half in range(HALVES):
-                column = T.int64(half * COLUMNS)
-                scale, low = panel.scale(group, column), panel.min(group, column)
-                for i in range(tiles.ROWS):
-                    exact = name(T.cast(integers[half][i, T.ramp(0, 1, lanes)], f"float32x{lanes}") * scale)
-                    total = self.first_sum(products, r + i, column, False)
-                    self.add(total, exact, low, rows, first + i)
-                    simd.store(products, total.get(), (r + i, column))
 
     def add(self, total: Register, exact: Value, low: Value | None, rows: Int8Rows, place: Value) -> None:
         """total += exact · scale of x + low · scale · Σq of x, for a vector of columns and a place in the rows."""
@@ -292,7 +266,6 @@ class _Unpacked:
     """Some of a panel's groups as bytes and float32: int8 [groups · 1024], float32 [groups, 32]."""
 
     simd: Simd
-    signed: bool  # for tiles
     codes: Buffer
     scales: Buffer
     mins: Buffer | None
@@ -300,15 +273,14 @@ class _Unpacked:
     @staticmethod
     def allocate(kernel: _Kernel, simd: Simd) -> _Unpacked:
         mins = local((GROUP_BLOCK, PANEL)) if kernel.codes.has_mins else None
-        return _Unpacked(simd, kernel.isa.int8_tiles, local(GROUP_BLOCK * GROUP * PANEL, "int8"), local((GROUP_BLOCK, PANEL)), mins)
+        return _Unpacked(simd, local(GROUP_BLOCK * GROUP * PANEL, "int8"), local((GROUP_BLOCK, PANEL)), mins)
 
     def fill(self, packed: _Packed, group: Value, to: Value) -> None:
         """Takes in group `group` of a packed panel as number `to`."""
         with T.serial(PANEL // self.simd.lanes) as vector:
             column = name(vector * self.simd.lanes)
             for quad, vector in enumerate(packed.quads(group, column)):
-                code = packed.weights.signed(vector) if self.signed else vector
-                T.buffer_store(self.codes, code, [T.ramp(self.place(to, quad, column), 1, 4 * self.simd.lanes)])
+                T.buffer_store(self.codes, vector, [T.ramp(self.place(to, quad, column), 1, 4 * self.simd.lanes)])
             self.simd.store(self.scales, packed.scale(group, column), (to, column))
             if self.mins is not None:
                 self.simd.store(self.mins, packed.min(group, column), (to, column))

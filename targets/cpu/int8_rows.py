@@ -6,6 +6,7 @@ an integer to start sums from, and scale · Σq for weights with a min.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
@@ -43,16 +44,33 @@ class RowSource:
         value = self.simd.load(self.x, (row, start), lanes)
         return value if self.norm is None else name(value * splat(factor, lanes) * self.simd.load(self.norm, (start,), lanes))
 
+    def for_each_group(self, row: Value, body: Callable[..., None]) -> None:
+        """`body(group, *values)` for every group of a row, its values in vectors; inputs past the depth are zeros."""
+        factor = self.factor(row)
+        whole, lanes = self.depth // GROUP, self.simd.lanes
+        with T.serial(whole) as group:
+            body(group, *(self.load(row, group * GROUP + start, lanes, factor) for start in range(0, GROUP, lanes)))
+        if self.depth % GROUP:
+            body(whole, *self._last_group(row, whole * GROUP, factor))
+
+    def _last_group(self, row: Value, start: int, factor: Value) -> list[Value]:
+        """The rest of a row, with zeros up to a whole group."""
+        simd, rest = self.simd, local(GROUP)
+        for at in range(0, GROUP, simd.lanes):
+            simd.store(rest, splat(0.0, simd.lanes), (at,))
+        for at, lanes in pieces(self.depth - start, simd.lanes):
+            simd.store(rest, self.load(row, start + at, lanes, factor), (at,))
+        return [simd.load(rest, (at,)) for at in range(0, GROUP, simd.lanes)]
+
 
 @dataclass(frozen=True)
 class Int8Rows:
     """Scratch for quantized rows: `quads` int32 [places, 8] (four int8 each), the others [places].
 
-    A place holds one group of one row. `tile` rows stand together, group by group, for kernels that take them so.
+    A place holds one group of one row.
     """
 
     groups: int
-    tile: int
     zero: int
     quads: Buffer
     scales: Buffer
@@ -60,36 +78,25 @@ class Int8Rows:
     sums: Buffer | None  # float32, scale · Σq
 
     @staticmethod
-    def allocate(num_rows: Value | int, groups: int, tile: int, zero: int, has_mins: bool) -> Int8Rows:
-        """Room for rows, up to a whole number of tiles."""
-        places = (num_rows + tile - 1) // tile * tile * groups
+    def allocate(num_rows: Value | int, groups: int, zero: int, has_mins: bool) -> Int8Rows:
+        """Room for rows."""
+        places = num_rows * groups
 
         def room(dtype: str, *inner: int) -> Buffer:
             return T.alloc_buffer((places, *inner), dtype, scope="global")
 
         starts, sums = room("int32") if zero else None, room("float32") if has_mins else None
-        return Int8Rows(groups, tile, zero, room("int32", QUADS), room("float32"), starts, sums)
+        return Int8Rows(groups, zero, room("int32", QUADS), room("float32"), starts, sums)
 
     def place(self, row: Value, group: Value | int) -> Value:
         """Where a group of a row is."""
-        return (
-            name((row // self.tile * self.groups + group) * self.tile + row % self.tile)
-            if self.tile > 1
-            else name(row * self.groups + group)
-        )
+        return name(row * self.groups + group)
 
     def fill(self, source: RowSource, row: Value) -> None:
         """Quantizes a row of `source`; inputs past the depth are zeros."""
-        factor = source.factor(row)
-        whole = source.depth // GROUP
-        with T.serial(whole) as group:
-            lanes = min(source.simd.lanes, GROUP)
-            values = [source.load(row, group * GROUP + start, lanes, factor) for start in range(0, GROUP, lanes)]
-            self._fill_group(source.simd, values, row, group)
-        if source.depth % GROUP:
-            self._fill_group(source.simd, _last_group(source, row, whole * GROUP, factor), row, whole)
+        source.for_each_group(row, lambda group, *values: self._fill_group(source.simd, values, row, group))
 
-    def _fill_group(self, simd: Simd, values: list[Value], row: Value, group: Value | int) -> None:
+    def _fill_group(self, simd: Simd, values: Sequence[Value], row: Value, group: Value | int) -> None:
         lanes, place = simd.lanes, self.place(row, group)
         highest = _magnitude(values[0])
         for value in values[1:]:
@@ -123,13 +130,3 @@ def _round(value: Value) -> Value:
     """To the nearest integer, ties to even: adding 1.5 · 2^23 leaves it in the low bits."""
     lanes = value.ty.dtype.lanes
     return name(T.reinterpret(f"int32x{lanes}", value + splat(ROUND, lanes)) - T.broadcast(T.int32(ROUND_BITS), lanes))
-
-
-def _last_group(source: RowSource, row: Value, start: int, factor: Value) -> list[Value]:
-    """The rest of a row, with zeros up to a whole group."""
-    simd, rest = source.simd, local(GROUP)
-    for at in range(0, GROUP, simd.lanes):
-        simd.store(rest, splat(0.0, simd.lanes), (at,))
-    for at, lanes in pieces(source.depth - start, simd.lanes):
-        simd.store(rest, source.load(row, start + at, lanes, factor), (at,))
-    return [simd.load(rest, (at,)) for at in range(0, GROUP, simd.lanes)]

@@ -24,7 +24,6 @@ class ISA:
         attributes: the same for LLVM.
         fma: whether multiply-add is one instruction (otherwise it is two roundings).
         f16_convert: whether float16 converts in hardware.
-        int8_tiles: whether `tiles.py` multiplies many rows.
         bf16_tiles: whether many rows of what may be rounded are multiplied in bfloat16, by `tiles.py`; a row's bits then depend on how
             many stand beside it.
         int8_dot: the instruction that `dot.py` multiplies bytes with, "" if there is none.
@@ -42,8 +41,12 @@ class ISA:
     f16_convert: bool = True
     int8_dot: str = ""
     int8_row_tile: int = 6
-    int8_tiles: bool = False
     bf16_tiles: bool = False
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row of every result has the same bits whatever rows stand beside it."""
+        return not self.bf16_tiles
 
 
 _AVX2 = ("avx2", "fma", "f16c")
@@ -51,10 +54,10 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 
 # Best first: "cpu" takes the first that the machine has.
 ISAS = (
-    ISA("avx512amx", "x86-64 with AVX-512, VNNI, and AMX for bfloat16 and int8", "x86_64", 16, 32, 12,
-        (*_AVX512, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"),
-        (*_AVX512, "avx512vnni", "avx512bf16", "amx-tile", "amx-bf16", "amx-int8"),
-        int8_dot="vpdpbusd", int8_tiles=True, bf16_tiles=True),
+    ISA("avx512amx", "x86-64 with AVX-512, VNNI, and AMX for bfloat16", "x86_64", 16, 32, 12,
+        (*_AVX512, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
+        (*_AVX512, "avx512vnni", "avx512bf16", "amx-tile", "amx-bf16"),
+        int8_dot="vpdpbusd", bf16_tiles=True),
     ISA("avx512vnni", "x86-64 with AVX-512 and VNNI", "x86_64", 16, 32, 12, (*_AVX512, "avx512_vnni"), (*_AVX512, "avx512vnni"),
         int8_dot="vpdpbusd"),
     ISA("avx512", "x86-64 with AVX-512", "x86_64", 16, 32, 12, _AVX512, _AVX512, int8_dot="maddubs"),

@@ -17,24 +17,26 @@ from cupola.targets.cpu.dot import Weights
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.quantized_packing import COLUMNS, Codes
 from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, tree
+from cupola.targets.ops import GROUP
 from cupola.targets.work import with_work
 
 CHAINS = 12  # at least latency times instructions a cycle, and few enough for 16 registers
 READ_VECTORS = 8
-TILE_BYTES = 64  # of a row
 MULTIPLICATIONS = CHAINS << 19  # of a task, on every instruction set: longer than it takes to start it
+TILE_MULTIPLICATIONS = 32 * MULTIPLICATIONS
 
 
 @cache
 def probes(isa: ISA) -> tvm.IRModule:
     """Every probe of an instruction set, by the name that it has in the library."""
     simd = Simd(isa)
-    multiply_bytes = _multiply_tiles if isa.int8_tiles else _multiply_bytes
     functions = {
         "probe_read": _kernel(simd, _read),
         "probe_float32": _with_operations(_kernel(simd, _multiply), "float32", MULTIPLICATIONS),
-        "probe_int8": _with_operations(_kernel(simd, multiply_bytes), "int8", 4 * MULTIPLICATIONS),
+        "probe_int8": _with_operations(_kernel(simd, _multiply_bytes), "int8", 4 * MULTIPLICATIONS),
     }
+    if isa.bf16_tiles:
+        functions["probe_bfloat16"] = _with_operations(_kernel(simd, _multiply_tiles), "bfloat16", TILE_MULTIPLICATIONS)
     return tvm.IRModule({gv: function.with_attr("global_symbol", gv) for gv, function in functions.items()})
 
 
@@ -91,22 +93,22 @@ def _multiply_bytes(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
 
 
 def _multiply_tiles(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
-    """Products of tiles of bytes, the first kilobyte of x with itself, in six chains: as many as leave room for both factors."""
-    weights, sums = 1, range(2, 8)
-    tiles.configure(dict.fromkeys((tiles.INPUTS, weights, *sums), (tiles.ROWS, TILE_BYTES)))
-    for tile in (tiles.INPUTS, weights):
-        tiles.load(tile, x[0], TILE_BYTES)
+    """Products of tiles of bfloat16, the first kilobyte of x with itself, in six chains: as many as leave room for both factors."""
+    left, right, *sums = tiles.TILES
+    tiles.configure()
+    for tile in (left, right):
+        tiles.load(tile, x[0])
     for tile in sums:
         tiles.clear(tile)
-    with T.serial(4 * MULTIPLICATIONS // (tiles.ROWS * COLUMNS * TILE_BYTES * len(sums))):
+    with T.serial(TILE_MULTIPLICATIONS // (tiles.ROWS * COLUMNS * GROUP * len(sums))):
         for tile in sums:
-            tiles.multiply(tile, weights)
-    totals = local((tiles.ROWS, COLUMNS), "int32")
+            tiles.multiply_bf16(tile, left, right)
+    totals = local((tiles.ROWS, COLUMNS))
     result = Register(1)
     for tile in sums:
         tiles.store(tile, totals[0, 0])
         with T.serial(tiles.ROWS * COLUMNS) as i:
-            result.set(result.get() + T.cast(totals[i // COLUMNS, i % COLUMNS], "float32"))
+            result.set(result.get() + totals[i // COLUMNS, i % COLUMNS])
     tiles.release()
     return name(result.get())
 

@@ -39,6 +39,11 @@ class Codes:
         return 8 if self.bits == 4 and not self.has_mins else 0
 
     @property
+    def offset(self) -> int:
+        """What makes codes without mins unsigned when it is added to what they stand for."""
+        return 1 << self.bits - 1
+
+    @property
     def code_bytes(self) -> int:
         """Bytes of codes in a group of a panel; the scales follow them."""
         return PANEL * GROUP * self.bits // 8

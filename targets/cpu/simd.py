@@ -191,8 +191,18 @@ class Simd:
         return name(T.reinterpret(_typed("float32", lanes), bits))
 
     def sigmoid(self, x: Value) -> Value:
-        one = splat(1.0, lanes_of(x))
-        return name(one / (one + self.exp(splat(0.0, lanes_of(x)) - x)))
+        return self.reciprocal(name(splat(1.0, lanes_of(x)) + self.exp(splat(0.0, lanes_of(x)) - x)))
+
+    def reciprocal(self, x: Value) -> Value:
+        """1 / x for x ≥ 1, to 1 ulp. AVX-512 has an estimate to 14 bits, and Newton's step doubles them in a third of a division's time."""
+        lanes = lanes_of(x)
+        one = splat(1.0, lanes)
+        if lanes != 16:
+            return name(one / x)
+        zeros, mask = splat(0.0, lanes), T.uint16(0xFFFF)
+        estimate = name(T.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.rcp14.ps.512", x, zeros, mask))
+        error = self.fma(splat(0.0, lanes) - x, estimate, one)
+        return name(self.fma(estimate, error, estimate))
 
     def tanh(self, x: Value) -> Value:
         """To 1e-7 absolute."""

@@ -1,7 +1,7 @@
-"""Intel's Advanced Matrix Extensions: sums of products of int8 by the tile (Intel SDM volume 1, chapter 18).
+"""Intel's Advanced Matrix Extensions: sums of products by the tile (Intel SDM volume 1, chapter 18).
 
-One instruction multiplies 16 rows of four times up to 16 int8 by as many times 16 columns and adds up in int32. Here a tile has
-a group's 32 inputs, since every group has a scale of its own.
+A tile is a register of up to 16 rows of 64 bytes; there are eight. One instruction multiplies 16 rows of 32 bfloat16 by as many
+times 16 columns and adds up in float32.
 """
 
 from __future__ import annotations
@@ -10,18 +10,14 @@ from collections.abc import Mapping
 
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.quantized_packing import COLUMNS, QUADS
 from cupola.targets.cpu.simd import Value, local, name
-from cupola.targets.ops import GROUP
 
-ROWS = 16
-INPUTS = 0  # tile registers
-PRODUCTS = ((1, 2), (3, 4))  # sums and weights, for either half of a panel
-_SUMS, _WEIGHTS = (ROWS, 4 * COLUMNS), (QUADS, 4 * COLUMNS)  # rows, bytes a row
-SHAPES = {INPUTS: (ROWS, GROUP), 1: _SUMS, 2: _WEIGHTS, 3: _SUMS, 4: _WEIGHTS}
+ROWS, ROW_BYTES = 16, 64
+MANY = 17  # rows from which products in tiles are the faster ones
+TILES = range(8)
 
 
-def configure(shapes: Mapping[int, tuple[int, int]] = SHAPES) -> None:
+def configure(shapes: Mapping[int, tuple[int, int]] = dict.fromkeys(TILES, (ROWS, ROW_BYTES))) -> None:
     """Gives the tile registers of this thread their shapes, (rows, bytes a row) each; their contents are lost."""
     configuration = local(64, "uint8")
     T.buffer_store(configuration, T.broadcast(T.uint8(0), 64), [T.ramp(0, 1, 64)])
@@ -37,19 +33,15 @@ def release() -> None:
     _emit("tilerelease")
 
 
-def load(tile: int, source: Value, row_bytes: int) -> None:
-    """Fills a tile from the place of `source`, an element of a buffer, rows `row_bytes` apart."""
-    _emit("tileloadd64", T.int8(tile), T.address_of(source), T.int64(row_bytes))
+def load(tile: int, source: Value, row_bytes: int = ROW_BYTES, *, streamed: bool = False) -> None:
+    """Fills a tile from the place of `source`, an element of a buffer, rows `row_bytes` apart; `streamed` past L1, which keeps what it
+    has."""
+    _emit("tileloaddt164" if streamed else "tileloadd64", T.int8(tile), T.address_of(source), T.int64(row_bytes))
 
 
 def clear(tile: int) -> None:
     """All zeros."""
     _emit("tilezero", T.int8(tile))
-
-
-def multiply(sums: int, weights: int) -> None:
-    """sums += INPUTS · weights, both signed."""
-    _emit("tdpbssd", T.int8(sums), T.int8(INPUTS), T.int8(weights))
 
 
 def multiply_bf16(sums: int, left: int, right: int) -> None:
@@ -58,11 +50,11 @@ def multiply_bf16(sums: int, left: int, right: int) -> None:
 
 
 def to_bf16(low: Value, high: Value) -> Value:
-    """Two vectors of 16 float32, one behind the other, rounded to bfloat16 (to nearest even)."""
-    return name(T.call_llvm_pure_intrin("bfloat16x32", "llvm.x86.avx512bf16.cvtne2ps2bf16.512", high, low))
+    """Two vectors of 16 float32, one behind the other, rounded to bfloat16 (to nearest even): their bits, uint16."""
+    return name(T.call_llvm_pure_intrin("uint16x32", "llvm.x86.avx512bf16.cvtne2ps2bf16.512", high, low))
 
 
-def store(tile: int, target: Value, row_bytes: int = 4 * COLUMNS) -> None:
+def store(tile: int, target: Value, row_bytes: int = ROW_BYTES) -> None:
     """Writes a tile to the place of `target`, an element of a buffer, rows `row_bytes` apart."""
     _emit("tilestored64", T.int8(tile), T.address_of(target), T.int64(row_bytes))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import cupola
 from cupola.runtime import engine as engine_module
 from cupola.runtime.step import Step
-from tests.conftest import Compiled
+from tests.conftest import Compiled, compiled
 
 NUM_OUTPUTS = 5
 PARAMS = cupola.SamplingParams(temperature=0, max_tokens=NUM_OUTPUTS, ignore_eos=True, detokenize=False)
@@ -48,9 +48,12 @@ class Recorder:
 
 
 @pytest.fixture(scope="module", params=["f32", "w4a8"])
-def artifact(request: pytest.FixtureRequest) -> cupola.Artifact:
-    compiled: Compiled = request.getfixturevalue("smollm2" if request.param == "f32" else "smollm2_w4a8")
-    return cupola.Artifact.open(compiled.path)
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
+    if request.param == "f32":
+        made: Compiled = request.getfixturevalue("smollm2")
+    else:
+        made = compiled(tmp_path_factory.mktemp("batch-invariant"), "--quant", request.param, "--target", "cpu:batch-invariant")
+    return cupola.Artifact.open(made.path)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import tvm
 
 from cupola.runtime.artifact import Work
 from cupola.targets.cpu.isa import ISAS, runs_here
-from cupola.targets.cpu.probes import CHAINS, MULTIPLICATIONS, probes, steps
+from cupola.targets.cpu.probes import CHAINS, MULTIPLICATIONS, TILE_MULTIPLICATIONS, probes, steps
 from cupola.targets.cpu.target import cpu_target
 from cupola.targets.work import list_kernels, with_work
 
@@ -38,7 +38,8 @@ def test_multiplying_runs_every_chain_to_its_end(isa):
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_every_instruction_set_has_the_same_work(isa):
-    assert {kernel.name: kernel.work for kernel in list_kernels(probes(isa))} == {
+    tiles = {"probe_bfloat16": Work("bfloat16", operations_per_row=2 * TILE_MULTIPLICATIONS)} if isa.bf16_tiles else {}
+    assert {kernel.name: kernel.work for kernel in list_kernels(probes(isa))} == tiles | {
         "probe_read": Work(),
         "probe_float32": Work("float32", operations_per_row=2 * MULTIPLICATIONS),
         "probe_int8": Work("int8", operations_per_row=8 * MULTIPLICATIONS),
@@ -48,9 +49,17 @@ def test_every_instruction_set_has_the_same_work(isa):
 @each_isa
 def test_multiplying_bytes_runs_every_chain_to_its_end(isa):
     x = np.full(1024, 0x01010101, np.uint32).view(np.float32)
-    by_dots = isa.lanes * sum(i + steps(isa) * 4 * (i + 1) for i in range(CHAINS))
-    expected = 4 * MULTIPLICATIONS if isa.int8_tiles else by_dots  # tiles multiply one by one
+    expected = isa.lanes * sum(i + steps(isa) * 4 * (i + 1) for i in range(CHAINS))
     assert run(isa, "probe_int8", x).tolist() == [np.float32(expected)] * TASKS
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if runs_here(isa) and isa.bf16_tiles], ids=lambda isa: isa.name)
+def test_multiplying_tiles_runs_every_chain_to_its_end(isa):
+    x = np.full(1024, 0x3F803F80, np.uint32).view(np.float32)  # ones
+    chains = 6
+    each = TILE_MULTIPLICATIONS // (chains * 16 * 16)
+    assert each <= 2**24  # sums of ones are exact up to there
+    assert run(isa, "probe_bfloat16", x).tolist() == [np.float32(TILE_MULTIPLICATIONS)] * TASKS
 
 
 def test_a_kernel_keeps_what_is_written_on_it():

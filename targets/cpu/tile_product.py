@@ -1,0 +1,189 @@
+"""Products of many rows and a quantized weight in bfloat16 tiles, whose sums are float32.
+
+Rows are rounded to bfloat16 once, by all threads. A task then takes a panel of 32 columns and a block of rows, dequantizes as many of the
+panel's groups as L1 holds, rounds them to bfloat16, and walks the rows two tiles at a time. Both sides keep 8 significant bits, more
+than activations of 8 bits a group have; but a row that is multiplied here has other bits than one that `int8_linear` multiplies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu import tiles
+from cupola.targets.cpu.epilogue import Epilogue
+from cupola.targets.cpu.int8_rows import RowSource
+from cupola.targets.cpu.loops import in_tiles, parallel_region, shared_loop
+from cupola.targets.cpu.packing import PANEL
+from cupola.targets.cpu.quantized_packing import COLUMNS, HALVES, QUAD, Codes
+from cupola.targets.cpu.simd import Buffer, Simd, Value, local, name, splat
+from cupola.targets.ops import GROUP
+
+ROW_BLOCK = 512  # rows
+GROUP_BLOCK = 20  # groups of a panel that are dequantized at once, at most: 40 KB, which stay in L1
+PAIRS = GROUP // 2  # rows of a tile of weights
+TILE = tiles.ROWS * GROUP  # elements
+# Tile registers: sums by tile of rows and half of a panel, two tiles of rows, two of weights.
+SUMS, ROWS, WEIGHTS = ((0, 1), (2, 3)), (4, 5), (6, 7)
+
+
+@dataclass(frozen=True)
+class TileProduct:
+    """One kernel's loops. `weight` is uint8 [panels, groups, bytes of a group], as `quantized_packing` says."""
+
+    simd: Simd
+    weight: Buffer
+    codes: Codes
+    groups: int
+    source: RowSource
+    epilogue: Epilogue
+    num_rows: Value
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of groups."""
+        return -(-self.groups // GROUP_BLOCK)
+
+    @property
+    def block_groups(self) -> int:
+        """Groups of a block; the last may have fewer."""
+        return -(-self.groups // self.blocks)
+
+    def run(self) -> None:
+        """One region: all rows, a barrier, then panels by blocks of rows."""
+        panels = self.epilogue.num_panels
+        rows = T.alloc_buffer(((self.num_rows + tiles.ROWS - 1) // tiles.ROWS, self.groups, tiles.ROWS, GROUP), "uint16", scope="global")
+        with parallel_region():
+            with shared_loop(self.num_rows) as row:
+                self.round_row(rows, row)
+            with shared_loop((self.num_rows + ROW_BLOCK - 1) // ROW_BLOCK * panels, barrier=False) as task:
+                first = name(task // panels * ROW_BLOCK)
+                self.block(rows, name(task % panels), first, name(T.min(self.num_rows - first, T.int64(ROW_BLOCK))))
+
+    def round_row(self, rows: Buffer, row: Value) -> None:
+        """Puts a row where tiles are loaded from; inputs past the depth are zeros, rows past the last stay what they are."""
+        tile, r = name(row // tiles.ROWS), name(row % tiles.ROWS)
+
+        def store(group: Value | int, low: Value, high: Value) -> None:
+            T.buffer_store(rows, tiles.to_bf16(low, high), [tile, group, r, T.ramp(0, 1, GROUP)])
+
+        self.source.for_each_group(row, store)
+
+    def block(self, rows: Buffer, panel: Value, first: Value, count: Value) -> None:
+        """`count` rows from `first` on of one panel, its groups in blocks."""
+        weights = local((self.block_groups, HALVES, PAIRS, 2 * COLUMNS), "uint16")
+        sums = local((ROW_BLOCK, PANEL)) if self.blocks > 1 else None
+        results = _Results(self.epilogue, panel, first, count, local((2, 2 * tiles.ROWS, PANEL)))
+        tiles.configure()
+        num_tiles = name((count + tiles.ROWS - 1) // tiles.ROWS)
+        for start in range(0, self.groups, self.block_groups):
+            num_groups = min(self.block_groups, self.groups - start)
+            with T.serial(num_groups) as group:
+                self.dequantize(panel, start + group, weights, group)
+
+            def multiply(tile: Value, size: int, start: int = start, num_groups: int = num_groups) -> None:
+                self.multiply(tile, size, rows, name(first // tiles.ROWS + tile), weights, start, num_groups, sums, results)
+
+            in_tiles(num_tiles, (2, 1), multiply)
+        tiles.release()
+        last = name((num_tiles - 1) // 2)
+        with T.serial(2 * tiles.ROWS) as r:
+            results.write(last, r)
+
+    def multiply(
+        self, tile: Value, size: int, rows: Buffer, row_tile: Value, weights: Buffer, start: int, num_groups: int,
+        sums: Buffer | None, results: _Results,
+    ) -> None:  # fmt: skip
+        """Adds the products of `size` tiles of rows and a block's groups from `start` on. The last block's are results."""
+        is_last = start + num_groups == self.groups
+        places = [(SUMS[i][half], name((tile + i) * tiles.ROWS), half * COLUMNS) for i in range(size) for half in range(HALVES)]
+        for total, r, column in places:
+            if start == 0 or sums is None:
+                tiles.clear(total)
+            else:
+                tiles.load(total, sums[r, column], 4 * PANEL)
+        pair = name(tile // 2)
+        rows_beside = -(-2 * tiles.ROWS // num_groups)
+        with T.serial(num_groups) as group:
+            for i in range(size):
+                tiles.load(ROWS[i], rows[row_tile + i, start + group, 0, 0], streamed=True)
+                for half in range(HALVES):
+                    if i == 0:
+                        tiles.load(WEIGHTS[half], weights[group, half, 0, 0])
+                    tiles.multiply_bf16(SUMS[i][half], ROWS[i], WEIGHTS[half])
+            if is_last:
+                for r in range(rows_beside):
+                    results.write(pair - 1, name(group * rows_beside + r))
+        for index, (total, r, column) in enumerate(places):
+            if is_last:
+                tiles.store(total, results.products[pair % 2, index // HALVES * tiles.ROWS, column], 4 * PANEL)
+            elif sums is not None:
+                tiles.store(total, sums[r, column], 4 * PANEL)
+
+    def dequantize(self, panel: Value, group: Value, weights: Buffer, to: Value) -> None:
+        """A group's weights as two tiles, in which a row has two inputs of each of 16 columns.
+
+        A code u of b bits goes into the mantissa of a float v = 1 + u / 2^b, so that its weight is one multiply-add away.
+        """
+        simd, codes, lanes = self.simd, self.codes, self.simd.lanes
+        doubled = [[lane // 2 + start for lane in range(lanes)] for start in (0, lanes // 2)]  # each column of a half of the lanes twice
+        steps = splat(float(2**codes.bits), lanes)
+        for half in range(HALVES):
+            scale = self.factor(panel, group, half, 0)
+            scaled = name(scale * steps)
+            lowest = self.factor(panel, group, half, 2 * PANEL) if codes.has_mins else scale * splat(-float(codes.offset), lanes)
+            lowest = name(lowest - scaled)
+            factors = [[name(T.Shuffle([value], order)) for value in (scaled, lowest)] for order in doubled]
+            with T.serial(codes.code_bytes // (4 * PANEL)) as block:
+                words = self.words(panel, group, block, half)
+                sides = [name(T.Shuffle([words], order)) for order in doubled]
+                for nibble in range(8 // codes.bits):
+                    for pair in range(QUAD // 2):
+                        values = []
+                        for side, (factor, low) in zip(sides, factors, strict=True):
+                            shifts = [(23 - codes.bits - 8 * (2 * pair + odd) - 4 * nibble) % 32 for odd in (0, 1)]
+                            values.append(simd.fma(self.mantissa(side, shifts), factor, low))
+                        row = block * (PAIRS * 4 * PANEL // codes.code_bytes) + nibble * (QUAD // 2) + pair
+                        T.buffer_store(weights, tiles.to_bf16(*values), [to, half, row, T.ramp(0, 1, 2 * COLUMNS)])
+
+    def factor(self, panel: Value, group: Value, half: int, offset: int) -> Value:
+        """The scales, or what stands `offset` bytes after them, of half a panel."""
+        place = self.codes.code_bytes + offset + 2 * half * COLUMNS
+        return self.simd.load_from_bytes(self.weight, (panel, group, place), "float16")
+
+    def words(self, panel: Value, group: Value, block: Value, half: int) -> Value:
+        """16 columns' codes of a quad or a pair of quads, none below 0."""
+        place = block * (4 * PANEL) + half * (4 * COLUMNS)
+        words = T.reinterpret("int32x16", self.weight[panel, group, T.ramp(place, 1, 64)])
+        return name(words ^ _int(-0x7F7F7F80) if self.codes.bits == 8 else words)
+
+    def mantissa(self, words: Value, shifts: list[int]) -> Value:
+        """1 + u / 2^bits as float32, of the bits that rotating left brings to the top of a mantissa."""
+        lanes = self.simd.lanes
+        counts = T.Shuffle([T.int32(shifts[lane % 2]) for lane in range(lanes)], list(range(lanes)))
+        rotated = T.call_llvm_pure_intrin("int32x16", "llvm.fshl.v16i32", words, words, counts)
+        mask = (2**self.codes.bits - 1) << (23 - self.codes.bits)
+        return name(T.reinterpret("float32x16", (rotated & _int(mask)) | _int(0x3F800000)))
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Rows of results on their way out, two tiles at a time: while two are multiplied, those before are written."""
+
+    epilogue: Epilogue
+    panel: Value
+    first: Value
+    count: Value
+    products: Buffer  # [2, 32, 32]
+
+    def write(self, pair: Value, r: Value) -> None:
+        """Row `r` of a pair of tiles, if there is such a pair and row."""
+        row = name(pair * (2 * tiles.ROWS) + r)
+        wanted = T.And(T.And(pair >= T.int64(0), r < T.int64(2 * tiles.ROWS)), row < self.count)
+        with T.If(wanted), T.Then():
+            self.epilogue.finish(self.panel, name(self.first + row), (pair % 2, r), self.products)
+
+
+def _int(value: int) -> Value:
+    return T.broadcast(T.int32(value), 16)
