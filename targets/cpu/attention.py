@@ -101,23 +101,25 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
 
 def _attend(t: Tensors) -> None:
     kernel, (n, batch, _, max_blocks) = t.kernel, t.sizes
-    first_tasks, first_states = (T.alloc_buffer((batch + 1,), "int64") for _ in range(2))
-    T.buffer_store(first_tasks, T.int64(0), [T.int64(0)])
-    T.buffer_store(first_states, T.int64(0), [T.int64(0)])
+    first_tiles, first_chunks = (T.alloc_buffer((batch + 1,), "int64") for _ in range(2))
+    T.buffer_store(first_tiles, T.int64(0), [T.int64(0)])
+    T.buffer_store(first_chunks, T.int64(0), [T.int64(0)])
     with T.serial(batch) as sequence:
         work = _Work.of(t, sequence)
         count = name(work.per_group * kernel.num_kv_heads)
-        T.buffer_store(first_tasks, first_tasks[sequence] + count, [sequence + 1])
-        T.buffer_store(first_states, first_states[sequence] + T.Select(work.is_split, count, T.int64(0)), [sequence + 1])
+        T.buffer_store(first_tiles, first_tiles[sequence] + T.Select(work.is_split, T.int64(0), count), [sequence + 1])
+        T.buffer_store(first_chunks, first_chunks[sequence] + T.Select(work.is_split, count, T.int64(0)), [sequence + 1])
     tiles = kernel.num_kv_heads * -(-kernel.heads_per_group // kernel.tile_rows)  # of a split sequence, at most
     chunks = max_blocks * kernel.block_size // kernel.chunk + 1
     states = T.alloc_buffer((batch * tiles * chunks * kernel.state_size(kernel.tile_rows),), "float32")
     with parallel_region():
-        attend = _Attend(t, first_tasks, first_states, states)
+        attend = _Attend(t, first_tiles, first_chunks, states)
         with shared_loop(n * kernel.num_kv_heads) as i:
             Append(t).run(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
-        with shared_loop(first_tasks[batch], strided=True) as task:
-            attend.task(task)
+        with shared_loop(first_tiles[batch], strided=True, barrier=False) as task:
+            attend.all_chunks(task)
+        with shared_loop(first_chunks[batch]) as task:  # in one piece each: a chunk asks for the keys of the next
+            attend.one_chunk(task)
         with shared_loop(batch * kernel.num_kv_heads, barrier=False) as i:
             attend.merge(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
 
@@ -153,31 +155,25 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Attend:
-    """The tasks. `first_tasks` and `first_states` count those of the sequences before."""
+    """The tasks: tiles over all their chunks, and (tile, chunk, group) of split sequences. `first_…` count those of sequences before."""
 
     tensors: Tensors
-    first_tasks: Buffer
-    first_states: Buffer
+    first_tiles: Buffer
+    first_chunks: Buffer
     states: Buffer
 
-    def task(self, task: Value) -> None:
-        """A tile over all its chunks, or over one of them."""
-        sequence = self.sequence_of(task)
-        work, index = _Work.of(self.tensors, sequence), name(task - self.first_tasks[sequence])
-        group, place = name(index // work.per_group), name(index % work.per_group)
-        with T.If(work.is_split):
-            with T.Then():
-                tile, chunk = name(place // work.num_chunks), name(work.first_chunk + place % work.num_chunks)
-                self.for_tile(work, sequence, group, tile, lambda tile: self.one_chunk(tile, chunk, index))
-            with T.Else():
-                self.all_chunks(self.tile(work, self.tensors.kernel.tile_rows, sequence, group, place))
-
-    def sequence_of(self, task: Value) -> Value:
+    def sequence_of(self, task: Value, first_tasks: Buffer) -> Value:
         found = local(1, "int64")
         T.buffer_store(found, T.int64(0), [0])
-        with T.While(self.first_tasks[found[0] + 1] <= task):
+        with T.While(first_tasks[found[0] + 1] <= task):
             T.buffer_store(found, found[0] + 1, [0])
         return name(found[0])
+
+    def place(self, task: Value, first_tasks: Buffer) -> tuple[Value, Value, Value]:
+        """The sequence, the group and the number in its group of a task."""
+        groups, sequence = self.tensors.kernel.num_kv_heads, self.sequence_of(task, first_tasks)
+        index = name(task - first_tasks[sequence])
+        return sequence, name(index % groups), name(index // groups)
 
     def tile(self, work: _Work, num_rows: int, sequence: Value, group: Value, index: Value) -> Tile:
         return Tile(self.tensors, num_rows, sequence, group, work.num_tokens, name(index * num_rows))
@@ -193,16 +189,24 @@ class _Attend:
                     body(self.tile(work, rows, sequence, group, index))
         return None
 
-    def one_chunk(self, tile: Tile, chunk: Value, index: Value) -> None:
-        tile.run_chunk(chunk, tile.load_queries(), self.state(self.first_states[tile.sequence] + index))
+    def one_chunk(self, task: Value) -> None:
+        sequence, group, place = self.place(task, self.first_chunks)
+        work, next_group = _Work.of(self.tensors, sequence), name((group + 1) % self.tensors.kernel.num_kv_heads)
+        index, chunk = name(place // work.num_chunks), name(work.first_chunk + place % work.num_chunks)
 
-    def all_chunks(self, tile: Tile) -> None:
-        chunk_size = self.tensors.kernel.chunk
+        def run(tile: Tile) -> None:
+            tile.run_chunk(chunk, tile.load_queries(), self.state(task), next_group)
+
+        self.for_tile(work, sequence, group, index, run)
+
+    def all_chunks(self, task: Value) -> None:
+        sequence, group, index = self.place(task, self.first_tiles)
+        kernel, work = self.tensors.kernel, _Work.of(self.tensors, sequence)
+        tile = self.tile(work, kernel.tile_rows, sequence, group, index)
         begin, end = tile.keys()
-        scratch, running = tile.load_queries(), tile.start()
-        state = State(local(self.tensors.kernel.state_size(tile.num_rows)))
-        with between(begin // chunk_size, (end + chunk_size - 1) // chunk_size) as chunk:
-            tile.run_chunk(chunk, scratch, state)
+        scratch, running, state = tile.load_queries(), tile.start(), State(local(kernel.state_size(tile.num_rows)))
+        with between(begin // kernel.chunk, (end + kernel.chunk - 1) // kernel.chunk) as chunk:
+            tile.run_chunk(chunk, scratch, state, group)
             tile.fold(running, state)
         tile.finish(running)
 
@@ -213,10 +217,11 @@ class _Attend:
             self.for_tile(work, sequence, group, name(index), lambda tile: self.merge_tile(tile, work, name(index)))
 
     def merge_tile(self, tile: Tile, work: _Work, index: Value) -> None:
-        first = name(self.first_states[tile.sequence] + tile.group * work.per_group + index * work.num_chunks)
+        groups = tile.kernel.num_kv_heads
+        first = name(self.first_chunks[tile.sequence] + index * work.num_chunks * groups + tile.group)
         running = tile.start()
         with T.serial(work.num_chunks) as chunk:
-            tile.fold(running, self.state(first + chunk))
+            tile.fold(running, self.state(first + chunk * groups))
         tile.finish(running)
 
     def state(self, index: Value) -> State:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,11 +78,6 @@ class Kernel:
     def keys_in_vectors(self) -> bool:
         """Whether a vector of keys lies in one page. Otherwise the chunk's keys are first copied together."""
         return self.block_size % self.isa.lanes == 0
-
-    @property
-    def run(self) -> int:
-        """Keys of a chunk that certainly lie side by side in a page."""
-        return math.gcd(self.block_size, self.chunk)
 
     def vectors_beside(self, rows: int, available: int) -> int:
         """Vectors of columns, a power of two that divides `available`, that fit the registers beside `rows` rows of accumulators."""

@@ -8,8 +8,10 @@ it, and a chunk of such keys leaves its state as it is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import tvm
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.attention_kernel import Kernel, Tensors
@@ -17,6 +19,7 @@ from cupola.targets.cpu.loops import between
 from cupola.targets.cpu.rotary import rotate
 from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, iota, lanes_of, local, name, pieces, splat, tree
 
+LINE_BYTES = 64  # of a cache line
 HIDDEN = -1e30  # the score of a key that a row does not see; finite, so that no infinities are subtracted
 
 
@@ -118,8 +121,8 @@ class Tile:
         for at, lanes in pieces(stop - start, self.simd.lanes):
             self.simd.store(state.buffer, splat(value, lanes), state.place(start + at))
 
-    def run_chunk(self, chunk: Value, scratch: Scratch, state: State) -> None:
-        """Makes `state` that of one chunk."""
+    def run_chunk(self, chunk: Value, scratch: Scratch, state: State, next_group: Value) -> None:
+        """Makes `state` that of one chunk. The chunk of `next_group` comes next if that group is a later one, else the next chunk."""
         kernel = self.kernel
         at, (begin, end) = name(chunk * kernel.chunk), self.keys()
         low, high = name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(kernel.chunk)))
@@ -128,12 +131,14 @@ class Tile:
             self.gather_keys(at, end, scratch.keys)
         for pool, copy in ((self.tensors.k_scales, scratch.key_scales), (self.tensors.v_scales, scratch.value_scales)):
             if pool is not None and copy is not None:
-                self.gather_scales(at, end, pool, copy)
+                self.gather_scales(at, end, pool, copy, next_group)
         strip = kernel.vectors_beside(self.num_rows, kernel.chunk // self.simd.lanes) * self.simd.lanes
-        strips = _Strips(self, scratch, state, at, strip, name(low // strip), name((high + strip - 1) // strip))
+        begin = name(low // strip)
+        after = name(at + T.Select(next_group > self.group, begin * strip, T.int64(kernel.chunk)))
+        strips = _Strips(self, scratch, state, at, strip, begin, name((high + strip - 1) // strip), next_group, after)
         strips.score()
         strips.weigh()
-        self.add_values(at, low, high, scratch.scores, state)
+        strips.add_values(low, high)
 
     def gather_keys(self, at: Value, end: Value, keys: Buffer) -> None:
         """Copies a chunk's keys together, for pages that do not hold whole vectors."""
@@ -144,40 +149,17 @@ class Tile:
             with T.serial(kernel.key_dim) as d:
                 self.simd.store(keys, self.simd.load(t.k_pages, (t.layer, block, self.group, d, offset), 1), (d, i))
 
-    def gather_scales(self, at: Value, end: Value, pool: Buffer, scales: Buffer) -> None:
-        """Copies the scales of a chunk's keys or values together."""
-        t, kernel = self.tensors, self.kernel
+    def gather_scales(self, at: Value, end: Value, pool: Buffer, scales: Buffer, next_group: Value) -> None:
+        """Copies the scales of a chunk's keys or values together, and asks for those of the next."""
+        t, kernel, last = self.tensors, self.kernel, self.tensors.context(self.sequence) - 1
         lanes = self.simd.lanes if kernel.keys_in_vectors else 1
+        after = name(at + T.Select(next_group > self.group, T.int64(0), T.int64(kernel.chunk)))
         with T.serial(kernel.chunk // lanes) as i:
             position = name(at + i * lanes if kernel.keys_in_vectors else T.min(at + i, end - 1))
             block, offset = t.block_of(self.sequence, position), name(position % kernel.block_size)
             self.simd.store(scales, self.simd.load(pool, (t.layer, block, self.group, offset), lanes), (i * lanes,))
-
-    def add_values(self, at: Value, low: Value, high: Value, weights: Buffer, state: State) -> None:
-        """weights @ values, over the keys `low` to `high` of the chunk: others were perhaps never written."""
-        columns = pieces(self.kernel.value_dim, self.simd.lanes)
-        beside = min(4, len(columns))
-        while (self.num_rows + 1) * beside + 1 > self.kernel.isa.num_registers and beside > 1:
-            beside //= 2
-        for first in range(0, len(columns), beside):
-            self.add_value_columns(at, low, high, columns[first : first + beside], weights, state)
-
-    def add_value_columns(self, at: Value, low: Value, high: Value, columns: list[tuple[int, int]], weights: Buffer, state: State) -> None:
-        t, kernel, simd = self.tensors, self.kernel, self.simd
-        totals = [[Register(lanes) for _, lanes in columns] for _ in range(self.num_rows)]
-        with between(low // kernel.run, (high + kernel.run - 1) // kernel.run) as run:
-            position = name(at + run * kernel.run)
-            block, offset = t.block_of(self.sequence, position), name(position % kernel.block_size)
-            with between(T.max(low - run * kernel.run, T.int64(0)), T.min(high - run * kernel.run, T.int64(kernel.run))) as i:
-                values = [simd.load(t.v_pages, (t.layer, block, self.group, offset + i, start), lanes) for start, lanes in columns]
-                for row in range(self.num_rows):
-                    weight = name(weights[row, run * kernel.run + i])
-                    for total, value in zip(totals[row], values, strict=True):
-                        total.set(simd.fma(splat(weight, total.lanes), value, total.get()))
-        for row in range(self.num_rows):
-            place = 2 * kernel.padded(self.num_rows) + row * kernel.value_dim
-            for total, (start, _) in zip(totals[row], columns, strict=True):
-                simd.store(state.buffer, total.get(), state.place(place + start))
+            later = name(T.min(after + i * lanes, last))
+            self.simd.prefetch(pool, (t.layer, t.block_of(self.sequence, later), next_group, later % kernel.block_size))
 
     def fold(self, running: State, state: State) -> None:
         """Adds the state of the next chunk to the running one."""
@@ -215,7 +197,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class _Strips:
-    """The keys of a chunk in strips of a few vectors, from strip `begin` to `end`; the chunk begins at position `at`."""
+    """The keys of a chunk in strips of a few vectors, from strip `begin` to `end`; the chunk begins at position `at`.
+
+    While a strip is worked on, the next one's keys or values are fetched: memory then is busy all the time. The strip that
+    comes after the last one is at position `after` of `next_group`.
+    """
 
     tile: Tile
     scratch: Scratch
@@ -224,6 +210,24 @@ class _Strips:
     width: int
     begin: Value
     end: Value
+    next_group: Value
+    after: Value
+
+    def vectors(self, strip: Value) -> list[tuple[Value, Value]]:
+        """The block, and the offset in it, of each vector of a strip."""
+        return [self.place(self.at + strip * self.width + start) for start in range(0, self.width, self.tile.simd.lanes)]
+
+    def vectors_after(self, strip: Value) -> list[tuple[Value, Value, Value]]:
+        """The block, the group and the offset of each vector of the strip after `strip`; past the context, of what is read anyway."""
+        is_last, last = strip + 1 >= self.end, name(self.tile.tensors.context(self.tile.sequence) - 1)
+        group = name(T.Select(is_last, self.next_group, self.tile.group))
+        first = name(T.Select(is_last, self.after, self.at + (strip + 1) * self.width))
+        places = [self.place(T.min(first + start, last)) for start in range(0, self.width, self.tile.simd.lanes)]
+        return [(block, group, offset) for block, offset in places]
+
+    def place(self, position: Value) -> tuple[Value, Value]:
+        position = name(position)
+        return self.tile.tensors.block_of(self.tile.sequence, position), name(position % self.tile.kernel.block_size)
 
     def all_seen(self, strip: Value) -> Value:
         """Whether every row sees every key of the strip."""
@@ -240,7 +244,7 @@ class _Strips:
             tile.simd.store(highest, splat(HIDDEN, lanes), (row, 0))
         with between(self.begin, self.end) as strip:
             starts = [name(strip * self.width + start) for start in range(0, self.width, lanes)]
-            dots = self.multiply(starts)
+            dots = self.multiply(strip, starts)
             with T.If(self.all_seen(strip)):
                 with T.Then():
                     self.store(starts, dots, highest, masked=False)
@@ -249,12 +253,13 @@ class _Strips:
         for row in range(tile.num_rows):
             T.buffer_store(self.state.buffer, tree(tile.simd.load(highest, (row, 0)), T.max), self.state.place(row))
 
-    def multiply(self, starts: list[Value]) -> list[list[Register]]:
+    def multiply(self, strip: Value, starts: list[Value]) -> list[list[Register]]:
         tile, t, simd, keys = self.tile, self.tile.tensors, self.tile.simd, self.scratch.keys
-        positions = [name(self.at + start) for start in starts] if keys is None else []
-        places = [(t.block_of(tile.sequence, position), name(position % tile.kernel.block_size)) for position in positions]
+        places, ahead = (self.vectors(strip), self.vectors_after(strip)) if keys is None else ([], [])
         dots = [[Register(simd.lanes) for _ in starts] for _ in range(tile.num_rows)]
         with T.serial(tile.kernel.key_dim) as d:
+            for block, group, offset in ahead:
+                simd.prefetch(t.k_pages, (t.layer, block, group, d, offset))
             if keys is None:
                 loaded = [simd.load(t.k_pages, (t.layer, block, tile.group, d, offset)) for block, offset in places]
             else:
@@ -321,3 +326,42 @@ class _Strips:
             if self.scratch.value_scales is not None:
                 weight = weight * simd.load(self.scratch.value_scales, (place[1],))
             simd.store(scores, weight, place)
+
+    def add_values(self, low: Value, high: Value) -> None:
+        """weights @ values into the state, over the keys `low` to `high` of the chunk: others were perhaps never written."""
+        tile = self.tile
+        columns = pieces(tile.kernel.value_dim, tile.simd.lanes)
+        beside = min(4, len(columns))
+        while (tile.num_rows + 1) * beside + 1 > tile.kernel.isa.num_registers and beside > 1:
+            beside //= 2
+        for first in range(0, len(columns), beside):
+            self.add_value_columns(columns[first : first + beside], low, high)
+
+    def add_value_columns(self, columns: list[tuple[int, int]], low: Value, high: Value) -> None:
+        tile, t, kernel, simd = self.tile, self.tile.tensors, self.tile.kernel, self.tile.simd
+        totals = [[Register(lanes) for _, lanes in columns] for _ in range(tile.num_rows)]
+        run = math.gcd(kernel.block_size, self.width)  # keys that lie side by side in a page
+        with between(self.begin, self.end) as strip:
+            ahead = self.vectors_after(strip) if columns[0][0] == 0 and kernel.keys_in_vectors else []
+            with T.serial(self.width // run) as part:
+                start = name(strip * self.width + part * run)
+                block, offset = self.place(self.at + start)
+                with between(T.max(low - start, T.int64(0)), T.min(high - start, T.int64(run))) as i:
+                    self.prefetch_values(ahead, name(part * run + i))
+                    values = [simd.load(t.v_pages, (t.layer, block, tile.group, offset + i, first), lanes) for first, lanes in columns]
+                    for row in range(tile.num_rows):
+                        weight = name(self.scratch.scores[row, start + i])
+                        for total, value in zip(totals[row], values, strict=True):
+                            total.set(simd.fma(splat(weight, total.lanes), value, total.get()))
+        for row in range(tile.num_rows):
+            place = 2 * kernel.padded(tile.num_rows) + row * kernel.value_dim
+            for total, (first, _) in zip(totals[row], columns, strict=True):
+                simd.store(self.state.buffer, total.get(), self.state.place(place + first))
+
+    def prefetch_values(self, vectors: list[tuple[Value, Value, Value]], key: Value) -> None:
+        """The share of a strip's values that falls to one of its keys: a bit from each of `vectors`, which keeps more of memory busy."""
+        t, parts = self.tile.tensors, len(vectors)
+        for block, group, offset in vectors:
+            width = -(-self.tile.kernel.value_dim // parts)
+            for column in range(0, width, LINE_BYTES // tvm.DataType(self.tile.kernel.kv_dtype).itemsize):
+                self.tile.simd.prefetch(t.v_pages, (t.layer, block, group, offset + key // parts, key % parts * width + column))

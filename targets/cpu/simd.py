@@ -161,6 +161,11 @@ class Simd:
         bits = T.reinterpret(_typed("int32", lanes), name(value + splat(ROUND, lanes)))  # the integer stands in the low bits
         return T.cast(bits, _typed("int8", lanes))
 
+    def prefetch(self, buffer: Buffer, index: Sequence[Value | int]) -> None:
+        """Brings the cache line of an element nearer."""
+        read, near, data = T.int32(0), T.int32(3), T.int32(1)
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[tuple(index)]), read, near, data))
+
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a · b + c, rounded once where the machine can."""
         if not self.isa.fma:
