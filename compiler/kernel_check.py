@@ -16,7 +16,7 @@ from cupola.compiler.sources.base import LazyTensor
 from cupola.compiler.weights import lift_weights
 from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
-from cupola.targets.cpu.isa import ISA, with_own_kernels
+from cupola.targets.cpu.isa import ISA
 from cupola.targets.kernel_cases import KERNELS, ODD, SMOLLM2, VARIANTS, Array, Arrays, KernelCase, lower_case
 from cupola.targets.registry import get_target
 
@@ -76,7 +76,7 @@ def check_kernels(isas: Sequence[ISA], progress: Progress) -> Iterator[KernelRes
     cases = [kernel(sizes) for kernel in (*KERNELS, *VARIANTS) for sizes in (SMOLLM2, *ODD)]
     for isa in isas:
         target = get_target(f"cpu:{isa.name}")
-        own = [case for case in cases if isa in with_own_kernels(case.multiplies_int8, isas)]
+        own = [case for case in cases if isa in case.isas(isas)]
         with progress.stage(target.spec.name, len(own)) as advance:
             for case in own:
                 yield KernelResult(case.name, target.spec.name, worst_error(case, compile_case(case, target), isa))

@@ -20,7 +20,7 @@ from tvm import relax
 
 from cupola.targets import references
 from cupola.targets.base import Target
-from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.isa import ISA, ISAS, with_own_kernels
 from cupola.targets.cpu.tiles import MANY
 from cupola.targets.ops import GROUP, Embedding, GatedLinear, Linear, PagedAttention, Rotary
 from cupola.targets.references import Expected
@@ -51,6 +51,7 @@ ODD = (
     Sizes(hidden=808, ffn=70, heads=4, kv_heads=2, head_dim=16, vocabulary=35, block=32),
     Sizes(hidden=50, ffn=7, heads=11, kv_heads=1, head_dim=20, vocabulary=300, block=7),
 )
+IN_TILES = Sizes(hidden=576, ffn=1536, heads=6, kv_heads=2, head_dim=96, vocabulary=4096, block=48)  # attention in tiles takes them
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ class KernelCase:
     def expected(self, arrays: Arrays, isa: ISA) -> Expected:
         """What the call should give on `isa`."""
         return (self.in_tiles if isa.bf16_tiles and self.in_tiles else self.reference)(arrays)
+
+    def isas(self, isas: Sequence[ISA] = ISAS) -> tuple[ISA, ...]:
+        """Those of `isas` that have a kernel of their own for it."""
+        return with_own_kernels(self.multiplies_int8, isas, in_tiles=self.in_tiles is not None)
 
     def is_batch_invariant(self, isa: ISA) -> bool:
         """Whether a row has the same bits whatever rows stand beside it."""
@@ -296,7 +301,8 @@ class AttentionKernel:
         reference = partial(references.paged_attention, **options, interleaved=self.interleaved)
         flags = [flag for flag in ("joined", "interleaved", "window", "softcap", "slopes", "sinks") if getattr(self, flag)]
         name = _name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
-        return KernelCase(name, tuple(inputs), emit, reference, partial(_draw_attention, inputs, block))
+        in_tiles = partial(reference, in_tiles=True) if self.kv in ("bf16", "int8") else None
+        return KernelCase(name, tuple(inputs), emit, reference, partial(_draw_attention, inputs, block), in_tiles=in_tiles)
 
 
 # Each kernel for each kind of weight or page; these are in the ledger too.
@@ -331,6 +337,7 @@ VARIANTS: tuple[KernelFactory, ...] = (
     AttentionKernel("f32", joined=True, interleaved=True),
     AttentionKernel("int8", window=30, softcap=4.0),
     AttentionKernel("f32", window=20, softcap=5.0, slopes=True, sinks=True),
+    AttentionKernel("bf16", joined=True, window=20, slopes=True, sinks=True),
 )
 
 

@@ -21,6 +21,8 @@ from cupola.targets.ops import GROUP
 Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = Mapping[str, Array]
 ROUNDING = 1e-6  # of sums in float32, relative to the sum of magnitudes
+BF16_ROUNDING = 2.0**-9  # to the nearest bfloat16, relative
+BF16_EXP2 = 1 / 12  # what powers of two may be off that are rounded to bfloat16 next, relative to that rounding
 STEEPEST = 1.2  # slope of any activation
 
 
@@ -143,10 +145,13 @@ def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> tuple[Array
     return parts[0] + parts[1], np.abs(parts[0]) + np.abs(parts[1])
 
 
-def paged_attention(arrays: Arrays, layer: int, scale: float, window: int, softcap: float, interleaved: bool) -> Expected:
-    """`ops.PagedAttention`: its result. The pages in `arrays` are those before the call."""
+def paged_attention(
+    arrays: Arrays, layer: int, scale: float, window: int, softcap: float, interleaved: bool, in_tiles: bool = False
+) -> Expected:
+    """`ops.PagedAttention`: its result. The pages in `arrays` are those before the call. With `in_tiles`, queries and weights of a sequence
+    of several tokens may be rounded to bfloat16."""
     arrays = dict(arrays) | dict(zip("qkv", _heads(arrays, interleaved), strict=True))
-    rows = [_sequence(arrays, i, layer, scale, window, softcap) for i in range(len(arrays["context_lens"]))]
+    rows = [_sequence(arrays, i, layer, scale, window, softcap, in_tiles) for i in range(len(arrays["context_lens"]))]
     value, slack = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     assert len(value) == arrays["query_starts"][-1]
     return _expected(value, slack)
@@ -166,7 +171,7 @@ def _heads(arrays: Arrays, interleaved: bool) -> tuple[Array, Array, Array]:
     return q, k, v
 
 
-def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, softcap: float) -> tuple[Array, Array]:
+def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, softcap: float, in_tiles: bool) -> tuple[Array, Array]:
     """The results of one sequence's tokens, [n, H·E], and their slack."""
     first, end = arrays["query_starts"][i : i + 2]
     q, (heads, length) = arrays["q"][first:end], (arrays["q"].shape[1], int(arrays["context_lens"][i]))
@@ -182,10 +187,11 @@ def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, sof
     weights = np.exp(scores - highest)
     weights /= weights.sum(-1, keepdims=True) + np.exp(sinks - highest)
     magnitude = np.einsum("hqk,khd->qhd", weights, np.abs(v))
-    # What each weight may be off, relatively, for keys that are perhaps stored a step away.
-    off = weights * scale * np.einsum("qhd,khd->hqk", np.abs(q), k_doubt)
+    rounded = BF16_ROUNDING if in_tiles and len(q) > 1 else 0.0
+    # What each weight may be off: scores are sums of rounded products, of keys that are perhaps stored a step away.
+    off = weights * scale * np.einsum("qhd,khd->hqk", np.abs(q), k_doubt + (ROUNDING + rounded) * np.abs(k))
     slack = (
-        6 * ROUNDING * magnitude
+        (6 * ROUNDING + rounded * (1 + 2 * BF16_EXP2)) * magnitude
         + np.einsum("hqk,khd->qhd", weights, v_doubt)
         + np.einsum("hqk,khd->qhd", off, np.abs(v))
         + off.sum(-1).T[:, :, None] * magnitude

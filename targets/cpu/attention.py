@@ -20,6 +20,7 @@ from tvm.tirx.script import builder as T
 from cupola.runtime.artifact import Work
 from cupola.targets.cpu.append import Append
 from cupola.targets.cpu.attention_kernel import Kernel, Tensors
+from cupola.targets.cpu.attention_matrix import RowBlock, TileKeys
 from cupola.targets.cpu.attention_tile import State, Tile
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import between, parallel_region, shared_loop
@@ -104,20 +105,32 @@ def _attend(t: Tensors) -> None:
     first_tiles, first_chunks = (T.alloc_buffer((batch + 1,), "int64") for _ in range(2))
     T.buffer_store(first_tiles, T.int64(0), [T.int64(0)])
     T.buffer_store(first_chunks, T.int64(0), [T.int64(0)])
+    tile_keys = TileKeys.allocate(t) if kernel.in_tiles else None
     with T.serial(batch) as sequence:
         work = _Work.of(t, sequence)
         count = name(work.per_group * kernel.num_kv_heads)
         T.buffer_store(first_tiles, first_tiles[sequence] + T.Select(work.is_split, T.int64(0), count), [sequence + 1])
         T.buffer_store(first_chunks, first_chunks[sequence] + T.Select(work.is_split, count, T.int64(0)), [sequence + 1])
+        if tile_keys is not None:
+            tile_keys.count(sequence, work.is_split, work.begin)
     tiles = kernel.num_kv_heads * -(-kernel.heads_per_group // kernel.tile_rows)  # of a split sequence, at most
     chunks = max_blocks * kernel.block_size // kernel.chunk + 1
     states = T.alloc_buffer((batch * tiles * chunks * kernel.state_size(kernel.tile_rows),), "float32")
+    if tile_keys is not None:  # TVM must not give both the same memory: no barrier stands between their last and their first use
+        T.buffer_store(states, T.float32(0), [T.int64(0)])
     with parallel_region():
         attend = _Attend(t, first_tiles, first_chunks, states)
         with shared_loop(n * kernel.num_kv_heads) as i:
             Append(t).run(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
+        if tile_keys is not None:
+            strips = tile_keys.first_strips[batch]
+            with T.If(strips > T.int64(0)), T.Then(), shared_loop(strips * kernel.num_kv_heads) as i:
+                attend.load_strip(tile_keys, name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
         with shared_loop(first_tiles[batch], strided=True, barrier=False) as task:
-            attend.all_chunks(task)
+            if tile_keys is not None:
+                attend.row_block(tile_keys, task)
+            else:
+                attend.all_chunks(task)
         with shared_loop(first_chunks[batch]) as task:  # in one piece each: a chunk asks for the keys of the next
             attend.one_chunk(task)
         with shared_loop(batch * kernel.num_kv_heads, barrier=False) as i:
@@ -129,12 +142,14 @@ class _Work:
     """How a sequence's rows are cut.
 
     Attributes:
+        begin: the first position that some row sees.
         is_split: whether each chunk of keys is a task of its own: where there is one tile, or one token.
         per_group: tasks for each K/V head.
     """
 
     num_tokens: Value
     num_tiles: Value
+    begin: Value
     first_chunk: Value
     num_chunks: Value
     is_split: Value
@@ -146,11 +161,12 @@ class _Work:
         tokens, context = name(t.num_tokens(sequence)), name(t.context(sequence))
         rows = name(tokens * kernel.heads_per_group)
         tiles = name((rows + kernel.tile_rows - 1) // kernel.tile_rows)
-        begin = T.max(T.int64(0), context - tokens + 1 - kernel.window) if kernel.window else T.int64(0)
+        begin = name(T.max(T.int64(0), context - tokens + 1 - kernel.window)) if kernel.window else T.int64(0)
         first = name(begin // kernel.chunk)
         chunks = name((context + kernel.chunk - 1) // kernel.chunk - first)
         is_split = T.Or(tiles == T.int64(1), tokens == T.int64(1))
-        return _Work(tokens, tiles, first, chunks, is_split, name(tiles * T.Select(is_split, chunks, T.int64(1))))
+        tasks = (rows + kernel.task_rows - 1) // kernel.task_rows if kernel.in_tiles else tiles
+        return _Work(tokens, tiles, begin, first, chunks, is_split, name(T.Select(is_split, tiles * chunks, tasks)))
 
 
 @dataclass(frozen=True)
@@ -198,6 +214,17 @@ class _Attend:
             tile.run_chunk(chunk, tile.load_queries(), self.state(task), next_group)
 
         self.for_tile(work, sequence, group, index, run)
+
+    def load_strip(self, keys: TileKeys, strip: Value, group: Value) -> None:
+        """Brings keys and values into the form of tiles."""
+        sequence = self.sequence_of(strip, keys.first_strips)
+        keys.load(sequence, group, strip, _Work.of(self.tensors, sequence).begin)
+
+    def row_block(self, keys: TileKeys, task: Value) -> None:
+        """Many rows by tiles of bfloat16."""
+        sequence, group, index = self.place(task, self.first_tiles)
+        work = _Work.of(self.tensors, sequence)
+        RowBlock(keys, sequence, group, work.num_tokens, name(index * self.tensors.kernel.task_rows), work.begin).run()
 
     def all_chunks(self, task: Value) -> None:
         sequence, group, index = self.place(task, self.first_tiles)

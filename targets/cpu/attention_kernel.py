@@ -75,6 +75,17 @@ class Kernel:
         return max((size for size in range(lanes, CHUNK + 1, lanes) if block % size == 0), default=CHUNK)
 
     @property
+    def in_tiles(self) -> bool:
+        """Whether many rows are multiplied in bfloat16: where it holds the pages' numbers and these come in whole tiles."""
+        fits = self.keys_in_vectors and self.key_dim % 2 == 0 and self.value_dim % 32 == 0
+        return self.isa.bf16_tiles and self.kv_dtype in ("bfloat16", "int8") and fits
+
+    @property
+    def task_rows(self) -> int:
+        """Rows of a task of a sequence of several."""
+        return 128 if self.in_tiles else self.tile_rows
+
+    @property
     def keys_in_vectors(self) -> bool:
         """Whether a vector of keys lies in one page. Otherwise the chunk's keys are first copied together."""
         return self.block_size % self.isa.lanes == 0

@@ -77,6 +77,8 @@ def runs_here(isa: ISA) -> bool:
     return isa.architecture == machine.here() and known and not machine.missing_features(isa.features)
 
 
-def with_own_kernels(multiplies_int8: bool, isas: Sequence[ISA] = ISAS) -> tuple[ISA, ...]:
-    """Those of `isas` that have kernels of their own: which differ only in how they multiply bytes share the float kernels."""
-    return tuple(isas) if multiplies_int8 else tuple({(isa.architecture, isa.lanes): isa for isa in isas}.values())
+def with_own_kernels(multiplies_int8: bool, isas: Sequence[ISA] = ISAS, *, in_tiles: bool = False) -> tuple[ISA, ...]:
+    """Those of `isas` that have kernels of their own: which differ only in how they multiply bytes share the float kernels, and so do those
+    with `bf16_tiles` unless a kernel multiplies `in_tiles`."""
+    kinds = {(isa.architecture, isa.lanes, in_tiles and isa.bf16_tiles): isa for isa in isas}
+    return tuple(isas) if multiplies_int8 else tuple(kinds.values())

@@ -26,7 +26,7 @@ import tvm
 from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.cpu.assembly import CLASSES, functions
-from cupola.targets.cpu.isa import ISA, with_own_kernels
+from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.target import cpu_target
 from cupola.targets.kernel_cases import KERNELS, SMOLLM2, KernelCase, lower_case
 
@@ -39,7 +39,7 @@ LEDGER = Path(__file__).with_name("ledger.jsonl")
 def make_ledger() -> Ledger:
     """Every kernel at a real model's sizes, for each instruction set that has a kernel of its own for it."""
     cases = [(index, kernel(SMOLLM2)) for index, kernel in enumerate(KERNELS)]
-    lines = [(index, case, isa) for index, case in cases for isa in with_own_kernels(case.multiplies_int8)]
+    lines = [(index, case, isa) for index, case in cases for isa in case.isas()]
     with ProcessPoolExecutor(num_threads(), get_context("spawn")) as pool:
         figures = pool.map(_measure_kernel, (index for index, _, _ in lines), (isa for _, _, isa in lines))
         return {(case.name, isa.name): line for (_, case, isa), line in zip(lines, figures, strict=True)}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cupola.compiler.kernel_check import compile_case, worst_error
 from cupola.targets.cpu.isa import ISAS, runs_here, with_own_kernels
 from cupola.targets.cpu.rotary import lower_rotary
-from cupola.targets.kernel_cases import KERNELS, ODD, SMOLLM2, VARIANTS, rotary
+from cupola.targets.kernel_cases import IN_TILES, KERNELS, ODD, SMOLLM2, VARIANTS, AttentionKernel, rotary
 from cupola.targets.ops import Rotary
 from cupola.targets.references import Expected
 from cupola.targets.registry import get_target
@@ -22,10 +22,11 @@ from tests.targets.harness import same_bits
 
 ISA_OF = {isa.name: isa for isa in ISAS}
 CASES = [kernel(sizes) for kernel, sizes in zip((*KERNELS, *VARIANTS), itertools.cycle(ODD), strict=False)]
+CASES += [kernel(IN_TILES) for kernel in (*KERNELS, *VARIANTS) if isinstance(kernel, AttentionKernel) and kernel.kv in ("bf16", "int8")]
 RUNNABLE = [
     pytest.param(isa.name, index, id=f"{case.name}-{isa.name}")
     for index, case in enumerate(CASES)
-    for isa in with_own_kernels(case.multiplies_int8 and index < len(KERNELS))
+    for isa in (case.isas() if index < len(KERNELS) or case.in_tiles else with_own_kernels(multiplies_int8=False))
     if runs_here(isa)
 ]
 
@@ -54,7 +55,7 @@ def test_kernel(isa, index, num_tokens, cut, seed):
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[case.name for case in CASES])
 def test_threads_do_not_disturb_each_other(index):
     """The same call, again and again, for few tokens, where threads have least between them."""
-    isa = next(isa.name for isa in with_own_kernels(CASES[index].multiplies_int8) if runs_here(isa))
+    isa = next(isa.name for isa in CASES[index].isas() if runs_here(isa))
     run, arrays = compiled(isa, index), CASES[index].draw(np.random.default_rng(0), 2)
     expected = run(arrays)
     assert all(same_bits(run(arrays), expected) for _ in range(100))

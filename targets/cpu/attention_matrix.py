@@ -1,0 +1,385 @@
+"""Attention of many rows by tiles of bfloat16 (`tiles.py`), for prompts over K/V pages whose numbers bfloat16 holds.
+
+Keys and values of a sequence are first brought into the form of right-hand tiles, in strips of 32 keys, for all rows that read them.
+A task then takes a block of (token, head) rows whose heads share K/V, and goes over the keys in chunks, 32 rows at a time: scores,
+weights relative to the highest score so far, weighted sums of the values (arXiv:1805.02867, arXiv:2205.14135). Queries and weights are
+rounded to bfloat16; products are exact, scores, totals and sums float32. So a row's bits are not those that `attention_tile.py` gives it
+in a sequence of few rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu import tiles
+from cupola.targets.cpu.attention_kernel import Kernel, Tensors
+from cupola.targets.cpu.attention_tile import HIDDEN, Tile
+from cupola.targets.cpu.loops import between
+from cupola.targets.cpu.rotary import rotate
+from cupola.targets.cpu.simd import Buffer, Simd, Value, iota, lanes_of, local, name, splat
+
+LANES = tiles.ROWS
+STRIP, CHUNK_STRIPS = 32, 4  # keys that a tile of weights holds; strips that a softmax step takes
+ROWS = 2 * tiles.ROWS  # that are multiplied at once
+SUMS, LEFT, RIGHT = ((0, 1), (2, 3)), (4, 5), (6, 7)  # tile registers; sums stand by left and right ones
+LOWEST = -1e20  # the highest score of a row that has seen no key; those of hidden keys are far below
+LOG2_E = math.log2(math.e)
+EXP2 = (1.0, 0.69554271, 0.22537159, 0.0790857)  # 2^x on [0, 1], exact at both ends
+
+
+@dataclass(frozen=True)
+class TileKeys:
+    """Keys and values of sequences with many rows as right-hand tiles, from the first strip that a row of the sequence sees.
+
+    Attributes:
+        first_strips: strips of the sequences before.
+        keys: int32, pairs of dimensions, [strip, head, half of the strip, pair, key].
+        values: int32, pairs of keys, [strip, head, pair, value dimension].
+        key_scales, value_scales: where they are quantized, [strip, head, key].
+    """
+
+    tensors: Tensors
+    first_strips: Buffer
+    keys: Buffer
+    values: Buffer
+    key_scales: Buffer | None
+    value_scales: Buffer | None
+
+    @staticmethod
+    def allocate(t: Tensors) -> TileKeys:
+        """Room for as many sequences as may have many rows. Only what is used of it takes memory."""
+        first_strips = T.alloc_buffer((t.sizes[1] + 1,), "int64")
+        T.buffer_store(first_strips, T.int64(0), [T.int64(0)])
+        kernel, (n, batch, _, max_blocks) = t.kernel, t.sizes
+        least_tokens = max(2, kernel.tile_rows // kernel.heads_per_group + 1)
+        strips = T.min(batch, n // least_tokens) * (max_blocks * kernel.block_size // STRIP + 1) + 1
+        rows = (strips, kernel.num_kv_heads)
+        keys = T.alloc_buffer((*rows, 2, LANES * _steps(kernel), LANES), "int32")
+        values = T.alloc_buffer((*rows, STRIP // 2, kernel.value_dim), "int32")
+        scales = [T.alloc_buffer((*rows, STRIP), "float32") if kernel.is_quantized else None for _ in range(2)]
+        return TileKeys(t, first_strips, keys, values, *scales)
+
+    def count(self, sequence: Value, has_few_rows: Value, begin: Value) -> None:
+        """Counts the strips of the next sequence, whose rows see the keys from position `begin` on."""
+        strips = name((self.tensors.context(sequence) + STRIP - 1) // STRIP - begin // STRIP)
+        T.buffer_store(self.first_strips, self.first_strips[sequence] + T.Select(has_few_rows, T.int64(0), strips), [sequence + 1])
+
+    def load(self, sequence: Value, group: Value, strip: Value, begin: Value) -> None:
+        """Fills a strip of a sequence whose rows see the keys from position `begin` on."""
+        first = name((begin // STRIP + strip - self.first_strips[sequence]) * STRIP)
+        for half in range(2):
+            self.load_half(sequence, group, strip, half, name(first + LANES * half), begin)
+
+    def load_half(self, sequence: Value, group: Value, strip: Value, half: int, position: Value, begin: Value) -> None:
+        """A vector of keys from `position` on, with their values: zeros for those outside, which perhaps were never written."""
+        t, kernel, simd = self.tensors, self.tensors.kernel, self.tensors.simd
+        block, offset = t.block_of(sequence, position), name(position % kernel.block_size)
+        place, page = (strip, group), (t.layer, block, group)
+        low, high = (name(T.cast(bound - position, "int32")) for bound in (begin, t.context(sequence)))
+        with T.serial(kernel.key_dim // 2) as pair:
+            even, odd = (simd.load(t.k_pages, (*page, pair * 2 + i, offset)) for i in range(2))
+            T.buffer_store(self.keys, _pairs(even, odd), [*place, half, pair, iota(0, LANES)])
+        for pair in range(kernel.key_dim // 2, LANES * _steps(kernel)):
+            T.buffer_store(self.keys, T.broadcast(T.int32(0), LANES), [*place, half, pair, iota(0, LANES)])
+        with T.serial(LANES // 2) as pair:
+            masks = [T.Select(_within(T.cast(pair * 2 + i, "int32"), low, high), T.int32(0xFFFF), T.int32(0)) for i in range(2)]
+            mask = name(T.broadcast(masks[0] | (masks[1] << T.int32(16)), LANES))
+            for start in range(0, kernel.value_dim, LANES):
+                even, odd = (simd.load(t.v_pages, (*page, offset + pair * 2 + i, start)) for i in range(2))
+                T.buffer_store(self.values, _pairs(even, odd) & mask, [*place, pair + LANES // 2 * half, iota(start, LANES)])
+        for pool, copy in ((t.k_scales, self.key_scales), (t.v_scales, self.value_scales)):
+            if pool is not None and copy is not None:
+                seen = _within(iota(T.int32(0), LANES), *(T.broadcast(bound, LANES) for bound in (low, high)))
+                simd.store(copy, T.Select(seen, simd.load(pool, (*page, offset)), splat(0.0, LANES)), (*place, LANES * half))
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """A task: rows of a sequence from row `first` on, `Kernel.task_rows` of them. The sequence's rows see the keys from `begin` on."""
+
+    keys: TileKeys
+    sequence: Value
+    group: Value
+    num_tokens: Value
+    first: Value
+    begin: Value
+
+    def run(self) -> None:
+        """Attends and writes the results."""
+        kernel = self.keys.tensors.kernel
+        scratch = Scratch.allocate(kernel)
+        left = name(self.num_tokens * kernel.heads_per_group - self.first)
+        count = name((T.min(left, T.int64(kernel.task_rows)) + ROWS - 1) // ROWS)
+        first_strip = name(self.keys.first_strips[self.sequence] - self.begin // STRIP)
+        begin, end = self.tile(self.first, kernel.task_rows).keys()
+        low, high = name(begin // (STRIP * CHUNK_STRIPS)), name((end - 1) // (STRIP * CHUNK_STRIPS))
+        tiles.configure()
+        with between(low, high + 1) as chunk, T.serial(count) as index:
+            rows = Rows(self.tile(name(self.first + index * ROWS), ROWS), scratch, self.keys, name(index), first_strip)
+            with T.If(chunk == low), T.Then():
+                rows.start()
+            rows.attend(name(chunk * CHUNK_STRIPS))
+            with T.If(chunk == high), T.Then():
+                rows.finish()
+        tiles.release()
+
+    def tile(self, first: Value, count: int) -> Tile:
+        return Tile(self.keys.tensors, count, self.sequence, self.group, self.num_tokens, first)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A task's own memory, in float32 but for the queries.
+
+    Attributes:
+        queries: bits of bfloat16, [32 rows, step of 32 dimensions, row, dimension].
+        highest: scores, [row of the task].
+        totals: of the weights, lane by lane, [row of the task, lane].
+        sums: of weighted values, [row of the task, value dimension].
+        scores: of 32 rows; then, in the first half of each row, weights in bfloat16, [strip, row, key].
+        peaks: the highest scores of a chunk, lane by lane, [row, lane].
+    """
+
+    queries: Buffer
+    highest: Buffer
+    totals: Buffer
+    sums: Buffer
+    scores: Buffer
+    peaks: Buffer
+
+    @staticmethod
+    def allocate(kernel: Kernel) -> Scratch:
+        rows = kernel.task_rows
+        return Scratch(
+            queries=local((rows // ROWS, _steps(kernel), ROWS, 2 * LANES), "uint16"),
+            highest=local(rows),
+            totals=local((rows, LANES)),
+            sums=local((rows, kernel.value_dim)),
+            scores=local((CHUNK_STRIPS, ROWS, STRIP)),
+            peaks=local((ROWS, LANES)),
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """32 rows of a task, the `index`th. Strip `first_strip` of `keys` would be the sequence's first, were all of it there."""
+
+    tile: Tile
+    scratch: Scratch
+    keys: TileKeys
+    index: Value
+    first_strip: Value
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.tile.kernel
+
+    @property
+    def simd(self) -> Simd:
+        return self.tile.simd
+
+    @property
+    def first(self) -> Value:
+        """The first row in the task's memory."""
+        return self.index * ROWS
+
+    def strip(self, strip: Value) -> tuple[Value, Value]:
+        """Where the keys of a strip of the sequence stand."""
+        return self.first_strip + strip, self.tile.group
+
+    def start(self) -> None:
+        """Rotated, scaled and rounded queries, and the state before the first key. A sink counts as a key whose value is zero."""
+        kernel, simd, s, sinks = self.kernel, self.simd, self.scratch, self.tile.tensors.sinks
+        query = local(2 * LANES * _steps(kernel))
+        for at in range(0, 2 * LANES * _steps(kernel), LANES):
+            simd.store(query, splat(0.0, LANES), (at,))
+        with T.serial(ROWS) as row:
+            token, head = self.tile.token_and_head(row)
+            self.load_query(query, token, head)
+            for step in range(_steps(kernel)):
+                low, high = (simd.load(query, (2 * LANES * step + at,)) for at in (0, LANES))
+                T.buffer_store(s.queries, tiles.to_bf16(low, high), [self.index, step, row, iota(0, 2 * LANES)])
+            T.buffer_store(s.highest, T.float32(LOWEST) if sinks is None else sinks[head] * T.float32(LOG2_E), [self.first + row])
+            simd.store(s.totals, splat(0.0 if sinks is None else 1 / LANES, LANES), (self.first + row, 0))
+            for at in range(0, kernel.value_dim, LANES):
+                simd.store(s.sums, splat(0.0, LANES), (self.first + row, at))
+
+    def load_query(self, query: Buffer, token: Value, head: Value) -> None:
+        t, kernel, simd = self.tile.tensors, self.kernel, self.simd
+        start = name(kernel.starts[0] + head * kernel.key_dim)
+
+        def store(at: int, value: Value) -> None:
+            simd.store(query, value * splat(kernel.scale * LOG2_E, lanes_of(value)), (at,))
+
+        rotate(simd, kernel.rotation, t.q, (token, start), t.cos, t.sin, token, store)
+
+    def attend(self, at: Value) -> None:
+        """Adds the keys of the chunk that begins with strip `at` of the sequence."""
+        begin, end = self.tile.keys()
+        first = name(T.max(begin // STRIP - at, T.int64(0)))
+        last = name(T.min((end + STRIP - 1) // STRIP - at, T.int64(CHUNK_STRIPS)))
+        with T.If(first < last), T.Then():
+            self.score(at, first, last)
+            self.rescale()
+            self.add(at, first, last)
+
+    def score(self, at: Value, first: Value, last: Value) -> None:
+        """The scores of strips `first` to `last` of the chunk. Products go one strip ahead of what waits for them."""
+        for row in range(ROWS):
+            self.simd.store(self.scratch.peaks, splat(HIDDEN, LANES), (row, 0))
+        self.multiply(at, first)
+        with between(first, last) as strip:
+            with T.If(strip + 1 < last), T.Then():
+                self.multiply(at, name(strip + 1))
+            position = name((at + strip) * STRIP)
+            with T.If(self.all_seen(position)):
+                for branch, masked in ((T.Then, False), (T.Else, True)):
+                    with branch(), T.serial(ROWS) as row:
+                        self.shape(row, at, strip, position, masked=masked)
+
+    def all_seen(self, position: Value) -> Value:
+        """Whether every row sees every key of the strip at `position`."""
+        seen = position + (STRIP - 1) <= self.tile.position(0)
+        window = self.kernel.window
+        return T.And(seen, position > self.tile.position(ROWS - 1) - window) if window else seen
+
+    def multiply(self, at: Value, strip: Value) -> None:
+        """queries · keys of a strip."""
+        s, place = self.scratch, self.strip(at + strip)
+        for sums in (*SUMS[0], *SUMS[1]):
+            tiles.clear(sums)
+        for step in range(_steps(self.kernel)):
+            for half in range(2):
+                tiles.load(LEFT[half], s.queries[self.index, step, LANES * half, 0])
+                tiles.load(RIGHT[half], self.keys.keys[(*place, half, LANES * step, 0)])
+            _multiply()
+        for i, row_sums in enumerate(SUMS):
+            for j, sums in enumerate(row_sums):
+                tiles.store(sums, s.scores[strip, LANES * i, LANES * j], 4 * STRIP)
+
+    def shape(self, row: Value, at: Value, strip: Value, position: Value, *, masked: bool) -> None:
+        """Key scales, soft cap, ALiBi (arXiv:2108.12409) and, where asked for, the causal window, on a row's scores. They are logarithms to
+        base 2."""
+        kernel, simd, s, slopes = self.kernel, self.simd, self.scratch, self.tile.tensors.slopes
+        peak = simd.load(s.peaks, (row, 0))
+        for start in (0, LANES):
+            score = simd.load(s.scores, (strip, row, start))
+            if self.keys.key_scales is not None:
+                score = name(score * simd.load(self.keys.key_scales, (*self.strip(at + strip), start)))
+            if kernel.softcap:
+                score = simd.tanh(score * splat(1 / (kernel.softcap * LOG2_E), LANES)) * splat(kernel.softcap * LOG2_E, LANES)
+            distance = name(iota(T.cast(position + start - self.tile.position(row), "int32"), LANES))
+            if slopes is not None:
+                slope = splat(slopes[self.tile.token_and_head(row)[1]] * T.float32(LOG2_E), LANES)
+                score = simd.fma(slope, T.cast(distance, f"float32x{LANES}"), score)
+            if masked:
+                score = T.Select(distance <= T.broadcast(T.int32(0), LANES), name(score), splat(HIDDEN, LANES))
+            if masked and kernel.window:
+                score = T.Select(distance > T.broadcast(T.int32(-kernel.window), LANES), score, splat(HIDDEN, LANES))
+            score = name(score)
+            simd.store(s.scores, score, (strip, row, start))
+            peak = name(T.max(peak, score))
+        simd.store(s.peaks, peak, (row, 0))
+
+    def rescale(self) -> None:
+        """Makes totals and sums relative to the new highest scores."""
+        simd, s, factors = self.simd, self.scratch, local(ROWS)
+        for half in (0, LANES):
+            place = (name(self.first + half),)
+            old = simd.load(s.highest, place)
+            new = name(T.max(old, self.reduce(s.peaks, half, T.max)))
+            simd.store(s.highest, new, place)
+            simd.store(factors, simd.exp((old - new) * splat(math.log(2), LANES), nonpositive=True), (half,))
+        with T.serial(ROWS) as row:
+            factor, place = name(splat(factors[row], LANES)), name(self.first + row)
+            simd.store(s.totals, simd.load(s.totals, (place, 0)) * factor, (place, 0))
+            for start in range(0, self.kernel.value_dim, LANES):
+                simd.store(s.sums, simd.load(s.sums, (place, start)) * factor, (place, start))
+
+    def reduce(self, lanes: Buffer, first: Value | int, combine: Callable[[Value, Value], Value]) -> Value:
+        """16 rows of `lanes` from `first` on, each reduced to a lane of the result."""
+        vectors = [self.simd.load(lanes, (first + row, 0)) for row in range(LANES)]
+        while len(vectors) > 1:
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [name(combine(*(T.Shuffle([a, b], list(range(i, 2 * LANES, 2))) for i in range(2)))) for a, b in pairs]
+        return vectors[0]
+
+    def add(self, at: Value, first: Value, last: Value) -> None:
+        """Weights, and the values that they weigh. Weights go one strip ahead of the products."""
+        s, size = self.scratch, self.kernel.value_dim
+        for start in range(0, size, 2 * LANES):
+            places = {sums: (self.first + LANES * i, start + LANES * j) for i, pair in enumerate(SUMS) for j, sums in enumerate(pair)}
+            for sums, place in places.items():
+                tiles.load(sums, s.sums[place], 4 * size)
+            if start == 0:
+                self.weigh(at, first)
+            with between(first, last) as strip:
+                if start == 0:
+                    with T.If(strip + 1 < last), T.Then():
+                        self.weigh(at, name(strip + 1))
+                for half in range(2):
+                    tiles.load(LEFT[half], s.scores[strip, LANES * half, 0], 4 * STRIP)
+                    tiles.load(RIGHT[half], self.keys.values[(*self.strip(at + strip), 0, start + LANES * half)], 4 * size)
+                _multiply()
+            for sums, place in places.items():
+                tiles.store(sums, s.sums[place], 4 * size)
+
+    def weigh(self, at: Value, strip: Value) -> None:
+        """Scores of a strip become weights, which are added to the totals."""
+        simd, s = self.simd, self.scratch
+        with T.serial(ROWS) as row:
+            place = name(self.first + row)
+            high = name(splat(s.highest[place], LANES))
+            weights = [_exp2(simd, simd.load(s.scores, (strip, row, start)) - high) for start in (0, LANES)]
+            simd.store(s.totals, simd.load(s.totals, (place, 0)) + (weights[0] + weights[1]), (place, 0))
+            if self.keys.value_scales is not None:
+                scales = [simd.load(self.keys.value_scales, (*self.strip(at + strip), start)) for start in (0, LANES)]
+                weights = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
+            simd.store(s.scores, T.reinterpret(f"float32x{LANES}", tiles.to_bf16(*weights)), (strip, row, 0))
+
+    def finish(self) -> None:
+        """Divides by the totals and writes the rows."""
+        kernel, simd, s, inverses = self.kernel, self.simd, self.scratch, local(ROWS)
+        for half in (0, LANES):
+            total = self.reduce(s.totals, name(self.first + half), lambda x, y: x + y)
+            simd.store(inverses, splat(1.0, LANES) / total, (half,))
+        rows = name(self.tile.num_tokens * kernel.heads_per_group)
+        with T.serial(ROWS) as row, T.If(self.tile.first + row < rows), T.Then():
+            token, head = self.tile.token_and_head(row)
+            place, inverse = name(self.first + row), name(splat(inverses[row], LANES))
+            for start in range(0, kernel.value_dim, LANES):
+                simd.store(self.tile.tensors.out, simd.load(s.sums, (place, start)) * inverse, (token, head * kernel.value_dim + start))
+
+
+def _multiply() -> None:
+    """Adds the products of both left-hand tiles with both right-hand ones to their sums."""
+    for left, row_sums in zip(LEFT, SUMS, strict=True):
+        for right, sums in zip(RIGHT, row_sums, strict=True):
+            tiles.multiply_bf16(sums, left, right)
+
+
+def _steps(kernel: Kernel) -> int:
+    """Tiles, of 32 dimensions, that a query or key takes."""
+    return -(-kernel.key_dim // (2 * LANES))
+
+
+def _within(x: Value, low: Value, high: Value) -> Value:
+    return T.And(low <= x, x < high)
+
+
+def _pairs(even: Value, odd: Value) -> Value:
+    """Two vectors of float32 that bfloat16 holds exactly, as pairs of it."""
+    low, high = (T.reinterpret(f"uint32x{LANES}", value) for value in (even, odd))
+    return T.reinterpret(f"int32x{LANES}", (low >> T.broadcast(T.uint32(16), LANES)) | high)
+
+
+def _exp2(simd: Simd, x: Value) -> Value:
+    """2^x to 1.6e-4, far below what rounding to bfloat16 costs; zero where x is far below zero."""
+    x, zeros, every, rounding = name(x), splat(0.0, LANES), T.int16(-1), T.int32(4)
+    intrinsic, dtype = "llvm.x86.avx512.mask.{}.ps.512".format, f"float32x{LANES}"
+    fraction = name(T.call_llvm_pure_intrin(dtype, intrinsic("reduce"), x, T.int32(1), zeros, every, rounding))  # x − ⌊x⌋
+    return name(T.call_llvm_pure_intrin(dtype, intrinsic("scalef"), simd.polynomial(EXP2, fraction), x, zeros, every, rounding))  # · 2^⌊x⌋
