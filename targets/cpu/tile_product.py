@@ -20,7 +20,7 @@ from cupola.targets.cpu.quantized_packing import COLUMNS, HALVES, QUAD, Codes
 from cupola.targets.cpu.simd import Buffer, Simd, Value, local, name, splat
 from cupola.targets.ops import GROUP
 
-ROW_BLOCK = 512  # rows
+ROW_BLOCK = 256  # rows of a task: their activations stay in L2 while panels stream by
 GROUP_BLOCK = 20  # groups of a panel that are dequantized at once, at most: 40 KB, which stay in L1
 PAIRS = GROUP // 2  # rows of a tile of weights
 TILE = tiles.ROWS * GROUP  # elements
