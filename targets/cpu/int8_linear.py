@@ -27,7 +27,7 @@ from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import in_tiles, parallel_region, shared_loop
 from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
 from cupola.targets.cpu.quantized_packing import QUADS, Codes, codes_of, first_byte, pack_groups
-from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
+from cupola.targets.cpu.simd import CACHE_LINE, Buffer, Register, Simd, Value, argument, local, name, prefetch, prim_func, splat
 from cupola.targets.cpu.tile_product import TileProduct
 from cupola.targets.cpu.tiles import MANY
 from cupola.targets.ops import GROUP, GatedLinear, Linear
@@ -135,11 +135,17 @@ class _Product:
                 packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
 
                 def tile(row: Value, count: int) -> None:
-                    self.tile(rows, row, count, packed, T.int64(0), self.kernel.groups, products, T.int64(0), fresh=True)
+                    self.tile(rows, row, count, packed, T.int64(0), self.kernel.groups, products, T.int64(0), True, panel + 1)
                     with T.serial(count) as r:
                         self.epilogue.finish(panel, row + r, r, products)
 
                 in_tiles(self.num_rows, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
+
+    def prefetch(self, panel: Value, group: Value) -> None:
+        """Brings a group of the next panel near: rows after the first few find this one's weights in L1, and memory would be idle."""
+        with T.If(panel < T.int64(self.kernel.num_panels)), T.Then():
+            for byte in range(0, self.kernel.codes.group_bytes, CACHE_LINE):
+                prefetch(self.weight[panel, group, byte])
 
     def many(self) -> None:
         """One region: all rows, a barrier, then panels by blocks of rows."""
@@ -182,7 +188,7 @@ class _Product:
 
     def tile(
         self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_groups: Value | int,
-        products: Buffer, r: Value, fresh: bool,
+        products: Buffer, r: Value, fresh: bool, ahead: Value | None = None,
     ) -> None:  # fmt: skip
         """Adds the products of `size` rows and a panel's groups from `start` on to rows `r`… of `products`, or puts them there."""
         lanes, vectors = self.simd.lanes, self.vectors_beside(size)
@@ -190,6 +196,9 @@ class _Product:
             columns = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
             sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
             with T.serial(num_groups) as group:
+                if ahead is not None:
+                    with T.If(T.And(row > T.int64(0), part == T.int64(0))), T.Then():
+                        self.prefetch(ahead, group)
                 self.group(rows, row, name(start + group), panel, group, columns, sums)
             for i in range(size):
                 for column, total in zip(columns, sums[i], strict=True):

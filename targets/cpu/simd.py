@@ -21,6 +21,7 @@ from cupola.targets.cpu.isa import ISA
 
 Value: TypeAlias = tvm.ir.Expr  # a scalar or vector of the IR
 Buffer: TypeAlias = tvm.tirx.Buffer
+CACHE_LINE = 64  # bytes
 
 
 def prim_func(body: Callable[[], None]) -> tvm.tirx.PrimFunc:
@@ -49,6 +50,11 @@ def name(value: Value) -> Value:
     index = _index(0, dtype.lanes)
     T.buffer_store(buffer, value, [index])
     return buffer[index]
+
+
+def prefetch(place: Value) -> None:
+    """Starts to bring the cache line of `place`, an element of a buffer, into L2."""
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(place), T.int32(0), T.int32(2), T.int32(1)))
 
 
 def pieces(extent: int, lanes: int) -> list[tuple[int, int]]:
