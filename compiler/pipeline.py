@@ -23,6 +23,7 @@ from cupola.passes.fuse_rms_norm import fuse_rms_norm
 from cupola.passes.fuse_rotary import fuse_rotary
 from cupola.passes.join_projections import join_projections
 from cupola.passes.lower_ops import lower_ops
+from cupola.passes.narrow_activations import narrow_activations
 from cupola.passes.page_attention import page_attention
 from cupola.passes.quantize_weights import quantize_weights
 from cupola.passes.schemes.base import Scheme
@@ -72,6 +73,7 @@ def pipeline(
         *extra,
         fuse_norm(),
         quantize_weights(scheme, formats),
+        narrow_activations(target),
         lower_ops(target),
     ]
 

@@ -26,6 +26,7 @@ class Target:
         kernels: rules, first match wins.
         schedules: passes that schedule the PrimFuncs that no rule wrote, in order.
         lowering: the name, as registered with TVM, of the passes from TIR to code; its own by default.
+        activations: the type in which one kernel hands another what quantized layers read and round.
         multiplies_int8: whether sums of products of int8 are faster than those of float32.
         probes: makes the kernels that find out what the machine can do; every library carries them.
     """
@@ -36,5 +37,6 @@ class Target:
     kernels: tuple[KernelRule, ...]
     schedules: tuple[tvm.transform.Pass, ...]
     lowering: str = "default"
+    activations: str = "float32"
     multiplies_int8: bool = False
     probes: Callable[[], tvm.IRModule] = tvm.IRModule

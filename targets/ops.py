@@ -73,7 +73,7 @@ class Attention(Op):
 
 @dataclass(frozen=True)
 class PagedAttention(Op):
-    """Writes k and v to their slots in the pages, then attends over the pages, which are changed in place -> f32 [n, H·E].
+    """Writes k and v to their slots in the pages, then attends over the pages, which are changed in place -> [n, H·E], f32 or bf16.
 
     q, k and v are columns of matrices f32 [n, columns], perhaps of one and the same: H·D of them from `q_start` on, G·D from
     `k_start`, G·E from `v_start`. With `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated as by
@@ -111,7 +111,7 @@ class PagedAttention(Op):
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """activation(x @ weight.T + bias) + residual: x [m, K], weight [N, K], bias [N], residual [m, N] -> f32 [m, N].
+    """activation(x @ weight.T + bias) + residual: x [m, K], weight [N, K], bias [N], residual [m, N] -> [m, N], f32 or bf16.
 
     A quantized weight comes as codes, one a byte, in groups of GROUP along K, each with a scale: int8 codes of 8 bits,
     scale · code; or uint8 codes of 4 bits (0 to 15), scale · (code − 8), or scale · code + min where there are `mins`.
@@ -133,7 +133,7 @@ class Linear(Op):
 
 @dataclass(frozen=True)
 class GatedLinear(Op):
-    """activation(x @ gate.T + b_gate) · (x @ up.T + b_up), weight [2N, K] = gate above up, bias [2N] -> f32 [m, N].
+    """activation(x @ gate.T + b_gate) · (x @ up.T + b_up), weight [2N, K] = gate above up, bias [2N] -> [m, N], f32 or bf16.
 
     Quantized weights, norm and x as in `Linear`.
     """

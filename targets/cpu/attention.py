@@ -34,7 +34,7 @@ def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilde
     op = PagedAttention.match(call)
     if op is None or op.k_pages.ty.dtype not in ("float32", "float16", "bfloat16", "int8"):
         return None
-    kernel = _kernel_of(isa, op, int(call.ty.shape[1]))
+    kernel = _kernel_of(isa, op, int(call.ty.shape[1]), str(call.ty.dtype))
     pools = (op.k_pages, op.v_pages, op.k_scales, op.v_scales)
     arguments = (op.q, op.k, op.v, op.cos, op.sin, *pools, op.slots, op.query_starts, op.context_lens, op.block_tables, op.slopes, op.sinks)
     given = [tensor for tensor in arguments if tensor is not None]
@@ -43,7 +43,7 @@ def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilde
     return relax.op.call_tir(builder.add_func(_build(kernel), label), relax.Tuple([*given, layer]), out_ty=call.ty)
 
 
-def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int) -> Kernel:
+def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int, out_dtype: str) -> Kernel:
     _, _, groups, key_dim, block = (getattr(size, "value", 0) for size in op.k_pages.ty.shape)
     value_dim = int(op.v_pages.ty.shape[4])
     return Kernel(
@@ -54,6 +54,7 @@ def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int) -> Kernel:
         value_dim=value_dim,
         block_size=block,
         kv_dtype=str(op.k_pages.ty.dtype),
+        out_dtype=out_dtype,
         columns=(int(op.q.ty.shape[1]), int(op.k.ty.shape[1]), int(op.v.ty.shape[1])),
         starts=(op.q_start, op.k_start, op.v_start),
         rotary_dim=0 if op.cos is None else int(op.cos.ty.shape[1]),
@@ -92,7 +93,7 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
             slopes=argument("slopes", (k.num_heads,), "float32") if k.has_slopes else None,
             sinks=argument("sinks", (k.num_heads,), "float32") if k.has_sinks else None,
             layer=T.arg("layer", T.int64()),
-            out=argument("out", (n, k.num_heads * k.value_dim), "float32"),
+            out=argument("out", (n, k.num_heads * k.value_dim), k.out_dtype),
             sizes=(n, batch, blocks, max_blocks),
         )
         _attend(tensors)

@@ -31,6 +31,7 @@ class Kernel:
     value_dim: int
     block_size: int
     kv_dtype: str
+    out_dtype: str
     columns: tuple[int, int, int]
     starts: tuple[int, int, int]
     rotary_dim: int

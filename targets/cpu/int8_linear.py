@@ -27,7 +27,7 @@ from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import in_tiles, parallel_region, shared_loop
 from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
 from cupola.targets.cpu.quantized_packing import QUADS, Codes, codes_of, first_byte, pack_groups
-from cupola.targets.cpu.simd import CACHE_LINE, Buffer, Register, Simd, Value, argument, local, name, prefetch, prim_func, splat
+from cupola.targets.cpu.simd import CACHE_LINE, Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.cpu.tile_product import TileProduct
 from cupola.targets.cpu.tiles import MANY
 from cupola.targets.ops import GROUP, GatedLinear, Linear
@@ -53,6 +53,8 @@ class _Kernel:
     activation: str
     has_norm: bool
     epsilon: float
+    x_dtype: str
+    out_dtype: str
 
     @property
     def num_panels(self) -> int:
@@ -68,7 +70,7 @@ def lower_int8_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -
     (n, k), depth = shape_of(op.weight), int(op.x.ty.shape[1])
     kernel = _Kernel(
         isa, n // 2 if gated else n, depth, k // GROUP, codes_of(op.weight, op.mins), gated,
-        op.bias is not None, residual is not None, op.activation, op.norm is not None, op.epsilon,
+        op.bias is not None, residual is not None, op.activation, op.norm is not None, op.epsilon, str(op.x.ty.dtype), str(call.ty.dtype),
     )  # fmt: skip
     arguments = [op.x, pack_groups(op.weight, op.scales, op.mins, gated, builder)]
     arguments += [] if op.bias is None else [(pack_gated_columns if gated else pack_columns)(op.bias, builder)]
@@ -83,12 +85,12 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
 
     def body() -> None:
         num_rows = T.int64()
-        x = argument("x", (num_rows, k.depth), "float32")
+        x = argument("x", (num_rows, k.depth), k.x_dtype)
         weight = argument("weight", (k.num_panels, k.groups, k.codes.group_bytes), "uint8")
         bias = argument("bias", (k.num_panels * PANEL,), "float32") if k.has_bias else None
         residual = argument("residual", (num_rows, k.num_outputs), "float32") if k.has_residual else None
         norm = argument("norm", (k.depth,), "float32") if k.has_norm else None
-        out = argument("out", (num_rows, k.num_outputs), "float32")
+        out = argument("out", (num_rows, k.num_outputs), k.out_dtype)
         simd = Simd(k.isa)
         epilogue = Epilogue(simd, k.num_outputs, k.gated, k.activation, bias, residual, out)
         source = RowSource(simd, x, k.depth, norm, k.epsilon)
@@ -145,7 +147,7 @@ class _Product:
         """Brings a group of the next panel near: rows after the first few find this one's weights in L1, and memory would be idle."""
         with T.If(panel < T.int64(self.kernel.num_panels)), T.Then():
             for byte in range(0, self.kernel.codes.group_bytes, CACHE_LINE):
-                prefetch(self.weight[panel, group, byte])
+                self.simd.prefetch(self.weight, (panel, group, byte))
 
     def many(self) -> None:
         """One region: all rows, a barrier, then panels by blocks of rows."""

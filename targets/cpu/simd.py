@@ -52,11 +52,6 @@ def name(value: Value) -> Value:
     return buffer[index]
 
 
-def prefetch(place: Value) -> None:
-    """Starts to bring the cache line of `place`, an element of a buffer, into L2."""
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(place), T.int32(0), T.int32(2), T.int32(1)))
-
-
 def pieces(extent: int, lanes: int) -> list[tuple[int, int]]:
     """(start, lanes) of the vectors that cover `extent` elements: full ones, then ever smaller powers of two."""
     result, start = [], 0
@@ -159,6 +154,9 @@ class Simd:
             return value
         if dtype == "float16" and not self.isa.f16_convert:
             return _f32_to_f16(value, lanes)
+        if dtype == "bfloat16" and self.isa.bf16_tiles and lanes == 16:
+            rounded = T.call_llvm_pure_intrin("bfloat16x16", "llvm.x86.avx512bf16.cvtneps2bf16.512", value)
+            return T.reinterpret("bfloat16x16", T.reinterpret("uint16x16", rounded))
         return _f32_to_bf16(value, lanes) if dtype == "bfloat16" else T.cast(value, _typed(dtype, lanes))
 
     def to_int8(self, value: Value) -> Value:

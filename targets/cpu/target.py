@@ -43,5 +43,7 @@ def cpu_target(isa: ISA) -> Target:
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": base, "mattr": attributes, "num-cores": num_threads()})
     spec = TargetSpec(f"cpu:{isa.name}", triple, isa.name, isa.features)
     rules, schedules = tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),)
-    int8 = bool(isa.int8_dot)
-    return Target(spec, isa.description, target, rules, schedules, LOWERING, multiplies_int8=int8, probes=partial(probes, isa))
+    activations = "bfloat16" if isa.bf16_tiles else "float32"
+    return Target(
+        spec, isa.description, target, rules, schedules, LOWERING, activations, multiplies_int8=bool(isa.int8_dot), probes=partial(probes, isa)
+    )

@@ -1,0 +1,61 @@
+"""Lets what only quantized linear layers read pass between kernels in the target's type for it: they round it anyway.
+
+Before:  lv: R.Tensor((n, 1536), "float32") = cupola.gated_linear(x, …);  lv1 = cupola.linear(lv, …, quantize_x=1)
+After:   lv: R.Tensor((n, 1536), "bfloat16") = cupola.gated_linear(x, …);  lv1 = cupola.linear(lv, …, quantize_x=1)
+
+What a norm reads stays in float32: it is the residual stream, whose errors would add up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import tvm
+from tvm import IRModule, relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from cupola.passes.rewrite import count_uses, pass_of
+from cupola.targets import ops
+from cupola.targets.base import Target
+
+_PRODUCERS = ("linear", "gated_linear", "paged_attention")
+
+
+def narrow_activations(target: Target) -> tvm.transform.Pass:
+    """The pass; nothing changes for targets whose `activations` are float32."""
+    return pass_of("narrow_activations", lambda mod: _run(mod, target))
+
+
+def _run(mod: IRModule, target: Target) -> IRModule:
+    if target.activations == "float32":
+        return mod
+    narrowing = _Narrowing(mod, target.activations)
+    for var, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            narrowing.find(func)
+            narrowing.builder_.update_func(var, narrowing.visit_expr(func))
+    return narrowing.builder_.get()
+
+
+@mutator
+class _Narrowing(PyExprMutator):
+    def __init__(self, mod: IRModule, dtype: str) -> None:
+        super().__init__(mod)
+        self.dtype = dtype
+        self.narrow: set[relax.Var] = set()
+
+    def find(self, func: relax.Function) -> None:
+        """Notes which variables of `func` are read as a quantized layer's x only."""
+        calls = [binding.value for block in func.body.blocks for binding in block.bindings]
+        layers = [layer for call in calls if (layer := ops.Linear.match(call) or ops.GatedLinear.match(call)) is not None]
+        rounded = Counter(layer.x for layer in layers if layer.quantize_x and layer.norm is None)
+        self.narrow = {var for var, count in count_uses(func).items() if rounded[var] == count}
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        if binding.var in self.narrow and ops.op_name(binding.value) in _PRODUCERS:
+            call = self.visit_expr(binding.value)
+            out = relax.TensorType(call.ty.shape, self.dtype)
+            self.set_var_remap(binding.var, self.builder_.emit(relax.op.call_dps_packed(call.args[0], call.args[1], out_ty=out)))
+        else:
+            super().visit_var_binding_(binding)
+
