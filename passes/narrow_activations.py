@@ -58,4 +58,3 @@ class _Narrowing(PyExprMutator):
             self.set_var_remap(binding.var, self.builder_.emit(relax.op.call_dps_packed(call.args[0], call.args[1], out_ty=out)))
         else:
             super().visit_var_binding_(binding)
-

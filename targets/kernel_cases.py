@@ -166,7 +166,11 @@ WEIGHTS = {name: Weight(dtype) for name, dtype in DTYPES.items()} | {
 
 @dataclass(frozen=True)
 class LinearKernel:
-    """`Linear` or `GatedLinear`, with what it does besides."""
+    """`Linear` or `GatedLinear`, with what it does besides.
+
+    Attributes:
+        dtype: of x and of the result.
+    """
 
     weight: str  # a key of WEIGHTS
     gated: bool = False
@@ -175,16 +179,18 @@ class LinearKernel:
     norm: bool = False
     quantize_x: int = 0
     activation: str = ""
+    dtype: str = "f32"  # a key of DTYPES
 
     def __call__(self, sizes: Sizes) -> KernelCase:
         """The case at these sizes."""
         n, k, weight = sizes.ffn, sizes.hidden, WEIGHTS[self.weight]
         rows = 2 * n if self.gated else n
-        inputs = [Input("x", ("n", k)), *([Input("residual", ("n", n))] * self.residual), *weight.inputs(rows, k)]
+        inputs = [Input("x", ("n", k), DTYPES[self.dtype]), *([Input("residual", ("n", n))] * self.residual), *weight.inputs(rows, k)]
         inputs += [Input("bias", (rows,), "float32" if weight.codes else weight.dtype)] * self.bias + [Input("norm", (k,))] * self.norm
         reference = partial(references.linear, activation=self.activation, epsilon=EPSILON, quantize_x=self.quantize_x, gated=self.gated)
         scheme = self.weight if weight.codes is None else self.weight + ("a8" if self.quantize_x else "a16")
-        flags = [flag for flag in ("norm", "bias", "residual") if getattr(self, flag)]
+        reference = partial(reference, bf16_result=self.dtype == "bf16")
+        flags = [flag for flag in ("norm", "bias", "residual") if getattr(self, flag)] + [self.dtype] * (self.dtype != "f32")
         name = _name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
         in_tiles = partial(reference, bf16_from=MANY) if self.quantize_x else None
         return KernelCase(
@@ -193,7 +199,7 @@ class LinearKernel:
 
     def emit(self, num_outputs: int, t: Tensors) -> relax.Call:
         """The call."""
-        out = relax.TensorType((t["x"].ty.shape[0], num_outputs), "float32")
+        out = relax.TensorType((t["x"].ty.shape[0], num_outputs), DTYPES[self.dtype])
         quantized = (t.get("scales"), t.get("mins"), t.get("norm"), EPSILON if self.norm else 0.0, self.quantize_x)
         if self.gated:
             return GatedLinear(t["x"], t["weight"], t.get("bias"), self.activation, *quantized).emit(out)
@@ -311,6 +317,7 @@ KERNELS: tuple[KernelFactory, ...] = (
     *(LinearKernel(weight, gated=True, activation="silu") for weight in DTYPES),
     *(LinearKernel(weight, quantize_x=1) for weight in ("w4", "w4m", "w8")),
     LinearKernel("w4", gated=True, norm=True, activation="silu", quantize_x=1),
+    LinearKernel("w4", residual=True, quantize_x=1, dtype="bf16"),
     *(LinearKernel(weight) for weight in ("w4", "w8")),
     *(EmbeddingKernel(weight) for weight in WEIGHTS),
     rms_norm,
@@ -331,6 +338,8 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("w4m", residual=True, activation="gelu", quantize_x=1),
     LinearKernel("w4m", gated=True, norm=True, activation="silu", quantize_x=1),
     LinearKernel("w8", gated=True, bias=True, activation="silu", quantize_x=1),
+    LinearKernel("w4", bias=True, quantize_x=1, dtype="bf16"),
+    LinearKernel("w8", gated=True, activation="silu", quantize_x=1, dtype="bf16"),
     LinearKernel("w4m", gated=True, norm=True, activation="silu"),
     LinearKernel("w8", bias=True, residual=True, activation="gelu"),
     AttentionKernel("f16"),

@@ -21,7 +21,7 @@ from cupola.targets.ops import GROUP
 Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = Mapping[str, Array]
 ROUNDING = 1e-6  # of sums in float32, relative to the sum of magnitudes
-BF16_ROUNDING = 2.0**-9  # to the nearest bfloat16, relative
+BF16_ROUNDING = 2.0**-8  # to the nearest bfloat16, relative, at most
 BF16_EXP2 = 1 / 12  # what powers of two may be off that are rounded to bfloat16 next, relative to that rounding
 STEEPEST = 1.2  # slope of any activation
 
@@ -82,7 +82,9 @@ def to_bf16(x: Array) -> tuple[Array, Array]:
     return value, np.abs(above - below)
 
 
-def linear(arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gated: bool, bf16_from: int | None = None) -> Expected:
+def linear(
+    arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gated: bool, bf16_result: bool = False, bf16_from: int | None = None
+) -> Expected:
     """`ops.Linear` and `ops.GatedLinear`. From `bf16_from` rows on, bfloat16 takes the place of quantized activations, for weights too."""
     x, (weight, magnitude) = arrays["x"].astype("float64"), dequantized(arrays)
     if "norm" in arrays:
@@ -100,7 +102,8 @@ def linear(arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gat
     if gated:
         value, slack_value = value * product[:, n:], slack_value * np.abs(product[:, n:]) + np.abs(value) * slack[:, n:]
     residual = arrays.get("residual", np.zeros(1)).astype("float64")
-    return _expected(value + residual, slack_value + ROUNDING * np.abs(residual))
+    value = value + residual
+    return _expected(value, slack_value + ROUNDING * np.abs(residual) + bf16_result * BF16_ROUNDING * np.abs(value))
 
 
 _activated = activation  # under a name that no parameter hides

@@ -35,7 +35,7 @@ class Epilogue:
         """Panels of the weight."""
         return num_panels(self.num_outputs * (2 if self.gated else 1))
 
-    def finish(self, panel: Value, row: Value, r: Value | tuple[Value, ...], products: Buffer) -> None:
+    def finish(self, panel: Value, row: Value, r: Value, products: Buffer) -> None:
         """Writes row `row` of a panel's columns from row `r` of `products`. The last panel may be narrower."""
         last, width = self.num_panels - 1, self.panel_outputs
         narrow = self.num_outputs - last * width
@@ -48,7 +48,7 @@ class Epilogue:
             with T.Else():
                 self._columns(panel, row, r, products, narrow)
 
-    def _columns(self, panel: Value, row: Value, r: Value | tuple[Value, ...], products: Buffer, width: int) -> None:
+    def _columns(self, panel: Value, row: Value, r: Value, products: Buffer, width: int) -> None:
         simd = self.simd
         for start, lanes in pieces(width, simd.lanes):
             value = simd.activation(self.activation, self._biased(products, panel, r, start, lanes))
@@ -59,6 +59,6 @@ class Epilogue:
                 value = value + simd.load(self.residual, index, lanes)
             simd.store(self.out, value, index)
 
-    def _biased(self, products: Buffer, panel: Value, r: Value | tuple[Value, ...], start: int, lanes: int) -> Value:
-        value = self.simd.load(products, (*(r if isinstance(r, tuple) else (r,)), start), lanes)
+    def _biased(self, products: Buffer, panel: Value, r: Value, start: int, lanes: int) -> Value:
+        value = self.simd.load(products, (r, start), lanes)
         return value if self.bias is None else value + self.simd.load(self.bias, (panel * PANEL + start,), lanes)

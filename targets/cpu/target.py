@@ -44,6 +44,5 @@ def cpu_target(isa: ISA) -> Target:
     spec = TargetSpec(f"cpu:{isa.name}", triple, isa.name, isa.features)
     rules, schedules = tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),)
     activations = "bfloat16" if isa.bf16_tiles else "float32"
-    return Target(
-        spec, isa.description, target, rules, schedules, LOWERING, activations, multiplies_int8=bool(isa.int8_dot), probes=partial(probes, isa)
-    )
+    int8 = bool(isa.int8_dot)
+    return Target(spec, isa.description, target, rules, schedules, LOWERING, activations, int8, partial(probes, isa))

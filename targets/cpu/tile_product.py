@@ -1,8 +1,11 @@
 """Products of many rows and a quantized weight in bfloat16 tiles, whose sums are float32.
 
-Rows are rounded to bfloat16 once, by all threads. A task then takes a panel of 32 columns and a block of rows, dequantizes as many of the
-panel's groups as L1 holds, rounds them to bfloat16, and walks the rows two tiles at a time. Both sides keep 8 significant bits, more
-than activations of 8 bits a group have; but a row that is multiplied here has other bits than one that `int8_linear` multiplies.
+Rows that are not bfloat16 yet are rounded once, by all threads. A task then takes a panel of 32 columns and a block of rows, dequantizes
+as many of the panel's groups as L1 holds, rounds them to bfloat16, and walks the rows two tiles at a time. While two tiles are multiplied,
+the results of the two before go through the epilogue: a product takes as long as a dozen vector instructions, which run beside it.
+
+Both sides keep 8 significant bits, more than activations of 8 bits a group have; but a row that is multiplied here has other bits than
+one that `int8_linear` multiplies.
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ from cupola.targets.ops import GROUP
 ROW_BLOCK = 256  # rows of a task: their activations stay in L2 while panels stream by
 GROUP_BLOCK = 20  # groups of a panel that are dequantized at once, at most: 40 KB, which stay in L1
 PAIRS = GROUP // 2  # rows of a tile of weights
-TILE = tiles.ROWS * GROUP  # elements
 # Tile registers: sums by tile of rows and half of a panel, two tiles of rows, two of weights.
 SUMS, ROWS, WEIGHTS = ((0, 1), (2, 3)), (4, 5), (6, 7)
 
@@ -51,32 +53,23 @@ class TileProduct:
         return -(-self.groups // self.blocks)
 
     def run(self) -> None:
-        """One region: all rows, a barrier, then panels by blocks of rows."""
-        panels = self.epilogue.num_panels
-        rows = T.alloc_buffer(((self.num_rows + tiles.ROWS - 1) // tiles.ROWS, self.groups, tiles.ROWS, GROUP), "uint16", scope="global")
+        """One region: rows that must be rounded and a barrier, then panels by blocks of rows."""
+        panels, rows = self.epilogue.num_panels, _Rows.of(self.source, self.num_rows, self.groups)
         with parallel_region():
-            with shared_loop(self.num_rows) as row:
-                self.round_row(rows, row)
+            if rows.rounded is not None:
+                with shared_loop(self.num_rows) as row:
+                    rows.round_row(row)
             with shared_loop((self.num_rows + ROW_BLOCK - 1) // ROW_BLOCK * panels, barrier=False) as task:
                 first = name(task // panels * ROW_BLOCK)
                 self.block(rows, name(task % panels), first, name(T.min(self.num_rows - first, T.int64(ROW_BLOCK))))
 
-    def round_row(self, rows: Buffer, row: Value) -> None:
-        """Puts a row where tiles are loaded from; inputs past the depth are zeros, rows past the last stay what they are."""
-        tile, r = name(row // tiles.ROWS), name(row % tiles.ROWS)
-
-        def store(group: Value | int, low: Value, high: Value) -> None:
-            T.buffer_store(rows, tiles.to_bf16(low, high), [tile, group, r, T.ramp(0, 1, GROUP)])
-
-        self.source.for_each_group(row, store)
-
-    def block(self, rows: Buffer, panel: Value, first: Value, count: Value) -> None:
+    def block(self, rows: _Rows, panel: Value, first: Value, count: Value) -> None:
         """`count` rows from `first` on of one panel, its groups in blocks."""
         weights = local((self.block_groups, HALVES, PAIRS, 2 * COLUMNS), "uint16")
         sums = local((ROW_BLOCK, PANEL)) if self.blocks > 1 else None
-        results = _Results(self.epilogue, panel, first, count, local((2, 2 * tiles.ROWS, PANEL)))
-        tiles.configure()
         num_tiles = name((count + tiles.ROWS - 1) // tiles.ROWS)
+        results = _Results(self.epilogue, rows, panel, name(first // tiles.ROWS), num_tiles, local((2 * tiles.ROWS, PANEL)))
+        tiles.configure()
         for start in range(0, self.groups, self.block_groups):
             num_groups = min(self.block_groups, self.groups - start)
             with T.serial(num_groups) as group:
@@ -92,7 +85,7 @@ class TileProduct:
             results.write(last, r)
 
     def multiply(
-        self, tile: Value, size: int, rows: Buffer, row_tile: Value, weights: Buffer, start: int, num_groups: int,
+        self, tile: Value, size: int, rows: _Rows, row_tile: Value, weights: Buffer, start: int, num_groups: int,
         sums: Buffer | None, results: _Results,
     ) -> None:  # fmt: skip
         """Adds the products of `size` tiles of rows and a block's groups from `start` on. The last block's are results."""
@@ -107,7 +100,7 @@ class TileProduct:
         rows_beside = -(-2 * tiles.ROWS // num_groups)
         with T.serial(num_groups) as group:
             for i in range(size):
-                tiles.load(ROWS[i], rows[row_tile + i, start + group, 0, 0], streamed=True)
+                rows.load(ROWS[i], row_tile + i, start + group)
                 for half in range(HALVES):
                     if i == 0:
                         tiles.load(WEIGHTS[half], weights[group, half, 0, 0])
@@ -117,7 +110,7 @@ class TileProduct:
                     results.write(pair - 1, name(group * rows_beside + r))
         for index, (total, r, column) in enumerate(places):
             if is_last:
-                tiles.store(total, results.products[pair % 2, index // HALVES * tiles.ROWS, column], 4 * PANEL)
+                tiles.store(total, results.products[index // HALVES * tiles.ROWS, column], 4 * PANEL)
             elif sums is not None:
                 tiles.store(total, sums[r, column], 4 * PANEL)
 
@@ -168,21 +161,63 @@ class TileProduct:
 
 
 @dataclass(frozen=True)
+class _Rows:
+    """Where tiles of rows come from: `rounded`, bfloat16's bits [tiles, groups, 16, 32], or the rows themselves if they need nothing.
+
+    The last tile of those begins where it ends with the last row: some rows of the tile before come again, with the same results.
+    """
+
+    source: RowSource
+    num_rows: Value
+    rounded: Buffer | None
+
+    @staticmethod
+    def of(source: RowSource, num_rows: Value, groups: int) -> _Rows:
+        if source.x.dtype == "bfloat16" and source.norm is None and source.depth % GROUP == 0:
+            return _Rows(source, num_rows, None)
+        tile_count = (num_rows + tiles.ROWS - 1) // tiles.ROWS
+        return _Rows(source, num_rows, T.alloc_buffer((tile_count, groups, tiles.ROWS, GROUP), "uint16", scope="global"))
+
+    def round_row(self, row: Value) -> None:
+        """Inputs past the depth become zeros; rows past the last stay what they are."""
+        tile, r = name(row // tiles.ROWS), name(row % tiles.ROWS)
+
+        def store(group: Value | int, low: Value, high: Value) -> None:
+            T.buffer_store(self.rounded, tiles.to_bf16(low, high), [tile, group, r, T.ramp(0, 1, GROUP)])
+
+        self.source.for_each_group(row, store)
+
+    def first(self, tile: Value) -> Value:
+        """The first row of a tile."""
+        start = name(tile * tiles.ROWS)
+        return start if self.rounded is not None else name(T.min(start, self.num_rows - tiles.ROWS))
+
+    def load(self, register: int, tile: Value, group: Value) -> None:
+        """A tile's inputs of a group."""
+        if self.rounded is not None:
+            tiles.load(register, self.rounded[tile, group, 0, 0], streamed=True)
+        else:
+            tiles.load(register, self.source.x[self.first(tile), group * GROUP], 2 * self.source.depth, streamed=True)
+
+
+@dataclass(frozen=True)
 class _Results:
     """Rows of results on their way out, two tiles at a time: while two are multiplied, those before are written."""
 
     epilogue: Epilogue
+    rows: _Rows
     panel: Value
-    first: Value
-    count: Value
-    products: Buffer  # [2, 32, 32]
+    first_tile: Value
+    num_tiles: Value
+    products: Buffer  # [32, 32]
 
     def write(self, pair: Value, r: Value) -> None:
         """Row `r` of a pair of tiles, if there is such a pair and row."""
-        row = name(pair * (2 * tiles.ROWS) + r)
-        wanted = T.And(T.And(pair >= T.int64(0), r < T.int64(2 * tiles.ROWS)), row < self.count)
-        with T.If(wanted), T.Then():
-            self.epilogue.finish(self.panel, name(self.first + row), (pair % 2, r), self.products)
+        tile = name(pair * 2 + r // tiles.ROWS)
+        row = name(self.rows.first(name(self.first_tile + tile)) + r % tiles.ROWS)
+        is_there = T.And(T.And(pair >= T.int64(0), r < T.int64(2 * tiles.ROWS)), T.And(tile < self.num_tiles, row < self.rows.num_rows))
+        with T.If(is_there), T.Then():
+            self.epilogue.finish(self.panel, row, r, self.products)
 
 
 def _int(value: int) -> Value:
