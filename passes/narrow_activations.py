@@ -1,4 +1,6 @@
-"""Lets what only quantized linear layers read pass between kernels in the target's type for it: they round it anyway.
+"""Lets activations pass between kernels in the target's type for them where every reader rounds them anyway.
+
+Readers that do are quantized linear layers, and attention over K/V in bfloat16 or int8.
 
 Before:  lv: R.Tensor((n, 1536), "float32") = cupola.gated_linear(x, …);  lv1 = cupola.linear(lv, …, quantize_x=1)
 After:   lv: R.Tensor((n, 1536), "bfloat16") = cupola.gated_linear(x, …);  lv1 = cupola.linear(lv, …, quantize_x=1)
@@ -45,10 +47,9 @@ class _Narrowing(PyExprMutator):
         self.narrow: set[relax.Var] = set()
 
     def find(self, func: relax.Function) -> None:
-        """Notes which variables of `func` are read as a quantized layer's x only."""
+        """Notes which variables of `func` are only read by who rounds them."""
         calls = [binding.value for block in func.body.blocks for binding in block.bindings]
-        layers = [layer for call in calls if (layer := ops.Linear.match(call) or ops.GatedLinear.match(call)) is not None]
-        rounded = Counter(layer.x for layer in layers if layer.quantize_x and layer.norm is None)
+        rounded = Counter(x for call in calls for x in _rounded(call))
         self.narrow = {var for var, count in count_uses(func).items() if rounded[var] == count}
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
@@ -58,3 +59,14 @@ class _Narrowing(PyExprMutator):
             self.set_var_remap(binding.var, self.builder_.emit(relax.op.call_dps_packed(call.args[0], call.args[1], out_ty=out)))
         else:
             super().visit_var_binding_(binding)
+
+
+def _rounded(call: relax.Expr) -> list[relax.Expr]:
+    """What `call` rounds as it reads it, as often as it does."""
+    layer = ops.Linear.match(call) or ops.GatedLinear.match(call)
+    if layer is not None and layer.quantize_x and layer.norm is None:
+        return [layer.x]
+    attention = ops.PagedAttention.match(call)
+    if attention is not None and attention.k_pages.ty.dtype in ("bfloat16", "int8"):
+        return [attention.q, attention.k, attention.v]
+    return []

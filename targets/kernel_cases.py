@@ -270,6 +270,7 @@ class AttentionKernel:
     Attributes:
         joined: on columns of one matrix, rotated.
         interleaved: how.
+        dtype: of the inputs and the result.
     """
 
     kv: str  # a key of KV_DTYPES
@@ -279,13 +280,15 @@ class AttentionKernel:
     softcap: float = 0.0
     slopes: bool = False
     sinks: bool = False
+    dtype: str = "f32"  # a key of DTYPES
 
     def __call__(self, sizes: Sizes) -> KernelCase:
         """The case at these sizes."""
         heads, groups, dim, block = sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.block
         widths = {"q": heads * dim, "k": groups * dim, "v": groups * dim}
         tables: dict[str, tuple[str, ...]] = {"slots": ("n",), "query_starts": ("b1",), "context_lens": ("b",), "block_tables": ("b", "w")}
-        inputs = [Input(name, ("n", width)) for name, width in ({"qkv": sum(widths.values())} if self.joined else widths).items()]
+        matrices = {"qkv": sum(widths.values())} if self.joined else widths
+        inputs = [Input(name, ("n", width), DTYPES[self.dtype]) for name, width in matrices.items()]
         inputs += [Input(name, ("n", dim)) for name in ("cos", "sin") if self.joined]
         codes = (-127, 128) if self.kv == "int8" else None
         inputs += [Input("k_pages", (2, "blocks", groups, dim, block), KV_DTYPES[self.kv], codes)]
@@ -302,10 +305,11 @@ class AttentionKernel:
             extras: dict[str, Any] = {name: t.get(name) for name in ("k_scales", "v_scales", "cos", "sin", "slopes", "sinks")}
             numbers: dict[str, Any] = {**starts, **options, "interleaved": int(self.interleaved)}
             op = PagedAttention(q=q, k=k, v=v, **pages, **extras, **numbers)
-            return op.emit(relax.TensorType((q.ty.shape[0], widths["q"]), "float32"))
+            return op.emit(relax.TensorType((q.ty.shape[0], widths["q"]), DTYPES[self.dtype]))
 
-        reference = partial(references.paged_attention, **options, interleaved=self.interleaved)
+        reference = partial(references.paged_attention, **options, interleaved=self.interleaved, bf16_result=self.dtype == "bf16")
         flags = [flag for flag in ("joined", "interleaved", "window", "softcap", "slopes", "sinks") if getattr(self, flag)]
+        flags += [self.dtype] * (self.dtype != "f32")
         name = _name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
         in_tiles = partial(reference, in_tiles=True) if self.kv in ("bf16", "int8") else None
         return KernelCase(name, tuple(inputs), emit, reference, partial(_draw_attention, inputs, block), in_tiles=in_tiles)
@@ -343,6 +347,7 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("w4m", gated=True, norm=True, activation="silu"),
     LinearKernel("w8", bias=True, residual=True, activation="gelu"),
     AttentionKernel("f16"),
+    AttentionKernel("bf16", joined=True, dtype="bf16"),
     AttentionKernel("f32", joined=True, interleaved=True),
     AttentionKernel("int8", window=30, softcap=4.0),
     AttentionKernel("f32", window=20, softcap=5.0, slopes=True, sinks=True),

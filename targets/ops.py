@@ -75,7 +75,7 @@ class Attention(Op):
 class PagedAttention(Op):
     """Writes k and v to their slots in the pages, then attends over the pages, which are changed in place -> [n, H·E], f32 or bf16.
 
-    q, k and v are columns of matrices f32 [n, columns], perhaps of one and the same: H·D of them from `q_start` on, G·D from
+    q, k and v are columns of matrices [n, columns], f32 or bf16, perhaps of one and the same: H·D of them from `q_start` on, G·D from
     `k_start`, G·E from `v_start`. With `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated as by
     Rotary before. `k_pages` [layers, blocks, G, D, block] and `v_pages` [layers, blocks, G, block, E] are the pools of the
     layer's group, and `layer` is its index there. A query at index i of its sequence sees the keys 0..i (the last `window`).

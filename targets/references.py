@@ -149,7 +149,7 @@ def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> tuple[Array
 
 
 def paged_attention(
-    arrays: Arrays, layer: int, scale: float, window: int, softcap: float, interleaved: bool, in_tiles: bool = False
+    arrays: Arrays, layer: int, scale: float, window: int, softcap: float, interleaved: bool, bf16_result: bool, in_tiles: bool = False
 ) -> Expected:
     """`ops.PagedAttention`: its result. The pages in `arrays` are those before the call. With `in_tiles`, queries and weights of a sequence
     of several tokens may be rounded to bfloat16."""
@@ -157,7 +157,7 @@ def paged_attention(
     rows = [_sequence(arrays, i, layer, scale, window, softcap, in_tiles) for i in range(len(arrays["context_lens"]))]
     value, slack = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     assert len(value) == arrays["query_starts"][-1]
-    return _expected(value, slack)
+    return _expected(value, slack + bf16_result * BF16_ROUNDING * np.abs(value))
 
 
 def _heads(arrays: Arrays, interleaved: bool) -> tuple[Array, Array, Array]:

@@ -31,6 +31,6 @@ def _encode(groups: Array) -> tuple[Array, ...]:
 W8 = Storage("8 bits", "int8", encode_w8, holds=("Q8_0", "Q5_0", "Q4_0"), nears=("Q5_1", "Q5_K", "Q6_K"), keep=Blocks.signed)
 _CHOICE = Choice(W8, (W8,))
 SCHEMES = (
-    Scheme("w8a8", "weights of 8 bits, activations rounded to 8 bits", _CHOICE, _CHOICE, True, "f16"),
+    Scheme("w8a8", "weights of 8 bits, activations rounded to 8 bits", _CHOICE, _CHOICE, True, "bf16"),
     Scheme("w8a16", "weights of 8 bits, activations as they are", _CHOICE, _CHOICE, False, "f16"),
 )

@@ -30,7 +30,7 @@ from cupola.targets.work import with_work
 
 
 def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`PagedAttention` with float32 inputs and K/V pages in float32, float16, bfloat16 or int8."""
+    """`PagedAttention` with K/V pages in float32, float16, bfloat16 or int8."""
     op = PagedAttention.match(call)
     if op is None or op.k_pages.ty.dtype not in ("float32", "float16", "bfloat16", "int8"):
         return None
@@ -55,6 +55,7 @@ def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int, out_dtype: str) -
         block_size=block,
         kv_dtype=str(op.k_pages.ty.dtype),
         out_dtype=out_dtype,
+        dtypes=(str(op.q.ty.dtype), str(op.k.ty.dtype), str(op.v.ty.dtype)),
         columns=(int(op.q.ty.shape[1]), int(op.k.ty.shape[1]), int(op.v.ty.shape[1])),
         starts=(op.q_start, op.k_start, op.v_start),
         rotary_dim=0 if op.cos is None else int(op.cos.ty.shape[1]),
@@ -77,9 +78,9 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
         tensors = Tensors(
             kernel=k,
             simd=Simd(k.isa),
-            q=argument("q", (n, k.columns[0]), "float32"),
-            k=argument("k", (n, k.columns[1]), "float32"),
-            v=argument("v", (n, k.columns[2]), "float32"),
+            q=argument("q", (n, k.columns[0]), k.dtypes[0]),
+            k=argument("k", (n, k.columns[1]), k.dtypes[1]),
+            v=argument("v", (n, k.columns[2]), k.dtypes[2]),
             cos=argument("cos", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
             sin=argument("sin", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
             k_pages=argument("k_pages", (layers, blocks, k.num_kv_heads, k.key_dim, k.block_size), k.kv_dtype),
@@ -98,7 +99,8 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
         )
         _attend(tensors)
 
-    return with_work(prim_func(body), Work(operations_per_pair=2 * k.num_heads * (k.key_dim + k.value_dim), window=k.window))
+    arithmetic = "bfloat16" if k.in_tiles else "float32"
+    return with_work(prim_func(body), Work(arithmetic, operations_per_pair=2 * k.num_heads * (k.key_dim + k.value_dim), window=k.window))
 
 
 def _attend(t: Tensors) -> None:

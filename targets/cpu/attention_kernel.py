@@ -19,7 +19,8 @@ class Kernel:
     """What distinguishes one attention kernel from another.
 
     Attributes:
-        columns: of the matrices that q, k and v are in.
+        dtypes: of the matrices that q, k and v are in.
+        columns: of the same.
         starts: the first of them in each.
         rotary_dim: leading dimensions of a head that are rotated; 0: none.
     """
@@ -32,6 +33,7 @@ class Kernel:
     block_size: int
     kv_dtype: str
     out_dtype: str
+    dtypes: tuple[str, str, str]
     columns: tuple[int, int, int]
     starts: tuple[int, int, int]
     rotary_dim: int
