@@ -103,7 +103,7 @@ def linear(
         value, slack_value = value * product[:, n:], slack_value * np.abs(product[:, n:]) + np.abs(value) * slack[:, n:]
     residual = arrays.get("residual", np.zeros(1)).astype("float64")
     value = value + residual
-    return _expected(value, slack_value + ROUNDING * np.abs(residual) + bf16_result * BF16_ROUNDING * np.abs(value))
+    return _expected(value, slack_value + ROUNDING * np.abs(residual) + bf16_result * BF16_ROUNDING * (1 + BF16_EXP2) * np.abs(value))
 
 
 _activated = activation  # under a name that no parameter hides

@@ -28,7 +28,6 @@ ROWS = 2 * tiles.ROWS  # that are multiplied at once
 SUMS, LEFT, RIGHT = ((0, 1), (2, 3)), (4, 5), (6, 7)  # tile registers; sums stand by left and right ones
 LOWEST = -1e20  # the highest score of a row that has seen no key; those of hidden keys are far below
 LOG2_E = math.log2(math.e)
-EXP2 = (1.0, 0.69554271, 0.22537159, 0.0790857)  # 2^x on [0, 1], exact at both ends
 
 
 @dataclass(frozen=True)
@@ -334,7 +333,7 @@ class Rows:
         with T.serial(ROWS) as row:
             place = name(self.first + row)
             high = name(splat(s.highest[place], LANES))
-            weights = [_exp2(simd, simd.load(s.scores, (strip, row, start)) - high) for start in (0, LANES)]
+            weights = [simd.exp2(simd.load(s.scores, (strip, row, start)) - high) for start in (0, LANES)]
             simd.store(s.totals, simd.load(s.totals, (place, 0)) + (weights[0] + weights[1]), (place, 0))
             if self.keys.value_scales is not None:
                 scales = [simd.load(self.keys.value_scales, (*self.strip(at + strip), start)) for start in (0, LANES)]
@@ -375,11 +374,3 @@ def _pairs(even: Value, odd: Value) -> Value:
     """Two vectors of float32 that bfloat16 holds exactly, as pairs of it."""
     low, high = (T.reinterpret(f"uint32x{LANES}", value) for value in (even, odd))
     return T.reinterpret(f"int32x{LANES}", (low >> T.broadcast(T.uint32(16), LANES)) | high)
-
-
-def _exp2(simd: Simd, x: Value) -> Value:
-    """2^x to 1.6e-4, far below what rounding to bfloat16 costs; zero where x is far below zero."""
-    x, zeros, every, rounding = name(x), splat(0.0, LANES), T.int16(-1), T.int32(4)
-    intrinsic, dtype = "llvm.x86.avx512.mask.{}.ps.512".format, f"float32x{LANES}"
-    fraction = name(T.call_llvm_pure_intrin(dtype, intrinsic("reduce"), x, T.int32(1), zeros, every, rounding))  # x − ⌊x⌋
-    return name(T.call_llvm_pure_intrin(dtype, intrinsic("scalef"), simd.polynomial(EXP2, fraction), x, zeros, every, rounding))  # · 2^⌊x⌋

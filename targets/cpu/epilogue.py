@@ -51,7 +51,8 @@ class Epilogue:
     def _columns(self, panel: Value, row: Value, r: Value, products: Buffer, width: int) -> None:
         simd = self.simd
         for start, lanes in pieces(width, simd.lanes):
-            value = simd.activation(self.activation, self._biased(products, panel, r, start, lanes))
+            value = self._biased(products, panel, r, start, lanes)
+            value = simd.activation(self.activation, value, for_bf16=self.out.dtype == "bfloat16")
             if self.gated:
                 value = value * self._biased(products, panel, r, start + PANEL // 2, lanes)
             index = (row, panel * self.panel_outputs + start)

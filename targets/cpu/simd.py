@@ -199,7 +199,19 @@ class Simd:
         bits = T.reinterpret(integer, power) + (T.reinterpret(integer, shifted) << _int_splat(23, lanes))
         return name(T.reinterpret(_typed("float32", lanes), bits))
 
-    def sigmoid(self, x: Value) -> Value:
+    def exp2(self, x: Value) -> Value:
+        """2^x to 1.6e-4, far below what rounding to bfloat16 costs; AVX-512 only."""
+        x, zeros, every, rounding = name(x), splat(0.0, 16), T.int16(-1), T.int32(4)
+        intrinsic = "llvm.x86.avx512.mask.{}.ps.512".format
+        fraction = name(T.call_llvm_pure_intrin("float32x16", intrinsic("reduce"), x, T.int32(1), zeros, every, rounding))  # x − ⌊x⌋
+        power = self.polynomial(_EXP2, fraction)
+        return name(T.call_llvm_pure_intrin("float32x16", intrinsic("scalef"), power, x, zeros, every, rounding))  # · 2^⌊x⌋
+
+    def sigmoid(self, x: Value, *, for_bf16: bool = False) -> Value:
+        """1 / (1 + e^−x). What is rounded to bfloat16 next may be off by a twelfth of that."""
+        lanes = lanes_of(x)
+        if for_bf16 and self.isa.bf16_tiles and lanes == 16:
+            return self._estimated_reciprocal(name(splat(1.0, lanes) + self.exp2(x * splat(-math.log2(math.e), lanes))))
         return self.reciprocal(name(splat(1.0, lanes_of(x)) + self.exp(splat(0.0, lanes_of(x)) - x)))
 
     def reciprocal(self, x: Value) -> Value:
@@ -208,10 +220,13 @@ class Simd:
         one = splat(1.0, lanes)
         if lanes != 16:
             return name(one / x)
-        zeros, mask = splat(0.0, lanes), T.uint16(0xFFFF)
-        estimate = name(T.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.rcp14.ps.512", x, zeros, mask))
+        estimate = self._estimated_reciprocal(x)
         error = self.fma(splat(0.0, lanes) - x, estimate, one)
         return name(self.fma(estimate, error, estimate))
+
+    def _estimated_reciprocal(self, x: Value) -> Value:
+        zeros, mask = splat(0.0, 16), T.uint16(0xFFFF)
+        return name(T.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.rcp14.ps.512", x, zeros, mask))
 
     def tanh(self, x: Value) -> Value:
         """To 1e-7 absolute."""
@@ -228,21 +243,21 @@ class Simd:
         tail = name(self.polynomial(_ERFC, t) * t * self.exp(splat(0.0, lanes) - z * z) * splat(0.5, lanes))
         return name(T.Select(x < splat(0.0, lanes), tail, splat(1.0, lanes) - tail))
 
-    def activation(self, kind: str, x: Value) -> Value:
-        """One of `ops.ACTIVATIONS`."""
+    def activation(self, kind: str, x: Value, *, for_bf16: bool = False) -> Value:
+        """One of `ops.ACTIVATIONS`; `for_bf16` as for `sigmoid`."""
         if kind == "":
             return x
         x, lanes = name(x), lanes_of(x)
         if kind == "relu":
             return T.max(splat(0.0, lanes), x)
         if kind == "silu":
-            return x * self.sigmoid(x)
+            return x * self.sigmoid(x, for_bf16=for_bf16)
         if kind == "gelu":
             return x * self.normal_cdf(x)
         assert kind == "gelu_tanh", kind
         # (1 + tanh(u)) / 2 = sigmoid(2u)
         cubic = self.fma(x * x, splat(2 * math.sqrt(2 / math.pi) * 0.044715, lanes), splat(2 * math.sqrt(2 / math.pi), lanes))
-        return x * self.sigmoid(x * cubic)
+        return x * self.sigmoid(x * cubic, for_bf16=for_bf16)
 
 
 def _int_splat(value: int, lanes: int) -> Value:
@@ -294,4 +309,5 @@ ROUND, ROUND_BITS = 1.5 * 2.0**23, 0x4B400000
 _LN2_HIGH = 355 / 512  # few bits: times an integer it is exact
 _LN2_LOW = math.log(2) - _LN2_HIGH
 _EXP = _fit(math.exp, 6, -0.5 * math.log(2), 0.5 * math.log(2))
+_EXP2 = (1.0, 0.69554271, 0.22537159, 0.0790857)  # 2^x on [0, 1], exact at both ends
 _ERFC = _fit(lambda t: math.erfc(2 / t - 2) * math.exp((2 / t - 2) ** 2) / t, 11, 2 / 11.3, 1.0)
