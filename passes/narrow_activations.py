@@ -20,8 +20,6 @@ from cupola.passes.rewrite import count_uses, pass_of
 from cupola.targets import ops
 from cupola.targets.base import Target
 
-_PRODUCERS = ("linear", "gated_linear", "paged_attention")
-
 
 def narrow_activations(target: Target) -> tvm.transform.Pass:
     """The pass; nothing changes for targets whose `activations` are float32."""
@@ -53,7 +51,7 @@ class _Narrowing(PyExprMutator):
         self.narrow = {var for var, count in count_uses(func).items() if rounded[var] == count}
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        if binding.var in self.narrow and ops.op_name(binding.value) in _PRODUCERS:
+        if binding.var in self.narrow and _may_narrow(binding.value):
             call = self.visit_expr(binding.value)
             out = relax.TensorType(call.ty.shape, self.dtype)
             self.set_var_remap(binding.var, self.builder_.emit(relax.op.call_dps_packed(call.args[0], call.args[1], out_ty=out)))
@@ -70,3 +68,9 @@ def _rounded(call: relax.Expr) -> list[relax.Expr]:
     if attention is not None and attention.k_pages.ty.dtype in ("bfloat16", "int8"):
         return [attention.q, attention.k, attention.v]
     return []
+
+
+def _may_narrow(call: relax.Expr) -> bool:
+    """Whether a kernel of this kind can write the type."""
+    layer = ops.Linear.match(call) or ops.GatedLinear.match(call)
+    return bool(layer.quantize_x) if layer is not None else ops.op_name(call) == ops.PagedAttention.name

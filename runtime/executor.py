@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime import environment
-from cupola.runtime.artifact import MANIFEST, Artifact, KVSpec, Manifest, TensorSpec, WeightSpec
+from cupola.runtime.artifact import MANIFEST, Artifact, KernelSpec, KVSpec, Manifest, TensorSpec, WeightSpec
 from cupola.runtime.batch import Batch, Float32, Int32
 from cupola.runtime.errors import ArtifactError, EngineError
 from cupola.runtime.machine import choose_library
@@ -68,6 +68,10 @@ class TVMExecutor:
             raise EngineError(f"the compiled model failed: {error}") from error
         logits: Any = np.from_dlpack(result if hasattr(result, "__dlpack__") else result[0])
         return logits
+
+    def has_kernel(self, kernel: KernelSpec) -> bool:
+        """Whether the library that was loaded has it; others of the artifact may have more."""
+        return bool(self._machine.imports[0].implements_function(kernel.name))
 
     def kernel(self, name: str) -> Callable[..., None]:
         """A kernel of the library, to be called with arrays; it writes to the last one."""

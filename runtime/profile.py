@@ -103,7 +103,7 @@ def measure_roofline(benchmark: Benchmark) -> Roofline:
     executor, threads = benchmark.executor, num_threads()
     tasks = threads * TASKS_PER_THREAD
     found: dict[str, float] = {}
-    for probe in benchmark.artifact.manifest.probes:
+    for probe in filter(executor.has_kernel, benchmark.artifact.manifest.probes):  # those of all the artifact's libraries
         reads = not probe.work.operations_per_row
         x, out = aligned_ones(READ_BYTES // 4 if reads else 1024), aligned_ones(tasks)
         amount = READ_BYTES if reads else tasks * probe.work.operations_per_row

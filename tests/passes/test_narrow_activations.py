@@ -11,7 +11,7 @@ from tvm.script import relax as R
 
 from cupola.passes.narrow_activations import narrow_activations
 from cupola.targets.base import Target
-from cupola.targets.ops import GatedLinear, Linear
+from cupola.targets.ops import GatedLinear, Linear, PagedAttention
 from cupola.targets.registry import get_target
 from tests.passes.harness import apply, stays
 
@@ -47,6 +47,28 @@ def test_what_one_layer_hands_the_next() -> None:
 @pytest.mark.parametrize("what", [{"quantize_x": 0}, {"norm": True}, {"read_twice": True}], ids=str)
 def test_stays_where_it_is_not_rounded_or_read_elsewhere(what: dict[str, int]) -> None:
     stays(narrow_activations(target()), function(**what))
+
+
+@pytest.mark.parametrize(("pages", "quantize_x", "expected"), [("bfloat16", 1, True), ("float16", 1, False), ("int8", 0, False)])
+def test_what_attention_reads(pages: str, quantize_x: int, expected: bool) -> None:
+    """It rounds where K/V is as narrow, and only quantized layers can write what is."""
+    builder, n = relax.BlockBuilder(), tvm.tirx.Var("n", "int64")
+    x = relax.Var("x", R.Tensor([n, 32], "float32"))
+    weight, scales = relax.Var("weight", R.Tensor([48, 32], "int8")), relax.Var("scales", R.Tensor([48, 1], "float16"))
+    k_pages, v_pages = (relax.Var(f"{name}_pages", R.Tensor([1, 4, 1, *shape], pages)) for name, shape in (("k", (16, 8)), ("v", (8, 16))))
+    tables = [
+        relax.Var(name, R.Tensor(shape, "int32")) for name, shape in (("slots", [n]), ("starts", [2]), ("lens", [1]), ("tables", [1, 4]))
+    ]
+    with builder.function("forward", [x, weight, scales, k_pages, v_pages, *tables]):
+        with builder.dataflow():
+            layer = Linear(x, weight, None, None, "", scales, quantize_x=quantize_x)
+            qkv = builder.emit(layer.emit(R.Tensor([n, 48], "float32")))
+            pools = (k_pages, v_pages, None, None, *tables, None, None)
+            op = PagedAttention(qkv, qkv, qkv, None, None, *pools, 0, 16, 32, layer=0, scale=1.0, window=0, softcap=0.0)
+            result = builder.emit_output(op.emit(R.Tensor([n, 16], "float32")))
+        builder.emit_func_output(result)
+    mod = apply(narrow_activations(target()), builder.get()["forward"])
+    assert (mod["forward"].body.blocks[0].bindings[0].var.ty.dtype == "bfloat16") is expected
 
 
 def test_stays_on_targets_that_want_float32() -> None:
