@@ -199,7 +199,8 @@ class _Product:
             sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
             with T.serial(num_groups) as group:
                 if ahead is not None:
-                    with T.If(T.And(row > T.int64(0), part == T.int64(0))), T.Then():
+                    turn = (row // self.kernel.isa.int8_row_tile + part + group) % 2  # a group in each pass, the others in the next
+                    with T.If(T.And(row > T.int64(0), turn == T.int64(0))), T.Then():
                         self.prefetch(ahead, group)
                 self.group(rows, row, name(start + group), panel, group, columns, sums)
             for i in range(size):
