@@ -113,6 +113,16 @@ def tree(value: Value, combine: Callable[[Value, Value], Value]) -> Value:
     return name(value)
 
 
+def transpose(rows: list[Value]) -> list[Value]:
+    """As many vectors as they have lanes, a power of two. Interleaving each with the one half of them away, to two vectors, moves the
+    highest bit of (row, lane) to the lowest place; done for each bit of a row, it swaps rows and lanes."""
+    lanes = len(rows)
+    for _ in range(lanes.bit_length() - 1):
+        pairs = zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True)
+        rows = [name(T.Shuffle([a, b], [i // 2 + i % 2 * lanes for i in range(at, at + lanes)])) for a, b in pairs for at in (0, lanes)]
+    return rows
+
+
 @dataclass(frozen=True)
 class Simd:
     """Loads, stores and float32 mathematics for one instruction set."""
@@ -158,6 +168,11 @@ class Simd:
             rounded = T.call_llvm_pure_intrin("bfloat16x16", "llvm.x86.avx512bf16.cvtneps2bf16.512", value)
             return T.reinterpret("bfloat16x16", T.reinterpret("uint16x16", rounded))
         return _f32_to_bf16(value, lanes) if dtype == "bfloat16" else T.cast(value, _typed(dtype, lanes))
+
+    def bf16_bits(self, value: Value) -> Value:
+        """float32 lanes rounded to bfloat16 (to nearest even): their bits, uint16."""
+        lanes = lanes_of(value)
+        return T.reinterpret(_typed("uint16", lanes), self._narrow(value, "bfloat16", lanes))
 
     def to_int8(self, value: Value) -> Value:
         """float32 lanes of magnitude up to 127, to the nearest integer (to even)."""
