@@ -191,7 +191,7 @@ class Rows:
         return self.first_strip + strip, self.tile.group
 
     def start(self) -> None:
-        """Rotated, scaled and rounded queries, and the state before the first key. A sink counts as a key whose value is zero."""
+        """Rotated, scaled and rounded queries, and the state before the first key but for sums. A sink counts as a key of value zero."""
         kernel, simd, s, sinks = self.kernel, self.simd, self.scratch, self.tile.tensors.sinks
         query = local(2 * LANES * _steps(kernel))
         for at in range(0, 2 * LANES * _steps(kernel), LANES):
@@ -204,8 +204,6 @@ class Rows:
                 T.buffer_store(s.queries, tiles.to_bf16(low, high), [self.index, step, row, iota(0, 2 * LANES)])
             T.buffer_store(s.highest, T.float32(LOWEST) if sinks is None else sinks[head] * T.float32(LOG2_E), [self.first + row])
             simd.store(s.totals, splat(0.0 if sinks is None else 1 / LANES, LANES), (self.first + row, 0))
-            for at in range(0, kernel.value_dim, LANES):
-                simd.store(s.sums, splat(0.0, LANES), (self.first + row, at))
 
     def load_query(self, query: Buffer, token: Value, head: Value) -> None:
         t, kernel, simd = self.tile.tensors, self.kernel, self.simd
@@ -221,10 +219,11 @@ class Rows:
         begin, end = self.tile.keys()
         first = name(T.max(begin // STRIP - at, T.int64(0)))
         last = name(T.min((end + STRIP - 1) // STRIP - at, T.int64(CHUNK_STRIPS)))
+        has_sums = name(begin < at * STRIP)  # else no row has seen a key yet
         with T.If(first < last), T.Then():
             self.score(at, first, last)
-            self.rescale()
-            self.add(at, first, last)
+            self.rescale(has_sums)
+            self.add(at, first, last, has_sums)
 
     def score(self, at: Value, first: Value, last: Value) -> None:
         """The scores of strips `first` to `last` of the chunk. Products go one strip ahead of what waits for them."""
@@ -284,8 +283,8 @@ class Rows:
             peak = name(T.max(peak, score))
         simd.store(s.peaks, peak, (row, 0))
 
-    def rescale(self) -> None:
-        """Makes totals and sums relative to the new highest scores."""
+    def rescale(self, has_sums: Value) -> None:
+        """Makes totals and sums relative to the new highest scores, if there are any yet; a sink is in the totals from the start."""
         simd, s, factors = self.simd, self.scratch, local(ROWS)
         for half in (0, LANES):
             place = (name(self.first + half),)
@@ -293,7 +292,8 @@ class Rows:
             new = name(T.max(old, self.reduce(s.peaks, half, T.max)))
             simd.store(s.highest, new, place)
             simd.store(factors, simd.exp((old - new) * splat(math.log(2), LANES), nonpositive=True), (half,))
-        with T.serial(ROWS) as row:
+        has_totals = has_sums if self.tile.tensors.sinks is None else T.bool(True)
+        with T.If(has_totals), T.Then(), T.serial(ROWS) as row:
             factor, place = name(splat(factors[row], LANES)), name(self.first + row)
             simd.store(s.totals, simd.load(s.totals, (place, 0)) * factor, (place, 0))
             for start in range(0, self.kernel.value_dim, LANES):
@@ -307,13 +307,18 @@ class Rows:
             vectors = [name(combine(*(T.Shuffle([a, b], list(range(i, 2 * LANES, 2))) for i in range(2)))) for a, b in pairs]
         return vectors[0]
 
-    def add(self, at: Value, first: Value, last: Value) -> None:
-        """Weights, and the values that they weigh. Weights go one strip ahead of the products."""
+    def add(self, at: Value, first: Value, last: Value, has_sums: Value) -> None:
+        """Weights, and the values that they weigh, on top of the sums if there are any yet. Weights go a strip ahead of the products."""
         s, size = self.scratch, self.kernel.value_dim
         for start in range(0, size, 2 * LANES):
             places = {sums: (self.first + LANES * i, start + LANES * j) for i, pair in enumerate(SUMS) for j, sums in enumerate(pair)}
-            for sums, place in places.items():
-                tiles.load(sums, s.sums[place], 4 * size)
+            with T.If(has_sums):
+                with T.Then():
+                    for sums, place in places.items():
+                        tiles.load(sums, s.sums[place], 4 * size)
+                with T.Else():
+                    for sums in places:
+                        tiles.clear(sums)
             if start == 0:
                 self.weigh(at, first)
             with between(first, last) as strip:

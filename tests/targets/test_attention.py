@@ -55,6 +55,7 @@ SHAPES = [
     Shape(4, 2, 16, 32, 256, "float16", rotary_dim=16),
     Shape(6, 2, 32, 48, 16, "int8", rotary_dim=32, joined=True),
     Shape(3, 3, 16, 16, 8, "int8"),
+    Shape(4, 2, 64, 32, 32, "bfloat16", rotary_dim=32, joined=True),
 ]
 LAYERS, LAYER = 2, 1
 ROUNDING = {"float32": 1e-6, "float16": 2.0**-11 + 1e-6, "bfloat16": 2.0**-8 + 1e-6}
@@ -209,6 +210,18 @@ def test_pages_hold_rounded_keys_and_values(isa):
         for stored, exact in ((k, sequences.rotated(sequences.k[0])), (v, sequences.v[0].astype("float64"))):
             off = np.abs(exact).max(-1, keepdims=True) / 254 if shape.dtype == "int8" else np.abs(exact) * ROUNDING[shape.dtype]
             assert (np.abs(stored.astype("float64") - exact) <= off * (1 + 1e-5) + 1e-6).all()
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+def test_pages_do_not_depend_on_how_tokens_came(isa):
+    """Keys of bfloat16 are written 16 at a time where these come whole."""
+    shape = SHAPES[-1]
+    whole, parts = (Sequences(isa, shape, [75, 40], 0) for _ in range(2))
+    whole.run((0, 0, 75), (1, 0, 40))
+    for chunks in [(0, 0, 5), (1, 0, 16)], [(0, 5, 37), (1, 16, 17)], [(0, 37, 75), (1, 17, 40)]:
+        parts.run(*chunks)
+    for mine, other in zip(whole.pools, parts.pools, strict=True):
+        assert mine.numpy().tobytes() == other.numpy().tobytes()
 
 
 @pytest.mark.parametrize("isa", RUNNABLE)
