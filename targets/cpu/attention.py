@@ -21,7 +21,7 @@ from cupola.runtime.artifact import Work
 from cupola.targets.cpu.append import Append
 from cupola.targets.cpu.attention_kernel import Kernel, Tensors
 from cupola.targets.cpu.attention_matrix import RowBlock, TileKeys
-from cupola.targets.cpu.attention_tile import State, Tile
+from cupola.targets.cpu.attention_tile import Ahead, State, Tile
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import between, parallel_region, shared_loop
 from cupola.targets.cpu.simd import Buffer, Simd, Value, argument, local, name, prim_func
@@ -209,14 +209,16 @@ class _Attend:
         return None
 
     def one_chunk(self, task: Value) -> None:
+        sequence, group, index, chunk, work = self.chunk(task)
+        after, next_group, _, next_chunk, _ = self.chunk(name(T.min(task + 1, self.first_chunks[self.tensors.sizes[1]] - 1)))
+        ahead = Ahead(after, next_group, name(next_chunk * self.tensors.kernel.chunk))
+        self.for_tile(work, sequence, group, index, lambda tile: tile.run_chunk(chunk, tile.load_queries(), self.state(task), ahead))
+
+    def chunk(self, task: Value) -> tuple[Value, Value, Value, Value, _Work]:
+        """The sequence, the group, the number of the tile, the chunk of a task of one chunk, and how the sequence is cut."""
         sequence, group, place = self.place(task, self.first_chunks)
-        work, next_group = _Work.of(self.tensors, sequence), name((group + 1) % self.tensors.kernel.num_kv_heads)
-        index, chunk = name(place // work.num_chunks), name(work.first_chunk + place % work.num_chunks)
-
-        def run(tile: Tile) -> None:
-            tile.run_chunk(chunk, tile.load_queries(), self.state(task), next_group)
-
-        self.for_tile(work, sequence, group, index, run)
+        work = _Work.of(self.tensors, sequence)
+        return sequence, group, name(place // work.num_chunks), name(work.first_chunk + place % work.num_chunks), work
 
     def load_strip(self, keys: TileKeys, strip: Value, group: Value) -> None:
         """Brings keys and values into the form of tiles."""
@@ -236,7 +238,7 @@ class _Attend:
         begin, end = tile.keys()
         scratch, running, state = tile.load_queries(), tile.start(), State(local(kernel.state_size(tile.num_rows)))
         with between(begin // kernel.chunk, (end + kernel.chunk - 1) // kernel.chunk) as chunk:
-            tile.run_chunk(chunk, scratch, state, group)
+            tile.run_chunk(chunk, scratch, state, Ahead(sequence, group, name((chunk + 1) * kernel.chunk)))
             tile.fold(running, state)
         tile.finish(running)
 

@@ -9,6 +9,7 @@ it, and a chunk of such keys leaves its state as it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tvm
@@ -33,6 +34,15 @@ class State:
     def place(self, index: Value | int) -> tuple[Value | int]:
         """The buffer's index of a float of the state."""
         return (index if isinstance(self.base, int) and self.base == 0 else self.base + index,)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """The keys that come after a chunk's, wherever they are: of `group` in `sequence`, from `position` on."""
+
+    sequence: Value
+    group: Value
+    position: Value
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,8 @@ class Tile:
         for at, lanes in pieces(stop - start, self.simd.lanes):
             self.simd.store(state.buffer, splat(value, lanes), state.place(start + at))
 
-    def run_chunk(self, chunk: Value, scratch: Scratch, state: State, next_group: Value) -> None:
-        """Makes `state` that of one chunk. The chunk of `next_group` comes next if that group is a later one, else the next chunk."""
+    def run_chunk(self, chunk: Value, scratch: Scratch, state: State, ahead: Ahead) -> None:
+        """Makes `state` that of one chunk, and asks for the first of the keys, values and scales `ahead`."""
         kernel = self.kernel
         at, (begin, end) = name(chunk * kernel.chunk), self.keys()
         low, high = name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(kernel.chunk)))
@@ -131,11 +141,10 @@ class Tile:
             self.gather_keys(at, end, scratch.keys)
         for pool, copy in ((self.tensors.k_scales, scratch.key_scales), (self.tensors.v_scales, scratch.value_scales)):
             if pool is not None and copy is not None:
-                self.gather_scales(at, end, pool, copy, next_group)
+                self.gather_scales(at, end, pool, copy, ahead)
         strip = kernel.vectors_beside(self.num_rows, kernel.chunk // self.simd.lanes) * self.simd.lanes
         begin = name(low // strip)
-        after = name(at + T.Select(next_group > self.group, begin * strip, T.int64(kernel.chunk)))
-        strips = _Strips(self, scratch, state, at, strip, begin, name((high + strip - 1) // strip), next_group, after)
+        strips = _Strips(self, scratch, state, at, strip, begin, name((high + strip - 1) // strip), ahead)
         strips.score()
         strips.weigh()
         strips.add_values(low, high)
@@ -149,17 +158,16 @@ class Tile:
             with T.serial(kernel.key_dim) as d:
                 self.simd.store(keys, self.simd.load(t.k_pages, (t.layer, block, self.group, d, offset), 1), (d, i))
 
-    def gather_scales(self, at: Value, end: Value, pool: Buffer, scales: Buffer, next_group: Value) -> None:
+    def gather_scales(self, at: Value, end: Value, pool: Buffer, scales: Buffer, ahead: Ahead) -> None:
         """Copies the scales of a chunk's keys or values together, and asks for those of the next."""
-        t, kernel, last = self.tensors, self.kernel, self.tensors.context(self.sequence) - 1
+        t, kernel, last = self.tensors, self.kernel, name(self.tensors.context(ahead.sequence) - 1)
         lanes = self.simd.lanes if kernel.keys_in_vectors else 1
-        after = name(at + T.Select(next_group > self.group, T.int64(0), T.int64(kernel.chunk)))
         with T.serial(kernel.chunk // lanes) as i:
             position = name(at + i * lanes if kernel.keys_in_vectors else T.min(at + i, end - 1))
             block, offset = t.block_of(self.sequence, position), name(position % kernel.block_size)
             self.simd.store(scales, self.simd.load(pool, (t.layer, block, self.group, offset), lanes), (i * lanes,))
-            later = name(T.min(after + i * lanes, last))
-            self.simd.prefetch(pool, (t.layer, t.block_of(self.sequence, later), next_group, later % kernel.block_size))
+            later = name(T.min(ahead.position + i * lanes, last))
+            self.simd.prefetch(pool, (t.layer, t.block_of(ahead.sequence, later), ahead.group, later % kernel.block_size))
 
     def fold(self, running: State, state: State) -> None:
         """Adds the state of the next chunk to the running one."""
@@ -199,8 +207,8 @@ class Tile:
 class _Strips:
     """The keys of a chunk in strips of a few vectors, from strip `begin` to `end`; the chunk begins at position `at`.
 
-    While a strip is worked on, the next one's keys or values are fetched: memory then is busy all the time. The strip that
-    comes after the last one is at position `after` of `next_group`.
+    While a strip is worked on, the next one's keys or values are fetched: memory then is busy all the time. The last one asks for
+    what is `ahead`.
     """
 
     tile: Tile
@@ -210,20 +218,19 @@ class _Strips:
     width: int
     begin: Value
     end: Value
-    next_group: Value
-    after: Value
+    ahead: Ahead
 
     def vectors(self, strip: Value) -> list[tuple[Value, Value]]:
         """The block, and the offset in it, of each vector of a strip."""
         return [self.place(self.at + strip * self.width + start) for start in range(0, self.width, self.tile.simd.lanes)]
 
-    def vectors_after(self, strip: Value) -> list[tuple[Value, Value, Value]]:
-        """The block, the group and the offset of each vector of the strip after `strip`; past the context, of what is read anyway."""
-        is_last, last = strip + 1 >= self.end, name(self.tile.tensors.context(self.tile.sequence) - 1)
-        group = name(T.Select(is_last, self.next_group, self.tile.group))
-        first = name(T.Select(is_last, self.after, self.at + (strip + 1) * self.width))
-        places = [self.place(T.min(first + start, last)) for start in range(0, self.width, self.tile.simd.lanes)]
-        return [(block, group, offset) for block, offset in places]
+    def after(self, strip: Value) -> tuple[Value, list[tuple[Value, Value]]]:
+        """The group, and the places of the vectors, of the strip after `strip`; past the context, of what is read anyway."""
+        is_last, ahead, t = strip + 1 >= self.end, self.ahead, self.tile.tensors
+        sequence, group = (name(T.Select(is_last, a, b)) for a, b in ((ahead.sequence, self.tile.sequence), (ahead.group, self.tile.group)))
+        first, last = name(T.Select(is_last, ahead.position, self.at + (strip + 1) * self.width)), name(t.context(sequence) - 1)
+        positions = [name(T.min(first + start, last)) for start in range(0, self.width, self.tile.simd.lanes)]
+        return group, [(t.block_of(sequence, position), name(position % self.tile.kernel.block_size)) for position in positions]
 
     def place(self, position: Value) -> tuple[Value, Value]:
         position = name(position)
@@ -255,20 +262,27 @@ class _Strips:
 
     def multiply(self, strip: Value, starts: list[Value]) -> list[list[Register]]:
         tile, t, simd, keys = self.tile, self.tile.tensors, self.tile.simd, self.scratch.keys
-        places, ahead = (self.vectors(strip), self.vectors_after(strip)) if keys is None else ([], [])
+        places, (group, ahead) = (self.vectors(strip), self.after(strip)) if keys is None else ([], (tile.group, []))
         dots = [[Register(simd.lanes) for _ in starts] for _ in range(tile.num_rows)]
-        with T.serial(tile.kernel.key_dim) as d:
-            for block, group, offset in ahead:
-                simd.prefetch(t.k_pages, (t.layer, block, group, d, offset))
-            if keys is None:
-                loaded = [simd.load(t.k_pages, (t.layer, block, tile.group, d, offset)) for block, offset in places]
-            else:
-                loaded = [simd.load(keys, (d, start)) for start in starts]
-            for row in range(tile.num_rows):
-                query = name(splat(self.scratch.queries[row, d], simd.lanes))
-                for dot, key in zip(dots[row], loaded, strict=True):
-                    dot.set(simd.fma(query, key, dot.get()))
+        dims = math.gcd(tile.kernel.key_dim, max(1, self.elements_of_line // tile.kernel.block_size))  # that lie in one line
+        with T.serial(tile.kernel.key_dim // dims) as step:
+            for block, offset in ahead:
+                simd.prefetch(t.k_pages, (t.layer, block, group, step * dims, offset))
+            for d in (name(step * dims + i) for i in range(dims)):
+                if keys is None:
+                    loaded = [simd.load(t.k_pages, (t.layer, block, tile.group, d, offset)) for block, offset in places]
+                else:
+                    loaded = [simd.load(keys, (d, start)) for start in starts]
+                for row in range(tile.num_rows):
+                    query = name(splat(self.scratch.queries[row, d], simd.lanes))
+                    for dot, key in zip(dots[row], loaded, strict=True):
+                        dot.set(simd.fma(query, key, dot.get()))
         return dots
+
+    @property
+    def elements_of_line(self) -> int:
+        """Elements of the pages in a cache line."""
+        return int(LINE_BYTES // tvm.DataType(self.tile.kernel.kv_dtype).itemsize)
 
     def store(self, starts: list[Value], dots: list[list[Register]], highest: Buffer, *, masked: bool) -> None:
         simd = self.tile.simd
@@ -341,27 +355,41 @@ class _Strips:
         tile, t, kernel, simd = self.tile, self.tile.tensors, self.tile.kernel, self.tile.simd
         totals = [[Register(lanes) for _, lanes in columns] for _ in range(tile.num_rows)]
         run = math.gcd(kernel.block_size, self.width)  # keys that lie side by side in a page
+        fetches = columns[0][0] == 0 and kernel.keys_in_vectors
         with between(self.begin, self.end) as strip:
-            ahead = self.vectors_after(strip) if columns[0][0] == 0 and kernel.keys_in_vectors else []
+            first = name(T.max(low - strip * self.width, T.int64(0)))
+            fetch = self.value_fetcher(strip) if fetches else lambda key: None
             with T.serial(self.width // run) as part:
                 start = name(strip * self.width + part * run)
                 block, offset = self.place(self.at + start)
                 with between(T.max(low - start, T.int64(0)), T.min(high - start, T.int64(run))) as i:
-                    self.prefetch_values(ahead, name(part * run + i))
-                    values = [simd.load(t.v_pages, (t.layer, block, tile.group, offset + i, first), lanes) for first, lanes in columns]
+                    fetch(name(part * run + i - first))
+                    values = [simd.load(t.v_pages, (t.layer, block, tile.group, offset + i, at), lanes) for at, lanes in columns]
                     for row in range(tile.num_rows):
                         weight = name(self.scratch.scores[row, start + i])
                         for total, value in zip(totals[row], values, strict=True):
                             total.set(simd.fma(splat(weight, total.lanes), value, total.get()))
+            if fetches:  # the share of keys that no row sees
+                with between(T.min(high - strip * self.width, T.int64(self.width)) - first, T.int64(self.width)) as i:
+                    fetch(i)
         for row in range(tile.num_rows):
             place = 2 * kernel.padded(tile.num_rows) + row * kernel.value_dim
             for total, (first, _) in zip(totals[row], columns, strict=True):
                 simd.store(self.state.buffer, total.get(), self.state.place(place + first))
 
-    def prefetch_values(self, vectors: list[tuple[Value, Value, Value]], key: Value) -> None:
-        """The share of a strip's values that falls to one of its keys: a bit from each of `vectors`, which keeps more of memory busy."""
-        t, parts = self.tile.tensors, len(vectors)
-        for block, group, offset in vectors:
-            width = -(-self.tile.kernel.value_dim // parts)
-            for column in range(0, width, LINE_BYTES // tvm.DataType(self.tile.kernel.kv_dtype).itemsize):
-                self.tile.simd.prefetch(t.v_pages, (t.layer, block, group, offset + key // parts, key % parts * width + column))
+    def value_fetcher(self, strip: Value) -> Callable[[Value], None]:
+        """Fetches the share of the values after `strip` that falls to one of its keys: lines of all vectors in turns, which keeps more of
+        memory busy."""
+        t, simd, (group, vectors) = self.tile.tensors, self.tile.simd, self.after(strip)
+        count, lines = len(vectors), -(-self.tile.kernel.value_dim // self.elements_of_line)  # of a value
+        places = local((2, count), "int64")
+        for vector, place in enumerate(vectors):
+            for which, part in enumerate(place):
+                T.buffer_store(places, part, [which, vector])
+
+        def fetch(key: Value) -> None:
+            for line in (name(key * lines + i) for i in range(lines)):
+                (block, offset), mine = (name(places[which, line % count]) for which in range(2)), name(line // count)
+                simd.prefetch(t.v_pages, (t.layer, block, group, offset + mine // lines, mine % lines * self.elements_of_line))
+
+        return fetch
