@@ -33,6 +33,12 @@ class Append:
                     with T.Else():
                         self.one(token, group, slot)
 
+    def single(self, token: Value, group: Value) -> None:
+        """The same where no slot beside it comes along."""
+        slot = name(T.cast(self.tensors.slots[token], "int64"))
+        with T.If(slot >= T.int64(0)), T.Then():
+            self.one(token, group, slot)
+
     @property
     def in_vectors(self) -> bool:
         """Whether 16 keys that lie side by side in a page are transposed in registers."""

@@ -3,7 +3,9 @@
 One call takes ragged sequences, in one parallel region of three steps. The first rotates and appends the new keys and
 values. The second attends: in each group of query heads that share K/V, the (token, head) pairs are rows, and a task
 takes a tile of rows of one sequence and reads each key and value once for all of them, in chunks of fixed size at fixed
-positions. A sequence of one tile (as in decoding) is cut into a task for each chunk, whose states the third step folds.
+positions. A sequence of one tile (as in decoding) is cut into a task for each chunk, whose states the third step folds. Where every
+sequence brings one token, the task of its last chunk appends it: pages are shared only once they are full, so no other task reads
+it, and what it writes to is then fetched once.
 Per row all sums have one fixed order, so a result does not depend on the tile, on the batch, or on how a prompt was cut.
 """
 
@@ -106,12 +108,16 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
 def _attend(t: Tensors) -> None:
     kernel, (n, batch, _, max_blocks) = t.kernel, t.sizes
     first_tiles, first_chunks = (T.alloc_buffer((batch + 1,), "int64") for _ in range(2))
+    appends_first = local(1, "bool")  # whether new keys and values are there before any task attends
+    T.buffer_store(appends_first, T.bool(kernel.token_rows < kernel.heads_per_group), [0])
     T.buffer_store(first_tiles, T.int64(0), [T.int64(0)])
     T.buffer_store(first_chunks, T.int64(0), [T.int64(0)])
     tile_keys = TileKeys.allocate(t) if kernel.in_tiles else None
     with T.serial(batch) as sequence:
         work = _Work.of(t, sequence)
         count = name(work.per_group * kernel.num_kv_heads)
+        with T.If(work.num_tokens != T.int64(1)), T.Then():
+            T.buffer_store(appends_first, T.bool(True), [0])
         T.buffer_store(first_tiles, first_tiles[sequence] + T.Select(work.is_split, T.int64(0), count), [sequence + 1])
         T.buffer_store(first_chunks, first_chunks[sequence] + T.Select(work.is_split, count, T.int64(0)), [sequence + 1])
         if tile_keys is not None:
@@ -122,8 +128,8 @@ def _attend(t: Tensors) -> None:
     if tile_keys is not None:  # TVM must not give both the same memory: no barrier stands between their last and their first use
         T.buffer_store(states, T.float32(0), [T.int64(0)])
     with parallel_region():
-        attend = _Attend(t, first_tiles, first_chunks, states)
-        with shared_loop(n * kernel.num_kv_heads) as i:
+        attend = _Attend(t, first_tiles, first_chunks, states, appends_first)
+        with T.If(appends_first[0]), T.Then(), shared_loop(n * kernel.num_kv_heads) as i:
             Append(t).run(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
         if tile_keys is not None:
             strips = tile_keys.first_strips[batch]
@@ -180,6 +186,7 @@ class _Attend:
     first_tiles: Buffer
     first_chunks: Buffer
     states: Buffer
+    appends_first: Buffer
 
     def sequence_of(self, task: Value, first_tasks: Buffer) -> Value:
         found = local(1, "int64")
@@ -212,6 +219,9 @@ class _Attend:
         sequence, group, index, chunk, work = self.chunk(task)
         after, next_group, _, next_chunk, _ = self.chunk(name(T.min(task + 1, self.first_chunks[self.tensors.sizes[1]] - 1)))
         ahead = Ahead(after, next_group, name(next_chunk * self.tensors.kernel.chunk))
+        is_last = chunk == work.first_chunk + work.num_chunks - 1
+        with T.If(T.And(is_last, T.Not(self.appends_first[0]))), T.Then():
+            Append(self.tensors).single(name(T.cast(self.tensors.query_starts[sequence], "int64")), group)
         self.for_tile(work, sequence, group, index, lambda tile: tile.run_chunk(chunk, tile.load_queries(), self.state(task), ahead))
 
     def chunk(self, task: Value) -> tuple[Value, Value, Value, Value, _Work]:
