@@ -25,6 +25,7 @@ from cupola.passes.join_projections import join_projections
 from cupola.passes.lower_ops import lower_ops
 from cupola.passes.narrow_activations import narrow_activations
 from cupola.passes.page_attention import page_attention
+from cupola.passes.pick_rows_early import pick_rows_early
 from cupola.passes.quantize_weights import quantize_weights
 from cupola.passes.schemes.base import Scheme
 from cupola.passes.simplify import simplify
@@ -61,6 +62,8 @@ def pipeline(
         fuse_rotary(),
         sink_transposes(),
         simplify(),
+        # leave out what nobody reads
+        pick_rows_early(),
         # make few and large operations of many small ones
         fuse_linear(),
         fuse_gated_linear(),

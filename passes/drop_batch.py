@@ -19,7 +19,7 @@ import tvm
 import tvm_ffi
 from tvm import IRModule, relax
 
-from cupola.passes.rewrite import name_of, pass_of, tidy
+from cupola.passes.rewrite import ELEMENTWISE, name_of, pass_of, tidy
 from cupola.passes.simplify import axes_of
 from cupola.targets import ops
 
@@ -241,19 +241,13 @@ def _attention(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
     return flat.emit(relax.TensorType(list(call.ty.shape)[1:], call.ty.dtype))
 
 
-_ELEMENTWISE = (
-    "multiply", "add", "subtract", "divide", "power", "maximum", "minimum", "negative", "exp", "log", "cos", "sin", "tanh", "erf",
-    "sigmoid", "sqrt", "rsqrt", "square", "abs", "sign", "floor", "ceil", "round", "clip", "astype", "where", "greater", "greater_equal",
-    "less", "less_equal", "equal", "not_equal", "logical_and", "logical_not", "nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu",
-    "nn.softplus", "matmul",
-)  # fmt: skip
 _AXES: dict[str, Callable[[relax.Call], Any]] = {
     **dict.fromkeys(("concat", "stack", "split", "repeat", "take", "mean", "expand_dims"), lambda call: call.attrs.axis),
     "nn.layer_norm": lambda call: call.attrs.axes,
     "strided_slice": lambda call: [int(axis.value) for axis in call.args[1]],
 }
 _REBUILD: dict[str, Rebuild] = {
-    **dict.fromkeys(_ELEMENTWISE, _unary),
+    **dict.fromkeys((*ELEMENTWISE, "matmul"), _unary),
     "expand_dims": _to_shape, "concat": _concat, "stack": _stack, "split": _split,
     "strided_slice": _slice, "take": _take, "permute_dims": _permute, "repeat": _repeat, "mean": _mean,
     "nn.layer_norm": _layer_norm, "cupola.attention": _attention,

@@ -1,6 +1,6 @@
 """Lets activations pass between kernels in the target's type for them where every reader rounds them anyway.
 
-Readers that do are quantized linear layers, and attention over K/V in bfloat16 or int8.
+Readers that do are quantized linear layers, and attention over K/V in bfloat16 or int8; rows may be taken for them on the way.
 
 Before:  lv: R.Tensor((n, 1536), "float32") = cupola.gated_linear(x, …);  lv1 = cupola.linear(lv, …, quantize_x=1)
 After:   lv: R.Tensor((n, 1536), "bfloat16") = cupola.gated_linear(x, …);  lv1 = cupola.linear(lv, …, quantize_x=1)
@@ -16,7 +16,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from cupola.passes.rewrite import count_uses, pass_of
+from cupola.passes.rewrite import count_uses, name_of, pass_of
 from cupola.targets import ops
 from cupola.targets.base import Target
 
@@ -46,9 +46,17 @@ class _Narrowing(PyExprMutator):
 
     def find(self, func: relax.Function) -> None:
         """Notes which variables of `func` are only read by who rounds them."""
-        calls = [binding.value for block in func.body.blocks for binding in block.bindings]
-        rounded = Counter(x for call in calls for x in _rounded(call))
-        self.narrow = {var for var, count in count_uses(func).items() if rounded[var] == count}
+        self.narrow = set()
+        uses, rounded = count_uses(func), Counter[relax.Var]()
+        for binding in reversed([binding for block in func.body.blocks for binding in block.bindings]):
+            for x in [binding.value.args[0]] if self._picks_rows(binding) else _rounded(binding.value):
+                rounded[x] += 1
+                if rounded[x] == uses[x]:
+                    self.narrow.add(x)
+
+    def _picks_rows(self, binding: relax.Binding) -> bool:
+        """Whether it takes rows for readers who round them, which are known by now."""
+        return binding.var in self.narrow and isinstance(binding.value, relax.Call) and name_of(binding.value) == "take"
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         if binding.var in self.narrow and _may_narrow(binding.value):

@@ -17,6 +17,14 @@ from cupola.targets.ops import PREFIX, op_name
 for _error in (OptionError, SourceError, UnsupportedError):
     tvm.error.register_error(_error.__name__, _error)
 
+# Operations that make each element of the same element of their arguments, after broadcasting.
+ELEMENTWISE = (
+    "multiply", "add", "subtract", "divide", "power", "maximum", "minimum", "negative", "exp", "log", "cos", "sin", "tanh", "erf",
+    "sigmoid", "sqrt", "rsqrt", "square", "abs", "sign", "floor", "ceil", "round", "clip", "astype", "where", "greater", "greater_equal",
+    "less", "less_equal", "equal", "not_equal", "logical_and", "logical_not", "nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu",
+    "nn.softplus",
+)  # fmt: skip
+
 # Gets a call whose arguments are rewritten already; returns what replaces it, or None to keep it.
 Rule = Callable[[relax.Call, "Scope"], relax.Expr | None]
 

@@ -154,7 +154,8 @@ show(lines[max(norm, 0) :][:11])
 # Passes rewrite the module, each a small file in passes/ that says before → after in its first lines. They drop the batch
 # axis of 1, recognize what the model spells out (a norm takes seven statements above), join the projections of queries,
 # keys and values into one, move additions into the linear layers before them, and give attention the pages of the cache.
-# pipeline() lists them in their order; the last one, lower_ops, comes in the next step.
+# This model's first layer is its last: it picks the rows that want logits (r of n) after attention, and goes on with those.
+# pipeline() lists the passes in their order; the last one, lower_ops, comes in the next step.
 
 target = get_target("cpu")
 flat = run_passes(imported, import_passes())

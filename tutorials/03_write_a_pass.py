@@ -161,4 +161,4 @@ with tempfile.TemporaryDirectory() as name:
         print(f"Largest difference of a logit from transformers', {title}: {error:.1e}")
         assert error < 1e-3, "a pass must not change what the model says"
 
-print("\nThe same numbers, but for rounding. To go on: the model's last norm keeps its weight. Can you see why, and fold it too?")
+print("\nThe same numbers, but for rounding. To go on: a layer norm has a weight and a bias. Can you fold both?")

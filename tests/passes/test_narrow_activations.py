@@ -20,16 +20,18 @@ def target(activations: str = "bfloat16") -> Target:
     return dataclasses.replace(get_target("cpu:generic"), activations=activations)
 
 
-def function(*, quantize_x: int = 1, norm: bool = False, read_twice: bool = False) -> relax.Function:
-    """A gated layer and one that reads its result."""
+def function(*, quantize_x: int = 1, norm: bool = False, read_twice: bool = False, rows: bool = False) -> relax.Function:
+    """A gated layer and one that reads its result, or rows of it."""
     builder, n = relax.BlockBuilder(), tvm.tirx.Var("n", "int64")
     x, scale = relax.Var("x", R.Tensor([n, 32], "float32")), relax.Var("scale", R.Tensor([32], "float32"))
     up, up_scales = relax.Var("up", R.Tensor([64, 32], "int8")), relax.Var("up_scales", R.Tensor([64, 1], "float16"))
     down, down_scales = relax.Var("down", R.Tensor([8, 32], "int8")), relax.Var("down_scales", R.Tensor([8, 1], "float16"))
-    with builder.function("forward", [x, scale, up, up_scales, down, down_scales]):
+    chosen = relax.Var("rows", R.Tensor([n], "int32"))
+    with builder.function("forward", [x, chosen, scale, up, up_scales, down, down_scales]):
         with builder.dataflow():
             hidden = builder.emit(GatedLinear(x, up, None, "silu", up_scales, quantize_x=1).emit(R.Tensor([n, 32], "float32")))
-            layer = Linear(hidden, down, None, None, "", down_scales, norm=scale if norm else None, quantize_x=quantize_x)
+            read = builder.emit(relax.op.take(hidden, chosen, axis=0, mode="clip")) if rows else hidden
+            layer = Linear(read, down, None, None, "", down_scales, norm=scale if norm else None, quantize_x=quantize_x)
             result = builder.emit(layer.emit(R.Tensor([n, 8], "float32")))
             out = builder.emit_output(relax.Tuple([result, hidden] if read_twice else [result]))
         builder.emit_func_output(out)
@@ -44,7 +46,13 @@ def test_what_one_layer_hands_the_next() -> None:
     assert layer is not None and layer.x.same_as(hidden)
 
 
-@pytest.mark.parametrize("what", [{"quantize_x": 0}, {"norm": True}, {"read_twice": True}], ids=str)
+def test_what_a_layer_reads_rows_of() -> None:
+    mod = apply(narrow_activations(target()), function(rows=True))
+    types = [str(binding.var.ty.dtype) for binding in mod["forward"].body.blocks[0].bindings[:3]]
+    assert types == ["bfloat16", "bfloat16", "float32"]
+
+
+@pytest.mark.parametrize("what", [{"quantize_x": 0}, {"norm": True}, {"read_twice": True}, {"norm": True, "rows": True}], ids=str)
 def test_stays_where_it_is_not_rounded_or_read_elsewhere(what: dict[str, int]) -> None:
     stays(narrow_activations(target()), function(**what))
 
