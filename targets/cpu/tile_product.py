@@ -1,8 +1,9 @@
 """Products of many rows and a quantized weight in bfloat16 tiles, whose sums are float32.
 
-Rows that are not bfloat16 yet are rounded once, by all threads. A task then takes a panel of 32 columns and a block of rows, dequantizes
-as many of the panel's groups as L1 holds, rounds them to bfloat16, and walks the rows two tiles at a time. While two tiles are multiplied,
-the results of the two before go through the epilogue: a product takes as long as a dozen vector instructions, which run beside it.
+Rows that are not bfloat16 yet are rounded once, by all threads. A task then takes a panel of 32 columns and a block of rows, and walks the
+rows two tiles at a time, over as many of the panel's groups as L1 holds in bfloat16. A product takes as long as a dozen vector
+instructions, which run beside it: while the first two tiles are multiplied, the groups are dequantized, each before its turn; while others
+are, the results of the two before go through the epilogue.
 
 Both sides keep 8 significant bits, more than activations of 8 bits a group have; but a row that is multiplied here has other bits than
 one that `int8_linear` multiplies.
@@ -72,8 +73,7 @@ class TileProduct:
         tiles.configure()
         for start in range(0, self.groups, self.block_groups):
             num_groups = min(self.block_groups, self.groups - start)
-            with T.serial(num_groups) as group:
-                self.dequantize(panel, start + group, weights, group)
+            self.dequantize(panel, T.int64(start), weights, T.int64(0))
 
             def multiply(tile: Value, size: int, start: int = start, num_groups: int = num_groups) -> None:
                 self.multiply(tile, size, rows, name(first // tiles.ROWS + tile), weights, start, num_groups, sums, results)
@@ -99,6 +99,8 @@ class TileProduct:
         pair = name(tile // 2)
         rows_beside = -(-2 * tiles.ROWS // num_groups)
         with T.serial(num_groups) as group:
+            with T.If(T.And(tile == T.int64(0), group + 1 < num_groups)), T.Then():
+                self.dequantize(results.panel, start + group + 1, weights, group + 1)
             for i in range(size):
                 rows.load(ROWS[i], row_tile + i, start + group)
                 for half in range(HALVES):
