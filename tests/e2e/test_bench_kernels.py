@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,26 +63,26 @@ def test_operations_and_bytes_of_decoding(family: str, depth: int, streams: int,
     assert max(found.kernels, key=lambda kernel: kernel.num_bytes).num_calls in (1, layers)
 
 
+def multiplications_of_a_prompt(tiny: Mapping[str, Any], num_tokens: int) -> int:
+    """Of the layers' matrices: what follows the last attention is for the last token alone."""
+    hidden, ffn, heads, kv_heads = (tiny[x] for x in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"))
+    head_dim, layers = hidden // heads, tiny["num_hidden_layers"]
+    before, after = hidden * head_dim * (heads + 2 * kv_heads), hidden * head_dim * heads + 3 * hidden * ffn
+    return num_tokens * layers * before + (num_tokens * (layers - 1) + 1) * after
+
+
 def test_operations_of_a_prompt(mistral: cupola.Artifact) -> None:
     tiny = find_family("mistral").tiny
-    hidden, ffn, heads, kv_heads = (
-        tiny[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    )
     _, num_operations, _ = work_of(mistral, cupola.SpeedTest("pp", 20, 16))
-    head_dim, window = hidden // heads, tiny["sliding_window"]
-    matrices = 2 * (hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * ffn)
-    pairs = 20 * window
-    assert num_operations == 2 * (20 * matrices + tiny["vocab_size"] * hidden + 2 * heads * 2 * head_dim * pairs)
+    pairs = tiny["num_hidden_layers"] * tiny["hidden_size"] * 2 * 20 * tiny["sliding_window"]
+    assert num_operations == 2 * (multiplications_of_a_prompt(tiny, 20) + tiny["vocab_size"] * tiny["hidden_size"] + pairs)
 
 
 def test_quantized_layers_are_held_to_the_peak_of_int8(tmp_path: Path) -> None:
     artifact, tiny = compile_tiny(tmp_path, "llama", quant="w8a8", target="cpu:batch-invariant"), find_family("llama").tiny
     _, _, found = work_of(artifact, cupola.SpeedTest("pp", 20))
-    head_dim = tiny["hidden_size"] // tiny["num_attention_heads"]
-    projections = 2 * head_dim * (tiny["num_attention_heads"] + tiny["num_key_value_heads"])
-    layers = tiny["num_hidden_layers"] * tiny["hidden_size"] * (projections + 3 * tiny["intermediate_size"])
     in_int8 = sum(kernel.num_operations for kernel in found.kernels if kernel.arithmetic == "int8")
-    assert in_int8 == 2 * (20 * layers + tiny["vocab_size"] * tiny["hidden_size"])
+    assert in_int8 == 2 * (multiplications_of_a_prompt(tiny, 20) + tiny["vocab_size"] * tiny["hidden_size"])
 
 
 def test_looking_changes_nothing(llama: cupola.Artifact) -> None:
