@@ -59,6 +59,7 @@ FILES = {
     "cupola-w4a8": _compiled("q4_0.gguf", "--quant", "w4a8"),
     "cupola-w4a8-kv8": _compiled("q4_0.gguf", "--quant", "w4a8", "--kv-dtype", "int8"),
     "cupola-w4a8-w4": _compiled("q4_0.gguf", "--quant", "w4a8", "--embedding", "w4"),
+    "cupola-w4a8-w4-kv8": _compiled("q4_0.gguf", "--quant", "w4a8", "--embedding", "w4", "--kv-dtype", "int8"),
 }
 
 
@@ -99,6 +100,7 @@ ENTRANTS = {
     "cupola-w4a8": _cupola("cupola-w4a8", "the Q4_0 file's blocks, 8-bit embedding"),
     "cupola-w4a8-kv8": _cupola("cupola-w4a8-kv8", "the same, K/V int8"),
     "cupola-w4a8-w4": _cupola("cupola-w4a8-w4", "the Q4_0 file's blocks, 4-bit embedding"),
+    "cupola-w4a8-w4-kv8": _cupola("cupola-w4a8-w4-kv8", "the same, K/V int8"),
     "llama.cpp-q4_0": _llama_cpp("q4_0.gguf", "flash attention, K/V f16", "flash f16"),
     "llama.cpp-q4_0-kv8": _llama_cpp("q4_0.gguf", "flash attention, K/V q8_0", "flash q8_0"),
     "llama.cpp-q4_0-plain": _llama_cpp("q4_0.gguf", "no flash attention, K/V f16", "plain f16"),
