@@ -19,8 +19,7 @@ from cupola.targets.cpu import tiles
 from cupola.targets.cpu.attention_kernel import Kernel, Tensors
 from cupola.targets.cpu.attention_tile import HIDDEN, Tile
 from cupola.targets.cpu.loops import between
-from cupola.targets.cpu.rotary import rotate
-from cupola.targets.cpu.simd import Buffer, Simd, Value, iota, lanes_of, local, name, splat
+from cupola.targets.cpu.simd import Buffer, Simd, Value, iota, local, name, splat
 
 LANES = tiles.ROWS
 STRIP, CHUNK_STRIPS = 32, 4  # keys that a tile of weights holds; strips that a softmax step takes
@@ -198,21 +197,12 @@ class Rows:
             simd.store(query, splat(0.0, LANES), (at,))
         with T.serial(ROWS) as row:
             token, head = self.tile.token_and_head(row)
-            self.load_query(query, token, head)
+            self.tile.rotate_query(token, head, LOG2_E, lambda at, value: simd.store(query, value, (at,)))
             for step in range(_steps(kernel)):
                 low, high = (simd.load(query, (2 * LANES * step + at,)) for at in (0, LANES))
                 T.buffer_store(s.queries, tiles.to_bf16(low, high), [self.index, step, row, iota(0, 2 * LANES)])
             T.buffer_store(s.highest, T.float32(LOWEST) if sinks is None else sinks[head] * T.float32(LOG2_E), [self.first + row])
             simd.store(s.totals, splat(0.0 if sinks is None else 1 / LANES, LANES), (self.first + row, 0))
-
-    def load_query(self, query: Buffer, token: Value, head: Value) -> None:
-        t, kernel, simd = self.tile.tensors, self.kernel, self.simd
-        start = name(kernel.starts[0] + head * kernel.key_dim)
-
-        def store(at: int, value: Value) -> None:
-            simd.store(query, value * splat(kernel.scale * LOG2_E, lanes_of(value)), (at,))
-
-        rotate(simd, kernel.rotation, t.q, (token, start), t.cos, t.sin, token, store)
 
     def attend(self, at: Value) -> None:
         """Adds the keys of the chunk that begins with strip `at` of the sequence."""
@@ -260,25 +250,14 @@ class Rows:
                 tiles.store(sums, s.scores[strip, LANES * i, LANES * j], 4 * STRIP)
 
     def shape(self, row: Value, at: Value, strip: Value, position: Value, *, masked: bool) -> None:
-        """Key scales, soft cap, ALiBi (arXiv:2108.12409) and, where asked for, the causal window, on a row's scores. They are logarithms to
-        base 2."""
-        kernel, simd, s, slopes = self.kernel, self.simd, self.scratch, self.tile.tensors.slopes
+        """A row's scores with key scales and `Tile.shape`. They are logarithms to base 2."""
+        simd, s = self.simd, self.scratch
         peak = simd.load(s.peaks, (row, 0))
         for start in (0, LANES):
             score = simd.load(s.scores, (strip, row, start))
             if self.keys.key_scales is not None:
                 score = name(score * simd.load(self.keys.key_scales, (*self.strip(at + strip), start)))
-            if kernel.softcap:
-                score = simd.tanh(score * splat(1 / (kernel.softcap * LOG2_E), LANES)) * splat(kernel.softcap * LOG2_E, LANES)
-            distance = name(iota(T.cast(position + start - self.tile.position(row), "int32"), LANES))
-            if slopes is not None:
-                slope = splat(slopes[self.tile.token_and_head(row)[1]] * T.float32(LOG2_E), LANES)
-                score = simd.fma(slope, T.cast(distance, f"float32x{LANES}"), score)
-            if masked:
-                score = T.Select(distance <= T.broadcast(T.int32(0), LANES), name(score), splat(HIDDEN, LANES))
-            if masked and kernel.window:
-                score = T.Select(distance > T.broadcast(T.int32(-kernel.window), LANES), score, splat(HIDDEN, LANES))
-            score = name(score)
+            score = self.tile.shape(score, row, position + start, LOG2_E, masked=masked)
             simd.store(s.scores, score, (strip, row, start))
             peak = name(T.max(peak, score))
         simd.store(s.peaks, peak, (row, 0))

@@ -103,17 +103,41 @@ class Tile:
 
     def load_queries(self) -> Scratch:
         """Scratch memory with the rotated and scaled queries."""
-        t, kernel, simd = self.tensors, self.kernel, self.simd
-        scratch = Scratch.allocate(kernel, self.num_rows)
+        scratch = Scratch.allocate(self.kernel, self.num_rows)
         with T.serial(self.num_rows) as row:
-            token, head = self.token_and_head(row)
-            start = name(kernel.starts[0] + head * kernel.key_dim)
-
-            def store(at: int, value: Value) -> None:
-                simd.store(scratch.queries, value * splat(kernel.scale, lanes_of(value)), (row, at))
-
-            rotate(simd, kernel.rotation, t.q, (token, start), t.cos, t.sin, token, store)
+            self.rotate_query(*self.token_and_head(row), 1.0, lambda at, value: self.simd.store(scratch.queries, value, (row, at)))
         return scratch
+
+    def rotate_query(self, token: Value, head: Value, unit: float, store: Callable[[int, Value], None]) -> None:
+        """A head of a token's query, rotated and scaled, by `unit` besides."""
+        t, kernel = self.tensors, self.kernel
+        start = name(kernel.starts[0] + head * kernel.key_dim)
+
+        def scale(at: int, value: Value) -> None:
+            store(at, value * splat(kernel.scale * unit, lanes_of(value)))
+
+        rotate(self.simd, kernel.rotation, t.q, (token, start), t.cos, t.sin, token, scale)
+
+    def shape(self, score: Value, row: Value | int, position: Value, unit: float, *, masked: bool) -> Value:
+        """Soft cap, ALiBi (arXiv:2108.12409) and, where asked for, the causal window, on a row's scores of the keys from `position` on.
+
+        A score is one logit times `unit`.
+        """
+        kernel, simd, slopes, lanes = self.kernel, self.simd, self.tensors.slopes, self.simd.lanes
+        if kernel.softcap:
+            score = simd.tanh(score * splat(1 / (kernel.softcap * unit), lanes)) * splat(kernel.softcap * unit, lanes)
+        if not masked and slopes is None:
+            return name(score)
+        distance = name(iota(T.cast(position - self.position(row), "int32"), lanes))
+        if slopes is not None:
+            slope = slopes[self.token_and_head(row)[1]]
+            slope = splat(slope if unit == 1 else slope * T.float32(unit), lanes)
+            score = simd.fma(slope, T.cast(distance, f"float32x{lanes}"), score)
+        if masked:
+            score = T.Select(distance <= T.broadcast(T.int32(0), lanes), name(score), splat(HIDDEN, lanes))
+        if masked and kernel.window:
+            score = T.Select(distance > T.broadcast(T.int32(-kernel.window), lanes), score, splat(HIDDEN, lanes))
+        return name(score)
 
     def start(self) -> State:
         """The state before the first chunk; a sink counts as a first key whose value is zero."""
@@ -292,28 +316,10 @@ class _Strips:
                 dot = register.get()
                 if self.scratch.key_scales is not None:
                     dot = dot * simd.load(self.scratch.key_scales, (start,))
-                score = self.shape(dot, row, start, masked=masked)
+                score = self.tile.shape(dot, row, self.at + start, 1.0, masked=masked)
                 simd.store(self.scratch.scores, score, (row, start))
                 high = name(T.max(high, score))
             simd.store(highest, high, (row, 0))
-
-    def shape(self, score: Value, row: int, start: Value, *, masked: bool) -> Value:
-        """Soft cap, ALiBi (arXiv:2108.12409) and, where asked for, the causal window."""
-        tile, kernel, simd = self.tile, self.tile.kernel, self.tile.simd
-        lanes = simd.lanes
-        if kernel.softcap:
-            score = simd.tanh(score * splat(1 / kernel.softcap, lanes)) * splat(kernel.softcap, lanes)
-        if not masked and tile.tensors.slopes is None:
-            return name(score)
-        distance = name(iota(T.cast(self.at + start - tile.position(row), "int32"), lanes))
-        if tile.tensors.slopes is not None:
-            slope = splat(tile.tensors.slopes[tile.token_and_head(row)[1]], lanes)
-            score = simd.fma(slope, T.cast(distance, f"float32x{lanes}"), score)
-        if masked:
-            score = T.Select(distance <= T.broadcast(T.int32(0), lanes), name(score), splat(HIDDEN, lanes))
-        if masked and kernel.window:
-            score = T.Select(distance > T.broadcast(T.int32(-kernel.window), lanes), score, splat(HIDDEN, lanes))
-        return name(score)
 
     def weigh(self) -> None:
         """Scores become weights relative to the row's highest, and their sum goes into the state."""
