@@ -140,8 +140,10 @@ class Tensors:
         """Tokens of a sequence, the new ones included."""
         return T.cast(self.context_lens[sequence], "int64")
 
-    def block_of(self, sequence: Value, position: Value) -> Value:
-        """The block that holds a position. Positions that are never used (before the window, past the end) give some block of the pool."""
+    def place_of(self, sequence: Value, position: Value) -> tuple[Value, Value]:
+        """The block that holds a position, and the offset in it. Of positions that are never used (before the window, past the end) the
+        block is some block of the pool."""
         _, _, blocks, max_blocks = self.sizes
         column = T.min(position // self.kernel.block_size, max_blocks - 1)
-        return name(T.max(T.int64(0), T.min(T.cast(self.block_tables[sequence, column], "int64"), blocks - 1)))
+        block = name(T.max(T.int64(0), T.min(T.cast(self.block_tables[sequence, column], "int64"), blocks - 1)))
+        return block, name(position % self.kernel.block_size)

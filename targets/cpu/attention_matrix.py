@@ -75,7 +75,7 @@ class TileKeys:
     def load_half(self, sequence: Value, group: Value, strip: Value, half: int, position: Value, begin: Value) -> None:
         """A vector of keys from `position` on, with their values: zeros for those outside, which perhaps were never written."""
         t, kernel, simd = self.tensors, self.tensors.kernel, self.tensors.simd
-        block, offset = t.block_of(sequence, position), name(position % kernel.block_size)
+        block, offset = t.place_of(sequence, position)
         place, page = (strip, group), (t.layer, block, group)
         low, high = (name(T.cast(bound - position, "int32")) for bound in (begin, t.context(sequence)))
         with T.serial(kernel.key_dim // 2) as pair:

@@ -18,9 +18,8 @@ from tvm.tirx.script import builder as T
 from cupola.targets.cpu.attention_kernel import Kernel, Tensors
 from cupola.targets.cpu.loops import between
 from cupola.targets.cpu.rotary import rotate
-from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, iota, lanes_of, local, name, pieces, splat, tree
+from cupola.targets.cpu.simd import CACHE_LINE, Buffer, Register, Simd, Value, iota, lanes_of, local, name, pieces, splat, tree
 
-LINE_BYTES = 64  # of a cache line
 HIDDEN = -1e30  # the score of a key that a row does not see; finite, so that no infinities are subtracted
 
 
@@ -130,8 +129,7 @@ class Tile:
             return name(score)
         distance = name(iota(T.cast(position - self.position(row), "int32"), lanes))
         if slopes is not None:
-            slope = slopes[self.token_and_head(row)[1]]
-            slope = splat(slope if unit == 1 else slope * T.float32(unit), lanes)
+            slope = splat(slopes[self.token_and_head(row)[1]] * T.float32(unit), lanes)
             score = simd.fma(slope, T.cast(distance, f"float32x{lanes}"), score)
         if masked:
             score = T.Select(distance <= T.broadcast(T.int32(0), lanes), name(score), splat(HIDDEN, lanes))
@@ -178,7 +176,7 @@ class Tile:
         t, kernel = self.tensors, self.kernel
         with T.serial(kernel.chunk) as i:
             position = name(T.min(at + i, end - 1))
-            block, offset = t.block_of(self.sequence, position), name(position % kernel.block_size)
+            block, offset = t.place_of(self.sequence, position)
             with T.serial(kernel.key_dim) as d:
                 self.simd.store(keys, self.simd.load(t.k_pages, (t.layer, block, self.group, d, offset), 1), (d, i))
 
@@ -188,10 +186,11 @@ class Tile:
         lanes = self.simd.lanes if kernel.keys_in_vectors else 1
         with T.serial(kernel.chunk // lanes) as i:
             position = name(at + i * lanes if kernel.keys_in_vectors else T.min(at + i, end - 1))
-            block, offset = t.block_of(self.sequence, position), name(position % kernel.block_size)
+            block, offset = t.place_of(self.sequence, position)
             self.simd.store(scales, self.simd.load(pool, (t.layer, block, self.group, offset), lanes), (i * lanes,))
             later = name(T.min(ahead.position + i * lanes, last))
-            self.simd.prefetch(pool, (t.layer, t.block_of(ahead.sequence, later), ahead.group, later % kernel.block_size))
+            block, offset = t.place_of(ahead.sequence, later)
+            self.simd.prefetch(pool, (t.layer, block, ahead.group, offset))
 
     def fold(self, running: State, state: State) -> None:
         """Adds the state of the next chunk to the running one."""
@@ -254,11 +253,10 @@ class _Strips:
         sequence, group = (name(T.Select(is_last, a, b)) for a, b in ((ahead.sequence, self.tile.sequence), (ahead.group, self.tile.group)))
         first, last = name(T.Select(is_last, ahead.position, self.at + (strip + 1) * self.width)), name(t.context(sequence) - 1)
         positions = [name(T.min(first + start, last)) for start in range(0, self.width, self.tile.simd.lanes)]
-        return group, [(t.block_of(sequence, position), name(position % self.tile.kernel.block_size)) for position in positions]
+        return group, [t.place_of(sequence, position) for position in positions]
 
     def place(self, position: Value) -> tuple[Value, Value]:
-        position = name(position)
-        return self.tile.tensors.block_of(self.tile.sequence, position), name(position % self.tile.kernel.block_size)
+        return self.tile.tensors.place_of(self.tile.sequence, name(position))
 
     def all_seen(self, strip: Value) -> Value:
         """Whether every row sees every key of the strip."""
@@ -306,7 +304,7 @@ class _Strips:
     @property
     def elements_of_line(self) -> int:
         """Elements of the pages in a cache line."""
-        return int(LINE_BYTES // tvm.DataType(self.tile.kernel.kv_dtype).itemsize)
+        return int(CACHE_LINE // tvm.DataType(self.tile.kernel.kv_dtype).itemsize)
 
     def store(self, starts: list[Value], dots: list[list[Register]], highest: Buffer, *, masked: bool) -> None:
         simd = self.tile.simd
