@@ -13,7 +13,6 @@ from cupola.runtime.artifact import ModelConfig
 from cupola.runtime.batch import Executor, Float32
 from cupola.runtime.block_pool import BlockPool
 from cupola.runtime.errors import EngineError, OptionError, RequestError
-from cupola.runtime.outputs import RequestOutput
 from cupola.runtime.request import Request, RequestSpec
 from cupola.runtime.sampler import sample
 from cupola.runtime.sampling_params import SamplingParams
@@ -117,8 +116,8 @@ class Engine:
         self.scheduler.add(request)
         return request
 
-    def step(self) -> list[RequestOutput]:
-        """Runs one batch. Returns the requests that have something new.
+    def step(self) -> list[Request]:
+        """Runs one batch. Returns the requests that have something new: `Request.output` gives all of it, their sequences what is new.
 
         Raises:
             EngineError: if the model failed. No request and no block is lost: what ran is queued again, and the
@@ -127,13 +126,12 @@ class Engine:
         try:
             step = self.scheduler.schedule()
             logits = self.executor.run(step.batch)
-            changed = self.scheduler.update(step, sample(logits, step))
+            return self.scheduler.update(step, sample(logits, step))
         except BaseException as error:
             self.scheduler.recover()
             if isinstance(error, EngineError) or not isinstance(error, Exception):
                 raise
             raise EngineError(f"a step failed: {type(error).__name__}: {error}") from error
-        return [request.output() for request in changed]
 
     def abort(self, request_id: str) -> bool:
         """Forgets a request and frees its blocks; False if there is none of that name (any more)."""

@@ -64,7 +64,6 @@ class LLM:
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
         self.engine = Engine(load(self.artifact, num_blocks, isa), manifest.model, manifest.kv.block_size, config, self.tokenizer)
-        self._outputs: dict[str, RequestOutput] = {}  # the latest of each request that somebody waits for
         self._num_requests = 0
 
     def generate(
@@ -81,15 +80,15 @@ class LLM:
             RequestError: naming the field and the fix; nothing is generated then.
         """
         batch = _list_prompts(prompts)
-        ids: list[str] = []
+        requests: list[Request] = []
         try:
             for prompt, params in zip(batch, self._list_params(sampling_params, len(batch)), strict=True):
-                ids.append(self._add(prompt, params, add_special_tokens))
-            while not all(self._outputs[name].finished for name in ids):
-                self._step()
-            return [self._outputs[name] for name in ids]
+                requests.append(self._submit(prompt, params, add_special_tokens=add_special_tokens))
+            for request in requests:
+                self._finish(request)
+            return [request.output() for request in requests]
         finally:
-            self._forget(ids)
+            self._forget(requests)
 
     def chat(
         self,
@@ -130,13 +129,11 @@ class LLM:
         """
         params = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
         request = self._submit(list(token_ids), params, add_special_tokens=False, wants_prompt_logits=True)
-        name = request.spec.request_id
         try:
-            while not self._outputs[name].finished:
-                self._step()
+            self._finish(request)
             return stack_logits(request)
         finally:
-            self._forget([name])
+            self._forget([request])
 
     def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt text that the model's chat template makes of `messages`. Raises RequestError."""
@@ -169,23 +166,20 @@ class LLM:
         return _lenient_params(chosen)
 
     def _stream(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Iterator[str]:
-        name, num_sent = self._add(prompt, params, add_special_tokens), 0
+        request, num_sent = self._submit(prompt, params, add_special_tokens=add_special_tokens), 0
+        sequence = request.sequences[0]
         try:
-            while True:
-                output = self._outputs[name]
-                text = output.outputs[0].text
-                if len(text) > num_sent:
-                    yield text[num_sent:]
-                    num_sent = len(text)
-                if output.finished:
+            while True:  # another stream may step between two pieces
+                piece = sequence.text[num_sent:]
+                num_sent += len(piece)
+                if piece:
+                    yield piece
+                elif request.finished:
                     return
-                if self._outputs[name] is output:  # another stream may have stepped meanwhile
+                else:
                     self._step()
         finally:
-            self._forget([name])
-
-    def _add(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> str:
-        return self._submit(prompt, params, add_special_tokens=add_special_tokens).spec.request_id
+            self._forget([request])
 
     def _submit(self, prompt: Prompt, params: SamplingParams, *, add_special_tokens: bool, wants_prompt_logits: bool = False) -> Request:
         name = str(self._num_requests)
@@ -193,20 +187,20 @@ class LLM:
             name, prompt, params, add_special_tokens=add_special_tokens, wants_prompt_logits=wants_prompt_logits
         )
         self._num_requests += 1
-        self._outputs[name] = request.output()
         return request
+
+    def _finish(self, request: Request) -> None:
+        while not request.finished:
+            self._step()
 
     def _step(self) -> None:
         if not self.engine.has_unfinished_requests():
             raise EngineError("a request was lost")
-        for output in self.engine.step():
-            if output.request_id in self._outputs:
-                self._outputs[output.request_id] = output
+        self.engine.step()
 
-    def _forget(self, ids: Sequence[str]) -> None:
-        for name in ids:
-            self._outputs.pop(name, None)
-            self.engine.abort(name)
+    def _forget(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.engine.abort(request.spec.request_id)
 
     def _list_params(self, given: Params, num_prompts: int) -> list[SamplingParams]:
         if given is None or isinstance(given, SamplingParams):

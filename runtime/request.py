@@ -88,6 +88,11 @@ class Sequence:
         return len(self.token_ids) - len(self.request.spec.prompt_token_ids)
 
     @property
+    def text(self) -> str:
+        """The text so far, as far as nothing can take it back; it only grows."""
+        return self._detokenizer.released if self._detokenizer else ""
+
+    @property
     def rng(self) -> np.random.Generator:
         """This sequence's own random stream, made at its first use."""
         if self._rng is None:
@@ -124,7 +129,7 @@ class Sequence:
         logprobs = self.logprobs if self.request.spec.params.logprobs is not None else None
         return CompletionOutput(
             index=self.index,
-            text=self._detokenizer.released if self._detokenizer else "",
+            text=self.text,
             token_ids=self.output_token_ids,
             cumulative_logprob=None if logprobs is None else sum(next(iter(entry.values())).logprob for entry in logprobs),
             logprobs=None if logprobs is None else list(logprobs),

@@ -435,7 +435,7 @@ def test_a_failing_step_costs_others_nothing(world: World) -> None:
             engine.abort("b")
         executor.run = run if step % 3 else lambda batch: (_ for _ in ()).throw(MemoryError("no page left"))
         try:
-            found.update({output.request_id: output.outputs[0].token_ids for output in engine.step()})
+            found.update({request.spec.request_id: request.sequences[0].output_token_ids for request in engine.step()})
         except cupola.EngineError as error:
             assert "no page left" in str(error)
     assert found["a"] == expected

@@ -63,8 +63,8 @@ def run_all(engine: Engine) -> dict[str, RequestOutput]:
     """Steps until nothing is left; checks every block after every step."""
     outputs = {}
     while engine.has_unfinished_requests():
-        for output in engine.step():
-            outputs[output.request_id] = output
+        for request in engine.step():
+            outputs[request.spec.request_id] = request.output()
         engine.scheduler.check_integrity()
     engine.check_idle()
     return outputs

@@ -119,15 +119,15 @@ def test_decodes_are_not_stalled_by_a_long_prompt():
     engine.step()
     engine.add_request("b", prompts([40])[0], GREEDY)
     for count in range(2, 10):
-        (output,) = engine.step()
-        assert (output.request_id, len(output.outputs[0].token_ids)) == ("a", count)
+        (request,) = engine.step()
+        assert (request.spec.request_id, request.sequences[0].num_output_tokens) == ("a", count)
 
 
 def test_priority_goes_first():
     engine = make_engine(max_num_seqs=1)
     for name, priority in [("a", 1), ("b", 1), ("urgent", 0)]:
         engine.add_request(name, [1, 2], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True), priority=priority)
-    order = [output.request_id for _ in range(6) for output in engine.step() if output.finished]
+    order = [request.spec.request_id for _ in range(6) for request in engine.step() if request.finished]
     assert order == ["urgent", "a", "b"]
 
 
@@ -229,7 +229,7 @@ def test_a_failed_step_loses_nothing():
             break
         engine.executor.num_failures = int(step % 5 == 4)
         try:
-            outputs.update({output.request_id: output for output in engine.step()})
+            outputs.update({request.spec.request_id: request.output() for request in engine.step()})
         except EngineError as error:
             assert "on fire" in str(error)
         engine.scheduler.check_integrity()
@@ -335,7 +335,7 @@ def test_a_thousand_random_requests(seeds, num_blocks, budget, max_num_seqs, cac
                 aborted.add(name)
         if engine.has_unfinished_requests():
             try:
-                outputs.update({output.request_id: output for output in engine.step()})
+                outputs.update({request.spec.request_id: request.output() for request in engine.step()})
             except EngineError as error:
                 assert "on fire" in str(error)
         engine.scheduler.check_integrity()
