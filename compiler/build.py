@@ -20,6 +20,8 @@ from cupola.runtime.environment import debug_level
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 
+OUTPUTS = ("logits", "maxima")
+
 
 def plan_memory(mod: IRModule) -> IRModule:
     """Gives every intermediate result a place in storage that others use before and after it."""
@@ -79,7 +81,9 @@ def signature_of(func: relax.Function, name: str, weights: Sequence[TensorSpec])
     params = func.params[: len(func.params) - len(weights)]
     inputs = tuple(_tensor_spec(param.name, param.ty) for param in params)
     once, twice, rows = (_storage_bytes(func, n, r) for n, r in ((1, 1), (2, 1), (1, 2)))
-    return FunctionSpec(name, (*inputs, *weights), (_tensor_spec("logits", func.ret_ty),), twice - once, rows - once)
+    results = func.ret_ty.fields if isinstance(func.ret_ty, relax.TupleType) else [func.ret_ty]
+    outputs = tuple(_tensor_spec(output, type_) for output, type_ in zip(OUTPUTS, results, strict=False))
+    return FunctionSpec(name, (*inputs, *weights), outputs, twice - once, rows - once)
 
 
 def _storage_bytes(func: relax.Function, num_tokens: int, num_rows: int) -> int:

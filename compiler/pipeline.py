@@ -12,6 +12,7 @@ import tvm
 from tvm import IRModule, relax
 
 from cupola.passes.drop_batch import drop_batch
+from cupola.passes.find_maxima import find_maxima
 from cupola.passes.fuse_attention_inputs import fuse_attention_inputs
 from cupola.passes.fuse_epilogue import fuse_epilogue
 from cupola.passes.fuse_gated_linear import fuse_gated_linear
@@ -77,6 +78,7 @@ def pipeline(
         fuse_norm(),
         quantize_weights(scheme, formats),
         narrow_activations(target),
+        find_maxima(),
         lower_ops(target),
     ]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cupola.runtime.artifact import (
     COMPILE_AGAIN,
     ITEM_BYTES,
+    MAXIMA_BLOCK,
     FileSpec,
     FunctionSpec,
     KernelSpec,
@@ -162,9 +163,13 @@ def _fits(tensor: TensorSpec, dtype: str, shape: tuple[int | str, ...]) -> bool:
 
 
 def _output_faults(vocab_size: int, forward: FunctionSpec) -> Iterator[Fault]:
-    logits = forward.outputs[0] if forward.outputs else None
-    if logits is None or not _fits(logits, "float32", ("r", vocab_size)):
-        yield "functions.forward.outputs", f"the first is not float32 [r, {vocab_size}]"
+    """The logits, then perhaps their maxima by blocks."""
+    widths = (vocab_size, -(-vocab_size // MAXIMA_BLOCK))
+    if not 1 <= len(forward.outputs) <= len(widths):
+        yield "functions.forward.outputs", f"there are {len(forward.outputs)}"
+    for output, width in zip(forward.outputs, widths, strict=False):
+        if not _fits(output, "float32", ("r", width)):
+            yield "functions.forward.outputs", f"{reprlib.repr(output.name)} is not float32 [r, {width}]"
 
 
 def _out_of_range(field: str, value: int, lowest: int, highest: int = MAX_COUNT) -> Iterator[Fault]:

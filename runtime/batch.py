@@ -1,12 +1,14 @@
-"""What one step of the engine asks of the executor, and nothing more."""
+"""What one step of the engine asks of the executor and gets, and nothing more."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from cupola.runtime.artifact import MAXIMA_BLOCK
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -31,11 +33,27 @@ class Batch:
     copies: tuple[tuple[int, int], ...] = ()
 
 
+@dataclass(frozen=True)
+class Logits:
+    """What a step gives: `values` f32 [r, vocab], and in `maxima` f32 [r, blocks] the largest of every MAXIMA_BLOCK neighbours in a row.
+
+    A block that holds NaN has NaN for its largest.
+    """
+
+    values: Float32
+    maxima: Float32
+
+    @classmethod
+    def of(cls, values: Float32) -> Self:
+        """For an executor that does not find the maxima itself."""
+        return cls(values, np.maximum.reduceat(values, np.arange(0, values.shape[1], MAXIMA_BLOCK), axis=1))
+
+
 class Executor(Protocol):
     """Runs the model; the engine's only view of it."""
 
     num_blocks: int
 
-    def run(self, batch: Batch) -> Float32:
-        """Appends the batch's K/V to the pages and returns logits, f32 [r, vocab]."""
+    def run(self, batch: Batch) -> Logits:
+        """Appends the batch's K/V to the pages and returns the logits of `logit_rows`."""
         ...

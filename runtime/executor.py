@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from cupola.runtime import environment
 from cupola.runtime.artifact import MANIFEST, Artifact, KernelSpec, KVSpec, Manifest, TensorSpec, WeightSpec
-from cupola.runtime.batch import Batch, Float32, Int32
+from cupola.runtime.batch import Batch, Float32, Int32, Logits
 from cupola.runtime.errors import ArtifactError, EngineError
 from cupola.runtime.machine import choose_library
 
@@ -38,6 +39,7 @@ class TVMExecutor:
     def __init__(self, machine: Any, artifact: Artifact, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._machine, self._forward = machine, machine["forward"]
+        self._item = tvm_ffi().get_global_func("ffi.ArrayGetItem")
         self._workspace = _Workspace(artifact.manifest)
         inputs = artifact.manifest.function("forward").inputs
         self._pages = make_pages(artifact.manifest.kv, num_blocks)
@@ -49,8 +51,8 @@ class TVMExecutor:
         self._places = [(i, spec.name.partition(".")[0]) for i, spec in enumerate(inputs) if spec.name not in fixed]
         _check_inputs(artifact, [name for _, name in self._places])
 
-    def run(self, batch: Batch) -> Float32:
-        """Copies the batch's blocks, appends its K/V to the pages and returns logits, f32 [r, vocab].
+    def run(self, batch: Batch) -> Logits:
+        """Copies the batch's blocks, appends its K/V to the pages and returns the logits of `logit_rows`.
 
         Raises:
             EngineError: if the compiled code fails.
@@ -66,8 +68,10 @@ class TVMExecutor:
             result = self._forward(*self._arguments)
         except Exception as error:  # TVM raises many types, RuntimeError's and AttributeError's among them
             raise EngineError(f"the compiled model failed: {error}") from error
-        logits: Any = np.from_dlpack(result if hasattr(result, "__dlpack__") else result[0])
-        return logits
+        if hasattr(result, "__dlpack__"):  # of an artifact that leaves the maxima to us
+            return Logits.of(np.from_dlpack(result))
+        values, maxima = (np.from_dlpack(self._item(result, i)) for i in range(2))
+        return Logits(values, maxima)
 
     def has_kernel(self, kernel: KernelSpec) -> bool:
         """Whether the library that was loaded has it; others of the artifact may have more."""
@@ -138,8 +142,9 @@ class _Workspace:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        forward, logits = manifest.function("forward"), manifest.model.vocab_size * 4
-        self._bytes_per_token, self._bytes_per_row = forward.bytes_per_token, forward.bytes_per_logit_row + logits
+        forward = manifest.function("forward")
+        outputs = sum(replace(output, shape=(1, *output.shape[1:])).num_bytes for output in forward.outputs)
+        self._bytes_per_token, self._bytes_per_row = forward.bytes_per_token, forward.bytes_per_logit_row + outputs
         self._sizes: set[tuple[int, int]] = set()
         self._num_bytes = self._largest = 0
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cupola.runtime.artifact import KernelSpec, TensorSpec, Work
-from cupola.runtime.batch import Batch, Float32, Int32
+from cupola.runtime.batch import Batch, Float32, Int32, Logits
 from cupola.runtime.benchmark import Benchmark, SpeedTest
 from cupola.runtime.environment import num_threads
 from cupola.runtime.errors import OptionError
@@ -157,7 +157,7 @@ class _Watch:
             finally:
                 engine.executor = self._executor
 
-    def run(self, batch: Batch) -> Float32:
+    def run(self, batch: Batch) -> Logits:
         """As the executor."""
         self._batch = batch
         start = time.perf_counter()

@@ -7,18 +7,21 @@ the greedy choice; temperature, min_p, top_k, top_p, a draw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from cupola.runtime.batch import Float32
+from cupola.runtime.artifact import MAXIMA_BLOCK
+from cupola.runtime.batch import Float32, Logits
 from cupola.runtime.errors import EngineError
 from cupola.runtime.request import RankedLogprobs, Request, Sequence, Status
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.step import Chunk, Step
 
+WITHIN_BLOCK = np.arange(MAXIMA_BLOCK)
 STRETCH = 256  # weights that are summed together first when a token is drawn
 NUCLEUS_WEIGHTS = (2**-5, 2**-10, 2**-15, 0)  # beside the heaviest: how light what top_p sorts may be, and then, if that was too little
 
@@ -49,39 +52,66 @@ class Samples:
     prompt_scores: tuple[PromptScores, ...]
 
 
-def sample(logits: Float32, step: Step) -> Samples:
-    """Chooses the step's new tokens.
-
-    Args:
-        logits: f32 [r, vocab], never changed.
+def sample(logits: Logits, step: Step) -> Samples:
+    """Chooses the step's new tokens. The logits are never changed.
 
     Raises:
         EngineError: if the model's logits are not numbers.
     """
-    scores = tuple(_score_prompt(logits, chunk) for chunk in step.chunks if chunk.sequence.request.wants_scores)
+    scores = tuple(_score_prompt(logits.values, chunk) for chunk in step.chunks if chunk.sequence.request.wants_scores)
     targets = [
         (chunk.first_row + chunk.end - chunk.logits_start - 1, s)
         for chunk in step.chunks
         if chunk.samples
         for s in _samplers(chunk.sequence)
     ]
+    likeliest = _likeliest_of(logits, targets)
     tokens = []
     for row, sequence in targets:
-        token_id = choose(logits[row], sequence)
-        if np.isnan(logits[row, token_id]):
+        values, num_top = logits.values[row], sequence.request.spec.params.logprobs
+        token_id = likeliest[sequence] if sequence in likeliest else choose(values, logits.maxima[row], sequence)
+        if math.isnan(values[token_id]):
             raise EngineError(f"the model's logits for request {sequence.request.spec.request_id!r} are not numbers (NaN)")
-        num_top = sequence.request.spec.params.logprobs
-        tokens.append(SampledToken(sequence, token_id, None if num_top is None else rank_logprobs(logits[row], token_id, num_top)))
+        tokens.append(SampledToken(sequence, token_id, None if num_top is None else rank_logprobs(values, token_id, num_top)))
     return Samples(tuple(tokens), scores)
 
 
-def choose(logits: Float32, sequence: Sequence) -> int:
-    """The next token of `sequence` from its row of logits, f32 [vocab]."""
+def _likeliest_of(logits: Logits, targets: SequenceOf[tuple[int, Sequence]]) -> dict[Sequence, int]:
+    """The tokens of those that take the likeliest one of unadjusted logits, found together."""
+    rows = {sequence: row for row, sequence in targets if sequence.request.spec.params.greedy and not _adjusts(sequence)}
+    return dict(zip(rows, find_likeliest(logits, list(rows.values())), strict=True)) if rows else {}
+
+
+def find_likeliest(logits: Logits, rows: list[int]) -> list[int]:
+    """np.argmax of each of these rows: the first of the largest, or the first NaN."""
+    found = []
+    for row in rows:  # all at once would take longer: what numpy does that for is cold after a step of the model
+        start = int(logits.maxima[row].argmax()) * MAXIMA_BLOCK
+        found.append(start + int(logits.values[row, start : start + MAXIMA_BLOCK].argmax()))
+    return found
+
+
+def choose(logits: Float32, maxima: Float32, sequence: Sequence) -> int:
+    """The next token of `sequence` from its row of logits, f32 [vocab], and their maxima by blocks."""
     params = sequence.request.spec.params
     adjusted = adjust(logits, sequence)
     if params.greedy:
         return int(adjusted.argmax())
-    return draw(adjusted, params, sequence.rng.random())
+    uniform = sequence.rng.random()
+    candidates = find_candidates(maxima, params.top_k, len(logits)) if adjusted is logits else None
+    return draw(adjusted, params, uniform) if candidates is None else int(candidates[draw(logits[candidates], params, uniform)])
+
+
+def find_candidates(maxima: Float32, top_k: int, vocab_size: int) -> npt.NDArray[np.intp] | None:
+    """Token ids, in order, among which the `top_k` largest logits are and all that equal the last of those; None if any token may be.
+
+    As many blocks as `top_k` have a logit each of at least the last one's maximum.
+    """
+    if not 0 < top_k < len(maxima) or not np.isfinite(maxima.max()):
+        return None
+    blocks = np.flatnonzero(maxima >= np.partition(maxima, -top_k)[-top_k])
+    token_ids = (blocks[:, None] * MAXIMA_BLOCK + WITHIN_BLOCK).ravel()
+    return token_ids[token_ids < vocab_size]
 
 
 def adjust(logits: Float32, sequence: Sequence) -> Float32:

@@ -22,7 +22,7 @@ from cupola.targets import references
 from cupola.targets.base import Target
 from cupola.targets.cpu.isa import ISA, ISAS, with_own_kernels
 from cupola.targets.cpu.tiles import MANY
-from cupola.targets.ops import GROUP, Embedding, GatedLinear, Linear, PagedAttention, Rotary
+from cupola.targets.ops import GROUP, BlockMaxima, Embedding, GatedLinear, Linear, PagedAttention, Rotary
 from cupola.targets.references import Expected
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -263,6 +263,13 @@ def rotary(sizes: Sizes, interleaved: int = 0) -> KernelCase:
     return KernelCase(name, tuple(inputs), emit, partial(references.rotary, interleaved=bool(interleaved)), _at_random(inputs))
 
 
+def block_maxima(sizes: Sizes) -> KernelCase:
+    """`BlockMaxima` of logits."""
+    inputs = (Input("x", ("n", sizes.vocabulary)),)
+    name = _name("block_maxima", sizes.vocabulary)
+    return KernelCase(name, inputs, lambda t: BlockMaxima(t["x"]).call(), references.block_maxima, _at_random(inputs))
+
+
 @dataclass(frozen=True)
 class AttentionKernel:
     """`PagedAttention` over pages of one type, with what it does besides.
@@ -329,6 +336,7 @@ KERNELS: tuple[KernelFactory, ...] = (
     layer_norm,
     rotary,
     *(AttentionKernel(kv, joined=True) for kv in KV_DTYPES),
+    block_maxima,
 )
 # What they do besides, in combinations.
 VARIANTS: tuple[KernelFactory, ...] = (

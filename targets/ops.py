@@ -15,6 +15,8 @@ from typing import ClassVar, Self, TypeAlias
 import tvm
 from tvm import relax, tirx
 
+from cupola.runtime.artifact import MAXIMA_BLOCK
+
 Tensor: TypeAlias = relax.Expr
 PREFIX = "cupola."
 
@@ -173,6 +175,22 @@ class Rotary(Op):
     cos: Tensor
     sin: Tensor
     interleaved: int = 0
+
+
+@dataclass(frozen=True)
+class BlockMaxima(Op):
+    """The largest of each MAXIMA_BLOCK neighbours in a row: x f32 [r, V] -> f32 [r, ⌈V / MAXIMA_BLOCK⌉]; NaN where one of them is.
+
+    The last block of a row may be shorter.
+    """
+
+    name: ClassVar[str] = "block_maxima"
+    x: Tensor
+
+    def call(self) -> relax.Call:
+        """The call."""
+        rows, width = self.x.ty.shape
+        return self.emit(relax.TensorType((rows, -(-int(width) // MAXIMA_BLOCK)), "float32"))
 
 
 GROUP = 32  # inputs that share a scale, of weights as of activations: GGUF's blocks of Q4_0, Q4_1 and Q8_0 (ggml-common.h)

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from cupola.runtime.artifact import MAXIMA_BLOCK
 from cupola.targets.ops import GROUP
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -129,6 +130,13 @@ def layer_norm(arrays: Arrays, epsilon: float) -> Expected:
     x = arrays["x"].astype("float64")
     value = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
     return _expected(value * arrays["scale"] + arrays["shift"], ROUNDING * (2 + np.abs(arrays["shift"])))
+
+
+def block_maxima(arrays: Arrays) -> Expected:
+    """`ops.BlockMaxima`, which rounds nothing."""
+    x = arrays["x"].astype("float64")
+    value = np.maximum.reduceat(x, np.arange(0, x.shape[1], MAXIMA_BLOCK), axis=1)
+    return Expected(value, np.full_like(value, np.finfo("float64").tiny))
 
 
 def rotary(arrays: Arrays, interleaved: bool) -> Expected:

@@ -192,6 +192,12 @@ class Simd:
         lanes = lanes_of(c)
         return T.call_llvm_pure_intrin(_typed("float32", lanes), f"llvm.fma.{f'v{lanes}f32' if lanes > 1 else 'f32'}", a, b, c)
 
+    def maximum(self, a: Value, b: Value) -> Value:
+        """The larger of each pair; NaN where either is (IEEE 754-2019, 9.6)."""
+        lanes = lanes_of(a)
+        kind = f"v{lanes}f32" if lanes > 1 else "f32"
+        return name(T.call_llvm_pure_intrin(_typed("float32", lanes), f"llvm.maximum.{kind}", a, b))
+
     def polynomial(self, coefficients: Sequence[float], x: Value) -> Value:
         """Horner's scheme; coefficients from the constant up."""
         lanes = lanes_of(x)

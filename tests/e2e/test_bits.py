@@ -40,7 +40,7 @@ class Recorder:
     def __call__(self, logits, step: Step, *rest, **named):
         for chunk in step.chunks:
             if chunk.samples:
-                row = logits[chunk.first_row + chunk.end - chunk.logits_start - 1]
+                row = logits.values[chunk.first_row + chunk.end - chunk.logits_start - 1]
                 key = chunk.sequence.request.spec.prompt_token_ids, chunk.end
                 digest = hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()
                 assert self.bits.setdefault(key, digest) == digest, "a row that was computed again"

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from cupola.runtime.artifact import ModelConfig
-from cupola.runtime.batch import Batch, Float32
+from cupola.runtime.batch import Batch, Float32, Logits
 from cupola.runtime.engine import Engine, EngineConfig
 from cupola.runtime.outputs import RequestOutput
 from cupola.runtime.sampling_params import SamplingParams
@@ -31,7 +31,7 @@ class FakeExecutor:
         self.num_failures = 0  # steps that are still to fail
         self.num_steps = 0
 
-    def run(self, batch: Batch) -> Float32:
+    def run(self, batch: Batch) -> Logits:
         self.num_steps += 1
         n, b = len(batch.tokens), len(batch.context_lens)
         assert 0 < n == len(batch.positions) == len(batch.slots) == batch.query_starts[-1]
@@ -44,7 +44,7 @@ class FakeExecutor:
         if self.num_failures:
             self.num_failures -= 1
             raise RuntimeError("the device is on fire")
-        return np.array([self._row(batch, int(row)) for row in batch.logit_rows], np.float32).reshape(-1, VOCAB)
+        return Logits.of(np.array([self._row(batch, int(row)) for row in batch.logit_rows], np.float32).reshape(-1, VOCAB))
 
     def _row(self, batch: Batch, row: int) -> Float32:
         sequence = int(np.searchsorted(batch.query_starts, row, side="right")) - 1

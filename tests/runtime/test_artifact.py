@@ -40,7 +40,8 @@ def make_manifest(files: tuple[a.FileSpec, ...]) -> a.Manifest:
     ]
     weights = [a.TensorSpec("embed", "float32", (10, 8)), a.TensorSpec("scale", "bfloat16", (8,))]
     inputs = [*(a.TensorSpec(name, "int32", shape) for name, shape in STEP.items()), *pages, *weights]
-    forward = a.FunctionSpec("forward", tuple(inputs), (a.TensorSpec("logits", "float32", ("r", 10)),))
+    outputs = a.TensorSpec("logits", "float32", ("r", 10)), a.TensorSpec("maxima", "float32", ("r", 1))
+    forward = a.FunctionSpec("forward", tuple(inputs), outputs)
     return a.Manifest(
         format_version=a.FORMAT_VERSION,
         cupola_version="0.1.0",
@@ -138,7 +139,9 @@ WRONG_FIELDS = [
     ("kv.groups.0.num_kv_heads", 4, "functions.forward.inputs"), ("kv.groups.0.layers", [0], "functions.forward.inputs"),
     ("kv.groups.1", ..., "functions.forward.inputs"), ("model.vocab_size", 11, "functions.forward.outputs"),
     ("functions", [], "functions"), ("functions.0.name", "backward", "functions"), ("functions.1.name", "forward", "functions"),
-    ("functions.0.outputs", [], "functions.forward.outputs"), ("functions.0.inputs.0", ..., "functions.forward.inputs"),
+    ("functions.0.outputs", [], "functions.forward.outputs"), ("functions.0.outputs.1.shape", ["r", 2], "functions.forward.outputs"),
+    ("functions.0.outputs", [{"name": name, "dtype": "float32", "shape": ["r", 10]} for name in "abc"], "functions.forward.outputs"),
+    ("functions.0.inputs.0", ..., "functions.forward.inputs"),
     ("functions.0.inputs.0.name", "mystery", "functions.forward.inputs"),
     ("functions.0.inputs.0.dtype", "int64", "functions.forward.inputs"),
     ("functions.0.inputs.0.dtype", "int13", "functions[0].inputs[0].dtype"),

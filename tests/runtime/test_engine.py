@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cupola.runtime.batch import Logits
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.sampling_params import SamplingParams
 from tests.runtime.fakes import (
@@ -240,7 +241,7 @@ def test_a_failed_step_loses_nothing():
 
 def test_nan_logits_are_an_error_and_the_request_can_be_aborted(monkeypatch):
     engine = make_engine()
-    monkeypatch.setattr(engine.executor, "run", lambda batch: np.full((len(batch.logit_rows), VOCAB), np.nan, np.float32))
+    monkeypatch.setattr(engine.executor, "run", lambda batch: Logits.of(np.full((len(batch.logit_rows), VOCAB), np.nan, np.float32)))
     engine.add_request("a", [1], SamplingParams(temperature=0))
     engine.add_request("b", [1], SamplingParams(temperature=1))
     with pytest.raises(EngineError, match="NaN"):

@@ -15,8 +15,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from cupola.runtime.artifact import MAXIMA_BLOCK
+from cupola.runtime.batch import Logits
 from cupola.runtime.request import Request, RequestSpec
-from cupola.runtime.sampler import adjust, choose, draw, find_nucleus, find_share, rank_logprobs
+from cupola.runtime.sampler import adjust, choose, draw, find_candidates, find_likeliest, find_nucleus, find_share, rank_logprobs
 from cupola.runtime.sampling_params import SamplingParams
 
 VOCAB = 3000
@@ -24,6 +26,10 @@ VOCAB = 3000
 
 def row(seed: int, spread: float = 3, vocab: int = VOCAB) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, spread, vocab).astype(np.float32)
+
+
+def maxima_of(logits: np.ndarray) -> np.ndarray:
+    return np.array([logits[at : at + MAXIMA_BLOCK].max() for at in range(0, len(logits), MAXIMA_BLOCK)])
 
 
 def make_sequence(params: SamplingParams, prompt: list[int] = [1], output: list[int] = []):  # noqa: B006
@@ -113,6 +119,37 @@ def test_nucleus_is_the_smallest_set(top_p, vocab):
     assert find_nucleus(weights, top_p).tolist() == sorted(order[:size].tolist())
 
 
+@settings(max_examples=60)
+@given(seed=st.integers(0, 99), vocab=st.sampled_from([1, 63, 64, 65, 128, 1000]), num_rows=st.integers(1, 20), kinds=st.integers(1, 9))
+def test_the_likeliest_is_numpys_first(seed, vocab, num_rows, kinds):
+    """Of few different numbers, so that many are equal, and among them perhaps some that are none."""
+    random = np.random.default_rng(seed)
+    numbers = random.choice(np.array([0.0, -0.0, 1, -1, 5, np.inf, -np.inf, np.nan], np.float32), kinds)
+    values = random.choice(numbers, (num_rows, vocab))
+    logits, rows = Logits.of(values), random.permutation(num_rows)[: num_rows // 2 + 1].tolist()
+    np.testing.assert_array_equal(logits.maxima, [maxima_of(row) for row in values])
+    assert find_likeliest(logits, rows) == values[rows].argmax(axis=1).tolist()
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 99),
+    vocab=st.sampled_from([1, 100, 640, 700, VOCAB]),
+    top_k=st.sampled_from([1, 2, 5, 40]),
+    steps=st.sampled_from([0.01, 1.0]),  # of logits; coarse ones are often equal
+    min_p=st.sampled_from([0.0, 0.02, 0.5]),
+    top_p=st.sampled_from([1.0, 0.5]),
+)
+def test_top_k_among_candidates_draws_what_it_draws_among_all(seed, vocab, top_k, steps, min_p, top_p):
+    logits = (np.rint(row(seed, 3, vocab) / steps) * steps).astype(np.float32)
+    params = SamplingParams(top_k=top_k, min_p=min_p, top_p=top_p, seed=seed)
+    sequence, uniform = make_sequence(params), make_sequence(params).rng.random()
+    assert choose(logits, maxima_of(logits), sequence) == draw(logits, params, uniform)
+    candidates = find_candidates(maxima_of(logits), top_k, vocab)
+    assert candidates is None or set(np.flatnonzero(logits >= np.sort(logits)[-top_k])) <= set(candidates)
+    assert (candidates is None) == (top_k >= len(maxima_of(logits)))
+
+
 def test_repetition_penalty_is_transformers():
     logits, tokens = row(2), [5, 5, 9, 17, 100]
     sequence = make_sequence(SamplingParams(temperature=0, repetition_penalty=1.7), tokens[:2], tokens[2:])
@@ -134,7 +171,7 @@ def test_bias_and_min_tokens():
     sequence = make_sequence(SamplingParams(temperature=0, logit_bias={5: 100, 6: -100}, min_tokens=1, stop_token_ids=[9]))
     adjusted = adjust(logits, sequence)
     assert (adjusted[5], adjusted[6], adjusted[9]) == (logits[5] + 100, logits[6] - 100, -np.inf)
-    assert choose(logits, sequence) == 5
+    assert choose(logits, maxima_of(logits), sequence) == 5
     sequence.append(5, None)
     assert adjust(logits, sequence)[9] == logits[9]
 
@@ -143,7 +180,7 @@ def test_logits_are_never_changed():
     logits = row(5)
     logits.flags.writeable = False
     params = SamplingParams(temperature=0.5, top_k=9, top_p=0.5, min_p=0.1, presence_penalty=1, repetition_penalty=2, logit_bias={1: 2})
-    assert 0 <= choose(logits, make_sequence(params, [1], [2])) < VOCAB
+    assert 0 <= choose(logits, maxima_of(logits), make_sequence(params, [1], [2])) < VOCAB
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 5, VOCAB])
@@ -164,7 +201,7 @@ def test_streams_are_each_sequences_own():
     params = SamplingParams(n=2, seed=1)
     logits = row(7)
     sequences = Request(RequestSpec("a", None, (1,), params, frozenset(), frozenset(), 99, (1,), 0), None).sequences
-    first, second = ([choose(logits, sequence) for _ in range(8)] for sequence in sequences)
-    again = [choose(logits, Request(sequences[0].request.spec, None).sequences[0])]
+    first, second = ([choose(logits, maxima_of(logits), sequence) for _ in range(8)] for sequence in sequences)
+    again = [choose(logits, maxima_of(logits), Request(sequences[0].request.spec, None).sequences[0])]
     assert first != second
     assert again == first[:1]

@@ -1,0 +1,32 @@
+"""Gives the largest logit of each block of a row beside the logits: who chooses a token then need not read all of them.
+
+Before:  lv = cupola.linear(x, weight)                # f32 [r, 49152]
+         return lv
+After:   lv = cupola.linear(x, weight)
+         lv1 = cupola.block_maxima(lv)                # f32 [r, 768]
+         return (lv, lv1)
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import IRModule, relax
+
+from cupola.passes.rewrite import pass_of
+from cupola.targets.ops import BlockMaxima
+
+
+def find_maxima() -> tvm.transform.Pass:
+    """The pass."""
+    return pass_of("find_maxima", lambda mod: IRModule({var: _with_maxima(func) for var, func in mod.functions_items()}, attrs=mod.attrs))
+
+
+def _with_maxima(func: relax.Function) -> relax.Function:
+    builder = relax.BlockBuilder()
+    *blocks, last = func.body.blocks
+    logits = func.body.body
+    call = builder.normalize(BlockMaxima(logits).call())
+    maxima = relax.Var("maxima", call.ty)
+    blocks.append(type(last)([*last.bindings, relax.VarBinding(maxima, call)]))
+    body = builder.normalize(relax.SeqExpr(blocks, relax.Tuple([logits, maxima])))
+    return relax.Function(list(func.params), body, body.ty).with_attrs(func.attrs)
