@@ -69,9 +69,8 @@ class TVMExecutor:
         except Exception as error:  # TVM raises many types, RuntimeError's and AttributeError's among them
             raise EngineError(f"the compiled model failed: {error}") from error
         if hasattr(result, "__dlpack__"):  # of an artifact that leaves the maxima to us
-            return Logits.of(np.from_dlpack(result))
-        values, maxima = (np.from_dlpack(self._item(result, i)) for i in range(2))
-        return Logits(values, maxima)
+            return Logits.of(_array(result))
+        return Logits(_array(self._item(result, 0)), _array(self._item(result, 1)))
 
     def has_kernel(self, kernel: KernelSpec) -> bool:
         """Whether the library that was loaded has it; others of the artifact may have more."""
@@ -274,6 +273,10 @@ def to_tensor(array: Array) -> Any:
     if array.dtype == np.dtype("bfloat16"):  # which DLPack export from numpy does not know
         return _view(to_tensor(array.view(np.uint16)), array.shape, "bfloat16")
     return tvm_ffi().from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
+
+
+def _array(tensor: Any) -> Any:
+    return np.from_dlpack(tensor)
 
 
 def _view(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:
