@@ -6,10 +6,16 @@ import hashlib
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 from cupola.runtime.errors import EngineError
 
-BlockTable = list[int]  # the blocks of one sequence, in order
+BlockTable: TypeAlias = "array[int]"  # the blocks of one sequence, in order: int32, as the model takes them
+
+
+def empty_table() -> BlockTable:
+    """A table without blocks."""
+    return array("i")
 
 
 def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
@@ -46,7 +52,7 @@ class BlockPool:
 
     def match(self, hashes: Iterable[bytes]) -> BlockTable:
         """The published blocks of the longest known prefix of `hashes`, now held by the caller."""
-        table: BlockTable = []
+        table = empty_table()
         for name in hashes:
             block = self._block_of.get(name)
             if block is None:
@@ -59,7 +65,7 @@ class BlockPool:
         """A second holder of the same blocks; the first one to write to a shared block gets a copy of it."""
         for block in table:
             self._hold(block)
-        return list(table)
+        return table[:]
 
     def reserve(self, table: BlockTable, start: int, end: int) -> list[tuple[int, int]] | None:
         """Makes `table` ready for writing tokens `start` to `end`: grows it and takes shared blocks apart.
@@ -69,6 +75,8 @@ class BlockPool:
         """
         shared = [i for i in range(start // self.block_size, len(table)) if self._num_refs[table[i]] > 1]
         num_new = max(0, self.num_blocks_for(end) - len(table))
+        if not num_new and not shared:
+            return []
         if num_new + len(shared) > self.num_free_blocks:
             return None
         copies = []

@@ -9,7 +9,7 @@ from enum import Enum, auto
 import numpy as np
 
 from cupola.runtime.batch import Float32
-from cupola.runtime.block_pool import BlockTable, chain_hash
+from cupola.runtime.block_pool import chain_hash, empty_table
 from cupola.runtime.detokenizer import Detokenizer
 from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from cupola.runtime.sampling_params import SamplingParams
@@ -53,7 +53,7 @@ class Sequence:
         self.status = Status.UNBORN
         self.token_ids = list(request.spec.prompt_token_ids)
         self.num_computed_tokens = 0
-        self.block_table: BlockTable = []
+        self.block_table = empty_table()
         self.num_published_blocks = 0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None

@@ -58,48 +58,41 @@ def sample(logits: Logits, step: Step) -> Samples:
     Raises:
         EngineError: if the model's logits are not numbers.
     """
-    scores = tuple(_score_prompt(logits.values, chunk) for chunk in step.chunks if chunk.sequence.request.wants_scores)
-    targets = [
-        (chunk.first_row + chunk.end - chunk.logits_start - 1, s)
-        for chunk in step.chunks
-        if chunk.samples
-        for s in _samplers(chunk.sequence)
-    ]
-    likeliest = _likeliest_of(logits, targets)
-    tokens = []
-    for row, sequence in targets:
-        values, num_top = logits.values[row], sequence.request.spec.params.logprobs
-        token_id = likeliest[sequence] if sequence in likeliest else choose(values, logits.maxima[row], sequence)
-        if math.isnan(values[token_id]):
-            raise EngineError(f"the model's logits for request {sequence.request.spec.request_id!r} are not numbers (NaN)")
-        tokens.append(SampledToken(sequence, token_id, None if num_top is None else rank_logprobs(values, token_id, num_top)))
-    return Samples(tuple(tokens), scores)
+    tokens, scores = [], []
+    for chunk in step.chunks:
+        if chunk.sequence.request.wants_scores:
+            scores.append(_score_prompt(logits.values, chunk))
+        if chunk.samples:
+            row = chunk.first_row + chunk.end - chunk.logits_start - 1
+            values, maxima = logits.values[row], logits.maxima[row]
+            tokens += [_sample_one(values, maxima, sequence) for sequence in _samplers(chunk.sequence)]
+    return Samples(tuple(tokens), tuple(scores))
 
 
-def _likeliest_of(logits: Logits, targets: SequenceOf[tuple[int, Sequence]]) -> dict[Sequence, int]:
-    """The tokens of those that take the likeliest one of unadjusted logits, found together."""
-    rows = {sequence: row for row, sequence in targets if sequence.request.spec.params.greedy and not _adjusts(sequence)}
-    return dict(zip(rows, find_likeliest(logits, list(rows.values())), strict=True)) if rows else {}
-
-
-def find_likeliest(logits: Logits, rows: list[int]) -> list[int]:
-    """np.argmax of each of these rows: the first of the largest, or the first NaN."""
-    found = []
-    for row in rows:  # all at once would take longer: what numpy does that for is cold after a step of the model
-        start = int(logits.maxima[row].argmax()) * MAXIMA_BLOCK
-        found.append(start + int(logits.values[row, start : start + MAXIMA_BLOCK].argmax()))
-    return found
+def _sample_one(logits: Float32, maxima: Float32, sequence: Sequence) -> SampledToken:
+    token_id = choose(logits, maxima, sequence)
+    if math.isnan(logits[token_id]):
+        raise EngineError(f"the model's logits for request {sequence.request.spec.request_id!r} are not numbers (NaN)")
+    num_top = sequence.request.spec.params.logprobs
+    return SampledToken(sequence, token_id, None if num_top is None else rank_logprobs(logits, token_id, num_top))
 
 
 def choose(logits: Float32, maxima: Float32, sequence: Sequence) -> int:
     """The next token of `sequence` from its row of logits, f32 [vocab], and their maxima by blocks."""
     params = sequence.request.spec.params
     adjusted = adjust(logits, sequence)
+    maxima_hold = adjusted is logits
     if params.greedy:
-        return int(adjusted.argmax())
+        return find_likeliest(logits, maxima) if maxima_hold else int(adjusted.argmax())
     uniform = sequence.rng.random()
-    candidates = find_candidates(maxima, params.top_k, len(logits)) if adjusted is logits else None
+    candidates = find_candidates(maxima, params.top_k, len(logits)) if maxima_hold else None
     return draw(adjusted, params, uniform) if candidates is None else int(candidates[draw(logits[candidates], params, uniform)])
+
+
+def find_likeliest(logits: Float32, maxima: Float32) -> int:
+    """np.argmax of a row: the first of the largest, or the first NaN. (For all rows at once it took longer: that part of numpy is cold.)"""
+    start = int(maxima.argmax()) * MAXIMA_BLOCK
+    return start + int(logits[start : start + MAXIMA_BLOCK].argmax())
 
 
 def find_candidates(maxima: Float32, top_k: int, vocab_size: int) -> npt.NDArray[np.intp] | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cupola.runtime.batch import Batch
+from cupola.runtime.batch import Batch, Int32
+from cupola.runtime.block_pool import BlockTable
 from cupola.runtime.request import Sequence
 
 
@@ -64,15 +65,20 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int], ...], block_size:
         positions += range(chunk.start, chunk.end)
         slots += [table[position // block_size] * block_size + position % block_size for position in range(chunk.start, chunk.end)]
         query_starts.append(len(tokens))
-    width = max(len(chunk.sequence.block_table) for chunk in chunks)
-    tables = [chunk.sequence.block_table + [0] * (width - len(chunk.sequence.block_table)) for chunk in chunks]
     return Batch(
         tokens=np.array(tokens, np.int32),
         positions=np.array(positions, np.int32),
         slots=np.array(slots, np.int32),
         query_starts=np.array(query_starts, np.int32),
         context_lens=np.array([chunk.end for chunk in chunks], np.int32),
-        block_tables=np.array(tables, np.int32),
+        block_tables=_stacked([chunk.sequence.block_table for chunk in chunks]),
         logit_rows=np.array(logit_rows, np.int32),
         copies=copies,
     )
+
+
+def _stacked(tables: list[BlockTable]) -> Int32:
+    """The tables as rows, padded with 0."""
+    width = max(map(len, tables))
+    rows = b"".join([table.tobytes().ljust(width * table.itemsize, b"\0") for table in tables])
+    return np.frombuffer(rows, np.int32).reshape(len(tables), width)
