@@ -14,6 +14,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 
 from cupola.compiler.pipeline import Dumps
+from cupola.passes.give_outputs import give_outputs
 from cupola.passes.share_tensors import share_tensors
 from cupola.runtime.artifact import FunctionSpec, TensorSpec
 from cupola.runtime.environment import debug_level
@@ -31,6 +32,7 @@ def plan_memory(mod: IRModule) -> IRModule:
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
         share_tensors(),
+        give_outputs(OUTPUTS),
     ]
     return tvm.transform.Sequential(passes)(mod)
 
@@ -82,7 +84,8 @@ def signature_of(func: relax.Function, name: str, weights: Sequence[TensorSpec])
     inputs = tuple(_tensor_spec(param.name, param.ty) for param in params)
     once, twice, rows = (_storage_bytes(func, n, r) for n, r in ((1, 1), (2, 1), (1, 2)))
     results = func.ret_ty.fields if isinstance(func.ret_ty, relax.TupleType) else [func.ret_ty]
-    outputs = tuple(_tensor_spec(output, type_) for output, type_ in zip(OUTPUTS, results, strict=False))
+    given = tuple(spec for spec in inputs if spec.name in OUTPUTS)  # by the caller, to write to
+    outputs = given or tuple(_tensor_spec(output, type_) for output, type_ in zip(OUTPUTS, results, strict=False))
     return FunctionSpec(name, (*inputs, *weights), outputs, twice - once, rows - once)
 
 

@@ -57,8 +57,8 @@ def _faults(manifest: Manifest) -> Iterator[Fault]:
     if forward is None:
         yield "functions", "there is no 'forward'"
     else:
-        yield from _input_faults(manifest, forward)
         yield from _output_faults(manifest.model.vocab_size, forward)
+        yield from _input_faults(manifest, forward)
 
 
 def _kernel_faults(field: str, kernels: Iterable[KernelSpec]) -> Iterator[Fault]:
@@ -134,7 +134,7 @@ def _tensor_faults(field: str, tensors: tuple[TensorSpec, ...]) -> Iterator[Faul
 
 
 def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
-    """What `forward` takes must be there to give: the step's arrays, the pages that `kv` speaks of, the weights."""
+    """What `forward` takes must be there to give: the step's arrays, the pages that `kv` speaks of, the weights, perhaps all outputs."""
     field, kv = "functions.forward.inputs", manifest.kv
     ranks = {**_STEP_INPUTS, **{f"{name}.{group}": rank for group in range(len(kv.groups)) for name, rank in _GROUP_INPUTS.items()}}
     given: dict[str, tuple[str, tuple[int | str, ...]]] = {weight.name: (weight.dtype, weight.shape) for weight in manifest.weights}
@@ -143,6 +143,10 @@ def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
     missing = next((name for name in (*ranks, *given) if name not in names), None)
     if missing is not None:
         yield field, f"{reprlib.repr(missing)} is not among them"
+    results = {output.name: (output.dtype, output.shape) for output in forward.outputs}
+    if 0 < len(names & results.keys()) < len(results):
+        yield field, "some of the outputs, and not all, are among them"
+    given |= results
     for tensor in forward.inputs:
         if tensor.name in given:
             if not _fits(tensor, *given[tensor.name]):

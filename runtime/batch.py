@@ -55,5 +55,5 @@ class Executor(Protocol):
     num_blocks: int
 
     def run(self, batch: Batch) -> Logits:
-        """Appends the batch's K/V to the pages and returns the logits of `logit_rows`."""
+        """Appends the batch's K/V to the pages and returns the logits of `logit_rows`, which the next call may overwrite."""
         ...

@@ -39,16 +39,19 @@ class TVMExecutor:
     def __init__(self, machine: Any, artifact: Artifact, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._machine, self._forward = machine, machine["forward"]
-        self._item = tvm_ffi().get_global_func("ffi.ArrayGetItem")
         self._workspace = _Workspace(artifact.manifest)
-        inputs = artifact.manifest.function("forward").inputs
+        forward = artifact.manifest.function("forward")
+        inputs, outputs = forward.inputs, {output.name for output in forward.outputs}
         self._pages = make_pages(artifact.manifest.kv, num_blocks)
         weights = map_weights(artifact)
         fixed = {name: to_tensor(array) for name, array in {**self._pages, **weights}.items()}
         self._steps = {name: _StepTensor() for name in _STEP_INPUTS}
         self._arguments = [fixed.get(spec.name) for spec in inputs]
         # An input of a K/V group is called after what it takes of the step, such as slots.0.
-        self._places = [(i, spec.name.partition(".")[0]) for i, spec in enumerate(inputs) if spec.name not in fixed]
+        known = fixed.keys() | outputs
+        self._places = [(i, spec.name.partition(".")[0]) for i, spec in enumerate(inputs) if spec.name not in known]
+        self._result_places = [i for i, spec in enumerate(inputs) if spec.name in outputs]
+        self._results = _Results([int(inputs[i].shape[1]) for i in self._result_places])
         _check_inputs(artifact, [name for _, name in self._places])
 
     def run(self, batch: Batch) -> Logits:
@@ -63,14 +66,19 @@ class TVMExecutor:
         steps = {name: step.hold(getattr(batch, name)) for name, step in self._steps.items()}
         for i, name in self._places:
             self._arguments[i] = steps[name]
-        self._workspace.expect(len(batch.tokens), len(batch.logit_rows))
+        num_rows = len(batch.logit_rows)
+        if self._result_places:
+            for i, tensor in zip(self._result_places, self._results.hold(num_rows), strict=True):
+                self._arguments[i] = tensor
+        self._workspace.expect(len(batch.tokens), num_rows)
         try:
-            result = self._forward(*self._arguments)
+            returned = self._forward(*self._arguments)
         except Exception as error:  # TVM raises many types, RuntimeError's and AttributeError's among them
             raise EngineError(f"the compiled model failed: {error}") from error
-        if hasattr(result, "__dlpack__"):  # of an artifact that leaves the maxima to us
-            return Logits.of(_array(result))
-        return Logits(_array(self._item(result, 0)), _array(self._item(result, 1)))
+        if self._result_places:
+            return self._results.logits
+        values: Any = np.from_dlpack(returned if hasattr(returned, "__dlpack__") else returned[0])
+        return Logits.of(values)
 
     def has_kernel(self, kernel: KernelSpec) -> bool:
         """Whether the library that was loaded has it; others of the artifact may have more."""
@@ -134,6 +142,32 @@ class _StepTensor:
         self._whole = to_tensor(self._memory)
 
 
+class _Results:
+    """Memory that a step writes its logits and their maxima to, and the next one over them.
+
+    What a large step took is given back when a smaller one needs much less.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        self._widths, self._num_rows, self._capacity = widths, -1, 0
+
+    def hold(self, num_rows: int) -> list[Any]:
+        """TVM tensors of so many rows, which `logits` shows."""
+        if num_rows != self._num_rows:
+            spare = (self._capacity - num_rows) * sum(self._widths) * 4
+            if not 0 <= spare <= SPARE_BYTES:
+                self._grow(max(1, num_rows))
+            shapes = [(num_rows, width) for width in self._widths]
+            arrays = [memory[: num_rows * width].reshape(num_rows, width) for memory, width in zip(self._memory, self._widths, strict=True)]
+            self._tensors = [_view(whole, shape, "float32") for whole, shape in zip(self._whole, shapes, strict=True)]
+            self.logits, self._num_rows = Logits(*arrays), num_rows
+        return self._tensors
+
+    def _grow(self, num_rows: int) -> None:
+        self._memory = [_aligned_zeros((num_rows * width,), np.dtype(np.float32)) for width in self._widths]
+        self._whole, self._capacity = [to_tensor(memory) for memory in self._memory], num_rows
+
+
 class _Workspace:
     """Keeps in bounds what TVM's allocator holds back: all memory that a step ever took, to be used again by steps of the same sizes.
 
@@ -142,7 +176,8 @@ class _Workspace:
 
     def __init__(self, manifest: Manifest) -> None:
         forward = manifest.function("forward")
-        outputs = sum(replace(output, shape=(1, *output.shape[1:])).num_bytes for output in forward.outputs)
+        results = [output for output in forward.outputs if output not in forward.inputs]
+        outputs = sum(replace(output, shape=(1, *output.shape[1:])).num_bytes for output in results)
         self._bytes_per_token, self._bytes_per_row = forward.bytes_per_token, forward.bytes_per_logit_row + outputs
         self._sizes: set[tuple[int, int]] = set()
         self._num_bytes = self._largest = 0
@@ -273,10 +308,6 @@ def to_tensor(array: Array) -> Any:
     if array.dtype == np.dtype("bfloat16"):  # which DLPack export from numpy does not know
         return _view(to_tensor(array.view(np.uint16)), array.shape, "bfloat16")
     return tvm_ffi().from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
-
-
-def _array(tensor: Any) -> Any:
-    return np.from_dlpack(tensor)
 
 
 def _view(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:

@@ -39,8 +39,8 @@ def make_manifest(files: tuple[a.FileSpec, ...]) -> a.Manifest:
         a.TensorSpec("v_pages.1", "float16", (1, "more", 1, 16, 8)),
     ]
     weights = [a.TensorSpec("embed", "float32", (10, 8)), a.TensorSpec("scale", "bfloat16", (8,))]
-    inputs = [*(a.TensorSpec(name, "int32", shape) for name, shape in STEP.items()), *pages, *weights]
     outputs = a.TensorSpec("logits", "float32", ("r", 10)), a.TensorSpec("maxima", "float32", ("r", 1))
+    inputs = [*(a.TensorSpec(name, "int32", shape) for name, shape in STEP.items()), *pages, *weights, *outputs]
     forward = a.FunctionSpec("forward", tuple(inputs), outputs)
     return a.Manifest(
         format_version=a.FORMAT_VERSION,
@@ -150,6 +150,7 @@ WRONG_FIELDS = [
     ("functions.0.inputs.0.shape", [""], "functions[0].inputs[0].shape"),
     ("functions.0.inputs.0.shape", ["n"] * 99, "functions[0].inputs[0].shape"),
     ("functions.0.inputs.1.name", "tokens", "functions[0].inputs"),
+    ("functions.0.inputs.15", ..., "functions.forward.inputs"), ("functions.0.inputs.16.shape", ["r", 2], "functions.forward.inputs"),
     ("functions.0.inputs.14.shape", [9], "functions.forward.inputs"), ("functions.0.inputs.14", ..., "functions.forward.inputs"),
     ("libraries", [], "libraries"), ("libraries.0.file", "gone.so", "libraries[0].file"),
     ("libraries", 2 * json.loads(GOOD.to_json())["libraries"], "libraries"),
