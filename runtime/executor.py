@@ -149,7 +149,8 @@ class _Results:
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
-        self._widths, self._num_rows, self._capacity = widths, -1, 0
+        self._widths, self._num_rows = widths, -1
+        self._grow(1)
 
     def hold(self, num_rows: int) -> list[Any]:
         """TVM tensors of so many rows, which `logits` shows."""
