@@ -67,8 +67,10 @@ class KVGroup:
 
     Pages: keys `[layers, blocks, num_kv_heads, key_dim, block_size]` (transposed, so that scores vectorize over
     tokens), values `[layers, blocks, num_kv_heads, block_size, value_dim]`. `window` is the number of latest tokens
-    that a query sees, itself included; 0 is all of them. Stored as int8, each token's key and value of a head have a scale,
-    float32 `[layers, blocks, num_kv_heads, block_size]`, in pools of their own.
+    that a query sees, itself included; 0 is all of them. Stored as int8, pages hold pairs: keys
+    `[layers, blocks, num_kv_heads, key_dim / 2, block_size · 2]`, each token's dimensions 2i and 2i + 1 side by side, values
+    `[layers, blocks, num_kv_heads, block_size / 2, value_dim · 2]`, each dimension's of tokens 2i and 2i + 1 side by side; and
+    each token's key and value of a head have a scale, float32 `[layers, blocks, num_kv_heads, block_size]`, in pools of their own.
     """
 
     layers: tuple[int, ...]
@@ -93,11 +95,11 @@ class KVSpec:
 
     def pools(self, num_blocks: int | str) -> list[TensorSpec]:
         """The pools of all groups; group 0 has `k_pages.0`, `v_pages.0` and, of int8, `k_scales.0` and `v_scales.0`."""
-        pools = []
+        pools, side = [], 2 if self.dtype == "int8" else 1
         for i, g in enumerate(self.groups):
             heads: tuple[int | str, ...] = (len(g.layers), num_blocks, g.num_kv_heads)
-            pools.append(TensorSpec(f"k_pages.{i}", self.dtype, (*heads, g.key_dim, self.block_size)))
-            pools.append(TensorSpec(f"v_pages.{i}", self.dtype, (*heads, self.block_size, g.value_dim)))
+            pools.append(TensorSpec(f"k_pages.{i}", self.dtype, (*heads, g.key_dim // side, self.block_size * side)))
+            pools.append(TensorSpec(f"v_pages.{i}", self.dtype, (*heads, self.block_size // side, g.value_dim * side)))
             if self.dtype == "int8":
                 pools += [TensorSpec(f"{name}.{i}", "float32", (*heads, self.block_size)) for name in ("k_scales", "v_scales")]
         return pools

@@ -291,15 +291,16 @@ class AttentionKernel:
 
     def __call__(self, sizes: Sizes) -> KernelCase:
         """The case at these sizes."""
-        heads, groups, dim, block = sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.block
+        heads, groups, dim, side = sizes.heads, sizes.kv_heads, sizes.head_dim, 2 if self.kv == "int8" else 1
+        block = -(-sizes.block // side) * side
         widths = {"q": heads * dim, "k": groups * dim, "v": groups * dim}
         tables: dict[str, tuple[str, ...]] = {"slots": ("n",), "query_starts": ("b1",), "context_lens": ("b",), "block_tables": ("b", "w")}
         matrices = {"qkv": sum(widths.values())} if self.joined else widths
         inputs = [Input(name, ("n", width), DTYPES[self.dtype]) for name, width in matrices.items()]
         inputs += [Input(name, ("n", dim)) for name in ("cos", "sin") if self.joined]
         codes = (-127, 128) if self.kv == "int8" else None
-        inputs += [Input("k_pages", (2, "blocks", groups, dim, block), KV_DTYPES[self.kv], codes)]
-        inputs += [Input("v_pages", (2, "blocks", groups, block, dim), KV_DTYPES[self.kv], codes)]
+        inputs += [Input("k_pages", (2, "blocks", groups, dim // side, block * side), KV_DTYPES[self.kv], codes)]
+        inputs += [Input("v_pages", (2, "blocks", groups, block // side, dim * side), KV_DTYPES[self.kv], codes)]
         inputs += [Input(name, (2, "blocks", groups, block)) for name in ("k_scales", "v_scales") if codes]
         inputs += [Input(name, shape, "int32") for name, shape in tables.items()]
         inputs += [Input("slopes", (heads,))] * self.slopes + [Input("sinks", (heads,))] * self.sinks
@@ -319,7 +320,8 @@ class AttentionKernel:
         flags += [self.dtype] * (self.dtype != "f32")
         name = _name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
         in_tiles = partial(reference, in_tiles=True) if self.kv in ("bf16", "int8") else None
-        return KernelCase(name, tuple(inputs), emit, reference, partial(_draw_attention, inputs, block), in_tiles=in_tiles)
+        draw = partial(_draw_attention, inputs, block)
+        return KernelCase(name, tuple(inputs), emit, reference, draw, multiplies_int8=self.kv == "int8", in_tiles=in_tiles)
 
 
 # Each kernel for each kind of weight or page; these are in the ledger too.

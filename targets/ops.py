@@ -82,7 +82,8 @@ class PagedAttention(Op):
     Rotary before. `k_pages` [layers, blocks, G, D, block] and `v_pages` [layers, blocks, G, block, E] are the pools of the
     layer's group, and `layer` is its index there. A query at index i of its sequence sees the keys 0..i (the last `window`).
     Pages of int8 hold codes: each token's key and value of a head are codes · scale with scale = amax / 127, in `k_scales` and
-    `v_scales` f32 [layers, blocks, G, block].
+    `v_scales` f32 [layers, blocks, G, block]. Codes lie in pairs: of a key's dimensions in `k_pages` [layers, blocks, G, D / 2, block · 2],
+    of two tokens' in each dimension in `v_pages` [layers, blocks, G, block / 2, E · 2].
     """
 
     name: ClassVar[str] = "paged_attention"

@@ -24,6 +24,7 @@ Arrays: TypeAlias = Mapping[str, Array]
 ROUNDING = 1e-6  # of sums in float32, relative to the sum of magnitudes
 BF16_ROUNDING = 2.0**-8  # to the nearest bfloat16, relative, at most
 BF16_EXP2 = 1 / 12  # what powers of two may be off that are rounded to bfloat16 next, relative to that rounding
+INT16_ROUNDING = 0.5 / (2**15 - 1)  # to int16, relative to the largest number that is rounded alike, at most
 STEEPEST = 1.2  # slope of any activation
 
 
@@ -170,7 +171,7 @@ def paged_attention(
 
 def _heads(arrays: Arrays, interleaved: bool) -> tuple[Array, Array, Array]:
     """q, k and v, [n, heads, dim] each in float64, out of one matrix and rotated where that is asked for."""
-    _, _, groups, dim, _ = arrays["k_pages"].shape
+    groups, dim = page_keys(arrays["k_pages"][0]).shape[2:]
     if "qkv" not in arrays:
         q, k, v = (arrays[name].astype("float64") for name in "qkv")
     else:
@@ -186,7 +187,7 @@ def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, sof
     """The results of one sequence's tokens, [n, H·E], and their slack."""
     first, end = arrays["query_starts"][i : i + 2]
     q, (heads, length) = arrays["q"][first:end], (arrays["q"].shape[1], int(arrays["context_lens"][i]))
-    k, v, k_doubt, v_doubt = (np.repeat(x, heads // x.shape[1], 1) for x in _keys_and_values(arrays, i, layer))
+    k, v, k_doubt, v_doubt, v_step = (np.repeat(x, heads // x.shape[1], 1) for x in _keys_and_values(arrays, i, layer))
     scores = scale * np.einsum("qhd,khd->hqk", q, k)
     scores = softcap * np.tanh(scores / softcap) if softcap else scores
     distance = np.arange(length)[None] - np.arange(length - len(q), length)[:, None]
@@ -200,9 +201,14 @@ def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, sof
     magnitude = np.einsum("hqk,khd->qhd", weights, np.abs(v))
     rounded = BF16_ROUNDING if in_tiles and len(q) > 1 else 0.0
     # What each weight may be off: scores are sums of rounded products, of keys that are perhaps stored a step away.
-    off = weights * scale * np.einsum("qhd,khd->hqk", np.abs(q), k_doubt + (ROUNDING + rounded) * np.abs(k))
+    errors = k_doubt + (ROUNDING + rounded) * np.abs(k)
+    in_steps = INT16_ROUNDING if "k_scales" in arrays else 0.0  # queries, then weights times steps, which multiply codes
+    off = np.einsum("qhd,khd->hqk", np.abs(q), errors) + in_steps * np.einsum("qh,kh->hqk", np.abs(q).max(-1), np.abs(k).sum(-1))
+    off = weights * scale * off
+    largest, codes = (weights * v_step[..., 0].T[:, None]).max(-1), np.abs(v) / np.where(v_step > 0, v_step, np.inf)
     slack = (
-        (6 * ROUNDING + rounded * (1 + 2 * BF16_EXP2)) * magnitude
+        in_steps * np.einsum("hq,qk,khd->qhd", largest, seen, codes)
+        + (6 * ROUNDING + rounded * (1 + 2 * BF16_EXP2)) * magnitude
         + np.einsum("hqk,khd->qhd", weights, v_doubt)
         + np.einsum("hqk,khd->qhd", off, np.abs(v))
         + off.sum(-1).T[:, :, None] * magnitude
@@ -210,33 +216,51 @@ def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, sof
     return np.einsum("hqk,khd->qhd", weights, v).reshape(len(q), -1), slack.reshape(len(q), -1)
 
 
-def _keys_and_values(arrays: Arrays, i: int, layer: int) -> tuple[Array, Array, Array, Array]:
+def page_keys(pages: Array) -> Array:
+    """[blocks, block, G, D]: the keys of a layer's `ops.PagedAttention.k_pages`."""
+    side, (blocks, groups, rows, columns) = _side(pages), pages.shape
+    parts = pages.reshape(blocks, groups, rows, columns // side, side)
+    return parts.transpose(0, 3, 1, 2, 4).reshape(blocks, columns // side, groups, rows * side)
+
+
+def page_values(pages: Array) -> Array:
+    """[blocks, block, G, E]: the values of a layer's `ops.PagedAttention.v_pages`."""
+    side, (blocks, groups, rows, columns) = _side(pages), pages.shape
+    parts = pages.reshape(blocks, groups, rows, columns // side, side)
+    return parts.transpose(0, 2, 4, 1, 3).reshape(blocks, rows * side, groups, columns // side)
+
+
+def _side(pages: Array) -> int:
+    return 2 if pages.dtype == np.int8 else 1
+
+
+def _keys_and_values(arrays: Arrays, i: int, layer: int) -> tuple[Array, Array, Array, Array, Array]:
     """Keys and values of sequence i, [length, G, D]: new ones as they are stored, and older ones from the pages. Then how far either
-    may be off where float32 rounds to one stored value or the next."""
+    may be off where float32 rounds to one stored value or the next, and what values are multiples of, [length, G, 1], 0 if of nothing."""
     first, end = arrays["query_starts"][i : i + 2]
-    length, block = int(arrays["context_lens"][i]), arrays["k_pages"].shape[-1]
+    pages = {"k": page_keys(arrays["k_pages"][layer]), "v": page_values(arrays["v_pages"][layer])}
+    length, block = int(arrays["context_lens"][i]), pages["k"].shape[1]
     positions = np.arange(length - (end - first))
-    blocks, offsets = arrays["block_tables"][i][positions // block], positions % block
-    old = {
-        "k": arrays["k_pages"][layer].transpose(0, 3, 1, 2)[blocks, offsets].astype("float64"),
-        "v": arrays["v_pages"][layer].transpose(0, 2, 1, 3)[blocks, offsets].astype("float64"),
-    }
-    for name in old:
+    places = arrays["block_tables"][i][positions // block], positions % block
+    found, doubts = [], []
+    for name in pages:
+        new, doubt, step = _stored(arrays[name][first:end], arrays["k_pages"].dtype)
+        old, old_step = pages[name][places].astype("float64"), np.zeros((len(positions), new.shape[1], 1))
         if f"{name}_scales" in arrays:
-            old[name] = old[name] * arrays[f"{name}_scales"][layer].transpose(0, 2, 1)[blocks, offsets][..., None]
-    new = {name: _stored(arrays[name][first:end], arrays["k_pages"].dtype) for name in old}
-    k, v = (np.concatenate([old[name], new[name][0]]) for name in old)
-    k_doubt, v_doubt = (np.concatenate([np.zeros_like(old[name]), new[name][1]]) for name in old)
-    return k, v, k_doubt, v_doubt
+            old_step = arrays[f"{name}_scales"][layer].transpose(0, 2, 1)[places][..., None].astype("float64")
+            old = old * old_step
+        found.append(np.concatenate([old, new]))
+        doubts.append(np.concatenate([np.zeros_like(old), doubt]))
+    return found[0], found[1], doubts[0], doubts[1], np.concatenate([old_step, step])
 
 
-def _stored(x: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """x [n, G, D] as pages of `dtype` hold it, and how far each may be off where it is nearly halfway between two."""
+def _stored(x: Array, dtype: np.dtype[Any]) -> tuple[Array, Array, Array]:
+    """x [n, G, D] as pages of `dtype` hold it, how far each may be off where it is nearly halfway between two, and the steps, [n, G, 1]."""
     if dtype != np.int8:
         below, value, above = (
             (x + sign * ROUNDING * (1 + np.abs(x))).astype("float32").astype(dtype).astype("float64") for sign in (-1, 0, 1)
         )
-        return value, above - below
+        return value, above - below, np.zeros_like(x[..., :1])
     step = np.abs(x).max(-1, keepdims=True) / 127
     codes = x / np.where(step == 0, 1, step)
-    return step * np.rint(codes), step * (np.abs(np.abs(codes - np.floor(codes)) - 0.5) < 5e-4)
+    return step * np.rint(codes), step * (np.abs(np.abs(codes - np.floor(codes)) - 0.5) < 5e-4), step

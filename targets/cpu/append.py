@@ -9,7 +9,7 @@ from tvm.tirx.script import builder as T
 from cupola.targets.cpu import tiles
 from cupola.targets.cpu.attention_kernel import Tensors
 from cupola.targets.cpu.rotary import rotate
-from cupola.targets.cpu.simd import Buffer, Value, iota, lanes_of, local, name, pieces, splat, transpose, tree
+from cupola.targets.cpu.simd import Buffer, Value, iota, local, name, pieces, splat, transpose
 
 LANES = tiles.ROWS
 
@@ -41,9 +41,15 @@ class Append:
 
     @property
     def in_vectors(self) -> bool:
-        """Whether 16 keys that lie side by side in a page are transposed in registers."""
+        """Whether 16 keys side by side in a page are transposed in registers: words of two dimensions of bfloat16, four of int8."""
         kernel = self.tensors.kernel
-        return kernel.in_tiles and kernel.kv_dtype == "bfloat16" and kernel.key_dim % (2 * LANES) == 0
+        fits = kernel.isa.lanes == LANES and kernel.keys_in_vectors and kernel.key_dim % self.step == 0
+        return fits and (kernel.is_quantized or (kernel.in_tiles and kernel.kv_dtype == "bfloat16"))
+
+    @property
+    def step(self) -> int:
+        """Dimensions of a key in 16 words."""
+        return 2 * LANES * self.tensors.kernel.side
 
     def comes_whole(self, token: Value, slot: Value) -> Value:
         """Whether the tokens around this one have the slots around its own, from a multiple of 16 to the next."""
@@ -56,37 +62,63 @@ class Append:
         return whole[0]
 
     def one(self, token: Value, group: Value, slot: Value) -> None:
-        t = self.tensors
+        t, side = self.tensors, self.tensors.kernel.side
         block, offset = name(slot // t.kernel.block_size), name(slot % t.kernel.block_size)
         key, k_scale = self.stored(self.key(token, group), t.kernel.key_dim)
-        with T.serial(t.kernel.key_dim) as d:
-            T.buffer_store(t.k_pages, self.element(key, d), [t.layer, block, group, d, offset])
+        with T.serial(t.kernel.key_dim // side) as row:
+            for i in range(side):
+                T.buffer_store(t.k_pages, self.element(key, row * side + i), [t.layer, block, group, row, offset * side + i])
         value, v_scale = self.stored(self.value(token, group), t.kernel.value_dim)
         with T.serial(t.kernel.value_dim) as d:
-            T.buffer_store(t.v_pages, self.element(value, d), [t.layer, block, group, offset, d])
+            T.buffer_store(t.v_pages, self.element(value, d), [t.layer, block, group, offset // side, d * side + offset % side])
         for scales, scale in ((t.k_scales, k_scale), (t.v_scales, v_scale)):
             if scales is not None:
                 T.buffer_store(scales, scale, [t.layer, block, group, offset])
 
     def vector(self, token: Value, group: Value, slot: Value) -> None:
-        """16 tokens from `token` on, whose slots begin with `slot`. A pair of dimensions is moved as an int32."""
-        t, kernel, simd = self.tensors, self.tensors.kernel, self.tensors.simd
-        block, offset = name(slot // kernel.block_size), name(slot % kernel.block_size)
-        pairs = local((kernel.key_dim // (2 * LANES), LANES, LANES), "int32")  # [step of 32 dimensions, token, pair]
-        with T.serial(LANES) as i:
-            key = self.key(name(token + i), group)
-            for step in range(kernel.key_dim // (2 * LANES)):
-                low, high = (simd.load(key, (2 * LANES * step + at,)) for at in (0, LANES))
-                T.buffer_store(pairs, T.reinterpret(f"int32x{LANES}", tiles.to_bf16(low, high)), [step, i, iota(0, LANES)])
-            value = self.value(name(token + i), group)
-            for at in range(0, kernel.value_dim, LANES):
-                simd.store(t.v_pages, simd.load(value, (at,)), (t.layer, block, group, offset + i, at))
-        with T.serial(kernel.key_dim // (2 * LANES)) as step:
-            for pair, row in enumerate(transpose([name(pairs[step, i, iota(0, LANES)]) for i in range(LANES)])):
+        """16 tokens from `token` on, whose slots begin with `slot`. A word of each makes two rows of a page of keys."""
+        t, kernel = self.tensors, self.tensors.kernel
+        page, offset = (t.layer, name(slot // kernel.block_size), group), name(slot % kernel.block_size)
+        words, count = local((kernel.key_dim // self.step, LANES, LANES), "int32"), LANES * kernel.side  # [step, token, word]
+        (self.quantize if kernel.is_quantized else self.round)(token, page, offset, words)
+        with T.serial(kernel.key_dim // self.step) as step:
+            for word, keys in enumerate(transpose([name(words[step, i, iota(0, LANES)]) for i in range(LANES)])):
                 for odd in range(2):
-                    bits = T.cast(row >> T.broadcast(T.int32(16 * odd), LANES), f"uint16x{LANES}")
-                    place = [t.layer, block, group, step * (2 * LANES) + 2 * pair + odd, iota(offset, LANES)]
-                    T.buffer_store(t.k_pages, T.reinterpret(f"bfloat16x{LANES}", bits), place)
+                    bits = T.cast(keys >> T.broadcast(T.int32(16 * odd), LANES), f"uint16x{LANES}")
+                    place = [*page, step * (2 * LANES) + 2 * word + odd, iota(offset * kernel.side, count)]
+                    T.buffer_store(t.k_pages, T.reinterpret(f"{kernel.kv_dtype}x{count}", bits), place)
+
+    def round(self, token: Value, page: tuple[Value, Value, Value], offset: Value, words: Buffer) -> None:
+        """Keys of 16 tokens to words of bfloat16, values to the page."""
+        t, kernel, simd = self.tensors, self.tensors.kernel, self.tensors.simd
+        with T.serial(LANES) as i:
+            key, value = self.key(name(token + i), page[2]), self.value(name(token + i), page[2])
+            for step in range(kernel.key_dim // self.step):
+                low, high = (simd.load(key, (2 * LANES * step + at,)) for at in (0, LANES))
+                T.buffer_store(words, T.reinterpret(f"int32x{LANES}", tiles.to_bf16(low, high)), [step, i, iota(0, LANES)])
+            for at in range(0, kernel.value_dim, LANES):
+                simd.store(t.v_pages, simd.load(value, (at,)), (*page, offset + i, at))
+
+    def quantize(self, token: Value, page: tuple[Value, Value, Value], offset: Value, words: Buffer) -> None:
+        """Keys of 16 tokens to words of int8; values, by pairs of tokens, and scales to the page."""
+        t, kernel, simd = self.tensors, self.tensors.kernel, self.tensors.simd
+        with T.serial(LANES // 2) as pair:
+            values = []
+            for i in (name(pair * 2 + odd) for odd in range(2)):
+                key, value = self.key(name(token + i), page[2]), self.value(name(token + i), page[2])
+                (k_scale, k_inverse), (v_scale, v_inverse) = self.scale(key, kernel.key_dim), self.scale(value, kernel.value_dim)
+                for at in range(0, kernel.key_dim, LANES):
+                    codes = simd.rounded(simd.load(key, (at,)) * splat(k_inverse, LANES), "int8")
+                    place = [at // self.step, i, iota(at % self.step // 4, LANES // 4)]
+                    T.buffer_store(words, T.reinterpret(f"int32x{LANES // 4}", codes), place)
+                T.buffer_store(t.k_scales, k_scale, [*page, offset + i])
+                T.buffer_store(t.v_scales, v_scale, [*page, offset + i])
+                values.append((value, v_inverse))
+            for at, lanes in pieces(kernel.value_dim, LANES):
+                low, high = (simd.rounded(simd.load(value, (at,), lanes) * splat(inverse, lanes), "int16") for value, inverse in values)
+                both = (low & splat(T.int16(255), lanes)) | (high << splat(T.int16(8), lanes))
+                place = [*page, offset // 2 + pair, iota(at * 2, lanes * 2)]
+                T.buffer_store(t.v_pages, T.reinterpret(f"int8x{lanes * 2}", both), place)
 
     def key(self, token: Value, group: Value) -> Buffer:
         """The rotated key, in float32."""
@@ -102,19 +134,22 @@ class Append:
             simd.store(value, simd.load(t.v, (token, column + start), lanes), (start,))
         return value
 
+    def scale(self, row: Buffer, dim: int) -> tuple[Value, Value]:
+        """What a row's codes are multiples of, and what they are multiplied by."""
+        largest = self.tensors.simd.largest(row, dim)
+        inverse = T.Select(largest > T.float32(0), T.float32(127) / largest, T.float32(0))
+        return name(largest * T.float32(1 / 127)), name(inverse)
+
     def stored(self, row: Buffer, dim: int) -> tuple[Buffer, Value]:
         """A row as pages hold it, bfloat16 as its bits, and its scale (1 if it has none)."""
         kernel, simd = self.tensors.kernel, self.tensors.simd
         dtype = "uint16" if kernel.kv_dtype == "bfloat16" else kernel.kv_dtype  # TVM holds scratch of bfloat16 in float32
-        out, scale, inverse = local(dim, dtype), T.float32(1), T.float32(1)
-        if kernel.is_quantized:
-            highest = self.highest(row, dim)
-            scale = name(highest * T.float32(1 / 127))
-            inverse = name(T.Select(highest > T.float32(0), T.float32(127) / highest, T.float32(0)))
+        out = local(dim, dtype)
+        scale, inverse = self.scale(row, dim) if kernel.is_quantized else (T.float32(1), T.float32(1))
         for start, lanes in pieces(dim, simd.lanes):
             value = simd.load(row, (start,), lanes)
             if kernel.is_quantized:
-                T.buffer_store(out, simd.to_int8(value * splat(inverse, lanes)), [iota(start, lanes)])
+                T.buffer_store(out, simd.rounded(value * splat(inverse, lanes), "int8"), [iota(start, lanes)])
             elif kernel.kv_dtype == "bfloat16":
                 T.buffer_store(out, simd.bf16_bits(value), [iota(start, lanes)])
             else:
@@ -124,11 +159,3 @@ class Append:
     def element(self, row: Buffer, d: Value) -> Value:
         """One number of what `stored` gave."""
         return T.reinterpret("bfloat16", row[d]) if self.tensors.kernel.kv_dtype == "bfloat16" else row[d]
-
-    def highest(self, row: Buffer, dim: int) -> Value:
-        """The largest magnitude."""
-        simd, found = self.tensors.simd, T.float32(0)
-        for start, lanes in pieces(dim, simd.lanes):
-            value = simd.load(row, (start,), lanes)
-            found = name(T.max(found, tree(T.max(value, splat(0.0, lanes_of(value)) - value), T.max)))
-        return found

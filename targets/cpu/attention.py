@@ -23,6 +23,7 @@ from cupola.runtime.artifact import Work
 from cupola.targets.cpu.append import Append
 from cupola.targets.cpu.attention_kernel import Kernel, Tensors
 from cupola.targets.cpu.attention_matrix import RowBlock, TileKeys
+from cupola.targets.cpu.attention_strips import numbers_of, run_chunk
 from cupola.targets.cpu.attention_tile import Ahead, State, Tile
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import between, parallel_region, shared_loop
@@ -46,15 +47,16 @@ def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilde
 
 
 def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int, out_dtype: str) -> Kernel:
-    _, _, groups, key_dim, block = (getattr(size, "value", 0) for size in op.k_pages.ty.shape)
-    value_dim = int(op.v_pages.ty.shape[4])
+    _, _, groups, *key_page = (getattr(size, "value", 0) for size in op.k_pages.ty.shape)
+    side = 1 if op.k_scales is None else 2
+    value_dim = int(op.v_pages.ty.shape[4]) // side
     return Kernel(
         isa=isa,
         num_heads=num_outputs // value_dim,
         num_kv_heads=groups,
-        key_dim=key_dim,
+        key_dim=key_page[0] * side,
         value_dim=value_dim,
-        block_size=block,
+        block_size=key_page[1] // side,
         kv_dtype=str(op.k_pages.ty.dtype),
         out_dtype=out_dtype,
         dtypes=(str(op.q.ty.dtype), str(op.k.ty.dtype), str(op.v.ty.dtype)),
@@ -77,6 +79,7 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
 
     def body() -> None:
         n, batch, layers, blocks, max_blocks = (T.int64() for _ in range(5))
+        pages = (layers, blocks, k.num_kv_heads)
         tensors = Tensors(
             kernel=k,
             simd=Simd(k.isa),
@@ -85,10 +88,10 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
             v=argument("v", (n, k.columns[2]), k.dtypes[2]),
             cos=argument("cos", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
             sin=argument("sin", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
-            k_pages=argument("k_pages", (layers, blocks, k.num_kv_heads, k.key_dim, k.block_size), k.kv_dtype),
-            v_pages=argument("v_pages", (layers, blocks, k.num_kv_heads, k.block_size, k.value_dim), k.kv_dtype),
-            k_scales=argument("k_scales", (layers, blocks, k.num_kv_heads, k.block_size), "float32") if k.is_quantized else None,
-            v_scales=argument("v_scales", (layers, blocks, k.num_kv_heads, k.block_size), "float32") if k.is_quantized else None,
+            k_pages=argument("k_pages", (*pages, k.key_dim // k.side, k.block_size * k.side), k.kv_dtype),
+            v_pages=argument("v_pages", (*pages, k.block_size // k.side, k.value_dim * k.side), k.kv_dtype),
+            k_scales=argument("k_scales", (*pages, k.block_size), "float32") if k.is_quantized else None,
+            v_scales=argument("v_scales", (*pages, k.block_size), "float32") if k.is_quantized else None,
             slots=argument("slots", (n,), "int32"),
             query_starts=argument("query_starts", (T.int64(),), "int32"),
             context_lens=argument("context_lens", (batch,), "int32"),
@@ -222,7 +225,7 @@ class _Attend:
         is_last = chunk == work.first_chunk + work.num_chunks - 1
         with T.If(T.And(is_last, T.Not(self.appends_first[0]))), T.Then():
             Append(self.tensors).single(name(T.cast(self.tensors.query_starts[sequence], "int64")), group)
-        self.for_tile(work, sequence, group, index, lambda tile: tile.run_chunk(chunk, tile.load_queries(), self.state(task), ahead))
+        self.for_tile(work, sequence, group, index, lambda tile: run_chunk(numbers_of(tile), chunk, self.state(task), ahead))
 
     def chunk(self, task: Value) -> tuple[Value, Value, Value, Value, _Work]:
         """The sequence, the group, the number of the tile, the chunk of a task of one chunk, and how the sequence is cut."""
@@ -246,9 +249,9 @@ class _Attend:
         kernel, work = self.tensors.kernel, _Work.of(self.tensors, sequence)
         tile = self.tile(work, kernel.tile_rows, sequence, group, index)
         begin, end = tile.keys()
-        scratch, running, state = tile.load_queries(), tile.start(), State(local(kernel.state_size(tile.num_rows)))
+        numbers, running, state = numbers_of(tile), tile.start(), State(local(kernel.state_size(tile.num_rows)))
         with between(begin // kernel.chunk, (end + kernel.chunk - 1) // kernel.chunk) as chunk:
-            tile.run_chunk(chunk, scratch, state, Ahead(sequence, group, name((chunk + 1) * kernel.chunk)))
+            run_chunk(numbers, chunk, state, Ahead(sequence, group, name((chunk + 1) * kernel.chunk)))
             tile.fold(running, state)
         tile.finish(running)
 

@@ -60,6 +60,11 @@ class Kernel:
         return self.kv_dtype == "int8"
 
     @property
+    def side(self) -> int:
+        """Numbers that lie side by side in a page: dimensions of a key, keys of a value's dimension."""
+        return 2 if self.is_quantized else 1
+
+    @property
     def tile_rows(self) -> int:
         """Rows of a tile of several tokens."""
         return self.isa.row_tile

@@ -79,20 +79,27 @@ class TileKeys:
         place, page = (strip, group), (t.layer, block, group)
         low, high = (name(T.cast(bound - position, "int32")) for bound in (begin, t.context(sequence)))
         with T.serial(kernel.key_dim // 2) as pair:
-            even, odd = (simd.load(t.k_pages, (*page, pair * 2 + i, offset)) for i in range(2))
-            T.buffer_store(self.keys, _pairs(even, odd), [*place, half, pair, iota(0, LANES)])
+            T.buffer_store(self.keys, self.pairs(t.k_pages, page, pair * 2, offset), [*place, half, pair, iota(0, LANES)])
         for pair in range(kernel.key_dim // 2, LANES * _steps(kernel)):
             T.buffer_store(self.keys, T.broadcast(T.int32(0), LANES), [*place, half, pair, iota(0, LANES)])
         with T.serial(LANES // 2) as pair:
             masks = [T.Select(_within(T.cast(pair * 2 + i, "int32"), low, high), T.int32(0xFFFF), T.int32(0)) for i in range(2)]
             mask = name(T.broadcast(masks[0] | (masks[1] << T.int32(16)), LANES))
             for start in range(0, kernel.value_dim, LANES):
-                even, odd = (simd.load(t.v_pages, (*page, offset + pair * 2 + i, start)) for i in range(2))
-                T.buffer_store(self.values, _pairs(even, odd) & mask, [*place, pair + LANES // 2 * half, iota(start, LANES)])
+                both = self.pairs(t.v_pages, page, offset + pair * 2, start)
+                T.buffer_store(self.values, both & mask, [*place, pair + LANES // 2 * half, iota(start, LANES)])
         for pool, copy in ((t.k_scales, self.key_scales), (t.v_scales, self.value_scales)):
             if pool is not None and copy is not None:
                 seen = _within(iota(T.int32(0), LANES), *(T.broadcast(bound, LANES) for bound in (low, high)))
                 simd.store(copy, T.Select(seen, simd.load(pool, (*page, offset)), splat(0.0, LANES)), (*place, LANES * half))
+
+    def pairs(self, pool: Buffer, page: tuple[Value, ...], row: Value, column: Value | int) -> Value:
+        """Pairs of bfloat16 of 16 columns: from rows `row` and the next or, where pages hold pairs, from the row that is both."""
+        simd = self.tensors.simd
+        if self.tensors.kernel.side == 1:
+            return _pairs(*(simd.load(pool, (*page, row + i, column)) for i in range(2)))
+        halves = (simd.load(pool, (*page, row // 2, column * 2 + at)) for at in (0, LANES))
+        return T.reinterpret(f"int32x{LANES}", tiles.to_bf16(*halves))
 
 
 @dataclass(frozen=True)

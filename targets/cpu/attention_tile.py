@@ -8,17 +8,14 @@ it, and a chunk of such keys leaves its state as it is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import tvm
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.attention_kernel import Kernel, Tensors
-from cupola.targets.cpu.loops import between
 from cupola.targets.cpu.rotary import rotate
-from cupola.targets.cpu.simd import CACHE_LINE, Buffer, Register, Simd, Value, iota, lanes_of, local, name, pieces, splat, tree
+from cupola.targets.cpu.simd import Buffer, Simd, Value, iota, lanes_of, local, name, pieces, splat
 
 HIDDEN = -1e30  # the score of a key that a row does not see; finite, so that no infinities are subtracted
 
@@ -42,23 +39,6 @@ class Ahead:
     sequence: Value
     group: Value
     position: Value
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """A task's own memory; `keys` where a chunk's must be copied together, scales of its keys and values where they are quantized."""
-
-    queries: Buffer
-    scores: Buffer
-    keys: Buffer | None
-    key_scales: Buffer | None
-    value_scales: Buffer | None
-
-    @staticmethod
-    def allocate(kernel: Kernel, num_rows: int) -> Scratch:
-        keys = None if kernel.keys_in_vectors else local((kernel.key_dim, kernel.chunk))
-        scales = [local(kernel.chunk) if kernel.is_quantized else None for _ in range(2)]
-        return Scratch(local((num_rows, kernel.key_dim)), local((num_rows, kernel.chunk)), keys, *scales)
 
 
 @dataclass(frozen=True)
@@ -99,13 +79,6 @@ class Tile:
         window = self.kernel.window
         begin = name(T.max(T.int64(0), self.position(0) + 1 - window)) if window else T.int64(0)
         return begin, name(self.position(self.num_rows - 1) + 1)
-
-    def load_queries(self) -> Scratch:
-        """Scratch memory with the rotated and scaled queries."""
-        scratch = Scratch.allocate(self.kernel, self.num_rows)
-        with T.serial(self.num_rows) as row:
-            self.rotate_query(*self.token_and_head(row), 1.0, lambda at, value: self.simd.store(scratch.queries, value, (row, at)))
-        return scratch
 
     def rotate_query(self, token: Value, head: Value, unit: float, store: Callable[[int, Value], None]) -> None:
         """A head of a token's query, rotated and scaled, by `unit` besides."""
@@ -153,45 +126,6 @@ class Tile:
         for at, lanes in pieces(stop - start, self.simd.lanes):
             self.simd.store(state.buffer, splat(value, lanes), state.place(start + at))
 
-    def run_chunk(self, chunk: Value, scratch: Scratch, state: State, ahead: Ahead) -> None:
-        """Makes `state` that of one chunk, and asks for the first of the keys, values and scales `ahead`."""
-        kernel = self.kernel
-        at, (begin, end) = name(chunk * kernel.chunk), self.keys()
-        low, high = name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(kernel.chunk)))
-        self.fill(state, 0, 2 * kernel.padded(self.num_rows), 0.0)
-        if scratch.keys is not None:
-            self.gather_keys(at, end, scratch.keys)
-        for pool, copy in ((self.tensors.k_scales, scratch.key_scales), (self.tensors.v_scales, scratch.value_scales)):
-            if pool is not None and copy is not None:
-                self.gather_scales(at, end, pool, copy, ahead)
-        strip = kernel.vectors_beside(self.num_rows, kernel.chunk // self.simd.lanes) * self.simd.lanes
-        begin = name(low // strip)
-        strips = _Strips(self, scratch, state, at, strip, begin, name((high + strip - 1) // strip), ahead)
-        strips.score()
-        strips.weigh()
-        strips.add_values(low, high)
-
-    def gather_keys(self, at: Value, end: Value, keys: Buffer) -> None:
-        """Copies a chunk's keys together, for pages that do not hold whole vectors."""
-        t, kernel = self.tensors, self.kernel
-        with T.serial(kernel.chunk) as i:
-            position = name(T.min(at + i, end - 1))
-            block, offset = t.place_of(self.sequence, position)
-            with T.serial(kernel.key_dim) as d:
-                self.simd.store(keys, self.simd.load(t.k_pages, (t.layer, block, self.group, d, offset), 1), (d, i))
-
-    def gather_scales(self, at: Value, end: Value, pool: Buffer, scales: Buffer, ahead: Ahead) -> None:
-        """Copies the scales of a chunk's keys or values together, and asks for those of the next."""
-        t, kernel, last = self.tensors, self.kernel, name(self.tensors.context(ahead.sequence) - 1)
-        lanes = self.simd.lanes if kernel.keys_in_vectors else 1
-        with T.serial(kernel.chunk // lanes) as i:
-            position = name(at + i * lanes if kernel.keys_in_vectors else T.min(at + i, end - 1))
-            block, offset = t.place_of(self.sequence, position)
-            self.simd.store(scales, self.simd.load(pool, (t.layer, block, self.group, offset), lanes), (i * lanes,))
-            later = name(T.min(ahead.position + i * lanes, last))
-            block, offset = t.place_of(ahead.sequence, later)
-            self.simd.prefetch(pool, (t.layer, block, ahead.group, offset))
-
     def fold(self, running: State, state: State) -> None:
         """Adds the state of the next chunk to the running one."""
         kernel, simd = self.kernel, self.simd
@@ -224,176 +158,3 @@ class Tile:
             for start, lanes in pieces(kernel.value_dim, simd.lanes):
                 value = simd.load(state.buffer, state.place(place + start), lanes) * splat(inverse, lanes)
                 simd.store(self.tensors.out, value, (token, head * kernel.value_dim + start))
-
-
-@dataclass(frozen=True)
-class _Strips:
-    """The keys of a chunk in strips of a few vectors, from strip `begin` to `end`; the chunk begins at position `at`.
-
-    While a strip is worked on, the next one's keys or values are fetched: memory then is busy all the time. The last one asks for
-    what is `ahead`.
-    """
-
-    tile: Tile
-    scratch: Scratch
-    state: State
-    at: Value
-    width: int
-    begin: Value
-    end: Value
-    ahead: Ahead
-
-    def vectors(self, strip: Value) -> list[tuple[Value, Value]]:
-        """The block, and the offset in it, of each vector of a strip."""
-        return [self.place(self.at + strip * self.width + start) for start in range(0, self.width, self.tile.simd.lanes)]
-
-    def after(self, strip: Value) -> tuple[Value, list[tuple[Value, Value]]]:
-        """The group, and the places of the vectors, of the strip after `strip`; past the context, of what is read anyway."""
-        is_last, ahead, t = strip + 1 >= self.end, self.ahead, self.tile.tensors
-        sequence, group = (name(T.Select(is_last, a, b)) for a, b in ((ahead.sequence, self.tile.sequence), (ahead.group, self.tile.group)))
-        first, last = name(T.Select(is_last, ahead.position, self.at + (strip + 1) * self.width)), name(t.context(sequence) - 1)
-        positions = [name(T.min(first + start, last)) for start in range(0, self.width, self.tile.simd.lanes)]
-        return group, [t.place_of(sequence, position) for position in positions]
-
-    def place(self, position: Value) -> tuple[Value, Value]:
-        return self.tile.tensors.place_of(self.tile.sequence, name(position))
-
-    def all_seen(self, strip: Value) -> Value:
-        """Whether every row sees every key of the strip."""
-        first = self.at + strip * self.width
-        seen = first + (self.width - 1) <= self.tile.position(0)
-        window = self.tile.kernel.window
-        return T.And(seen, first > self.tile.position(self.tile.num_rows - 1) - window) if window else seen
-
-    def score(self) -> None:
-        """queries · keys, soft-capped, with ALiBi, masked; the highest of each row into the state."""
-        tile, lanes = self.tile, self.tile.simd.lanes
-        highest = local((tile.num_rows, lanes))
-        for row in range(tile.num_rows):
-            tile.simd.store(highest, splat(HIDDEN, lanes), (row, 0))
-        with between(self.begin, self.end) as strip:
-            starts = [name(strip * self.width + start) for start in range(0, self.width, lanes)]
-            dots = self.multiply(strip, starts)
-            with T.If(self.all_seen(strip)):
-                with T.Then():
-                    self.store(starts, dots, highest, masked=False)
-                with T.Else():
-                    self.store(starts, dots, highest, masked=True)
-        for row in range(tile.num_rows):
-            T.buffer_store(self.state.buffer, tree(tile.simd.load(highest, (row, 0)), T.max), self.state.place(row))
-
-    def multiply(self, strip: Value, starts: list[Value]) -> list[list[Register]]:
-        tile, t, simd, keys = self.tile, self.tile.tensors, self.tile.simd, self.scratch.keys
-        places, (group, ahead) = (self.vectors(strip), self.after(strip)) if keys is None else ([], (tile.group, []))
-        dots = [[Register(simd.lanes) for _ in starts] for _ in range(tile.num_rows)]
-        dims = math.gcd(tile.kernel.key_dim, max(1, self.elements_of_line // tile.kernel.block_size))  # that lie in one line
-        with T.serial(tile.kernel.key_dim // dims) as step:
-            for block, offset in ahead:
-                simd.prefetch(t.k_pages, (t.layer, block, group, step * dims, offset))
-            for d in (name(step * dims + i) for i in range(dims)):
-                if keys is None:
-                    loaded = [simd.load(t.k_pages, (t.layer, block, tile.group, d, offset)) for block, offset in places]
-                else:
-                    loaded = [simd.load(keys, (d, start)) for start in starts]
-                for row in range(tile.num_rows):
-                    query = name(splat(self.scratch.queries[row, d], simd.lanes))
-                    for dot, key in zip(dots[row], loaded, strict=True):
-                        dot.set(simd.fma(query, key, dot.get()))
-        return dots
-
-    @property
-    def elements_of_line(self) -> int:
-        """Elements of the pages in a cache line."""
-        return int(CACHE_LINE // tvm.DataType(self.tile.kernel.kv_dtype).itemsize)
-
-    def store(self, starts: list[Value], dots: list[list[Register]], highest: Buffer, *, masked: bool) -> None:
-        simd = self.tile.simd
-        for row, registers in enumerate(dots):
-            high = simd.load(highest, (row, 0))
-            for start, register in zip(starts, registers, strict=True):
-                dot = register.get()
-                if self.scratch.key_scales is not None:
-                    dot = dot * simd.load(self.scratch.key_scales, (start,))
-                score = self.tile.shape(dot, row, self.at + start, 1.0, masked=masked)
-                simd.store(self.scratch.scores, score, (row, start))
-                high = name(T.max(high, score))
-            simd.store(highest, high, (row, 0))
-
-    def weigh(self) -> None:
-        """Scores become weights relative to the row's highest, and their sum goes into the state."""
-        tile, lanes = self.tile, self.tile.simd.lanes
-        with T.serial(tile.num_rows) as row:
-            high, total = name(splat(self.state.buffer[self.state.place(row)], lanes)), Register(lanes)
-            with between(self.begin, self.end) as strip, T.If(self.all_seen(strip)):
-                with T.Then():
-                    self.weigh_strip(row, strip, high, total, masked=False)
-                with T.Else():
-                    self.weigh_strip(row, strip, high, total, masked=True)
-            place = self.state.place(tile.kernel.padded(tile.num_rows) + row)
-            T.buffer_store(self.state.buffer, tree(total.get(), lambda x, y: x + y), place)
-
-    def weigh_strip(self, row: Value, strip: Value, high: Value, total: Register, *, masked: bool) -> None:
-        simd, scores = self.tile.simd, self.scratch.scores
-        for start in range(0, self.width, simd.lanes):
-            place = (row, strip * self.width + start)
-            score = simd.load(scores, place)
-            weight = simd.exp(score - high, nonpositive=True)
-            if masked:
-                weight = name(T.Select(score <= splat(HIDDEN / 2, simd.lanes), splat(0.0, simd.lanes), weight))
-            total.set(total.get() + weight)
-            if self.scratch.value_scales is not None:
-                weight = weight * simd.load(self.scratch.value_scales, (place[1],))
-            simd.store(scores, weight, place)
-
-    def add_values(self, low: Value, high: Value) -> None:
-        """weights @ values into the state, over the keys `low` to `high` of the chunk: others were perhaps never written."""
-        tile = self.tile
-        columns = pieces(tile.kernel.value_dim, tile.simd.lanes)
-        beside = min(4, len(columns))
-        while (tile.num_rows + 1) * beside + 1 > tile.kernel.isa.num_registers and beside > 1:
-            beside //= 2
-        for first in range(0, len(columns), beside):
-            self.add_value_columns(columns[first : first + beside], low, high)
-
-    def add_value_columns(self, columns: list[tuple[int, int]], low: Value, high: Value) -> None:
-        tile, t, kernel, simd = self.tile, self.tile.tensors, self.tile.kernel, self.tile.simd
-        totals = [[Register(lanes) for _, lanes in columns] for _ in range(tile.num_rows)]
-        run = math.gcd(kernel.block_size, self.width)  # keys that lie side by side in a page
-        fetches = columns[0][0] == 0 and kernel.keys_in_vectors
-        with between(self.begin, self.end) as strip:
-            first = name(T.max(low - strip * self.width, T.int64(0)))
-            fetch = self.value_fetcher(strip) if fetches else lambda key: None
-            with T.serial(self.width // run) as part:
-                start = name(strip * self.width + part * run)
-                block, offset = self.place(self.at + start)
-                with between(T.max(low - start, T.int64(0)), T.min(high - start, T.int64(run))) as i:
-                    fetch(name(part * run + i - first))
-                    values = [simd.load(t.v_pages, (t.layer, block, tile.group, offset + i, at), lanes) for at, lanes in columns]
-                    for row in range(tile.num_rows):
-                        weight = name(self.scratch.scores[row, start + i])
-                        for total, value in zip(totals[row], values, strict=True):
-                            total.set(simd.fma(splat(weight, total.lanes), value, total.get()))
-            if fetches:  # the share of keys that no row sees
-                with between(T.min(high - strip * self.width, T.int64(self.width)) - first, T.int64(self.width)) as i:
-                    fetch(i)
-        for row in range(tile.num_rows):
-            place = 2 * kernel.padded(tile.num_rows) + row * kernel.value_dim
-            for total, (first, _) in zip(totals[row], columns, strict=True):
-                simd.store(self.state.buffer, total.get(), self.state.place(place + first))
-
-    def value_fetcher(self, strip: Value) -> Callable[[Value], None]:
-        """Fetches the share of the values after `strip` that falls to one of its keys: lines of all vectors in turns, which keeps more of
-        memory busy."""
-        t, simd, (group, vectors) = self.tile.tensors, self.tile.simd, self.after(strip)
-        count, lines = len(vectors), -(-self.tile.kernel.value_dim // self.elements_of_line)  # of a value
-        places = local((2, count), "int64")
-        for vector, place in enumerate(vectors):
-            for which, part in enumerate(place):
-                T.buffer_store(places, part, [which, vector])
-
-        def fetch(key: Value) -> None:
-            for line in (name(key * lines + i) for i in range(lines)):
-                (block, offset), mine = (name(places[which, line % count]) for which in range(2)), name(line // count)
-                simd.prefetch(t.v_pages, (t.layer, block, group, offset + mine // lines, mine % lines * self.elements_of_line))
-
-        return fetch

@@ -1,7 +1,8 @@
-"""Dot products of bytes: what each instruction set has for `sum += w[0]·x[0] + … + w[3]·x[3]`, a sum a lane.
+"""Dot products of integers: what each instruction set has for `sum += w[0]·x[0] + … + w[3]·x[3]` of bytes, a sum a lane, and for
+`sum += w[0]·x[0] + w[1]·x[1]` of 16 bits.
 
-Sums are exact (int32 never overflows over a group), so that every instruction set and every path gives the same integers.
-Weights lie as `quantized_packing` packs them; activations are int8, four of a row in every lane.
+Sums are exact (who multiplies takes care that int32 never overflows), so that every instruction set and every path gives the same
+integers. Weights lie as `quantized_packing` packs them; activations are int8, four of a row in every lane.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from cupola.targets.cpu.quantized_packing import QUAD, QUADS, Codes, first_byte
 from cupola.targets.cpu.simd import Buffer, Value, name
 
 Dot = Callable[[ISA, Codes, Value, Value, Value], Value]
+PairDot = Callable[[Value, Value, Value], Value]  # (sums in int32, pairs of int16, int32 that hold pairs of int16)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,13 @@ class Weights:
         return low, _words(both, lambda words: (words >> _splat(4, words)) & _splat(0x0F0F0F0F, words))
 
 
+def dot_pairs(isa: ISA, total: Value, numbers: Value, pair: Value) -> Value:
+    """`total` (int32, a lane or more) plus the products of each lane's two int16 and the two that the int32 `pair` holds."""
+    lanes = total.ty.dtype.lanes
+    kind = "vpdpwssd" if isa.int8_dot == "vpdpbusd" else isa.architecture
+    return _PAIR_DOTS.get((kind, lanes), _pairs_widened)(total, numbers, pair if lanes == 1 else T.broadcast(pair, lanes))
+
+
 def _words(value: Value, change: Callable[[Value], Value]) -> Value:
     """Bytes changed as int32."""
     lanes = value.ty.dtype.lanes
@@ -79,7 +88,8 @@ def _words(value: Value, change: Callable[[Value], Value]) -> Value:
 
 
 def _splat(value: int, like: Value) -> Value:
-    return T.broadcast(T.int32(value), like.ty.dtype.lanes)
+    lanes = like.ty.dtype.lanes
+    return T.int32(value) if lanes == 1 else T.broadcast(T.int32(value), lanes)
 
 
 def _intrinsic(dtype: str, function: str, *arguments: Value) -> Value:
@@ -121,3 +131,36 @@ _PAIRS = {
     16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
 }
 _DOTS: dict[str, Dot] = {"vpdpbusd": _vpdpbusd, "maddubs": _maddubs, "sdot": _sdot, "": _widened}
+
+
+def _fused(function: str) -> PairDot:
+    return lambda total, numbers, pairs: _intrinsic(str(total.ty.dtype), function, total, numbers, T.reinterpret(numbers.ty.dtype, pairs))
+
+
+def _multiplied(function: str) -> PairDot:
+    return lambda total, numbers, pairs: total + _intrinsic(str(total.ty.dtype), function, numbers, T.reinterpret(numbers.ty.dtype, pairs))
+
+
+def _smull(total: Value, numbers: Value, pairs: Value) -> Value:
+    """First numbers, then second ones: each product joins its sum in one instruction, and numbers are told apart once for all rows."""
+    for first in range(2):
+        half = [T.Shuffle([value], list(range(first, 8, 2))) for value in (numbers, T.reinterpret("int16x8", pairs))]
+        total = total + _intrinsic("int32x4", "llvm.aarch64.neon.smull.v4i32", *half)
+    return total
+
+
+def _pairs_widened(total: Value, numbers: Value, pairs: Value) -> Value:
+    """Without an instruction: the low and the high number of each pair in 32 bits."""
+    words = name(T.reinterpret(total.ty.dtype, numbers))
+    high = [value >> _splat(16, value) for value in (words, pairs)]
+    low = [(value << _splat(16, value)) >> _splat(16, value) for value in (words, pairs)]
+    return total + low[0] * low[1] + high[0] * high[1]
+
+
+_PAIR_DOTS: dict[tuple[str, int], PairDot] = {
+    **{("vpdpwssd", lanes): _fused(f"llvm.x86.avx512.vpdpwssd.{32 * lanes}") for lanes in (4, 8, 16)},
+    ("x86_64", 16): _multiplied("llvm.x86.avx512.pmaddw.d.512"),
+    ("x86_64", 8): _multiplied("llvm.x86.avx2.pmadd.wd"),
+    ("x86_64", 4): _multiplied("llvm.x86.sse2.pmadd.wd"),
+    ("aarch64", 4): _smull,
+}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeAlias
 
 import numpy as np
@@ -79,7 +80,7 @@ class Register:
         self.lanes = lanes
         self.buffer = local(lanes, dtype)
         if value is not None:
-            self.set(splat(value, lanes))
+            self.set(splat(T.cast(value, dtype) if isinstance(value, (int, float)) else value, lanes))
 
     def get(self) -> Value:
         return self.buffer[_index(0, self.lanes)]
@@ -174,11 +175,21 @@ class Simd:
         lanes = lanes_of(value)
         return T.reinterpret(_typed("uint16", lanes), self._narrow(value, "bfloat16", lanes))
 
-    def to_int8(self, value: Value) -> Value:
-        """float32 lanes of magnitude up to 127, to the nearest integer (to even)."""
+    def rounded(self, value: Value, dtype: str) -> Value:
+        """float32 lanes to the nearest integer (to even), which an integer type `dtype` of up to 16 bits must hold; in an int32, other bits
+        are above it."""
         lanes = lanes_of(value)
         bits = T.reinterpret(_typed("int32", lanes), name(value + splat(ROUND, lanes)))  # the integer stands in the low bits
-        return T.cast(bits, _typed("int8", lanes))
+        return bits if dtype == "int32" else T.cast(bits, _typed(dtype, lanes))
+
+    def largest(self, buffer: Buffer, size: int) -> Value:
+        """The largest magnitude of a buffer's `size` numbers."""
+        found: dict[int, Value] = {}
+        for start, lanes in pieces(size, self.lanes):
+            value = self.load(buffer, (start,), lanes)
+            magnitude = T.max(value, splat(0.0, lanes) - value)
+            found[lanes] = name(T.max(found[lanes], magnitude) if lanes in found else magnitude)
+        return reduce(T.max, (tree(value, T.max) for value in found.values()))
 
     def prefetch(self, buffer: Buffer, index: Sequence[Value | int]) -> None:
         """Brings the cache line of an element nearer."""

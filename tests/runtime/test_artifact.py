@@ -30,6 +30,14 @@ STEP = {
 }  # fmt: skip
 
 
+def test_pages_of_int8_hold_pairs() -> None:
+    kv = a.KVSpec((a.KVGroup((0, 2), 3, 64, 32),), "int8", 16)
+    shapes = {pool.name: pool.shape for pool in kv.pools("n")}
+    scales = (2, "n", 3, 16)
+    pages = {"k_pages.0": (2, "n", 3, 32, 32), "v_pages.0": (2, "n", 3, 8, 64)}
+    assert shapes == pages | {"k_scales.0": scales, "v_scales.0": scales}
+
+
 def make_manifest(files: tuple[a.FileSpec, ...]) -> a.Manifest:
     """Two K/V groups, two weights, a function beside `forward`."""
     pages = [
