@@ -102,10 +102,12 @@ def linear(
     n = len(weight) // 2 if gated else len(weight)
     value, slack_value = _activated(activation, product[:, :n]), STEEPEST * slack[:, :n]
     if gated:
-        value, slack_value = value * product[:, n:], slack_value * np.abs(product[:, n:]) + np.abs(value) * slack[:, n:]
+        slack_value = slack_value * (np.abs(product[:, n:]) + slack[:, n:]) + np.abs(value) * slack[:, n:]
+        value = value * product[:, n:]
     residual = arrays.get("residual", np.zeros(1)).astype("float64")
     value = value + residual
-    return _expected(value, slack_value + ROUNDING * np.abs(residual) + bf16_result * BF16_ROUNDING * (1 + BF16_EXP2) * np.abs(value))
+    slack_value = slack_value + ROUNDING * np.abs(residual)
+    return _expected(value, slack_value + bf16_result * BF16_ROUNDING * (1 + BF16_EXP2) * (np.abs(value) + slack_value))
 
 
 _activated = activation  # under a name that no parameter hides
