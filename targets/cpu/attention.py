@@ -23,10 +23,11 @@ from cupola.runtime.artifact import Work
 from cupola.targets.cpu.append import Append
 from cupola.targets.cpu.attention_kernel import Kernel, Tensors
 from cupola.targets.cpu.attention_matrix import RowBlock, TileKeys
+from cupola.targets.cpu.attention_matrix import Scratch as RowScratch
 from cupola.targets.cpu.attention_strips import numbers_of, run_chunk
 from cupola.targets.cpu.attention_tile import Ahead, State, Tile
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.loops import between, parallel_region, shared_loop
+from cupola.targets.cpu.loops import Claims, Threads, between, parallel_region, shared_loop
 from cupola.targets.cpu.simd import Buffer, Simd, Value, argument, local, name, prim_func
 from cupola.targets.ops import PagedAttention
 from cupola.targets.work import with_work
@@ -130,6 +131,9 @@ def _attend(t: Tensors) -> None:
     states = T.alloc_buffer((batch * tiles * chunks * kernel.state_size(kernel.tile_rows),), "float32")
     if tile_keys is not None:  # TVM must not give both the same memory: no barrier stands between their last and their first use
         T.buffer_store(states, T.float32(0), [T.int64(0)])
+    threads, count = Threads.of_region(), name(first_tiles[batch])
+    most = kernel.num_kv_heads * (n * kernel.heads_per_group // kernel.task_rows + batch)
+    claims = Claims.allocate(threads, count, most) if tile_keys is not None else None
     with parallel_region():
         attend = _Attend(t, first_tiles, first_chunks, states, appends_first)
         with T.If(appends_first[0]), T.Then(), shared_loop(n * kernel.num_kv_heads) as i:
@@ -138,10 +142,13 @@ def _attend(t: Tensors) -> None:
             strips = tile_keys.first_strips[batch]
             with T.If(strips > T.int64(0)), T.Then(), shared_loop(strips * kernel.num_kv_heads) as i:
                 attend.load_strip(tile_keys, name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
-        with shared_loop(first_tiles[batch], strided=True, barrier=False) as task:
-            if tile_keys is not None:
-                attend.row_block(tile_keys, task)
-            else:
+        if tile_keys is not None and claims is not None:
+            with threads.each(barrier=False) as thread:
+                rows = RowScratch.allocate(kernel)
+                with claims.each(thread) as task:
+                    attend.row_block(tile_keys, rows, task)
+        else:
+            with shared_loop(count, strided=True, barrier=False) as task:
                 attend.all_chunks(task)
         with shared_loop(first_chunks[batch]) as task:  # in one piece each: a chunk asks for the keys of the next
             attend.one_chunk(task)
@@ -238,11 +245,11 @@ class _Attend:
         sequence = self.sequence_of(strip, keys.first_strips)
         keys.load(sequence, group, strip, _Work.of(self.tensors, sequence).begin)
 
-    def row_block(self, keys: TileKeys, task: Value) -> None:
+    def row_block(self, keys: TileKeys, rows: RowScratch, task: Value) -> None:
         """Many rows by tiles of bfloat16."""
         sequence, group, index = self.place(task, self.first_tiles)
         work = _Work.of(self.tensors, sequence)
-        RowBlock(keys, sequence, group, work.num_tokens, name(index * self.tensors.kernel.task_rows), work.begin).run()
+        RowBlock(keys, rows, sequence, group, work.num_tokens, name(index * self.tensors.kernel.task_rows), work.begin).run()
 
     def all_chunks(self, task: Value) -> None:
         sequence, group, index = self.place(task, self.first_tiles)

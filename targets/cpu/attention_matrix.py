@@ -22,7 +22,7 @@ from cupola.targets.cpu.loops import between
 from cupola.targets.cpu.simd import Buffer, Simd, Value, iota, local, name, splat
 
 LANES = tiles.ROWS
-STRIP, CHUNK_STRIPS = 32, 4  # keys that a tile of weights holds; strips that a softmax step takes
+STRIP, CHUNK_STRIPS = 32, 8  # keys that a tile of weights holds; strips that a softmax step takes
 ROWS = 2 * tiles.ROWS  # that are multiplied at once
 SUMS, LEFT, RIGHT = ((0, 1), (2, 3)), (4, 5), (6, 7)  # tile registers; sums stand by left and right ones
 LOWEST = -1e20  # the highest score of a row that has seen no key; those of hidden keys are far below
@@ -107,6 +107,7 @@ class RowBlock:
     """A task: rows of a sequence from row `first` on, `Kernel.task_rows` of them. The sequence's rows see the keys from `begin` on."""
 
     keys: TileKeys
+    scratch: Scratch
     sequence: Value
     group: Value
     num_tokens: Value
@@ -116,7 +117,7 @@ class RowBlock:
     def run(self) -> None:
         """Attends and writes the results."""
         kernel = self.keys.tensors.kernel
-        scratch = Scratch.allocate(kernel)
+        scratch = self.scratch
         left = name(self.num_tokens * kernel.heads_per_group - self.first)
         count = name((T.min(left, T.int64(kernel.task_rows)) + ROWS - 1) // ROWS)
         first_strip = name(self.keys.first_strips[self.sequence] - self.begin // STRIP)
@@ -204,12 +205,23 @@ class Rows:
             simd.store(query, splat(0.0, LANES), (at,))
         with T.serial(ROWS) as row:
             token, head = self.tile.token_and_head(row)
+            self.fetch(row)
             self.tile.rotate_query(token, head, LOG2_E, lambda at, value: simd.store(query, value, (at,)))
             for step in range(_steps(kernel)):
                 low, high = (simd.load(query, (2 * LANES * step + at,)) for at in (0, LANES))
                 T.buffer_store(s.queries, tiles.to_bf16(low, high), [self.index, step, row, iota(0, 2 * LANES)])
             T.buffer_store(s.highest, T.float32(LOWEST) if sinks is None else sinks[head] * T.float32(LOG2_E), [self.first + row])
             simd.store(s.totals, splat(0.0 if sinks is None else 1 / LANES, LANES), (self.first + row, 0))
+
+    def fetch(self, row: Value) -> None:
+        """Brings near what `finish` writes of a row, which perhaps another core has, and what `start` reads of the row 32 later."""
+        kernel, simd, t = self.kernel, self.simd, self.tile.tensors
+        token, head = self.tile.token_and_head(row)
+        for at in range(0, kernel.value_dim, simd.elements_of_line(t.out)):
+            simd.prefetch(t.out, (token, head * kernel.value_dim + at), write=True)
+        token, head = self.tile.token_and_head(row + ROWS)
+        for at in range(0, kernel.key_dim, simd.elements_of_line(t.q)):
+            simd.prefetch(t.q, (token, kernel.starts[0] + head * kernel.key_dim + at))
 
     def attend(self, at: Value) -> None:
         """Adds the keys of the chunk that begins with strip `at` of the sequence."""

@@ -56,7 +56,7 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 ISAS = (
     ISA("avx512amx", "x86-64 with AVX-512, VNNI, and AMX for bfloat16", "x86_64", 16, 32, 12,
         (*_AVX512, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
-        (*_AVX512, "avx512vnni", "avx512bf16", "amx-tile", "amx-bf16"),
+        (*_AVX512, "avx512vnni", "avx512bf16", "amx-tile", "amx-bf16", "prfchw"),
         int8_dot="vpdpbusd", bf16_tiles=True),
     ISA("avx512vnni", "x86-64 with AVX-512 and VNNI", "x86_64", 16, 32, 12, (*_AVX512, "avx512_vnni"), (*_AVX512, "avx512vnni"),
         int8_dot="vpdpbusd"),

@@ -191,10 +191,14 @@ class Simd:
             found[lanes] = name(T.max(found[lanes], magnitude) if lanes in found else magnitude)
         return reduce(T.max, (tree(value, T.max) for value in found.values()))
 
-    def prefetch(self, buffer: Buffer, index: Sequence[Value | int]) -> None:
-        """Brings the cache line of an element nearer."""
-        read, near, data = T.int32(0), T.int32(3), T.int32(1)
-        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[tuple(index)]), read, near, data))
+    def prefetch(self, buffer: Buffer, index: Sequence[Value | int], *, near: int = 3, write: bool = False) -> None:
+        """Brings the cache line of an element nearer: into L1 or, for `near` 2, into L2; to `write`, takes it from other cores too."""
+        place, data = T.address_of(buffer[tuple(index)]), T.int32(1)
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, T.int32(write), T.int32(near), data))
+
+    def elements_of_line(self, buffer: Buffer) -> int:
+        """Elements of a buffer in a cache line."""
+        return int(CACHE_LINE // tvm.DataType(buffer.dtype).itemsize)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a · b + c, rounded once where the machine can."""

@@ -18,14 +18,15 @@ from tvm.tirx.script import builder as T
 from cupola.targets.cpu import tiles
 from cupola.targets.cpu.epilogue import Epilogue
 from cupola.targets.cpu.int8_rows import RowSource
-from cupola.targets.cpu.loops import in_tiles, parallel_region, shared_loop
+from cupola.targets.cpu.loops import Threads, in_tiles, parallel_region, shared_loop
 from cupola.targets.cpu.packing import PANEL
 from cupola.targets.cpu.quantized_packing import COLUMNS, HALVES, QUAD, Codes
-from cupola.targets.cpu.simd import Buffer, Simd, Value, local, name, splat
+from cupola.targets.cpu.simd import CACHE_LINE, Buffer, Simd, Value, local, name, splat
 from cupola.targets.ops import GROUP
 
 ROW_BLOCK = 256  # rows of a task: their activations stay in L2 while panels stream by
 GROUP_BLOCK = 20  # groups of a panel that are dequantized at once, at most: 40 KB, which stay in L1
+LINES_AHEAD = 2  # of each group that comes next, asked for at each pair of tiles
 PAIRS = GROUP // 2  # rows of a tile of weights
 # Tile registers: sums by tile of rows and half of a panel, two tiles of rows, two of weights.
 SUMS, ROWS, WEIGHTS = ((0, 1), (2, 3)), (4, 5), (6, 7)
@@ -56,21 +57,24 @@ class TileProduct:
     def run(self) -> None:
         """One region: rows that must be rounded and a barrier, then panels by blocks of rows."""
         panels, rows = self.epilogue.num_panels, _Rows.of(self.source, self.num_rows, self.groups)
+        count, threads = name((self.num_rows + ROW_BLOCK - 1) // ROW_BLOCK * panels), Threads.of_region()
         with parallel_region():
             if rows.rounded is not None:
                 with shared_loop(self.num_rows) as row:
                     rows.round_row(row)
-            with shared_loop((self.num_rows + ROW_BLOCK - 1) // ROW_BLOCK * panels, barrier=False) as task:
-                first = name(task // panels * ROW_BLOCK)
-                self.block(rows, name(task % panels), first, name(T.min(self.num_rows - first, T.int64(ROW_BLOCK))))
+            with threads.each(barrier=False) as thread:
+                scratch = _Scratch.allocate(self)
+                tiles.configure()
+                with threads.share(thread, count) as task:
+                    self.block(rows, scratch, name(task % panels), name(task // panels * ROW_BLOCK))
+                tiles.release()
 
-    def block(self, rows: _Rows, panel: Value, first: Value, count: Value) -> None:
-        """`count` rows from `first` on of one panel, its groups in blocks."""
-        weights = local((self.block_groups, HALVES, PAIRS, 2 * COLUMNS), "uint16")
-        sums = local((ROW_BLOCK, PANEL)) if self.blocks > 1 else None
+    def block(self, rows: _Rows, scratch: _Scratch, panel: Value, first: Value) -> None:
+        """A block of rows, from `first` on, of one panel, its groups in blocks."""
+        weights, sums = scratch.weights, scratch.sums
+        count = T.min(self.num_rows - first, T.int64(ROW_BLOCK))
         num_tiles = name((count + tiles.ROWS - 1) // tiles.ROWS)
-        results = _Results(self.epilogue, rows, panel, name(first // tiles.ROWS), num_tiles, local((2 * tiles.ROWS, PANEL)))
-        tiles.configure()
+        results = _Results(self.epilogue, rows, panel, name(first // tiles.ROWS), num_tiles, scratch.products)
         for start in range(0, self.groups, self.block_groups):
             num_groups = min(self.block_groups, self.groups - start)
             self.dequantize(panel, T.int64(start), weights, T.int64(0))
@@ -79,7 +83,6 @@ class TileProduct:
                 self.multiply(tile, size, rows, name(first // tiles.ROWS + tile), weights, start, num_groups, sums, results)
 
             in_tiles(num_tiles, (2, 1), multiply)
-        tiles.release()
         last = name((num_tiles - 1) // 2)
         with T.serial(2 * tiles.ROWS) as r:
             results.write(last, r)
@@ -101,6 +104,8 @@ class TileProduct:
         with T.serial(num_groups) as group:
             with T.If(T.And(tile == T.int64(0), group + 1 < num_groups)), T.Then():
                 self.dequantize(results.panel, start + group + 1, weights, group + 1)
+            with T.If(pair > T.int64(0)), T.Then():
+                self.fetch(results.panel, start + num_groups + group, name((pair - 1) * LINES_AHEAD * CACHE_LINE))
             for i in range(size):
                 rows.load(ROWS[i], row_tile + i, start + group)
                 for half in range(HALVES):
@@ -115,6 +120,12 @@ class TileProduct:
                 tiles.store(total, results.products[index // HALVES * tiles.ROWS, column], 4 * PANEL)
             elif sums is not None:
                 tiles.store(total, sums[r, column], 4 * PANEL)
+
+    def fetch(self, panel: Value, group: Value, byte: Value) -> None:
+        """Brings some of a group into L2, from a byte on. Behind a block's groups stand those that come next, the next panel's perhaps."""
+        with T.If(byte < T.int64(self.codes.group_bytes)), T.Then():
+            for line in range(LINES_AHEAD):
+                self.simd.prefetch(self.weight, (panel, group, byte + line * CACHE_LINE), near=2)
 
     def dequantize(self, panel: Value, group: Value, weights: Buffer, to: Value) -> None:
         """A group's weights as two tiles, in which a row has two inputs of each of 16 columns.
@@ -163,10 +174,30 @@ class TileProduct:
 
 
 @dataclass(frozen=True)
+class _Scratch:
+    """A thread's own memory.
+
+    Attributes:
+        weights: a block of groups in tiles, bits of bfloat16, [group, half of the panel, pair of inputs, column and one of the pair].
+        sums: of the blocks of groups before, [row, column].
+        products: of two tiles of rows, on their way out, [row, column].
+    """
+
+    weights: Buffer
+    sums: Buffer | None
+    products: Buffer
+
+    @staticmethod
+    def allocate(product: TileProduct) -> _Scratch:
+        weights = local((product.block_groups, HALVES, PAIRS, 2 * COLUMNS), "uint16")
+        return _Scratch(weights, local((ROW_BLOCK, PANEL)) if product.blocks > 1 else None, local((2 * tiles.ROWS, PANEL)))
+
+
+@dataclass(frozen=True)
 class _Rows:
     """Where tiles of rows come from: `rounded`, bfloat16's bits [tiles, groups, 16, 32], or the rows themselves if they need nothing.
 
-    The last tile of those begins where it ends with the last row: some rows of the tile before come again, with the same results.
+    The last tile of those begins where it ends with the last row: some rows of the tile before come again.
     """
 
     source: RowSource
@@ -217,8 +248,9 @@ class _Results:
         """Row `r` of a pair of tiles, if there is such a pair and row."""
         tile = name(pair * 2 + r // tiles.ROWS)
         row = name(self.rows.first(name(self.first_tile + tile)) + r % tiles.ROWS)
+        is_new = row >= (self.first_tile + tile) * tiles.ROWS  # not of the tile before, whose results perhaps stand where residuals stood
         is_there = T.And(T.And(pair >= T.int64(0), r < T.int64(2 * tiles.ROWS)), T.And(tile < self.num_tiles, row < self.rows.num_rows))
-        with T.If(is_there), T.Then():
+        with T.If(T.And(is_there, is_new)), T.Then():
             self.epilogue.finish(self.panel, row, r, self.products)
 
 
