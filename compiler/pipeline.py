@@ -11,6 +11,7 @@ from typing import TypeAlias
 import tvm
 from tvm import IRModule, relax
 
+from cupola.passes.add_in_place import add_in_place
 from cupola.passes.drop_batch import drop_batch
 from cupola.passes.find_maxima import find_maxima
 from cupola.passes.fuse_attention_inputs import fuse_attention_inputs
@@ -78,6 +79,7 @@ def pipeline(
         fuse_norm(),
         quantize_weights(scheme, formats),
         narrow_activations(target),
+        add_in_place(),
         find_maxima(),
         lower_ops(target),
     ]

@@ -92,10 +92,10 @@ class _UseCounter(PyExprVisitor):
         self.num_uses[var] += 1
 
 
-def count_uses(func: relax.Function) -> Counter[relax.Var]:
-    """How often each variable of `func` is read."""
+def count_uses(expr: relax.Expr) -> Counter[relax.Var]:
+    """How often each variable is read in a function or another expression."""
     counter = _UseCounter()
-    counter.visit_expr(func)
+    counter.visit_expr(expr)
     return counter.num_uses
 
 

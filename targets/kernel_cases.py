@@ -169,6 +169,7 @@ class LinearKernel:
     """`Linear` or `GatedLinear`, with what it does besides.
 
     Attributes:
+        in_place: the result takes the residual's place.
         dtype: of x and of the result.
     """
 
@@ -176,6 +177,7 @@ class LinearKernel:
     gated: bool = False
     bias: bool = False
     residual: bool = False
+    in_place: bool = False
     norm: bool = False
     quantize_x: int = 0
     activation: str = ""
@@ -190,7 +192,7 @@ class LinearKernel:
         reference = partial(references.linear, activation=self.activation, epsilon=EPSILON, quantize_x=self.quantize_x, gated=self.gated)
         scheme = self.weight if weight.codes is None else self.weight + ("a8" if self.quantize_x else "a16")
         reference = partial(reference, bf16_result=self.dtype == "bf16")
-        flags = [flag for flag in ("norm", "bias", "residual") if getattr(self, flag)] + [self.dtype] * (self.dtype != "f32")
+        flags = [flag for flag in ("norm", "bias", "residual", "in_place") if getattr(self, flag)] + [self.dtype] * (self.dtype != "f32")
         name = _name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
         in_tiles = partial(reference, bf16_from=MANY) if self.quantize_x else None
         return KernelCase(
@@ -203,7 +205,7 @@ class LinearKernel:
         quantized = (t.get("scales"), t.get("mins"), t.get("norm"), EPSILON if self.norm else 0.0, self.quantize_x)
         if self.gated:
             return GatedLinear(t["x"], t["weight"], t.get("bias"), self.activation, *quantized).emit(out)
-        return Linear(t["x"], t["weight"], t.get("bias"), t.get("residual"), self.activation, *quantized).emit(out)
+        return Linear(t["x"], t["weight"], t.get("bias"), t.get("residual"), self.activation, *quantized, int(self.in_place)).emit(out)
 
 
 @dataclass(frozen=True)
@@ -344,18 +346,18 @@ KERNELS: tuple[KernelFactory, ...] = (
 VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("f32", bias=True, residual=True, activation="gelu"),
     LinearKernel("f16", bias=True, activation="gelu_tanh"),
-    LinearKernel("bf16", residual=True, activation="relu"),
+    LinearKernel("bf16", residual=True, in_place=True, activation="relu"),
     LinearKernel("f32", gated=True, bias=True, activation="gelu_tanh"),
     partial(rotary, interleaved=1),
     LinearKernel("f16", norm=True),
     LinearKernel("w4", norm=True, bias=True, residual=True, quantize_x=1),
-    LinearKernel("w4m", residual=True, activation="gelu", quantize_x=1),
+    LinearKernel("w4m", residual=True, in_place=True, activation="gelu", quantize_x=1),
     LinearKernel("w4m", gated=True, norm=True, activation="silu", quantize_x=1),
     LinearKernel("w8", gated=True, bias=True, activation="silu", quantize_x=1),
     LinearKernel("w4", bias=True, quantize_x=1, dtype="bf16"),
     LinearKernel("w8", gated=True, activation="silu", quantize_x=1, dtype="bf16"),
     LinearKernel("w4m", gated=True, norm=True, activation="silu"),
-    LinearKernel("w8", bias=True, residual=True, activation="gelu"),
+    LinearKernel("w8", bias=True, residual=True, in_place=True, activation="gelu"),
     AttentionKernel("f16"),
     AttentionKernel("bf16", joined=True, dtype="bf16"),
     AttentionKernel("f32", joined=True, interleaved=True),

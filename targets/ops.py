@@ -132,6 +132,7 @@ class Linear(Op):
     norm: Tensor | None = None  # f32 [K]
     epsilon: float = 0.0  # of the norm
     quantize_x: int = 0  # 1: x is rounded to int8 in groups of GROUP, amax / 127 a step, and products are summed as integers
+    in_place: int = 0  # 1: nobody reads the residual afterwards, whose memory may become the result's
 
 
 @dataclass(frozen=True)

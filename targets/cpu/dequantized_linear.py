@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact import Work
-from cupola.targets.cpu.epilogue import Epilogue
+from cupola.targets.cpu.epilogue import Epilogue, adds_in_place, call_layer
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear import ROW_BLOCK, float_tiles, normalized
 from cupola.targets.cpu.loops import in_tiles
@@ -40,6 +40,7 @@ class _Kernel:
     has_bias: bool
     has_residual: bool
     activation: str
+    in_place: bool
 
     @property
     def num_panels(self) -> int:
@@ -54,12 +55,14 @@ def lower_dequantized_linear(isa: ISA, call: relax.Call, builder: relax.BlockBui
     gated, residual = isinstance(op, GatedLinear), op.residual if isinstance(op, Linear) else None
     (n, k), depth, codes = shape_of(op.weight), int(op.x.ty.shape[1]), codes_of(op.weight, op.mins)
     outputs = n // 2 if gated else n
-    kernel = _Kernel(isa, outputs, depth, k // GROUP, codes, gated, op.bias is not None, residual is not None, op.activation)
+    kernel = _Kernel(
+        isa, outputs, depth, k // GROUP, codes, gated, op.bias is not None, residual is not None, op.activation, adds_in_place(op, call.ty)
+    )
     arguments = [normalized(op, isa, builder), pack_groups(op.weight, op.scales, op.mins, gated, builder)]
     arguments += [] if op.bias is None else [(pack_gated_columns if gated else pack_columns)(op.bias, builder)]
     arguments += [] if residual is None else [residual]
     label = f"{'gated_' if gated else ''}linear_{outputs}x{depth}_w{codes.bits}{'m' if codes.has_mins else ''}a16"
-    return relax.op.call_tir(builder.add_func(_build(kernel), label), relax.Tuple(arguments), out_ty=call.ty)
+    return call_layer(builder.add_func(_build(kernel), label), arguments, call.ty, residual if kernel.in_place else None)
 
 
 @cache
@@ -72,7 +75,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         weight = argument("weight", (k.num_panels, k.groups, k.codes.group_bytes), "uint8")
         bias = argument("bias", (k.num_panels * PANEL,), "float32") if k.has_bias else None
         residual = argument("residual", (num_rows, k.num_outputs), "float32") if k.has_residual else None
-        out = argument("out", (num_rows, k.num_outputs), "float32")
+        out = residual if k.in_place else argument("out", (num_rows, k.num_outputs), "float32")
         simd = Simd(k.isa)
         product = _Product(k, simd, x, weight, Epilogue(simd, k.num_outputs, k.gated, k.activation, bias, residual, out))
         with T.parallel((num_rows + ROW_BLOCK - 1) // ROW_BLOCK * k.num_panels) as task:

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import tvm
+from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.packing import PANEL, num_panels
 from cupola.targets.cpu.simd import Buffer, Simd, Value, pieces
+from cupola.targets.ops import GatedLinear, Linear
+
+
+def adds_in_place(op: Linear | GatedLinear, out: relax.TensorType) -> bool:
+    """Whether the result takes the residual's place; its rows are then written once each."""
+    return isinstance(op, Linear) and op.residual is not None and bool(op.in_place) and str(out.dtype) == "float32"
+
+
+def call_layer(func: tvm.ir.GlobalVar, arguments: list[relax.Expr], out: relax.TensorType, place: relax.Expr | None) -> relax.Expr:
+    """The call of a layer's kernel, whose result takes the place of one of the arguments or, of none, is a tensor of its own."""
+    if place is None:
+        return relax.op.call_tir(func, relax.Tuple(arguments), out_ty=out)
+    return relax.op.call_tir_inplace(func, relax.Tuple(arguments), [arguments.index(place)], out)
 
 
 @dataclass(frozen=True)

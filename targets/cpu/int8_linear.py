@@ -21,7 +21,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact import Work
 from cupola.targets.cpu.dot import Weights
-from cupola.targets.cpu.epilogue import Epilogue
+from cupola.targets.cpu.epilogue import Epilogue, adds_in_place, call_layer
 from cupola.targets.cpu.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import in_tiles, parallel_region, shared_loop
@@ -55,6 +55,7 @@ class _Kernel:
     epsilon: float
     x_dtype: str
     out_dtype: str
+    in_place: bool
 
     @property
     def num_panels(self) -> int:
@@ -69,14 +70,14 @@ def lower_int8_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -
     gated, residual = isinstance(op, GatedLinear), op.residual if isinstance(op, Linear) else None
     (n, k), depth = shape_of(op.weight), int(op.x.ty.shape[1])
     kernel = _Kernel(
-        isa, n // 2 if gated else n, depth, k // GROUP, codes_of(op.weight, op.mins), gated,
-        op.bias is not None, residual is not None, op.activation, op.norm is not None, op.epsilon, str(op.x.ty.dtype), str(call.ty.dtype),
+        isa, n // 2 if gated else n, depth, k // GROUP, codes_of(op.weight, op.mins), gated, op.bias is not None, residual is not None,
+        op.activation, op.norm is not None, op.epsilon, str(op.x.ty.dtype), str(call.ty.dtype), adds_in_place(op, call.ty),
     )  # fmt: skip
     arguments = [op.x, pack_groups(op.weight, op.scales, op.mins, gated, builder)]
     arguments += [] if op.bias is None else [(pack_gated_columns if gated else pack_columns)(op.bias, builder)]
     arguments += [extra for extra in (residual, op.norm) if extra is not None]
     label = f"{'gated_' if gated else ''}linear_{kernel.num_outputs}x{depth}_w{kernel.codes.bits}{'m' if op.mins is not None else ''}a8"
-    return relax.op.call_tir(builder.add_func(_build(kernel), label), relax.Tuple(arguments), out_ty=call.ty)
+    return call_layer(builder.add_func(_build(kernel), label), arguments, call.ty, residual if kernel.in_place else None)
 
 
 @cache
@@ -90,7 +91,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         bias = argument("bias", (k.num_panels * PANEL,), "float32") if k.has_bias else None
         residual = argument("residual", (num_rows, k.num_outputs), "float32") if k.has_residual else None
         norm = argument("norm", (k.depth,), "float32") if k.has_norm else None
-        out = argument("out", (num_rows, k.num_outputs), k.out_dtype)
+        out = residual if k.in_place else argument("out", (num_rows, k.num_outputs), k.out_dtype)
         simd = Simd(k.isa)
         epilogue = Epilogue(simd, k.num_outputs, k.gated, k.activation, bias, residual, out)
         source = RowSource(simd, x, k.depth, norm, k.epsilon)

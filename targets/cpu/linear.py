@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact import Work
-from cupola.targets.cpu.epilogue import Epilogue
+from cupola.targets.cpu.epilogue import Epilogue, adds_in_place, call_layer
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import in_tiles
 from cupola.targets.cpu.norm import lower_rms_norm
@@ -48,6 +48,7 @@ class _Kernel:
     has_bias: bool
     has_residual: bool
     activation: str
+    in_place: bool
 
     @property
     def num_panels(self) -> int:
@@ -60,11 +61,13 @@ def lower_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> rel
     if op is None or not _fits(op.x, op.weight):
         return None
     n, k = shape_of(op.weight)
-    kernel = _Kernel(isa, n, k, str(op.weight.ty.dtype), False, op.bias is not None, op.residual is not None, op.activation)
+    kernel = _Kernel(
+        isa, n, k, str(op.weight.ty.dtype), False, op.bias is not None, op.residual is not None, op.activation, adds_in_place(op, call.ty)
+    )
     arguments = [normalized(op, isa, builder), pack_panels(op.weight, builder)]
     arguments += [] if op.bias is None else [pack_columns(op.bias, builder)]
     arguments += [] if op.residual is None else [op.residual]
-    return _call(kernel, arguments, call, builder)
+    return _call(kernel, arguments, call, builder, op.residual)
 
 
 def lower_gated_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -73,7 +76,7 @@ def lower_gated_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) 
     if op is None or not _fits(op.x, op.weight):
         return None
     n, k = shape_of(op.weight)
-    kernel = _Kernel(isa, n // 2, k, str(op.weight.ty.dtype), True, op.bias is not None, False, op.activation)
+    kernel = _Kernel(isa, n // 2, k, str(op.weight.ty.dtype), True, op.bias is not None, False, op.activation, False)
     arguments = [normalized(op, isa, builder), pack_gated_panels(op.weight, builder)]
     arguments += [] if op.bias is None else [pack_gated_columns(op.bias, builder)]
     return _call(kernel, arguments, call, builder)
@@ -96,9 +99,11 @@ def _fits(x: relax.Expr, weight: relax.Expr) -> bool:
     return x.ty.ndim == 2 and x.ty.dtype == "float32" and is_static(weight) and weight.ty.dtype in ("float32", "float16", "bfloat16")
 
 
-def _call(kernel: _Kernel, arguments: list[relax.Expr], call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr:
+def _call(
+    kernel: _Kernel, arguments: list[relax.Expr], call: relax.Call, builder: relax.BlockBuilder, residual: relax.Expr | None = None
+) -> relax.Expr:
     name = f"{'gated_linear' if kernel.gated else 'linear'}_{kernel.num_outputs}x{kernel.depth}_{kernel.weight_dtype}"
-    return relax.op.call_tir(builder.add_func(_build(kernel), name), relax.Tuple(arguments), out_ty=call.ty)
+    return call_layer(builder.add_func(_build(kernel), name), arguments, call.ty, residual if kernel.in_place else None)
 
 
 @cache
@@ -109,7 +114,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         weight = argument("weight", (kernel.num_panels, kernel.depth, PANEL), kernel.weight_dtype)
         bias = argument("bias", (kernel.num_panels * PANEL,), "float32") if kernel.has_bias else None
         residual = argument("residual", (num_rows, kernel.num_outputs), "float32") if kernel.has_residual else None
-        out = argument("out", (num_rows, kernel.num_outputs), "float32")
+        out = residual if kernel.in_place else argument("out", (num_rows, kernel.num_outputs), "float32")
         simd = Simd(kernel.isa)
         epilogue = Epilogue(simd, kernel.num_outputs, kernel.gated, kernel.activation, bias, residual, out)
         panels = _Panels(kernel, simd, x, weight, epilogue)
