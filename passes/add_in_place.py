@@ -9,6 +9,7 @@ A prompt's residual stream takes as much of the cache as its weights do: a secon
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import tvm
 from tvm import IRModule, relax
@@ -40,16 +41,13 @@ class _Adding(PyExprMutator):
 
     def find(self, func: relax.Function) -> None:
         """Notes the sums whose residual is a result of ours, which shares its memory with nothing, and is read for the last time."""
-        self.sums, own, unread = set(), set(), count_uses(func)
+        self.sums, unread = set(), count_uses(func)
+        own: set[Any] = set()
         for binding in (binding for block in func.body.blocks for binding in block.bindings):
             unread -= count_uses(binding.value)
             layer = ops.Linear.match(binding.value)
-            if (
-                layer is not None
-                and layer.residual in own - {layer.x}
-                and not unread[layer.residual]
-                and binding.var.ty == layer.residual.ty
-            ):
+            residual: Any = layer and layer.residual
+            if layer is not None and residual in own - {layer.x} and not unread[residual] and binding.var.ty == residual.ty:
                 self.sums.add(binding.var)
             if ops.op_name(binding.value) is not None:
                 own.add(binding.var)
