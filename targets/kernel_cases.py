@@ -1,4 +1,4 @@
-"""The calls that kernels are held to: by a float64 reference when they run, and by a ledger of what their code costs.
+"""The catalogue of the calls that kernels are held to (`kernel_case.py`).
 
 A new kernel, or a new kind of weight, is a line in `KERNELS`. Each is made at several sizes: those of a real model, which the
 ledger takes, and odd ones.
@@ -6,140 +6,22 @@ ledger takes, and odd ones.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
-import tvm
 from tvm import relax
 
 from cupola.targets import references
-from cupola.targets.base import Target
-from cupola.targets.cpu.isa import ISA, ISAS, with_own_kernels
 from cupola.targets.cpu.tiles import MANY
+from cupola.targets.kernel_case import Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
 from cupola.targets.ops import GROUP, BlockMaxima, Embedding, GatedLinear, Linear, PagedAttention, Rotary
-from cupola.targets.references import Expected
 
-Array: TypeAlias = npt.NDArray[Any]
-Arrays: TypeAlias = dict[str, Array]
-Tensors: TypeAlias = Mapping[str, relax.Expr]
 EPSILON = 1e-5  # of norms
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 KV_DTYPES = {**DTYPES, "int8": "int8"}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of a model. Linear layers go from `hidden` to `ffn`; K/V pages hold `block` tokens."""
-
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    block: int
-
-
-SMOLLM2 = Sizes(hidden=576, ffn=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=4096, block=16)
-ODD = (
-    Sizes(hidden=808, ffn=70, heads=4, kv_heads=2, head_dim=16, vocabulary=35, block=32),
-    Sizes(hidden=50, ffn=7, heads=11, kv_heads=1, head_dim=20, vocabulary=300, block=7),
-)
-IN_TILES = Sizes(hidden=576, ffn=1536, heads=6, kv_heads=2, head_dim=96, vocabulary=4096, block=48)  # attention in tiles takes them
-
-
-@dataclass(frozen=True)
-class Input:
-    """An argument of a call, by its name there.
-
-    Attributes:
-        shape: a size by name is known only at run time; "n" counts tokens. An input without any is a weight.
-        integers: from which to below which integers go.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str = "float32"
-    integers: tuple[int, int] | None = None
-
-    @property
-    def is_weight(self) -> bool:
-        """Whether it is there at compile time."""
-        return all(isinstance(size, int) for size in self.shape)
-
-    def draw(self, random: np.random.Generator, sizes: Mapping[str, int]) -> Array:
-        """Values at random; what a matrix of weights makes of others is about as large as they."""
-        shape = tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
-        if self.integers:
-            return random.integers(*self.integers, shape, self.dtype)
-        scale = 1 / math.sqrt(shape[-1]) if self.is_weight and len(shape) == 2 else 1.0
-        return (scale * random.standard_normal(shape, "float32")).astype(ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype)
-
-
-@dataclass(frozen=True)
-class KernelCase:
-    """One call.
-
-    Attributes:
-        name: unique in the catalogue at one set of sizes.
-        inputs: in order, weights last.
-        emit: the call on them.
-        reference: what the call should give for such arrays.
-        draw: arrays for so many tokens, at random.
-        multiplies_int8: whether it sums products of int8.
-        in_tiles: what it should give where the instruction set has `bf16_tiles`, if that is something else.
-    """
-
-    name: str
-    inputs: tuple[Input, ...]
-    emit: Callable[[Tensors], relax.Call]
-    reference: Callable[[Arrays], Expected]
-    draw: Callable[[np.random.Generator, int], Arrays]
-    multiplies_int8: bool = False
-    in_tiles: Callable[[Arrays], Expected] | None = None
-
-    def expected(self, arrays: Arrays, isa: ISA) -> Expected:
-        """What the call should give on `isa`."""
-        return (self.in_tiles if isa.bf16_tiles and self.in_tiles else self.reference)(arrays)
-
-    def isas(self, isas: Sequence[ISA] = ISAS) -> tuple[ISA, ...]:
-        """Those of `isas` that have a kernel of their own for it."""
-        return with_own_kernels(self.multiplies_int8, isas, in_tiles=self.in_tiles is not None)
-
-    def is_batch_invariant(self, isa: ISA) -> bool:
-        """Whether a row has the same bits whatever rows stand beside it."""
-        return not isa.bf16_tiles or self.in_tiles is None
-
-
-KernelFactory: TypeAlias = Callable[[Sizes], KernelCase]
-
-
-def lower_case(case: KernelCase, target: Target) -> tvm.IRModule:
-    """A module whose `forward` is the call, lowered by the first of the target's rules that takes it.
-
-    Raises:
-        LookupError: no rule does.
-    """
-    names = dict.fromkeys(size for i in case.inputs for size in i.shape if isinstance(size, str))
-    sizes = {name: tvm.tirx.Var(name, "int64") for name in names}
-    shapes = [tuple(sizes[size] if isinstance(size, str) else size for size in i.shape) for i in case.inputs]
-    variables = [relax.Var(i.name, relax.TensorType(shape, i.dtype)) for i, shape in zip(case.inputs, shapes, strict=True)]
-    builder = relax.BlockBuilder()
-    with builder.function("forward", variables, attrs={"num_input": sum(not i.is_weight for i in case.inputs)}):
-        with builder.dataflow():
-            call = builder.normalize(case.emit({variable.name: variable for variable in variables}))
-            lowered = next((result for rule in target.kernels if (result := rule(call, builder)) is not None), None)
-            if lowered is None:
-                raise LookupError(f"{target.spec.name} has no kernel for {case.name}")
-            result = builder.emit_output(lowered)
-        builder.emit_func_output(result)
-    return builder.get()
 
 
 @dataclass(frozen=True)
@@ -193,7 +75,7 @@ class LinearKernel:
         scheme = self.weight if weight.codes is None else self.weight + ("a8" if self.quantize_x else "a16")
         reference = partial(reference, bf16_result=self.dtype == "bf16")
         flags = [flag for flag in ("norm", "bias", "residual", "in_place") if getattr(self, flag)] + [self.dtype] * (self.dtype != "f32")
-        name = _name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
+        name = case_name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
         in_tiles = partial(reference, bf16_from=MANY) if self.quantize_x else None
         return KernelCase(
             name, tuple(inputs), partial(self.emit, n), reference, partial(_draw_rows, inputs), bool(self.quantize_x), in_tiles
@@ -226,7 +108,7 @@ class EmbeddingKernel:
             return Embedding(t["weight"], t["scales"], t.get("mins"), t["tokens"]).emit(out)
 
         reference = partial(references.embedding, width=k)
-        return KernelCase(_name("embedding", f"{v}x{k}", self.weight), inputs, emit, reference, _at_random(inputs))
+        return KernelCase(case_name("embedding", f"{v}x{k}", self.weight), inputs, emit, reference, at_random(inputs))
 
 
 def rms_norm(sizes: Sizes) -> KernelCase:
@@ -250,8 +132,8 @@ def _norm(kind: str, shape: tuple[int, ...], weights: tuple[str, ...]) -> Kernel
     def emit(t: Tensors) -> relax.Call:
         return getattr(relax.op.nn, kind)(t["x"], *(t[weight] for weight in weights), [-1], EPSILON)
 
-    name = _name(kind, "x".join(str(size) for size in shape))
-    return KernelCase(name, tuple(inputs), emit, partial(getattr(references, kind), epsilon=EPSILON), _at_random(inputs))
+    name = case_name(kind, "x".join(str(size) for size in shape))
+    return KernelCase(name, tuple(inputs), emit, partial(getattr(references, kind), epsilon=EPSILON), at_random(inputs))
 
 
 def rotary(sizes: Sizes, interleaved: int = 0) -> KernelCase:
@@ -261,15 +143,15 @@ def rotary(sizes: Sizes, interleaved: int = 0) -> KernelCase:
     def emit(t: Tensors) -> relax.Call:
         return Rotary(t["x"], t["cos"], t["sin"], interleaved).emit(t["x"].ty)
 
-    name = _name("rotary", f"{sizes.heads}x{sizes.head_dim}", "interleaved" * interleaved)
-    return KernelCase(name, tuple(inputs), emit, partial(references.rotary, interleaved=bool(interleaved)), _at_random(inputs))
+    name = case_name("rotary", f"{sizes.heads}x{sizes.head_dim}", "interleaved" * interleaved)
+    return KernelCase(name, tuple(inputs), emit, partial(references.rotary, interleaved=bool(interleaved)), at_random(inputs))
 
 
 def block_maxima(sizes: Sizes) -> KernelCase:
     """`BlockMaxima` of logits."""
     inputs = (Input("x", ("n", sizes.vocabulary)),)
-    name = _name("block_maxima", sizes.vocabulary)
-    return KernelCase(name, inputs, lambda t: BlockMaxima(t["x"]).call(), references.block_maxima, _at_random(inputs))
+    name = case_name("block_maxima", sizes.vocabulary)
+    return KernelCase(name, inputs, lambda t: BlockMaxima(t["x"]).call(), references.block_maxima, at_random(inputs))
 
 
 @dataclass(frozen=True)
@@ -320,7 +202,7 @@ class AttentionKernel:
         reference = partial(references.paged_attention, **options, interleaved=self.interleaved, bf16_result=self.dtype == "bf16")
         flags = [flag for flag in ("joined", "interleaved", "window", "softcap", "slopes", "sinks") if getattr(self, flag)]
         flags += [self.dtype] * (self.dtype != "f32")
-        name = _name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
+        name = case_name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
         in_tiles = partial(reference, in_tiles=True) if self.kv in ("bf16", "int8") else None
         draw = partial(_draw_attention, inputs, block)
         return KernelCase(name, tuple(inputs), emit, reference, draw, multiplies_int8=self.kv == "int8", in_tiles=in_tiles)
@@ -367,17 +249,9 @@ VARIANTS: tuple[KernelFactory, ...] = (
 )
 
 
-def _name(*parts: object) -> str:
-    return " ".join(str(part) for part in parts if part)
-
-
-def _at_random(inputs: Sequence[Input]) -> Callable[[np.random.Generator, int], Arrays]:
-    return lambda random, n: {i.name: i.draw(random, {"n": n}) for i in inputs}
-
-
 def _draw_rows(inputs: Sequence[Input], random: np.random.Generator, num_tokens: int) -> Arrays:
     """Every fifth row begins with a group of zeros, which has no scale."""
-    arrays = _at_random(inputs)(random, num_tokens)
+    arrays = at_random(inputs)(random, num_tokens)
     arrays["x"][::5, :GROUP] = 0
     return arrays
 

@@ -10,7 +10,8 @@ import pytest
 from cupola.targets.cpu import ledger
 from cupola.targets.cpu.assembly import SYNTAXES, classify, functions
 from cupola.targets.cpu.isa import ISAS
-from cupola.targets.kernel_cases import SMOLLM2, LinearKernel
+from cupola.targets.kernel_case import SMOLLM2
+from cupola.targets.kernel_cases import LinearKernel
 
 ISA = {isa.name: isa for isa in ISAS}
 
