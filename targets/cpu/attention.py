@@ -134,6 +134,7 @@ def _attend(t: Tensors) -> None:
     threads, count = Threads.of_region(), name(first_tiles[batch])
     most = kernel.num_kv_heads * (n * kernel.heads_per_group // kernel.task_rows + batch)
     claims = Claims.allocate(threads, count, most) if tile_keys is not None else None
+    chunk_claims = Claims.allocate(threads, name(first_chunks[batch]), batch * tiles * chunks)
     with parallel_region():
         attend = _Attend(t, first_tiles, first_chunks, states, appends_first)
         with T.If(appends_first[0]), T.Then(), shared_loop(n * kernel.num_kv_heads) as i:
@@ -150,7 +151,7 @@ def _attend(t: Tensors) -> None:
         else:
             with shared_loop(count, strided=True, barrier=False) as task:
                 attend.all_chunks(task)
-        with shared_loop(first_chunks[batch]) as task:  # in one piece each: a chunk asks for the keys of the next
+        with threads.each() as thread, chunk_claims.each(thread) as task:
             attend.one_chunk(task)
         with shared_loop(batch * kernel.num_kv_heads, barrier=False) as i:
             attend.merge(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))

@@ -24,7 +24,7 @@ from cupola.targets.cpu.dot import Weights
 from cupola.targets.cpu.epilogue import Epilogue, adds_in_place, call_layer
 from cupola.targets.cpu.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.loops import in_tiles, parallel_region, shared_loop
+from cupola.targets.cpu.loops import Claims, Threads, in_tiles, parallel_region, shared_loop
 from cupola.targets.cpu.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
 from cupola.targets.cpu.quantized_packing import QUADS, Codes, codes_of, first_byte, pack_groups
 from cupola.targets.cpu.simd import CACHE_LINE, Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
@@ -130,10 +130,13 @@ class _Product:
         """One region: the rows, a barrier, then panels."""
         rows = self.allocate(FEW)
         alone = self.kernel.num_panels == 1  # TVM makes no loop of one iteration, and a region must hold some
+        count = T.int64(self.kernel.num_panels)
+        threads = Threads.of_region()
+        claims = Claims.allocate(threads, count, count)
         with nullcontext() if alone else parallel_region():
             with T.serial(self.num_rows) if alone else shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row)
-            with shared_loop(self.kernel.num_panels, barrier=False) as panel:
+            with threads.each(barrier=False) as thread, claims.each(thread) as panel:
                 products = local((self.kernel.isa.int8_row_tile, PANEL))
                 packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
 
