@@ -1,0 +1,45 @@
+"""Loops that threads share: every task is done, and once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu.loops import Claims, Threads, parallel_region
+from cupola.targets.cpu.simd import argument, local, name, prim_func
+from cupola.targets.registry import get_target
+
+SPIN = 200  # additions a task, so that threads meet
+
+
+def counting(claimed: bool) -> tvm.tirx.PrimFunc:
+    """Adds 1 to out[task] for each task that is done."""
+
+    def body() -> None:
+        n = T.int64()
+        out = argument("out", (n,), "int32")
+        threads = Threads.of_region()
+        claims = Claims.allocate(threads, n, n)
+        with parallel_region():
+            with threads.each() as thread:
+                own = local(512, "int32")
+                with claims.each(thread) if claimed else threads.share(thread, n) as task:
+                    T.buffer_store(own, T.int32(0), [0])
+                    with T.serial(SPIN) as i:
+                        T.buffer_store(own, own[i] + T.int32(1), [name(T.cast(i, "int64") + 1)])
+                    T.buffer_store(out, out[task] + own[SPIN] - T.int32(SPIN - 1), [task])
+
+    return prim_func(body)
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_every_task_is_done_once(claimed: bool) -> None:
+    target = get_target("cpu:generic")
+    func = counting(claimed).with_attr("global_symbol", "counting")
+    run = tvm.tirx.build(tvm.IRModule({"counting": func}), target=target.tvm)["counting"]
+    for count in (1, 2, 3, 7, 64, 1000, *range(90, 110)):
+        out = tvm.runtime.tensor(np.zeros(count, "int32"))
+        run(out)
+        assert (out.numpy() == 1).all()
