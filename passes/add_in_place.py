@@ -44,7 +44,7 @@ class _Adding(PyExprMutator):
         self.sums, unread = set(), count_uses(func)
         own: set[Any] = set()
         for binding in (binding for block in func.body.blocks for binding in block.bindings):
-            unread -= count_uses(binding.value)
+            unread.subtract(count_uses(binding.value))
             layer = ops.Linear.match(binding.value)
             residual: Any = layer and layer.residual
             if layer is not None and residual in own - {layer.x} and not unread[residual] and binding.var.ty == residual.ty:

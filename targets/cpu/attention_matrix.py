@@ -117,7 +117,6 @@ class RowBlock:
     def run(self) -> None:
         """Attends and writes the results."""
         kernel = self.keys.tensors.kernel
-        scratch = self.scratch
         left = name(self.num_tokens * kernel.heads_per_group - self.first)
         count = name((T.min(left, T.int64(kernel.task_rows)) + ROWS - 1) // ROWS)
         first_strip = name(self.keys.first_strips[self.sequence] - self.begin // STRIP)
@@ -125,7 +124,7 @@ class RowBlock:
         low, high = name(begin // (STRIP * CHUNK_STRIPS)), name((end - 1) // (STRIP * CHUNK_STRIPS))
         tiles.configure()
         with between(low, high + 1) as chunk, T.serial(count) as index:
-            rows = Rows(self.tile(name(self.first + index * ROWS), ROWS), scratch, self.keys, name(index), first_strip)
+            rows = Rows(self.tile(name(self.first + index * ROWS), ROWS), self.scratch, self.keys, name(index), first_strip)
             with T.If(chunk == low), T.Then():
                 rows.start()
             rows.attend(name(chunk * CHUNK_STRIPS))

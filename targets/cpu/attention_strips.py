@@ -9,13 +9,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import tvm
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.attention_numbers import FloatNumbers, Numbers, PairNumbers
 from cupola.targets.cpu.attention_tile import HIDDEN, Ahead, State, Tile
 from cupola.targets.cpu.loops import between
-from cupola.targets.cpu.simd import CACHE_LINE, Buffer, Register, Value, local, name, pieces, splat, tree
+from cupola.targets.cpu.simd import Buffer, Register, Value, local, name, pieces, splat, tree
 
 
 def numbers_of(tile: Tile) -> Numbers:
@@ -104,7 +103,8 @@ class _Strips:
         kernel, side = tile.kernel, tile.kernel.side
         places, (group, ahead) = (self.vectors(strip), self.after(strip)) if keys is None else ([], (tile.group, []))
         dots = [[Register(simd.lanes, 0, numbers.sum_dtype) for _ in starts] for _ in range(tile.num_rows)]
-        rows = math.gcd(kernel.key_dim // side, max(1, self.elements_of_line // (kernel.block_size * side)))  # that lie in one line
+        elements = simd.elements_of_line(t.k_pages)
+        rows = math.gcd(kernel.key_dim // side, max(1, elements // (kernel.block_size * side)))  # that lie in one line
         with T.serial(kernel.key_dim // side // rows) as step:
             for block, offset in ahead:
                 simd.prefetch(t.k_pages, (t.layer, block, group, step * rows, offset * side))
@@ -119,11 +119,6 @@ class _Strips:
                     for dot, key in zip(dots[row], loaded, strict=True):
                         dot.set(numbers.multiply_add(dot.get(), query, key))
         return dots
-
-    @property
-    def elements_of_line(self) -> int:
-        """Elements of the pages in a cache line."""
-        return int(CACHE_LINE // tvm.DataType(self.tile.kernel.kv_dtype).itemsize)
 
     def store(self, starts: list[Value], dots: list[list[Register]], highest: Buffer, *, masked: bool) -> None:
         simd = self.tile.simd
@@ -204,7 +199,8 @@ class _Strips:
         """Fetches the share of the values after `strip` that falls to one of its rows: lines of all vectors in turns, which keeps more of
         memory busy."""
         t, simd, side, (group, vectors) = self.tile.tensors, self.tile.simd, self.tile.kernel.side, self.after(strip)
-        count, lines = len(vectors), -(-self.tile.kernel.value_dim * side // self.elements_of_line)  # of a row
+        elements = simd.elements_of_line(t.v_pages)
+        count, lines = len(vectors), -(-self.tile.kernel.value_dim * side // elements)  # of a row
         places = local((2, count), "int64")
         for vector, place in enumerate(vectors):
             for which, part in enumerate(place):
@@ -214,6 +210,6 @@ class _Strips:
             for line in (name(row * lines + i) for i in range(lines)):
                 (block, offset), mine = (name(places[which, line % count]) for which in range(2)), name(line // count)
                 page = (t.layer, block, group, offset // side + mine // lines)
-                simd.prefetch(t.v_pages, (*page, mine % lines * self.elements_of_line))
+                simd.prefetch(t.v_pages, (*page, mine % lines * elements))
 
         return fetch
