@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cupola.runtime.artifact import GENERATION_CONFIG, Artifact
+from cupola.runtime.admission import Prompt
+from cupola.runtime.artifact import Artifact
 from cupola.runtime.batch import Float32
 from cupola.runtime.chat_template import Message
-from cupola.runtime.engine import Engine, EngineConfig, Prompt, stack_logits
+from cupola.runtime.engine import Engine, EngineConfig, stack_logits
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.executor import load
+from cupola.runtime.generation_defaults import default_sampling_params
 from cupola.runtime.memory import choose_num_blocks
 from cupola.runtime.outputs import RequestOutput
 from cupola.runtime.request import Request
 from cupola.runtime.sampling_params import SamplingParams
-from cupola.runtime.tokenizer import Tokenizer, lists, load_chat_template, load_tokenizer
+from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams] | None
-GENERATION_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # same names in generation_config.json
 
 
 class LLM:
@@ -57,13 +56,10 @@ class LLM:
         isa: str | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-        manifest = self.artifact.manifest
         config = EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs)
-        config = replace(config, max_num_seqs=min(max_num_seqs, manifest.limits.max_batch_size))
-        num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs)
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
-        self.engine = Engine(load(self.artifact, num_blocks, isa), manifest.model, manifest.kv.block_size, config, self.tokenizer)
+        self.engine = load_engine(self.artifact, config, self.tokenizer, kv_memory=kv_memory, isa=isa)
         self._num_requests = 0
 
     def generate(
@@ -143,7 +139,7 @@ class LLM:
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`. Raises RequestError."""
-        return self._need_tokenizer().encode(text, max_tokens=self.engine.max_length, add_special_tokens=add_special_tokens)
+        return self._need_tokenizer().encode(text, max_tokens=self.engine.admission.max_length, add_special_tokens=add_special_tokens)
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`. Raises RequestError if the artifact has no tokenizer."""
@@ -151,19 +147,7 @@ class LLM:
 
     def default_sampling_params(self) -> SamplingParams:
         """What the model's `generation_config.json` asks for; fields that it lacks or gets wrong have their usual defaults."""
-        path = self.artifact.path / GENERATION_CONFIG
-        try:
-            given = json.loads(path.read_text(encoding="utf-8")) if lists(self.artifact, GENERATION_CONFIG) else {}
-        except (OSError, ValueError, RecursionError):
-            given = {}
-        if not isinstance(given, dict):
-            given = {}
-        chosen = {name: given[name] for name in GENERATION_DEFAULTS if given.get(name) is not None}
-        if given.get("do_sample") is False:
-            chosen["temperature"] = 0.0
-        if isinstance(given.get("max_new_tokens"), int):
-            chosen["max_tokens"] = given["max_new_tokens"]
-        return _lenient_params(chosen)
+        return default_sampling_params(self.artifact)
 
     def _stream(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Iterator[str]:
         request, num_sent = self._submit(prompt, params, add_special_tokens=add_special_tokens), 0
@@ -219,6 +203,14 @@ class LLM:
         return self.tokenizer
 
 
+def load_engine(artifact: Artifact, config: EngineConfig, tokenizer: Tokenizer | None, *, kv_memory: int | str, isa: str | None) -> Engine:
+    """An engine that runs the artifact, with no more sequences in a step than it was compiled for. Raises as `LLM`."""
+    manifest = artifact.manifest
+    config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
+    num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs)
+    return Engine(load(artifact, num_blocks, isa), manifest.model, manifest.kv.block_size, config, tokenizer)
+
+
 def _list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
@@ -227,12 +219,3 @@ def _list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if len(prompts) and not isinstance(prompts[0], str | list | tuple):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
-
-
-def _lenient_params(values: dict[str, Any]) -> SamplingParams:
-    """SamplingParams of the values that are valid; a model's own file must not make every request fail."""
-    while True:
-        try:
-            return SamplingParams(**values)
-        except RequestError as error:
-            del values[str(error.field)]

@@ -62,3 +62,18 @@ class RequestOutput:
     def num_cached_tokens(self) -> int:
         """Prompt tokens that came from the prefix cache."""
         return self.metrics.num_cached_tokens
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """An engine's state between two steps: sequences, the share of K/V blocks that are held (0 to 1), and counts since its start.
+
+    `num_prefix_queries` counts tokens that were looked for in the prefix cache, `num_prefix_hits` those that were found.
+    """
+
+    num_running: int
+    num_waiting: int
+    kv_usage: float
+    num_preemptions: int
+    num_prefix_queries: int
+    num_prefix_hits: int

@@ -30,6 +30,7 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []
+        self.num_preemptions = self.num_prefix_queries = self.num_prefix_hits = 0  # the last two in tokens
         self._changed: dict[str, Request] = {}  # a failed step keeps them for the next one
 
     def add(self, request: Request) -> None:
@@ -118,6 +119,8 @@ class Scheduler:
         self.running.append(sequence)
         sequence.status = Status.RUNNING
         sequence.num_computed_tokens, sequence.num_published_blocks = num_cached * block_size, num_cached
+        self.num_prefix_queries += len(sequence.token_ids)
+        self.num_prefix_hits += num_cached * block_size
         if request.num_cached_tokens is None:
             request.num_cached_tokens, request.first_scheduled_time = num_cached * block_size, time.monotonic()
         return True
@@ -156,6 +159,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         sequence.request.num_preemptions += 1
+        self.num_preemptions += 1
         self._retire(sequence)
         self._wait(sequence)
 
