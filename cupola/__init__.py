@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from cupola.runtime.profile import KernelTime, Profile, Roofline, measure_roofline, profile
     from cupola.runtime.sampling_params import SamplingParams
+    from cupola.runtime.server.serve import serve
 
 __version__ = "0.1.0"
 
@@ -64,6 +65,7 @@ __all__ = [
     "evaluate",
     "measure_roofline",
     "profile",
+    "serve",
 ]
 
 _MODULES = {
@@ -78,6 +80,7 @@ _MODULES = {
     "Estimate": "runtime.evaluation",
     "Comparison": "runtime.evaluation",
     "SamplingParams": "runtime.sampling_params",
+    "serve": "runtime.server.serve",
     "CompletionOutput": "runtime.outputs",
     "Logprob": "runtime.outputs",
     "RequestMetrics": "runtime.outputs",

@@ -44,9 +44,10 @@ class Admission:
         if len(prompt) > self.max_length:
             limit = "the model's context" if self.max_length == self.model.context_length else "what kv_memory holds"
             raise RequestError(f"has {len(prompt)} tokens, more than {limit}, {self.max_length}", field="prompt", fix="shorten it")
-        return tuple(self._token_id(item, "prompt") for item in prompt)
+        return tuple(self.token_id(item, "prompt") for item in prompt)
 
-    def _token_id(self, item: object, field: str) -> int:
+    def token_id(self, item: object, field: str) -> int:
+        """`item`, if it is a token id of the model. Raises RequestError naming `field`."""
         if not isinstance(item, bool) and isinstance(item, int | np.integer) and 0 <= item < self.model.vocab_size:
             return operator.index(item)
         raise RequestError(f"has the token id {item!r:.60}", field=field, fix=f"give whole numbers from 0 to {self.model.vocab_size - 1}")
@@ -65,7 +66,7 @@ class Admission:
             *(("logit_bias", i) for i in params.logit_bias or ()),
         ]
         for field, token_id in ids:
-            self._token_id(token_id, field)
+            self.token_id(token_id, field)
         if params.stop_strings and self.tokenizer is None:
             raise RequestError("needs text, and this artifact has no tokenizer", field="stop", fix="use stop_token_ids")
 

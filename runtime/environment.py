@@ -2,6 +2,7 @@
 
 CUPOLA_DEBUG        0 nothing, 1 stages and times, 2 each pass, 3 numbered IR dumps, 4 kernel source
 CUPOLA_CACHE        where compiled artifacts are kept (default: $XDG_CACHE_HOME/cupola or ~/.cache/cupola)
+CUPOLA_API_KEY      what clients of `cupola serve` must send
 CUPOLA_NUM_THREADS  threads that kernels use (default: the cores that this process may run on)
 """
 
@@ -32,6 +33,11 @@ def num_threads() -> int:
     """Threads that kernels may use: what the user asks for, else the cores this process may run on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return _integer("CUPOLA_NUM_THREADS", cores, 1, 1024)
+
+
+def api_key() -> str | None:
+    """What clients of a server must send; None is nothing."""
+    return os.environ.get("CUPOLA_API_KEY") or None
 
 
 def cache_folder() -> Path:

@@ -23,6 +23,7 @@ from cupola.compiler.cli.inspect import inspect
 from cupola.compiler.cli.lists import models, targets
 from cupola.compiler.cli.parameters import flowing
 from cupola.compiler.cli.run import run_model
+from cupola.compiler.cli.serve import serve_model
 from cupola.runtime.environment import debug_level, num_threads
 from cupola.runtime.errors import CupolaError, InputError
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("compile")(compile_model)
 app.command("run")(run_model)
 app.command("chat")(chat)
+app.command("serve", help=flowing(serve_model))(serve_model)
 app.command("bench", help=flowing(bench))(bench)
 app.command("eval", help=flowing(eval_model))(eval_model)
 app.command("inspect")(inspect)

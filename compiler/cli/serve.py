@@ -1,0 +1,91 @@
+"""`cupola serve`: a model behind OpenAI's API."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import cupola
+from cupola.compiler.cli import answer
+from cupola.compiler.cli import parameters as p
+from cupola.compiler.options import short_name
+from cupola.runtime.environment import api_key as api_key_of_environment
+from cupola.runtime.errors import OptionError
+
+LOG_FORMATS = ("text", "json")
+Host = Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is every one.")]
+Port = Annotated[int, typer.Option("--port", help="The port; 0 takes a free one.")]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", help="What clients must send (default: $CUPOLA_API_KEY, else nothing).", show_default=False)
+]
+Name = Annotated[str | None, typer.Option("--served-model-name", help="How requests call the model (default: its own name).")]
+MaxSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that run together.")]
+MaxTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Tokens of one step; longer prompts are computed in chunks.")]
+KVMemory = Annotated[str, typer.Option("--kv-memory", help="Memory for K and V, such as 2GB or 512MiB.")]
+PrefixCaching = Annotated[bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Share the K/V of prompts that begin equally.")]
+MaxQueue = Annotated[int, typer.Option("--max-queue", help="Sequences that may wait; more are refused with 429.")]
+MaxLogprobs = Annotated[int, typer.Option("--max-logprobs", help="The most log-probabilities a token that may be asked for.")]
+Timeout = Annotated[float, typer.Option("--request-timeout", help="Seconds that a request may take.")]
+Shutdown = Annotated[float, typer.Option("--shutdown-timeout", help="Seconds that unfinished requests get after SIGTERM.")]
+LogFormat = Annotated[str, typer.Option("--log-format", help="text or json.")]
+
+
+def serve_model(
+    model: p.Model,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key: ApiKey = None,
+    served_model_name: Name = None,
+    max_num_seqs: MaxSeqs = 16,
+    max_num_batched_tokens: MaxTokens = 512,
+    kv_memory: KVMemory = "1GB",
+    prefix_caching: PrefixCaching = True,
+    seed: p.Seed = None,
+    max_logprobs: MaxLogprobs = 20,
+    max_queue: MaxQueue = 256,
+    request_timeout: Timeout = 600.0,
+    shutdown_timeout: Shutdown = 30.0,
+    log_format: LogFormat = "text",
+    isa: p.Isa = None,
+    target: p.Target = None,
+    quant: p.Quant = None,
+    embedding: p.Embedding = None,
+    kv_dtype: p.KVDtype = None,
+    context: p.Context = None,
+    block_size: p.BlockSize = None,
+    max_batch: p.MaxBatch = None,
+) -> None:
+    """Serve a model over HTTP with OpenAI's API, and a chat page at /. A source is compiled first, once.
+
+    Any OpenAI client works: base URL http://127.0.0.1:8000/v1, any key unless --api-key asks for one. /metrics is for Prometheus.
+    """
+    options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
+    if log_format not in LOG_FORMATS:
+        raise OptionError(f"is {log_format!r:.60}", field="log_format", fix=f"give one of {', '.join(LOG_FORMATS)}")
+    name = served_model_name or (Path(model).resolve().name if p.is_artifact(model) else short_name(model))
+    name = re.sub(r"[^\w.:/@+-]", "-", name)
+
+    def serve(folder: Path | str) -> None:
+        cupola.serve(
+            folder,
+            host=host,
+            port=port,
+            api_key=api_key if api_key is not None else api_key_of_environment(),
+            served_model_name=name,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            kv_memory=kv_memory,
+            enable_prefix_caching=prefix_caching,
+            seed=seed or 0,
+            max_logprobs=max_logprobs,
+            isa=isa,
+            max_queue=max_queue,
+            request_timeout=request_timeout,
+            shutdown_timeout=shutdown_timeout,
+            log_format="json" if log_format == "json" else "text",
+        )
+
+    answer.load_by(serve, model, options)

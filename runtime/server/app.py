@@ -1,0 +1,163 @@
+"""The server's routes."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cupola.runtime.errors import CupolaError, RequestError
+from cupola.runtime.server.chat import chat
+from cupola.runtime.server.completions import complete
+from cupola.runtime.server.engine_client import Health
+from cupola.runtime.server.errors import ServerError, on_error, on_http_exception, on_invalid_body
+from cupola.runtime.server.generation import json_response
+from cupola.runtime.server.middleware import Guard, Observer
+from cupola.runtime.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from cupola.runtime.server.service import Service
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class StrictRequest(Request):
+    """A request whose JSON may not be nested without end, nor hold NaN, Infinity or half a character."""
+
+    async def json(self) -> Any:
+        """The body. Raises JSONDecodeError."""
+        body = await self.body()
+        try:
+            return from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            raise json.JSONDecodeError(str(error), "", 0) from None
+
+
+class StrictRoute(APIRoute):
+    """A route whose requests are strict."""
+
+    def get_route_handler(self) -> Handler:
+        """The handler, given a `StrictRequest`."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
+def build_app(service: Service) -> FastAPI:
+    """The application that serves `service`; its lifespan opens and closes it."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await service.open()
+        yield
+        await service.close()
+
+    app = FastAPI(title="cupola", version=importlib.metadata.version("cupola"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.router.route_class = StrictRoute
+    app.add_middleware(Guard, api_key=service.config.api_key, max_body_bytes=service.config.max_body_bytes)
+    app.add_middleware(Observer)  # added last, so it is the outermost
+    for kind in (CupolaError, ServerError, TimeoutError):
+        app.add_exception_handler(kind, on_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_invalid_body)
+    _add_generation(app, service)
+    _add_tokens(app, service)
+    _add_state(app, service)
+    return app
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/completions")
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        """Goes on from a prompt, or from several."""
+        return await complete(service, request, body)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """The next message of a conversation."""
+        return await chat(service, request, body)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest) -> Response:
+        """Refused: no artifact is an embedding model yet."""
+        service.check_model(body.model)
+        raise RequestError("generates text and has no embeddings", field="model", fix="use /v1/completions")
+
+
+def _add_tokens(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> Response:
+        """The token ids of a text, or of a chat."""
+        service.check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise RequestError("must be given, or messages, and not both", field="prompt", fix="give one of them")
+        admission, tokenizer = service.admission, service.need_tokenizer("prompt")
+        text, special = body.prompt or "", body.prompt is not None
+        if body.messages is not None:
+            template = service.need_chat_template()
+            text = await asyncio.to_thread(template.render, body.messages, add_generation_prompt=body.add_generation_prompt)
+        special = special if body.add_special_tokens is None else body.add_special_tokens
+        ids = await asyncio.to_thread(tokenizer.encode, text, max_tokens=admission.max_length, add_special_tokens=special)
+        strings = {"token_strs": [tokenizer.token(token_id) for token_id in ids]} if body.return_token_strs else {}
+        return json_response({"count": len(ids), "max_model_len": admission.max_length, "tokens": ids, **strings})
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        """The text of token ids."""
+        service.check_model(body.model)
+        admission, tokenizer = service.admission, service.need_tokenizer("tokens")
+        for token_id in body.tokens:
+            admission.token_id(token_id, "tokens")
+        text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=body.skip_special_tokens)
+        return json_response({"prompt": text})
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    name = service.config.served_model_name
+
+    def card() -> dict[str, Any]:
+        ready = service.health is Health.READY and not service.draining
+        length = service.max_length if ready else service.artifact.manifest.model.context_length
+        return {"id": name, "object": "model", "created": service.created, "owned_by": "cupola", "root": name, "max_model_len": length}
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        """The one model that is served."""
+        return json_response({"object": "list", "data": [card()]})
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> Response:
+        """A model by its name."""
+        service.check_model(model)
+        return json_response(card())
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 if requests are answered; 503 while the model is loading, or when the engine is dead, stalled, or shutting down."""
+        state = "shutting_down" if service.draining else service.health.value
+        response = json_response({"status": state})
+        response.status_code = 200 if state == Health.READY.value else 503
+        return response
+
+    @app.get("/version")
+    async def version() -> Response:
+        """cupola's version."""
+        return json_response({"version": importlib.metadata.version("cupola")})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """What Prometheus reads."""
+        return Response(service.metrics.text(), media_type=METRICS_TYPE)

@@ -1,0 +1,130 @@
+"""`POST /v1/completions`: text that goes on from prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cupola.runtime.errors import RequestError
+from cupola.runtime.outputs import TokenLogprobs
+from cupola.runtime.server.generation import Choice, EventStream, Generation, json_response, unless_gone
+from cupola.runtime.server.logprobs import completion_logprobs, prompt_logprobs
+from cupola.runtime.server.protocol import CompletionRequest, Object
+from cupola.runtime.server.record import RequestRecord, record_of
+from cupola.runtime.server.service import Service
+from cupola.runtime.server.structured import compile_grammar, structured_outputs_of
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A request on its way: its prompts' texts are what `echo` says again."""
+
+    body: CompletionRequest
+    generation: Generation
+    texts: tuple[str, ...]
+    head: Object
+
+    @property
+    def _n(self) -> int:
+        return self.body.n
+
+    def whole(self) -> Object:
+        """The answer, once the generation is finished."""
+        choices = [self._choice(i, choice) for i, choice in enumerate(self.generation.choices)]
+        return {**self.head, "choices": choices, "usage": self.generation.usage()}
+
+    async def events(self) -> AsyncIterator[Object]:
+        """The answer piece by piece."""
+        offsets = [0] * len(self.generation.choices)
+        options = self.body.stream_options
+        async for index, delta in self.generation:
+            text = delta.text
+            if self.body.echo and not offsets[index]:
+                text = self.texts[index // self._n] + text
+            event: Object = {
+                "index": index,
+                "text": text,
+                "logprobs": self._logprobs(delta.logprobs or [], offsets[index]),
+                "finish_reason": delta.finish_reason,
+                "stop_reason": delta.stop_reason,
+            }
+            if self.body.return_token_ids:
+                event["token_ids"] = delta.token_ids
+            offsets[index] += len(text)
+            usage = {"usage": self.generation.usage()} if options and options.continuous_usage_stats else {}
+            yield {**self.head, "choices": [event], **usage}
+        if options and options.include_usage:
+            yield {**self.head, "choices": [], "usage": self.generation.usage()}
+
+    def _choice(self, index: int, choice: Choice) -> Object:
+        prompt = index // self._n
+        echoed, scores = "", self.generation.prompt_logprobs[prompt]
+        entries: list[TokenLogprobs | None] = list(choice.logprobs)
+        if self.body.echo:
+            echoed = self.texts[prompt]
+            entries = [*(scores or ()), *entries]
+        silent = self.body.max_tokens == 0  # a token was generated only because the engine always does
+        found: Object = {
+            "index": index,
+            "text": echoed if silent else echoed + choice.text,
+            "logprobs": self._logprobs(entries[:-1] if silent else entries, 0),
+            "finish_reason": "length" if silent else choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if self.body.prompt_logprobs is not None and scores is not None:
+            found["prompt_logprobs"] = prompt_logprobs(scores)
+        if self.body.return_token_ids:
+            found["token_ids"], found["prompt_token_ids"] = choice.token_ids, self.generation.prompts[prompt]
+        return found
+
+    def _logprobs(self, entries: list[TokenLogprobs | None] | list[TokenLogprobs], offset: int) -> Object | None:
+        return None if self.body.logprobs is None else completion_logprobs(entries, self.body.logprobs, offset)
+
+
+async def complete(service: Service, request: Request, body: CompletionRequest) -> Response:
+    """The answer to a request, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
+    record = record_of(request)
+    completion = await _begin(service, record, body)
+    if body.stream:
+        return EventStream(completion.generation, record, completion.events())
+    try:
+        await unless_gone(request, completion.generation.finish())
+        return json_response(completion.whole())
+    finally:
+        completion.generation.close()
+
+
+async def _begin(service: Service, record: RequestRecord, body: CompletionRequest) -> Completion:
+    service.check_model(body.model)
+    body.refuse_unsupported()
+    if body.suffix:
+        raise RequestError("is not supported", field="suffix", fix="leave it out")
+    if body.echo and body.stream and body.logprobs is not None:
+        raise RequestError("can't be streamed with logprobs", field="echo", fix="set stream to false")
+    if body.max_tokens == 0 and (not body.echo or body.stream):
+        raise RequestError("is 0", field="max_tokens", fix="give at least 1, or 0 with echo and without stream")
+    structured = structured_outputs_of(body)
+    params = body.sampling_params(service.defaults, 1 if body.max_tokens == 0 else body.max_tokens, body.logprobs, structured)
+    if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
+        params = replace(params, prompt_logprobs=body.logprobs)
+    special = True if body.add_special_tokens is None else body.add_special_tokens
+    given = body.prompts()
+    prompts = [await service.encode(prompt, add_special_tokens=special) for prompt in given]
+    grammar = await compile_grammar(service, params)
+    head = {
+        "id": f"cmpl-{record.request_id}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": service.config.served_model_name,
+    }
+    texts = [_text(service, prompt) for prompt in given] if body.echo else []
+    generation = Generation(service, record, prompts, params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
+    return Completion(body, generation, tuple(texts), head)
+
+
+def _text(service: Service, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else service.need_tokenizer("echo").decode(prompt, skip_special_tokens=False)

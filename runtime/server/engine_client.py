@@ -1,0 +1,203 @@
+"""The server's view of the engine's process: starts it, hands it requests, sees it die."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from enum import Enum
+
+import msgspec
+
+from cupola.runtime.errors import ArtifactError, EngineError, InputError, RequestError
+from cupola.runtime.outputs import EngineStats
+from cupola.runtime.server import messages as m
+
+STALL_SECONDS = 20.0  # without a step though there is work: longer than any step may take
+EXIT_SECONDS = 10.0  # for the engine's process to end after its socket did
+
+
+class Health(Enum):
+    """What `/health` says."""
+
+    LOADING = "loading"
+    READY = "ready"
+    STALLED = "stalled"
+    DEAD = "dead"
+
+
+class RequestStream:
+    """What some requests give, as it comes. Closing it before their end aborts those that are unfinished."""
+
+    def __init__(self, client: EngineClient, request_ids: Sequence[str]) -> None:
+        self.request_ids = tuple(request_ids)
+        self._client, self._unfinished = client, set(request_ids)
+        self._queue: asyncio.Queue[m.RequestDelta | Exception] = asyncio.Queue()
+
+    def put(self, item: m.RequestDelta | Exception) -> None:
+        """Takes what came from the engine."""
+        self._queue.put_nowait(item)
+
+    async def __aiter__(self) -> AsyncIterator[m.RequestDelta]:
+        """Raises RequestError if the engine refused a request, EngineError if it failed."""
+        while self._unfinished:
+            item = await self._queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item.finished:
+                self._unfinished.discard(item.request_id)
+            yield item
+
+    def close(self) -> None:
+        """Frees what unfinished requests hold."""
+        for request_id in self._unfinished:
+            self._client.forget(request_id)
+
+
+class EngineClient:
+    """One engine in a process of its own, for the event loop that calls `start`.
+
+    Args:
+        on_stats: is told the engine's state after each step.
+    """
+
+    def __init__(self, start: m.Start, on_stats: Callable[[EngineStats], None]) -> None:
+        self._start, self._on_stats = start, on_stats
+        self._decoder = msgspec.msgpack.Decoder(m.ToServer)
+        self._streams: dict[str, RequestStream] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._ready: asyncio.Future[m.Ready] | None = None
+        self._heard = time.monotonic()
+        self.died = asyncio.Event()
+
+    async def start(self) -> None:
+        """Starts the process; `ready` says when the model is there."""
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "cupola.runtime.server.engine_process", str(theirs.fileno())]
+        # A session of its own: Ctrl-C is for the server, which lets requests finish.
+        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True)
+        theirs.close()
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        self._transport, _ = await loop.create_unix_connection(lambda: _Receiver(self._receive, self._lost), sock=ours)
+        self._send(self._start)
+
+    async def ready(self) -> m.Ready:
+        """Waits for the model. Raises ArtifactError or EngineError if it can't be loaded."""
+        assert self._ready is not None
+        return await asyncio.shield(self._ready)
+
+    @property
+    def health(self) -> Health:
+        """How the engine is; it is stalled if it has work and has not stepped for long."""
+        if self.died.is_set():
+            return Health.DEAD
+        if self._ready is None or not self._ready.done():
+            return Health.LOADING
+        stalled = self._streams and time.monotonic() - self._heard > STALL_SECONDS
+        return Health.STALLED if stalled else Health.READY
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that are unfinished."""
+        return len(self._streams)
+
+    @property
+    def process_id(self) -> int:
+        """The engine's process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def submit(self, adds: Sequence[m.Add]) -> RequestStream:
+        """Hands requests to the engine. Raises EngineError if there is none."""
+        if self.died.is_set():
+            raise EngineError("the engine's process has ended")
+        if not self._streams:
+            self._heard = time.monotonic()  # it was idle: its time to answer begins now
+        stream = RequestStream(self, [add.request_id for add in adds])
+        for add in adds:
+            self._streams[add.request_id] = stream
+            self._send(add)
+        return stream
+
+    def forget(self, request_id: str) -> None:
+        """Aborts a request, if it is unfinished."""
+        if self._streams.pop(request_id, None) is not None and not self.died.is_set():
+            self._send(m.Abort(request_id))
+
+    async def close(self) -> int:
+        """Ends the process and returns its exit code."""
+        self._fail(EngineError("the server is shutting down"))
+        if self._transport is not None:
+            self._transport.abort()
+        return await asyncio.to_thread(self._wait)
+
+    def _wait(self) -> int:
+        assert self._process is not None
+        try:
+            return self._process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def _send(self, message: m.ToEngine) -> None:
+        assert self._transport is not None
+        self._transport.write(m.frame(message))
+
+    def _receive(self, body: bytes) -> None:
+        self._heard = time.monotonic()
+        message = self._decoder.decode(body)
+        match message:
+            case m.Stepped():
+                for delta in message.requests:
+                    self._hand_over(delta.request_id, delta)
+                self._on_stats(message.stats)
+            case m.Refused():
+                raised = (
+                    RequestError(message.message, field=message.field, fix=message.fix)
+                    if message.is_input_error
+                    else EngineError(message.message)
+                )
+                self._hand_over(message.request_id, raised)
+            case m.Ready() if self._ready is not None:
+                self._ready.set_result(message)
+            case m.LoadFailed() if self._ready is not None:
+                self._fail(ArtifactError(message.message) if message.is_input_error else EngineError(message.message))
+
+    def _hand_over(self, request_id: str, item: m.RequestDelta | Exception) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None:  # else it was aborted meanwhile
+            stream.put(item)
+            if isinstance(item, Exception) or item.finished:
+                del self._streams[request_id]
+
+    def _lost(self) -> None:
+        """The engine's process has ended, or closed its end."""
+        if not self.died.is_set():
+            code = self._wait()
+            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            self._fail(EngineError(f"the engine's process ended {how}"))
+
+    def _fail(self, error: InputError | EngineError) -> None:
+        self.died.set()
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # so that nobody need ask
+        for request_id in list(self._streams):
+            self._hand_over(request_id, error)
+
+
+class _Receiver(asyncio.Protocol):
+    def __init__(self, on_message: Callable[[bytes], None], on_lost: Callable[[], None]) -> None:
+        self._frames, self._on_message, self._on_lost = m.Frames(), on_message, on_lost
+
+    def data_received(self, data: bytes) -> None:
+        for body in self._frames.push(data):
+            self._on_message(body)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._on_lost()

@@ -1,0 +1,108 @@
+"""Errors as OpenAI's clients know them: {"error": {"message", "type", "param", "code"}} and a status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cupola.runtime.errors import EngineError, InputError
+
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    499: "client_closed_request",
+    500: "server_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+
+class ServerError(Exception):
+    """An answer other than the one asked for.
+
+    Args:
+        status: the HTTP status.
+        code: OpenAI's `code`, for programs.
+        retry_after: seconds after which it is worth trying again.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, field: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.field, self.retry_after = status, message, code, field, retry_after
+
+
+def error_object(status: int, message: str, field: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The body of an error."""
+    return {"error": {"message": message, "type": TYPES.get(status, "server_error"), "param": field, "code": code or status}}
+
+
+def error_response(
+    status: int, message: str, *, field: str | None = None, code: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """An error as a response."""
+    body = msgspec.json.encode(error_object(status, message, field, code))
+    return Response(body, status, headers=dict(headers or {}), media_type="application/json")
+
+
+def describe(error: Exception) -> tuple[int, str, str | None, str | None]:
+    """Status, message, field and code of what a handler raised."""
+    match error:
+        case ServerError():
+            return error.status, error.message, error.field, error.code
+        case InputError():
+            return 400, str(error), error.field, None
+        case EngineError():
+            return 500, str(error), None, None
+        case TimeoutError():
+            return 504, "the request took longer than the server allows", None, "timeout"
+        case _:
+            return 500, "the server failed; its log says why", None, None
+
+
+def on_error(_request: Request, error: Exception) -> Response:
+    """The response to an error of ours."""
+    status, message, field, code = describe(error)
+    retry_after = error.retry_after if isinstance(error, ServerError) else None
+    return error_response(status, message, field=field, code=code, headers={"Retry-After": str(retry_after)} if retry_after else None)
+
+
+def on_http_exception(_request: Request, error: Exception) -> Response:
+    """The response to Starlette's own: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    return error_response(error.status_code, str(error.detail), headers=error.headers)
+
+
+def on_invalid_body(_request: Request, error: Exception) -> Response:
+    """The response to a body that is no JSON, or not of the right types: its first fault."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    field = field_of([part for part in fault["loc"] if part != "body"])
+    if fault["type"] == "json_invalid":
+        return error_response(400, f"the body is not valid JSON: {fault['ctx']['error']}")
+    where = field or "the body"
+    return error_response(400, f"{where}: {fault['msg']}", field=field)
+
+
+def field_of(location: Sequence[str | int]) -> str | None:
+    """Pydantic's location as OpenAI writes it, such as messages[0].content; what names a type of a union is left out."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "int", "float", "bool", "list", "dict"):
+            text += f".{part}" if text else part
+    return text or None

@@ -1,0 +1,192 @@
+"""One HTTP request's way through the engine, and the two forms of answer: a whole one, or a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cupola.runtime.outputs import TokenLogprobs
+from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.server import messages as m
+from cupola.runtime.server.errors import ServerError, describe, error_object
+from cupola.runtime.server.metrics import RequestTimes
+from cupola.runtime.server.record import RequestRecord
+from cupola.runtime.server.service import Service
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass
+class Choice:
+    """One completion as it has come so far."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def add(self, delta: m.CompletionDelta) -> None:
+        """Takes in what is new."""
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs or ()
+        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+
+
+class Generation:
+    """The engine's requests for the prompts of one HTTP request: choice i × n + j is completion j of prompt i. Must be closed.
+
+    Raises:
+        RequestError, ServerError: as `Service.submit`.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        record: RequestRecord,
+        prompts: Sequence[tuple[int, ...]],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        grammar: bytes | None = None,
+    ) -> None:
+        self._service, self._record, self._n = service, record, params.n
+        self.prompts, self.choices = prompts, [Choice() for _ in range(len(prompts) * params.n)]
+        self.prompt_logprobs: list[list[TokenLogprobs | None] | None] = [None] * len(prompts)
+        self.num_cached_tokens = 0
+        self._times = RequestTimes(record.arrival)
+        self._stream = service.submit(prompts, params, priority, cache_salt, grammar)
+        self._index_of = {request_id: i for i, request_id in enumerate(self._stream.request_ids)}
+        self._timer = asyncio.get_running_loop().call_later(service.config.request_timeout, self._stream.put, TimeoutError())
+        service.enter(len(self.choices))
+        record.num_prompt_tokens = sum(map(len, prompts))
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, m.CompletionDelta]]:
+        """What is new of which choice. Raises RequestError, EngineError, TimeoutError."""
+        async for delta in self._stream:
+            prompt = self._index_of[delta.request_id]
+            self._observe(prompt, delta)
+            for completion in delta.completions:
+                index = prompt * self._n + completion.index
+                self.choices[index].add(completion)
+                yield index, completion
+        self._finish()
+
+    async def finish(self) -> None:
+        """Waits for all choices. Raises as the iteration."""
+        async for _ in self:
+            pass
+
+    def close(self) -> None:
+        """Frees what is unfinished."""
+        self._timer.cancel()
+        self._stream.close()
+        if self._index_of:
+            self._index_of = {}
+            self._service.leave(len(self.choices))
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's count of tokens, as far as the request has come."""
+        num_prompt, num_output = sum(map(len, self.prompts)), sum(len(choice.token_ids) for choice in self.choices)
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_output,
+            "total_tokens": num_prompt + num_output,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+        }
+
+    def _observe(self, prompt: int, delta: m.RequestDelta) -> None:
+        now = time.monotonic()
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs[prompt] = delta.prompt_logprobs
+        if delta.finished:
+            self.num_cached_tokens += delta.num_cached_tokens
+            self._times.queue_seconds = max(self._times.queue_seconds, delta.queue_seconds)
+        self._service.metrics.observe_tokens(self._times, now, sum(len(completion.token_ids) for completion in delta.completions))
+        self._record.first_token = self._times.first_token
+
+    def _finish(self) -> None:
+        reasons = [choice.finish_reason or "" for choice in self.choices]
+        self._service.metrics.observe_end(self._times, time.monotonic(), sum(map(len, self.prompts)), reasons)
+        self._record.finish_reasons = reasons
+        self._record.num_cached_tokens = self.num_cached_tokens
+        self._record.num_output_tokens = sum(len(choice.token_ids) for choice in self.choices)
+
+
+class EventStream(Response):
+    """Server-sent events of a generation, which is closed whatever happens; so it is when the client goes away."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, record: RequestRecord, events: AsyncIterator[dict[str, Any]]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._generation, self._record, self._events = generation, record, events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends until the end, or until the client has gone."""
+        tasks = [asyncio.ensure_future(self._send_all(send)), asyncio.ensure_future(wait_until_gone(receive))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks[0].done():
+                self._record.status = 499
+        finally:
+            self._generation.close()
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            raise results[0]
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async for event in self._events:
+                await send({"type": "http.response.body", "body": encode_event(event), "more_body": True})
+        except Exception as error:  # noqa: BLE001  the status is sent: what went wrong can only be an event
+            status, message, at, code = describe(error)
+            self._record.fail(status, error)
+            event = error_object(status, message, at, code)
+            await send({"type": "http.response.body", "body": encode_event(event), "more_body": True})
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+
+def encode_event(event: dict[str, Any]) -> bytes:
+    """An event as a stream has it."""
+    return b"data: " + msgspec.json.encode(event) + b"\n\n"
+
+
+def json_response(body: dict[str, Any]) -> Response:
+    """A whole answer."""
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives; if the client goes away before, `work` is cancelled and ServerError raised for nobody to read."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(wait_until_gone(request.receive))]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ServerError(499, "the client has gone away")
+        return tasks[0].result()  # type: ignore[return-value]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def wait_until_gone(receive: Receive) -> None:
+    """Returns when the client has closed its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

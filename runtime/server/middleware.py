@@ -1,0 +1,97 @@
+"""What happens to every request before its route: a record and an id, the API key, the size of its body."""
+
+from __future__ import annotations
+
+import hmac
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cupola.runtime.server.errors import ServerError, describe, error_response, on_error
+from cupola.runtime.server.record import RequestRecord, choose_id
+
+OPEN_PATHS = ("/", "/health", "/version")  # and the page's files: what tells nothing and costs nothing
+OPEN_FOLDERS = ("/page/",)
+QUIET_PATHS = ("/health", "/metrics")  # asked for every second: no line in the log
+
+
+class Observer:
+    """Gives each request an id and a line in the log, and an answer even if its route failed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes HTTP requests on with a record in their scope."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        record = RequestRecord(choose_id(Headers(scope=scope).get("x-request-id")), scope["method"], scope["path"])
+        scope["cupola.record"] = record
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                record.status = record.status or message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = record.request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            status, message, field, code = describe(error)
+            record.fail(status, error)
+            if started:
+                raise  # half an answer can't be mended: the connection ends
+            await error_response(status, message, field=field, code=code)(scope, receive, send_with_id)
+        finally:
+            if record.path not in QUIET_PATHS:
+                record.write()
+
+
+class Guard:
+    """Lets in who has the key, if there is one, and bodies of at most `max_body_bytes`."""
+
+    def __init__(self, app: ASGIApp, *, api_key: str | None, max_body_bytes: int) -> None:
+        self._app, self._max_body_bytes = app, max_body_bytes
+        self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on what may pass."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        try:
+            self._check_key(scope["path"], headers)
+            length = headers.get("content-length", "0")
+            self._check_size(int(length) if length.isdecimal() else 0)
+        except ServerError as error:
+            response = on_error(None, error)  # type: ignore[arg-type]
+            if error.status == 401:
+                response.headers["WWW-Authenticate"] = "Bearer"
+            return await response(scope, receive, send)
+        num_bytes = 0
+
+        async def receive_some() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            try:
+                self._check_size(num_bytes)
+            except ServerError as error:  # FastAPI lets its own exception alone pass while it reads a body
+                raise HTTPException(error.status, error.message) from None
+            return message
+
+        await self._app(scope, receive_some, send)
+
+    def _check_key(self, path: str, headers: Headers) -> None:
+        if self._authorization is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
+            return
+        if not hmac.compare_digest(headers.get("authorization", "").encode(), self._authorization):
+            raise ServerError(401, "the API key is missing or wrong; send it as `Authorization: Bearer …`", code="invalid_api_key")
+
+    def _check_size(self, num_bytes: int) -> None:
+        if num_bytes > self._max_body_bytes:
+            raise ServerError(413, f"the body has more than {self._max_body_bytes} bytes", code="body_too_large")

@@ -1,0 +1,193 @@
+"""What requests look like: OpenAI's API, and the fields that vLLM and llama-server add to it.
+
+Types are strict (a bool is no number) and unknown fields are ignored, as clients send many that mean nothing here. Ranges are checked
+by `SamplingParams`, which knows them for every other interface too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cupola.runtime.errors import RequestError
+from cupola.runtime.sampling_params import SamplingParams
+
+MAX_PROMPTS = 1024
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+Strings = Annotated[list[str], Field(fail_fast=True)]
+Object = dict[str, Any]
+
+
+class Body(BaseModel):
+    """Any request's body."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class StreamOptions(Body):
+    """What a stream tells beside the answer."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class ResponseFormat(Body):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: Object | None = None
+
+
+class Sampling(Body):
+    """What both completions endpoints take. What is left out is as the model's generation_config.json has it."""
+
+    model: str | None = None
+    n: int = 1
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | Strings | None = None
+    seed: int | None = None
+    logit_bias: dict[str, float] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+    # vLLM's and llama-server's
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool = False
+    stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    prompt_logprobs: int | None = None
+    priority: int = Field(0, ge=-(2**31), lt=2**31, description="Lower goes first.")
+    cache_salt: str | None = Field(None, min_length=1, max_length=64, description="Only requests of one salt share cached K/V.")
+    add_special_tokens: bool | None = None
+    return_token_ids: bool = False
+    guided_json: str | Object | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: Strings | None = None
+    guided_grammar: str | None = None
+    structured_outputs: Object | None = None
+    # Known, and not done here: refused rather than ignored
+    best_of: int | None = None
+    use_beam_search: bool = False
+    functions: list[Any] | None = None
+    audio: Object | None = None
+    modalities: Strings | None = None
+
+    def refuse_unsupported(self) -> None:
+        """Raises RequestError for what would change the answer and isn't done."""
+        if self.best_of is not None and self.best_of != self.n:
+            raise RequestError("is not supported", field="best_of", fix="leave it out, or give what n is")
+        if self.use_beam_search:
+            raise RequestError("is not supported", field="use_beam_search", fix="leave it out")
+        if self.functions is not None:
+            raise RequestError("is OpenAI's old name", field="functions", fix="use tools")
+        if self.audio is not None or set(self.modalities or ("text",)) != {"text"}:
+            raise RequestError("asks for more than text", field="modalities", fix='give ["text"], or leave it out')
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("is given without stream", field="stream_options", fix="set stream to true, or leave it out")
+
+    def sampling_params(
+        self, defaults: SamplingParams, max_tokens: int | None, logprobs: int | None, structured: Object | None
+    ) -> SamplingParams:
+        """The engine's parameters. Raises RequestError naming the field and the fix."""
+        given: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "min_tokens": self.min_tokens,
+        }
+        chosen: dict[str, Any] = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
+        return SamplingParams(
+            **chosen,
+            n=self.n,
+            max_tokens=max_tokens,
+            stop=self.stop or None,
+            seed=self.seed,
+            logit_bias=self._logit_bias(),
+            logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+            ignore_eos=self.ignore_eos,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            skip_special_tokens=self.skip_special_tokens,
+        )
+
+    def _logit_bias(self) -> dict[int, float] | None:
+        """OpenAI has token ids as JSON's keys, which are strings."""
+        for key in self.logit_bias or ():
+            if not (key.isascii() and key.isdecimal() and len(key) < 19):
+                raise RequestError(f"has the key {key!r:.60}", field="logit_bias", fix="give token ids as keys")
+        return None if self.logit_bias is None else {int(key): bias for key, bias in self.logit_bias.items()}
+
+
+class CompletionRequest(Sampling):
+    """`POST /v1/completions`."""
+
+    prompt: str | TokenIds | Strings | Annotated[list[TokenIds], Field(fail_fast=True)]
+    max_tokens: int | None = 16
+    echo: bool = False
+    suffix: str | None = None
+    logprobs: int | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or token ids. Raises RequestError."""
+        prompt: Any = self.prompt
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+            return [prompt]
+        if not 0 < len(prompt) <= MAX_PROMPTS:
+            raise RequestError(f"has {len(prompt)} entries", field="prompt", fix=f"give 1 to {MAX_PROMPTS} prompts, or token ids")
+        return list(prompt)
+
+
+class ChatRequest(Sampling):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Object], Field(fail_fast=True)]
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0)
+    tools: Annotated[list[Object], Field(fail_fast=True)] | None = None
+    tool_choice: Literal["auto", "none", "required"] | Object | None = None
+    parallel_tool_calls: bool = True
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template: str | None = None
+
+
+class EmbeddingRequest(Body):
+    """`POST /v1/embeddings`."""
+
+    model: str | None = None
+    input: str | TokenIds | Strings | Annotated[list[TokenIds], Field(fail_fast=True)]
+
+
+class TokenizeRequest(Body):
+    """`POST /tokenize`: a text, or a chat as the model's template writes it."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Object], Field(fail_fast=True)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Body):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: TokenIds
+    skip_special_tokens: bool = False

@@ -1,0 +1,129 @@
+"""`cupola.serve`: a server from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from cupola.runtime.artifact import Artifact
+from cupola.runtime.engine import EngineConfig
+from cupola.runtime.errors import OptionError
+from cupola.runtime.memory import parse_bytes
+from cupola.runtime.server import messages as m
+from cupola.runtime.server.app import build_app
+from cupola.runtime.server.logs import LogFormat, log, set_up_logs
+from cupola.runtime.server.service import ServerConfig, Service
+
+BACKLOG = 2048
+
+
+def serve(
+    artifact: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    served_model_name: str | None = None,
+    max_num_seqs: int = 16,
+    max_num_batched_tokens: int = 512,
+    kv_memory: int | str = "1GB",
+    enable_prefix_caching: bool = True,
+    seed: int = 0,
+    max_logprobs: int = 20,
+    isa: str | None = None,
+    max_queue: int = 256,
+    request_timeout: float = 600.0,
+    shutdown_timeout: float = 30.0,
+    log_format: LogFormat = "text",
+) -> None:
+    """Serves an artifact over HTTP until SIGINT or SIGTERM; a second one does not wait for requests to finish.
+
+    Args:
+        artifact: its folder.
+        port: 0 takes a free one, which the log names.
+        api_key: what clients must send as `Authorization: Bearer …`.
+        served_model_name: how requests call the model; by default as the artifact's folder is called.
+        max_queue: sequences that may wait beyond those that run; more are refused with 429.
+        request_timeout: seconds that a request may take.
+        shutdown_timeout: seconds that unfinished requests get when the server is told to end.
+        log_format: "text" or "json".
+
+    The others are `LLM`'s.
+
+    Raises:
+        ArtifactError: if the artifact is damaged or for another machine.
+        OptionError: if an argument is out of range, or the address can't be had.
+    """
+    folder = Path(artifact)
+    EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs)  # refused here, before a process starts
+    parse_bytes(kv_memory, "kv_memory")
+    config = ServerConfig(served_model_name or folder.resolve().name, api_key, max_queue, request_timeout, shutdown_timeout)
+    opened = Artifact.open(folder)
+    start = m.Start(str(folder.resolve()), max_num_seqs, max_num_batched_tokens, kv_memory, enable_prefix_caching, seed, max_logprobs, isa)
+    with listen(host, port) as listener:
+        set_up_logs(log_format)
+        asyncio.run(_serve(Service(opened, start, config), listener))
+
+
+async def _serve(service: Service, listener: socket.socket) -> None:
+    timeout = max(1, round(service.config.shutdown_timeout))
+    config = uvicorn.Config(build_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=timeout, timeout_keep_alive=65)
+    server = Server(config, service)
+    host, port = listener.getsockname()[:2]
+    log.info("listening", extra={"fields": {"url": f"http://{host}:{port}", "model": service.config.served_model_name}})
+    stop = asyncio.create_task(_stop_on_failure(server, service))
+    await server.serve(sockets=[listener])
+    stop.cancel()
+    if service.failure is not None:
+        raise service.failure
+    log.info("stopped")
+
+
+async def _stop_on_failure(server: uvicorn.Server, service: Service) -> None:
+    await service.stopped.wait()
+    server.should_exit = True
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends with code 0 when it is told to, and tells the service that it is about to."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handles SIGINT and SIGTERM, and does not raise them again at the end."""
+        handlers = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets requests finish, the second does not."""
+        self.force_exit = self.should_exit
+        self.should_exit = self._service.draining = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises OptionError if the address can't be had."""
+    if not 0 <= port < 2**16:
+        raise OptionError(f"is {port}", field="port", fix="give a number from 0 to 65535")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise OptionError(f"{host}:{port} can't be had: {error}", field="host", fix="free it, or give another --host or --port") from None
+    return listener

@@ -1,0 +1,187 @@
+"""What all routes share: the model as it is known without an engine, the engine's process, and how much may be asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cupola.runtime.admission import Admission, Prompt
+from cupola.runtime.artifact import Artifact
+from cupola.runtime.chat_template import ChatTemplate
+from cupola.runtime.errors import CupolaError, OptionError, RequestError
+from cupola.runtime.generation_defaults import default_sampling_params
+from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.server import messages as m
+from cupola.runtime.server.engine_client import EngineClient, Health, RequestStream
+from cupola.runtime.server.errors import ServerError
+from cupola.runtime.server.logs import log
+from cupola.runtime.server.metrics import Metrics
+from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
+
+INLINE_CHARACTERS = 4096  # shorter texts are tokenized at once, longer ones in a thread
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How a server serves. Durations are in seconds; sizes in bytes.
+
+    Raises:
+        OptionError: naming the field and the fix.
+    """
+
+    served_model_name: str
+    api_key: str | None = None
+    max_queue: int = 256
+    request_timeout: float = 600.0
+    shutdown_timeout: float = 30.0
+    max_body_bytes: int = 16 << 20
+
+    def __post_init__(self) -> None:
+        if not self.served_model_name:
+            raise OptionError("is empty", field="served_model_name", fix="give a name")
+        if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
+            raise OptionError("is empty or not plain text", field="api_key", fix="give printable ASCII characters")
+        for name in ("max_queue", "request_timeout", "shutdown_timeout", "max_body_bytes"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf or (value == 0 and name in ("request_timeout", "max_body_bytes")):
+                raise OptionError(f"is {value!r:.60}", field=name, fix="give a positive number")
+
+
+class Service:
+    """A model behind an engine.
+
+    Args:
+        start: how the engine's process loads the model.
+
+    Raises:
+        ArtifactError: if the artifact is damaged.
+    """
+
+    def __init__(self, artifact: Artifact, start: m.Start, config: ServerConfig) -> None:
+        self.artifact, self.config, self._start = artifact, config, start
+        self.tokenizer = load_tokenizer(artifact)
+        self.chat_template = load_chat_template(artifact, self.tokenizer)
+        self.defaults = default_sampling_params(artifact)
+        self.metrics = Metrics(config.served_model_name)
+        self.created = int(time.time())
+        self.draining = False
+        self.failure: CupolaError | None = None  # why the server gives up
+        self.stopped = asyncio.Event()
+        self._client = EngineClient(start, self.metrics.observe_stats)
+        self._ready: m.Ready | None = None
+        self._admission: Admission | None = None
+        self._num_sequences = 0  # asked for and unfinished
+        self._watch: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Starts the engine, and starts it again if it dies once it was ready."""
+        await self._client.start()
+        self._watch = asyncio.create_task(self._keep_alive())
+
+    async def close(self) -> None:
+        """Ends the engine."""
+        self.draining = True
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._client.close()
+        if self.chat_template is not None:
+            self.chat_template.close()
+
+    @property
+    def health(self) -> Health:
+        """How the engine is."""
+        return self._client.health
+
+    @property
+    def engine_process_id(self) -> int:
+        """The engine's process."""
+        return self._client.process_id
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a sequence may have. Raises ServerError while the model is loading."""
+        return self.admission.max_length
+
+    @property
+    def admission(self) -> Admission:
+        """Checks requests. Raises ServerError, a 503, if the engine can't take any now."""
+        if self.draining:
+            raise ServerError(503, "the server is shutting down", code="shutting_down")
+        if self._admission is None or self.health is Health.DEAD:
+            raise ServerError(503, "the model is still loading", code="loading", retry_after=1)
+        return self._admission
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ServerError, a 404, if a request names another model."""
+        if name is not None and name != self.config.served_model_name:
+            raise ServerError(404, f"the model {name!r:.200} does not exist here", code="model_not_found", field="model")
+
+    def need_tokenizer(self, field: str) -> Tokenizer:
+        """The tokenizer. Raises RequestError if there is none."""
+        if self.tokenizer is None:
+            raise RequestError("needs a tokenizer, which this artifact has not", field=field, fix="use token ids")
+        return self.tokenizer
+
+    def need_chat_template(self) -> ChatTemplate:
+        """The chat template. Raises RequestError if there is none."""
+        if self.chat_template is None:
+            raise RequestError("the model has no chat template", field="messages", fix="use /v1/completions")
+        return self.chat_template
+
+    async def encode(self, prompt: Prompt, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """A prompt's token ids, checked. A long text does not keep other requests waiting. Raises RequestError."""
+        admission = self.admission
+        if isinstance(prompt, str) and len(prompt) > INLINE_CHARACTERS:
+            return await asyncio.to_thread(admission.encode, prompt, add_special_tokens=add_special_tokens)
+        return admission.encode(prompt, add_special_tokens=add_special_tokens)
+
+    def submit(
+        self, prompts: Sequence[tuple[int, ...]], params: SamplingParams, priority: int, cache_salt: str | None, grammar: bytes | None
+    ) -> RequestStream:
+        """Hands checked prompts to the engine. Raises RequestError, or ServerError, a 429, if too much is waiting."""
+        self.admission.check_params(params)
+        self._check_room(len(prompts) * params.n)
+        # A salt may be a secret or a name: only what can't be guessed from elsewhere goes on.
+        salt = b"" if cache_salt is None else hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
+        adds = [m.Add(uuid.uuid4().hex, list(prompt), params, priority, salt, grammar) for prompt in prompts]
+        return self._client.submit(adds)
+
+    def enter(self, num_sequences: int) -> None:
+        """Counts sequences in; `leave` counts them out."""
+        self._num_sequences += num_sequences
+
+    def leave(self, num_sequences: int) -> None:
+        """Counts sequences out."""
+        self._num_sequences -= num_sequences
+
+    def _check_room(self, num_sequences: int) -> None:
+        """More than a queue of `max_queue` would wait too long; one request of many sequences is let in when nothing else is there."""
+        assert self._ready is not None
+        limit = self._ready.max_num_seqs + self.config.max_queue
+        if self._num_sequences and self._num_sequences + num_sequences > limit:
+            wait = self.metrics.mean_request_seconds() * self._num_sequences / self._ready.max_num_seqs
+            raise ServerError(429, "too many requests are waiting", code="queue_full", retry_after=min(60, max(1, math.ceil(wait))))
+
+    async def _keep_alive(self) -> None:
+        """Waits for the model; if the engine dies later, starts it again. What fails before it was ready would only fail again."""
+        while True:
+            try:
+                self._ready = await self._client.ready()
+            except CupolaError as error:
+                self.failure = error
+                self.stopped.set()
+                return
+            self._admission = Admission(self.artifact.manifest.model, self._ready.max_length, self._start.max_logprobs, self.tokenizer)
+            log.info("ready", extra={"fields": {"model": self.config.served_model_name, "kv_blocks": self._ready.num_blocks}})
+            await self._client.died.wait()
+            if self.draining:
+                return
+            log.error("the engine's process ended; starting it again")
+            self.metrics.count_engine_restart()
+            self._client = EngineClient(self._start, self.metrics.observe_stats)
+            await self._client.start()

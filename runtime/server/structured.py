@@ -1,0 +1,44 @@
+"""Which structure a request wants its answer to have, however it says so: OpenAI's `response_format`, or vLLM's fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cupola.runtime.errors import RequestError
+from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.server.protocol import Sampling
+from cupola.runtime.server.service import Service
+
+NAMES = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
+
+
+def structured_outputs_of(body: Sampling) -> dict[str, Any] | None:
+    """The arguments of `StructuredOutputs`; None for plain text. Raises RequestError if more than one is asked for."""
+    found: dict[str, dict[str, Any]] = {}
+    response_format = body.response_format
+    if response_format is not None and response_format.type != "text":
+        found["response_format"] = _of_format(response_format.type, response_format.json_schema)
+    for field, name in NAMES.items():
+        value = getattr(body, field)
+        if value is not None:
+            found[field] = {name: value}
+    if body.structured_outputs is not None:
+        found["structured_outputs"] = body.structured_outputs
+    if len(found) > 1:
+        raise RequestError(f"are given together: {', '.join(found)}", field=next(iter(found)), fix="give one of them")
+    return next(iter(found.values()), None)
+
+
+def _of_format(kind: str, json_schema: dict[str, Any] | None) -> dict[str, Any]:
+    if kind == "json_object":
+        return {"json_object": True}
+    if kind == "structural_tag":
+        raise RequestError("is not supported", field="response_format.type", fix="use json_schema")
+    if json_schema is None or not isinstance(json_schema.get("schema"), dict | bool):
+        raise RequestError("has no schema", field="response_format.json_schema", fix='give {"name": "…", "schema": {…}}')
+    return {"json": json_schema["schema"]}
+
+
+async def compile_grammar(service: Service, params: SamplingParams) -> bytes | None:
+    """The compiled grammar of a request that wants structure."""
+    return None
