@@ -36,6 +36,7 @@ from cupola.targets.work import with_work
 FEW = MANY - 1  # rows
 ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
 GROUP_BLOCK = 24  # groups of a panel that are unpacked at once: 24 KB, which stay in L1
+AHEAD = 8192  # bytes of weights that are on their way while few rows are multiplied
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,19 @@ class _Product:
                 packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
 
                 def tile(row: Value, count: int) -> None:
-                    self.tile(rows, row, count, packed, T.int64(0), self.kernel.groups, products, T.int64(0), True, panel + 1)
+                    self.tile(rows, row, count, packed, T.int64(0), self.kernel.groups, products, T.int64(0), True, panel)
                     with T.serial(count) as r:
                         self.epilogue.finish(panel, row + r, r, products)
 
                 in_tiles(self.num_rows, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
 
-    def prefetch(self, panel: Value, group: Value) -> None:
-        """Brings a group of the next panel near: rows after the first few find this one's weights in L1, and memory would be idle."""
-        with T.If(panel < T.int64(self.kernel.num_panels)), T.Then():
+    def prefetch(self, panel: Value, group: Value, first: Value, last: Value) -> None:
+        """Asks for the weights `AHEAD` bytes after a group, if it is one of a tile's share: all tiles of rows together ask for all groups.
+        What the hardware foresees ends with a page."""
+        ahead = group + AHEAD // self.kernel.codes.group_bytes  # past the end it is one of the next panel, or nobody's
+        with T.If(T.And(group >= first, group < last)), T.Then():
             for byte in range(0, self.kernel.codes.group_bytes, CACHE_LINE):
-                self.simd.prefetch(self.weight, (panel, group, byte))
+                self.simd.prefetch(self.weight, (panel, ahead, byte), near=2)
 
     def many(self) -> None:
         """One region: all rows, a barrier, then panels by blocks of rows."""
@@ -194,18 +197,18 @@ class _Product:
 
     def tile(
         self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_groups: Value | int,
-        products: Buffer, r: Value, fresh: bool, ahead: Value | None = None,
+        products: Buffer, r: Value, fresh: bool, streamed: Value | None = None,
     ) -> None:  # fmt: skip
-        """Adds the products of `size` rows and a panel's groups from `start` on to rows `r`… of `products`, or puts them there."""
+        """Adds the products of `size` rows and a panel's groups from `start` on to rows `r`… of `products`, or puts them there; `streamed`
+        is the panel's number where it comes from memory."""
         lanes, vectors = self.simd.lanes, self.vectors_beside(size)
+        share = [] if streamed is None else [name(end * num_groups // self.num_rows) for end in (row, row + size)]
         with T.serial(PANEL // lanes // vectors) as part:
             columns = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
             sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
             with T.serial(num_groups) as group:
-                if ahead is not None:
-                    turn = (row // self.kernel.isa.int8_row_tile + part + group) % 2  # a group in each pass, the others in the next
-                    with T.If(T.And(row > T.int64(0), turn == T.int64(0))), T.Then():
-                        self.prefetch(ahead, group)
+                if streamed is not None:
+                    self.prefetch(streamed, group, *share)
                 self.group(rows, row, name(start + group), panel, group, columns, sums)
             for i in range(size):
                 for column, total in zip(columns, sums[i], strict=True):
