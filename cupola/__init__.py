@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     )
     from cupola.runtime.evaluation import Comparison, Estimate, Evaluation, evaluate
     from cupola.runtime.llm import LLM
+    from cupola.runtime.load_generator.load_test import LoadTest
+    from cupola.runtime.load_generator.report import LoadReport
+    from cupola.runtime.load_generator.run import run_load_test
     from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from cupola.runtime.profile import KernelTime, Profile, Roofline, measure_roofline, profile
     from cupola.runtime.sampling_params import SamplingParams
@@ -49,6 +52,8 @@ __all__ = [
     "Evaluation",
     "InputError",
     "KernelTime",
+    "LoadReport",
+    "LoadTest",
     "Logprob",
     "OptionError",
     "Profile",
@@ -65,6 +70,7 @@ __all__ = [
     "evaluate",
     "measure_roofline",
     "profile",
+    "run_load_test",
     "serve",
 ]
 
@@ -79,6 +85,9 @@ _MODULES = {
     "Evaluation": "runtime.evaluation",
     "Estimate": "runtime.evaluation",
     "Comparison": "runtime.evaluation",
+    "LoadTest": "runtime.load_generator.load_test",
+    "LoadReport": "runtime.load_generator.report",
+    "run_load_test": "runtime.load_generator.run",
     "SamplingParams": "runtime.sampling_params",
     "serve": "runtime.server.serve",
     "CompletionOutput": "runtime.outputs",

@@ -4,6 +4,7 @@ CUPOLA_DEBUG        0 nothing, 1 stages and times, 2 each pass, 3 numbered IR du
 CUPOLA_CACHE        where compiled artifacts are kept (default: $XDG_CACHE_HOME/cupola or ~/.cache/cupola)
 CUPOLA_API_KEY      what clients of `cupola serve` must send
 CUPOLA_NUM_THREADS  threads that kernels use (default: the cores that this process may run on)
+OPENAI_API_KEY      what `cupola bench-serve` shows the server, as OpenAI's own client does
 """
 
 from __future__ import annotations
@@ -47,3 +48,8 @@ def cache_folder() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "cupola"
+
+
+def openai_api_key() -> str | None:
+    """The key for a server that wants one, by the name that OpenAI's clients read."""
+    return os.environ.get("OPENAI_API_KEY") or None

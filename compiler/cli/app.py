@@ -15,6 +15,7 @@ import typer
 
 import cupola
 from cupola.compiler.cli.bench import bench
+from cupola.compiler.cli.bench_serve import bench_serve
 from cupola.compiler.cli.chat import chat
 from cupola.compiler.cli.check_kernels import check_kernels
 from cupola.compiler.cli.compile import compile_model
@@ -35,6 +36,7 @@ app.command("run")(run_model)
 app.command("chat")(chat)
 app.command("serve", help=flowing(serve_model))(serve_model)
 app.command("bench", help=flowing(bench))(bench)
+app.command("bench-serve", help=flowing(bench_serve), context_settings={"allow_extra_args": True})(bench_serve)
 app.command("eval", help=flowing(eval_model))(eval_model)
 app.command("inspect")(inspect)
 app.command("check-kernels")(check_kernels)

@@ -19,7 +19,7 @@ from cupola.runtime import artifact as a
 from cupola.runtime.errors import EngineError, SourceError
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("compile", "run", "chat", "bench", "eval", "inspect", "check-kernels", "models", "targets")
+COMMANDS = ("compile", "run", "chat", "bench", "bench-serve", "eval", "inspect", "check-kernels", "models", "targets")
 
 
 def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True) -> a.Artifact:
