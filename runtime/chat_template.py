@@ -30,6 +30,11 @@ class ChatTemplate:
         self._lock = threading.Lock()
         self._worker = self._start()
 
+    @property
+    def text(self) -> str:
+        """The template itself."""
+        return self._template
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Message] | None = None) -> str:
         """The prompt for `messages`, each with a "role" and a "content".
 

@@ -44,6 +44,11 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The texts of the tokens that `decode` leaves out with `skip_special_tokens`."""
+        return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
+
     def token(self, token_id: int) -> str | None:
         """How the vocabulary writes the token `token_id`, such as "<s>"; None if it has none."""
         token: str | None = self._tokenizer.id_to_token(token_id)

@@ -1,0 +1,87 @@
+"""Tool calls in the shapes that OpenAI's chat API gives them."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A whole call. `arguments` is the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def as_openai(self) -> dict[str, object]:
+        """An entry of a message's `tool_calls`."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(frozen=True)
+class ContentDelta:
+    """Text for the user."""
+
+    content: str
+
+    def as_openai(self) -> dict[str, object]:
+        """A chunk's `delta`."""
+        return {"content": self.content}
+
+
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """A piece of the call number `index`: the first brings id and name, each brings text to append to the arguments."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+    def as_openai(self) -> dict[str, object]:
+        """A chunk's `delta`."""
+        function: dict[str, object] = {"arguments": self.arguments}
+        call: dict[str, object] = {"index": self.index, "function": function}
+        if self.id is not None:
+            call |= {"id": self.id, "type": "function", "function": {"name": self.name, **function}}
+        return {"tool_calls": [call]}
+
+
+Delta = ContentDelta | ToolCallDelta
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer, split into what the user reads and the tools that are called. `content` is None if calls are all there is."""
+
+    content: str | None
+    tool_calls: tuple[ToolCall, ...]
+
+    def as_openai(self) -> dict[str, object]:
+        """A choice's `message`."""
+        message: dict[str, object] = {"role": "assistant", "content": self.content}
+        return message | {"tool_calls": [call.as_openai() for call in self.tool_calls]} if self.tool_calls else message
+
+    def finish_reason(self, reason: str) -> str:
+        """The choice's finish reason, from the engine's: "tool_calls" if there are any."""
+        return "tool_calls" if self.tool_calls else reason
+
+
+def new_call_id() -> str:
+    """An id that no other call has."""
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def parse_object(text: str) -> dict[str, object] | None:
+    """The JSON object that `text` holds; None if it holds anything else."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):  # a number of too many digits is a ValueError too
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
