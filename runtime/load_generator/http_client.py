@@ -1,7 +1,7 @@
 """HTTP/1.1 as a load generator needs it: connections that are kept, and bodies given on as they arrive.
 
-A general client costs more for each streamed chunk than a small model's step: httpx 132 µs, h11 39 µs, this 7 µs on the same
-machine (httptools parses, uvloop reads). The generator runs beside the engine that it measures.
+The generator runs beside the engine that it measures, and a general client takes too much of the CPU for each streamed chunk: httpx
+130 µs, h11 39 µs, this 7 µs on the same machine (httptools parses, uvloop reads).
 """
 
 from __future__ import annotations

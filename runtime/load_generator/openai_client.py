@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-from cupola.runtime.errors import EngineError, InputError, OptionError
+from cupola.runtime.errors import EngineError, OptionError
 from cupola.runtime.load_generator.answer import Answer, error_message
 from cupola.runtime.load_generator.dataset import Prompt
 from cupola.runtime.load_generator.http_client import Clock, HttpClient, Response
@@ -19,7 +19,7 @@ from cupola.runtime.load_generator.record import RequestRecord
 
 POLL_S = 0.5
 # How servers take a text to tokenize: vLLM and cupola, llama-server. Both answer {"tokens": […]}.
-_TOKENIZE_FIELDS: tuple[tuple[str, Mapping[str, object]], ...] = (
+_TOKENIZE_FORMS: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("prompt", {"add_special_tokens": False}),
     ("content", {"add_special": False}),
 )
@@ -34,7 +34,7 @@ class OpenAIClient:
         self._root = url.path.rstrip("/").removesuffix("/v1")
         headers = {} if test.api_key is None else {"Authorization": f"Bearer {test.api_key}"}
         self._http = HttpClient(url, headers, test.request_timeout_sec, clock)
-        self._tokenize_field = 0
+        self._tokenize_forms = _TOKENIZE_FORMS
         self.model = test.model or ""
 
     def close(self) -> None:
@@ -66,13 +66,14 @@ class OpenAIClient:
 
     async def tokenize(self, text: str) -> list[int] | None:
         """The text's token ids, without special tokens that a prompt gets; None if the server can't say."""
-        while self._tokenize_field < len(_TOKENIZE_FIELDS):
-            name, others = _TOKENIZE_FIELDS[self._tokenize_field]
-            body = {"model": self.model, name: text, **others}
-            tokens = _field(await self._call("POST", "/tokenize", body), "tokens")
+        for form in self._tokenize_forms:
+            name, others = form
+            tokens = _field(await self._call("POST", "/tokenize", {"model": self.model, name: text, **others}), "tokens")
             if isinstance(tokens, list) and (tokens or not text) and all(isinstance(token, int) for token in tokens):
+                self._tokenize_forms = (form,)
                 return tokens
-            self._tokenize_field += 1
+        if len(self._tokenize_forms) > 1:
+            self._tokenize_forms = ()  # it has no such route; one that had answered before would only refuse this text
         return None
 
     async def generate(self, prompt: Prompt) -> RequestRecord:
@@ -113,14 +114,15 @@ class OpenAIClient:
         return response
 
     async def _problem(self) -> str | None:
-        """Why the server is not ready; None if it is."""
-        try:
-            response = await self._call("GET", "/v1/models")
-        except InputError:
-            raise
-        except EngineError as error:
-            return str(error).rpartition(": ")[2]
-        return f"HTTP {response.status}: {error_message(response.body)}" if response.status >= 500 else None
+        """Why the server is not ready; None if it is. Some list their models while they load them, others have no /health."""
+        for path in ("/health", "/v1/models"):
+            try:
+                response = await self._call("GET", path)
+            except EngineError as error:
+                return str(error).rpartition(": ")[2]
+            if response.status >= 500:
+                return f"HTTP {response.status}: {error_message(response.body)}"
+        return None
 
 
 def _field(response: Response, name: str) -> object:

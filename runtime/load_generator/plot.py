@@ -44,7 +44,7 @@ def draw(records: Sequence[RequestRecord], metrics: Metrics, title: str, file: P
     samples = samples_s(done)
     _distribution(first, {"TTFT": samples["ttft"]}, "time to first token (ms)")
     _distribution(each, {"TPOT": samples["tpot"], "ITL": samples["itl"]}, "time for a token (ms)")
-    tokens.step(range(len(counts := tokens_per_second(done))), counts, where="post")
+    tokens.stairs(tokens_per_second(done), fill=True, alpha=0.6)
     tokens.set(xlabel="seconds", ylabel="output tokens a second", ylim=(0, None))
     flight.step(*concurrency(done), where="post")
     flight.set(xlabel="seconds", ylabel="requests in flight", ylim=(0, None))

@@ -30,6 +30,7 @@ class FakeServer:
     model: str = "org/fake"
     key: str | None = None
     polls_before_ready: int = 0
+    loading_path: str = "/health"  # which says so
     tokenizes: str | None = "vllm"  # or "llama"
     takes_ids: bool = True
     has_usage: bool = True
@@ -68,13 +69,16 @@ class FakeServer:
         self.paths.append(path)
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             return self.reply(writer, 401, {"error": {"message": "wrong key"}})
-        if path == "/v1/models":
-            self.polls_before_ready -= 1
-            if self.polls_before_ready >= 0:
+        if self.polls_before_ready > 0:
+            self.polls_before_ready -= path == self.loading_path
+            if path in (self.loading_path, "/tokenize"):
                 return self.reply(writer, 503, {"error": {"message": "loading"}})
+        if path == "/v1/models":
             return self.reply(writer, 200, {"object": "list", "data": [{"id": self.model}]})
         if path == "/tokenize" and self.tokenizes == "vllm":
             assert body["add_special_tokens"] is False and body["model"]
+            if len(self.tokens(body["prompt"])) > 2000:
+                return self.reply(writer, 400, {"error": {"message": "too long"}})
             return self.reply(writer, 200, {"count": 0, "tokens": self.tokens(body["prompt"]), "max_model_len": 99})
         if path == "/tokenize" and self.tokenizes == "llama":
             return self.reply(writer, 200, {"tokens": self.tokens(body.get("content", ""))})

@@ -369,7 +369,7 @@ def test_chats_get_texts(bench: Bench) -> None:
     assert {(b["top_p"], b["temperature"], "ignore_eos" in b, b["max_completion_tokens"]) for b in server.bodies[2:]} == {
         (0.5, 0.7, False, 4)
     }
-    assert set(server.paths) == {"/v1/models", "/tokenize", "/v1/chat/completions"}
+    assert set(server.paths) == {"/health", "/v1/models", "/tokenize", "/v1/chat/completions"}
 
 
 @pytest.mark.parametrize(
@@ -382,8 +382,9 @@ def test_chats_get_texts(bench: Bench) -> None:
         (FakeServer(newline="\r\n", piece_bytes=7), None, list),
         (FakeServer(plan=lambda number: Plan(closes=True)), None, list),
         (FakeServer(polls_before_ready=1), None, list),
+        (FakeServer(polls_before_ready=1, loading_path="/v1/models"), None, list),
     ],
-    ids=["no ids", "no tokenize", "llama-server", "no usage", "small pieces", "closes", "loading"],
+    ids=["no ids", "no tokenize", "llama-server", "no usage", "small pieces", "closes", "loading", "loading without health"],
 )
 def test_servers_differ(bench: Bench, server: FakeServer, note: str | None, kind: type) -> None:
     found = bench(server, *SMALL)
@@ -483,7 +484,8 @@ def test_a_key_is_sent_and_a_wrong_one_refused(bench: Bench, capsys: Capture, mo
 
 def test_sharegpt_whole(bench: Bench, tmp_path: Path) -> None:
     file = tmp_path / "talks.json"
-    file.write_text(json.dumps([conversation(f"say it {n} times please", "as " * (4 + n)) for n in range(5)]))
+    too_long = [conversation("a " * 3000, "as " * 5) for _ in range(5)]  # which the server refuses to tokenize
+    file.write_text(json.dumps([*too_long, *(conversation(f"say it {n} times please", "as " * (4 + n)) for n in range(5))]))
     found = bench(server := FakeServer(), "--dataset-name", "sharegpt", "--dataset-path", str(file), "--num-prompts", "5")
     assert (found["completed"], found["total_output_tokens"]) == (5, 4 + 5 + 6 + 7 + 8)
     assert all(isinstance(body["prompt"], str) and "ignore_eos" not in body for body in server.bodies[2:])
