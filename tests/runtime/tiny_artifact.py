@@ -46,7 +46,16 @@ def reference_logits(weight: np.ndarray, token_ids: list[int]) -> np.ndarray:
     return np.array(rows, np.float32)
 
 
-def make_artifact(folder: Path, *, dtype: str = "float32", offset: int = 64, with_tokenizer: bool = True, seed: int = 0) -> Artifact:
+def make_artifact(
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    offset: int = 64,
+    with_tokenizer: bool = True,
+    seed: int = 0,
+    context: int = CONTEXT,
+    template: str = TEMPLATE,
+) -> Artifact:
     """Compiles and writes the artifact; `dtype` is the pages' and the weight's, `offset` the weight's place in its file."""
     folder.mkdir(parents=True, exist_ok=True)
     module = _module(dtype)
@@ -55,7 +64,7 @@ def make_artifact(folder: Path, *, dtype: str = "float32", offset: int = 64, wit
     (folder / "weights-00001.safetensors").write_bytes(bytes(offset) + weight.tobytes())
     if with_tokenizer:
         save(byte_level(), folder)
-        (folder / CHAT_TEMPLATE).write_text(TEMPLATE)
+        (folder / CHAT_TEMPLATE).write_text(template)
         (folder / GENERATION_CONFIG).write_text('{"temperature": 0.5, "top_p": 7, "top_k": null, "max_new_tokens": 3}')
     files = tuple(FileSpec(file.name, file.stat().st_size, sha256_of(file)) for file in sorted(folder.iterdir()) if file.name != MANIFEST)
     shapes: dict[str, tuple[int | str, ...]] = {
@@ -77,7 +86,7 @@ def make_artifact(folder: Path, *, dtype: str = "float32", offset: int = 64, wit
         source=SourceSpec("tiny", "test", ""),
         libraries=(LibrarySpec(LIBRARY, TargetSpec("cpu", f"{platform.machine()}-unknown-linux-gnu", "generic", ())),),
         scheme="f32",
-        model=ModelConfig("tiny", CONTEXT, VOCAB, (262,)),
+        model=ModelConfig("tiny", context, VOCAB, (262,)),
         kv=KVSpec((KVGroup((0,), 1, 1, 1),), dtype, BLOCK),
         limits=Limits(8),
         functions=(FunctionSpec("forward", tuple(inputs), (TensorSpec("logits", "float32", ("r", VOCAB)),)),),
