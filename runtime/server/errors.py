@@ -87,9 +87,13 @@ def on_http_exception(_request: Request, error: Exception) -> Response:
 
 
 def on_invalid_body(_request: Request, error: Exception) -> Response:
-    """The response to a body that is no JSON, or not of the right types: its first fault."""
+    """The response to a body that is no JSON, or not of the right types: its first fault.
+
+    A value of several types has a fault for each: the one that was found deepest in it says most.
+    """
     assert isinstance(error, RequestValidationError)
-    fault = error.errors()[0]
+    first, *others = error.errors()
+    fault = max([first, *(other for other in others if other["loc"][:2] == first["loc"][:2])], key=lambda fault: len(fault["loc"]))
     field = field_of([part for part in fault["loc"] if part != "body"])
     if fault["type"] == "json_invalid":
         return error_response(400, f"the body is not valid JSON: {fault['ctx']['error']}")

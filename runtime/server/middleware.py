@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,6 +14,7 @@ from cupola.runtime.server.record import RequestRecord, choose_id
 
 OPEN_PATHS = ("/", "/health", "/version")  # and the page's files: what tells nothing and costs nothing
 OPEN_FOLDERS = ("/page/",)
+JSON_TYPE = re.compile(r"application/([\w.-]+\+)?json\s*(;.*)?", re.ASCII | re.IGNORECASE)
 QUIET_PATHS = ("/health", "/metrics")  # asked for every second: no line in the log
 
 
@@ -52,7 +54,7 @@ class Observer:
 
 
 class Guard:
-    """Lets in who has the key, if there is one, and bodies of at most `max_body_bytes`."""
+    """Lets in who has the key, if there is one, and JSON of at most `max_body_bytes`."""
 
     def __init__(self, app: ASGIApp, *, api_key: str | None, max_body_bytes: int) -> None:
         self._app, self._max_body_bytes = app, max_body_bytes
@@ -65,6 +67,8 @@ class Guard:
         headers = Headers(scope=scope)
         try:
             self._check_key(scope["path"], headers)
+            if scope["method"] == "POST":
+                _check_type(headers.get("content-type", ""))
             length = headers.get("content-length", "0")
             self._check_size(int(length) if length.isdecimal() else 0)
         except ServerError as error:
@@ -95,3 +99,9 @@ class Guard:
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._max_body_bytes:
             raise ServerError(413, f"the body has more than {self._max_body_bytes} bytes", code="body_too_large")
+
+
+def _check_type(content_type: str) -> None:
+    """A web page of another site may post anything but JSON without being asked, so nothing else is taken for it."""
+    if not JSON_TYPE.fullmatch(content_type):
+        raise ServerError(415, f"the Content-Type is {content_type!r:.100}; send application/json", code="unsupported_media_type")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -189,25 +190,23 @@ def unharmed(server: Server) -> Iterator[None]:
     """
     expected = server.greedy_alone()
     engine, num_errors = server.engine(), len(server.errors())
-    answers: list[tuple[str, list[int]] | Exception] = []
     started, stop = threading.Event(), threading.Event()
 
-    def accompany() -> None:
+    def accompany() -> list[tuple[str, list[int]]]:
+        answers = []
         while not answers or not stop.is_set():
             started.set()
-            try:
-                answers.append(server.greedy())
-            except Exception as error:
-                answers.append(error)
+            answers.append(server.greedy())
+        return answers
 
-    companion = threading.Thread(target=accompany)
-    companion.start()
-    started.wait()
-    try:
-        yield
-    finally:
-        stop.set()
-        companion.join()
+    with ThreadPoolExecutor(1) as pool:
+        companion = pool.submit(accompany)
+        started.wait()
+        try:
+            yield
+        finally:
+            stop.set()
+    answers = companion.result()
     assert all(answer == expected for answer in answers), next(answer for answer in answers if answer != expected)
     assert server.process.poll() is None
     assert server.engine() == engine
