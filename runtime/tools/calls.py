@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from dataclasses import dataclass
 
@@ -77,10 +78,17 @@ def new_call_id() -> str:
 def parse_object(text: str) -> dict[str, object] | None:
     """The JSON object that `text` holds; None if it holds anything else."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError):  # a number of too many digits is a ValueError too
         return None
     return value if isinstance(value, dict) else None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # nothing could write it as JSON again
+        raise ValueError(f"{text} is too large")
+    return value
 
 
 def _refuse_constant(name: str) -> object:

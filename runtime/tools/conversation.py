@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from cupola.runtime.errors import RequestError
 from cupola.runtime.tools.calls import parse_object
 from cupola.runtime.tools.checks import MAX_TOOLS, Tool, check_name
-from cupola.runtime.tools.formats import TemplateTraits
+from cupola.runtime.tools.formats import HERMES, TemplateTraits, ToolFormat
 
 Message = dict[str, object]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -165,8 +165,14 @@ def _fit_calls(message: Message, traits: TemplateTraits) -> Message:
     if traits.shows_calls:
         calls = [{**call, "id": _fit_id(call["id"], traits)} for call in calls]
         return {**message, "content": content, "tool_calls": calls}
-    texts = [f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>" for call in calls]
+    texts = [_write_call(call["function"], traits.format) for call in calls]
     return {"role": "assistant", "content": "\n".join([content, *texts] if isinstance(content, str) and content else texts)}
+
+
+def _write_call(function: Mapping[str, object], format: ToolFormat) -> str:
+    assert HERMES.written is not None
+    begin, end = format.written or HERMES.written
+    return begin.replace("NAME", str(function["name"])) + json.dumps(function["arguments"], ensure_ascii=False) + end
 
 
 def _fit_id(call_id: str, traits: TemplateTraits) -> str:

@@ -14,18 +14,18 @@ _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "de
 _VALUES = ("enum", "const", "default", "examples", "required")
 
 
-def constraint_for(tools: Sequence[Tool], choice: ToolChoice, parallel: bool, format: ToolFormat) -> Constraint | None:
+def constraint_for(tools: Sequence[Tool], choice: ToolChoice, parallel: bool, format: ToolFormat, *, can_wait: bool) -> Constraint | None:
     """What the answer must be; None if anything goes.
 
     A named function's answer is its arguments alone: {"json": its schema}. "required" is a list of {"name", "parameters"}:
     {"json": schema}. "auto" with strict functions is {"structural_tag": …}, text with calls in the model's own format, if
-    that format can be waited for.
+    `can_wait`: a grammar waits for text, and sees no special tokens.
     """
     if choice.mode == "named":
         return {"json": _object_schema(next(tool for tool in tools if tool.name == choice.name))}
     if choice.mode == "required":
         return {"json": _calls_schema(tools, MAX_CALLS if parallel else 1)}
-    if choice.mode == "auto" and format.strict and any(tool.strict for tool in tools):
+    if choice.mode == "auto" and format.written and can_wait and any(tool.strict for tool in tools):
         return {"structural_tag": json.dumps(_tag(tools, parallel, format), ensure_ascii=False)}
     return None
 
@@ -68,8 +68,8 @@ def _object_schema(tool: Tool) -> Mapping[str, object]:
 
 def _tag(tools: Sequence[Tool], parallel: bool, format: ToolFormat) -> Mapping[str, object]:
     """xgrammar's structural tag: any text, but what begins like a call is one."""
-    assert format.strict is not None
-    begin, end = format.strict
+    assert format.written is not None
+    begin, end = format.written
     tags = [
         {
             "type": "tag",

@@ -10,6 +10,21 @@ NAME = r"[a-zA-Z0-9_-]{1,64}"  # as OpenAI restricts it
 
 
 @dataclass(frozen=True)
+class Markup:
+    """Arguments that are no JSON, but an element each.
+
+    Args:
+        begin: what stands before a value; its one group is the argument's name.
+        end: what stands after it.
+        last: what stands after all of them, if anything.
+    """
+
+    begin: re.Pattern[str]
+    end: str
+    last: str = ""
+
+
+@dataclass(frozen=True)
 class ToolFormat:
     """How a model writes its calls.
 
@@ -20,12 +35,13 @@ class ToolFormat:
         signs: a template that contains one of these speaks the format.
         begins: markers before a call or a list of calls.
         ends: markers after it. Without any, calls follow each other up to other text.
-        head: for calls that are not objects: what stands between a beginning and the `{` of the arguments; its one group that
-            takes part in the match is the function's name.
+        head: for calls that are not objects: what stands between a beginning and the arguments; its one group that takes part in
+            the match is the function's name.
+        markup: how the arguments after `head` are written; None if they are JSON.
         opens: characters that begin a call without a marker, as the first of the answer.
         frames: markers around all calls, which say nothing.
-        strict: what to write around a call's arguments, with NAME for the function's, where the markers are plain text that a
-            grammar can wait for; the first of `begins` is where it begins.
+        written: what to write around a call's arguments, with NAME for the function's; None if templates write calls themselves, and
+            grammars don't wait for them.
         id_length: letters and digits that templates demand of a call's id.
         without_content: whether templates take calls only from messages whose content is none.
     """
@@ -35,9 +51,10 @@ class ToolFormat:
     begins: tuple[str, ...]
     ends: tuple[str, ...] = ()
     head: re.Pattern[str] | None = None
+    markup: Markup | None = None
     opens: str = ""
     frames: tuple[str, ...] = ()
-    strict: tuple[str, str] | None = None
+    written: tuple[str, str] | None = None
     id_length: int | None = None
     without_content: bool = False
 
@@ -47,10 +64,36 @@ HERMES = ToolFormat(  # Hermes 2 and 3, Qwen 2.5 and 3, SmolLM3, Granite 4
     signs=("<tool_call>",),
     begins=("<tool_call>",),
     ends=("</tool_call>",),
-    strict=('<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
+    written=('<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
 )
 
+_ELEMENTS = Markup(re.compile(r"<parameter=([^<>\n]{1,128})>"), "</parameter>", "</function>")
+
 FORMATS = (  # the first whose sign is found
+    ToolFormat(
+        name="seed",
+        signs=("<seed:tool_call>",),
+        begins=("<seed:tool_call>",),
+        ends=("</seed:tool_call>",),
+        head=re.compile(rf"<function=({NAME})>"),
+        markup=_ELEMENTS,
+    ),
+    ToolFormat(  # Qwen3-Coder, Qwen 3.5, Nemotron 3, Step 3.5
+        name="qwen_xml",
+        signs=("<parameter=",),
+        begins=("<tool_call>",),
+        ends=("</tool_call>",),
+        head=re.compile(rf"<function=({NAME})>"),
+        markup=_ELEMENTS,
+    ),
+    ToolFormat(  # 4.5 to 5
+        name="glm",
+        signs=("<arg_key>",),
+        begins=("<tool_call>",),
+        ends=("</tool_call>",),
+        head=re.compile(rf"({NAME})\s{{0,8}}(?=<)"),
+        markup=Markup(re.compile(r"<arg_key>([^<>\n]{1,128})</arg_key>\s{0,8}<arg_value>"), "</arg_value>"),
+    ),
     ToolFormat(  # V3 has a "function" and a fenced block, V3.1 has neither
         name="deepseek",
         signs=("<｜tool▁call▁begin｜>",),
@@ -80,6 +123,7 @@ FORMATS = (  # the first whose sign is found
         signs=("<|tool_call|>",),
         begins=("<|tool_call|>",),
         ends=("<|/tool_call|>",),
+        written=('<|tool_call|>[{"name": "NAME", "arguments": ', "}]"),
     ),
     ToolFormat(name="apriel", signs=("<tool_calls>[",), begins=("<tool_calls>",), ends=("</tool_calls>",)),
     ToolFormat(  # Command R7B and A

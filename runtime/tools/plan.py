@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cupola.runtime.errors import RequestError
@@ -25,7 +25,7 @@ class ToolPlan:
         skip_special_tokens: whether decoding may skip them: not where they mark calls.
         choice: what the request asked for.
         parallel: whether an answer may hold several calls.
-        names: the functions that may be called.
+        functions: those that may be called, with the JSON schemas of their arguments.
         format: how calls are written; None if there can be none.
         special_tokens: what the stream then leaves out of the content.
     """
@@ -36,14 +36,14 @@ class ToolPlan:
     skip_special_tokens: bool
     choice: ToolChoice
     parallel: bool
-    names: tuple[str, ...]
+    functions: Mapping[str, Mapping[str, object]]
     format: ToolFormat | None
     special_tokens: tuple[str, ...]
 
     def open_stream(self, *, whole: bool = False) -> ToolCallStream:
         """Reads one streamed answer; each of a request's choices has its own."""
         return ToolCallStream(
-            self.format, self.names, parallel=self.parallel, whole=whole, name=self.choice.name, special_tokens=self.special_tokens
+            self.format, self.functions, parallel=self.parallel, whole=whole, name=self.choice.name, special_tokens=self.special_tokens
         )
 
     def parse(self, text: str) -> Answer:
@@ -84,11 +84,11 @@ def plan_chat(
     return ToolPlan(
         messages=fit_to_template(checked, shown, traits),
         tools=[dict(tool.spec) for tool in shown] if shown and traits.lists_tools else None,
-        constraint=constraint_for(shown, choice, parallel, traits.format),
+        constraint=constraint_for(shown, choice, parallel, traits.format, can_wait=not marked),
         skip_special_tokens=not marked,
         choice=choice,
         parallel=parallel,
-        names=tuple(tool.name for tool in shown),
+        functions={tool.name: tool.parameters for tool in shown},
         format=format,
         special_tokens=tuple(special_tokens) if marked else (),
     )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from cupola.runtime.tools.calls import Answer, ContentDelta, Delta, ToolCall, ToolCallDelta, new_call_id, parse_object
 from cupola.runtime.tools.formats import NAME, ToolFormat
 from cupola.runtime.tools.markers import markers_of
+from cupola.runtime.tools.markup import read_markup, write_arguments
 from cupola.runtime.tools.scanner import ObjectScanner
 
+MAX_REREADS = 16  # of what stands behind a call that is never closed
 MAX_HEAD_CHARACTERS = 256  # what stands before a call's arguments is shorter, or no call
 _MEMBERS_BEFORE = r'(?:"(?:type|id|tool_call_id)"\s*:\s*"[^"\\]{0,64}"\s*,\s*){0,2}'
 _HEADER = re.compile(rf'\{{\s*{_MEMBERS_BEFORE}"(?:tool_)?name"\s*:\s*"({NAME})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{{)')
@@ -29,7 +31,7 @@ class ToolCallStream:
 
     Args:
         format: how the model writes calls; None if all is content.
-        names: the functions that may be called.
+        functions: those that may be called, with the JSON schemas of their arguments.
         parallel: whether there may be several calls; otherwise what comes after the first is dropped, see `done`.
         whole: give calls only when they are complete and their arguments are a JSON object.
         name: the function, where the whole text is its arguments.
@@ -39,14 +41,14 @@ class ToolCallStream:
     def __init__(
         self,
         format: ToolFormat | None,
-        names: Collection[str],
+        functions: Mapping[str, Mapping[str, object]],
         *,
         parallel: bool = True,
         whole: bool = False,
         name: str | None = None,
         special_tokens: Sequence[str] = (),
     ) -> None:
-        self._format, self._names, self._parallel, self._whole, self._name = format, frozenset(names), parallel, whole, name
+        self._format, self._functions, self._parallel, self._whole, self._name = format, functions, parallel, whole, name
         self._begins = format.begins if format else ()
         frames = format.frames if format else ()
         self._markers = markers_of((*self._begins, *frames, *special_tokens))
@@ -55,7 +57,7 @@ class ToolCallStream:
         self._space = ""  # content that is dropped if a call comes next
         self._arguments: list[str] = []
         self._scanner = ObjectScanner()
-        self._num_scanned = 0
+        self._num_scanned, self._num_rereads = 0, 0
         self._call_name = ""
         self._in_list = False
         self._num_calls, self._cut_off, self._done = 0, False, False
@@ -147,7 +149,8 @@ class ToolCallStream:
         assert self._format is not None and self._format.head is not None
         found = self._format.head.match(self._text, 0, MAX_HEAD_CHARACTERS)
         if found:
-            return self._announce(next(filter(None, found.groups())), found.end(), self._in_arguments)
+            name = next(filter(None, found.groups()))
+            return self._announce(name, found.end(), self._in_markup if self._format.markup else self._in_arguments)
         return self._give_back() if is_last or len(self._text) >= MAX_HEAD_CHARACTERS else False
 
     def _in_object(self, is_last: bool) -> bool:
@@ -161,7 +164,7 @@ class ToolCallStream:
             return self._break_off() if is_last else False
         end += self._num_scanned
         call = _read_call(self._text[:end])
-        if call is None or call[0] not in self._names:
+        if call is None or call[0] not in self._functions:
             self._consume(end)
             return self._give_back()
         self._text = self._text[end:]
@@ -173,6 +176,19 @@ class ToolCallStream:
 
     def _in_arguments(self, is_last: bool) -> bool:
         return self._read_arguments(is_last, self._after_call)
+
+    def _in_markup(self, is_last: bool) -> bool:
+        """Such calls are given once they are complete, since their arguments are written anew."""
+        assert self._format is not None and self._format.markup is not None
+        found = read_markup(self._format.markup, self._format.ends, self._text)
+        if found is None:
+            return self._break_off() if is_last else False
+        arguments, num_characters = found
+        if arguments is None:
+            return self._give_back()
+        self._text = self._text[num_characters:]
+        self._emit_start(self._call_name, write_arguments(arguments, self._functions[self._call_name]))
+        return self._end_call()
 
     def _after_object_arguments(self, is_last: bool) -> bool:
         """Arguments are complete; so is the object, but for its bracket, or other members that say nothing."""
@@ -241,11 +257,11 @@ class ToolCallStream:
         return True
 
     def _announce(self, name: str, num_characters: int, then: _State) -> bool:
-        if name not in self._names:
+        if name not in self._functions:
             return self._give_back()
         self._consume(num_characters)
         self._call_name, self._arguments, self._scanner, self._state = name, [], ObjectScanner(), then
-        if not self._whole:
+        if not self._whole and then != self._in_markup:
             self._emit_start(name, "")
         return True
 
@@ -273,8 +289,9 @@ class ToolCallStream:
         """The answer ends within a call. A bracket that was never closed hides what follows the call, so that is read again."""
         assert self._format is not None
         text, self._text = self._raw + self._text, ""
+        self._num_rereads += 1
         ends = (at + len(end) for end in self._format.ends if (at := text.find(end)) >= 0)
-        cut = min(ends, default=len(text))
+        cut = min(ends, default=len(text)) if self._num_rereads <= MAX_REREADS else len(text)
         self._raw, self._text = text[:cut], text[cut:]
         return self._give_back()
 

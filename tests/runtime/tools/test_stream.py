@@ -17,6 +17,7 @@ from cupola.runtime.tools.formats import FORMATS, NAMED, REQUIRED
 from cupola.runtime.tools.stream import ToolCallStream, parse_answer
 
 NAMES = ("f", "get_weather", "a-B_9")
+FUNCTIONS: dict = {name: {} for name in NAMES}
 BY_NAME = {entry.name: entry for entry in FORMATS}
 
 
@@ -26,6 +27,19 @@ def dump(call: tuple[str, dict], key: str = "arguments") -> str:
 
 def dump_all(calls: list, key: str = "arguments") -> str:
     return json.dumps([{"name": name, key: arguments} for name, arguments in calls])
+
+
+def in_elements(name: str, arguments: dict) -> str:
+    """As the templates of Qwen3-Coder and its kin write it."""
+    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
+    return f"<function={name}>\n" + "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items()) + "</function>"
+
+
+def in_pairs(name: str, arguments: dict) -> str:
+    """As GLM's templates write it."""
+    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
+    pairs = "".join(f"\n<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>" for key, value in values.items())
+    return f"<tool_call>{name}{pairs}\n</tool_call>"
 
 
 # How each format's models write calls, by their documentation.
@@ -122,8 +136,8 @@ def gather(deltas: list) -> Answer:
     return Answer(content or None if calls else content, tuple(ToolCall("", name, arguments) for _, name, arguments in calls))
 
 
-def read(text: str, at: list[int], format: str, **options: object) -> Answer:
-    stream = ToolCallStream(BY_NAME.get(format), NAMES, **options)
+def read(text: str, at: list[int], format: str, functions: dict = FUNCTIONS, **options: object) -> Answer:
+    stream = ToolCallStream(BY_NAME.get(format), functions, **options)
     bounds = [0, *sorted(min(cut, len(text)) for cut in at), len(text)]
     deltas = [delta for start, end in pairwise(bounds) for delta in stream.push(text[start:end])]
     return gather(deltas + stream.finish())
@@ -131,6 +145,60 @@ def read(text: str, at: list[int], format: str, **options: object) -> Answer:
 
 def decoded(answer: Answer) -> list:
     return [(call.name, json.loads(call.arguments)) for call in answer.tool_calls]
+
+
+MARKUP_WRITERS = {
+    "seed": lambda calls: "\n".join(f"<seed:tool_call>\n{in_elements(*call)}\n</seed:tool_call>" for call in calls),
+    "qwen_xml": lambda calls: "\n".join(f"<tool_call>\n{in_elements(*call)}\n</tool_call>" for call in calls),
+    "glm": lambda calls: "\n".join(in_pairs(*call) for call in calls),
+}
+SCHEMA = {
+    "properties": {
+        "text": {"type": "string"},
+        "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "word": {"enum": ["1", "true"]},
+        "number": {"type": "number"},
+        "on": {"type": ["boolean", "null"]},
+        "list": {"type": "array"},
+        "map": {"type": "object"},
+    }
+}
+values = st.text(max_size=12).filter(lambda text: not re.match(r"\n|.*\n\Z", text, re.DOTALL)) | st.sampled_from(
+    ["1", "null", "</tool_call>", "a\n\nb"]
+)
+arguments_of_schema = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": values,
+        "maybe": st.none() | values.filter(lambda text: text.strip() != "null"),
+        "word": st.sampled_from(["1", "true"]),
+        "number": st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+        "on": st.booleans() | st.none(),
+        "list": st.lists(json_values, max_size=2),
+        "map": st.dictionaries(strings, json_values, max_size=2),
+        "unknown": st.integers() | st.sampled_from(["a b", "{", ""]),
+    },
+)
+
+
+@pytest.mark.parametrize("format", MARKUP_WRITERS)
+@settings(max_examples=40, deadline=None)
+@given(calls=st.lists(st.tuples(st.sampled_from(NAMES), arguments_of_schema), min_size=1, max_size=3), at=cuts)
+def test_arguments_in_markup_become_what_their_schema_says(format, calls, at):
+    text = f"Well.\n\n{MARKUP_WRITERS[format](calls)}\n"
+    functions = dict.fromkeys(NAMES, SCHEMA)
+    streams = [
+        read(text, [], format, functions, whole=True),
+        read(text, at, format, functions, whole=True),
+        read(text, at, format, functions),
+    ]
+    assert decoded(streams[0]) == calls and streams[0].content == "Well."
+    assert streams[1] == streams[0] and streams[2] == streams[0]
+
+
+def test_pythons_words_are_read_in_markup():
+    text = in_pairs("f", {"on": "True", "maybe": "None", "text": "None", "unknown": "False"})
+    assert decoded(read(text, [], "glm", {"f": SCHEMA})) == [("f", {"on": True, "maybe": None, "text": "None", "unknown": False})]
 
 
 @pytest.mark.parametrize("style", ALL_WRITERS)
@@ -149,6 +217,7 @@ def test_calls_are_found_wherever_the_text_is_cut(style, before, calls, at):
 
 PIECES = (
     *{part for entry in FORMATS for part in (*entry.begins, *entry.ends, *entry.frames)},
+    "<function=f>", "</function>", "<parameter=a>", "</parameter>", "<arg_key>a</arg_key>", "<arg_value>", "</arg_value>",
     "<tool_", "</tool_call", "[TOOL", "f", "[ARGS]", "functions.f:0", "<｜tool▁sep｜>", "<|tool_call_argument_begin|>", "```json",
     '{"name": "f", "arguments": ', '{"name": "f"', '{"name": "unknown", "parameters": ', '{"a": 1}', '{"a', "{", "}", "[", "]", '"', "\\",
     ",", ";", " ", "\n", "text", "{}", '"x": 1', "<|end|>",
@@ -168,11 +237,12 @@ def test_rubbish_reads_the_same_wherever_it_is_cut(format, pieces, at):
     ChatCompletionMessage.model_validate(whole.as_openai())
     frames = (*BY_NAME[format].frames, "<|end|>")
     if not whole.tool_calls:
-        assert whole.content == re.sub("|".join(map(re.escape, frames)), "", text)
+        without = re.compile("|".join(map(re.escape, frames)))
+        assert without.sub("", whole.content) == without.sub("", text)
 
 
 def test_half_a_marker_waits_and_content_does_not():
-    stream = ToolCallStream(BY_NAME["hermes"], NAMES)
+    stream = ToolCallStream(BY_NAME["hermes"], FUNCTIONS)
     assert gather(stream.push("I am <b>")).content == "I am <b>"
     assert stream.push("<tool_") == []
     assert gather(stream.push("box> <tool_call")).content == "<tool_box>"
@@ -217,12 +287,17 @@ def test_a_good_call_after_a_broken_one_is_found():
     assert answer == Answer(broken, (ToolCall("", "f", "{}"),))
 
 
+def test_rereading_has_an_end():
+    text = '<tool_call>{"name": "f", "arguments": {</tool_call>' * 3000 + '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert read(text, [], "hermes", whole=True) == Answer(text, ())
+
+
 def test_an_answer_that_is_cut_off_in_a_call_keeps_its_reason():
-    stream = ToolCallStream(BY_NAME["hermes"], NAMES)
+    stream = ToolCallStream(BY_NAME["hermes"], FUNCTIONS)
     stream.push('<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call><tool_call>{"name": "f", "arguments": {"a')
     stream.finish()
     assert (stream.num_calls, stream.finish_reason("length")) == (2, "length")
-    stream = ToolCallStream(BY_NAME["hermes"], NAMES)
+    stream = ToolCallStream(BY_NAME["hermes"], FUNCTIONS)
     stream.push("text")
     assert stream.finish() == [] and stream.finish_reason("stop") == "stop"
 
@@ -240,7 +315,7 @@ def test_one_call_ends_the_answer_if_only_one_is_allowed():
     text = WRITERS["hermes"]([("f", {"a": 1}), ("f", {})]) + " and more"
     for options in ({}, {"whole": True}):
         assert decoded(read(text, [30, 70], "hermes", parallel=False, **options)) == [("f", {"a": 1})]
-    stream = ToolCallStream(BY_NAME["hermes"], NAMES, parallel=False)
+    stream = ToolCallStream(BY_NAME["hermes"], FUNCTIONS, parallel=False)
     stream.push(text[:45])
     assert not stream.done
     stream.push(text[45:])
@@ -258,17 +333,17 @@ def test_special_tokens_are_left_out_of_content_alone():
 def test_forced_answers(calls, at, name):
     for whole in (False, True):
         text = dump_all(calls, "parameters")
-        stream = ToolCallStream(REQUIRED, NAMES, whole=whole)
+        stream = ToolCallStream(REQUIRED, FUNCTIONS, whole=whole)
         assert decoded(gather(stream.push(text[:9]) + stream.push(text[9:]) + stream.finish())) == calls
         arguments = json.dumps(calls[0][1])
-        stream = ToolCallStream(NAMED, NAMES, parallel=False, whole=whole, name=name)
+        stream = ToolCallStream(NAMED, FUNCTIONS, parallel=False, whole=whole, name=name)
         deltas = stream.push(arguments[: at[0] if at else 1]) + stream.push(arguments[at[0] if at else 1 :]) + stream.finish()
         assert gather(deltas) == Answer(None, (ToolCall("", name, arguments),))
         assert stream.finish_reason("stop") == "tool_calls"
 
 
 def test_messages_have_openais_shape():
-    answer = parse_answer(ToolCallStream(BY_NAME["hermes"], NAMES, whole=True), WRITERS["hermes"]([("f", {"a": 1})]))
+    answer = parse_answer(ToolCallStream(BY_NAME["hermes"], FUNCTIONS, whole=True), WRITERS["hermes"]([("f", {"a": 1})]))
     message = ChatCompletionMessage.model_validate(answer.as_openai(), strict=True)
     assert message.content is None and message.tool_calls[0].function.arguments == '{"a": 1}'
     assert re.fullmatch("call_[0-9a-f]{24}", message.tool_calls[0].id)
