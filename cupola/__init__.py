@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cupola.runtime.profile import KernelTime, Profile, Roofline, measure_roofline, profile
     from cupola.runtime.sampling_params import SamplingParams
     from cupola.runtime.server.serve import serve
+    from cupola.runtime.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -64,6 +65,7 @@ __all__ = [
     "SamplingParams",
     "SourceError",
     "SpeedTest",
+    "StructuredOutputs",
     "UnsupportedError",
     "__version__",
     "compile",
@@ -89,6 +91,7 @@ _MODULES = {
     "LoadReport": "runtime.load_generator.report",
     "run_load_test": "runtime.load_generator.run",
     "SamplingParams": "runtime.sampling_params",
+    "StructuredOutputs": "runtime.structured_outputs",
     "serve": "runtime.server.serve",
     "CompletionOutput": "runtime.outputs",
     "Logprob": "runtime.outputs",

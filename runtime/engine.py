@@ -12,6 +12,8 @@ from cupola.runtime.artifact import ModelConfig
 from cupola.runtime.batch import Executor, Float32
 from cupola.runtime.block_pool import BlockPool
 from cupola.runtime.errors import EngineError, OptionError, RequestError
+from cupola.runtime.grammar import GrammarCompiler, check_installed
+from cupola.runtime.grammar_masks import GrammarMasks
 from cupola.runtime.outputs import EngineStats
 from cupola.runtime.request import Request, RequestSpec
 from cupola.runtime.sampler import sample
@@ -20,6 +22,7 @@ from cupola.runtime.scheduler import Scheduler
 from cupola.runtime.tokenizer import Tokenizer
 
 MAX_SALT_BYTES = 64
+MAX_KEPT_GRAMMARS = 16  # beside those of running sequences
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Engine:
         self.scheduler = Scheduler(pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
         max_length = min(model.context_length, executor.num_blocks * block_size)
         self.admission = Admission(model, max_length, config.max_logprobs, tokenizer)
+        self._compiler = None if tokenizer is None else _make_compiler(tokenizer, model)
+        self._grammars = GrammarMasks(self._compiler)
         self._num_requests = 0
 
     def add_request(
@@ -75,6 +80,7 @@ class Engine:
         cache_salt: bytes = b"",
         add_special_tokens: bool = True,
         wants_prompt_logits: bool = False,
+        compiled_grammar: bytes | None = None,
     ) -> Request:
         """Checks a request and queues it; nothing is changed if it is refused.
 
@@ -84,6 +90,8 @@ class Engine:
             cache_salt: at most 64 bytes; only requests of the same salt share cached K/V.
             add_special_tokens: whether a text gets the tokenizer's special tokens, such as a leading BOS.
             wants_prompt_logits: collect the logits of every prompt token in `Request.prompt_logits`.
+            compiled_grammar: what a `GrammarCompiler` made of the parameters' structured outputs; without it the engine compiles
+                them now, which takes up to some seconds.
 
         Raises:
             RequestError: naming the field and the fix.
@@ -94,7 +102,9 @@ class Engine:
         self.admission.check_params(params)
         if len(cache_salt) > MAX_SALT_BYTES:
             raise RequestError(f"has {len(cache_salt)} bytes", field="cache_salt", fix=f"give at most {MAX_SALT_BYTES}")
-        model_stops = frozenset(() if params.ignore_eos else self.model.stop_token_ids)
+        grammar = self._compile(params, compiled_grammar)
+        all_stops = frozenset(self.model.stop_token_ids)
+        model_stops = all_stops if not params.ignore_eos else frozenset()
         # A prompt as long as the context still has one token after it, whose own K/V is never needed.
         max_length = max(len(token_ids) + 1, min(len(token_ids) + (params.max_tokens or math.inf), self.admission.max_length))
         spec = RequestSpec(
@@ -110,6 +120,8 @@ class Engine:
             priority=priority,
             cache_salt=cache_salt,
             wants_prompt_logits=wants_prompt_logits,
+            grammar=grammar,
+            ignored_token_ids=all_stops - model_stops if grammar else frozenset(),
         )
         request = Request(spec, self.tokenizer)
         self._num_requests += 1
@@ -125,8 +137,13 @@ class Engine:
         """
         try:
             step = self.scheduler.schedule()
+            self._grammars.ask(step)  # they think while the model runs
             logits = self.executor.run(step.batch)
-            return self.scheduler.update(step, sample(logits, step))
+            changed = self.scheduler.update(step, sample(logits, step, self._grammars.take(step)))
+            for request in changed:
+                if request.finished:
+                    self._grammars.forget(request)
+            return changed
         except BaseException as error:
             self.scheduler.recover()
             if isinstance(error, EngineError) or not isinstance(error, Exception):
@@ -135,7 +152,22 @@ class Engine:
 
     def abort(self, request_id: str) -> bool:
         """Forgets a request and frees its blocks; False if there is none of that name (any more)."""
-        return self.scheduler.abort(request_id) is not None
+        request = self.scheduler.abort(request_id)
+        if request is not None:
+            self._grammars.forget(request)
+        return request is not None
+
+    def close(self) -> None:
+        """Ends the processes that grammars run in. The engine may go on and start new ones."""
+        self._grammars.close()
+
+    def _compile(self, params: SamplingParams, compiled_grammar: bytes | None) -> bytes | None:
+        if params.structured_outputs is None:
+            return None
+        if self._compiler is None:
+            raise RequestError("needs text, and this artifact has no tokenizer", field="structured_outputs", fix="leave it out")
+        check_installed()
+        return compiled_grammar or self._compiler.compile(params.structured_outputs)
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has something to do."""
@@ -159,6 +191,10 @@ class Engine:
         pool = self.scheduler.pool
         if pool.num_free_blocks != pool.num_blocks:
             raise EngineError(f"{pool.num_blocks - pool.num_free_blocks} blocks are still held")
+
+
+def _make_compiler(tokenizer: Tokenizer, model: ModelConfig) -> GrammarCompiler:
+    return GrammarCompiler(tokenizer.file, model.vocab_size, model.stop_token_ids, max_kept=MAX_KEPT_GRAMMARS)
 
 
 def stack_logits(request: Request) -> Float32:

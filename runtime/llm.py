@@ -159,6 +159,8 @@ class LLM:
                 if piece:
                     yield piece
                 elif request.finished:
+                    if sequence.error is not None:
+                        raise RequestError(sequence.error, field="structured_outputs", fix="change or simplify it")
                     return
                 else:
                     self._step()

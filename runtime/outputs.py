@@ -21,8 +21,8 @@ TokenLogprobs = dict[int, Logprob]  # the token itself first, then the likeliest
 class CompletionOutput:
     """One completion so far. `text` holds back what may turn out to be part of a stop string or half a character.
 
-    `finish_reason` is "stop", "length" or, while running, None; `stop_reason` is the stop string or stop token id
-    that ended it, None for the model's own end.
+    `finish_reason` is "stop", "length", "error" (its grammar allowed nothing more, or took too long: `error` says what) or,
+    while running, None; `stop_reason` is the stop string or stop token id that ended it, None for the model's own end.
     """
 
     index: int
@@ -32,6 +32,7 @@ class CompletionOutput:
     logprobs: list[TokenLogprobs] | None
     finish_reason: str | None
     stop_reason: int | str | None
+    error: str | None = None
 
 
 @dataclass(frozen=True)

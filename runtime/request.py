@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -34,6 +35,8 @@ class RequestSpec:
     priority: int = 0
     cache_salt: bytes = b""  # requests share cached blocks only under the same salt, of at most 64 bytes
     wants_prompt_logits: bool = False
+    grammar: bytes | None = None  # that the output must follow, as `GrammarCompiler.compile` gave it
+    ignored_token_ids: frozenset[int] = frozenset()  # stop tokens that are not taken even where the grammar may end
 
 
 class Status(Enum):
@@ -50,6 +53,7 @@ class Sequence:
 
     def __init__(self, request: Request, index: int) -> None:
         self.request, self.index = request, index
+        self.name = f"{request.spec.arrival}.{index}"  # no other sequence of the engine has it
         self.status = Status.UNBORN
         self.token_ids = list(request.spec.prompt_token_ids)
         self.num_computed_tokens = 0
@@ -57,6 +61,7 @@ class Sequence:
         self.num_published_blocks = 0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.error: str | None = None
         self.logprobs: list[TokenLogprobs] = []
         self._block_hashes: list[bytes] = []
         self._rng: np.random.Generator | None = None
@@ -86,6 +91,21 @@ class Sequence:
     def num_output_tokens(self) -> int:
         """How many tokens were generated so far."""
         return len(self.token_ids) - len(self.request.spec.prompt_token_ids)
+
+    @property
+    def banned_token_ids(self) -> frozenset[int]:
+        """Stop tokens that may not come now, if anything else may."""
+        spec = self.request.spec
+        return spec.ignored_token_ids | spec.stop_token_ids if self.num_output_tokens < spec.params.min_tokens else spec.ignored_token_ids
+
+    def output_from(self, start: int) -> list[int]:
+        """The tokens generated so far but for the first `start`."""
+        return self.token_ids[len(self.request.spec.prompt_token_ids) + start :]
+
+    @property
+    def samplers(self) -> SequenceOf[Sequence]:
+        """Who samples from the logits of this sequence's last token: after the prompt also the completions that fork from it."""
+        return [self, *(s for s in self.request.sequences if s.status is Status.UNBORN)] if self.index == 0 else [self]
 
     @property
     def text(self) -> str:
@@ -124,6 +144,11 @@ class Sequence:
         elif len(self.token_ids) >= spec.max_length:
             self._finish("length")
 
+    def end(self, reason: str, error: str | None = None) -> None:
+        """Finishes the sequence where it is, without a token that ends it."""
+        self.error = error
+        self._finish(reason)
+
     def output(self) -> CompletionOutput:
         """This completion so far."""
         logprobs = self.logprobs if self.request.spec.params.logprobs is not None else None
@@ -135,6 +160,7 @@ class Sequence:
             logprobs=None if logprobs is None else list(logprobs),
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
+            error=self.error,
         )
 
     def _finish(self, reason: str) -> None:

@@ -1,13 +1,14 @@
 """From logits to tokens. Each sequence draws from a random stream of its own, one number a token, so that what runs
 beside it never changes its samples.
 
-The order is vLLM's: log-probabilities are the raw model's; then logit bias, stop tokens before `min_tokens`, penalties;
-the greedy choice; temperature, min_p, top_k, top_p, a draw.
+The order is vLLM's: log-probabilities are the raw model's; then what a grammar forbids, logit bias, stop tokens before
+`min_tokens`, penalties; the greedy choice; temperature, min_p, top_k, top_p, a draw.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -17,7 +18,9 @@ import numpy.typing as npt
 from cupola.runtime.artifact import MAXIMA_BLOCK
 from cupola.runtime.batch import Float32, Logits
 from cupola.runtime.errors import EngineError
-from cupola.runtime.request import RankedLogprobs, Request, Sequence, Status
+from cupola.runtime.grammar_masks import Failed, Outcome
+from cupola.runtime.grammar_process import Allowed
+from cupola.runtime.request import RankedLogprobs, Request, Sequence
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.step import Chunk, Step
 
@@ -45,32 +48,68 @@ class PromptScores:
 
 
 @dataclass(frozen=True)
+class GrammarEnd:
+    """A sequence that ends without a further token: its grammar is complete, or (`error`) allows nothing."""
+
+    sequence: Sequence
+    error: str | None
+
+
+@dataclass(frozen=True)
 class Samples:
-    """All that a step's logits gave, in order."""
+    """All that a step's logits gave, in order. What `delayed` sequences say next is chosen in a later step."""
 
     tokens: tuple[SampledToken, ...]
     prompt_scores: tuple[PromptScores, ...]
+    ends: tuple[GrammarEnd, ...] = ()
+    delayed: frozenset[Sequence] = frozenset()
 
 
-def sample(logits: Logits, step: Step) -> Samples:
+def sample(logits: Logits, step: Step, outcomes: Mapping[Sequence, Outcome | None]) -> Samples:
     """Chooses the step's new tokens. The logits are never changed.
+
+    Args:
+        outcomes: of the sequences with a grammar, what they may say next; None where that isn't known yet.
 
     Raises:
         EngineError: if the model's logits are not numbers.
     """
-    tokens, scores = [], []
+    scores = tuple(_score_prompt(logits.values, chunk) for chunk in step.chunks if chunk.sequence.request.wants_scores)
+    ends = tuple(end for sequence, outcome in outcomes.items() if (end := _end(sequence, outcome)) is not None)
+    delayed = frozenset(sequence for sequence, outcome in outcomes.items() if outcome is None)
+    silent = delayed.union(end.sequence for end in ends)
+    rows = {sequence: row for sequence, row in _sampling_rows(step) if sequence not in silent}
+    masks = {sequence: outcome.mask for sequence in rows if isinstance(outcome := outcomes.get(sequence), Allowed)}
+    masked = apply_masks(logits, [rows[sequence] for sequence in masks], list(masks.values())) if masks else logits
+    places = {**{sequence: (logits, row) for sequence, row in rows.items()}, **{sequence: (masked, i) for i, sequence in enumerate(masks)}}
+    tokens = (_sample_one(logits.values[rows[sequence]], *places[sequence], sequence) for sequence in rows)
+    return Samples(tuple(tokens), scores, ends, delayed)
+
+
+def apply_masks(logits: Logits, rows: list[int], masks: SequenceOf[bytes]) -> Logits:
+    """Some rows of the logits, with -inf for every token whose bit in its row's mask, the lowest of each byte first, is 0."""
+    bits = np.frombuffer(b"".join(masks), np.uint8).reshape(len(rows), -1)
+    allowed = np.unpackbits(bits, axis=1, count=logits.values.shape[1], bitorder="little").view(np.bool_)
+    return Logits.of(np.where(allowed, logits.values[rows], np.float32(-np.inf)))
+
+
+def _sampling_rows(step: Step) -> Iterator[tuple[Sequence, int]]:
+    """Who samples, and from which row of the logits."""
     for chunk in step.chunks:
-        if chunk.sequence.request.wants_scores:
-            scores.append(_score_prompt(logits.values, chunk))
-        if chunk.samples:
-            row = chunk.first_row + chunk.end - chunk.logits_start - 1
-            values, maxima = logits.values[row], logits.maxima[row]
-            tokens += [_sample_one(values, maxima, sequence) for sequence in _samplers(chunk.sequence)]
-    return Samples(tuple(tokens), tuple(scores))
+        for sequence in chunk.sequence.samplers if chunk.samples else ():
+            yield sequence, chunk.first_row + chunk.end - chunk.logits_start - 1
 
 
-def _sample_one(logits: Float32, maxima: Float32, sequence: Sequence) -> SampledToken:
-    token_id = choose(logits, maxima, sequence)
+def _end(sequence: Sequence, outcome: Outcome | None) -> GrammarEnd | None:
+    if isinstance(outcome, Failed):
+        return GrammarEnd(sequence, outcome.error)
+    if outcome is None or outcome.state == "open":
+        return None
+    return GrammarEnd(sequence, None if outcome.state == "done" else "the grammar allows no token here")
+
+
+def _sample_one(logits: Float32, allowed: Logits, row: int, sequence: Sequence) -> SampledToken:
+    token_id = choose(allowed.values[row], allowed.maxima[row], sequence)
     if math.isnan(logits[token_id]):
         raise EngineError(f"the model's logits for request {sequence.request.spec.request_id!r} are not numbers (NaN)")
     num_top = sequence.request.spec.params.logprobs
@@ -109,15 +148,17 @@ def find_candidates(maxima: Float32, top_k: int, vocab_size: int) -> npt.NDArray
 
 def adjust(logits: Float32, sequence: Sequence) -> Float32:
     """Logits after logit bias, `min_tokens` and penalties; a copy where anything changes."""
-    spec = sequence.request.spec
-    params = spec.params
+    params = sequence.request.spec.params
     if not _adjusts(sequence):
         return logits
     logits = logits.copy()
     if params.logit_bias:
         logits[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
-    if sequence.num_output_tokens < params.min_tokens:
-        logits[list(spec.stop_token_ids)] = -np.inf
+    banned = list(sequence.banned_token_ids)
+    kept = logits[banned]
+    logits[banned] = -np.inf
+    if banned and logits.max() == -np.inf:  # a grammar may allow nothing else
+        logits[banned] = kept
     if params.penalized:
         seen = np.unique(sequence.token_ids)
         logits[seen] *= np.where(logits[seen] > 0, 1 / params.repetition_penalty, params.repetition_penalty).astype(np.float32)
@@ -193,14 +234,9 @@ def rank_logprobs(logits: Float32, token_id: int, num_top: int) -> RankedLogprob
     return (chosen, *likeliest)
 
 
-def _samplers(sequence: Sequence) -> SequenceOf[Sequence]:
-    """Who samples from a sequence's last row: after the prompt also the completions that fork from it."""
-    return [sequence, *(s for s in sequence.request.sequences if s.status is Status.UNBORN)] if sequence.index == 0 else [sequence]
-
-
 def _adjusts(sequence: Sequence) -> bool:
     params = sequence.request.spec.params
-    return bool(params.logit_bias) or params.penalized or sequence.num_output_tokens < params.min_tokens
+    return bool(params.logit_bias) or params.penalized or bool(sequence.banned_token_ids)
 
 
 def _score_prompt(logits: Float32, chunk: Chunk) -> PromptScores:

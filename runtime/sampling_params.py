@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from cupola.runtime.errors import RequestError
+from cupola.runtime.structured_outputs import StructuredOutputs
 
 GREEDY_TEMPERATURE = 1e-5  # below it, sampling is greedy: the softmax would be one-hot anyway
 MAX_N, MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGIT_BIASES = 128, 64, 1024, 1024
@@ -37,6 +38,7 @@ class SamplingParams:
         prompt_logprobs: the same for the prompt's tokens.
         detokenize: whether to make text (False: token ids only).
         skip_special_tokens: leave special tokens out of the text.
+        structured_outputs: the form that the output must have, such as a JSON schema. Its end is the output's end.
 
     Raises:
         RequestError: naming the field and the fix.
@@ -62,6 +64,7 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         for name, lowest, highest in _INTEGERS:
@@ -73,6 +76,8 @@ class SamplingParams:
                 raise _wrong(name, getattr(self, name), "true or false")
         self._check_stops()
         self._check_logit_bias()
+        if not isinstance(self.structured_outputs, StructuredOutputs | None):
+            raise _wrong("structured_outputs", self.structured_outputs, "StructuredOutputs")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise _wrong("min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
 

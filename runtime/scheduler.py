@@ -71,7 +71,8 @@ class Scheduler:
     def update(self, step: Step, samples: Samples) -> list[Request]:
         """Takes in what a step computed. Returns the requests that have something new."""
         for chunk in step.chunks:
-            self._advance(chunk)
+            # Who must wait for a grammar computes the last token again, to have its logits when the grammar has spoken.
+            self._advance(chunk, chunk.end - (chunk.sequence in samples.delayed))
         for score in samples.prompt_scores:
             score.request.add_prompt_scores(score.logprobs, score.logits)
         for sample in samples.tokens:  # all forks first: a parent that finishes gives its blocks away
@@ -79,6 +80,9 @@ class Scheduler:
                 self._fork(sample.sequence.request.sequences[0], sample.sequence)
         for sample in samples.tokens:
             self._append(sample.sequence, sample.token_id, sample.logprobs)
+        for end in samples.ends:
+            end.sequence.end("error" if end.error else "stop", end.error)
+            self._note(end.sequence)
         changed, self._changed = self._changed, {}
         return list(changed.values())
 
@@ -125,12 +129,12 @@ class Scheduler:
             request.num_cached_tokens, request.first_scheduled_time = num_cached * block_size, time.monotonic()
         return True
 
-    def _advance(self, chunk: Chunk) -> None:
+    def _advance(self, chunk: Chunk, num_computed_tokens: int) -> None:
         sequence, request = chunk.sequence, chunk.sequence.request
-        sequence.num_computed_tokens = chunk.end
+        sequence.num_computed_tokens = num_computed_tokens
         if request.wants_scores:  # a preempted prompt passes some tokens again
             request.num_scored_tokens = max(request.num_scored_tokens, min(chunk.end, len(request.spec.prompt_token_ids)))
-        old, new = sequence.num_published_blocks, chunk.end // self.pool.block_size
+        old, new = sequence.num_published_blocks, num_computed_tokens // self.pool.block_size
         if new > old:
             self.pool.publish(sequence.block_table[old:new], sequence.block_hashes(new, self.pool.block_size)[old:])
             sequence.num_published_blocks = new
@@ -138,9 +142,14 @@ class Scheduler:
     def _append(self, sequence: Sequence, token_id: int, logprobs: RankedLogprobs | None) -> None:
         request = sequence.request
         sequence.append(token_id, None if logprobs is None else request.describe(logprobs))
-        self._changed[request.spec.request_id] = request
         if request.first_token_time is None:
             request.first_token_time = time.monotonic()
+        self._note(sequence)
+
+    def _note(self, sequence: Sequence) -> None:
+        """Reports a sequence that has something new, and lets go of it if that was its last."""
+        request = sequence.request
+        self._changed[request.spec.request_id] = request
         if sequence.status is Status.FINISHED:
             self._retire(sequence)
             if request.finished:

@@ -15,7 +15,7 @@ MAX_CHARACTERS_PER_TOKEN = 64  # text longer than this times the context is refu
 
 
 class Tokenizer:
-    """A `tokenizers` tokenizer, read from `tokenizer.json`.
+    """A `tokenizers` tokenizer, read from `tokenizer.json`, which is `file`.
 
     Raises:
         ArtifactError: if the file can't be read.
@@ -26,6 +26,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # noqa: BLE001  the library raises plain Exception
             raise ArtifactError(f"can't be read: {error}", file=file, fix="compile the model again") from None
+        self.file = file
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 

@@ -1,0 +1,128 @@
+"""Structured output: grammars, checked and kept at hand.
+
+A grammar may come from anyone. One that compiles in a moment may still take minutes to say which tokens it allows next, so
+compiling and matching happen in a process for each grammar that can be killed (`grammar_process.py`). What crosses from one
+of our processes to another is the grammar's source: compiled, it can be a hundred times as large, and reading that takes
+longer than compiling it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from cupola.runtime.errors import RequestError
+from cupola.runtime.grammar_process import GrammarProcess, GrammarServer, wait_until_compiled
+from cupola.runtime.structured_outputs import StructuredOutputs
+
+XGRAMMAR_VERSION = "0.2.8"  # whose native calls `xgrammar_library.py` makes
+MAX_SECONDS = 5.0
+MAX_WAIT_SECONDS = 20.0  # on a busy machine that much processor time takes longer, and so does the first start
+MAX_AT_ONCE = 2  # grammars that are compiled at the same time
+MAX_VERDICTS = 1024
+MAX_KEPT_BYTES = 256 << 20
+
+
+class GrammarCompiler:
+    """Compiles grammars for a model's vocabulary. Needs no engine; for several threads.
+
+    Args:
+        file: the tokenizer.json.
+        vocab_size: the width of the logits.
+        stop_token_ids: the model's own.
+        max_seconds: processor time that compiling one grammar may take.
+        max_kept: grammars that are kept ready after their use, beside those in use; `acquire` finds them there.
+        max_kept_bytes: their memory, at most.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        vocab_size: int,
+        stop_token_ids: Sequence[int],
+        *,
+        max_seconds: float = MAX_SECONDS,
+        max_kept: int = 0,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+    ) -> None:
+        self._server = GrammarServer(file, vocab_size, stop_token_ids, max_seconds)
+        self._max_kept, self._max_kept_bytes = max_kept, max_kept_bytes
+        self._kept: OrderedDict[bytes, GrammarProcess] = OrderedDict()  # least recently used first
+        self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by the source's hash: what is wrong with it, or nothing
+        self._lock, self._slots = threading.Lock(), threading.Semaphore(MAX_AT_ONCE)
+
+    def compile(self, structured_outputs: StructuredOutputs) -> bytes:
+        """The grammar, checked: what `Engine.add_request` takes, in this process or another. Takes up to some seconds.
+
+        Raises:
+            RequestError: naming the field and what is wrong with it.
+        """
+        check_installed()
+        source = json.dumps(structured_outputs.source(), ensure_ascii=False).encode()
+        name = hashlib.blake2b(source, digest_size=16).digest()
+        with self._lock:
+            verdict = self._verdicts.get(name)
+        if verdict is None:
+            with self._slots:
+                verdict = self._judge(source)
+            with self._lock:
+                self._verdicts[name] = verdict
+                if len(self._verdicts) > MAX_VERDICTS:
+                    self._verdicts.popitem(last=False)
+        if verdict:
+            raise RequestError(f"can't be used: {verdict}", field=structured_outputs.field, fix="change or simplify it")
+        return source
+
+    def acquire(self, source: bytes) -> GrammarProcess:
+        """A process for a grammar that `compile` gave, ready if one was kept. Nobody else has it until it is released."""
+        with self._lock:
+            kept = self._kept.pop(source, None)
+        return kept or self._server.open(source)
+
+    def release(self, process: GrammarProcess) -> None:
+        """Takes back a process that knows no sequences, to keep or to end."""
+        with self._lock:
+            replaced = self._kept.pop(process.source, None)
+            if process.idle:
+                self._kept[process.source] = process
+            ended = [replaced] if replaced else [] if process.source in self._kept else [process]
+            while len(self._kept) > self._max_kept or sum(kept.num_bytes or 0 for kept in self._kept.values()) > self._max_kept_bytes:
+                ended.append(self._kept.popitem(last=False)[1])
+        for process in ended:
+            process.close()
+
+    def close(self) -> None:
+        """Ends every process that isn't acquired. Compiling again starts new ones."""
+        with self._lock:
+            ended, self._kept = list(self._kept.values()), OrderedDict()
+        for process in ended:
+            process.close()
+        self._server.close()
+
+    def _judge(self, source: bytes) -> str:
+        process = self.acquire(source)
+        wait_until_compiled(process, MAX_WAIT_SECONDS)
+        late, verdict = process.compiling, process.failure or ""
+        self.release(process)
+        if late:  # which may be the machine's fault
+            raise RequestError("took too long", field="structured_outputs", fix="try again, or simplify the grammar")
+        return verdict
+
+
+def check_installed() -> None:
+    """Whether XGrammar's library is there, and is the one that cupola knows. Raises RequestError."""
+    field, fix = "structured_outputs", f"pip install --no-deps xgrammar=={XGRAMMAR_VERSION}"
+    if sys.platform == "win32":
+        raise RequestError("needs a system that can fork", field=field, fix="run cupola on Linux or macOS")
+    try:
+        version = importlib.metadata.version("xgrammar")
+    except importlib.metadata.PackageNotFoundError:
+        raise RequestError("needs the library xgrammar, which isn't installed", field=field, fix=fix) from None
+    if version != XGRAMMAR_VERSION:
+        raise RequestError(f"needs xgrammar {XGRAMMAR_VERSION}, and {version} is installed", field=field, fix=fix)

@@ -1,0 +1,217 @@
+"""Processes that each hold one grammar (`grammar_worker.py`), and how to talk to them without ever waiting."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+HEAD = struct.Struct("<I")
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What may come after a sequence's tokens.
+
+    `state` is "open", "done" (nothing but the end may come) or "stuck" (not even that); `mask` has a bit for each token,
+    the lowest of each byte first.
+    """
+
+    state: str
+    mask: bytes
+
+
+class GrammarProcess:
+    """One grammar, compiled and matched in a process of its own. No method waits.
+
+    Attributes:
+        source: the grammar.
+        num_bytes: about how much memory it takes, once it is compiled.
+        failure: why there will be no more answers, if that is so.
+    """
+
+    def __init__(self, source: bytes, connection: socket.socket) -> None:
+        self.source = source
+        self.num_bytes: int | None = None
+        self.failure: str | None = None
+        self._connection = connection
+        self._unsent, self._received = bytearray(), bytearray()
+        self._questions: list[list[str]] = []  # the names of the rows of each that has no answer yet
+        self._forgotten: list[str] = []
+        connection.setblocking(False)
+        self._send(source)
+
+    @property
+    def compiling(self) -> bool:
+        """Whether it is still to be seen if the grammar is sound."""
+        return self.num_bytes is None and self.failure is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether the grammar is sound and no answer is still to come."""
+        return self.num_bytes is not None and self.failure is None and not self._questions
+
+    @property
+    def sending(self) -> bool:
+        """Whether `poll` has something left to send."""
+        return bool(self._unsent)
+
+    def ask(self, rows: Sequence[tuple[str, Sequence[int]]]) -> None:
+        """Asks what may come after further tokens of the sequences of these names."""
+        self._questions.append([name for name, _ in rows])
+        self._send(json.dumps({"rows": rows, "forget": self._forgotten}).encode())
+        self._forgotten = []
+
+    def forget(self, name: str) -> None:
+        """Lets the process drop a sequence, the next time that it is asked something."""
+        self._forgotten.append(name)
+
+    def poll(self) -> dict[str, Allowed]:
+        """The answers that have come since the last time, by the sequence's name."""
+        answers: dict[str, Allowed] = {}
+        self._flush()
+        ended = self._receive()
+        while (frame := self._next_frame()) is not None:
+            answers |= self._understand(frame)
+        if ended and self.failure is None:
+            self.failure = "it takes too much time or memory"
+        return answers
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._connection.close()
+        self.failure = self.failure or "it was closed"
+
+    def fileno(self) -> int:
+        """The socket, to wait for; -1 once it is closed."""
+        return self._connection.fileno()
+
+    def _send(self, content: bytes) -> None:
+        self._unsent += HEAD.pack(len(content)) + content
+        self._flush()
+
+    def _flush(self) -> None:
+        with suppress(OSError):  # full: the rest goes later; ended: reading tells
+            while self._unsent:
+                del self._unsent[: self._connection.send(self._unsent)]
+
+    def _receive(self) -> bool:
+        """Takes in what has come. Whether the process has ended."""
+        try:
+            while chunk := self._connection.recv(CHUNK_BYTES):
+                self._received += chunk
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def _next_frame(self) -> bytes | None:
+        if len(self._received) < HEAD.size:
+            return None
+        end = HEAD.size + HEAD.unpack_from(self._received)[0]
+        if len(self._received) < end:
+            return None
+        frame = bytes(self._received[HEAD.size : end])
+        del self._received[:end]
+        return frame
+
+    def _understand(self, frame: bytes) -> dict[str, Allowed]:
+        if self.compiling:
+            verdict = json.loads(frame)
+            self.num_bytes, self.failure = verdict.get("num_bytes"), verdict.get("error")
+            return {}
+        header, _, masks = frame.partition(b"\n")
+        names, states = self._questions.pop(0), json.loads(header)
+        width = len(masks) // max(len(names), 1)
+        return {name: Allowed(state, masks[i * width : (i + 1) * width]) for i, (name, state) in enumerate(zip(names, states, strict=True))}
+
+
+def wait(processes: Collection[GrammarProcess], seconds: float) -> None:
+    """Waits until one of the processes has something to say, or can take more of what it is told, at most so long."""
+    poller = select.poll()
+    for process in processes:
+        poller.register(process, select.POLLIN | (select.POLLOUT if process.sending else 0))
+    poller.poll(max(0.0, seconds * 1000))
+
+
+class GrammarServer:
+    """Makes grammar processes, by forking a process that has read the vocabulary. For several threads; starts at the first use.
+
+    Args:
+        file: the tokenizer.json.
+        vocab_size: the width of the logits.
+        stop_token_ids: what may end an output.
+        max_seconds: processor time for compiling one grammar.
+    """
+
+    def __init__(self, file: Path, vocab_size: int, stop_token_ids: Sequence[int], max_seconds: float) -> None:
+        self._arguments = [str(file), str(vocab_size), json.dumps(list(stop_token_ids)), str(max_seconds)]
+        self._lock = threading.Lock()
+        self._control: socket.socket | None = None
+        self._end: Callable[[], object] = _nothing
+
+    def open(self, source: bytes) -> GrammarProcess:
+        """A process that begins to compile the grammar."""
+        ours, theirs = socket.socketpair()
+        with theirs, self._lock:
+            for _ in range(2):  # the server may have been killed since the last time
+                control = self._control or self._start()
+                try:
+                    socket.send_fds(control, [b"+"], [theirs.fileno()])
+                    break
+                except OSError:
+                    self._end()
+                    self._control = None
+        return GrammarProcess(source, ours)
+
+    def close(self) -> None:
+        """Ends the server; its grammars' processes end when they are closed."""
+        with self._lock:
+            self._end()
+            self._control = None
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(  # -P: the working directory must not hide modules
+                [sys.executable, "-P", "-m", "cupola.runtime.grammar_worker", str(theirs.fileno()), *self._arguments],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for us alone
+            )
+        self._end = weakref.finalize(self, _end_server, process, ours)  # at the latest when this object or the program ends
+        self._control = ours
+        return ours
+
+
+def _nothing() -> None:
+    """The end of a server that never began."""
+
+
+def _end_server(process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    control.close()
+    process.kill()
+    process.wait()
+
+
+def wait_until_compiled(process: GrammarProcess, seconds: float) -> None:
+    """Waits until the grammar is compiled or has failed, at most so long."""
+    deadline = time.monotonic() + seconds
+    process.poll()
+    while process.compiling and (left := deadline - time.monotonic()) > 0:
+        wait([process], left)
+        process.poll()

@@ -1,0 +1,122 @@
+"""Compiles grammars and says which tokens they allow next. Run as a module by `grammar_process.py`.
+
+This process reads the vocabulary, and then forks a process for each grammar, which shares that memory: a grammar may come
+from anyone, may take for ever to compile or to match, and is then killed without harm to the others.
+
+A grammar's process reads and writes frames over a socket, each 4 bytes of length and that many of content. The first says
+what to compile (JSON); its answer is the start's: {"error": …} or {"num_bytes": …}. Each further one (JSON) has "rows": pairs of
+a sequence's name and its new tokens, and "forget": names. Its answer is a line of JSON, how each row stands, and the rows' masks.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from cupola.runtime import xgrammar_library as xgrammar
+
+MAX_GROWTH_BYTES = 512 << 20  # of a grammar's process over this one
+MAX_ERROR_CHARACTERS = 200
+MAX_CREDIT_SECONDS, ROW_SECONDS = 1.0, 0.02  # processor time for matching: how much can be saved up, and what a row adds
+
+
+def main(control: socket.socket, file: Path, vocab_size: int, stop_token_ids: list[int], max_seconds: float) -> None:
+    """Forks a process for each socket that comes, until nobody can send any more."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes
+    vocabularies: Any = [None, None]
+    error = None
+    try:
+        for special in (False, True):
+            vocabularies[special] = xgrammar.Vocabulary(file, vocab_size, stop_token_ids, with_special_tokens=special)
+    except Exception as problem:  # noqa: BLE001  the library raises whatever it likes; each grammar is told
+        error = f"the tokenizer can't be used: {problem}"
+    gc.freeze()  # what is collected is written to, and would no longer be shared
+    while True:
+        message, handles, _, _ = socket.recv_fds(control, 1, 1)
+        if not message:
+            return
+        if os.fork() == 0:
+            control.close()
+            with socket.socket(fileno=handles[0]) as connection:
+                _serve(connection.makefile("rb"), connection, vocabularies, error, max_seconds)
+            os._exit(0)
+        os.close(handles[0])
+
+
+def _serve(
+    stream: IO[bytes], connection: socket.socket, vocabularies: list[xgrammar.Vocabulary], error: str | None, max_seconds: float
+) -> None:
+    frame = _read(stream)
+    if frame is None:
+        return
+    kind, text = json.loads(frame)
+    _limit_memory()
+    signal.setitimer(signal.ITIMER_PROF, max_seconds)  # ends the process, in the midst of native code too
+    try:
+        if error is not None:
+            raise RuntimeError(error)
+        grammar = xgrammar.Grammar(vocabularies[kind == "structural_tag"], kind, text)
+        if grammar.fill([grammar.matcher()])[1] == ["stuck"]:
+            raise RuntimeError("it allows no output at all")
+    except Exception as problem:  # noqa: BLE001  the library raises whatever it likes
+        return _write(connection, json.dumps({"error": _tidy(problem)}).encode())
+    _write(connection, json.dumps({"num_bytes": grammar.num_bytes}).encode())
+    signal.setitimer(signal.ITIMER_PROF, MAX_CREDIT_SECONDS)
+    matchers: dict[str, Any] = {}
+    while (frame := _read(stream)) is not None:
+        _write(connection, _answer(grammar, matchers, json.loads(frame)))
+
+
+def _answer(grammar: xgrammar.Grammar, matchers: dict[str, Any], message: dict[str, Any]) -> bytes:
+    for name in message["forget"]:
+        matchers.pop(name, None)
+    rows = message["rows"]
+    credit = signal.getitimer(signal.ITIMER_PROF)[0] + ROW_SECONDS * len(rows)
+    signal.setitimer(signal.ITIMER_PROF, min(credit, MAX_CREDIT_SECONDS))
+    for name, _ in rows:
+        if name not in matchers:
+            matchers[name] = grammar.matcher()
+    fits = [xgrammar.accept(matchers[name], token_ids) for name, token_ids in rows]
+    masks, states = grammar.fill([matchers[name] for name, _ in rows])
+    states = [state if fit else "stuck" for state, fit in zip(states, fits, strict=True)]
+    return json.dumps(states).encode() + b"\n" + masks.tobytes()
+
+
+def _read(stream: IO[bytes]) -> bytes | None:
+    head = stream.read(4)
+    return stream.read(struct.unpack("<I", head)[0]) if len(head) == 4 else None
+
+
+def _write(connection: socket.socket, content: bytes) -> None:
+    connection.sendall(struct.pack("<I", len(content)) + content)
+
+
+def _limit_memory() -> None:
+    """Makes a huge allocation fail here instead of filling the machine."""
+    statm = Path("/proc/self/statm")
+    used = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
+    limit = used + MAX_GROWTH_BYTES if used else 4 << 30
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _tidy(problem: Exception) -> str:
+    """XGrammar's message without the time and the place in its source."""
+    if isinstance(problem, MemoryError) or "bad_alloc" in str(problem):
+        return "it takes too much memory"
+    text = re.sub(r"^(\[[\d:]+\] )?(\S+\.(cc|h):\d+: )?", "", str(problem).strip())
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_ERROR_CHARACTERS else f"{text[: MAX_ERROR_CHARACTERS // 2]} … {text[-MAX_ERROR_CHARACTERS // 2 :]}"
+
+
+if __name__ == "__main__":
+    handle, tokenizer_file, size, stops, seconds = sys.argv[1:]
+    main(socket.socket(fileno=int(handle)), Path(tokenizer_file), int(size), json.loads(stops), float(seconds))

@@ -1,0 +1,126 @@
+"""What form a request's output must have, in vLLM's names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cupola.runtime.errors import RequestError
+
+MAX_BYTES = 256 * 1024  # of a schema, a pattern, a grammar or all choices
+MAX_DEPTH = 64  # levels of a schema
+MAX_CHOICES = 4096
+KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StructuredOutputs:
+    """The form that the output must have. Exactly one field is given.
+
+    Args:
+        json: a JSON schema, as a dictionary, as a boolean or as JSON text; the output is JSON on one line that it validates.
+        json_object: whether the output is any JSON object.
+        regex: a regular expression that the whole output matches.
+        choice: the output is one of these strings.
+        grammar: a context-free grammar in GBNF (llama.cpp's form of EBNF), whose first rule is called root.
+        structural_tag: free text with JSON schemas inside of tags, as XGrammar's structural tags say, as a dictionary or as JSON text.
+
+    Raises:
+        RequestError: naming the field and the fix. Whether the grammar itself is sound is only known when it is compiled.
+    """
+
+    json: str | Object | bool | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    structural_tag: str | Object | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.json_object, bool | None):
+            raise RequestError(f"is {self.json_object!r:.60}", field="structured_outputs.json_object", fix="give true or false")
+        if len(self._given) != 1:
+            what = f"has {' and '.join(self._given)}" if self._given else "is empty"
+            raise RequestError(what, field="structured_outputs", fix=f"give exactly one of {', '.join(KINDS)}")
+        _, text = self.source()
+        if len(text.encode()) > MAX_BYTES:
+            raise RequestError(f"has {len(text.encode())} bytes", field=self.field, fix=f"give at most {MAX_BYTES}")
+
+    @property
+    def field(self) -> str:
+        """The name of the given field, for errors."""
+        return f"structured_outputs.{self._given[0]}"
+
+    @property
+    def _given(self) -> list[str]:
+        return [name for name in KINDS if getattr(self, name) is not None and (name != "json_object" or self.json_object)]
+
+    def source(self) -> tuple[str, str]:
+        """How the grammar is written, "json", "regex", "grammar" or "structural_tag", and its text. Raises RequestError."""
+        if self.choice is not None:
+            return "grammar", _any_of(self.choice)
+        if self.json_object:
+            return "json", '{"type": "object", "additionalProperties": true}'
+        if self.json is not None:
+            return "json", _write_json(self.json, self.field, bool)
+        if self.structural_tag is not None:
+            return "structural_tag", _write_json(self.structural_tag, self.field)
+        kind, text = ("regex", self.regex) if self.regex is not None else ("grammar", self.grammar)
+        _check_string(text, self.field)
+        assert text is not None
+        return kind, text
+
+
+def _any_of(choices: Sequence[str]) -> str:
+    field = "structured_outputs.choice"
+    if not isinstance(choices, list | tuple) or not 0 < len(choices) <= MAX_CHOICES:
+        size = f"has {len(choices)} strings" if isinstance(choices, list | tuple) else f"is {choices!r:.60}"
+        raise RequestError(size, field=field, fix=f"give a list of 1 to {MAX_CHOICES} strings")
+    for choice in choices:
+        _check_string(choice, field)
+    return "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices))
+
+
+def _check_string(text: object, field: str) -> None:
+    if not isinstance(text, str) or not text:
+        raise RequestError(f"is {text!r:.60}", field=field, fix="give a string that isn't empty")
+    if len(text) > MAX_BYTES:
+        raise RequestError(f"has {len(text)} characters", field=field, fix=f"give at most {MAX_BYTES}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"has a lone surrogate at character {error.start}", field=field, fix="give valid Unicode text") from None
+
+
+def _write_json(value: object, field: str, *others: type) -> str:
+    """The value, or the value that a string holds, as JSON text, checked to be an object (or one of `others`) that isn't too deep."""
+    if isinstance(value, str):
+        _check_string(value, field)
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(value, (dict, *others)):
+            raise RequestError(f"is {value!r:.60}", field=field, fix="give a JSON object")
+        _check_depth(value, field)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"is no JSON: {error!s:.100}", field=field, fix="give a JSON object") from None
+    return text
+
+
+def _check_depth(value: object, field: str) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise RequestError(f"is more than {MAX_DEPTH} levels deep", field=field, fix="make it flatter, with $ref for what recurs")
+
+
+def _children(item: object) -> Collection[object]:
+    return item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()

@@ -1,0 +1,259 @@
+"""Structured output by the parts that make it: what may be asked for, vocabularies, grammar processes and their limits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+import cupola.runtime.grammar
+from cupola.runtime.errors import RequestError
+from cupola.runtime.grammar import GrammarCompiler
+from cupola.runtime.grammar_process import Allowed, GrammarProcess, wait
+from cupola.runtime.structured_outputs import MAX_BYTES, MAX_CHOICES, MAX_DEPTH, StructuredOutputs
+from tests.runtime.tokenizers_for_tests import byte_fallback, byte_level, save
+
+VOCAB = 300  # past the tokenizer's
+END = 261
+ANY_TEXT = {"type": "structural_tag", "format": {"type": "any_text"}}
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(byte_level(), tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def compiler(tokenizer_file):
+    compiler = GrammarCompiler(tokenizer_file, VOCAB, [END], max_seconds=1, max_kept=4)
+    yield compiler
+    compiler.close()
+
+
+def ask(process: GrammarProcess, name: str, token_ids: list[int]) -> Allowed:
+    process.ask([(name, token_ids)])
+    while not (answers := process.poll()):
+        assert process.failure is None, process.failure
+        wait([process], 5)
+    return answers[name]
+
+
+def allowed_ids(allowed: Allowed) -> set[int]:
+    return set(np.flatnonzero(np.unpackbits(np.frombuffer(allowed.mask, np.uint8), bitorder="little")).tolist())
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({}, "structured_outputs", "empty"),
+        ({"json": {}, "regex": "a"}, "structured_outputs", "exactly one"),
+        ({"json_object": False}, "structured_outputs", "empty"),
+        ({"json_object": 1}, "structured_outputs.json_object", "true or false"),
+        ({"json": [1]}, "structured_outputs.json", "object"),
+        ({"json": "{"}, "structured_outputs.json", "JSON"),
+        ({"json": "[" * 30_000}, "structured_outputs.json", "JSON"),
+        ({"json": {"const": float("nan")}}, "structured_outputs.json", "JSON"),
+        ({"json": {"const": object()}}, "structured_outputs.json", "JSON"),
+        ({"json": {"const": "\ud800"}}, "structured_outputs.json", "JSON"),
+        ({"json": {"enum": [f"value {i}" for i in range(100_000)]}}, "structured_outputs.json", str(MAX_BYTES)),
+        ({"structural_tag": True}, "structured_outputs.structural_tag", "object"),
+        ({"regex": ""}, "structured_outputs.regex", "empty"),
+        ({"regex": 1}, "structured_outputs.regex", "string"),
+        ({"regex": "\ud800"}, "structured_outputs.regex", "surrogate"),
+        ({"regex": "a" * (MAX_BYTES + 1)}, "structured_outputs.regex", str(MAX_BYTES)),
+        ({"grammar": "é" * (MAX_BYTES - 10)}, "structured_outputs.grammar", str(MAX_BYTES)),
+        ({"choice": []}, "structured_outputs.choice", "list"),
+        ({"choice": "yes"}, "structured_outputs.choice", "list"),
+        ({"choice": ["a", ""]}, "structured_outputs.choice", "empty"),
+        ({"choice": ["a"] * (MAX_CHOICES + 1)}, "structured_outputs.choice", str(MAX_CHOICES)),
+    ],
+)
+def test_what_can_be_seen_to_be_wrong_is_refused_at_once(fields, field, words):
+    with pytest.raises(RequestError, match=words) as error:
+        StructuredOutputs(**fields)
+    assert error.value.field == field
+
+
+def test_a_schema_has_an_end_to_its_depth():
+    def nested(num_levels: int) -> dict:
+        schema: dict = {}
+        for _ in range(num_levels - 1):
+            schema = {"items": schema}
+        return schema
+
+    StructuredOutputs(json=nested(MAX_DEPTH))
+    with pytest.raises(RequestError, match="levels deep"):
+        StructuredOutputs(json=nested(MAX_DEPTH + 1))
+
+
+TOKENIZER_INFO = """
+import json, sys
+from pathlib import Path
+from cupola.runtime.xgrammar_library import Vocabulary
+file, size, stops = sys.argv[1:]
+print(Vocabulary(Path(file), int(size), json.loads(stops), with_special_tokens=True).to_json())
+for name in ("torch", "transformers", "xgrammar"):
+    assert not sys.modules.get(name), name
+"""
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level(), byte_fallback()], ids=["byte-level", "byte-fallback"])
+@pytest.mark.parametrize("extra", [-3, 0, 39], ids=["narrower", "as wide", "padded"])
+def test_vocabularies_are_what_xgrammar_makes_of_transformers_tokenizers(tokenizer, extra, tmp_path):
+    import xgrammar
+
+    tokenizer.add_tokens(["<tool>", "\n\n"])
+    file, size = save(tokenizer, tmp_path), tokenizer.get_vocab_size() + extra
+    stops = [tokenizer.token_to_id("<end>")]
+    expected = xgrammar.TokenizerInfo.from_huggingface(
+        PreTrainedTokenizerFast(tokenizer_file=str(file)), vocab_size=size, stop_token_ids=stops
+    )
+    command = [sys.executable, "-c", TOKENIZER_INFO, str(file), str(size), json.dumps(stops)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(found) == json.loads(expected.serialize_json())
+
+
+def test_masks_follow_the_grammar_token_by_token(compiler):
+    process = compiler.acquire(compiler.compile(StructuredOutputs(choice=["the", "thou", 'he"\n'])))
+    t, h, e, he = ord("t") + 0, ord("h"), ord("e"), 257
+    assert allowed_ids(ask(process, "a", [])) == {t, h, he}
+    assert allowed_ids(ask(process, "b", [he])) == {ord('"')}
+    assert allowed_ids(ask(process, "a", [t, h])) == {e, ord("o")}
+    done = ask(process, "a", [e])
+    assert done.state == "done" and allowed_ids(done) == {END}
+    assert ask(process, "b", [ord("x")]).state == "stuck"
+    compiler.release(process)
+
+
+@pytest.mark.parametrize("choice", ['q"uote', "back\\slash", "line\nend\ttab", "\x00\x07\x7f\u2028", "ü😀", "a|b) ::= c"])
+def test_choices_are_taken_literally(compiler, choice, tokenizer_file):
+    process = compiler.acquire(compiler.compile(StructuredOutputs(choice=[choice, "zz"])))
+    for i, token_id in enumerate(ids := byte_level().encode(choice, add_special_tokens=False).ids):
+        assert token_id in allowed_ids(ask(process, "a", ids[i - 1 : i] if i else []))
+    assert ask(process, "a", ids[-1:]).state == "done"
+    compiler.release(process)
+
+
+@pytest.mark.parametrize(("kind", "is_text"), [("regex", False), ("structural_tag", True)])
+def test_special_tokens_are_text_only_where_a_structural_tag_may_want_them(kind, is_text, tmp_path):
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["<think>"])
+    tokenizer.add_tokens(["<tool>"])
+    compiler = GrammarCompiler(save(tokenizer, tmp_path), VOCAB, [END])
+    grammar = StructuredOutputs(regex=".*") if kind == "regex" else StructuredOutputs(structural_tag=ANY_TEXT)
+    process = compiler.acquire(compiler.compile(grammar))
+    ids = allowed_ids(ask(process, "a", []))
+    assert (tokenizer.token_to_id("<think>") in ids) is is_text
+    assert {ord("a"), END, tokenizer.token_to_id("<tool>")} <= ids
+    assert not {*range(tokenizer.get_vocab_size(), VOCAB)} & ids
+    compiler.release(process)
+    compiler.close()
+
+
+NASTY = {
+    "parentheses": {"regex": "(" * 30_000 + "a" + ")" * 30_000},
+    "parentheses in a grammar": {"grammar": "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000},
+    "no grammar": {"grammar": "root :="},
+    "no such rule": {"grammar": 'root ::= "a" x'},
+    "endless rule": {"grammar": "root ::= a\na ::= root"},
+    "lookahead": {"regex": "(?=a)b"},
+    "refers to itself": {"json": {"$ref": "#"}},
+    "refer to each other": {"json": {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}},
+    "never": {"json": False},
+    "empty enum": {"json": {"enum": []}},
+    "empty range": {"json": {"type": "integer", "minimum": 5, "maximum": 3}},
+    "empty length": {"json": {"type": "string", "minLength": 5, "maxLength": 3}},
+    "needs what never is": {"json": {"type": "object", "properties": {"a": False}, "required": ["a"]}},
+    "no such type": {"json": {"type": "nothing"}},
+    "long constant": {"json": {"const": "x" * 250_000}},
+}
+
+
+@pytest.mark.parametrize("fields", NASTY.values(), ids=NASTY)
+def test_a_grammar_that_can_not_be_used_is_refused_in_time(compiler, fields):
+    with pytest.raises(RequestError, match="can't be used") as error:
+        compiler.compile(StructuredOutputs(**fields))
+    assert str(error.value.field).startswith("structured_outputs.") and len(str(error.value)) < 400
+    compiler.compile(StructuredOutputs(choice=["still", "here"]))
+
+
+SLOW = {"slow to match": {"regex": "((a{1,100}){1,100}){1,100}"}, "slower and slower": {"regex": "(.*)*(.*)*(.*)*x"}}
+
+
+@pytest.mark.parametrize("fields", SLOW.values(), ids=SLOW)
+def test_a_grammar_that_takes_too_long_to_match_ends_alone(compiler, fields):
+    slow = compiler.acquire(compiler.compile(StructuredOutputs(**fields)))
+    other = compiler.acquire(compiler.compile(StructuredOutputs(regex="[ab]*")))
+    slow.ask([("a", [ord("a")] * 3000)])
+    while slow.failure is None:
+        assert ord("b") in allowed_ids(ask(other, "b", [ord("a")]))
+        slow.poll()
+    assert "too much time" in slow.failure
+    for process in (slow, other):
+        compiler.release(process)
+
+
+def test_a_flood_of_grammars_keeps_few(compiler):
+    for i in range(40):
+        compiler.compile(StructuredOutputs(choice=[f"choice {i}"]))
+    assert len(compiler._kept) <= 4
+
+
+def test_grammars_compile_in_several_threads(compiler):
+    found = []
+    grammars = [StructuredOutputs(regex=f"[a-z]{{{i % 5 + 1}}}") for i in range(20)]
+    threads = [threading.Thread(target=lambda grammar: found.append(compiler.compile(grammar)), args=(grammar,)) for grammar in grammars]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20 and len(set(found)) == 5
+
+
+def test_a_killed_server_is_started_again(compiler):
+    compiler.compile(StructuredOutputs(choice=["before"]))
+    compiler._server.close()
+    process = compiler.acquire(compiler.compile(StructuredOutputs(choice=["after"])))
+    assert ask(process, "a", []).state == "open"
+    compiler.release(process)
+
+
+def test_without_xgrammar_the_error_says_how_to_get_it(compiler, monkeypatch):
+    def missing(name: str) -> str:
+        raise cupola.runtime.grammar.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(cupola.runtime.grammar.importlib.metadata, "version", missing)
+    with pytest.raises(RequestError, match=r"pip install --no-deps xgrammar==0\.2\.8"):
+        compiler.compile(StructuredOutputs(choice=["a"]))
+
+
+def test_a_damaged_tokenizer_is_an_error_of_the_request(tmp_path):
+    file = tmp_path / "tokenizer.json"
+    file.write_text("{}")
+    compiler = GrammarCompiler(file, VOCAB, [END])
+    with pytest.raises(RequestError, match="tokenizer"):
+        compiler.compile(StructuredOutputs(choice=["a"]))
+    compiler.close()
+
+
+def walk(process: GrammarProcess, seed: int, num_tokens: int = 400) -> str | None:
+    """A random text that the grammar allows; None if it doesn't end."""
+    random, tokens, letters = np.random.default_rng(seed), [], []
+    decode = byte_level().decode
+    for _ in range(num_tokens):
+        allowed = ask(process, str(seed), tokens[-1:])
+        if allowed.state == "done":
+            return decode(letters)
+        assert allowed.state == "open"
+        ids = sorted(allowed_ids(allowed))
+        tokens.append(END if END in ids else int(random.choice([i for i in ids if i < 128] or ids)))
+        if tokens[-1] == END:
+            return decode(letters)
+        letters.append(tokens[-1])
+    return None
