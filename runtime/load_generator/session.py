@@ -16,7 +16,6 @@ from cupola.runtime.errors import EngineError, OptionError
 from cupola.runtime.load_generator.dataset import Prompt, make_prompts, make_warm_up, read_sharegpt
 from cupola.runtime.load_generator.load_test import LoadTest
 from cupola.runtime.load_generator.openai_client import OpenAIClient
-from cupola.runtime.load_generator.record import RequestRecord
 from cupola.runtime.load_generator.report import LoadReport
 from cupola.runtime.load_generator.traffic import send_all
 from cupola.runtime.load_generator.words import Vocabulary, learn_words
@@ -24,6 +23,7 @@ from cupola.runtime.load_generator.words import Vocabulary, learn_words
 NOT_CHECKED = "the server has no /tokenize: prompts are common words, about a token each"
 NOT_EXACT = "hardly a word is one token on this server: texts have more tokens than asked for"
 NO_IDS = "the server takes no token ids: prompts are texts"
+MAX_CACHED_SHARE = 0.25  # of prompts that have nothing in common; a chat's template may be as much
 _REFUSED = (400, 404, 405, 422)
 
 
@@ -62,8 +62,8 @@ async def _measure(test: LoadTest, on_done: Callable[[], None]) -> LoadReport:
         duration_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
     finally:
         client.close()
-    notes = (*prepared.notes, *_counted(records))
-    return LoadReport(test, client.model, date, duration_s, tuple(records), cpu_s, notes)
+    report = LoadReport(test, client.model, date, duration_s, tuple(records), cpu_s)
+    return replace(report, notes=(*prepared.notes, *_doubts(report)))
 
 
 async def _prepare(test: LoadTest, client: OpenAIClient) -> Prepared:
@@ -96,9 +96,14 @@ async def _warm_up(test: LoadTest, client: OpenAIClient, prepared: Prepared) -> 
         await send_all(replace(test, num_prompts=test.num_warmups, request_rate=math.inf), prompts, client.generate, lambda: None)
 
 
-def _counted(records: list[RequestRecord]) -> tuple[str, ...]:
-    uncounted = sum(record.error is None and not record.is_counted for record in records)
-    return (f"{uncounted} answers came without usage: their chunks were counted as tokens",) if uncounted else ()
+def _doubts(report: LoadReport) -> Iterator[str]:
+    """What makes figures other than they look."""
+    uncounted = sum(record.error is None and not record.is_counted for record in report.records)
+    if uncounted:
+        yield f"{uncounted} answers came without usage: their chunks were counted as tokens"
+    cached, num_input = report.metrics.num_cached_tokens or 0, report.metrics.num_input_tokens
+    if report.test.dataset_name == "random" and not report.test.prefix_len and cached > MAX_CACHED_SHARE * num_input:
+        yield f"{cached} of {num_input} input tokens were in the server's prefix cache, as of an earlier run: another seed has new prompts"
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:

@@ -34,6 +34,7 @@ class FakeServer:
     tokenizes: str | None = "vllm"  # or "llama"
     takes_ids: bool = True
     has_usage: bool = True
+    num_cached: int = 2
     newline: str = "\n"
     piece_bytes: int = 1 << 20
     bodies: list[dict] = field(default_factory=list)
@@ -135,7 +136,7 @@ class FakeServer:
             chunks = [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}, *chunks]
         yield from (json.dumps({"id": "x", "choices": [{"index": 0, **chunk}], "usage": None}) for chunk in chunks)
         if self.has_usage and body["stream_options"]["include_usage"]:
-            usage = {"prompt_tokens": num_prompt, "completion_tokens": num_new, "prompt_tokens_details": {"cached_tokens": 2}}
+            usage = {"prompt_tokens": num_prompt, "completion_tokens": num_new, "prompt_tokens_details": {"cached_tokens": self.num_cached}}
             yield json.dumps({"id": "x", "choices": [], "usage": usage})
         yield "[DONE]"
 
