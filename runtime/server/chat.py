@@ -18,13 +18,15 @@ from cupola.runtime.server.protocol import ChatRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
 from cupola.runtime.server.service import Service
 from cupola.runtime.server.structured import compile_grammar, structured_outputs_of
+from cupola.runtime.tools.plan import ToolPlan, plan_chat
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A request on its way."""
+    """A request on its way. `plan` reads tool calls out of what the model says."""
 
     body: ChatRequest
+    plan: ToolPlan
     generation: Generation
     head: Object
 
@@ -38,29 +40,38 @@ class Chat:
     async def events(self) -> AsyncIterator[Object]:
         """The answer piece by piece; each choice's first says who speaks."""
         for index in range(len(self.generation.choices)):
-            yield self._event(index, {"role": "assistant", "content": ""}, None)
+            yield self._event(index, {"role": "assistant", "content": ""})
         options = self.body.stream_options
+        streams = [self.plan.open_stream() for _ in self.generation.choices]
         async for index, delta in self.generation:
-            logprobs = self._logprobs(delta.logprobs)
-            event = self._event(index, {"content": delta.text} if delta.text else {}, delta.finish_reason, logprobs)
-            event["choices"][0]["stop_reason"] = delta.stop_reason
-            if options and options.continuous_usage_stats:
-                event["usage"] = self.generation.usage()
-            if delta.text or delta.finish_reason or logprobs:
-                yield event
+            stream = streams[index]
+            found = stream.push(delta.text) + (stream.finish() if delta.finish_reason else [])
+            events = [self._event(index, said.as_openai()) for said in found]
+            if delta.finish_reason or (delta.logprobs and not events):
+                events.append(self._event(index, {}))
+            if events:
+                events[0]["choices"][0]["logprobs"] = self._logprobs(delta.logprobs)
+            if delta.finish_reason:
+                events[-1]["choices"][0] |= {
+                    "finish_reason": stream.finish_reason(delta.finish_reason),
+                    "stop_reason": delta.stop_reason,
+                }
+            for event in events:
+                yield {**event, "usage": self.generation.usage()} if options and options.continuous_usage_stats else event
         if options and options.include_usage:
             yield {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self.generation.usage()}
 
-    def _event(self, index: int, delta: Object, finish_reason: str | None, logprobs: Object | None = None) -> Object:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+    def _event(self, index: int, delta: Object) -> Object:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
         return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
     def _choice(self, index: int, choice: Choice) -> Object:
+        answer = self.plan.parse(choice.text)
         found = {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": {**answer.as_openai(), "refusal": None},
             "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": choice.finish_reason,
+            "finish_reason": answer.finish_reason(choice.finish_reason or ""),
             "stop_reason": choice.stop_reason,
         }
         return {**found, "token_ids": choice.token_ids} if self.body.return_token_ids else found
@@ -90,28 +101,42 @@ async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> 
     if body.chat_template is not None:
         raise RequestError("may not come with a request", field="chat_template", fix="leave it out: the model's own is used")
     _ = service.admission  # a server that can't answer should not render
+    plan = _plan(service, body)
+    structured = structured_outputs_of(body, plan.constraint)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    params = body.sampling_params(service.defaults, max_tokens, logprobs, structured_outputs_of(body))
-    text = await render(service, body)
+    params = body.sampling_params(
+        service.defaults, max_tokens, logprobs, structured, skip_special_tokens=body.skip_special_tokens and plan.skip_special_tokens
+    )
+    text = await _render(service, body, plan)
     prompt = await service.encode(text, add_special_tokens=bool(body.add_special_tokens))
     grammar = await compile_grammar(service, params)
     head = {"id": f"chatcmpl-{record.request_id}", "created": int(time.time()), "model": service.config.served_model_name}
     generation = Generation(service, record, [prompt], params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
-    return Chat(body, generation, head)
+    return Chat(body, plan, generation, head)
 
 
-async def render(service: Service, body: ChatRequest) -> str:
+def _plan(service: Service, body: ChatRequest) -> ToolPlan:
+    return plan_chat(
+        service.need_chat_template().text,
+        body.messages,
+        tools=body.tools,
+        tool_choice=body.tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls,
+        special_tokens=service.special_tokens,
+    )
+
+
+async def _render(service: Service, body: ChatRequest, plan: ToolPlan) -> str:
     """The prompt that the model's template makes of the messages, the last one left open if it is to be continued. Raises RequestError."""
-    template = service.need_chat_template()
+    template, messages = service.need_chat_template(), plan.messages
     if not body.continue_final_message:
-        return await asyncio.to_thread(template.render, body.messages, add_generation_prompt=body.add_generation_prompt)
+        return await asyncio.to_thread(template.render, messages, add_generation_prompt=body.add_generation_prompt, tools=plan.tools)
     if body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set:
         raise RequestError("contradicts add_generation_prompt", field="continue_final_message", fix="set one of the two to false")
-    text = await asyncio.to_thread(template.render, body.messages, add_generation_prompt=False)
-    last = body.messages[-1].get("content")
-    at = text.rfind(last.strip()) if isinstance(last, str) and last.strip() else -1
-    if at < 0:
+    text = await asyncio.to_thread(template.render, messages, add_generation_prompt=False, tools=plan.tools)
+    content = messages[-1].get("content")
+    last = content.strip() if isinstance(content, str) else ""
+    if not last or last not in text:
         raise RequestError("finds no text to continue", field="continue_final_message", fix="end with a message that has a text")
-    assert isinstance(last, str)
-    return text[: at + len(last.strip())]
+    return text[: text.rfind(last) + len(last)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
@@ -21,12 +21,13 @@ from cupola.runtime.server.structured import compile_grammar, structured_outputs
 
 @dataclass(frozen=True)
 class Completion:
-    """A request on its way: its prompts' texts are what `echo` says again."""
+    """A request on its way; `texts` and `first_tokens` of its prompts are there for `echo`, which says them again."""
 
     body: CompletionRequest
     generation: Generation
-    texts: tuple[str, ...]
     head: Object
+    texts: tuple[str, ...] = ()
+    first_tokens: tuple[str, ...] = ()
 
     @property
     def _n(self) -> int:
@@ -65,13 +66,12 @@ class Completion:
         echoed, scores = "", self.generation.prompt_logprobs[prompt]
         entries: list[TokenLogprobs | None] = list(choice.logprobs)
         if self.body.echo:
-            echoed = self.texts[prompt]
-            entries = [*(scores or ()), *entries]
+            echoed, entries = self.texts[prompt], [*(scores or ()), *entries]
         silent = self.body.max_tokens == 0  # a token was generated only because the engine always does
         found: Object = {
             "index": index,
             "text": echoed if silent else echoed + choice.text,
-            "logprobs": self._logprobs(entries[:-1] if silent else entries, 0),
+            "logprobs": self._logprobs(entries[:-1] if silent else entries, 0, self.first_tokens[prompt] if self.body.echo else ""),
             "finish_reason": "length" if silent else choice.finish_reason,
             "stop_reason": choice.stop_reason,
         }
@@ -81,8 +81,8 @@ class Completion:
             found["token_ids"], found["prompt_token_ids"] = choice.token_ids, self.generation.prompts[prompt]
         return found
 
-    def _logprobs(self, entries: list[TokenLogprobs | None] | list[TokenLogprobs], offset: int) -> Object | None:
-        return None if self.body.logprobs is None else completion_logprobs(entries, self.body.logprobs, offset)
+    def _logprobs(self, entries: Sequence[TokenLogprobs | None], offset: int, first_token: str = "") -> Object | None:
+        return None if self.body.logprobs is None else completion_logprobs(entries, self.body.logprobs, offset, first_token)
 
 
 async def complete(service: Service, request: Request, body: CompletionRequest) -> Response:
@@ -108,7 +108,8 @@ async def _begin(service: Service, record: RequestRecord, body: CompletionReques
     if body.max_tokens == 0 and (not body.echo or body.stream):
         raise RequestError("is 0", field="max_tokens", fix="give at least 1, or 0 with echo and without stream")
     structured = structured_outputs_of(body)
-    params = body.sampling_params(service.defaults, 1 if body.max_tokens == 0 else body.max_tokens, body.logprobs, structured)
+    max_tokens = 1 if body.max_tokens == 0 else body.max_tokens
+    params = body.sampling_params(service.defaults, max_tokens, body.logprobs, structured, skip_special_tokens=body.skip_special_tokens)
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
         params = replace(params, prompt_logprobs=body.logprobs)
     special = True if body.add_special_tokens is None else body.add_special_tokens
@@ -122,9 +123,10 @@ async def _begin(service: Service, record: RequestRecord, body: CompletionReques
         "model": service.config.served_model_name,
     }
     texts = [_text(service, prompt) for prompt in given] if body.echo else []
+    first_tokens = [_text(service, prompt[:1]) for prompt in prompts] if body.echo else []
     generation = Generation(service, record, prompts, params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
-    return Completion(body, generation, tuple(texts), head)
+    return Completion(body, generation, head, tuple(texts), tuple(first_tokens))
 
 
-def _text(service: Service, prompt: str | list[int]) -> str:
+def _text(service: Service, prompt: str | Sequence[int]) -> str:
     return prompt if isinstance(prompt, str) else service.need_tokenizer("echo").decode(prompt, skip_special_tokens=False)

@@ -19,21 +19,22 @@ def chat_logprobs(entries: Sequence[TokenLogprobs], num_top: int) -> dict[str, A
     return {"content": content}
 
 
-def completion_logprobs(entries: Sequence[TokenLogprobs | None], num_top: int, offset: int) -> dict[str, Any]:
-    """A completion's `logprobs`; texts begin `offset` characters into the answer. The first token of a prompt has None."""
-    tokens: list[str | None] = []
+def completion_logprobs(entries: Sequence[TokenLogprobs | None], num_top: int, offset: int, first_token: str = "") -> dict[str, Any]:
+    """A completion's `logprobs`; texts begin `offset` characters into the answer. What nothing predicts is a prompt's `first_token`."""
+    tokens: list[str] = []
     token_logprobs: list[float | None] = []
     top_logprobs: list[dict[str, float] | None] = []
     offsets = []
     for entry in entries:
         offsets.append(offset)
         if not entry:
-            tokens.append(None)
+            tokens.append(first_token)
             token_logprobs.append(None)
             top_logprobs.append(None)
+            offset += len(first_token)
             continue
         chosen = next(iter(entry.values()))
-        tokens.append(chosen.decoded_token)
+        tokens.append(chosen.decoded_token or "")
         token_logprobs.append(_finite(chosen.logprob))
         likeliest = [chosen, *_likeliest(entry, num_top)]
         top_logprobs.append({logprob.decoded_token or "": _finite(logprob.logprob) for logprob in likeliest} if num_top else None)

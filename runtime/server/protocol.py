@@ -96,7 +96,13 @@ class Sampling(Body):
             raise RequestError("is given without stream", field="stream_options", fix="set stream to true, or leave it out")
 
     def sampling_params(
-        self, defaults: SamplingParams, max_tokens: int | None, logprobs: int | None, structured: Object | None
+        self,
+        defaults: SamplingParams,
+        max_tokens: int | None,
+        logprobs: int | None,
+        structured: Object | None,
+        *,
+        skip_special_tokens: bool,
     ) -> SamplingParams:
         """The engine's parameters. Raises RequestError naming the field and the fix."""
         given: dict[str, Any] = {
@@ -122,7 +128,7 @@ class Sampling(Body):
             ignore_eos=self.ignore_eos,
             stop_token_ids=self.stop_token_ids,
             include_stop_str_in_output=self.include_stop_str_in_output,
-            skip_special_tokens=self.skip_special_tokens,
+            skip_special_tokens=skip_special_tokens,
         )
 
     def _logit_bias(self) -> dict[int, float] | None:

@@ -66,6 +66,7 @@ class Service:
         self.artifact, self.config, self._start = artifact, config, start
         self.tokenizer = load_tokenizer(artifact)
         self.chat_template = load_chat_template(artifact, self.tokenizer)
+        self.special_tokens = () if self.tokenizer is None else self.tokenizer.special_tokens
         self.defaults = default_sampling_params(artifact)
         self.metrics = Metrics(config.served_model_name)
         self.created = int(time.time())

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.sampling_params import SamplingParams
-from cupola.runtime.server.protocol import Sampling
+from cupola.runtime.server.protocol import Object, Sampling
 from cupola.runtime.server.service import Service
 
 NAMES = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
 
 
-def structured_outputs_of(body: Sampling) -> dict[str, Any] | None:
-    """The arguments of `StructuredOutputs`; None for plain text. Raises RequestError if more than one is asked for."""
-    found: dict[str, dict[str, Any]] = {}
+def structured_outputs_of(body: Sampling, of_tools: Mapping[str, object] | None = None) -> Object | None:
+    """`StructuredOutputs`' arguments, `of_tools` if a call is wanted; None for plain text. Raises RequestError if several are given."""
+    found: dict[str, Object] = {} if of_tools is None else {"tool_choice": dict(of_tools)}
     response_format = body.response_format
     if response_format is not None and response_format.type != "text":
         found["response_format"] = _of_format(response_format.type, response_format.json_schema)
@@ -29,7 +29,7 @@ def structured_outputs_of(body: Sampling) -> dict[str, Any] | None:
     return next(iter(found.values()), None)
 
 
-def _of_format(kind: str, json_schema: dict[str, Any] | None) -> dict[str, Any]:
+def _of_format(kind: str, json_schema: Object | None) -> Object:
     if kind == "json_object":
         return {"json_object": True}
     if kind == "structural_tag":
