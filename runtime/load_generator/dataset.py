@@ -38,7 +38,7 @@ def make_prompts(test: LoadTest, vocabulary: Vocabulary, as_ids: bool) -> list[P
 
 def make_warm_up(test: LoadTest, like: Prompt, number: int, vocabulary: Vocabulary, as_ids: bool) -> Prompt:
     """A prompt with the lengths of `like` that no measured one begins with, so that no prefix cache has those afterwards."""
-    rng = np.random.default_rng((test.seed, 1 + number))
+    rng = np.random.default_rng((test.seed, 2 + number))
     return Prompt(vocabulary.prompt(vocabulary.draw(like.num_tokens, rng), as_ids), like.num_tokens, like.output_len)
 
 

@@ -27,7 +27,7 @@ def arrival_times_s(test: LoadTest) -> list[float]:
     if math.isinf(test.burstiness):
         gaps = np.ones(test.num_prompts)
     else:
-        gaps = np.random.default_rng((test.seed, 0)).gamma(test.burstiness, size=test.num_prompts)
+        gaps = np.random.default_rng((test.seed, 1)).gamma(test.burstiness, size=test.num_prompts)
     times = np.cumsum(gaps)
     if not times[-1] > 0:  # a burstiness so low that no gap is above what a float can hold: one burst
         return [0.0] * test.num_prompts
