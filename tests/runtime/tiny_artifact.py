@@ -55,12 +55,14 @@ def make_artifact(
     seed: int = 0,
     context: int = CONTEXT,
     template: str = TEMPLATE,
+    weight: np.ndarray | None = None,
 ) -> Artifact:
     """Compiles and writes the artifact; `dtype` is the pages' and the weight's, `offset` the weight's place in its file."""
     folder.mkdir(parents=True, exist_ok=True)
     module = _module(dtype)
     relax.build(module, "llvm").export_library(str(folder / LIBRARY))
-    weight = np.random.default_rng(seed).normal(0, 2, (VOCAB, VOCAB)).astype(np.dtype(dtype))
+    if weight is None:
+        weight = np.random.default_rng(seed).normal(0, 2, (VOCAB, VOCAB)).astype(np.dtype(dtype))
     (folder / "weights-00001.safetensors").write_bytes(bytes(offset) + weight.tobytes())
     if with_tokenizer:
         save(byte_level(), folder)
