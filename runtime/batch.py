@@ -20,7 +20,8 @@ class Batch:
 
     A sequence's tokens are `query_starts[i]` to `query_starts[i + 1]`; `context_lens[i]` counts all its tokens with
     the new ones. `slots` says where each token's K/V goes: block id × block size + offset. `block_tables` is padded
-    with 0. `copies` are (from, to) blocks to copy, in order, before anything runs (copy-on-write).
+    with 0. `copies` are (from, to) blocks to copy, in order, before anything runs: copy-on-write, and K/V that goes to
+    the swap space or comes back from there, whose blocks' ids go on where those of the pages end.
     """
 
     tokens: Int32  # [n]
@@ -53,6 +54,11 @@ class Executor(Protocol):
     """Runs the model; the engine's only view of it."""
 
     num_blocks: int
+    num_swap_blocks: int
+
+    def provide_swap(self, num_blocks: int) -> bool:
+        """Makes sure that the first `num_blocks` swap blocks can be written; False if there is no room for them after all."""
+        ...
 
     def run(self, batch: Batch) -> Logits:
         """Appends the batch's K/V to the pages and returns the logits of `logit_rows`, which the next call may overwrite."""

@@ -19,6 +19,7 @@ from cupola.runtime.request import Request, RequestSpec
 from cupola.runtime.sampler import sample
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.scheduler import Scheduler
+from cupola.runtime.swap_pool import SwapPool
 from cupola.runtime.tokenizer import Tokenizer
 
 MAX_SALT_BYTES = 64
@@ -52,7 +53,7 @@ class Engine:
     """Schedules requests over an executor. For one thread.
 
     Args:
-        executor: runs the model; its `num_blocks` pages are the engine's to give away.
+        executor: runs the model; its `num_blocks` pages and its swap blocks are the engine's to give away.
         model: the model's context length, vocabulary and stop tokens.
         block_size: tokens a page holds.
         tokenizer: None for a model that takes and gives token ids only.
@@ -63,7 +64,8 @@ class Engine:
     ) -> None:
         self.executor, self.model, self.config, self.tokenizer = executor, model, config, tokenizer
         pool = BlockPool(executor.num_blocks, block_size, enable_prefix_caching=config.enable_prefix_caching)
-        self.scheduler = Scheduler(pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
+        swap = SwapPool(executor.num_swap_blocks, executor.num_blocks, executor.provide_swap)
+        self.scheduler = Scheduler(pool, swap, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
         max_length = min(model.context_length, executor.num_blocks * block_size)
         self.admission = Admission(model, max_length, config.max_logprobs, tokenizer)
         self._compiler = None if tokenizer is None else _make_compiler(tokenizer, model)
@@ -183,14 +185,16 @@ class Engine:
             num_preemptions=scheduler.num_preemptions,
             num_prefix_queries=scheduler.num_prefix_queries,
             num_prefix_hits=scheduler.num_prefix_hits,
+            num_swapped_out=scheduler.num_swapped_out,
+            num_swapped_in=scheduler.num_swapped_in,
         )
 
     def check_idle(self) -> None:
         """Checks that every block is free again. Raises EngineError; for tests and health checks when nothing runs."""
         self.scheduler.check_integrity()
-        pool = self.scheduler.pool
-        if pool.num_free_blocks != pool.num_blocks:
-            raise EngineError(f"{pool.num_blocks - pool.num_free_blocks} blocks are still held")
+        for name, pool in (("blocks", self.scheduler.pool), ("swap blocks", self.scheduler.swap)):
+            if pool.num_free_blocks != pool.num_blocks:
+                raise EngineError(f"{pool.num_blocks - pool.num_free_blocks} {name} are still held")
 
 
 def _make_compiler(tokenizer: Tokenizer, model: ModelConfig) -> GrammarCompiler:

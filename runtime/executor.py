@@ -24,6 +24,7 @@ from cupola.runtime.artifact import MANIFEST, Artifact, KernelSpec, KVSpec, Mani
 from cupola.runtime.batch import Batch, Float32, Int32, Logits
 from cupola.runtime.errors import ArtifactError, EngineError
 from cupola.runtime.machine import choose_library
+from cupola.runtime.swap_space import SwapSpace
 
 Array = npt.NDArray[Any]
 SPARE_BYTES = 16 << 20  # of workspace that is kept beside the largest step's
@@ -36,8 +37,9 @@ class TVMExecutor:
     Made by `load`. Page memory is touched, and so taken from the system, only as blocks are written.
     """
 
-    def __init__(self, machine: Any, artifact: Artifact, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
+    def __init__(self, machine: Any, artifact: Artifact, num_blocks: int, swap: SwapSpace) -> None:
+        self.num_blocks, self.num_swap_blocks, self.provide_swap = num_blocks, swap.num_blocks, swap.provide
+        self._swap = swap
         self._machine, self._forward = machine, machine["forward"]
         self._workspace = _Workspace(artifact.manifest)
         forward = artifact.manifest.function("forward")
@@ -61,8 +63,8 @@ class TVMExecutor:
             EngineError: if the compiled code fails.
         """
         for source, target in batch.copies:
-            for pages in self._pages.values():
-                pages[:, target] = pages[:, source]
+            for read, written in zip(self._block(source), self._block(target), strict=True):
+                written[...] = read
         steps = {name: step.hold(getattr(batch, name)) for name, step in self._steps.items()}
         for i, name in self._places:
             self._arguments[i] = steps[name]
@@ -79,6 +81,12 @@ class TVMExecutor:
             return self._results.logits
         values: Any = np.from_dlpack(returned if hasattr(returned, "__dlpack__") else returned[0])
         return Logits.of(values)
+
+    def _block(self, block: int) -> list[Array]:
+        """A block's part of every pool; swap blocks come after the pages' own."""
+        if block >= self.num_blocks:
+            return self._swap.block(block - self.num_blocks)
+        return [pages[:, block] for pages in self._pages.values()]
 
     def has_kernel(self, kernel: KernelSpec) -> bool:
         """Whether the library that was loaded has it; others of the artifact may have more."""
@@ -209,8 +217,10 @@ _GO_ON, _SKIP = 0, 1  # tell TVM's virtual machine to make a call, or that it wa
 _STEP_INPUTS = ("tokens", "positions", "query_starts", "context_lens", "logit_rows", "slots", "block_tables")
 
 
-def load(artifact: Artifact, num_blocks: int, isa: str | None = None) -> TVMExecutor:
+def load(artifact: Artifact, num_blocks: int, isa: str | None = None, swap: SwapSpace | None = None) -> TVMExecutor:
     """Loads an artifact with a pool of `num_blocks` blocks, and the library for `isa` or the best that runs here.
+
+    `swap` is where blocks can be put aside; None is nowhere.
 
     Raises:
         ArtifactError: if it was compiled for other machines or another TVM, or can't be loaded.
@@ -230,7 +240,7 @@ def load(artifact: Artifact, num_blocks: int, isa: str | None = None) -> TVMExec
         raise ArtifactError(
             f"can't be loaded: {str(error).strip().splitlines()[-1]}", file=library, fix="compile the model again"
         ) from error
-    return TVMExecutor(machine, artifact, num_blocks)
+    return TVMExecutor(machine, artifact, num_blocks, swap or SwapSpace(manifest.kv, 0))
 
 
 _CPU, _POOLED = 1, 2  # DLPack's number of the device, TVM's of an allocator that keeps memory for the next step

@@ -16,7 +16,7 @@ from cupola.runtime.engine import Engine, EngineConfig, stack_logits
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.executor import load
 from cupola.runtime.generation_defaults import default_sampling_params
-from cupola.runtime.memory import choose_num_blocks
+from cupola.runtime.memory import choose_num_blocks, make_swap_space
 from cupola.runtime.outputs import RequestOutput
 from cupola.runtime.request import Request
 from cupola.runtime.sampling_params import SamplingParams
@@ -33,6 +33,9 @@ class LLM:
         max_num_seqs: sequences in one step; no more than the artifact was compiled for are used.
         max_num_batched_tokens: tokens in one step; a longer prompt is computed in chunks.
         kv_memory: memory for K/V pages, such as "1GB", "512MiB" or a number of bytes.
+        swap_memory: memory beside it for the K/V of sequences that must give way when `kv_memory` runs out, in such terms too.
+            What does not fit is computed again later, as all of it is by default.
+        swap_folder: where a file without a name stands in for that memory.
         enable_prefix_caching: whether prompts share the K/V of equal beginnings.
         seed: for requests whose SamplingParams have none.
         max_logprobs: the most log-probabilities a token that a request may ask for; -1 is the whole vocabulary.
@@ -50,6 +53,8 @@ class LLM:
         max_num_seqs: int = 16,
         max_num_batched_tokens: int = 512,
         kv_memory: int | str = "1GB",
+        swap_memory: int | str = 0,
+        swap_folder: str | Path | None = None,
         enable_prefix_caching: bool = True,
         seed: int = 0,
         max_logprobs: int = 20,
@@ -59,7 +64,9 @@ class LLM:
         config = EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs)
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
-        self.engine = load_engine(self.artifact, config, self.tokenizer, kv_memory=kv_memory, isa=isa)
+        self.engine = load_engine(
+            self.artifact, config, self.tokenizer, kv_memory=kv_memory, swap_memory=swap_memory, swap_folder=swap_folder, isa=isa
+        )
         self._num_requests = 0
 
     def generate(
@@ -205,12 +212,22 @@ class LLM:
         return self.tokenizer
 
 
-def load_engine(artifact: Artifact, config: EngineConfig, tokenizer: Tokenizer | None, *, kv_memory: int | str, isa: str | None) -> Engine:
+def load_engine(
+    artifact: Artifact,
+    config: EngineConfig,
+    tokenizer: Tokenizer | None,
+    *,
+    kv_memory: int | str,
+    swap_memory: int | str,
+    swap_folder: str | Path | None,
+    isa: str | None,
+) -> Engine:
     """An engine that runs the artifact, with no more sequences in a step than it was compiled for. Raises as `LLM`."""
     manifest = artifact.manifest
     config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
     num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs)
-    return Engine(load(artifact, num_blocks, isa), manifest.model, manifest.kv.block_size, config, tokenizer)
+    swap = make_swap_space(manifest, swap_memory, swap_folder)
+    return Engine(load(artifact, num_blocks, isa, swap), manifest.model, manifest.kv.block_size, config, tokenizer)
 
 
 def _list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

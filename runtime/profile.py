@@ -135,8 +135,9 @@ class _Watch:
     """Stands before the executor, and times its calls and those of kernels."""
 
     def __init__(self, benchmark: Benchmark) -> None:
-        self.num_blocks = benchmark.executor.num_blocks
-        self._benchmark, self._executor, self._manifest = benchmark, benchmark.executor, benchmark.artifact.manifest
+        executor = self._executor = benchmark.executor
+        self.num_blocks, self.num_swap_blocks, self.provide_swap = executor.num_blocks, executor.num_swap_blocks, executor.provide_swap
+        self._benchmark, self._manifest = benchmark, benchmark.artifact.manifest
         self._works = {kernel.name: kernel.work for kernel in self._manifest.kernels}
         self._clear()
 

@@ -58,6 +58,8 @@ class Sequence:
         self.token_ids = list(request.spec.prompt_token_ids)
         self.num_computed_tokens = 0
         self.block_table = empty_table()
+        self.num_swapped_tokens = 0  # of a waiting sequence: so many have their K/V in the swap space, in `swap_table`
+        self.swap_table = empty_table()
         self.num_published_blocks = 0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None

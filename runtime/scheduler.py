@@ -1,8 +1,9 @@
-"""Which tokens run in the next step: continuous batching under a token budget, chunked prefill, preemption by recompute.
+"""Which tokens run in the next step: continuous batching under a token budget, chunked prefill, preemption.
 
 A request's way: `add` → waiting → (blocks from the prefix cache) → running, chunk by chunk until its prompt is
 computed → forked into its n completions → a token a step → finished. A sequence that must give way goes back to
-waiting without its blocks, and computes its tokens again when there is room.
+waiting without its blocks. If the swap space has room, their K/V is put there, and later copied into other blocks; else
+the sequence computes its tokens again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from cupola.runtime.block_pool import BlockPool
 from cupola.runtime.request import RankedLogprobs, Request, Sequence, Status
 from cupola.runtime.sampler import Samples
 from cupola.runtime.step import Chunk, Step, build_step
+from cupola.runtime.swap_pool import SwapPool
 
 
 class Scheduler:
@@ -21,16 +23,18 @@ class Scheduler:
 
     Args:
         pool: the K/V blocks.
+        swap: where the K/V of sequences that give way is put, as far as there is room.
         max_num_seqs: sequences in one step.
         max_num_batched_tokens: tokens in one step.
     """
 
-    def __init__(self, pool: BlockPool, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
-        self.pool, self.max_num_seqs, self.max_num_batched_tokens = pool, max_num_seqs, max_num_batched_tokens
+    def __init__(self, pool: BlockPool, swap: SwapPool, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.pool, self.swap, self.max_num_seqs, self.max_num_batched_tokens = pool, swap, max_num_seqs, max_num_batched_tokens
         self.requests: dict[str, Request] = {}
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []
         self.num_preemptions = self.num_prefix_queries = self.num_prefix_hits = 0  # the last two in tokens
+        self.num_swapped_out = self.num_swapped_in = 0  # in blocks
         self._changed: dict[str, Request] = {}  # a failed step keeps them for the next one
 
     def add(self, request: Request) -> None:
@@ -58,11 +62,13 @@ class Scheduler:
                     break
                 victim = max(self.running, key=lambda sequence: sequence.rank)
                 budget, preempted = budget + plan.pop(victim, 0), True
+                copies += self._swap_out(victim)
                 self._preempt(victim)
         while self.waiting and budget and not preempted and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
             if not self._admit(sequence):
                 break
+            copies += self._swap_in(sequence)
             plan[sequence] = num_tokens = min(sequence.num_new_tokens, budget)
             copies += self._reserve(sequence, num_tokens) or []
             budget -= num_tokens
@@ -87,7 +93,12 @@ class Scheduler:
         return list(changed.values())
 
     def recover(self) -> None:
-        """After a failed step, whose K/V can't be trusted: whatever runs gives its blocks up and computes its tokens again."""
+        """After a failed step, whose K/V can't be trusted: whatever runs gives its blocks up and computes its tokens again.
+
+        So does what waits with blocks in the swap space: the step may have been about to fill them.
+        """
+        for sequence in self.waiting:
+            self._forget_swapped(sequence)
         for sequence in list(self.running):
             self._preempt(sequence)
 
@@ -97,12 +108,14 @@ class Scheduler:
         self._changed.pop(request_id, None)
         for sequence in request.sequences if request else ():
             self._retire(sequence)
+            self._forget_swapped(sequence)
             sequence.status = Status.FINISHED
         return request
 
     def check_integrity(self) -> None:
-        """Checks that running sequences, and nothing else, hold blocks. Raises EngineError."""
+        """Checks that running sequences, and nothing else, hold blocks, and waiting ones swap blocks. Raises EngineError."""
         self.pool.check_integrity(sequence.block_table for sequence in self.running)
+        self.swap.check_integrity(sequence.swap_table for sequence in self.waiting)
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> list[tuple[int, int]] | None:
         start = sequence.num_computed_tokens
@@ -128,6 +141,29 @@ class Scheduler:
         if request.num_cached_tokens is None:
             request.num_cached_tokens, request.first_scheduled_time = num_cached * block_size, time.monotonic()
         return True
+
+    def _swap_out(self, sequence: Sequence) -> list[tuple[int, int]]:
+        """The copies that put what is computed of a sequence into the swap space; none if there is no room."""
+        blocks = sequence.block_table[: self.pool.num_blocks_for(sequence.num_computed_tokens)]
+        if not self.swap.take(sequence.swap_table, len(blocks)):
+            return []
+        sequence.num_swapped_tokens = sequence.num_computed_tokens
+        self.num_swapped_out += len(blocks)
+        return list(zip(blocks, sequence.swap_table, strict=True))
+
+    def _swap_in(self, sequence: Sequence) -> list[tuple[int, int]]:
+        """Takes blocks for what an admitted sequence has in the swap space beyond its cached prefix. Returns the copies that fill them."""
+        table, num_cached = sequence.block_table, len(sequence.block_table)
+        self.pool.reserve(table, sequence.num_computed_tokens, sequence.num_swapped_tokens)  # `_admit` saw that all its tokens fit
+        copies = list(zip(sequence.swap_table[num_cached:], table[num_cached:], strict=True))
+        sequence.num_computed_tokens = max(sequence.num_computed_tokens, sequence.num_swapped_tokens)
+        self.num_swapped_in += len(copies)
+        self._forget_swapped(sequence)
+        return copies
+
+    def _forget_swapped(self, sequence: Sequence) -> None:
+        self.swap.release(sequence.swap_table)
+        sequence.num_swapped_tokens = 0
 
     def _advance(self, chunk: Chunk, num_computed_tokens: int) -> None:
         sequence, request = chunk.sequence, chunk.sequence.request

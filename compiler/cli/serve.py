@@ -25,6 +25,12 @@ Name = Annotated[str | None, typer.Option("--served-model-name", help="How reque
 MaxSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that run together.")]
 MaxTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Tokens of one step; longer prompts are computed in chunks.")]
 KVMemory = Annotated[str, typer.Option("--kv-memory", help="Memory for K and V, such as 2GB or 512MiB.")]
+SwapMemory = Annotated[
+    str, typer.Option("--swap-memory", help="Memory for K and V of answers that must give way, such as 1GB; 0 computes them again.")
+]
+SwapFolder = Annotated[
+    Path | None, typer.Option("--swap-folder", help="A folder on a disk that stands in for that memory.", show_default=False)
+]
 PrefixCaching = Annotated[bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Share the K/V of prompts that begin equally.")]
 MaxQueue = Annotated[int, typer.Option("--max-queue", help="Sequences that may wait; more are refused with 429.")]
 MaxLogprobs = Annotated[int, typer.Option("--max-logprobs", help="The most log-probabilities a token that may be asked for.")]
@@ -42,6 +48,8 @@ def serve_model(
     max_num_seqs: MaxSeqs = 16,
     max_num_batched_tokens: MaxTokens = 512,
     kv_memory: KVMemory = "1GB",
+    swap_memory: SwapMemory = "0",
+    swap_folder: SwapFolder = None,
     prefix_caching: PrefixCaching = True,
     seed: p.Seed = None,
     max_logprobs: MaxLogprobs = 20,
@@ -78,6 +86,8 @@ def serve_model(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             kv_memory=kv_memory,
+            swap_memory=swap_memory,
+            swap_folder=swap_folder,
             enable_prefix_caching=prefix_caching,
             seed=seed or 0,
             max_logprobs=max_logprobs,

@@ -172,7 +172,15 @@ def load(start: m.Start) -> Engine:
     """The engine that `start` asks for. Raises CupolaError."""
     artifact = Artifact.open(start.artifact)
     config = EngineConfig(start.max_num_seqs, start.max_num_batched_tokens, start.enable_prefix_caching, start.seed, start.max_logprobs)
-    return load_engine(artifact, config, load_tokenizer(artifact), kv_memory=start.kv_memory, isa=start.isa)
+    return load_engine(
+        artifact,
+        config,
+        load_tokenizer(artifact),
+        kv_memory=start.kv_memory,
+        swap_memory=start.swap_memory,
+        swap_folder=start.swap_folder,
+        isa=start.isa,
+    )
 
 
 def serve(channel: Channel) -> None:

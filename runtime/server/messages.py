@@ -23,6 +23,8 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     kv_memory: int | str
+    swap_memory: int | str
+    swap_folder: str | None
     enable_prefix_caching: bool
     seed: int
     max_logprobs: int

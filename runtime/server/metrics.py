@@ -18,6 +18,8 @@ COUNTERS = {
     "num_preemptions": "Sequences that had to give their K/V blocks up.",
     "prefix_cache_queries": "Tokens that were looked for in the prefix cache.",
     "prefix_cache_hits": "Tokens that were found there.",
+    "num_swapped_out": "K/V blocks put into the swap space for sequences that had to give way.",
+    "num_swapped_in": "K/V blocks that came back from the swap space.",
     "prompt_tokens": "Prompt tokens of finished requests.",
     "generation_tokens": "Tokens generated.",
     "engine_restarts": "How often the engine's process had to be started again.",
@@ -77,6 +79,8 @@ class Metrics:
             ("num_preemptions", stats.num_preemptions, last.num_preemptions),
             ("prefix_cache_queries", stats.num_prefix_queries, last.num_prefix_queries),
             ("prefix_cache_hits", stats.num_prefix_hits, last.num_prefix_hits),
+            ("num_swapped_out", stats.num_swapped_out, last.num_swapped_out),
+            ("num_swapped_in", stats.num_swapped_in, last.num_swapped_in),
         ):
             if now != before:
                 self._counters[name].inc(now - before if now > before else now)  # a new engine counts from 0

@@ -34,6 +34,8 @@ def serve(
     max_num_seqs: int = 16,
     max_num_batched_tokens: int = 512,
     kv_memory: int | str = "1GB",
+    swap_memory: int | str = 0,
+    swap_folder: str | Path | None = None,
     enable_prefix_caching: bool = True,
     seed: int = 0,
     max_logprobs: int = 20,
@@ -64,9 +66,21 @@ def serve(
     folder = Path(artifact)
     EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs)  # refused here, before a process starts
     parse_bytes(kv_memory, "kv_memory")
+    parse_bytes(swap_memory, "swap_memory", lowest=0)
     config = ServerConfig(served_model_name or folder.resolve().name, api_key, max_queue, request_timeout, shutdown_timeout)
     opened = Artifact.open(folder)
-    start = m.Start(str(folder.resolve()), max_num_seqs, max_num_batched_tokens, kv_memory, enable_prefix_caching, seed, max_logprobs, isa)
+    start = m.Start(
+        artifact=str(folder.resolve()),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_memory=kv_memory,
+        swap_memory=swap_memory,
+        swap_folder=None if swap_folder is None else str(Path(swap_folder).resolve()),
+        enable_prefix_caching=enable_prefix_caching,
+        seed=seed,
+        max_logprobs=max_logprobs,
+        isa=isa,
+    )
     with listen(host, port) as listener:
         set_up_logs(log_format)
         asyncio.run(_serve(Service(opened, start, config), listener))

@@ -25,24 +25,40 @@ def fake_logits(context: list[int]) -> Float32:
 class FakeExecutor:
     """Keeps each token and its position in its slot, and predicts from the whole context as the block table shows it."""
 
-    def __init__(self, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self.pages = np.full((num_blocks, BLOCK, 2), -1)
+    def __init__(self, num_blocks: int, num_swap_blocks: int) -> None:
+        self.num_blocks, self.num_swap_blocks = num_blocks, num_swap_blocks
+        self.pages = np.full((num_blocks + num_swap_blocks, BLOCK, 2), -1)
+        self.disk_is_full = False
+        self.num_provided = 0  # swap blocks
         self.num_failures = 0  # steps that are still to fail
-        self.num_steps = 0
+        self.num_steps = self.num_tokens = 0
+
+    def provide_swap(self, num_blocks: int) -> bool:
+        if not self.disk_is_full:
+            self.num_provided = max(self.num_provided, num_blocks)
+        return num_blocks <= self.num_provided
 
     def run(self, batch: Batch) -> Logits:
         self.num_steps += 1
         n, b = len(batch.tokens), len(batch.context_lens)
+        self.num_tokens += n
         assert 0 < n == len(batch.positions) == len(batch.slots) == batch.query_starts[-1]
         assert len(batch.query_starts) == b + 1
         assert len(np.unique(batch.slots)) == n, "two tokens in one slot"
         assert all(array.dtype == np.int32 for array in vars(batch).values() if isinstance(array, np.ndarray))
         for source, target in batch.copies:
+            assert min(source, target) < self.num_blocks, "nothing is copied within the swap space"
+            assert max(source, target) < self.num_blocks + self.num_provided, "a swap block that has no memory"
             self.pages[target] = self.pages[source]
+            if source >= self.num_blocks:
+                self.pages[source] = -1  # what came back is gone
+        assert max(batch.slots) < self.num_blocks * BLOCK
+        assert batch.block_tables.max() < self.num_blocks
         self.pages[batch.slots // BLOCK, batch.slots % BLOCK] = np.stack([batch.tokens, batch.positions], 1)
         if self.num_failures:
             self.num_failures -= 1
+            self.pages[[target for _, target in batch.copies]] = -1
+            self.pages[batch.slots // BLOCK, batch.slots % BLOCK] = -1
             raise RuntimeError("the device is on fire")
         return Logits.of(np.array([self._row(batch, int(row)) for row in batch.logit_rows], np.float32).reshape(-1, VOCAB))
 
@@ -55,8 +71,8 @@ class FakeExecutor:
         return fake_logits(context[:, 0].tolist())
 
 
-def make_engine(num_blocks: int = 64, **config: object) -> Engine:
-    return Engine(FakeExecutor(num_blocks), MODEL, BLOCK, EngineConfig(**config))
+def make_engine(num_blocks: int = 64, num_swap_blocks: int = 0, **config: object) -> Engine:
+    return Engine(FakeExecutor(num_blocks, num_swap_blocks), MODEL, BLOCK, EngineConfig(**config))
 
 
 def run_all(engine: Engine) -> dict[str, RequestOutput]:
@@ -81,11 +97,11 @@ def completions(output: RequestOutput) -> list[tuple[list[int], str | None]]:
     return [(completion.token_ids, completion.finish_reason) for completion in output.outputs]
 
 
-def greedy_reference(prompt: list[int], num_tokens: int) -> list[int]:
+def greedy_reference(prompt: list[int], num_tokens: int, *, stop: bool = True) -> list[int]:
     """Greedy tokens straight from the definition, without an engine."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + num_tokens:
         tokens.append(int(fake_logits(tokens).argmax()))
-        if tokens[-1] == STOP:
+        if stop and tokens[-1] == STOP:
             break
     return tokens[len(prompt) :]

@@ -297,6 +297,7 @@ class Plan:
     num_steps_after: int
     abort_after: int | None
     fails: bool
+    disk_is_full: bool
 
 
 def draw_plan(seed: int) -> Plan:
@@ -311,7 +312,7 @@ def draw_plan(seed: int) -> Plan:
         prompt_logprobs=rng.choice([None, None, None, 0]),
     )
     abort_after = rng.choice([None, None, None, None, None, 0, 1, 2, 5])
-    return Plan(prompt, params, int(rng.integers(2)), int(rng.integers(4)), abort_after, rng.random() < 0.05)
+    return Plan(prompt, params, int(rng.integers(2)), int(rng.integers(4)), abort_after, rng.random() < 0.05, rng.random() < 0.1)
 
 
 @settings(max_examples=25)
@@ -321,10 +322,12 @@ def draw_plan(seed: int) -> Plan:
     budget=st.sampled_from([1, 7, 16, 64]),
     max_num_seqs=st.integers(1, 8),
     caching=st.booleans(),
+    num_swap_blocks=st.sampled_from([0, 6, 60]),
 )
-def test_a_thousand_random_requests(seeds, num_blocks, budget, max_num_seqs, caching):
+def test_a_thousand_random_requests(seeds, num_blocks, budget, max_num_seqs, caching, num_swap_blocks):
     """25 times 40 of them: nothing leaks, nothing is lost, and each gets what it would get alone."""
-    engine = make_engine(num_blocks, max_num_batched_tokens=budget, max_num_seqs=max_num_seqs, enable_prefix_caching=caching)
+    options = {"max_num_batched_tokens": budget, "max_num_seqs": max_num_seqs, "enable_prefix_caching": caching}
+    engine = make_engine(num_blocks, num_swap_blocks, **options)
     plans = {str(i): draw_plan(seed) for i, seed in enumerate(seeds)}
     outputs, aborts, aborted, step = {}, {}, set(), 0
 
@@ -346,7 +349,7 @@ def test_a_thousand_random_requests(seeds, num_blocks, budget, max_num_seqs, cac
         engine.add_request(name, plan.prompt, plan.params, priority=plan.priority)
         if plan.abort_after is not None:
             aborts[name] = step + plan.abort_after
-        engine.executor.num_failures = int(plan.fails)
+        engine.executor.num_failures, engine.executor.disk_is_full = int(plan.fails), plan.disk_is_full
         for _ in range(plan.num_steps_after):
             advance()
     while engine.has_unfinished_requests():
