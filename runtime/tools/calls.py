@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+MAX_DEPTH = 64  # of what is written as JSON again: Python's recursion has an end
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,26 @@ def new_call_id() -> str:
 
 
 def parse_object(text: str) -> dict[str, object] | None:
-    """The JSON object that `text` holds; None if it holds anything else."""
+    """The JSON object that `text` holds; None if it holds anything else, or more than `MAX_DEPTH` levels."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError):  # a number of too many digits is a ValueError too
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and not is_deeper(value, MAX_DEPTH) else None
+
+
+def is_deeper(value: object, max_depth: int) -> bool:
+    """Whether lists and objects are nested in more than `max_depth` levels, with the scalars in them as one."""
+    level = [value]
+    for _ in range(max_depth):
+        level = [inner for outer in level for inner in _children(outer)]
+    return bool(level)
+
+
+def _children(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _finite(text: str) -> float:

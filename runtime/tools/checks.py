@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cupola.runtime.errors import RequestError
+from cupola.runtime.tools.calls import MAX_DEPTH, is_deeper
 from cupola.runtime.tools.formats import NAME
 
 MAX_TOOLS = 128
-MAX_TOOL_BYTES = 65536
-MAX_DEPTH = 64
+MAX_TOOL_BYTES, MAX_TOTAL_BYTES = 64 * 1024, 192 * 1024
 NO_PARAMETERS: Mapping[str, object] = {"type": "object", "properties": {}, "additionalProperties": False}
 _NAME = re.compile(NAME)
 
@@ -27,12 +27,14 @@ class Tool:
         parameters: the JSON schema of its arguments, an object.
         strict: whether calls must keep to that schema.
         spec: the entry of `tools` as it came, for the prompt.
+        num_bytes: of its JSON.
     """
 
     name: str
     parameters: Mapping[str, object]
     strict: bool
     spec: Mapping[str, object]
+    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ def check_tools(tools: object) -> tuple[Tool, ...]:
     if len(tools) > MAX_TOOLS:
         raise RequestError(f"has {len(tools)} entries", field="tools", fix=f"give at most {MAX_TOOLS}")
     checked = tuple(_check_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools))
+    total = sum(tool.num_bytes for tool in checked)
+    if total > MAX_TOTAL_BYTES:
+        raise RequestError(f"has {total} bytes", field="tools", fix=f"give at most {MAX_TOTAL_BYTES}")
     first: dict[str, int] = {}
     for i, tool in enumerate(checked):
         if first.setdefault(tool.name, i) != i:
@@ -76,9 +81,9 @@ def _check_tool(tool: object, field: str) -> Tool:
         raise RequestError(f"is {function['description']!r:.60}", field=f"{field}.description", fix="give a string")
     if not isinstance(function.get("strict"), bool | None):
         raise RequestError(f"is {function['strict']!r:.60}", field=f"{field}.strict", fix="give true or false")
-    _check_size(tool, field)
+    size = _check_size(tool, field)
     parameters = _check_parameters(function.get("parameters"), f"{field}.parameters")
-    return Tool(name, parameters, bool(function.get("strict")), tool)
+    return Tool(name, parameters, bool(function.get("strict")), tool, size)
 
 
 def check_name(name: object, field: str) -> str:
@@ -88,8 +93,8 @@ def check_name(name: object, field: str) -> str:
     return name
 
 
-def _check_size(tool: object, field: str) -> None:
-    if _is_deeper(tool, MAX_DEPTH):
+def _check_size(tool: object, field: str) -> int:
+    if is_deeper(tool, MAX_DEPTH):
         raise RequestError(f"is nested more than {MAX_DEPTH} levels deep", field=field, fix="give a flatter schema")
     try:
         size = len(json.dumps(tool, allow_nan=False))
@@ -97,19 +102,7 @@ def _check_size(tool: object, field: str) -> None:
         raise RequestError(f"can't be written as JSON: {error}", field=field, fix="give plain JSON") from None
     if size > MAX_TOOL_BYTES:
         raise RequestError(f"has {size} bytes", field=field, fix=f"give at most {MAX_TOOL_BYTES}")
-
-
-def _is_deeper(value: object, max_depth: int) -> bool:
-    level = [value]
-    for _ in range(max_depth):
-        level = [inner for outer in level for inner in _children(outer)]
-    return bool(level)
-
-
-def _children(value: object) -> Iterable[object]:
-    if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, list | tuple) else ()
+    return size
 
 
 def _check_parameters(parameters: object, field: str) -> Mapping[str, object]:

@@ -8,7 +8,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.tools.calls import parse_object
+from cupola.runtime.tools.calls import MAX_DEPTH, is_deeper, parse_object
 from cupola.runtime.tools.checks import MAX_TOOLS, Tool, check_name
 from cupola.runtime.tools.formats import HERMES, TemplateTraits, ToolFormat
 
@@ -97,6 +97,8 @@ def _check_call(call: object, field: str) -> dict[str, object]:
     arguments = function.get("arguments")
     if not isinstance(arguments, str | Mapping | None):
         raise RequestError(f"is {arguments!r:.60}", field=f"{field}.function.arguments", fix="give a string of JSON")
+    if is_deeper(arguments, MAX_DEPTH):
+        raise RequestError(f"is nested more than {MAX_DEPTH} levels deep", field=f"{field}.function.arguments", fix="give a flatter object")
     if isinstance(arguments, str) and arguments.strip():
         parsed = parse_object(arguments)
         arguments = arguments if parsed is None else parsed  # a call that broke off is shown as it was

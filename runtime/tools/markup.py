@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from cupola.runtime.tools.calls import MAX_DEPTH, is_deeper
 from cupola.runtime.tools.formats import Markup
 
 MAX_BEGIN_CHARACTERS = 256
@@ -51,7 +52,7 @@ def _read_value(text: str, types: frozenset[str]) -> object:
         json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
         return text
-    return value
+    return text if is_deeper(value, MAX_DEPTH) else value
 
 
 def _types(schema: object) -> frozenset[str]:

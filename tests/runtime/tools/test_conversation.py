@@ -146,6 +146,9 @@ def assistant(*calls: object) -> list:
     return [{"role": "assistant", "tool_calls": list(calls)}]
 
 
+DEEP: list = []
+for _ in range(5000):
+    DEEP = [DEEP]
 BAD_MESSAGES = {
     "messages": ([], "text", None, {}),
     "messages[0]": ([1], [{}], [{"role": "function", "content": "x"}], [{"role": 1, "content": "x"}], [{"role": ["user"], "content": "x"}]),
@@ -160,7 +163,7 @@ BAD_MESSAGES = {
     "messages[0].tool_calls": ([{"role": "assistant", "tool_calls": 1}], assistant(*CALLS["tool_calls"] * 65)),
     "messages[0].tool_calls[0]": tuple(assistant(entry) for entry in BAD_CALLS),
     "messages[0].tool_calls[0].function.name": (assistant(call("x", "a b", "{}")),),
-    "messages[0].tool_calls[0].function.arguments": (assistant(call("x", "f", 1)),),
+    "messages[0].tool_calls[0].function.arguments": (assistant(call("x", "f", 1)), assistant(call("x", "f", {"a": DEEP}))),
     "messages[0].tool_call_id": ([RESULTS[0]], [{"role": "tool", "content": "x"}], [{"role": "tool", "content": "x", "tool_call_id": 1}]),
     "messages[2].tool_call_id": ([{**CALLS}, ASK[1], RESULTS[0]],),
     "messages[1].tool_call_id": ([CALLS, {**RESULTS[0], "tool_call_id": "call_3"}],),

@@ -35,7 +35,7 @@ def nested(depth: int) -> dict:
 
 
 BAD_TOOLS = {
-    "tools": ("x", {}, [function(name=f"f{i}") for i in range(129)]),
+    "tools": ("x", {}, [function(name=f"f{i}") for i in range(129)], [function(name=f"f{i}", description="x" * 60_000) for i in range(4)]),
     "tools[0]": ([1], [{}], [{"type": "custom", "custom": {"name": "x"}}], [{"type": "function", "function": 1}]),
     "tools[0].function.name": tuple([function(name=name)] for name in (None, 1, "", "a b", "é", "x" * 65, "f\n")),
     "tools[1].function.name": ([WEATHER, WEATHER],),

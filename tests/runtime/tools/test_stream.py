@@ -281,6 +281,18 @@ def test_broken_arguments_are_content_in_the_whole_and_themselves_in_a_stream(ar
     assert (call.name, call.arguments) == ("f", arguments)
 
 
+@pytest.mark.parametrize("depth", [80, 300, 450, 900, 990, 100_000])
+def test_deep_arguments_are_no_arguments(depth):
+    deep = '{"a": ' * depth + "1" + "}" * depth
+    for text in (
+        f'<tool_call>{{"arguments": {deep}, "name": "f"}}</tool_call>',
+        f'<tool_call>{{"name": "f", "arguments": {deep}}}</tool_call>',
+    ):
+        assert read(text, [], "hermes", whole=True) == Answer(text, ())
+    (call,) = read(f"<tool_call>f<arg_key>a</arg_key><arg_value>{deep}</arg_value></tool_call>", [], "glm").tool_calls
+    assert json.loads(call.arguments) == {"a": deep}
+
+
 def test_a_good_call_after_a_broken_one_is_found():
     broken = '<tool_call>{"name": "f", "arguments": {"a: 1}}</tool_call>'
     answer = read(broken + '<tool_call>{"name": "f", "arguments": {}}</tool_call>', [], "hermes", whole=True)
