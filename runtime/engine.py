@@ -57,10 +57,17 @@ class Engine:
         model: the model's context length, vocabulary and stop tokens.
         block_size: tokens a page holds.
         tokenizer: None for a model that takes and gives token ids only.
+        grammar_compiler: for structured outputs; by default one of the engine's own.
     """
 
     def __init__(
-        self, executor: Executor, model: ModelConfig, block_size: int, config: EngineConfig, tokenizer: Tokenizer | None = None
+        self,
+        executor: Executor,
+        model: ModelConfig,
+        block_size: int,
+        config: EngineConfig,
+        tokenizer: Tokenizer | None = None,
+        grammar_compiler: GrammarCompiler | None = None,
     ) -> None:
         self.executor, self.model, self.config, self.tokenizer = executor, model, config, tokenizer
         pool = BlockPool(executor.num_blocks, block_size, enable_prefix_caching=config.enable_prefix_caching)
@@ -68,7 +75,7 @@ class Engine:
         self.scheduler = Scheduler(pool, swap, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
         max_length = min(model.context_length, executor.num_blocks * block_size)
         self.admission = Admission(model, max_length, config.max_logprobs, tokenizer)
-        self._compiler = None if tokenizer is None else _make_compiler(tokenizer, model)
+        self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))
         self._grammars = GrammarMasks(self._compiler)
         self._num_requests = 0
 

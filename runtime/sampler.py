@@ -148,17 +148,19 @@ def find_candidates(maxima: Float32, top_k: int, vocab_size: int) -> npt.NDArray
 
 def adjust(logits: Float32, sequence: Sequence) -> Float32:
     """Logits after logit bias, `min_tokens` and penalties; a copy where anything changes."""
-    params = sequence.request.spec.params
+    spec = sequence.request.spec
+    params = spec.params
     if not _adjusts(sequence):
         return logits
     logits = logits.copy()
     if params.logit_bias:
         logits[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
-    banned = list(sequence.banned_token_ids)
-    kept = logits[banned]
-    logits[banned] = -np.inf
-    if banned and logits.max() == -np.inf:  # a grammar may allow nothing else
-        logits[banned] = kept
+    if banned := sequence.banned_token_ids:
+        own = list(banned - spec.model_stop_token_ids - spec.ignored_token_ids)
+        kept = logits[own]
+        logits[list(banned)] = -np.inf
+        if logits.max() == -np.inf:  # a grammar allows nothing but what the request would rather not see yet, or the end
+            logits[own] = kept
     if params.penalized:
         seen = np.unique(sequence.token_ids)
         logits[seen] *= np.where(logits[seen] > 0, 1 / params.repetition_penalty, params.repetition_penalty).astype(np.float32)
