@@ -119,6 +119,9 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         """The text of token ids."""
         service.check_model(body.model)
         admission, tokenizer = service.admission, service.need_tokenizer("tokens")
+        if len(body.tokens) > admission.max_length:
+            problem = f"has {len(body.tokens)} tokens, more than a sequence may have, {admission.max_length}"
+            raise RequestError(problem, field="tokens", fix="give fewer at once")
         for token_id in body.tokens:
             admission.token_id(token_id, "tokens")
         text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=body.skip_special_tokens)

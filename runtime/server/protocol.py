@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cupola.runtime.errors import RequestError
 from cupola.runtime.sampling_params import SamplingParams
 
-MAX_PROMPTS = 1024
+MAX_SEQUENCES = 1024  # of one request: prompts times completions
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Strings = Annotated[list[str], Field(fail_fast=True)]
 Object = dict[str, Any]
@@ -120,7 +120,7 @@ class Sampling(Body):
             **chosen,
             n=self.n,
             max_tokens=max_tokens,
-            stop=self.stop or None,
+            stop=self.stop,
             seed=self.seed,
             logit_bias=self._logit_bias(),
             logprobs=logprobs,
@@ -153,8 +153,9 @@ class CompletionRequest(Sampling):
         prompt: Any = self.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             return [prompt]
-        if not 0 < len(prompt) <= MAX_PROMPTS:
-            raise RequestError(f"has {len(prompt)} entries", field="prompt", fix=f"give 1 to {MAX_PROMPTS} prompts, or token ids")
+        if not 0 < len(prompt) * self.n <= MAX_SEQUENCES:
+            problem, fix = f"has {len(prompt)} entries for {self.n} completions each", f"ask for 1 to {MAX_SEQUENCES} completions in all"
+            raise RequestError(problem, field="prompt", fix=fix)
         return list(prompt)
 
 
@@ -162,7 +163,7 @@ class ChatRequest(Sampling):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Object], Field(fail_fast=True)]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0)
     tools: Annotated[list[Object], Field(fail_fast=True)] | None = None
