@@ -17,7 +17,7 @@ from cupola.runtime.server.logprobs import chat_logprobs, prompt_logprobs
 from cupola.runtime.server.protocol import ChatRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
 from cupola.runtime.server.service import Service
-from cupola.runtime.server.structured import compile_grammar, structured_outputs_of
+from cupola.runtime.server.structured import structured_outputs_of
 from cupola.runtime.tools.plan import ToolPlan, plan_chat
 
 
@@ -110,7 +110,7 @@ async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> 
     )
     text = await _render(service, body, plan)
     prompt = await service.encode(text, add_special_tokens=bool(body.add_special_tokens))
-    grammar = await compile_grammar(service, params)
+    grammar = await service.compile_grammar(params)
     head = {"id": f"chatcmpl-{record.request_id}", "created": int(time.time()), "model": service.config.served_model_name}
     generation = Generation(service, record, [prompt], params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
     return Chat(body, plan, generation, head)

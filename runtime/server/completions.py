@@ -16,7 +16,7 @@ from cupola.runtime.server.logprobs import completion_logprobs, prompt_logprobs
 from cupola.runtime.server.protocol import CompletionRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
 from cupola.runtime.server.service import Service
-from cupola.runtime.server.structured import compile_grammar, structured_outputs_of
+from cupola.runtime.server.structured import structured_outputs_of
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ async def _begin(service: Service, record: RequestRecord, body: CompletionReques
     special = True if body.add_special_tokens is None else body.add_special_tokens
     given = body.prompts()
     prompts = [await service.encode(prompt, add_special_tokens=special) for prompt in given]
-    grammar = await compile_grammar(service, params)
+    grammar = await service.compile_grammar(params)
     head = {
         "id": f"cmpl-{record.request_id}",
         "object": "text_completion",

@@ -78,7 +78,12 @@ class EngineLoop:
     def _add(self, add: m.Add) -> None:
         try:
             request = self._engine.add_request(
-                add.request_id, add.prompt_token_ids, add.params, priority=add.priority, cache_salt=add.cache_salt
+                add.request_id,
+                add.prompt_token_ids,
+                add.params,
+                priority=add.priority,
+                cache_salt=add.cache_salt,
+                compiled_grammar=add.grammar,
             )
             self._sent[add.request_id] = Sent(request)
         except InputError as error:
@@ -158,6 +163,7 @@ class Sent:
             logprobs=None if self._request.spec.params.logprobs is None else sequence.logprobs[first:num_output],
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
+            error=sequence.error,
         )
 
 
@@ -195,7 +201,10 @@ def serve(channel: Channel) -> None:
     channel.send(
         m.Ready(engine.admission.max_length, engine.executor.num_blocks, engine.scheduler.pool.block_size, engine.config.max_num_seqs)
     )
-    EngineLoop(engine, channel).run()
+    try:
+        EngineLoop(engine, channel).run()
+    finally:
+        engine.close()
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server import messages as m
@@ -79,6 +80,8 @@ class Generation:
             self._observe(prompt, delta)
             for completion in delta.completions:
                 index = prompt * self._n + completion.index
+                if completion.error is not None:
+                    raise RequestError(completion.error, field="structured_outputs", fix="change or simplify it")
                 self.choices[index].add(completion)
                 yield index, completion
         self._finish()

@@ -32,7 +32,7 @@ class Start(msgspec.Struct, tag=True, frozen=True):
 
 
 class Add(msgspec.Struct, tag=True, frozen=True):
-    """A request, checked by `Admission`; `grammar` is what its structured output was compiled to."""
+    """A request, checked by `Admission`; `grammar` is its structured output, checked by a `GrammarCompiler`."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -73,6 +73,7 @@ class CompletionDelta(msgspec.Struct, array_like=True, frozen=True):
     logprobs: list[TokenLogprobs] | None
     finish_reason: str | None
     stop_reason: int | str | None
+    error: str | None = None
 
 
 class RequestDelta(msgspec.Struct, array_like=True, frozen=True):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.structured_outputs import StructuredOutputs
 
 MAX_SEQUENCES = 1024  # of one request: prompts times completions
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
@@ -100,7 +101,7 @@ class Sampling(Body):
         defaults: SamplingParams,
         max_tokens: int | None,
         logprobs: int | None,
-        structured: Object | None,
+        structured: StructuredOutputs | None,
         *,
         skip_special_tokens: bool,
     ) -> SamplingParams:
@@ -129,6 +130,7 @@ class Sampling(Body):
             stop_token_ids=self.stop_token_ids,
             include_stop_str_in_output=self.include_stop_str_in_output,
             skip_special_tokens=skip_special_tokens,
+            structured_outputs=structured,
         )
 
     def _logit_bias(self) -> dict[int, float] | None:

@@ -8,6 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cupola.runtime.admission import Admission, Prompt
@@ -15,6 +16,7 @@ from cupola.runtime.artifact import Artifact
 from cupola.runtime.chat_template import ChatTemplate
 from cupola.runtime.errors import CupolaError, OptionError, RequestError
 from cupola.runtime.generation_defaults import default_sampling_params
+from cupola.runtime.grammar import MAX_AT_ONCE, GrammarCompiler
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.engine_client import EngineClient, Health, RequestStream
@@ -23,6 +25,7 @@ from cupola.runtime.server.logs import log
 from cupola.runtime.server.metrics import Metrics
 from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 
+MAX_WAITING_GRAMMARS = 32
 INLINE_CHARACTERS = 4096  # shorter texts are tokenized at once, longer ones in a thread
 
 
@@ -68,6 +71,12 @@ class Service:
         self.chat_template = load_chat_template(artifact, self.tokenizer)
         self.special_tokens = () if self.tokenizer is None else self.tokenizer.special_tokens
         self.defaults = default_sampling_params(artifact)
+        self._grammars = (
+            None
+            if self.tokenizer is None
+            else GrammarCompiler(self.tokenizer.file, artifact.manifest.model.vocab_size, artifact.manifest.model.stop_token_ids)
+        )
+        self._grammar_threads, self._num_grammars = ThreadPoolExecutor(MAX_AT_ONCE, "grammar"), 0
         self.metrics = Metrics(config.served_model_name)
         self.created = int(time.time())
         self.draining = False
@@ -90,6 +99,9 @@ class Service:
         if self._watch is not None:
             self._watch.cancel()
         await self._client.close()
+        self._grammar_threads.shutdown(wait=False, cancel_futures=True)
+        if self._grammars is not None:
+            self._grammars.close()
         if self.chat_template is not None:
             self.chat_template.close()
 
@@ -140,6 +152,26 @@ class Service:
         if isinstance(prompt, str) and len(prompt) > INLINE_CHARACTERS:
             return await asyncio.to_thread(admission.encode, prompt, add_special_tokens=add_special_tokens)
         return admission.encode(prompt, add_special_tokens=add_special_tokens)
+
+    async def compile_grammar(self, params: SamplingParams) -> bytes | None:
+        """The grammar of a request that wants structure, checked. That may take seconds: in threads of its own, others do not wait.
+
+        Raises:
+            RequestError: naming the field and what is wrong with it.
+            ServerError: a 429, if too many are waiting for theirs.
+        """
+        if params.structured_outputs is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("needs a tokenizer, which this artifact has not", field="structured_outputs", fix="leave it out")
+        if self._num_grammars >= MAX_WAITING_GRAMMARS:
+            raise ServerError(429, "too many grammars are being compiled", code="queue_full", retry_after=5)
+        self._num_grammars += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._grammar_threads, self._grammars.compile, params.structured_outputs)
+        finally:
+            self._num_grammars -= 1
 
     def submit(
         self, prompts: Sequence[tuple[int, ...]], params: SamplingParams, priority: int, cache_salt: str | None, grammar: bytes | None

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server.protocol import Object, Sampling
-from cupola.runtime.server.service import Service
+from cupola.runtime.structured_outputs import KINDS, StructuredOutputs
 
 NAMES = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
 
 
-def structured_outputs_of(body: Sampling, of_tools: Mapping[str, object] | None = None) -> Object | None:
-    """`StructuredOutputs`' arguments, `of_tools` if a call is wanted; None for plain text. Raises RequestError if several are given."""
+def structured_outputs_of(body: Sampling, of_tools: Mapping[str, object] | None = None) -> StructuredOutputs | None:
+    """The form that the answer must have, `of_tools` if a call is wanted; None for plain text. Raises RequestError if several are given."""
     found: dict[str, Object] = {} if of_tools is None else {"tool_choice": dict(of_tools)}
     response_format = body.response_format
     if response_format is not None and response_format.type != "text":
@@ -26,7 +25,12 @@ def structured_outputs_of(body: Sampling, of_tools: Mapping[str, object] | None 
         found["structured_outputs"] = body.structured_outputs
     if len(found) > 1:
         raise RequestError(f"are given together: {', '.join(found)}", field=next(iter(found)), fix="give one of them")
-    return next(iter(found.values()), None)
+    for field, arguments in found.items():
+        unknown = set(arguments) - set(KINDS)
+        if unknown:
+            raise RequestError(f"has {', '.join(sorted(unknown))!r:.60}", field=field, fix=f"give one of {', '.join(KINDS)}")
+        return StructuredOutputs(**arguments)
+    return None
 
 
 def _of_format(kind: str, json_schema: Object | None) -> Object:
@@ -37,8 +41,3 @@ def _of_format(kind: str, json_schema: Object | None) -> Object:
     if json_schema is None or not isinstance(json_schema.get("schema"), dict | bool):
         raise RequestError("has no schema", field="response_format.json_schema", fix='give {"name": "…", "schema": {…}}')
     return {"json": json_schema["schema"]}
-
-
-async def compile_grammar(service: Service, params: SamplingParams) -> bytes | None:
-    """The compiled grammar of a request that wants structure."""
-    return None

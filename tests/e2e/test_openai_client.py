@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Callable, Iterator
 
 import httpx
+import jsonschema
 import numpy as np
 import openai
 import pytest
 
 import cupola
 from tests.conftest import Compiled
-from tests.runtime.server.harness import Server, run_server
+from tests.runtime.server.harness import Server, eventually, run_server
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 MODEL = "smollm2"
@@ -247,6 +250,139 @@ def test_chat_goes_on_with_its_last_message(client: openai.OpenAI) -> None:
     assert (made.choices[0].message.content or "").startswith(" Paris")
 
 
+# Structure
+
+PLACE = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "pattern": "^[A-Z][a-z]{2,11}$"},
+        "rivers": {"type": "array", "items": {"enum": ["Seine", "Po"]}, "maxItems": 2},
+    },
+    "required": ["city", "rivers"],
+    "additionalProperties": False,
+}
+
+
+def test_response_formats(client: openai.OpenAI) -> None:
+    def ask(response_format: dict) -> dict:
+        made = client.chat.completions.create(
+            model=MODEL, messages=QUESTION, temperature=1, seed=2, max_tokens=200, response_format=response_format
+        )
+        return json.loads(made.choices[0].message.content or "")
+
+    answer = ask({"type": "json_schema", "json_schema": {"name": "place", "schema": PLACE, "strict": True}})
+    jsonschema.validate(answer, PLACE)
+    made = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=8, response_format={"type": "json_object"})
+    assert (made.choices[0].message.content or "").startswith("{")
+    plain = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=2, response_format={"type": "text"})
+    assert not (plain.choices[0].message.content or "").startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "is_right"),
+    [
+        ("guided_regex", "(red|blue){2}", lambda text: re.fullmatch("(red|blue){2}", text)),
+        ("guided_choice", ["north", "south"], lambda text: text in ("north", "south")),
+        ("guided_grammar", 'root ::= "a" root | "b"', lambda text: re.fullmatch("a*b?", text)),
+        ("guided_json", {"type": "integer", "minimum": 10, "maximum": 99}, lambda text: 10 <= json.loads(text) <= 99),
+        ("structured_outputs", {"choice": ["yes", "no"]}, lambda text: text in ("yes", "no")),
+    ],
+)
+def test_guided_decoding(server: Server, field: str, value: object, is_right: Callable[[str], object]) -> None:
+    body = {"prompt": "Choose:", "temperature": 1, "seed": 4, "max_tokens": 20, "n": 3, field: value}
+    choices = post(server, "/v1/completions", body)["choices"]
+    assert len(choices) == 3 and all(is_right(choice["text"]) for choice in choices), choices
+
+
+def test_two_structures_at_once_are_refused(client: openai.OpenAI) -> None:
+    extra = {"guided_regex": "a", "guided_choice": ["b"]}
+    with pytest.raises(openai.BadRequestError, match="given together"):
+        client.chat.completions.create(model=MODEL, messages=QUESTION, extra_body=extra)
+
+
+# Tools
+
+
+def tool(name: str, **properties: object) -> dict:
+    parameters = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {"type": "function", "function": {"name": name, "description": f"Calls {name}", "parameters": parameters}}
+
+
+WEATHER = tool("get_weather", city={"enum": ["Paris", "Rome"]}, days={"type": "integer", "minimum": 1, "maximum": 9})
+CLOCK = tool("get_time", zone={"enum": ["UTC", "CET"]})
+
+
+def test_a_chat_with_tools_goes_two_rounds(client: openai.OpenAI) -> None:
+    messages: list = [{"role": "user", "content": "What will the weather be in Paris?"}]
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    asked = client.chat.completions.create(
+        model=MODEL, messages=messages, tools=[WEATHER, CLOCK], tool_choice=choice, temperature=1, seed=1, max_tokens=100
+    ).choices[0]
+    assert asked.finish_reason in ("tool_calls", "stop") and asked.message.tool_calls is not None
+    [call] = asked.message.tool_calls
+    assert call.type == "function" and call.function.name == "get_weather"
+    jsonschema.validate(json.loads(call.function.arguments), WEATHER["function"]["parameters"])
+    messages += [asked.message, {"role": "tool", "tool_call_id": call.id, "content": "18 degrees and sunny"}]
+    told = client.chat.completions.create(
+        model=MODEL, messages=messages, tools=[WEATHER, CLOCK], tool_choice="none", temperature=0, max_tokens=30
+    )
+    assert told.choices[0].message.content and not told.choices[0].message.tool_calls
+    second = client.chat.completions.create(
+        model=MODEL,
+        messages=[*messages, {"role": "user", "content": "And the time?"}],
+        tools=[CLOCK],
+        tool_choice="required",
+        temperature=1,
+        seed=1,
+    )
+    assert [call.function.name for call in second.choices[0].message.tool_calls or []] == ["get_time"]  # type: ignore[union-attr]
+
+
+def test_streamed_tool_calls_equal_whole_ones(client: openai.OpenAI) -> None:
+    asking: dict = {
+        "model": MODEL, "messages": [{"role": "user", "content": "Weather and time?"}], "tools": [WEATHER, CLOCK],
+        "tool_choice": "required", "temperature": 1, "seed": 7, "max_tokens": 200, "extra_body": COLD,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**asking).choices[0]
+    calls: dict[int, list[str]] = {}
+    reason = None
+    for chunk in client.chat.completions.create(**asking, stream=True):
+        for choice in chunk.choices:
+            reason = choice.finish_reason or reason
+            for delta in choice.delta.tool_calls or []:
+                name, arguments = calls.setdefault(delta.index, ["", ""])
+                calls[delta.index] = [name + (delta.function.name or ""), arguments + (delta.function.arguments or "")]
+    expected = [[call.function.name, json.loads(call.function.arguments)] for call in whole.message.tool_calls or []]
+    assert expected and reason == whole.finish_reason
+    assert [[name, json.loads(arguments)] for name, arguments in calls.values()] == expected
+
+
+def test_one_call_where_parallel_ones_are_not_wanted(client: openai.OpenAI) -> None:
+    made = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, tools=[WEATHER, CLOCK], tool_choice="required", parallel_tool_calls=False, seed=3, max_tokens=200
+    )
+    assert len(made.choices[0].message.tool_calls or []) == 1
+
+
+def test_tools_left_to_the_model(client: openai.OpenAI) -> None:
+    made = client.chat.completions.create(model=MODEL, messages=QUESTION, tools=[WEATHER], tool_choice="auto", temperature=0, max_tokens=20)
+    assert made.choices[0].message.content or made.choices[0].message.tool_calls
+
+
+def test_wrong_tools_are_refused(client: openai.OpenAI) -> None:
+    for field, asking in {
+        "tool_choice": {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "nobody"}}},
+        "tools[0].function.name": {"tools": [tool("not a name")]},
+        "functions": {"functions": [WEATHER["function"]]},
+    }.items():
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model=MODEL, messages=QUESTION, **asking)
+        assert (caught.value.param or "").startswith(field), caught.value.body
+
+
+# The key, and ids
+
+
 @pytest.mark.parametrize("wrong", ["", "Bearer", "Bearer secre", "Bearer secret2", "Bearer sécret", "secret"])
 def test_without_the_key_nothing_is_told(server: Server, wrong: str) -> None:
     for path in ("/v1/models", "/metrics"):
@@ -258,5 +394,5 @@ def test_without_the_key_nothing_is_told(server: Server, wrong: str) -> None:
 def test_request_ids_go_in_and_out(server: Server) -> None:
     response = server.http.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 1}, headers={"X-Request-Id": "mine-42"})
     assert response.headers["X-Request-Id"] == "mine-42" and response.json()["id"] == "cmpl-mine-42"
-    [line] = [entry for entry in server.lines() if entry.get("request_id") == "mine-42"]
+    [line] = eventually(lambda: [entry for entry in server.lines() if entry.get("request_id") == "mine-42"])
     assert line["status"] == 200 and line["output_tokens"] == 1 and line["path"] == "/v1/completions"
