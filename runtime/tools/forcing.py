@@ -26,7 +26,7 @@ def constraint_for(tools: Sequence[Tool], choice: ToolChoice, parallel: bool, fo
     if choice.mode == "required":
         return {"json": _calls_schema(tools, MAX_CALLS if parallel else 1)}
     if choice.mode == "auto" and format.written and can_wait and any(tool.strict for tool in tools):
-        return {"structural_tag": json.dumps(_tag(tools, parallel, format), ensure_ascii=False)}
+        return {"structural_tag": json.dumps(_tag(tools, parallel, format))}
     return None
 
 

@@ -297,7 +297,7 @@ class ToolCallStream:
 
     def _say(self, text: str) -> None:
         text = self._space + text
-        sure = text.rstrip()
+        sure = text if self._format is None else text.rstrip()
         self._space = text[len(sure) :]
         if sure:
             self._deltas.append(ContentDelta(sure))

@@ -94,6 +94,7 @@ def test_special_tokens_are_skipped_or_shown(tokenizer):
     for skip, expected in [(True, "ab"), (False, "a<end>b")]:
         decoder = IncrementalDecoder(tokenizer, [], skip)
         assert "".join([*(decoder.push(i) for i in token_ids), decoder.flush()]) == expected
+    assert tokenizer.special_tokens == ("<end>",)
 
 
 def run(tokenizer: Tokenizer, text: str, stop: list[str], *, include: bool = False) -> tuple[str, str | None, list[str]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import jsonschema
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.tools.checks import check_tool_choice, check_tools
@@ -91,6 +94,40 @@ def test_parallel_tool_calls_is_a_bool():
 )
 def test_choices(choice, tools, mode):
     assert check_tool_choice(choice, check_tools(tools)).mode == mode
+
+
+VALUES = (None, True, 0, 1.5, "", "x", "f", "user", "assistant", "tool", "function", "text", "object", "required", "{}", "\ud800")
+KEYS = ("role", "content", "tool_calls", "tool_call_id", "id", "type", "function", "name", "arguments", "parameters", "properties", "$defs",
+        "$ref", "strict", "text", "description")  # fmt: skip
+
+
+def objects(inner: st.SearchStrategy) -> st.SearchStrategy:
+    return st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5)
+
+
+rubbish = st.recursive(st.sampled_from(VALUES), objects, max_leaves=20)
+near_message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "system"]), "content": rubbish},
+    optional={"tool_calls": rubbish, "tool_call_id": rubbish, "name": rubbish},
+)
+near_messages = st.lists(near_message, max_size=3)
+near_functions = st.fixed_dictionaries({"name": st.sampled_from(["f", "g"])}, optional={"parameters": rubbish, "strict": rubbish})
+near_tools = st.lists(st.fixed_dictionaries({"type": st.just("function"), "function": near_functions}), max_size=2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    template=st.sampled_from([CHATML, HERMES, LLAMA, MISTRAL]),
+    messages=rubbish | near_messages,
+    tools=rubbish | near_tools,
+    choice=st.sampled_from([None, "auto", "required", {"type": "function", "function": {"name": "f"}}]) | rubbish,
+    parallel=rubbish,
+)
+def test_whatever_comes_is_planned_or_refused(template, messages, tools, choice, parallel):
+    with suppress(RequestError):
+        plan = plan_chat(template, messages, tools=tools, tool_choice=choice, parallel_tool_calls=parallel)
+        json.dumps([plan.messages, plan.tools, plan.constraint])
+        plan.parse("[")
 
 
 def accepts(schema: object, value: object) -> bool:

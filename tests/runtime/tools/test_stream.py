@@ -317,6 +317,7 @@ def test_an_answer_that_is_cut_off_in_a_call_keeps_its_reason():
 @pytest.mark.parametrize("text", ["", " ", " \n a \n", "plain {text} [TOOL_CALLS]", '{"name": "f", "parameters": {}}'])
 def test_without_tools_text_stays_as_it_is(text):
     assert read(text, [1, 3], "none") == Answer(text, ())
+    assert ToolCallStream(None, {}).push("a\n") == [ContentDelta("a\n")]
 
 
 def test_a_json_answer_is_no_call_of_llama():
