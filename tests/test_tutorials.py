@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,17 @@ def test_the_written_pass_changes_the_model_and_not_its_numbers() -> None:
     assert "model.layers.1.input_layernorm.weight" in out
     errors = [float(line.rpartition(": ")[2]) for line in out.splitlines() if line.startswith("Largest difference")]
     assert len(errors) == 2 and max(errors) < 1e-4
+
+
+def test_a_served_model_answers_every_kind_of_request(smollm2: Compiled) -> None:
+    out = run("04_serve.py", str(smollm2.path))
+    assert "Answer: The capital of France is Paris." in out
+    assert "Models: ['smollm2']" in out and "Streamed: " in out
+    assert "In JSON: {'city': '" in out
+    assert re.search(r'The model calls: get_weather \{"city": ?"(Paris|Rome)"\}', out)
+    assert re.search(r"Then it says: \S", out)
+    assert "cupola:generation_tokens_total" in out
+    assert out.endswith("The server has ended with code 0\n")
 
 
 def test_every_tutorial_is_tested_and_listed() -> None:

@@ -24,6 +24,7 @@ from cupola.runtime.server.engine_client import Health
 from cupola.runtime.server.errors import ServerError, on_error, on_http_exception, on_invalid_body
 from cupola.runtime.server.generation import json_response
 from cupola.runtime.server.middleware import Guard, Observer
+from cupola.runtime.server.page_routes import router as page
 from cupola.runtime.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from cupola.runtime.server.service import Service
 
@@ -76,6 +77,7 @@ def build_app(service: Service) -> FastAPI:
     _add_generation(app, service)
     _add_tokens(app, service)
     _add_state(app, service)
+    app.include_router(page)
     return app
 
 
