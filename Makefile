@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers quality test check lint types layers format hooks clean
+.PHONY: help setup run bench-peers quality browser test check lint types layers format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,6 +52,20 @@ quality: $(STAMP) ## perplexity of SmolLM2 in each of QUANTS (and KV_DTYPE) besi
 # ARGS are the driver's options, such as ARGS="--engines cupola-f32,llama.cpp-q4_0 --rounds 3".
 bench-peers: $(STAMP) ## measure cupola beside llama.cpp, OpenVINO, CTranslate2 and transformers (an hour)
 	$(BIN)/python benchmarks/peers $(ARGS)
+
+# As root, or with a sudo that asks for nothing; elsewhere this says what to do instead.
+browser: ## install Chromium for the tests of the chat page, if there is none
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  if command -v "$$name" >/dev/null; then exit 0; fi; \
+	done; \
+	sudo=""; if [ "$$(id -u)" != 0 ]; then sudo="sudo -n"; fi; \
+	if ! command -v apt-get >/dev/null || ! $$sudo true 2>/dev/null; then \
+	  echo "There is no Chromium, and this can't install it (apt-get, as root or by sudo without a password); install it by hand." >&2; exit 1; \
+	fi; \
+	echo "Installing Chromium."; \
+	$$sudo apt-get update -qq; \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	command -v chromium
 
 test: lint types ## run every check: ruff, mypy, layer rules, all tests
 	$(BIN)/python -m pytest --hypothesis-profile=ci
