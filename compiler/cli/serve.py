@@ -36,6 +36,8 @@ MaxQueue = Annotated[int, typer.Option("--max-queue", help="Sequences that may w
 MaxLogprobs = Annotated[int, typer.Option("--max-logprobs", help="The most log-probabilities a token that may be asked for.")]
 Timeout = Annotated[float, typer.Option("--request-timeout", help="Seconds that a request may take.")]
 Shutdown = Annotated[float, typer.Option("--shutdown-timeout", help="Seconds that unfinished requests get after SIGTERM.")]
+Send = Annotated[float, typer.Option("--send-timeout", help="Seconds after which a client that takes nothing of its answer is cut off.")]
+Stall = Annotated[float, typer.Option("--stall-timeout", help="Seconds without a step after which /health says 503.")]
 LogFormat = Annotated[str, typer.Option("--log-format", help="text or json.")]
 
 
@@ -56,6 +58,8 @@ def serve_model(
     max_queue: MaxQueue = 256,
     request_timeout: Timeout = 600.0,
     shutdown_timeout: Shutdown = 30.0,
+    send_timeout: Send = 60.0,
+    stall_timeout: Stall = 20.0,
     log_format: LogFormat = "text",
     isa: p.Isa = None,
     target: p.Target = None,
@@ -95,6 +99,8 @@ def serve_model(
             max_queue=max_queue,
             request_timeout=request_timeout,
             shutdown_timeout=shutdown_timeout,
+            send_timeout=send_timeout,
+            stall_timeout=stall_timeout,
             log_format="json" if log_format == "json" else "text",
         )
 

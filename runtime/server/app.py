@@ -66,7 +66,14 @@ def build_app(service: Service) -> FastAPI:
         yield
         await service.close()
 
-    app = FastAPI(title="cupola", version=importlib.metadata.version("cupola"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="cupola",
+        version=importlib.metadata.version("cupola"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.router.route_class = StrictRoute
     app.add_middleware(Guard, api_key=service.config.api_key, max_body_bytes=service.config.max_body_bytes)
     app.add_middleware(Observer)  # added last, so it is the outermost

@@ -16,7 +16,6 @@ from cupola.runtime.errors import ArtifactError, EngineError, InputError, Reques
 from cupola.runtime.outputs import EngineStats
 from cupola.runtime.server import messages as m
 
-STALL_SECONDS = 20.0  # without a step though there is work: longer than any step may take
 EXIT_SECONDS = 10.0  # for the engine's process to end after its socket did
 
 
@@ -62,12 +61,14 @@ class EngineClient:
 
     Args:
         on_stats: is told the engine's state after each step.
+        stall_timeout: seconds without a step, though there is work, after which the engine is not healthy.
     """
 
-    def __init__(self, start: m.Start, on_stats: Callable[[EngineStats], None]) -> None:
-        self._start, self._on_stats = start, on_stats
+    def __init__(self, start: m.Start, on_stats: Callable[[EngineStats], None], stall_timeout: float) -> None:
+        self._start, self._on_stats, self._stall_timeout = start, on_stats, stall_timeout
         self._decoder = msgspec.msgpack.Decoder(m.ToServer)
         self._streams: dict[str, RequestStream] = {}
+        self._num_sequences_of: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
         self._ready: asyncio.Future[m.Ready] | None = None
@@ -98,13 +99,13 @@ class EngineClient:
             return Health.DEAD
         if self._ready is None or not self._ready.done():
             return Health.LOADING
-        stalled = self._streams and time.monotonic() - self._heard > STALL_SECONDS
+        stalled = self._streams and time.monotonic() - self._heard > self._stall_timeout
         return Health.STALLED if stalled else Health.READY
 
     @property
-    def num_requests(self) -> int:
-        """Requests that are unfinished."""
-        return len(self._streams)
+    def num_sequences(self) -> int:
+        """Sequences asked for that the engine has not finished, whether or not anybody reads them."""
+        return sum(self._num_sequences_of.values())
 
     @property
     def process_id(self) -> int:
@@ -120,14 +121,20 @@ class EngineClient:
             self._heard = time.monotonic()  # it was idle: its time to answer begins now
         stream = RequestStream(self, [add.request_id for add in adds])
         for add in adds:
-            self._streams[add.request_id] = stream
+            self._streams[add.request_id], self._num_sequences_of[add.request_id] = stream, add.params.n
             self._send(add)
         return stream
 
     def forget(self, request_id: str) -> None:
         """Aborts a request, if it is unfinished."""
-        if self._streams.pop(request_id, None) is not None and not self.died.is_set():
+        if self._remove(request_id) and not self.died.is_set():
             self._send(m.Abort(request_id))
+
+    def fail_all(self, error: Exception) -> None:
+        """Ends all unfinished requests with `error`."""
+        for request_id, stream in list(self._streams.items()):
+            stream.put(error)
+            self.forget(request_id)
 
     async def close(self) -> int:
         """Ends the process and returns its exit code."""
@@ -173,7 +180,11 @@ class EngineClient:
         if stream is not None:  # else it was aborted meanwhile
             stream.put(item)
             if isinstance(item, Exception) or item.finished:
-                del self._streams[request_id]
+                self._remove(request_id)
+
+    def _remove(self, request_id: str) -> bool:
+        self._num_sequences_of.pop(request_id, None)
+        return self._streams.pop(request_id, None) is not None
 
     def _lost(self) -> None:
         """The engine's process has ended, or closed its end."""
@@ -187,8 +198,7 @@ class EngineClient:
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # so that nobody need ask
-        for request_id in list(self._streams):
-            self._hand_over(request_id, error)
+        self.fail_all(error)
 
 
 class _Receiver(asyncio.Protocol):

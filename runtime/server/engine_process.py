@@ -6,6 +6,7 @@ server still lets finish.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import signal
 import socket
@@ -169,9 +170,10 @@ class Sent:
 
 def report(error: BaseException) -> None:
     """Says on standard error what went wrong; with CUPOLA_DEBUG, where."""
-    print(f"engine: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    if debug_level():
-        traceback.print_exception(error)
+    with contextlib.suppress(OSError):  # a full disk under the log is no reason to end
+        print(f"engine: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if debug_level():
+            traceback.print_exception(error)
 
 
 def load(start: m.Start) -> Engine:

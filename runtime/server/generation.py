@@ -70,7 +70,6 @@ class Generation:
         self._stream = service.submit(prompts, params, priority, cache_salt, grammar)
         self._index_of = {request_id: i for i, request_id in enumerate(self._stream.request_ids)}
         self._timer = asyncio.get_running_loop().call_later(service.config.request_timeout, self._stream.put, TimeoutError())
-        service.enter(len(self.choices))
         record.num_prompt_tokens = sum(map(len, prompts))
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, m.CompletionDelta]]:
@@ -95,9 +94,6 @@ class Generation:
         """Frees what is unfinished."""
         self._timer.cancel()
         self._stream.close()
-        if self._index_of:
-            self._index_of = {}
-            self._service.leave(len(self.choices))
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's count of tokens, as far as the request has come."""

@@ -38,10 +38,11 @@ def set_up_logs(log_format: LogFormat) -> None:
     """Sends what the server and uvicorn say to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    for logger in (log, logging.getLogger("uvicorn.error")):
+    # What else uvicorn says, the server says itself; asyncio warns of every client that went away while it was written to.
+    for name, level in ((log.name, logging.INFO), ("uvicorn.error", logging.WARNING), ("asyncio", logging.ERROR)):
+        logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # what else it says, the server says itself
+        logger.setLevel(level)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -18,10 +18,13 @@ from cupola.runtime.errors import OptionError
 from cupola.runtime.memory import parse_bytes
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.app import build_app
+from cupola.runtime.server.connection import connection_type
 from cupola.runtime.server.logs import LogFormat, log, set_up_logs
 from cupola.runtime.server.service import ServerConfig, Service
 
 BACKLOG = 2048
+SEND_BUFFER_BYTES = 256 << 10  # of a connection: the system's own choice grows to megabytes before a client shows that it reads nothing
+LAST_SECONDS = 2.0  # for requests to say that they were ended
 
 
 def serve(
@@ -43,6 +46,8 @@ def serve(
     max_queue: int = 256,
     request_timeout: float = 600.0,
     shutdown_timeout: float = 30.0,
+    send_timeout: float = 60.0,
+    stall_timeout: float = 20.0,
     log_format: LogFormat = "text",
 ) -> None:
     """Serves an artifact over HTTP until SIGINT or SIGTERM; a second one does not wait for requests to finish.
@@ -55,6 +60,8 @@ def serve(
         max_queue: sequences that may wait beyond those that run; more are refused with 429.
         request_timeout: seconds that a request may take.
         shutdown_timeout: seconds that unfinished requests get when the server is told to end.
+        send_timeout: seconds after which a client that takes nothing of its answer is cut off.
+        stall_timeout: seconds without a step, though there is work, after which `/health` says 503.
         log_format: "text" or "json".
 
     The others are `LLM`'s.
@@ -67,7 +74,8 @@ def serve(
     EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs)  # refused here, before a process starts
     parse_bytes(kv_memory, "kv_memory")
     parse_bytes(swap_memory, "swap_memory", lowest=0)
-    config = ServerConfig(served_model_name or folder.resolve().name, api_key, max_queue, request_timeout, shutdown_timeout)
+    name = served_model_name or folder.resolve().name
+    config = ServerConfig(name, api_key, max_queue, request_timeout, shutdown_timeout, send_timeout, stall_timeout)
     opened = Artifact.open(folder)
     start = m.Start(
         artifact=str(folder.resolve()),
@@ -87,14 +95,22 @@ def serve(
 
 
 async def _serve(service: Service, listener: socket.socket) -> None:
-    timeout = max(1, round(service.config.shutdown_timeout))
-    config = uvicorn.Config(build_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=timeout, timeout_keep_alive=65)
+    config = uvicorn.Config(
+        build_app(service),
+        http=connection_type(service.config.send_timeout),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=65,
+    )
     server = Server(config, service)
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"fields": {"url": f"http://{host}:{port}", "model": service.config.served_model_name}})
     stop = asyncio.create_task(_stop_on_failure(server, service))
     await server.serve(sockets=[listener])
     stop.cancel()
+    if server.force_exit:  # uvicorn then leaves the lifespan's end out
+        await service.close()
     if service.failure is not None:
         raise service.failure
     log.info("stopped")
@@ -110,7 +126,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._in_a_hurry = service, asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -124,8 +140,22 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets requests finish, the second does not."""
-        self.force_exit = self.should_exit
+        if self.should_exit:
+            self._in_a_hurry.set()
         self.should_exit = self._service.draining = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Waits for requests, but not for ever: first they are told to end, then whoever takes no notice is left."""
+        ending = asyncio.create_task(self._end())
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._in_a_hurry.wait(), self._service.config.shutdown_timeout)
+        self._service.give_up()
+        await asyncio.sleep(LAST_SECONDS)
+        self.force_exit = True
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -136,6 +166,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:

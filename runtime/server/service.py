@@ -42,6 +42,8 @@ class ServerConfig:
     max_queue: int = 256
     request_timeout: float = 600.0
     shutdown_timeout: float = 30.0
+    send_timeout: float = 60.0
+    stall_timeout: float = 20.0
     max_body_bytes: int = 16 << 20
 
     def __post_init__(self) -> None:
@@ -49,9 +51,9 @@ class ServerConfig:
             raise OptionError("is empty", field="served_model_name", fix="give a name")
         if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
             raise OptionError("is empty or not plain text", field="api_key", fix="give printable ASCII characters")
-        for name in ("max_queue", "request_timeout", "shutdown_timeout", "max_body_bytes"):
+        for name in ("max_queue", "request_timeout", "shutdown_timeout", "send_timeout", "stall_timeout", "max_body_bytes"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf or (value == 0 and name in ("request_timeout", "max_body_bytes")):
+            if not 0 <= value < math.inf or (value == 0 and name not in ("max_queue", "shutdown_timeout")):
                 raise OptionError(f"is {value!r:.60}", field=name, fix="give a positive number")
 
 
@@ -82,10 +84,9 @@ class Service:
         self.draining = False
         self.failure: CupolaError | None = None  # why the server gives up
         self.stopped = asyncio.Event()
-        self._client = EngineClient(start, self.metrics.observe_stats)
+        self._client = self._new_client()
         self._ready: m.Ready | None = None
         self._admission: Admission | None = None
-        self._num_sequences = 0  # asked for and unfinished
         self._watch: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -104,6 +105,10 @@ class Service:
             self._grammars.close()
         if self.chat_template is not None:
             self.chat_template.close()
+
+    def give_up(self) -> None:
+        """Ends what is unfinished."""
+        self._client.fail_all(ServerError(503, "the server is shutting down", code="shutting_down"))
 
     @property
     def health(self) -> Health:
@@ -184,20 +189,13 @@ class Service:
         adds = [m.Add(uuid.uuid4().hex, list(prompt), params, priority, salt, grammar) for prompt in prompts]
         return self._client.submit(adds)
 
-    def enter(self, num_sequences: int) -> None:
-        """Counts sequences in; `leave` counts them out."""
-        self._num_sequences += num_sequences
-
-    def leave(self, num_sequences: int) -> None:
-        """Counts sequences out."""
-        self._num_sequences -= num_sequences
-
     def _check_room(self, num_sequences: int) -> None:
         """More than a queue of `max_queue` would wait too long; one request of many sequences is let in when nothing else is there."""
         assert self._ready is not None
         limit = self._ready.max_num_seqs + self.config.max_queue
-        if self._num_sequences and self._num_sequences + num_sequences > limit:
-            wait = self.metrics.mean_request_seconds() * self._num_sequences / self._ready.max_num_seqs
+        num_unfinished = self._client.num_sequences
+        if num_unfinished and num_unfinished + num_sequences > limit:
+            wait = self.metrics.mean_request_seconds() * num_unfinished / self._ready.max_num_seqs
             raise ServerError(429, "too many requests are waiting", code="queue_full", retry_after=min(60, max(1, math.ceil(wait))))
 
     async def _keep_alive(self) -> None:
@@ -216,5 +214,8 @@ class Service:
                 return
             log.error("the engine's process ended; starting it again")
             self.metrics.count_engine_restart()
-            self._client = EngineClient(self._start, self.metrics.observe_stats)
+            self._client = self._new_client()
             await self._client.start()
+
+    def _new_client(self) -> EngineClient:
+        return EngineClient(self._start, self.metrics.observe_stats, self.config.stall_timeout)

@@ -10,13 +10,19 @@ import pytest
 from tests.runtime.server.harness import Server, run_server, unharmed
 from tests.runtime.tiny_artifact import make_artifact
 
-CONTEXT = 4096
+CONTEXT, ENDLESS = 4096, 1 << 16
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifact of the tiny model with a context in which a request can take seconds."""
     return make_artifact(tmp_path_factory.mktemp("server") / "tiny", context=CONTEXT).path
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a context that it takes minutes to fill: what ends before was cut off."""
+    return make_artifact(tmp_path_factory.mktemp("server") / "endless", context=ENDLESS).path
 
 
 @pytest.fixture(scope="session")

@@ -189,7 +189,6 @@ def unharmed(server: Server) -> Iterator[None]:
     and `/health` says 200.
     """
     expected = server.greedy_alone()
-    engine, num_errors = server.engine(), len(server.errors())
     started, stop = threading.Event(), threading.Event()
 
     def accompany() -> list[tuple[str, list[int]]]:
@@ -199,15 +198,24 @@ def unharmed(server: Server) -> Iterator[None]:
             answers.append(server.greedy())
         return answers
 
-    with ThreadPoolExecutor(1) as pool:
+    with unharmed_alone(server), ThreadPoolExecutor(1) as pool:
         companion = pool.submit(accompany)
         started.wait()
         try:
             yield
         finally:
             stop.set()
-    answers = companion.result()
-    assert all(answer == expected for answer in answers), next(answer for answer in answers if answer != expected)
+        assert all(answer == expected for answer in companion.result())
+
+
+@contextmanager
+def unharmed_alone(server: Server) -> Iterator[None]:
+    """As `unharmed`, with the greedy request after what is sent, for what fills the server."""
+    expected = server.greedy_alone()
+    engine, num_errors = server.engine(), len(server.errors())
+    yield
+    server.wait_idle()
+    assert server.greedy() == expected
     assert server.process.poll() is None
     assert server.engine() == engine
     server.wait_idle()
