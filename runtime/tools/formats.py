@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 NAME = r"[a-zA-Z0-9_-]{1,64}"  # as OpenAI restricts it
@@ -66,6 +66,8 @@ HERMES = ToolFormat(  # Hermes 2 and 3, Qwen 2.5 and 3, SmolLM3, Granite 4
     ends=("</tool_call>",),
     written=('<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
 )
+
+INSTRUCTED = replace(HERMES, name="instructed", opens="{[")  # who was only told of the tags may leave them out
 
 _ELEMENTS = Markup(re.compile(r"<parameter=([^<>\n]{1,128})>"), "</parameter>", "</function>")
 
@@ -182,7 +184,7 @@ def read_template(text: str) -> TemplateTraits:
     found = next((entry for entry in FORMATS if any(sign in text for sign in entry.signs)), None)
     lists_tools = found is not None and "tools" in _variables(text)
     return TemplateTraits(
-        format=found if found is not None and lists_tools else HERMES,
+        format=found if found is not None and lists_tools else INSTRUCTED,
         lists_tools=lists_tools,
         shows_calls=lists_tools and "tool_calls" in text,
         shows_results=lists_tools and any(role in text for role in ("'tool'", '"tool"', "'ipython'", '"ipython"')),

@@ -67,12 +67,12 @@ def test_ids_are_what_the_template_wants_and_still_match():
 @pytest.mark.parametrize(
     ("template", "name", "lists", "results"),
     [
-        (CHATML, "hermes", False, False),
+        (CHATML, "instructed", False, False),
         (HERMES, "hermes", True, True),
         (LLAMA, "llama3", True, True),
         (MISTRAL, "mistral", True, True),
-        ("{% if tools %}{{ tools }}{% endif %}<unheard of>", "hermes", False, False),  # its calls could not be read
-        ("You have tools. <tool_call> {{ 'tools' }} {{ message.tools }} {%", "hermes", False, False),
+        ("{% if tools %}{{ tools }}{% endif %}<unheard of>", "instructed", False, False),  # its calls could not be read
+        ("You have tools. <tool_call> {{ 'tools' }} {{ message.tools }} {%", "instructed", False, False),
         ("{{ tools }}<|tool_call_begin|>", "kimi", True, False),
         ("{{ tools }}<｜tool▁call▁begin｜>", "deepseek", True, False),
     ],

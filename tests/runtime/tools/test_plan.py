@@ -184,6 +184,9 @@ def test_strict_functions_are_held_to_their_schema_once_a_call_begins():
     ("choice", "text", "calls"),
     [
         ("auto", '<tool_call>\n{"name": "get_time", "arguments": {"zone": "CET"}}\n</tool_call>', [("get_time", '{"zone": "CET"}')]),
+        ("auto", ' {"name": "get_time", "arguments": {"zone": "CET"}}', [("get_time", '{"zone": "CET"}')]),
+        ("auto", '[{"name": "get_time", "parameters": {"zone": "CET"}}]', [("get_time", '{"zone": "CET"}')]),
+        ("auto", '{"name": "Ann"}', []),
         ("auto", "Noon.", []),
         ("required", ' [ {"name": "get_time", "parameters": {"zone": "CET"}}]\n', [("get_time", '{"zone": "CET"}')]),
         (NAMED, '{"zone": "CET"}\n', [("get_time", '{"zone": "CET"}')]),

@@ -13,12 +13,12 @@ from openai.types.chat import ChatCompletionMessage
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
 from cupola.runtime.tools.calls import Answer, ContentDelta, ToolCall, ToolCallDelta
-from cupola.runtime.tools.formats import FORMATS, NAMED, REQUIRED
+from cupola.runtime.tools.formats import FORMATS, INSTRUCTED, NAMED, REQUIRED
 from cupola.runtime.tools.stream import ToolCallStream, parse_answer
 
 NAMES = ("f", "get_weather", "a-B_9")
 FUNCTIONS: dict = {name: {} for name in NAMES}
-BY_NAME = {entry.name: entry for entry in FORMATS}
+BY_NAME = {entry.name: entry for entry in (*FORMATS, INSTRUCTED)}
 
 
 def dump(call: tuple[str, dict], key: str = "arguments") -> str:
