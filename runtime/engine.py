@@ -30,6 +30,8 @@ MAX_KEPT_GRAMMARS = 16  # beside those of running sequences
 class EngineConfig:
     """How much an engine takes on at once. `seed` is for requests that bring none; a `max_logprobs` of -1 is the vocabulary.
 
+    Of a step's `max_num_batched_tokens`, at most `max_num_mixed_prefill_tokens` are those of prompts if sequences decode in it.
+
     Raises:
         OptionError: naming the field and the fix.
     """
@@ -39,10 +41,12 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     seed: int = 0
     max_logprobs: int = 20
+    max_num_mixed_prefill_tokens: int = 192
 
     def __post_init__(self) -> None:
-        for name, lowest in (("max_num_seqs", 1), ("max_num_batched_tokens", 1), ("seed", 0), ("max_logprobs", -1)):
-            value = getattr(self, name)
+        lowest_values = {"seed": 0, "max_logprobs": -1}
+        for name in ("max_num_seqs", "max_num_batched_tokens", "seed", "max_logprobs", "max_num_mixed_prefill_tokens"):
+            value, lowest = getattr(self, name), lowest_values.get(name, 1)
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value < 2**31:
                 raise OptionError(f"is {value!r:.60}", field=name, fix=f"give a whole number of at least {lowest}")
         if not isinstance(self.enable_prefix_caching, bool):
@@ -72,7 +76,13 @@ class Engine:
         self.executor, self.model, self.config, self.tokenizer = executor, model, config, tokenizer
         pool = BlockPool(executor.num_blocks, block_size, enable_prefix_caching=config.enable_prefix_caching)
         swap = SwapPool(executor.num_swap_blocks, executor.num_blocks, executor.provide_swap)
-        self.scheduler = Scheduler(pool, swap, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
+        self.scheduler = Scheduler(
+            pool,
+            swap,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_mixed_prefill_tokens=config.max_num_mixed_prefill_tokens,
+        )
         max_length = min(model.context_length, executor.num_blocks * block_size)
         self.admission = Admission(model, max_length, config.max_logprobs, tokenizer)
         self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))

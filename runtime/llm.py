@@ -32,6 +32,7 @@ class LLM:
         artifact: an artifact or its folder.
         max_num_seqs: sequences in one step; no more than the artifact was compiled for are used.
         max_num_batched_tokens: tokens in one step; a longer prompt is computed in chunks.
+        max_num_mixed_prefill_tokens: prompt tokens in a step in which other sequences decode: more hold those up longer, fewer the prompt.
         kv_memory: memory for K/V pages, such as "1GB", "512MiB" or a number of bytes.
         swap_memory: memory beside it for the K/V of sequences that must give way when `kv_memory` runs out, in such terms too.
             What does not fit is computed again later, as all of it is by default.
@@ -52,6 +53,7 @@ class LLM:
         *,
         max_num_seqs: int = 16,
         max_num_batched_tokens: int = 512,
+        max_num_mixed_prefill_tokens: int = 192,
         kv_memory: int | str = "1GB",
         swap_memory: int | str = 0,
         swap_folder: str | Path | None = None,
@@ -61,7 +63,7 @@ class LLM:
         isa: str | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-        config = EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs)
+        config = EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens)
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
         self.engine = load_engine(

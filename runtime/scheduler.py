@@ -26,10 +26,14 @@ class Scheduler:
         swap: where the K/V of sequences that give way is put, as far as there is room.
         max_num_seqs: sequences in one step.
         max_num_batched_tokens: tokens in one step.
+        max_num_mixed_prefill_tokens: of those, prompt tokens in a step in which running sequences decode: they wait for each other.
     """
 
-    def __init__(self, pool: BlockPool, swap: SwapPool, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
-        self.pool, self.swap, self.max_num_seqs, self.max_num_batched_tokens = pool, swap, max_num_seqs, max_num_batched_tokens
+    def __init__(
+        self, pool: BlockPool, swap: SwapPool, *, max_num_seqs: int, max_num_batched_tokens: int, max_num_mixed_prefill_tokens: int
+    ) -> None:
+        self.pool, self.swap, self.max_num_seqs = pool, swap, max_num_seqs
+        self.max_num_batched_tokens, self.max_num_mixed_prefill_tokens = max_num_batched_tokens, max_num_mixed_prefill_tokens
         self.requests: dict[str, Request] = {}
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []
@@ -46,32 +50,35 @@ class Scheduler:
         """Plans a step; at least one request must be unfinished.
 
         Running sequences come first, decodes before prefill chunks, so that a long prompt does not stall running
-        streams. When blocks run out, the sequence of the last rank gives way. What budget is left goes to waiting
-        sequences in the order of their ranks, unless a preemption just showed that there is no room.
+        streams. When blocks run out, the sequence of the last rank gives way. What budget prompts have left goes to
+        waiting sequences in the order of their ranks, unless a preemption just showed that there is no room.
         """
         plan: dict[Sequence, int] = {}
         copies: list[tuple[int, int]] = []
-        budget, preempted = self.max_num_batched_tokens, False
-        for sequence in sorted(self.running, key=lambda sequence: not sequence.decoding):
-            num_tokens = min(sequence.num_new_tokens, budget)
+        decodes = [sequence for sequence in self.running if sequence.decoding]
+        budget, preempted = self._budgets(len(decodes)), False
+        for sequence in decodes + [sequence for sequence in self.running if not sequence.decoding]:
+            num_tokens = min(sequence.num_new_tokens, budget[sequence.decoding])
             while num_tokens and sequence.status is Status.RUNNING:
                 moved = self._reserve(sequence, num_tokens)
                 if moved is not None:
-                    plan[sequence], budget = num_tokens, budget - num_tokens
+                    plan[sequence] = num_tokens
+                    budget[sequence.decoding] -= num_tokens
                     copies += moved
                     break
                 victim = max(self.running, key=lambda sequence: sequence.rank)
-                budget, preempted = budget + plan.pop(victim, 0), True
+                budget[victim.decoding] += plan.pop(victim, 0)
+                preempted = True
                 copies += self._swap_out(victim)
                 self._preempt(victim)
-        while self.waiting and budget and not preempted and len(self.running) < self.max_num_seqs:
+        while self.waiting and budget[False] and not preempted and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
             if not self._admit(sequence):
                 break
             copies += self._swap_in(sequence)
-            plan[sequence] = num_tokens = min(sequence.num_new_tokens, budget)
+            plan[sequence] = num_tokens = min(sequence.num_new_tokens, budget[False])
             copies += self._reserve(sequence, num_tokens) or []
-            budget -= num_tokens
+            budget[False] -= num_tokens
         return build_step(plan, copies, self.pool.block_size)
 
     def update(self, step: Step, samples: Samples) -> list[Request]:
@@ -116,6 +123,15 @@ class Scheduler:
         """Checks that running sequences, and nothing else, hold blocks, and waiting ones swap blocks. Raises EngineError."""
         self.pool.check_integrity(sequence.block_table for sequence in self.running)
         self.swap.check_integrity(sequence.swap_table for sequence in self.waiting)
+
+    def _budgets(self, num_decodes: int) -> dict[bool, int]:
+        """How many tokens a step may take of decoding sequences (True) and of prompts (False).
+
+        Prompts get nothing while more sequences decode than a step has tokens. They do not starve: it is from prompts that
+        decoding sequences come.
+        """
+        limit = self.max_num_mixed_prefill_tokens if num_decodes else self.max_num_batched_tokens
+        return {True: self.max_num_batched_tokens, False: max(0, min(limit, self.max_num_batched_tokens - num_decodes))}
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> list[tuple[int, int]] | None:
         start = sequence.num_computed_tokens

@@ -24,6 +24,10 @@ ApiKey = Annotated[
 Name = Annotated[str | None, typer.Option("--served-model-name", help="How requests call the model (default: its own name).")]
 MaxSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that run together.")]
 MaxTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Tokens of one step; longer prompts are computed in chunks.")]
+MixedTokens = Annotated[
+    int,
+    typer.Option("--max-num-mixed-prefill-tokens", help="Prompt tokens of a step in which other answers go on: more hold those up longer."),
+]
 KVMemory = Annotated[str, typer.Option("--kv-memory", help="Memory for K and V, such as 2GB or 512MiB.")]
 SwapMemory = Annotated[
     str, typer.Option("--swap-memory", help="Memory for K and V of answers that must give way, such as 1GB; 0 computes them again.")
@@ -49,6 +53,7 @@ def serve_model(
     served_model_name: Name = None,
     max_num_seqs: MaxSeqs = 16,
     max_num_batched_tokens: MaxTokens = 512,
+    max_num_mixed_prefill_tokens: MixedTokens = 192,
     kv_memory: KVMemory = "1GB",
     swap_memory: SwapMemory = "0",
     swap_folder: SwapFolder = None,
@@ -89,6 +94,7 @@ def serve_model(
             served_model_name=name,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            max_num_mixed_prefill_tokens=max_num_mixed_prefill_tokens,
             kv_memory=kv_memory,
             swap_memory=swap_memory,
             swap_folder=swap_folder,

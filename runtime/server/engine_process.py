@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import msgspec
 
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.engine import Engine, EngineConfig
+from cupola.runtime.engine import Engine
 from cupola.runtime.environment import debug_level
 from cupola.runtime.errors import CupolaError, EngineError, InputError
 from cupola.runtime.llm import load_engine
@@ -179,10 +179,9 @@ def report(error: BaseException) -> None:
 def load(start: m.Start) -> Engine:
     """The engine that `start` asks for. Raises CupolaError."""
     artifact = Artifact.open(start.artifact)
-    config = EngineConfig(start.max_num_seqs, start.max_num_batched_tokens, start.enable_prefix_caching, start.seed, start.max_logprobs)
     return load_engine(
         artifact,
-        config,
+        start.config,
         load_tokenizer(artifact),
         kv_memory=start.kv_memory,
         swap_memory=start.swap_memory,

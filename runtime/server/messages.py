@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from cupola.runtime.engine import EngineConfig
 from cupola.runtime.outputs import EngineStats, TokenLogprobs
 from cupola.runtime.sampling_params import SamplingParams
 
@@ -17,17 +18,13 @@ LENGTH = struct.Struct("<I")
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
-    """The first message: which artifact to load, and how. The fields are `LLM`'s arguments."""
+    """The first message: which artifact to load, and how. The fields but `config` are `LLM`'s arguments."""
 
     artifact: str
-    max_num_seqs: int
-    max_num_batched_tokens: int
+    config: EngineConfig
     kv_memory: int | str
     swap_memory: int | str
     swap_folder: str | None
-    enable_prefix_caching: bool
-    seed: int
-    max_logprobs: int
     isa: str | None
 
 

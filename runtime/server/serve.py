@@ -36,6 +36,7 @@ def serve(
     served_model_name: str | None = None,
     max_num_seqs: int = 16,
     max_num_batched_tokens: int = 512,
+    max_num_mixed_prefill_tokens: int = 192,
     kv_memory: int | str = "1GB",
     swap_memory: int | str = 0,
     swap_folder: str | Path | None = None,
@@ -71,7 +72,8 @@ def serve(
         OptionError: if an argument is out of range, or the address can't be had.
     """
     folder = Path(artifact)
-    EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs)  # refused here, before a process starts
+    # Refused here, before a process starts.
+    engine = EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens)
     parse_bytes(kv_memory, "kv_memory")
     parse_bytes(swap_memory, "swap_memory", lowest=0)
     name = served_model_name or folder.resolve().name
@@ -79,14 +81,10 @@ def serve(
     opened = Artifact.open(folder)
     start = m.Start(
         artifact=str(folder.resolve()),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
+        config=engine,
         kv_memory=kv_memory,
         swap_memory=swap_memory,
         swap_folder=None if swap_folder is None else str(Path(swap_folder).resolve()),
-        enable_prefix_caching=enable_prefix_caching,
-        seed=seed,
-        max_logprobs=max_logprobs,
         isa=isa,
     )
     with listen(host, port) as listener:

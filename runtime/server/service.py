@@ -207,7 +207,9 @@ class Service:
                 self.failure = error
                 self.stopped.set()
                 return
-            self._admission = Admission(self.artifact.manifest.model, self._ready.max_length, self._start.max_logprobs, self.tokenizer)
+            self._admission = Admission(
+                self.artifact.manifest.model, self._ready.max_length, self._start.config.max_logprobs, self.tokenizer
+            )
             log.info("ready", extra={"fields": {"model": self.config.served_model_name, "kv_blocks": self._ready.num_blocks}})
             await self._client.died.wait()
             if self.draining:

@@ -60,6 +60,16 @@ def test_prefix_cache_is_used_and_salted():
     assert counts == [0, 20, 0]
 
 
+def test_a_second_turn_computes_what_is_new_alone():
+    engine, first = make_engine(), prompts([21])[0]
+    engine.add_request("first", first, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+    second = [*first, *run_all(engine)["first"].outputs[0].token_ids, 1, 2, 3]
+    num_before = engine.executor.num_tokens
+    engine.add_request("second", second, SamplingParams(temperature=0, max_tokens=1))
+    assert run_all(engine)["second"].num_cached_tokens == 32  # whole blocks of the 21 + 12, whose last one has no K/V yet
+    assert engine.executor.num_tokens - num_before == len(second) - 32
+
+
 def test_the_last_prompt_token_is_computed_even_if_all_blocks_are_cached():
     engine = make_engine()
     prompt = prompts([16])[0]
@@ -122,6 +132,40 @@ def test_decodes_are_not_stalled_by_a_long_prompt():
     for count in range(2, 10):
         (request,) = engine.step()
         assert (request.spec.request_id, request.sequences[0].num_output_tokens) == ("a", count)
+
+
+@settings(max_examples=25)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=20),
+    budget=st.integers(1, 40),
+    mixed=st.integers(1, 20),
+    max_num_seqs=st.integers(1, 8),
+    num_blocks=st.integers(12, 64),
+    num_swap_blocks=st.sampled_from([0, 60]),
+)
+def test_decodes_wait_for_few_prompt_tokens_and_prompts_for_few_steps(lengths, budget, mixed, max_num_seqs, num_blocks, num_swap_blocks):
+    options = {"max_num_batched_tokens": budget, "max_num_mixed_prefill_tokens": mixed, "max_num_seqs": max_num_seqs}
+    engine = make_engine(num_blocks, num_swap_blocks, enable_prefix_caching=False, **options)
+    scheduler, run, batches = engine.scheduler, engine.executor.run, []
+    engine.executor.run = lambda batch: batches.append(batch) or run(batch)
+    for i, prompt in enumerate(prompts(lengths)):
+        engine.add_request(str(i), prompt, GREEDY)
+    while engine.has_unfinished_requests():
+        decoding = [sequence for sequence in scheduler.running if sequence.decoding]
+        prefilling = [sequence for sequence in scheduler.running if not sequence.decoding]
+        num_known, num_preemptions = sum(sequence.num_new_tokens for sequence in prefilling), scheduler.num_preemptions
+        engine.step()
+        num_tokens = len(batches[-1].tokens)
+        assert num_tokens <= budget
+        if scheduler.num_preemptions > num_preemptions:
+            assert num_tokens <= len(decoding) + mixed or not decoding
+            continue
+        num_prompt_tokens = num_tokens - min(budget, len(decoding))
+        if decoding:
+            assert num_prompt_tokens <= mixed
+        if prefilling:  # they go on with all the room there is
+            assert num_prompt_tokens >= min(num_known, budget - len(decoding), mixed if decoding else budget)
+    engine.check_idle()
 
 
 def test_priority_goes_first():
@@ -282,7 +326,8 @@ def test_params_are_checked_against_the_model(params, field):
 
 
 def test_bad_engine_options_are_refused():
-    for config in ({"max_num_seqs": 0}, {"max_num_batched_tokens": True}, {"seed": -1}, {"max_logprobs": -2}, {"enable_prefix_caching": 1}):
+    for config in ({"max_num_seqs": 0}, {"max_num_batched_tokens": True}, {"seed": -1}, {"max_logprobs": -2}, {"enable_prefix_caching": 1},
+                   {"max_num_mixed_prefill_tokens": 0}):  # fmt: skip
         with pytest.raises(OptionError, match=next(iter(config))):
             make_engine(**config)
 
