@@ -6,6 +6,7 @@ import { figuresView } from "./figures.js";
 import { parametersForm } from "./parameters.js";
 import { watchServer } from "./server_state.js";
 
+const DRAW_MS = 100; // between drawings of a growing answer: the model may run on the same cores
 const $ = (id) => document.getElementById(id);
 let model; // as far as known
 let stopping = null; // the AbortController of the answer on its way
@@ -45,14 +46,15 @@ async function ask(question, from) {
   show();
   view.follow();
   view.update(answer, true);
+  keepFocus();
   say("Answering");
   const request = { model, messages: conversation.toSend(parameters.system()), ...parameters.values() };
-  let frame = 0;
+  let timer = 0;
   await fillAnswer(answer, request, mine.signal, () => {
-    frame ||= requestAnimationFrame(() => {
-      frame = 0;
+    timer ||= setTimeout(() => {
+      timer = 0;
       if (stopping === mine) view.update(answer, true);
-    });
+    }, DRAW_MS);
   });
   if (stopping !== mine) return; // another conversation has begun meanwhile
   stopping = null;
@@ -104,6 +106,11 @@ function write(text) {
   $("question").value = text;
   $("question").focus();
   fitQuestion();
+}
+
+// A button that has just gone takes the focus with it. Touch screens are left alone: there a focus brings up the keyboard.
+function keepFocus() {
+  if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) $("question").focus();
 }
 
 function fitQuestion() {

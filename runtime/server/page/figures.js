@@ -10,7 +10,7 @@ const percent = (value) => (value > 0 && value < 0.0995 ? `${(value * 100).toFix
 // id in the page -> how to read it, how to write it, and the value that a full-height line stands for at least
 const FIGURES = [
   { id: "tokens", read: (metrics, rates) => rates.tokens, write: whole, least: 10 },
-  { id: "kv", read: (metrics) => total(metrics, "cupola:kv_cache_usage_perc"), write: percent, least: 0.02 },
+  { id: "kv", read: (metrics) => total(metrics, "cupola:kv_cache_usage_perc"), write: percent, least: 0.005 },
   { id: "running", read: (metrics) => total(metrics, "cupola:num_requests_running"), write: whole, least: 2 },
   { id: "waiting", read: (metrics) => total(metrics, "cupola:num_requests_waiting"), write: whole, least: 2 },
 ];
