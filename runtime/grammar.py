@@ -22,8 +22,8 @@ from cupola.runtime.grammar_process import GrammarProcess, GrammarServer, wait_u
 from cupola.runtime.structured_outputs import StructuredOutputs
 
 XGRAMMAR_VERSION = "0.2.8"  # whose native calls `xgrammar_library.py` makes
-MAX_SECONDS = 5.0
-MAX_WAIT_SECONDS = 20.0  # on a busy machine that much processor time takes longer, and so does the first start
+MAX_SECONDS = 10.0
+MAX_WAIT_SECONDS = 30.0  # on a busy machine that much processor time takes longer, and so does the first start
 MAX_AT_ONCE = 2  # grammars that are compiled at the same time
 MAX_VERDICTS = 1024
 MAX_KEPT_BYTES = 256 << 20

@@ -49,6 +49,7 @@ class GrammarProcess:
         self._unsent, self._received = bytearray(), bytearray()
         self._questions: list[list[str]] = []  # the names of the rows of each that has no answer yet
         self._forgotten: list[str] = []
+        weakref.finalize(self, connection.close)
         connection.setblocking(False)
         self._send(source)
 

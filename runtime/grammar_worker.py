@@ -19,13 +19,14 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 from pathlib import Path
 from typing import IO, Any
 
 from cupola.runtime import xgrammar_library as xgrammar
 
 MAX_GROWTH_BYTES = 512 << 20  # of a grammar's process over this one
-MAX_ERROR_CHARACTERS = 200
+MAX_ERROR_CHARACTERS, MAX_LOG_BYTES = 200, 65536
 MAX_CREDIT_SECONDS, ROW_SECONDS = 1.0, 0.02  # processor time for matching: how much can be saved up, and what a row adds
 
 
@@ -60,11 +61,15 @@ def _serve(
         return
     kind, text = json.loads(frame)
     _limit_memory()
+    log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as this process
+    os.dup2(log.fileno(), sys.stderr.fileno())
     signal.setitimer(signal.ITIMER_PROF, max_seconds)  # ends the process, in the midst of native code too
     try:
         if error is not None:
             raise RuntimeError(error)
         grammar = xgrammar.Grammar(vocabularies[kind == "structural_tag"], kind, text)
+        if kind in ("json", "regex") and (warning := _read_warning(log)):  # of what it will not hold the output to
+            raise RuntimeError(warning)
         if grammar.fill([grammar.matcher()])[1] == ["stuck"]:
             raise RuntimeError("it allows no output at all")
     except Exception as problem:  # noqa: BLE001  the library raises whatever it likes
@@ -98,6 +103,16 @@ def _read(stream: IO[bytes]) -> bytes | None:
 
 def _write(connection: socket.socket, content: bytes) -> None:
     connection.sendall(struct.pack("<I", len(content)) + content)
+
+
+def _read_warning(log: IO[bytes]) -> str | None:
+    """The first warning that the library wrote, which has no other way to give it.
+
+    Not of oneOf: `json_schema.py` has seen that its branches exclude each other.
+    """
+    log.seek(0)
+    found = re.findall(r"Warning: (?!oneOf)(.*)", log.read(MAX_LOG_BYTES).decode(errors="replace"))
+    return found[0] if found else None
 
 
 def _limit_memory() -> None:

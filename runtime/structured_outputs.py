@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cupola.runtime.errors import RequestError
+from cupola.runtime.json_schema import SchemaError, check_schema
 
 MAX_BYTES = 256 * 1024  # of a schema, a pattern, a grammar or all choices
 MAX_DEPTH = 64  # levels of a schema
@@ -45,9 +46,11 @@ class StructuredOutputs:
         if len(self._given) != 1:
             what = f"has {' and '.join(self._given)}" if self._given else "is empty"
             raise RequestError(what, field="structured_outputs", fix=f"give exactly one of {', '.join(KINDS)}")
-        _, text = self.source()
+        kind, text = self.source()
         if len(text.encode()) > MAX_BYTES:
             raise RequestError(f"has {len(text.encode())} bytes", field=self.field, fix=f"give at most {MAX_BYTES}")
+        if kind == "json":
+            _check_schema(text)
 
     @property
     def field(self) -> str:
@@ -72,6 +75,13 @@ class StructuredOutputs:
         _check_string(text, self.field)
         assert text is not None
         return kind, text
+
+
+def _check_schema(text: str) -> None:
+    try:
+        check_schema(json.loads(text))
+    except SchemaError as error:
+        raise RequestError(str(error), field="structured_outputs.json", fix="leave it out, or say it another way") from None
 
 
 def _any_of(choices: Sequence[str]) -> str:

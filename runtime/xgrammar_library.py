@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ BYTE_FALLBACK, BYTE_LEVEL = 1, 2  # how tokens are written, in XGrammar's number
 BYTE_LETTERS = frozenset(
     chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144))
 )  # GPT-2's stand-ins for the 256 bytes
-MEMORY_LIMIT_OFF = -1
+NO_LIMIT = -1
+HEX_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\x([0-9a-fA-F]{2})")
 
 
 def _load() -> dict[str, Any]:
@@ -35,7 +37,7 @@ def _load() -> dict[str, Any]:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("xgrammar is not installed")
     load_lib_module("xgrammar", "xgrammar_bindings", extra_lib_paths=[Path(spec.origin).parent])
-    names = ("BatchGrammarMatcher", "CompiledGrammar", "GrammarCompiler", "GrammarMatcher", "TokenizerInfo")
+    names = ("BatchGrammarMatcher", "CompiledGrammar", "Grammar", "GrammarCompiler", "GrammarMatcher", "TokenizerInfo")
     return {name: tvm_ffi.register_object(f"xgrammar.tvm_ffi_binding.{name}")(type(name, (tvm_ffi.Object,), {})) for name in names}
 
 
@@ -104,16 +106,13 @@ class Grammar:
     """
 
     def __init__(self, vocabulary: Vocabulary, kind: str, text: str) -> None:
-        compiler = _classes["GrammarCompiler"](vocabulary.handle, 1, False, MEMORY_LIMIT_OFF)
-        if kind == "json":
-            any_whitespace, indent, separators, strict, max_whitespace, any_order = False, None, None, True, None, False
-            self._compiled = compiler.compile_json_schema(text, any_whitespace, indent, separators, strict, max_whitespace, any_order)
-        elif kind == "regex":
+        compiler = _classes["GrammarCompiler"](vocabulary.handle, 1, False, NO_LIMIT)
+        if kind == "regex":
             self._compiled = compiler.compile_regex(text)
         elif kind == "grammar":
             self._compiled = compiler.compile_grammar_from_strings(text, "root")
         else:
-            self._compiled = compiler.compile_structural_tag(text)
+            self._compiled = compiler.compile_grammar_from_strings(_write_grammar(kind, text), "root")
         self._stops = make_mask(vocabulary.stop_token_ids, vocabulary.size)
         self._batch = _classes["BatchGrammarMatcher"](1)
 
@@ -138,6 +137,21 @@ class Grammar:
         goes_on = [bool(row.any()) for row in masks & ~self._stops]
         states = ["open" if on else "done" if matcher.is_completed() else "stuck" for on, matcher in zip(goes_on, matchers, strict=True)]
         return masks, states
+
+
+def _write_grammar(kind: str, text: str) -> str:
+    """GBNF of a JSON schema (for JSON on one line, with no more properties than it names) or of a structural tag.
+
+    Mends two faults of XGrammar. Strings of limited length may hold control characters, unlike its other strings and unlike
+    JSON. And it writes a character as \\x and two digits, but would read any digits after them as part of it.
+    """
+    if kind == "json":
+        any_whitespace, indent, separators, strict, max_whitespace, prints, any_order = False, None, None, True, None, False, False
+        options = (any_whitespace, indent, separators, strict, max_whitespace, prints, any_order)
+        grammar = _classes["Grammar"].from_json_schema(text, *options)
+    else:
+        grammar = _classes["Grammar"].from_structural_tag(text)
+    return HEX_ESCAPE.sub(r"\1\\u00\2", str(grammar.to_string())).replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]")
 
 
 def accept(matcher: Any, token_ids: Iterable[int]) -> bool:

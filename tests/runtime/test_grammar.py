@@ -240,20 +240,3 @@ def test_a_damaged_tokenizer_is_an_error_of_the_request(tmp_path):
     with pytest.raises(RequestError, match="tokenizer"):
         compiler.compile(StructuredOutputs(choice=["a"]))
     compiler.close()
-
-
-def walk(process: GrammarProcess, seed: int, num_tokens: int = 400) -> str | None:
-    """A random text that the grammar allows; None if it doesn't end."""
-    random, tokens, letters = np.random.default_rng(seed), [], []
-    decode = byte_level().decode
-    for _ in range(num_tokens):
-        allowed = ask(process, str(seed), tokens[-1:])
-        if allowed.state == "done":
-            return decode(letters)
-        assert allowed.state == "open"
-        ids = sorted(allowed_ids(allowed))
-        tokens.append(END if END in ids else int(random.choice([i for i in ids if i < 128] or ids)))
-        if tokens[-1] == END:
-            return decode(letters)
-        letters.append(tokens[-1])
-    return None

@@ -55,8 +55,8 @@ def engines(tokenizer):
     """Makes engines that share their grammars' processes, so that each test need not start them."""
     compiler = GrammarCompiler(tokenizer.file, VOCAB, [STOP], max_kept=16)
 
-    def make(num_blocks: int = 64, **config: object) -> Engine:
-        return Engine(FakeExecutor(num_blocks), MODEL, BLOCK, EngineConfig(**config), tokenizer, compiler)
+    def make(num_blocks: int = 64, num_swap_blocks: int = 0, **config: object) -> Engine:
+        return Engine(FakeExecutor(num_blocks, num_swap_blocks), MODEL, BLOCK, EngineConfig(**config), tokenizer, compiler)
 
     yield make
     compiler.close()
@@ -97,6 +97,7 @@ def greedy_reference(prompt: list[int], compiled_grammar: object) -> list[int]:
 @given(
     requests=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12), st.integers(0, len(TEXTS))), min_size=1, max_size=6),
     num_blocks=st.integers(14, 40),
+    num_swap_blocks=st.sampled_from([0, 5, 20]),
     max_num_seqs=st.integers(1, 5),
     max_num_batched_tokens=st.integers(1, 16),
     failures=st.sets(st.integers(0, 30), max_size=3),
@@ -104,9 +105,11 @@ def greedy_reference(prompt: list[int], compiled_grammar: object) -> list[int]:
     caching=st.booleans(),
 )
 def test_greedy_answers_are_the_reference_whatever_happens(
-    engines, compiled, requests, num_blocks, max_num_seqs, max_num_batched_tokens, failures, kills, caching
+    engines, compiled, requests, num_blocks, num_swap_blocks, max_num_seqs, max_num_batched_tokens, failures, kills, caching
 ):
-    engine = engines(num_blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, enable_prefix_caching=caching)
+    engine = engines(
+        num_blocks, num_swap_blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, enable_prefix_caching=caching
+    )
     expected = {}
     for i, (start, length, kind) in enumerate(requests):
         prompt = [(start + j) % 50 for j in range(length)]
@@ -247,6 +250,6 @@ def test_a_bad_grammar_that_nobody_checked_fails_its_request_alone(engines):
 
 
 def test_without_a_tokenizer_there_is_no_structured_output():
-    engine = Engine(FakeExecutor(8), MODEL, BLOCK, EngineConfig())
+    engine = Engine(FakeExecutor(8, 0), MODEL, BLOCK, EngineConfig())
     with pytest.raises(RequestError, match="no tokenizer"):
         engine.add_request("a", [1], SamplingParams(structured_outputs=TEXTS[1]))

@@ -1,0 +1,138 @@
+"""Which JSON schemas the grammars hold answers to in full (JSON Schema 2020-12).
+
+XGrammar passes over what it can't express in silence, and an answer would then parse and not validate. Such schemas are
+refused instead, with the place and the keyword. What XGrammar warns of is refused by `grammar_worker.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from cupola.runtime.json_schema_overlap import are_apart, has_type, types_of
+
+Schema = dict[str, Any]
+KEYWORDS = {  # by the type that they speak of
+    "string": ("minLength", "maxLength", "pattern"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "array": ("minItems", "maxItems", "prefixItems", "items"),
+    "object": ("minProperties", "maxProperties", "required", "propertyNames", "patternProperties", "additionalProperties", "properties"),
+}
+TELLING = ("prefixItems", "items", "properties", "additionalProperties")  # of a type that isn't given
+CHOOSING = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # the first of these decides alone
+UNSUPPORTED = (
+    *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems"),
+    *("dependentRequired", "dependentSchemas", "dependencies", "$dynamicRef", "$recursiveRef"),
+)
+ASSERTING = {"type", *CHOOSING, *(word for words in KEYWORDS.values() for word in words)}
+BROKEN_FORMATS = ("json-pointer", "relative-json-pointer")  # XGrammar lets quotes into them
+# What a JSON string must escape, and XGrammar's patterns do not: a quote or backslash as itself, control characters.
+CONTROL = r"[\x00-\x1f]|\\(?:[nrtfv0c]|x[01]|u00[01]|u\{)"
+RAW = re.compile(CONTROL + r"""|"|\\(?:\\|x22|x5[cC]|u0022|u005[cC])""")
+CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+
+
+class SchemaError(ValueError):
+    """What about a schema is not supported, and where."""
+
+
+def check_schema(schema: Schema | bool) -> None:
+    """Raises SchemaError if answers that follow the grammar of `schema` might not validate."""
+    schemas = dict(_walk(schema, "#"))
+    for path, part in schemas.items():
+        if isinstance(part, dict):
+            problem = _find_problem(part, path.endswith("/propertyNames")) or _find_misfit(part, schemas)
+            if problem:
+                raise SchemaError(f"at {path[:200]}: {problem}")
+
+
+def _walk(schema: object, path: str) -> Iterator[tuple[str, object]]:
+    """A schema and those inside of it, with their places."""
+    waiting: list[tuple[str, object]] = [(path, schema)]
+    while waiting:
+        path, part = waiting.pop()
+        yield path, part
+        if not isinstance(part, dict):
+            continue
+        for word in ("properties", "patternProperties", "$defs", "definitions"):
+            if isinstance(part.get(word), dict):
+                waiting += [(f"{path}/{word}/{name}", inner) for name, inner in part[word].items()]
+        for word in ("items", "additionalProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties"):
+            waiting += [(f"{path}/{word}", part[word])] if word in part else []
+        for word in ("anyOf", "oneOf", "allOf", "prefixItems"):
+            if isinstance(part.get(word), list):
+                waiting += [(f"{path}/{word}/{i}", inner) for i, inner in enumerate(part[word])]
+
+
+def _find_problem(schema: Schema, is_string: bool) -> str | None:
+    """What answers to one schema, without those inside of it, might get wrong; `is_string` if only strings come to it."""
+    for word in UNSUPPORTED:
+        if schema.get(word, False) is not False:
+            return f"{word} is not supported"
+    choosing = next((word for word in CHOOSING if word in schema), None)
+    if choosing in ("const", "enum"):
+        return _find_odd_value(schema, choosing)
+    if choosing is not None:
+        others = sorted(ASSERTING.intersection(schema) - {choosing})
+        return f"{others[0]} beside {choosing} is not supported; write it into what {choosing} names" if others else None
+    return (None if is_string else _find_untyped(schema)) or _find_string_problem(schema) or _find_object_problem(schema)
+
+
+def _find_odd_value(schema: Schema, choosing: str) -> str | None:
+    others = sorted(ASSERTING.intersection(schema) - {choosing, "type"})
+    if others:
+        return f"{others[0]} beside {choosing} is not supported"
+    values = [schema["const"]] if choosing == "const" else schema["enum"] if isinstance(schema["enum"], list) else []
+    for value in values:
+        if "type" in schema and not any(has_type(value, name) for name in types_of(schema)):
+            return f"the value {value!r:.60} of {choosing} isn't of the type {schema['type']!r:.60}"
+    return None
+
+
+def _find_untyped(schema: Schema) -> str | None:
+    if "type" in schema or any(word in schema for word in TELLING):
+        return None
+    words = [word for words in KEYWORDS.values() for word in words if word in schema]
+    return f"{words[0]} needs a type beside it" if words else None
+
+
+def _find_string_problem(schema: Schema) -> str | None:
+    if schema.get("format") in BROKEN_FORMATS:
+        return f"the format {schema['format']!r} is not supported"
+    names = schema["patternProperties"] if isinstance(schema.get("patternProperties"), dict) else ()
+    for pattern in (schema.get("pattern"), *names):
+        if isinstance(pattern, str) and _has_raw(pattern):
+            return f"the pattern {pattern!r:.60} has characters that JSON must escape, which is not supported"
+    return None
+
+
+def _find_object_problem(schema: Schema) -> str | None:
+    properties = schema.get("properties")
+    known = properties if isinstance(properties, dict) else {}
+    required = schema.get("required")
+    for name in required if isinstance(required, list) else ():
+        if isinstance(name, str) and name not in known:
+            return f"required names {name!r:.60}, which properties lacks"
+    if "propertyNames" in schema and known:
+        return "propertyNames beside properties is not supported"
+    fewest, others = schema.get("minProperties"), schema.get("additionalProperties", not known) is not False
+    num_required = len(required) if isinstance(required, list) else 0
+    if isinstance(fewest, int) and fewest > num_required + 1 and (others or "patternProperties" in schema):
+        return "minProperties is not supported where names are free: one might come twice"
+    return None
+
+
+def _find_misfit(schema: Schema, schemas: dict[str, object]) -> str | None:
+    """What is wrong with a schema's use of others."""
+    ref = schema.get("$ref", "#")
+    if isinstance(schema.get("oneOf"), list) and not are_apart(schema["oneOf"], schemas):
+        return "oneOf of what may hold for the same value is not supported; use anyOf, or a property whose const differs"
+    return None if ref in schemas else f"$ref is {ref!r:.60}, which is no schema in this one; give its place, such as '#/$defs/name'"
+
+
+def _has_raw(pattern: str) -> bool:
+    """In classes XGrammar leaves quotes and backslashes out, but not control characters."""
+    outside = CLASS.sub("", pattern)
+    inside = "".join(found for found in CLASS.findall(pattern) if not found.startswith("[^"))
+    return bool(RAW.search(outside) or re.search(CONTROL, inside))

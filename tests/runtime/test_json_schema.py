@@ -1,0 +1,159 @@
+"""Whatever is said at random under a schema's grammar validates; schemas that can't be held to are refused."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+
+from cupola.runtime.errors import RequestError
+from cupola.runtime.grammar import GrammarCompiler
+from cupola.runtime.structured_outputs import StructuredOutputs
+from tests.runtime.test_grammar import END, VOCAB, allowed_ids, ask
+from tests.runtime.tokenizers_for_tests import byte_level, save
+
+A, B = {"a": {"type": "integer"}}, {"b": {"type": "boolean"}}
+SMALL = {"type": "integer", "minimum": -99, "maximum": 99}
+TREE = {
+    "type": "object",
+    "properties": {"v": SMALL, "next": {"anyOf": [{"$ref": "#/$defs/tree"}, {"type": "null"}]}},
+    "required": ["v", "next"],
+}
+
+
+def tagged(tag: str, properties: dict) -> dict:
+    return {"type": "object", "properties": {"tag": {"const": tag}, **properties}, "required": ["tag"]}
+
+
+HELD = {
+    "const": {"const": {"a": [1, None, 'x"\n\\']}},
+    "enum": {"enum": [1, "a", None, {"b": [1.5]}, "\u0007ü"]},
+    "enum and type": {"type": ["string", "null"], "enum": ["a", None]},
+    "boolean": {"type": "boolean"},
+    "range": {"type": "integer", "minimum": -17, "maximum": 2300},
+    "open range": {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 6},
+    "multiples": {"type": "integer", "multipleOf": 7, "minimum": 0, "maximum": 100},
+    "real range": {"type": "number", "minimum": -1.5, "maximum": 2.25},
+    "open real range": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "length": {"type": "string", "minLength": 2, "maxLength": 4},
+    "types": {"type": ["string", "null", "integer"], "maxLength": 5, "minimum": 5},
+    "pattern": {"type": "string", "pattern": "^\\d{3}-[A-F]{2}(x|yz)?$"},
+    "part of a pattern": {"type": "string", "pattern": "ab"},
+    "class that leaves out": {"type": "string", "pattern": '^[^"a-z\\\\\\n]{2}$'},
+    "any characters": {"type": "string", "pattern": "^.\\S\\D[!-~][^,]$"},
+    "date-time": {"type": "string", "format": "date-time"},
+    "uuid": {"type": "string", "format": "uuid"},
+    "ipv6": {"type": "string", "format": "ipv6"},
+    "unknown format": {"type": "object", "properties": {"a": {"type": "string", "format": "unknown"}}},
+    "object": {"type": "object", "properties": {**A, **B}, "required": ["b"]},
+    "nested": {"type": "object", "properties": {"o": {"type": "object", "properties": A, "required": ["a"]}}, "required": ["o"]},
+    "names to escape": {"type": "object", "properties": {'a"b\n': SMALL, "héé": SMALL}, "required": ['a"b\n', "héé"]},
+    "names whose letters are digits too": {"properties": {"ßa0": SMALL, "\x80f": SMALL, "\\xe9": SMALL}, "required": ["ßa0", "\x80f"]},
+    "free names": {"type": "object", "additionalProperties": SMALL, "maxProperties": 2, "propertyNames": {"pattern": "^[a-z]{1,3}$"}},
+    "named and free": {"properties": A, "additionalProperties": {"type": "boolean"}, "maxProperties": 2},
+    "names by pattern": {"type": "object", "patternProperties": {"^x[0-9]$": SMALL}, "additionalProperties": False, "maxProperties": 3},
+    "number of names": {"type": "object", "properties": {**A, **B, "c": SMALL}, "minProperties": 2, "maxProperties": 2},
+    "without a type": {"properties": A, "required": ["a"]},
+    "array": {"type": "array", "items": SMALL, "minItems": 2, "maxItems": 4},
+    "array of arrays": {"type": "array", "items": {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2}, "maxItems": 2},
+    "tuple": {"type": "array", "prefixItems": [SMALL, {"type": "boolean"}], "items": False, "minItems": 2},
+    "tuple and more": {"type": "array", "prefixItems": [SMALL], "items": {"type": "boolean"}, "maxItems": 4},
+    "any of": {"anyOf": [SMALL, {"type": "boolean"}, {"type": "string", "maxLength": 2}]},
+    "one of": {"oneOf": [SMALL, {"type": "boolean"}, {"enum": ["a", "b"]}]},
+    "one of some that are tagged": {"$defs": {"A": tagged("a", A)}, "oneOf": [{"$ref": "#/$defs/A"}, tagged("b", B)]},
+    "one of some that lack a name": {"oneOf": [{"properties": A, "additionalProperties": False}, {"properties": B, "required": ["b"]}]},
+    "all of one": {"allOf": [SMALL], "title": "one"},
+    "ref": {"$defs": {"s": SMALL}, "$ref": "#/$defs/s", "description": "a ref"},
+    "ref to a property": {"type": "object", "properties": {"a": SMALL, "b": {"$ref": "#/properties/a"}}, "required": ["a", "b"]},
+    "recursion": {"$defs": {"tree": TREE}, "$ref": "#/$defs/tree"},
+    "boolean schemas": {"type": "object", "properties": {"a": True}, "unevaluatedProperties": False},
+}  # fmt: skip
+REFUSED = {
+    "not": {"type": "string", "not": {"const": "a"}},
+    "if": {"type": "object", "properties": {**A, **B}, "if": {"required": ["a"]}, "then": {"required": ["b"]}},
+    "uniqueItems": {"type": "array", "items": SMALL, "uniqueItems": True},
+    "contains": {"type": "array", "items": SMALL, "contains": {"const": 3}},
+    "dependentRequired": {"type": "object", "properties": {**A, **B}, "dependentRequired": {"a": ["b"]}},
+    "required beside allOf": {"required": ["a"], "allOf": [{"properties": A}]},
+    "maxLength beside [$]ref": {"properties": {"a": {"$ref": "#/$defs/s", "maxLength": 3}}, "$defs": {"s": {"type": "string"}}},
+    "properties beside anyOf": {"properties": A, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    "isn't of the type": {"type": "integer", "enum": [1, True]},
+    "minLength beside enum": {"enum": ["a"], "minLength": 3},
+    "maxLength needs a type": {"maxLength": 3},
+    "format 'json-pointer'": {"type": "string", "format": "json-pointer"},
+    "JSON must escape": {"type": "string", "pattern": '^["]$|"'},
+    "must escape": {"type": "string", "pattern": "^\\\\$"},
+    "which is not supported": {"type": "object", "patternProperties": {"[\\n]": SMALL}, "additionalProperties": False},
+    "lacks": {"type": "object", "properties": A, "required": ["a", "b"]},
+    "propertyNames beside": {"type": "object", "properties": A, "propertyNames": {"maxLength": 2}},
+    "might come twice": {"type": "object", "additionalProperties": SMALL, "minProperties": 2},
+    "may hold for the same value": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+    "oneOf of what may hold": {"oneOf": [{"properties": A}, {"properties": B}]},
+    "no schema in this one": {"$ref": "http://localhost/x"},
+    "is no schema": {"$defs": {"s": {"$anchor": "foo"}}, "$ref": "#foo"},
+    r"#/properties/a/anyOf/1: not": {"properties": {"a": {"anyOf": [{}, {"not": {}}]}}},
+}  # fmt: skip
+WARNED = {
+    "allOf": {"allOf": [{"properties": A}, {"properties": B}]},
+    "pattern combined": {"type": "string", "pattern": "^[a-z]+$", "maxLength": 5},
+    "format combined": {"type": "string", "format": "email", "maxLength": 50},
+    "multipleOf": {"type": "number", "multipleOf": 0.1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory):
+    compiler = GrammarCompiler(save(byte_level(), tmp_path_factory.mktemp("tokenizer")), VOCAB, [END], max_kept=2)
+    yield compiler
+    compiler.close()
+
+
+@pytest.mark.parametrize("schema", HELD.values(), ids=HELD)
+def test_whatever_is_said_validates(compiler, schema):
+    jsonschema.Draft202012Validator.check_schema(schema)
+    process = compiler.acquire(compiler.compile(StructuredOutputs(json=schema)))
+    said = [walk(process, seed) for seed in range(12)]
+    compiler.release(process)
+    for text in filter(None, said):
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+    assert sum(text is not None for text in said) >= 6
+
+
+def walk(process, seed: int) -> str | None:
+    """A random text that the grammar allows; None if it is too long. Odd characters come as often as plain ones."""
+    random, text = np.random.default_rng(seed), bytearray()
+    new: list[int] = []
+    for _ in range(300):
+        allowed = ask(process, str(seed), new)
+        ids = sorted(allowed_ids(allowed) & {*range(256), END} - {0xED})  # that begins surrogates, which XGrammar takes for characters
+        if allowed.state == "done":
+            return text.decode()
+        quotes = [i for i in ids if i in (*b'"]}', END)] if random.random() < 0.2 else []  # or texts would seldom end
+        new = [int(random.choice(quotes or ids))]
+        if new == [END]:
+            return text.decode()
+        text += bytes(new)
+    return None
+
+
+@pytest.mark.parametrize(("words", "schema"), REFUSED.items(), ids=REFUSED)
+def test_what_the_grammar_would_pass_over_is_refused(words, schema):
+    with pytest.raises(RequestError, match=words) as error:
+        StructuredOutputs(json=schema)
+    assert error.value.field == "structured_outputs.json"
+
+
+@pytest.mark.parametrize(("words", "schema"), WARNED.items(), ids=WARNED)
+def test_what_the_library_warns_of_is_refused(compiler, words, schema):
+    with pytest.raises(RequestError, match=words):
+        compiler.compile(StructuredOutputs(json=schema))
+
+
+@pytest.mark.parametrize("fields", [{"json_object": True}, {"json": {"type": "object"}}, {"json": True}])
+def test_any_json(compiler, fields):
+    process = compiler.acquire(compiler.compile(StructuredOutputs(**fields)))
+    values = [json.loads(text) for text in (walk(process, seed) for seed in range(20)) if text is not None]
+    assert len(values) > 3 and ("json" in fields or all(isinstance(value, dict) for value in values))
+    compiler.release(process)
