@@ -107,11 +107,12 @@ def test_after_a_cache_hit(artifact: cupola.Artifact, alone: Bits) -> None:
     assert found == expected(alone, chosen)
 
 
-def test_after_preemption(artifact: cupola.Artifact, alone: Bits) -> None:
+@pytest.mark.parametrize("swap_memory", ["0", "1GB"])
+def test_after_preemption(artifact: cupola.Artifact, alone: Bits, swap_memory: str) -> None:
     """The pool holds little more than the longest sequence."""
     chosen, kv = prompts()[:10], artifact.manifest.kv
     longest = max(map(len, chosen)) + NUM_OUTPUTS
     memory = (-(-longest // kv.block_size) + 1) * kv.bytes_per_block
-    found, preemptions = run(artifact, chosen, kv_memory=memory, enable_prefix_caching=False)
+    found, preemptions = run(artifact, chosen, kv_memory=memory, swap_memory=swap_memory, enable_prefix_caching=False)
     assert preemptions > 0
     assert found == expected(alone, chosen)
