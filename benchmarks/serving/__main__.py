@@ -2,6 +2,7 @@
 
     python benchmarks/serving latency ARTIFACT [--bounds 128,512]     a long prompt arrives among streams
     python benchmarks/serving chat ARTIFACT                           the second turn of a long chat
+    python benchmarks/serving overhead ARTIFACT                       an engine alone, and behind the server
 
 Time on a machine that does nothing else.
 """
@@ -19,7 +20,10 @@ from typing import Annotated
 import typer
 from chat import measure_chat
 from latency import measure_latency
+from overhead import measure_alone, measure_served
 from server import serving
+
+import cupola
 
 Artifact = Annotated[Path, typer.Argument(help="An artifact's folder.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Times to measure each.")]
@@ -77,6 +81,28 @@ def chat(
     about = f"second turn, {last.num_second_tokens} tokens, {last.num_cached_tokens} of them from the cache"
     typer.echo(f"{about}: {_milliseconds([turns.second_ttft for turns in found])} ms")
     typer.echo(f"second to first: {_spread([turns.second_ttft / turns.first_ttft for turns in found], '.2f')}")
+
+
+@app.command()
+def overhead(
+    artifact: Artifact,
+    rounds: Rounds = 5,
+    streams: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 64,
+    output_len: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
+    seed: Seed = 0,
+) -> None:
+    """Output tokens a second of an engine alone and behind the server, with streaming clients, in turns."""
+    randomness = random.Random(seed)
+    lengths = (streams, input_len, output_len, randomness)
+    with failures(), serving(artifact, ("--max-num-seqs", str(streams))) as server:
+        llm = cupola.LLM(artifact, max_num_seqs=streams)
+        measure_alone(llm, *lengths), measure_served(server, *lengths)  # whose times are those of a first time
+        found = [(measure_alone(llm, *lengths), measure_served(server, *lengths)) for _ in range(rounds)]
+    typer.echo(f"{streams} streams of {input_len} tokens in and {output_len} out; median (least to most) of {rounds} rounds, in turns")
+    for name, figures in zip(("engine alone", "behind the server"), zip(*found, strict=True), strict=True):
+        typer.echo(f"{name:18s} {_spread(figures, '.0f')} tokens a second")
+    typer.echo(f"served to alone    {_spread([served / alone for alone, served in found], '.3f')}")
 
 
 def _mixed(bound: str) -> tuple[str, str]:

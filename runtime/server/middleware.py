@@ -15,7 +15,7 @@ from cupola.runtime.server.record import RequestRecord, choose_id
 OPEN_PATHS = ("/", "/health", "/version")  # and the page's files: what tells nothing and costs nothing
 OPEN_FOLDERS = ("/page/",)
 JSON_TYPE = re.compile(r"application/([\w.-]+\+)?json\s*(;.*)?", re.ASCII | re.IGNORECASE)
-QUIET_PATHS = ("/health", "/metrics")  # asked for every second: no line in the log
+QUIET_PATHS = ("/health", "/metrics")  # asked for every second: no line in the log, as for the page's files
 
 
 class Observer:
@@ -49,7 +49,7 @@ class Observer:
                 raise  # half an answer can't be mended: the connection ends
             await error_response(status, message, field=field, code=code)(scope, receive, send_with_id)
         finally:
-            if record.path not in QUIET_PATHS:
+            if record.path not in QUIET_PATHS and not record.path.startswith(OPEN_FOLDERS):
                 record.write()
 
 
