@@ -138,6 +138,8 @@ class EngineClient:
 
     async def close(self) -> int:
         """Ends the process and returns its exit code."""
+        if self._process is not None and self.health is Health.LOADING:
+            self._process.kill()  # it would look for messages only once it has loaded
         self._fail(EngineError("the server is shutting down"))
         if self._transport is not None:
             self._transport.abort()

@@ -130,7 +130,7 @@ class Service:
         """Checks requests. Raises ServerError, a 503, if the engine can't take any now."""
         if self.draining:
             raise ServerError(503, "the server is shutting down", code="shutting_down")
-        if self._admission is None or self.health is Health.DEAD:
+        if self._admission is None or self.health in (Health.LOADING, Health.DEAD):
             raise ServerError(503, "the model is still loading", code="loading", retry_after=1)
         return self._admission
 

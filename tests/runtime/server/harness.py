@@ -146,13 +146,18 @@ class Server:
 
     def engine(self) -> psutil.Process:
         """The engine's process."""
-        children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if any("engine_process" in part for part in child.cmdline()))
+        return engine_of(self.process.pid)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal, waits for the end, and returns the exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
+
+
+def engine_of(server_id: int) -> psutil.Process:
+    """The engine's process under a server's."""
+    children = [child for child in psutil.Process(server_id).children() if child.status() != psutil.STATUS_ZOMBIE]
+    return next(child for child in children if any("engine_process" in part for part in child.cmdline()))
 
 
 def eventually(probe: Callable[[], T], seconds: float = PATIENCE) -> T:
