@@ -18,7 +18,17 @@ from transformers import (
 from cupola.runtime.artifact import MAXIMA_BLOCK
 from cupola.runtime.batch import Logits
 from cupola.runtime.request import Request, RequestSpec
-from cupola.runtime.sampler import adjust, choose, draw, find_candidates, find_likeliest, find_nucleus, find_share, rank_logprobs
+from cupola.runtime.sampler import (
+    adjust,
+    apply_masks,
+    choose,
+    draw,
+    find_candidates,
+    find_likeliest,
+    find_nucleus,
+    find_share,
+    rank_logprobs,
+)
 from cupola.runtime.sampling_params import SamplingParams
 
 VOCAB = 3000
@@ -195,6 +205,17 @@ def test_logprobs_are_the_raw_models(num_top):
             assert logprob == pytest.approx(exact[token], abs=1e-5)
             assert order[rank - 1] == token
         assert {token for token, _, _ in entries} == {token_id, *order[:num_top].tolist()}
+
+
+@pytest.mark.parametrize("vocab", [1, 8, 31, 64, 1000])
+def test_masks_leave_what_they_allow_and_nothing_else(vocab):
+    random = np.random.default_rng(vocab)
+    logits = random.normal(size=(5, vocab)).astype(np.float32)
+    logits.flags.writeable = False
+    allowed = random.random((3, -(-vocab // 32) * 32)) < 0.5
+    masks = [np.packbits(row, bitorder="little").tobytes() for row in allowed]
+    expected = np.where(allowed[:, :vocab], logits[[4, 0, 4]], -np.inf)
+    np.testing.assert_array_equal(apply_masks(logits, [4, 0, 4], masks), expected)
 
 
 def test_streams_are_each_sequences_own():
