@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -32,11 +33,13 @@ cupola.compile = given
 
 
 def test_the_python_runs(smollm2: Compiled) -> None:
-    [code] = CODE
-    done = subprocess.run([sys.executable, "-c", GIVEN_ARTIFACT + code, str(smollm2.path)], capture_output=True, text=True, check=False)
+    code, structured = CODE
+    command = [sys.executable, "-c", GIVEN_ARTIFACT + code + structured, str(smollm2.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "Paris" in lines[0] and lines[-2] == "The capital of France is Paris." and lines[-1].endswith("(3, 49152)")
+    assert "Paris" in lines[0] and lines[-3] == "The capital of France is Paris." and lines[-2].endswith("(3, 49152)")
+    assert json.loads(lines[-1]).keys() == {"name", "age"}
 
 
 def test_the_python_has_ten_lines() -> None:
