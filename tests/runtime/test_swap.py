@@ -20,7 +20,7 @@ from cupola.runtime.llm import LLM
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.swap_pool import SwapPool
 from cupola.runtime.swap_space import SwapSpace
-from tests.runtime.fakes import VOCAB, greedy_reference, make_engine, run_all
+from tests.runtime.fakes import VOCAB, completions, generate_alone, greedy_reference, make_engine, run_all
 from tests.runtime.tiny_artifact import make_artifact
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -121,6 +121,54 @@ def test_a_failed_step_is_computed_again(fails):
     engine.check_idle()
     for i, prompt in enumerate(prompts):
         assert outputs[str(i)].outputs[0].token_ids == greedy_reference(prompt, 12, stop=False)
+
+
+def test_copies_depend_on_their_order():
+    """A block that is put aside may be a copy made in the same step, and may be taken for one; both are rare."""
+    wanted = {"a copy is put aside", "what was put aside is copied over"}
+    for seed in range(2000):
+        rng = np.random.default_rng(seed)
+        num_blocks, budget, max_num_seqs = (int(rng.integers(*bounds)) for bounds in ((10, 20), (3, 12), (3, 9)))
+        engine = make_engine(num_blocks, 60, enable_prefix_caching=False, max_num_batched_tokens=budget, max_num_seqs=max_num_seqs)
+        seen = watch_copies(engine)
+        requests = {}
+        for i in range(rng.integers(2, 7)):
+            prompt, params = (
+                rng.integers(0, VOCAB, rng.integers(1, 30)).tolist(),
+                replace(GREEDY, n=int(rng.integers(1, 4)), seed=i, temperature=1),
+            )
+            requests[str(i)] = engine.add_request(str(i), prompt, params, priority=int(rng.integers(2)))
+            for _ in range(rng.integers(6)):
+                if engine.has_unfinished_requests():
+                    engine.step()
+        run_all(engine)
+        if seen:
+            wanted -= seen
+            for request in requests.values():
+                alone = generate_alone(list(request.spec.prompt_token_ids), request.spec.params)
+                assert completions(request.output()) == alone
+        if not wanted:
+            return
+    raise AssertionError(f"never seen: {wanted}")
+
+
+def watch_copies(engine: Engine) -> set[str]:
+    """What a step's copies did to each other, filled in as the engine runs."""
+    run, num_blocks, seen = engine.executor.run, engine.executor.num_blocks, set()
+
+    def watched(batch):
+        copied, put_aside = set(), set()
+        for source, target in batch.copies:
+            if target >= num_blocks:
+                put_aside.add(source)
+                seen.update({"a copy is put aside"} if source in copied else ())
+            elif source < num_blocks:
+                copied.add(target)
+                seen.update({"what was put aside is copied over"} if target in put_aside else ())
+        return run(batch)
+
+    engine.executor.run = watched
+    return seen
 
 
 def test_a_disk_that_fills_up_costs_time_and_nothing_else():
