@@ -15,13 +15,13 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from cupola.runtime.errors import CupolaError, RequestError
 from cupola.runtime.server.chat import chat
 from cupola.runtime.server.completions import complete
 from cupola.runtime.server.engine_client import Health
-from cupola.runtime.server.errors import ServerError, on_error, on_http_exception, on_invalid_body
+from cupola.runtime.server.errors import ERROR_RESPONSES, ServerError, on_error, on_http_exception, on_invalid_body
 from cupola.runtime.server.generation import json_response
 from cupola.runtime.server.middleware import Guard, Observer
 from cupola.runtime.server.page_routes import router as page
@@ -29,6 +29,7 @@ from cupola.runtime.server.protocol import ChatRequest, CompletionRequest, Detok
 from cupola.runtime.server.service import Service
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}  # beside JSON
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -73,6 +74,7 @@ def build_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        responses=ERROR_RESPONSES,
     )
     app.router.route_class = StrictRoute
     app.add_middleware(Guard, api_key=service.config.api_key, max_body_bytes=service.config.max_body_bytes)
@@ -89,12 +91,12 @@ def build_app(service: Service) -> FastAPI:
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAMED)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Goes on from a prompt, or from several."""
         return await complete(service, request, body)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """The next message of a conversation."""
         return await chat(service, request, body)
@@ -156,7 +158,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         service.check_model(model)
         return json_response(card())
 
-    @app.get("/health")
+    @app.get("/health", responses={503: {"description": "Requests are not answered now.", "content": {"application/json": {}}}})
     async def health() -> Response:
         """200 if requests are answered; 503 while the model is loading, or when the engine is dead, stalled, or shutting down."""
         state = "shutting_down" if service.draining else service.health.value
@@ -169,7 +171,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         """cupola's version."""
         return json_response({"version": importlib.metadata.version("cupola")})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """What Prometheus reads."""
         return Response(service.metrics.text(), media_type=METRICS_TYPE)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,6 +27,28 @@ TYPES = {
     500: "server_error",
     503: "service_unavailable_error",
     504: "timeout_error",
+}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, and where."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | int
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer other than the one asked for."""
+
+    error: ErrorDetail
+
+
+# What every route may answer, for its description in /openapi.json.
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request is wrong, or too much.", "model": ErrorBody},
+    "5XX": {"description": "The engine failed, is loading, or took too long.", "model": ErrorBody},
 }
 
 
