@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 import cupola.runtime.grammar
+from cupola.runtime.detokenizer import Detokenizer
 from cupola.runtime.errors import RequestError
 from cupola.runtime.grammar import GrammarCompiler
 from cupola.runtime.grammar_process import Allowed, GrammarProcess, wait
 from cupola.runtime.structured_outputs import MAX_BYTES, MAX_CHOICES, MAX_DEPTH, StructuredOutputs
+from cupola.runtime.tokenizer import Tokenizer
 from tests.runtime.tokenizers_for_tests import byte_fallback, byte_level, save
 
 VOCAB = 300  # past the tokenizer's
@@ -156,6 +160,29 @@ def test_special_tokens_are_text_only_where_a_structural_tag_may_want_them(kind,
     compiler.close()
 
 
+@pytest.mark.parametrize("tokenizer", [byte_level(), byte_fallback()], ids=["byte-level", "byte-fallback"])
+def test_what_the_grammar_has_seen_is_what_the_detokenizer_says(tokenizer, tmp_path):
+    """Of random tokens, among them ones that hold half a character, added ones and special ones."""
+    tokenizer.add_special_tokens(["<think>"])
+    tokenizer.add_tokens(["<tool>", "the é"])
+    file, pattern = save(tokenizer, tmp_path), "( ?[a-zé😀你<>]){8,40}"
+    compiler = GrammarCompiler(file, 350, [tokenizer.token_to_id("<end>")])
+    process = compiler.acquire(compiler.compile(StructuredOutputs(regex=pattern)))
+    prompt = Tokenizer(file).encode("once", max_tokens=10)
+    for seed in range(20):
+        random, said, new = np.random.default_rng(seed), Detokenizer(Tokenizer(file), prompt, ()), []
+        while (allowed := ask(process, str(seed), new)).state == "open":
+            ids = sorted(allowed_ids(allowed))
+            new = [int(random.choice([i for i in ids if i > 255] or ids))] if random.random() < 0.5 else [int(random.choice(ids))]
+            if tokenizer.token_to_id("<end>") in new:
+                break
+            said.push(new[0], check_stop=False)
+        said.finish()
+        assert allowed.state != "stuck" and re.fullmatch(pattern, said.released), said.released
+    compiler.release(process)
+    compiler.close()
+
+
 NASTY = {
     "parentheses": {"regex": "(" * 30_000 + "a" + ")" * 30_000},
     "parentheses in a grammar": {"grammar": "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000},
@@ -222,6 +249,28 @@ def test_a_killed_server_is_started_again(compiler):
     process = compiler.acquire(compiler.compile(StructuredOutputs(choice=["after"])))
     assert ask(process, "a", []).state == "open"
     compiler.release(process)
+
+
+HOLDS_A_GRAMMAR = """
+import sys, time
+from pathlib import Path
+from cupola.runtime.grammar import GrammarCompiler
+from cupola.runtime.structured_outputs import StructuredOutputs
+compiler = GrammarCompiler(Path(sys.argv[1]), 300, [261], max_kept=4)
+process = compiler.acquire(compiler.compile(StructuredOutputs(choice=["a"])))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_no_process_outlives_the_one_that_it_serves(tokenizer_file):
+    with subprocess.Popen([sys.executable, "-c", HOLDS_A_GRAMMAR, str(tokenizer_file)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "ready\n"
+        children = psutil.Process(holder.pid).children(recursive=True)
+        holder.kill()
+    assert len(children) == 2
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
 
 
 def test_without_xgrammar_the_error_says_how_to_get_it(compiler, monkeypatch):
