@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
 
+from cupola.runtime import grammar_masks
 from cupola.runtime.engine import Engine, EngineConfig
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.grammar import GrammarCompiler
@@ -103,13 +104,15 @@ def greedy_reference(prompt: list[int], compiled_grammar: object) -> list[int]:
     failures=st.sets(st.integers(0, 30), max_size=3),
     kills=st.sets(st.integers(0, 30), max_size=1),
     caching=st.booleans(),
+    grace=st.sampled_from([0.0, 0.02]),
 )
 def test_greedy_answers_are_the_reference_whatever_happens(
-    engines, compiled, requests, num_blocks, num_swap_blocks, max_num_seqs, max_num_batched_tokens, failures, kills, caching
+    engines, compiled, requests, num_blocks, num_swap_blocks, max_num_seqs, max_num_batched_tokens, failures, kills, caching, grace
 ):
     engine = engines(
         num_blocks, num_swap_blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, enable_prefix_caching=caching
     )
+    grammar_masks.GRACE_SECONDS = grace  # none: masks are late, and their sequences compute their last token again
     expected = {}
     for i, (start, length, kind) in enumerate(requests):
         prompt = [(start + j) % 50 for j in range(length)]
@@ -133,6 +136,25 @@ def test_greedy_answers_are_the_reference_whatever_happens(
     engine.check_idle()
     for name, token_ids in expected.items():
         assert (outputs[name].token_ids, outputs[name].finish_reason) == (token_ids, "stop")
+
+
+@pytest.fixture(autouse=True)
+def usual_grace():
+    yield
+    grammar_masks.GRACE_SECONDS = 0.02
+
+
+def test_late_masks_leave_prompt_scores_and_completions_as_they_are(engines):
+    params = SamplingParams(n=3, seed=1, temperature=1, max_tokens=40, structured_outputs=TEXTS[0], prompt_logprobs=2, logprobs=1)
+    outputs = []
+    for grace in (10.0, 0.0):
+        engine = engines(max_num_batched_tokens=5)
+        grammar_masks.GRACE_SECONDS = grace
+        engine.add_request("a", list(range(12)), params)
+        outputs.append((run_all(engine)["a"], engine.executor.num_steps))
+    (early, num_steps), (late, num_late_steps) = outputs
+    assert early.outputs == late.outputs and early.prompt_logprobs == late.prompt_logprobs
+    assert len(late.prompt_logprobs) == 12 and num_late_steps > num_steps
 
 
 def test_each_of_n_completions_follows_the_grammar(engines):
