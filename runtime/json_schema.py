@@ -127,7 +127,7 @@ def _find_misfit(schema: Schema, schemas: dict[str, object]) -> str | None:
     """What is wrong with a schema's use of others."""
     ref = schema.get("$ref", "#")
     if isinstance(schema.get("oneOf"), list) and not are_apart(schema["oneOf"], schemas):
-        return "oneOf of what may hold for the same value is not supported; use anyOf, or a property whose const differs"
+        return "oneOf of what may hold for the same value is not supported; use anyOf, or a required property whose const differs"
     return None if ref in schemas else f"$ref is {ref!r:.60}, which is no schema in this one; give its place, such as '#/$defs/name'"
 
 
