@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.tirx.script import builder as T
 
@@ -16,20 +16,27 @@ LANES = tiles.ROWS
 
 @dataclass(frozen=True)
 class Append:
-    """Appends to the pages of one layer."""
+    """Appends to the pages of one layer. `words` are a thread's own memory for vectors of keys, [step, token, word], if `run` has any."""
 
     tensors: Tensors
+    words: Buffer | None = None
+
+    @staticmethod
+    def of_thread(tensors: Tensors) -> Append:
+        """With memory of its own, which is taken once for all that a thread appends."""
+        append = Append(tensors)
+        return replace(append, words=local((tensors.kernel.key_dim // append.step, LANES, LANES), "int32")) if append.in_vectors else append
 
     def run(self, token: Value, group: Value) -> None:
         """One head of one token; a negative slot is skipped. The first of a vector of slots that comes whole brings all of them."""
         slot = name(T.cast(self.tensors.slots[token], "int64"))
         with T.If(slot >= T.int64(0)), T.Then():
-            if not self.in_vectors:
+            if self.words is None:
                 self.one(token, group, slot)
             else:
                 with T.If(self.comes_whole(token, slot)):
                     with T.Then(), T.If(slot % LANES == T.int64(0)), T.Then():
-                        self.vector(token, group, slot)
+                        self.vector(token, group, slot, self.words)
                     with T.Else():
                         self.one(token, group, slot)
 
@@ -75,11 +82,11 @@ class Append:
             if scales is not None:
                 T.buffer_store(scales, scale, [t.layer, block, group, offset])
 
-    def vector(self, token: Value, group: Value, slot: Value) -> None:
+    def vector(self, token: Value, group: Value, slot: Value, words: Buffer) -> None:
         """16 tokens from `token` on, whose slots begin with `slot`. A word of each makes two rows of a page of keys."""
         t, kernel = self.tensors, self.tensors.kernel
         page, offset = (t.layer, name(slot // kernel.block_size), group), name(slot % kernel.block_size)
-        words, count = local((kernel.key_dim // self.step, LANES, LANES), "int32"), LANES * kernel.side  # [step, token, word]
+        count = LANES * kernel.side
         (self.quantize if kernel.is_quantized else self.round)(token, page, offset, words)
         with T.serial(kernel.key_dim // self.step) as step:
             for word, keys in enumerate(transpose([name(words[step, i, iota(0, LANES)]) for i in range(LANES)])):

@@ -137,8 +137,10 @@ def _attend(t: Tensors) -> None:
     chunk_claims = Claims.allocate(threads, name(first_chunks[batch]), batch * tiles * chunks)
     with parallel_region():
         attend = _Attend(t, first_tiles, first_chunks, states, appends_first)
-        with T.If(appends_first[0]), T.Then(), shared_loop(n * kernel.num_kv_heads) as i:
-            Append(t).run(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
+        with T.If(appends_first[0]), T.Then(), threads.each() as thread:
+            append = Append.of_thread(t)
+            with threads.share(thread, n * kernel.num_kv_heads) as i:
+                append.run(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
         if tile_keys is not None:
             strips = tile_keys.first_strips[batch]
             with T.If(strips > T.int64(0)), T.Then(), shared_loop(strips * kernel.num_kv_heads) as i:

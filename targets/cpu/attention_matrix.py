@@ -10,7 +10,7 @@ in a sequence of few rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
@@ -25,6 +25,8 @@ LANES = tiles.ROWS
 STRIP, CHUNK_STRIPS = 32, 8  # keys that a tile of weights holds; strips that a softmax step takes
 ROWS = 2 * tiles.ROWS  # that are multiplied at once
 SUMS, LEFT, RIGHT = ((0, 1), (2, 3)), (4, 5), (6, 7)  # tile registers; sums stand by left and right ones
+QUERIES, SCORES = ((0, 1), (2, 3)), (4, 5)  # beside keys, which are RIGHT: queries by step, sums by tile of rows
+QUERY_STEPS = len(QUERIES)  # that stay in their registers for all strips, if there are no more
 LOWEST = -1e20  # the highest score of a row that has seen no key; those of hidden keys are far below
 LOG2_E = math.log2(math.e)
 
@@ -237,6 +239,8 @@ class Rows:
         """The scores of strips `first` to `last` of the chunk. Products go one strip ahead of what waits for them."""
         for row in range(ROWS):
             self.simd.store(self.scratch.peaks, splat(HIDDEN, LANES), (row, 0))
+        if _steps(self.kernel) <= QUERY_STEPS:
+            self.load_queries(range(_steps(self.kernel)))
         self.multiply(at, first)
         with between(first, last) as strip:
             with T.If(strip + 1 < last), T.Then():
@@ -253,19 +257,27 @@ class Rows:
         window = self.kernel.window
         return T.And(seen, position > self.tile.position(ROWS - 1) - window) if window else seen
 
+    def load_queries(self, steps: Iterable[int]) -> None:
+        """Some steps' dimensions of the queries, each in the registers for it."""
+        for step in steps:
+            for i, register in enumerate(QUERIES[step % QUERY_STEPS]):
+                tiles.load(register, self.scratch.queries[self.index, step, LANES * i, 0])
+
     def multiply(self, at: Value, strip: Value) -> None:
-        """queries · keys of a strip."""
-        s, place = self.scratch, self.strip(at + strip)
-        for sums in (*SUMS[0], *SUMS[1]):
-            tiles.clear(sums)
-        for step in range(_steps(self.kernel)):
-            for half in range(2):
-                tiles.load(LEFT[half], s.queries[self.index, step, LANES * half, 0])
-                tiles.load(RIGHT[half], self.keys.keys[(*place, half, LANES * step, 0)])
-            _multiply()
-        for i, row_sums in enumerate(SUMS):
-            for j, sums in enumerate(row_sums):
-                tiles.store(sums, s.scores[strip, LANES * i, LANES * j], 4 * STRIP)
+        """queries · keys of a strip. Keys go past L1, which holds the scores."""
+        place, steps = self.strip(at + strip), _steps(self.kernel)
+        for half in range(2):
+            for sums in SCORES:
+                tiles.clear(sums)
+            for step in range(steps):
+                if steps > QUERY_STEPS:
+                    self.load_queries([step])
+                keys = RIGHT[step % 2]
+                tiles.load(keys, self.keys.keys[(*place, half, LANES * step, 0)], streamed=True)
+                for queries, sums in zip(QUERIES[step % QUERY_STEPS], SCORES, strict=True):
+                    tiles.multiply_bf16(sums, queries, keys)
+            for i, sums in enumerate(SCORES):
+                tiles.store(sums, self.scratch.scores[strip, LANES * i, LANES * half], 4 * STRIP)
 
     def shape(self, row: Value, at: Value, strip: Value, position: Value, *, masked: bool) -> None:
         """A row's scores with key scales and `Tile.shape`. They are logarithms to base 2."""
@@ -324,7 +336,8 @@ class Rows:
                         self.weigh(at, name(strip + 1))
                 for half in range(2):
                     tiles.load(LEFT[half], s.scores[strip, LANES * half, 0], 4 * STRIP)
-                    tiles.load(RIGHT[half], self.keys.values[(*self.strip(at + strip), 0, start + LANES * half)], 4 * size)
+                    values = self.keys.values[(*self.strip(at + strip), 0, start + LANES * half)]
+                    tiles.load(RIGHT[half], values, 4 * size, streamed=True)
                 _multiply()
             for sums, place in places.items():
                 tiles.store(sums, s.sums[place], 4 * size)
