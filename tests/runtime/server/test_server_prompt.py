@@ -97,7 +97,7 @@ def test_megabytes_of_messages(server: Server):
         [{"role": "a" * (4 << 20), "content": "b"}],
     ):
         for path in (CHAT, "/tokenize"):
-            assert error_of(server.post({"messages": messages}, path))["param"] in ("prompt", "messages")
+            assert error_of(server.post({"messages": messages}, path))["param"].startswith(("prompt", "messages"))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_text_that_names_special_tokens(server: Server):
     for text in ("<end>", "a<end>b", "<end>" * 100, "<|im_start|>", "</s><s>[INST]", "<0x00>"):
         answer = server.complete(prompt=text, max_tokens=1, echo=True)
         assert answer["choices"][0]["text"].startswith(text)
-        assert server.post({"messages": [{"role": text, "content": text}], "max_tokens": 1}, CHAT).status_code == 200
+        assert server.post({"messages": [{"role": "user", "content": text}], "max_tokens": 1}, CHAT).status_code == 200
 
 
 @pytest.mark.parametrize(
