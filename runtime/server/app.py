@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from cupola.runtime.errors import CupolaError, RequestError
@@ -35,6 +35,13 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 class StrictRequest(Request):
     """A request whose JSON may not be nested without end, nor hold NaN, Infinity or half a character."""
+
+    async def body(self) -> bytes:
+        """The body's bytes. Raises HTTPException, of a status for the log, if the client goes away before they have come."""
+        try:
+            return await super().body()
+        except ClientDisconnect:
+            raise HTTPException(499, "the client has gone away") from None
 
     async def json(self) -> Any:
         """The body. Raises JSONDecodeError."""

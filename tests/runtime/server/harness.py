@@ -78,14 +78,15 @@ class Server:
         """The events of a streamed answer, which must be whole."""
         with self.http.stream("POST", path, json={**body, "stream": True}) as response:
             assert response.status_code == 200, response.read()
-            lines = (line for line in response.iter_lines() if line)
-            for line in lines:
-                assert line.startswith("data: "), line
-                if line == "data: [DONE]":
-                    assert next(lines, None) is None
-                    return
-                yield json.loads(line.removeprefix("data: "))
-        raise AssertionError("the stream ended without [DONE]")
+            received, done = b"", False
+            for data in response.iter_raw():
+                *events, received = (received + data).split(b"\n\n")
+                for event in events:
+                    assert event.startswith(b"data: ") and not done, event
+                    done = event == b"data: [DONE]"
+                    if not done:
+                        yield json.loads(event.removeprefix(b"data: "))
+            assert done and not received, "the stream ended without [DONE]"
 
     def greedy(self) -> tuple[str, list[int]]:
         """Text and tokens of one greedy request, streamed."""
