@@ -125,8 +125,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         admission, tokenizer = service.admission, service.need_tokenizer("prompt")
         text, special = body.prompt or "", body.prompt is not None
         if body.messages is not None:
-            template = service.need_chat_template()
-            text = await asyncio.to_thread(template.render, body.messages, add_generation_prompt=body.add_generation_prompt)
+            text = await service.render(body.messages, add_generation_prompt=body.add_generation_prompt)
         special = special if body.add_special_tokens is None else body.add_special_tokens
         ids = await asyncio.to_thread(tokenizer.encode, text, max_tokens=admission.max_length, add_special_tokens=special)
         strings = {"token_strs": [tokenizer.token(token_id) for token_id in ids]} if body.return_token_strs else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -83,7 +82,7 @@ class Chat:
 async def chat(service: Service, request: Request, body: ChatRequest) -> Response:
     """The answer to a request, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
     record = record_of(request)
-    answer = await _begin(service, record, body)
+    answer = await unless_gone(request, _begin(service, record, body))
     if body.stream:
         return EventStream(answer.generation, record, answer.events())
     try:
@@ -129,12 +128,12 @@ def _plan(service: Service, body: ChatRequest) -> ToolPlan:
 
 async def _render(service: Service, body: ChatRequest, plan: ToolPlan) -> str:
     """The prompt that the model's template makes of the messages, the last one left open if it is to be continued. Raises RequestError."""
-    template, messages = service.need_chat_template(), plan.messages
+    messages = plan.messages
     if not body.continue_final_message:
-        return await asyncio.to_thread(template.render, messages, add_generation_prompt=body.add_generation_prompt, tools=plan.tools)
+        return await service.render(messages, add_generation_prompt=body.add_generation_prompt, tools=plan.tools)
     if body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set:
         raise RequestError("contradicts add_generation_prompt", field="continue_final_message", fix="set one of the two to false")
-    text = await asyncio.to_thread(template.render, messages, add_generation_prompt=False, tools=plan.tools)
+    text = await service.render(messages, add_generation_prompt=False, tools=plan.tools)
     content = messages[-1].get("content")
     last = content.strip() if isinstance(content, str) else ""
     if not last or last not in text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import math
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from cupola.runtime.admission import Admission, Prompt
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.chat_template import ChatTemplate
+from cupola.runtime.chat_template import ChatTemplate, Message
 from cupola.runtime.errors import CupolaError, OptionError, RequestError
 from cupola.runtime.generation_defaults import default_sampling_params
 from cupola.runtime.grammar import MAX_AT_ONCE, GrammarCompiler
@@ -79,6 +80,7 @@ class Service:
             else GrammarCompiler(self.tokenizer.file, artifact.manifest.model.vocab_size, artifact.manifest.model.stop_token_ids)
         )
         self._grammar_threads, self._num_grammars = ThreadPoolExecutor(MAX_AT_ONCE, "grammar"), 0
+        self._renderer, self._num_rendering = ThreadPoolExecutor(1, "render"), 0
         self.metrics = Metrics(config.served_model_name)
         self.created = int(time.time())
         self.draining = False
@@ -150,6 +152,20 @@ class Service:
         if self.chat_template is None:
             raise RequestError("the model has no chat template", field="messages", fix="use /v1/completions")
         return self.chat_template
+
+    async def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Message] | None = None) -> str:
+        """The text that the model's template makes of a chat. Raises RequestError, or ServerError, a 429, if too many wait for it.
+
+        A template may take its whole time each time: chats wait for one another in a thread of their own, and nobody else for them.
+        """
+        render = functools.partial(self.need_chat_template().render, messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        if self._num_rendering > self.config.max_queue:
+            raise ServerError(429, "too many chats are waiting", code="queue_full", retry_after=5)
+        self._num_rendering += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._renderer, render)
+        finally:
+            self._num_rendering -= 1
 
     async def encode(self, prompt: Prompt, *, add_special_tokens: bool) -> tuple[int, ...]:
         """A prompt's token ids, checked. A long text does not keep other requests waiting. Raises RequestError."""
