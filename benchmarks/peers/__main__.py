@@ -21,6 +21,8 @@ from report import Json, as_json, as_markdown
 from turns import Plan, set_up, take_turns
 from venvs import BUILD, HERE, SetupError, make_venv, python_of, run_logged
 
+MEMORY_MEGABYTES, MODEL_MEGABYTES = 512, 90
+
 MODEL = "SmolLM2-135M-Instruct"
 RESULTS = HERE.parent / "results"
 _BUSY = 0.5  # processes a core that make times doubtful
@@ -56,9 +58,9 @@ def main(
     about["load_per_core_before"] = round(load_per_core(), 2)
     if load_per_core() > _BUSY:
         progress(f"the machine is busy ({load_per_core():.1f} processes a core): these times will say little")
-    before = read_gigabytes_per_second(plan.threads)
+    before = measure_reading(plan.threads)
     take_turns(plan, paths, records, progress)
-    about["read_gigabytes_per_second"] = {"before": before, "after": read_gigabytes_per_second(plan.threads)}
+    about["read_gigabytes_per_second"] = {"before": before, "after": measure_reading(plan.threads)}
     text, table = json.dumps(as_json(records, about), indent=1) + "\n", as_markdown(records, works, describe_run(about))
     write(results, text, table)
     print(text if to_stdout else table)
@@ -66,17 +68,26 @@ def main(
         raise typer.Exit(1)
 
 
+def measure_reading(threads: int) -> Json:
+    """GB/s, by the megabytes that are read: more than caches hold, and as many as a small model has, which a large last cache may keep."""
+    return {str(megabytes): read_gigabytes_per_second(threads, megabytes) for megabytes in (MEMORY_MEGABYTES, MODEL_MEGABYTES)}
+
+
 def describe_run(about: Json) -> Sequence[str]:
     """The lines under the table."""
     read = about["read_gigabytes_per_second"]
     assert isinstance(read, dict)
-    speeds = [f"{speed:.1f}" for speed in read.values() if speed]
+    memory, model = (
+        [f"{speeds[str(size)]:.1f}" for speeds in read.values() if speeds[str(size)]] for size in (MEMORY_MEGABYTES, MODEL_MEGABYTES)
+    )
     sets = about["instruction_sets"]
     assert isinstance(sets, list)
     return [
         f"{about['model']}, {about['threads']} threads, median of {about['rounds']}, in turns, on {about['date']}",
         f"{about['processor']}, {about['cores']} cores ({', '.join(sets)}), {about['system']}",
-        f"memory is read at {' and '.join(speeds)} GB/s (before and after)" if speeds else "memory bandwidth: not measured (no C compiler)",
+        f"memory is read at {' and '.join(memory)} GB/s (before and after), {MODEL_MEGABYTES} MB time and again at {' and '.join(model)}"
+        if memory
+        else "memory bandwidth: not measured (no C compiler)",
         "made by `make bench-peers`",
     ]
 

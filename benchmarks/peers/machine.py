@@ -40,8 +40,8 @@ def load_per_core() -> float:
     return os.getloadavg()[0] / num_cores()
 
 
-def read_gigabytes_per_second(threads: int) -> float | None:
-    """Memory-read bandwidth by a small C program; None where there is no C compiler, or it fails."""
+def read_gigabytes_per_second(threads: int, megabytes: int) -> float | None:
+    """How fast so many bytes are read again and again, by a small C program; None where there is no C compiler, or it fails."""
     compiler, program = shutil.which("cc"), BUILD / "read_bandwidth"
     if not compiler:
         return None
@@ -50,5 +50,5 @@ def read_gigabytes_per_second(threads: int) -> float | None:
     built = subprocess.run([compiler, *flags, str(HERE / "read_bandwidth.c"), "-o", str(program)], capture_output=True, check=False)
     if built.returncode:
         return None
-    done = subprocess.run([str(program), str(threads)], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(program), str(threads), str(megabytes)], capture_output=True, text=True, check=False)
     return None if done.returncode else float(done.stdout)
