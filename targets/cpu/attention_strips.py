@@ -6,7 +6,6 @@ While a strip is worked on, the next one's keys or values are fetched: memory th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
@@ -63,12 +62,12 @@ class _Strips:
         """The block, and the offset in it, of each vector of a strip."""
         return [self.place(self.at + strip * self.width + start) for start in range(0, self.width, self.tile.simd.lanes)]
 
-    def after(self, strip: Value) -> tuple[Value, list[tuple[Value, Value]]]:
-        """The group, and the places of the vectors, of the strip after `strip`; past the context, of what is read anyway."""
+    def after(self, strip: Value, every: int) -> tuple[Value, list[tuple[Value, Value]]]:
+        """The group, and the places of `every` so many keys, of the strip after `strip`; past the context, of what is read anyway."""
         is_last, ahead, t = strip + 1 >= self.end, self.ahead, self.tile.tensors
         sequence, group = (name(T.Select(is_last, a, b)) for a, b in ((ahead.sequence, self.tile.sequence), (ahead.group, self.tile.group)))
         first, last = name(T.Select(is_last, ahead.position, self.at + (strip + 1) * self.width)), name(t.context(sequence) - 1)
-        positions = [name(T.min(first + start, last)) for start in range(0, self.width, self.tile.simd.lanes)]
+        positions = [name(T.min(first + start, last)) for start in range(0, self.width, every)]
         return group, [t.place_of(sequence, position) for position in positions]
 
     def place(self, position: Value) -> tuple[Value, Value]:
@@ -101,7 +100,7 @@ class _Strips:
     def multiply(self, strip: Value, starts: list[Value]) -> list[list[Register]]:
         tile, t, simd, numbers, keys = self.tile, self.tile.tensors, self.tile.simd, self.numbers, self.numbers.keys
         kernel, side = tile.kernel, tile.kernel.side
-        places, (group, ahead) = (self.vectors(strip), self.after(strip)) if keys is None else ([], (tile.group, []))
+        places, (group, ahead) = (self.vectors(strip), self.after(strip, simd.lanes)) if keys is None else ([], (tile.group, []))
         dots = [[Register(simd.lanes, 0, numbers.sum_dtype) for _ in starts] for _ in range(tile.num_rows)]
         elements = simd.elements_of_line(t.k_pages)
         rows = math.gcd(kernel.key_dim // side, max(1, elements // (kernel.block_size * side)))  # that lie in one line
@@ -169,47 +168,29 @@ class _Strips:
 
     def add_value_columns(self, columns: list[tuple[int, int]], low: Value, high: Value) -> None:
         """The same for some columns, over the rows `low` to `high` of values: a row holds those of `Kernel.side` keys."""
-        tile, t, kernel, numbers = self.tile, self.tile.tensors, self.tile.kernel, self.numbers
+        tile, t, simd, kernel, numbers = self.tile, self.tile.tensors, self.tile.simd, self.tile.kernel, self.numbers
         totals = [[Register(lanes, 0, numbers.sum_dtype) for _, lanes in columns] for _ in range(tile.num_rows)]
         width, run = self.width // kernel.side, math.gcd(kernel.block_size, self.width) // kernel.side  # run: what lies together in a page
-        fetches = columns[0][0] == 0 and kernel.keys_in_vectors
         with between(self.begin, self.end) as strip:
-            first = name(T.max(low - strip * width, T.int64(0)))
-            fetch = self.value_fetcher(strip) if fetches else lambda row: None
+            group, ahead = self.after(strip, run * kernel.side)
+            places = local((2, len(ahead)), "int64")
+            for index, next_place in enumerate(ahead):
+                for which, value in enumerate(next_place):
+                    T.buffer_store(places, value, [which, index])
             with T.serial(width // run) as part:
                 start = name(strip * width + part * run)
                 block, offset = self.place(self.at + start * kernel.side)
+                next_block, next_row = name(places[0, part]), name(places[1, part] // kernel.side)
                 with between(T.max(low - start, T.int64(0)), T.min(high - start, T.int64(run))) as i:
-                    fetch(name(part * run + i - first))
+                    for line in range(0, kernel.value_dim * kernel.side if columns[0][0] == 0 else 0, simd.elements_of_line(t.v_pages)):
+                        simd.prefetch(t.v_pages, (t.layer, next_block, group, next_row + i, line))
                     page = (t.layer, block, tile.group, offset // kernel.side + i)
                     values = [numbers.load(t.v_pages, (*page, at * kernel.side), lanes) for at, lanes in columns]
                     for row in range(tile.num_rows):
                         weight = name(numbers.weights[row, start + i])
                         for total, value in zip(totals[row], values, strict=True):
                             total.set(numbers.multiply_add(total.get(), weight, value))
-            if fetches:  # the share of keys that no row sees
-                with between(T.min(high - strip * width, T.int64(width)) - first, T.int64(width)) as i:
-                    fetch(i)
         for row in range(tile.num_rows):
             place = 2 * kernel.padded(tile.num_rows) + row * kernel.value_dim
             for total, (at, _) in zip(totals[row], columns, strict=True):
                 tile.simd.store(self.state.buffer, numbers.weighted(total.get(), row), self.state.place(place + at))
-
-    def value_fetcher(self, strip: Value) -> Callable[[Value], None]:
-        """Fetches the share of the values after `strip` that falls to one of its rows: lines of all vectors in turns, which keeps more of
-        memory busy."""
-        t, simd, side, (group, vectors) = self.tile.tensors, self.tile.simd, self.tile.kernel.side, self.after(strip)
-        elements = simd.elements_of_line(t.v_pages)
-        count, lines = len(vectors), -(-self.tile.kernel.value_dim * side // elements)  # of a row
-        places = local((2, count), "int64")
-        for vector, place in enumerate(vectors):
-            for which, part in enumerate(place):
-                T.buffer_store(places, part, [which, vector])
-
-        def fetch(row: Value) -> None:
-            for line in (name(row * lines + i) for i in range(lines)):
-                (block, offset), mine = (name(places[which, line % count]) for which in range(2)), name(line // count)
-                page = (t.layer, block, group, offset // side + mine // lines)
-                simd.prefetch(t.v_pages, (*page, mine % lines * elements))
-
-        return fetch

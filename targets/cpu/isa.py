@@ -21,7 +21,7 @@ class ISA:
         row_tile: rows of a full register tile in matrix-matrix kernels.
         int8_row_tile: the same where int8 is multiplied.
         features: flags that /proc/cpuinfo must show on the machine that runs the code.
-        attributes: the same for LLVM.
+        attributes: the same for LLVM, and what it should know of their costs.
         fma: whether multiply-add is one instruction (otherwise it is two roundings).
         f16_convert: whether float16 converts in hardware.
         bf16_tiles: whether many rows of what may be rounded are multiplied in bfloat16, by `tiles.py`; a row's bits then depend on how
@@ -56,10 +56,10 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 ISAS = (
     ISA("avx512amx", "x86-64 with AVX-512, VNNI, and AMX for bfloat16", "x86_64", 16, 32, 12,
         (*_AVX512, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
-        (*_AVX512, "avx512vnni", "avx512bf16", "amx-tile", "amx-bf16", "prfchw"),
+        (*_AVX512, "avx512vnni", "fast-dpwssd", "avx512bf16", "amx-tile", "amx-bf16", "prfchw"),
         int8_dot="vpdpbusd", bf16_tiles=True),
-    ISA("avx512vnni", "x86-64 with AVX-512 and VNNI", "x86_64", 16, 32, 12, (*_AVX512, "avx512_vnni"), (*_AVX512, "avx512vnni"),
-        int8_dot="vpdpbusd"),
+    ISA("avx512vnni", "x86-64 with AVX-512 and VNNI", "x86_64", 16, 32, 12, (*_AVX512, "avx512_vnni"),
+        (*_AVX512, "avx512vnni", "fast-dpwssd"), int8_dot="vpdpbusd"),
     ISA("avx512", "x86-64 with AVX-512", "x86_64", 16, 32, 12, _AVX512, _AVX512, int8_dot="maddubs"),
     ISA("avxvnni", "x86-64 with AVX2, FMA and VNNI", "x86_64", 8, 16, 6, (*_AVX2, "avx_vnni"), (*_AVX2, "avxvnni"),
         int8_dot="vpdpbusd"),
