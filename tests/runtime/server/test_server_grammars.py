@@ -1,0 +1,63 @@
+"""Grammars may come from anyone: group 4 of the bad inputs, over HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import jsonschema
+import pytest
+
+from tests.runtime.server.harness import Server, error_of
+
+
+def response_format(schema: object) -> dict[str, object]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
+
+
+ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+BAD = {
+    "a pattern that takes ever longer": {"guided_regex": "(.*)*(.*)*(.*)*(.*)*(.*)*x{3}"},
+    "a pattern of nested repeats": {"guided_regex": "((a{1,100}){1,100}){1,100}"},
+    "a grammar that means everything twice": {"guided_grammar": 'root ::= s\ns ::= s s s | s s | [a-z ] | ""'},
+    "a recursive ref": response_format({"$ref": "#"}),
+    "a schema that never ends": response_format(ENDLESS),
+    "what nothing satisfies": response_format({"type": "integer", "minimum": 5, "maximum": 3}),
+    "100,000 values": response_format({"enum": list(range(100_000))}),
+    "30,000 parentheses": {"guided_regex": "(" * 30_000 + "a" + ")" * 30_000},
+    "a schema that is deep": response_format(json.loads('{"properties":{"a":' * 60 + "{}" + "}}" * 60)),
+    "no schema": response_format(3),
+    "no regular expression": {"guided_regex": "(((("},
+    "no grammar": {"guided_grammar": "root ::= nobody"},
+    "no choices": {"guided_choice": []},
+    "two at once": {"guided_regex": "a", "guided_choice": ["b"]},
+}
+
+
+@pytest.mark.parametrize("fields", BAD.values(), ids=BAD)
+def test_a_bad_grammar_is_refused_or_followed_and_harms_nobody(server: Server, fields: dict[str, object]) -> None:
+    response = server.post({"prompt": "a", "max_tokens": 40, "temperature": 1, "seed": 1, **fields})
+    if response.status_code == 200:
+        choice = response.json()["choices"][0]
+        assert choice["finish_reason"] in ("stop", "length")
+        if choice["finish_reason"] == "stop" and "guided_regex" in fields:
+            assert re.fullmatch(str(fields["guided_regex"]), choice["text"])
+    else:
+        error_of(response)
+
+
+def test_a_flood_of_schemas(server: Server) -> None:
+    def ask(number: int) -> int:
+        schema = {"type": "object", "properties": {f"field{number}": {"type": "boolean"}}, "required": [f"field{number}"]}
+        response = server.post({"prompt": "a", "max_tokens": 60, "temperature": 1, "seed": number, **response_format(schema)})
+        if response.status_code == 200:
+            jsonschema.validate(json.loads(response.json()["choices"][0]["text"]), schema)
+        else:
+            assert int(response.headers["Retry-After"]) > 0
+            error_of(response, 429)
+        return response.status_code
+
+    with ThreadPoolExecutor(48) as clients:
+        statuses = list(clients.map(ask, range(96)))
+    assert statuses.count(200) >= 32, "more than wait at once were refused"
