@@ -47,7 +47,7 @@ class Side:
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(60)
         self._frames, self._decoder = m.Frames(), msgspec.msgpack.Decoder(m.ToServer)
-        self._thread = threading.Thread(target=self._run, args=(theirs,))
+        self._thread = threading.Thread(target=self._run, args=(theirs,), daemon=True)
         self._thread.start()
         self.last: m.Stepped | None = None
 
@@ -75,6 +75,8 @@ class Side:
                 elif isinstance(message, m.Stepped):
                     self.last = message
                     for delta in message.requests:
+                        if delta.request_id not in names:  # it was aborted, and a step came before
+                            continue
                         for completion in delta.completions:
                             tokens[delta.request_id].setdefault(completion.index, []).extend(completion.token_ids)
                         unfinished -= {delta.request_id} if delta.finished else set()
