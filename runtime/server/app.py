@@ -175,7 +175,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/version")
     async def version() -> Response:
         """cupola's version."""
-        return json_response({"version": importlib.metadata.version("cupola")})
+        return json_response({"version": app.version})
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
-from cupola.runtime.server.generation import Choice, EventStream, Generation, json_response, unless_gone
+from cupola.runtime.server.generation import Choice, Generation, respond
 from cupola.runtime.server.logprobs import chat_logprobs, prompt_logprobs
 from cupola.runtime.server.protocol import ChatRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
@@ -82,14 +82,7 @@ class Chat:
 async def chat(service: Service, request: Request, body: ChatRequest) -> Response:
     """The answer to a request, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
     record = record_of(request)
-    answer = await unless_gone(request, _begin(service, record, body))
-    if body.stream:
-        return EventStream(answer.generation, record, answer.events())
-    try:
-        await unless_gone(request, answer.generation.finish())
-        return json_response(answer.whole())
-    finally:
-        answer.generation.close()
+    return await respond(request, record, await _begin(service, record, body), stream=body.stream)
 
 
 async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> Chat:

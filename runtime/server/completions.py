@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
-from cupola.runtime.server.generation import Choice, EventStream, Generation, json_response, unless_gone
+from cupola.runtime.server.generation import Choice, Generation, respond
 from cupola.runtime.server.logprobs import completion_logprobs, prompt_logprobs
 from cupola.runtime.server.protocol import CompletionRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
@@ -88,14 +88,7 @@ class Completion:
 async def complete(service: Service, request: Request, body: CompletionRequest) -> Response:
     """The answer to a request, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
     record = record_of(request)
-    completion = await _begin(service, record, body)
-    if body.stream:
-        return EventStream(completion.generation, record, completion.events())
-    try:
-        await unless_gone(request, completion.generation.finish())
-        return json_response(completion.whole())
-    finally:
-        completion.generation.close()
+    return await respond(request, record, await _begin(service, record, body), stream=body.stream)
 
 
 async def _begin(service: Service, record: RequestRecord, body: CompletionRequest) -> Completion:

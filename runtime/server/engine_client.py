@@ -107,12 +107,6 @@ class EngineClient:
         """Sequences asked for that the engine has not finished, whether or not anybody reads them."""
         return sum(self._num_sequences_of.values())
 
-    @property
-    def process_id(self) -> int:
-        """The engine's process."""
-        assert self._process is not None
-        return self._process.pid
-
     def submit(self, adds: Sequence[m.Add]) -> RequestStream:
         """Hands requests to the engine. Raises EngineError if there is none."""
         if self.died.is_set():

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -121,6 +121,34 @@ class Generation:
         self._record.finish_reasons = reasons
         self._record.num_cached_tokens = self.num_cached_tokens
         self._record.num_output_tokens = sum(len(choice.token_ids) for choice in self.choices)
+
+
+class Answer(Protocol):
+    """A request on its way: its generation, and the two forms of what comes of it."""
+
+    @property
+    def generation(self) -> Generation:
+        """What the engine says."""
+        ...
+
+    def whole(self) -> dict[str, Any]:
+        """The answer, once the generation is finished."""
+        ...
+
+    def events(self) -> AsyncIterator[dict[str, Any]]:
+        """The answer piece by piece."""
+        ...
+
+
+async def respond(request: Request, record: RequestRecord, answer: Answer, *, stream: bool) -> Response:
+    """An answer as a response, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
+    if stream:
+        return EventStream(answer.generation, record, answer.events())
+    try:
+        await unless_gone(request, answer.generation.finish())
+        return json_response(answer.whole())
+    finally:
+        answer.generation.close()
 
 
 class EventStream(Response):

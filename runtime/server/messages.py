@@ -46,11 +46,10 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
-    """The model is loaded. `max_length` is in tokens; a `num_blocks` of `block_size` tokens hold K/V."""
+    """The model is loaded. `max_length` is in tokens; `num_blocks` hold K/V."""
 
     max_length: int
     num_blocks: int
-    block_size: int
     max_num_seqs: int
 
 

@@ -118,11 +118,6 @@ class Service:
         return self._client.health
 
     @property
-    def engine_process_id(self) -> int:
-        """The engine's process."""
-        return self._client.process_id
-
-    @property
     def max_length(self) -> int:
         """Tokens that a sequence may have. Raises ServerError while the model is loading."""
         return self.admission.max_length
