@@ -82,7 +82,7 @@ class Chat:
 async def chat(service: Service, request: Request, body: ChatRequest) -> Response:
     """The answer to a request, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
     record = record_of(request)
-    return await respond(request, record, await _begin(service, record, body), stream=body.stream)
+    return await respond(request, record, _begin(service, record, body), stream=body.stream)
 
 
 async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> Chat:

@@ -88,7 +88,7 @@ class Completion:
 async def complete(service: Service, request: Request, body: CompletionRequest) -> Response:
     """The answer to a request, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
     record = record_of(request)
-    return await respond(request, record, await _begin(service, record, body), stream=body.stream)
+    return await respond(request, record, _begin(service, record, body), stream=body.stream)
 
 
 async def _begin(service: Service, record: RequestRecord, body: CompletionRequest) -> Completion:

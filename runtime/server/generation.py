@@ -140,8 +140,9 @@ class Answer(Protocol):
         ...
 
 
-async def respond(request: Request, record: RequestRecord, answer: Answer, *, stream: bool) -> Response:
-    """An answer as a response, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
+async def respond(request: Request, record: RequestRecord, begin: Coroutine[Any, Any, Answer], *, stream: bool) -> Response:
+    """The answer that `begin` prepares, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
+    answer = await unless_gone(request, begin)  # preparing may take seconds: a template, a grammar, a long text
     if stream:
         return EventStream(answer.generation, record, answer.events())
     try:
