@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,7 @@ Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """All sequences' new tokens, flat and without padding (n tokens, b sequences, r rows that want logits).
 
     A sequence's tokens are `query_starts[i]` to `query_starts[i + 1]`; `context_lens[i]` counts all its tokens with

@@ -80,6 +80,8 @@ class GrammarMasks:
 
         Waits a moment for those, and for a grammar that is late from an earlier step only if nothing came of this one otherwise.
         """
+        if not self._matchings and not self._answers:
+            return {}
         samplers = [sequence for chunk in step.chunks if chunk.samples for sequence in chunk.sequence.samplers]
         wanted = [sequence for sequence in samplers if sequence.request.spec.grammar is not None]
         start = now = time.monotonic()

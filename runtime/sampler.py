@@ -8,9 +8,10 @@ The order is vLLM's: log-probabilities are the raw model's; then what a grammar 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,7 @@ STRETCH = 256  # weights that are summed together first when a token is drawn
 NUCLEUS_WEIGHTS = (2**-5, 2**-10, 2**-15, 0)  # beside the heaviest: how light what top_p sorts may be, and then, if that was too little
 
 
-@dataclass(frozen=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """A new token of a sequence."""
 
     sequence: Sequence
@@ -41,8 +41,7 @@ class SampledToken:
     logprobs: RankedLogprobs | None
 
 
-@dataclass(frozen=True)
-class PromptScores:
+class PromptScores(NamedTuple):
     """What some consecutive prompt tokens' logits gave: log-probabilities of the prompt tokens after them, raw logits."""
 
     request: Request
@@ -58,12 +57,11 @@ class GrammarEnd:
     error: str | None
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """All that a step's logits gave, in order. What `delayed` sequences say next is chosen in a later step."""
 
-    tokens: tuple[SampledToken, ...]
-    prompt_scores: tuple[PromptScores, ...]
+    tokens: SequenceOf[SampledToken]
+    prompt_scores: SequenceOf[PromptScores]
     ends: tuple[GrammarEnd, ...] = ()
     delayed: frozenset[Sequence] = frozenset()
 
@@ -77,15 +75,26 @@ def sample(logits: Logits, step: Step, outcomes: Mapping[Sequence, Outcome | Non
     Raises:
         EngineError: if the model's logits are not numbers.
     """
-    scores = tuple(_score_prompt(logits.values, chunk) for chunk in step.chunks if chunk.sequence.request.wants_scores)
     ends = tuple(end for sequence, outcome in outcomes.items() if (end := _end(sequence, outcome)) is not None)
     delayed = frozenset(sequence for sequence, outcome in outcomes.items() if outcome is None)
     silent = delayed.union(end.sequence for end in ends)
-    rows = {sequence: row for sequence, row in _sampling_rows(step) if sequence not in silent}
+    rows: dict[Sequence, int] = {}
+    scores: list[PromptScores] = []
+    for chunk in step.chunks:
+        if chunk.sequence.request.wants_scores:
+            scores.append(_score_prompt(logits.values, chunk))
+        if chunk.samples:
+            row = chunk.first_row + chunk.end - chunk.logits_start - 1
+            rows |= {sequence: row for sequence in chunk.sequence.samplers if sequence not in silent}
+    masked = _masked(logits, rows, outcomes) if outcomes else {}
+    tokens = [_sample_one(logits, row, masked.get(sequence), sequence) for sequence, row in rows.items()]
+    return Samples(tokens, scores, ends, delayed)
+
+
+def _masked(logits: Logits, rows: Mapping[Sequence, int], outcomes: Mapping[Sequence, Outcome | None]) -> dict[Sequence, Float32]:
+    """The rows of sequences whose grammar says which tokens may come."""
     masks = {sequence: outcome.mask for sequence in rows if isinstance(outcome := outcomes.get(sequence), Allowed)}
-    masked = dict(zip(masks, apply_masks(logits.values, [rows[sequence] for sequence in masks], list(masks.values())), strict=True))
-    tokens = (_sample_one(logits, row, masked.get(sequence), sequence) for sequence, row in rows.items())
-    return Samples(tuple(tokens), scores, ends, delayed)
+    return dict(zip(masks, apply_masks(logits.values, [rows[sequence] for sequence in masks], list(masks.values())), strict=True))
 
 
 def apply_masks(logits: Float32, rows: list[int], masks: SequenceOf[bytes]) -> Float32:
@@ -99,13 +108,6 @@ def apply_masks(logits: Float32, rows: list[int], masks: SequenceOf[bytes]) -> F
     summands = np.take(SUMMANDS, bits, axis=0).reshape(len(rows), -1)[:, : logits.shape[1]]
     summands += logits[rows]
     return summands
-
-
-def _sampling_rows(step: Step) -> Iterator[tuple[Sequence, int]]:
-    """Who samples, and from which row of the logits."""
-    for chunk in step.chunks:
-        for sequence in chunk.sequence.samplers if chunk.samples else ():
-            yield sequence, chunk.first_row + chunk.end - chunk.logits_start - 1
 
 
 def _end(sequence: Sequence, outcome: Outcome | None) -> GrammarEnd | None:

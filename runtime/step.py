@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from cupola.runtime.block_pool import BlockTable
 from cupola.runtime.request import Sequence
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Tokens `start` to `end` of a sequence. Those from `logits_start` on have logits, from row `first_row` of the step's."""
 
     sequence: Sequence
@@ -24,8 +23,7 @@ class Chunk:
     samples: bool  # whether a token comes out of the last row: no known token is left after `end`
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What the executor runs, and what its logits mean."""
 
     batch: Batch

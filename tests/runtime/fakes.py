@@ -45,7 +45,7 @@ class FakeExecutor:
         assert 0 < n == len(batch.positions) == len(batch.slots) == batch.query_starts[-1]
         assert len(batch.query_starts) == b + 1
         assert len(np.unique(batch.slots)) == n, "two tokens in one slot"
-        assert all(array.dtype == np.int32 for array in vars(batch).values() if isinstance(array, np.ndarray))
+        assert all(array.dtype == np.int32 for array in batch if isinstance(array, np.ndarray))
         for source, target in batch.copies:
             assert min(source, target) < self.num_blocks, "nothing is copied within the swap space"
             assert max(source, target) < self.num_blocks + self.num_provided, "a swap block that has no memory"
