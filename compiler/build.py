@@ -38,7 +38,7 @@ def plan_memory(mod: IRModule) -> IRModule:
 
 
 def build_library(mod: IRModule, target: Target, file: Path, dumps: Dumps | None = None) -> None:
-    """Compiles `mod`, whose memory is planned, and the target's probes into the shared library `file`.
+    """Compiles `mod`, whose memory is planned, and what the target's libraries carry beside it, into the shared library `file`.
 
     Raises:
         UnsupportedError: there is no linker on this machine.
@@ -46,6 +46,8 @@ def build_library(mod: IRModule, target: Target, file: Path, dumps: Dumps | None
     mod = IRModule({**dict(mod.functions_items()), **dict(target.probes().functions_items())}, attrs=mod.attrs)
     with target.tvm, tvm.transform.PassContext(opt_level=3):
         executable = relax.build(mod, target.tvm, relax_pipeline=_virtual_machine_passes(), tir_pipeline=target.lowering)
+    for module in target.modules():
+        executable.mod.import_module(module)
     if dumps is not None and debug_level() >= 4:
         for module in executable.mod.imports:
             dumps.write("kernels", module.inspect_source("asm"), "s")

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime import environment
-from cupola.runtime.artifact import MANIFEST, Artifact, KernelSpec, KVSpec, Manifest, TensorSpec, WeightSpec
+from cupola.runtime.artifact import MANIFEST, RUN_IN_TEAM, Artifact, KernelSpec, KVSpec, Manifest, TensorSpec, WeightSpec
 from cupola.runtime.batch import Batch, Float32, Int32, Logits
 from cupola.runtime.errors import ArtifactError, EngineError
 from cupola.runtime.machine import choose_library
@@ -40,7 +40,7 @@ class TVMExecutor:
     def __init__(self, machine: Any, artifact: Artifact, num_blocks: int, swap: SwapSpace) -> None:
         self.num_blocks, self.num_swap_blocks, self.provide_swap = num_blocks, swap.num_blocks, swap.provide
         self._swap = swap
-        self._machine, self._forward = machine, machine["forward"]
+        self._machine, self._forward = machine, _forward(machine)
         self._workspace = _Workspace(artifact.manifest)
         forward = artifact.manifest.function("forward")
         inputs, outputs = forward.inputs, {output.name for output in forward.outputs}
@@ -203,6 +203,12 @@ class _Workspace:
             self._num_bytes = 0
         self._sizes.add((num_tokens, num_rows))
         self._num_bytes += num_bytes
+
+
+def _forward(machine: Any) -> Callable[..., Any]:
+    """The model's function, with the library's own way to start threads if it has one."""
+    forward, library = machine["forward"], machine.imports[0]
+    return functools.partial(library[RUN_IN_TEAM], forward) if library.implements_function(RUN_IN_TEAM) else forward
 
 
 def _check_inputs(artifact: Artifact, names: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -29,6 +29,7 @@ class Target:
         activations: the type in which one kernel hands another what quantized layers read and round.
         multiplies_int8: whether sums of products of int8 are faster than those of float32.
         probes: makes the kernels that find out what the machine can do; every library carries them.
+        modules: makes what libraries carry beside kernels, such as a way to start threads, `RUN_IN_TEAM`.
     """
 
     spec: TargetSpec
@@ -40,3 +41,4 @@ class Target:
     activations: str = "float32"
     multiplies_int8: bool = False
     probes: Callable[[], tvm.IRModule] = tvm.IRModule
+    modules: Callable[[], Sequence[tvm.runtime.Module]] = tuple

@@ -21,6 +21,7 @@ from cupola.targets.cpu.lowering import LOWERING
 from cupola.targets.cpu.norm import lower_layer_norm, lower_rms_norm
 from cupola.targets.cpu.probes import probes
 from cupola.targets.cpu.rotary import lower_rotary
+from cupola.targets.cpu.team import team
 
 RULES = (
     lower_int8_linear,
@@ -47,4 +48,5 @@ def cpu_target(isa: ISA) -> Target:
     rules, schedules = tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),)
     activations = "bfloat16" if isa.bf16_tiles else "float32"
     int8 = bool(isa.int8_dot)
-    return Target(spec, isa.description, target, rules, schedules, LOWERING, activations, int8, partial(probes, isa))
+    kernels, modules = partial(probes, isa), lambda: (team(isa, target),)
+    return Target(spec, isa.description, target, rules, schedules, LOWERING, activations, int8, kernels, modules)
