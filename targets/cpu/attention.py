@@ -1,11 +1,11 @@
 """Paged attention: appends K/V to the pages, then attends over them, for prefill, decode and any mix of the two.
 
-One call takes ragged sequences, in one parallel region of three steps. The first rotates and appends the new keys and
+One call takes ragged sequences, in one parallel region of two steps. The first rotates and appends the new keys and
 values. The second attends: in each group of query heads that share K/V, the (token, head) pairs are rows, and a task
 takes a tile of rows of one sequence and reads each key and value once for all of them, in chunks of fixed size at fixed
-positions. A sequence of one tile (as in decoding) is cut into a task for each chunk, whose states the third step folds. Where every
-sequence brings one token, the task of its last chunk appends it: pages are shared only once they are full, so no other task reads
-it, and what it writes to is then fetched once.
+positions. A sequence of one tile (as in decoding) is cut into a task for each chunk, whose states are folded by who finishes
+the last. Where every sequence brings one token, the task of its last chunk appends it: pages are shared only once they are
+full, so no other task reads it, and what it writes to is then fetched once.
 Per row all sums have one fixed order, so a result does not depend on the tile, on the batch, or on how a prompt was cut.
 """
 
@@ -27,7 +27,7 @@ from cupola.targets.cpu.attention_matrix import Scratch as RowScratch
 from cupola.targets.cpu.attention_strips import numbers_of, run_chunk
 from cupola.targets.cpu.attention_tile import Ahead, State, Tile
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.loops import Claims, Threads, between, parallel_region, shared_loop
+from cupola.targets.cpu.loops import Claims, Parts, Threads, between, parallel_region, shared_loop
 from cupola.targets.cpu.simd import Buffer, Simd, Value, argument, local, name, prim_func
 from cupola.targets.ops import PagedAttention
 from cupola.targets.work import with_work
@@ -132,11 +132,11 @@ def _attend(t: Tensors) -> None:
     if tile_keys is not None:  # TVM must not give both the same memory: no barrier stands between their last and their first use
         T.buffer_store(states, T.float32(0), [T.int64(0)])
     threads, count = Threads.of_region(), name(first_tiles[batch])
-    most = kernel.num_kv_heads * (n * kernel.heads_per_group // kernel.task_rows + batch)
-    claims = Claims.allocate(threads, count, most) if tile_keys is not None else None
-    chunk_claims = Claims.allocate(threads, name(first_chunks[batch]), batch * tiles * chunks)
+    claims = Claims.allocate(threads, count) if tile_keys is not None else None
+    chunk_claims = Claims.allocate(threads, name(first_chunks[batch]))
+    parts = Parts.allocate(name(first_chunks[batch]), batch * tiles * chunks)
     with parallel_region():
-        attend = _Attend(t, first_tiles, first_chunks, states, appends_first)
+        attend = _Attend(t, first_tiles, first_chunks, states, parts, appends_first)
         with T.If(appends_first[0]), T.Then(), threads.each() as thread:
             append = Append.of_thread(t)
             with threads.share(thread, n * kernel.num_kv_heads) as i:
@@ -153,10 +153,8 @@ def _attend(t: Tensors) -> None:
         else:
             with shared_loop(count, strided=True, barrier=False) as task:
                 attend.all_chunks(task)
-        with threads.each() as thread, chunk_claims.each(thread) as task:
+        with threads.each(barrier=False) as thread, chunk_claims.each(thread) as task:
             attend.one_chunk(task)
-        with shared_loop(batch * kernel.num_kv_heads, barrier=False) as i:
-            attend.merge(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
 
 
 @dataclass(frozen=True)
@@ -199,6 +197,7 @@ class _Attend:
     first_tiles: Buffer
     first_chunks: Buffer
     states: Buffer
+    parts: Parts
     appends_first: Buffer
 
     def sequence_of(self, task: Value, first_tasks: Buffer) -> Value:
@@ -235,7 +234,14 @@ class _Attend:
         is_last = chunk == work.first_chunk + work.num_chunks - 1
         with T.If(T.And(is_last, T.Not(self.appends_first[0]))), T.Then():
             Append(self.tensors).single(name(T.cast(self.tensors.query_starts[sequence], "int64")), group)
-        self.for_tile(work, sequence, group, index, lambda tile: run_chunk(numbers_of(tile), chunk, self.state(task), ahead))
+        first = name(self.first_chunks[sequence] + index * work.num_chunks * self.tensors.kernel.num_kv_heads + group)
+
+        def run(tile: Tile) -> None:
+            run_chunk(numbers_of(tile), chunk, self.state(task), ahead)
+            with self.parts.last(first, work.num_chunks):
+                self.merge(tile, first, work.num_chunks)
+
+        self.for_tile(work, sequence, group, index, run)
 
     def chunk(self, task: Value) -> tuple[Value, Value, Value, Value, _Work]:
         """The sequence, the group, the number of the tile, the chunk of a task of one chunk, and how the sequence is cut."""
@@ -265,18 +271,11 @@ class _Attend:
             tile.fold(running, state)
         tile.finish(running)
 
-    def merge(self, sequence: Value, group: Value) -> None:
-        """Folds the states of a split sequence's chunks and writes its rows."""
-        work = _Work.of(self.tensors, sequence)
-        with T.If(work.is_split), T.Then(), T.serial(work.num_tiles) as index:
-            self.for_tile(work, sequence, group, name(index), lambda tile: self.merge_tile(tile, work, name(index)))
-
-    def merge_tile(self, tile: Tile, work: _Work, index: Value) -> None:
-        groups = tile.kernel.num_kv_heads
-        first = name(self.first_chunks[tile.sequence] + index * work.num_chunks * groups + tile.group)
+    def merge(self, tile: Tile, first: Value, num_chunks: Value) -> None:
+        """Folds the states of a tile's chunks, of which the first is that of task `first`, and writes its rows."""
         running = tile.start()
-        with T.serial(work.num_chunks) as chunk:
-            tile.fold(running, self.state(first + chunk * groups))
+        with T.serial(num_chunks) as chunk:
+            tile.fold(running, self.state(first + chunk * tile.kernel.num_kv_heads))
         tile.finish(running)
 
     def state(self, index: Value) -> State:

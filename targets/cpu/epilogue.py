@@ -63,6 +63,11 @@ class Epilogue:
             with T.Else():
                 self._columns(panel, row, r, products, narrow)
 
+    def prefetch(self, panel: Value, row: Value) -> None:
+        """Takes what `finish` will write of a row from other cores. Columns past the last one are nobody's, or the next row's."""
+        for column in range(0, self.panel_outputs, self.simd.elements_of_line(self.out)):
+            self.simd.prefetch(self.out, (row, panel * self.panel_outputs + column), write=True)
+
     def _columns(self, panel: Value, row: Value, r: Value, products: Buffer, width: int) -> None:
         simd = self.simd
         for start, lanes in pieces(width, simd.lanes):

@@ -1,8 +1,9 @@
 """Matrix products of quantized weights and activations rounded to int8: integer dot products, a scale a group on both sides.
 
-Rows are rounded once, by all threads. Up to FEW of them (decoding) then multiply the packed weights as they come from memory.
-With more, a task takes a panel of 32 columns and a block of rows, unpacks the panel's weights to bytes, a block of groups at a
-time, and walks the rows in register tiles; where the machine has tiles of its own, those of bfloat16 take over (`tile_product`).
+Rows are rounded once, by all threads, or a single one by each. Up to FEW of them (decoding) then multiply the packed weights
+as they come from memory. With more, a task takes a panel of 32 columns and a block of rows, unpacks the panel's weights to
+bytes, a block of groups at a time, and walks the rows in register tiles; where the machine has tiles of its own, those of
+bfloat16 take over (`tile_product`).
 
 An output is a sum over groups in ascending order, `sum += (scale_w · Σ q_w·q_x) · scale_x`, whose inner sums are exact integers.
 So its bits depend neither on the path nor on the tile nor on the rows beside it, unless bfloat16 took over.
@@ -10,8 +11,7 @@ So its bits depend neither on the path nor on the tile nor on the rows beside it
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
@@ -128,25 +128,51 @@ class _Product:
         return Int8Rows.allocate(num_rows, self.kernel.groups, self.weights.zero, self.kernel.codes.has_mins)
 
     def few(self) -> None:
-        """One region: the rows, a barrier, then panels."""
-        rows = self.allocate(FEW)
-        alone = self.kernel.num_panels == 1  # TVM makes no loop of one iteration, and a region must hold some
+        """One region: the rows, then panels. One row is rounded by every thread for itself: to wait for another core takes longer."""
         count = T.int64(self.kernel.num_panels)
         threads = Threads.of_region()
-        claims = Claims.allocate(threads, count, count)
-        with nullcontext() if alone else parallel_region():
-            with T.serial(self.num_rows) if alone else shared_loop(self.num_rows) as row:
+        claims = Claims.allocate(threads, count)
+        with T.If(self.num_rows == T.int64(1)):
+            with T.Then(), parallel_region(), threads.each(barrier=False) as thread:
+                self.prefetch_first(name(T.min(threads.first(thread, count), count - 1)))
+                rows, one = self.allocate(1), replace(self, num_rows=T.int64(1))
+                rows.fill(self.source, T.int64(0))
+                with claims.each(thread) as panel:
+                    one.panel(rows, panel, (1,))
+            with T.Else():
+                self.several(threads, claims)
+
+    def several(self, threads: Threads, claims: Claims) -> None:
+        """One region: the rows, a barrier, then panels."""
+        rows = self.allocate(FEW)
+        with parallel_region():
+            with threads.each(barrier=False) as thread:
+                self.prefetch_first(name(T.min(threads.first(thread, claims.count), claims.count - 1)))
+            with shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row)
             with threads.each(barrier=False) as thread, claims.each(thread) as panel:
-                products = local((self.kernel.isa.int8_row_tile, PANEL))
-                packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
+                self.panel(rows, panel, (self.kernel.isa.int8_row_tile, 4, 2, 1))
 
-                def tile(row: Value, count: int) -> None:
-                    self.tile(rows, row, count, packed, T.int64(0), self.kernel.groups, products, T.int64(0), True, panel)
-                    with T.serial(count) as r:
-                        self.epilogue.finish(panel, row + r, r, products)
+    def panel(self, rows: Int8Rows, panel: Value, sizes: tuple[int, ...]) -> None:
+        """All rows of a panel, whose weights come from memory, in tiles of `sizes`."""
+        with T.serial(self.num_rows) as row:
+            self.epilogue.prefetch(panel, row)
+        products = local((self.kernel.isa.int8_row_tile, PANEL))
+        packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
 
-                in_tiles(self.num_rows, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
+        def tile(row: Value, count: int) -> None:
+            self.tile(rows, row, count, packed, T.int64(0), self.kernel.groups, products, T.int64(0), True, panel)
+            with T.serial(count) as r:
+                self.epilogue.finish(panel, row + r, r, products)
+
+        in_tiles(self.num_rows, sizes, tile)
+
+    def prefetch_first(self, panel: Value) -> None:
+        """Asks for a thread's first weights, which nothing was ahead of."""
+        codes = self.kernel.codes
+        with T.serial(min(AHEAD // codes.group_bytes, self.kernel.groups)) as group:
+            for byte in range(0, codes.group_bytes, CACHE_LINE):
+                self.simd.prefetch(self.weight, (panel, group, byte), near=2)
 
     def prefetch(self, panel: Value, group: Value, first: Value, last: Value) -> None:
         """Asks for the weights `AHEAD` bytes after a group, if it is one of a tile's share: all tiles of rows together ask for all groups.

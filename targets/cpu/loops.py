@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.simd import Buffer, Register, Simd, Value, name, pieces, tree
+from cupola.targets.cpu.simd import CACHE_LINE, Buffer, Register, Simd, Value, local, name, pieces, tree
 
 PARALLEL_FROM = 1 << 15  # elements; below, launching a parallel region costs more than it saves
 UNROLL = 4
@@ -62,7 +62,7 @@ class Threads:
     @staticmethod
     def of_region() -> Threads:
         """Asked before the region."""
-        return Threads(name(T.cast(T.call_packed("runtime.NumThreads"), "int64")))
+        return Threads(name(_num_threads()))
 
     @contextmanager
     def each(self, *, barrier: bool = True) -> Iterator[Value]:
@@ -86,46 +86,78 @@ class Claims:
     """Tasks that the threads of a region claim one at a time: whoever is faster, or had smaller ones, does more of them.
 
     Attributes:
-        taken: by task, whether some thread has it.
+        claimed: by thread, how many of its share were asked for, in a cache line of its own: shared ones go back and forth between cores.
     """
 
     threads: Threads
     count: Value
-    taken: Buffer
+    claimed: Buffer
 
     @staticmethod
-    def allocate(threads: Threads, count: Value, most: Value) -> Claims:
-        """Before the region; `most` is what `count` can be by the shapes of the arguments."""
-        taken = T.alloc_buffer((most,), "uint8", scope="global")
-        with T.serial(count) as i:
-            T.buffer_store(taken, T.uint8(0), [i])
-        return Claims(threads, count, taken)
+    def allocate(threads: Threads, count: Value) -> Claims:
+        """Before the region."""
+        claimed = T.alloc_buffer((_num_threads(), CACHE_LINE // 8), "int64", scope="global")  # TVM takes no variable here
+        with T.serial(threads.count) as thread:
+            T.buffer_store(claimed, T.int64(0), [thread, 0])
+        return Claims(threads, count, claimed)
 
     @contextmanager
     def each(self, thread: Value) -> Iterator[Value]:
-        """The tasks that `thread` is the first to ask for. It begins with what would be its share, where it finds in its cache what it
-        touched before, and then goes round."""
-        start = name(self.threads.first(thread, self.count))
-        with T.attr(T.int64(0), "pragma_import_llvm", _TAKE), T.serial(self.count) as i:
-            task = name((start + i) % self.count)
-            with T.If(T.call_extern("uint8", "cupola_take", T.address_of(self.taken[task])) == T.uint8(0)), T.Then():
-                yield task
+        """The tasks that `thread` is the first to ask for. It begins with its share, where it finds in its cache what it touched before,
+        and then goes round the others'."""
+        task = local(1, "int64")
+        with T.serial(self.threads.count) as i:
+            owner = name((thread + i) % self.threads.count)
+            start, stop = (name(self.threads.first(owner + end, self.count)) for end in range(2))
+
+            def claim() -> None:
+                T.buffer_store(task, start + _count(self.claimed, owner, 0), [0])
+
+            claim()
+            with T.While(task[0] < stop):
+                yield name(task[0])
+                claim()
 
 
-# What a byte was before it becomes 1, for one thread alone 0. TVM has no atomic operations on CPUs.
-_TAKE = """
-define linkonce_odr i8 @cupola_take(ptr %byte) alwaysinline nounwind {
-  %seen = load atomic i8, ptr %byte monotonic, align 1
-  %free = icmp eq i8 %seen, 0
-  br i1 %free, label %take, label %end
-take:
-  %old = atomicrmw xchg ptr %byte, i8 1 monotonic
-  br label %end
-end:
-  %result = phi i8 [ %seen, %0 ], [ %old, %take ]
-  ret i8 %result
+@dataclass(frozen=True)
+class Parts:
+    """Counts the finished parts of several wholes, so that who finishes the last part can go on with the whole, and nobody waits."""
+
+    finished: Buffer
+
+    @staticmethod
+    def allocate(count: Value, most: Value) -> Parts:
+        """Of `count` wholes, before the region; `most` is what `count` can be by the shapes of the arguments."""
+        finished = T.alloc_buffer((most,), "int64", scope="global")
+        with T.serial(count) as i:
+            T.buffer_store(finished, T.int64(0), [i])
+        return Parts(finished)
+
+    @contextmanager
+    def last(self, whole: Value, num_parts: Value) -> Iterator[None]:
+        """What the thread does that finishes the last of a whole's parts: it sees what all have written."""
+        with T.If(T.Or(num_parts == T.int64(1), name(_count(self.finished, whole)) == num_parts - 1)), T.Then():
+            yield
+
+
+def _count(counters: Buffer, *index: Value | int) -> Value:
+    """Adds 1 to a counter and gives what it was before. Who comes later sees what was written before."""
+    with T.attr(T.int64(0), "pragma_import_llvm", _COUNT):
+        before = local(1, "int64")
+        T.buffer_store(before, T.call_extern("int64", "cupola_count", T.address_of(counters[tuple(index)])), [0])
+    return before[0]
+
+
+_COUNT = """
+define linkonce_odr i64 @cupola_count(ptr %counter) alwaysinline nounwind {
+  %old = atomicrmw add ptr %counter, i64 1 acq_rel
+  ret i64 %old
 }
-"""
+"""  # TVM has no atomic operations on CPUs
+
+
+def _num_threads() -> Value:
+    return T.cast(T.call_packed("runtime.NumThreads"), "int64")
 
 
 def in_tiles(count: Value, sizes: tuple[int, ...], tile: Callable[[Value, int], None]) -> None:

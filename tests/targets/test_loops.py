@@ -7,7 +7,7 @@ import pytest
 import tvm
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.loops import Claims, Threads, parallel_region
+from cupola.targets.cpu.loops import Claims, Parts, Threads, parallel_region
 from cupola.targets.cpu.simd import argument, local, name, prim_func
 from cupola.targets.registry import get_target
 
@@ -21,7 +21,7 @@ def counting(claimed: bool) -> tvm.tirx.PrimFunc:
         n = T.int64()
         out = argument("out", (n,), "int32")
         threads = Threads.of_region()
-        claims = Claims.allocate(threads, n, n)
+        claims = Claims.allocate(threads, n)
         with parallel_region():
             with threads.each() as thread:
                 own = local(512, "int32")
@@ -43,3 +43,31 @@ def test_every_task_is_done_once(claimed: bool) -> None:
         out = tvm.runtime.tensor(np.zeros(count, "int32"))
         run(out)
         assert (out.numpy() == 1).all()
+
+
+def joining() -> tvm.tirx.PrimFunc:
+    """Wholes of `len(x) // len(out)` parts, copied one a task; out[whole] is the sum of the copies, taken by who copies the last."""
+
+    def body() -> None:
+        n, wholes = T.int64(), T.int64()
+        x, out = argument("x", (n,), "int64"), argument("out", (wholes,), "int64")
+        copies = T.alloc_buffer((n,), "int64", scope="global")
+        threads, num_parts = Threads.of_region(), name(n // wholes)
+        claims, parts = Claims.allocate(threads, n), Parts.allocate(wholes, wholes)
+        with parallel_region(), threads.each(barrier=False) as thread, claims.each(thread) as task:
+            whole = name(task % wholes)
+            T.buffer_store(copies, x[task], [task])
+            with parts.last(whole, num_parts), T.serial(num_parts) as part:
+                T.buffer_store(out, out[whole] + copies[part * wholes + whole], [whole])
+
+    return prim_func(body)
+
+
+def test_who_finishes_the_last_part_sees_all() -> None:
+    target = get_target("cpu:generic")
+    func = joining().with_attr("global_symbol", "joining")
+    run = tvm.tirx.build(tvm.IRModule({"joining": func}), target=target.tvm)["joining"]
+    for wholes, num_parts in ((1, 1), (5, 1), (1, 2), (3, 2), (2, 1000), (1000, 2), (7, 13)) * 20:
+        x, out = np.arange(wholes * num_parts), tvm.runtime.tensor(np.zeros(wholes, "int64"))
+        run(tvm.runtime.tensor(x), out)
+        assert (out.numpy() == x.reshape(num_parts, wholes).sum(0)).all()
