@@ -11,6 +11,7 @@ STAMP := $(VENV)/.installed
 ROOMS := compiler models passes runtime targets
 PROMPT ?= What is the capital of France?
 QUANTS ?= w4a8 w8a8 bf16
+JOBS ?= 2
 
 help: ## show these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -67,8 +68,9 @@ browser: ## install Chromium for the tests of the chat page, if there is none
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	command -v chromium
 
-test: lint types ## run every check: ruff, mypy, layer rules, all tests
-	$(BIN)/python -m pytest --hypothesis-profile=ci
+# Most tests wait for LLVM, which takes one core each. More at once than cores would make those fail that wait for a server.
+test: lint types ## run every check: ruff, mypy, layer rules, all tests, JOBS at once
+	$(BIN)/python -m pytest --hypothesis-profile=ci -n $(JOBS) --dist worksteal
 
 check: lint types layers ## run the quick checks
 
