@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from cupola.runtime.artifact import (
 )
 
 SHARD_BYTES = 256 << 20  # shards are hashed side by side when the artifact is opened
+PIECE_BYTES = 2 << 20  # a large page: what is written at once stays in memory in one, and need not be found by 512 small ones
 ALIGNMENT = 64  # kernels read weights in place, from the mapped file
 _SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64", "int8": "I8", "uint8": "U8"}
 
@@ -125,15 +127,37 @@ class _Layout:
         return _Layout(header, tuple(len(header) + start for start in starts))
 
 
+class Pieces:
+    """Writes to `stream` by PIECE_BYTES."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._pending = stream, bytearray()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Takes bytes, of which the last ones may stay here."""
+        for start in range(0, len(data), PIECE_BYTES):
+            self._pending += data[start : start + PIECE_BYTES]
+            if len(self._pending) >= PIECE_BYTES:
+                self._stream.write(self._pending[:PIECE_BYTES])
+                del self._pending[:PIECE_BYTES]
+
+    def flush(self) -> None:
+        """Writes what is here."""
+        self._stream.write(self._pending)
+        self._pending.clear()
+
+
 def _write_shard(file: Path, layout: _Layout, weights: Sequence[PackedWeight], advance: Callable[[int], None]) -> FileSpec:
     digest, num_bytes = hashlib.sha256(layout.header), len(layout.header)
     with file.open("wb") as stream:
-        stream.write(layout.header)
+        pieces = Pieces(stream)
+        pieces.write(layout.header)
         for weight in weights:
             data = weight.compute().reshape(-1).view(np.uint8).data
             assert data.nbytes == weight.spec.num_bytes, f"{weight.spec.name} has {data.nbytes} bytes"
-            stream.write(data)
+            pieces.write(data)
             digest.update(data)
             num_bytes += data.nbytes
             advance(data.nbytes)
+        pieces.flush()
     return FileSpec(file.name, num_bytes, digest.hexdigest())

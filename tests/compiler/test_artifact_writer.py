@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis.extra import numpy as arrays_of
 from safetensors import safe_open
 
 from cupola.compiler import artifact_writer
-from cupola.compiler.artifact_writer import list_files, write_weights
+from cupola.compiler.artifact_writer import PIECE_BYTES, Pieces, list_files, write_weights
 from cupola.compiler.weights import PackedWeight
 from cupola.runtime.artifact import TensorSpec, sha256_of
 
@@ -49,6 +50,23 @@ def test_the_safetensors_library_reads_what_is_written(tmp_path_factory: pytest.
         raw = (folder / place.file).read_bytes()[place.offset :][: arrays[place.name].nbytes]
         assert raw == arrays[place.name].tobytes() and str(arrays[place.name].dtype) == place.dtype
         np.testing.assert_array_equal(read.float().numpy(), arrays[place.name].astype("float32"))
+
+
+def test_files_are_written_by_large_pages() -> None:
+    written: list[bytes] = []
+
+    class Stream(io.BytesIO):
+        def write(self, data: bytearray) -> int:  # type: ignore[override]
+            written.append(bytes(data))
+            return len(written[-1])
+
+    pieces, data = Pieces(Stream()), np.random.default_rng(0).bytes(3 * PIECE_BYTES)
+    sizes = (100, 5, PIECE_BYTES, 0, PIECE_BYTES - 105, 1, 7)
+    for start, size in zip(np.cumsum((0, *sizes)), sizes, strict=False):
+        pieces.write(data[start : start + size])
+    pieces.flush()
+    assert list(map(len, written)) == [PIECE_BYTES, PIECE_BYTES, 8]
+    assert b"".join(written) == data[: sum(sizes)]
 
 
 @given(st.lists(st.tuples(st.sampled_from(DTYPES), st.integers(1, 300)), min_size=1, max_size=12))
