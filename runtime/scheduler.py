@@ -140,7 +140,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Lets a waiting sequence run if all its tokens fit, with a block for each running sequence to grow into."""
         request, block_size = sequence.request, self.pool.block_size
-        if not request.wants_scores:  # the last token is always computed: its logits are wanted
+        if self.pool.enable_prefix_caching and not request.wants_scores:  # the last token is always computed: its logits are wanted
             hashes = sequence.block_hashes((len(sequence.token_ids) - 1) // block_size, block_size)
             sequence.block_table = self.pool.match(hashes)
         num_cached = len(sequence.block_table)
@@ -187,7 +187,7 @@ class Scheduler:
         if request.wants_scores:  # a preempted prompt passes some tokens again
             request.num_scored_tokens = max(request.num_scored_tokens, min(chunk.end, len(request.spec.prompt_token_ids)))
         old, new = sequence.num_published_blocks, num_computed_tokens // self.pool.block_size
-        if new > old:
+        if new > old and self.pool.enable_prefix_caching:
             self.pool.publish(sequence.block_table[old:new], sequence.block_hashes(new, self.pool.block_size)[old:])
             sequence.num_published_blocks = new
 

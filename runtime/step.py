@@ -61,7 +61,9 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int], ...], block_size:
         logit_rows += range(len(tokens) + chunk.logits_start - chunk.start, len(tokens) + chunk.end - chunk.start)
         tokens += ids[chunk.start : chunk.end]
         positions += range(chunk.start, chunk.end)
-        slots += [table[position // block_size] * block_size + position % block_size for position in range(chunk.start, chunk.end)]
+        for block in range(chunk.start // block_size, -(-chunk.end // block_size)):
+            first = (table[block] - block) * block_size
+            slots += range(first + max(chunk.start, block * block_size), first + min(chunk.end, (block + 1) * block_size))
         query_starts.append(len(tokens))
     return Batch(
         tokens=np.array(tokens, np.int32),
