@@ -153,8 +153,10 @@ def _attend(t: Tensors) -> None:
         else:
             with shared_loop(count, strided=True, barrier=False) as task:
                 attend.all_chunks(task)
-        with threads.each(barrier=False) as thread, chunk_claims.each(thread) as task:
-            attend.one_chunk(task)
+        with threads.each(barrier=False) as thread:
+            attend.fetch_first(name(threads.first(thread, chunk_claims.count)), chunk_claims.count)
+            with chunk_claims.each(thread) as task:
+                attend.one_chunk(task)
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,19 @@ class _Attend:
                 with branch():
                     body(self.tile(work, rows, sequence, group, index))
         return None
+
+    def fetch_first(self, task: Value, num_tasks: Value) -> None:
+        """Asks for the pages of a thread's first chunk, which nothing was ahead of."""
+        t, kernel = self.tensors, self.tensors.kernel
+        with T.If(task < num_tasks), T.Then():
+            sequence, group, _, chunk, _ = self.chunk(task)
+            first, end = name(chunk * kernel.chunk), t.context(sequence)
+            count = name((T.min(end - first, T.int64(kernel.chunk)) + kernel.block_size - 1) // kernel.block_size)
+            for pool in (t.k_pages, t.v_pages, t.k_scales, t.v_scales):
+                if pool is not None:
+                    with T.serial(count) as i:
+                        block, _ = t.place_of(sequence, name(first + i * kernel.block_size))
+                        t.simd.prefetch_all(pool, (t.layer, block, group), near=2)
 
     def one_chunk(self, task: Value) -> None:
         sequence, group, index, chunk, work = self.chunk(task)

@@ -196,6 +196,15 @@ class Simd:
         place, data = T.address_of(buffer[tuple(index)]), T.int32(1)
         T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, T.int32(write), T.int32(near), data))
 
+    def prefetch_all(self, buffer: Buffer, index: tuple[Value, ...], *, near: int = 3) -> None:
+        """Brings all of a part of a buffer nearer, whose last dimensions have known sizes."""
+        sizes = [int(size) for size in buffer.shape[len(index) :]]
+        each, columns = self.elements_of_line(buffer), sizes[-1]
+        with T.serial(-(-math.prod(sizes) // each)) as line:
+            place = name(line * each)
+            inner = (place // columns, place % columns) if len(sizes) == 2 else (place,)
+            self.prefetch(buffer, (*index, *inner), near=near)
+
     def elements_of_line(self, buffer: Buffer) -> int:
         """Elements of a buffer in a cache line."""
         return int(CACHE_LINE // tvm.DataType(buffer.dtype).itemsize)
