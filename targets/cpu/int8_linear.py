@@ -133,21 +133,27 @@ class _Product:
         threads = Threads.of_region()
         claims = Claims.allocate(threads, count)
         with T.If(self.num_rows == T.int64(1)):
-            with T.Then(), parallel_region(), threads.each(barrier=False) as thread:
-                self.prefetch_first(name(T.min(threads.first(thread, count), count - 1)))
-                rows, one = self.allocate(1), replace(self, num_rows=T.int64(1))
-                rows.fill(self.source, T.int64(0))
-                with claims.each(thread) as panel:
-                    one.panel(rows, panel, (1,))
+            with T.Then():
+                self.one(claims)
             with T.Else():
-                self.several(threads, claims)
+                self.several(claims)
 
-    def several(self, threads: Threads, claims: Claims) -> None:
+    def one(self, claims: Claims) -> None:
+        """One row."""
+        known, threads = replace(self, num_rows=T.int64(1)), claims.threads
+        with parallel_region(), threads.each(barrier=False) as thread:
+            self.prefetch_first(claims, thread)
+            rows = self.allocate(1)
+            rows.fill(self.source, T.int64(0))
+            with claims.each(thread) as panel:
+                known.panel(rows, panel, (1,))
+
+    def several(self, claims: Claims) -> None:
         """One region: the rows, a barrier, then panels."""
-        rows = self.allocate(FEW)
+        rows, threads = self.allocate(FEW), claims.threads
         with parallel_region():
             with threads.each(barrier=False) as thread:
-                self.prefetch_first(name(T.min(threads.first(thread, claims.count), claims.count - 1)))
+                self.prefetch_first(claims, thread)
             with shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row)
             with threads.each(barrier=False) as thread, claims.each(thread) as panel:
@@ -167,9 +173,9 @@ class _Product:
 
         in_tiles(self.num_rows, sizes, tile)
 
-    def prefetch_first(self, panel: Value) -> None:
+    def prefetch_first(self, claims: Claims, thread: Value) -> None:
         """Asks for a thread's first weights, which nothing was ahead of."""
-        codes = self.kernel.codes
+        codes, panel = self.kernel.codes, name(T.min(claims.threads.first(thread, claims.count), claims.count - 1))
         with T.serial(min(AHEAD // codes.group_bytes, self.kernel.groups)) as group:
             for byte in range(0, codes.group_bytes, CACHE_LINE):
                 self.simd.prefetch(self.weight, (panel, group, byte), near=2)
@@ -217,9 +223,9 @@ class _Product:
     def add(self, total: Register, exact: Value, low: Value | None, rows: Int8Rows, place: Value) -> None:
         """total += exact · scale of x + low · scale · Σq of x, for a vector of columns and a place in the rows."""
         lanes = self.simd.lanes
-        total.set(self.simd.fma(exact, splat(name(rows.scales[place]), lanes), total.get()))
-        if low is not None and rows.sums is not None:
-            total.set(self.simd.fma(low, splat(name(rows.sums[place]), lanes), total.get()))
+        total.set(self.simd.fma(exact, splat(rows.scale(place), lanes), total.get()))
+        if low is not None and (x_sum := rows.sum(place)) is not None:
+            total.set(self.simd.fma(low, splat(x_sum, lanes), total.get()))
 
     def tile(
         self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_groups: Value | int,
@@ -252,12 +258,12 @@ class _Product:
         """Adds one group's products: `at` is its place in the rows, `group` that in the panel."""
         lanes = self.simd.lanes
         places = [rows.place(row + i, at) for i in range(len(sums))]
-        starts = [T.int32(0) if rows.starts is None else name(rows.starts[place]) for place in places]
+        starts = [rows.start(place) for place in places]
         integers = [[Register(lanes, start, "int32") for _ in columns] for start in starts]
         weights = [panel.quads(group, column) for column in columns]
         for quad in range(QUADS):
             for i, totals in enumerate(integers):
-                x = name(rows.quads[places[i], quad])
+                x = rows.quad(places[i], quad)
                 for total, vectors in zip(totals, weights, strict=True):
                     total.set(self.weights.dot(total.get(), vectors[quad], x))
         for vector, column in enumerate(columns):

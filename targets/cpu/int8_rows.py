@@ -65,28 +65,38 @@ class RowSource:
 
 @dataclass(frozen=True)
 class Int8Rows:
-    """Scratch for quantized rows: `quads` int32 [places, 8] (four int8 each), the others [places].
+    """Scratch for quantized rows, one buffer since TVM's pool takes its time: int32 [places, words], a place for each group of each row.
 
-    A place holds one group of one row.
+    Its words are `QUADS` of four int8 each, the scale (float32), −zero · Σq if there is a `zero`, and scale · Σq (float32) for weights
+    with a min.
     """
 
     groups: int
     zero: int
-    quads: Buffer
-    scales: Buffer
-    starts: Buffer | None  # int32, −zero · Σq
-    sums: Buffer | None  # float32, scale · Σq
+    has_mins: bool
+    words: Buffer
 
     @staticmethod
     def allocate(num_rows: Value | int, groups: int, zero: int, has_mins: bool) -> Int8Rows:
         """Room for rows."""
-        places = num_rows * groups
+        width = QUADS + 1 + bool(zero) + has_mins
+        return Int8Rows(groups, zero, has_mins, T.alloc_buffer((num_rows * groups, width), "int32", scope="global"))
 
-        def room(dtype: str, *inner: int) -> Buffer:
-            return T.alloc_buffer((places, *inner), dtype, scope="global")
+    def quad(self, place: Value, quad: int) -> Value:
+        """Four int8 of a group."""
+        return name(self.words[place, quad])
 
-        starts, sums = room("int32") if zero else None, room("float32") if has_mins else None
-        return Int8Rows(groups, zero, room("int32", QUADS), room("float32"), starts, sums)
+    def scale(self, place: Value) -> Value:
+        """What 1 stands for in a group."""
+        return name(T.reinterpret("float32", self.words[place, QUADS]))
+
+    def start(self, place: Value) -> Value:
+        """What a group's sums of products start from."""
+        return name(self.words[place, QUADS + 1]) if self.zero else T.int32(0)
+
+    def sum(self, place: Value) -> Value | None:
+        """A group's sum, if weights have mins."""
+        return name(T.reinterpret("float32", self.words[place, QUADS + 1 + bool(self.zero)])) if self.has_mins else None
 
     def place(self, row: Value, group: Value | int) -> Value:
         """Where a group of a row is."""
@@ -107,19 +117,20 @@ class Int8Rows:
         for index, codes in enumerate(rounded):
             packed = T.reinterpret(f"int32x{lanes // QUAD}" if lanes > QUAD else "int32", T.cast(codes, f"int8x{lanes}"))
             first = index * lanes // QUAD
-            T.buffer_store(self.quads, packed, [place, T.ramp(first, 1, lanes // QUAD) if lanes > QUAD else first])
+            T.buffer_store(self.words, packed, [place, T.ramp(first, 1, lanes // QUAD) if lanes > QUAD else first])
         scale = name(largest * T.float32(1 / 127))
-        T.buffer_store(self.scales, scale, [place])
-        if self.starts is None and self.sums is None:
+        T.buffer_store(self.words, T.reinterpret("int32", scale), [place, QUADS])
+        if not self.zero and not self.has_mins:
             return
         total = rounded[0]
         for codes in rounded[1:]:
             total = name(total + codes)
         total = tree(total, lambda a, b: a + b)
-        if self.starts is not None:
-            T.buffer_store(self.starts, total * T.int32(-self.zero), [place])
-        if self.sums is not None:
-            T.buffer_store(self.sums, T.cast(total, "float32") * scale, [place])
+        if self.zero:
+            T.buffer_store(self.words, total * T.int32(-self.zero), [place, QUADS + 1])
+        if self.has_mins:
+            sum_at = QUADS + 1 + bool(self.zero)
+            T.buffer_store(self.words, T.reinterpret("int32", T.cast(total, "float32") * scale), [place, sum_at])
 
 
 def _magnitude(value: Value) -> Value:

@@ -12,6 +12,8 @@ from cupola.targets.cpu.simd import CACHE_LINE, Buffer, Register, Simd, Value, l
 
 PARALLEL_FROM = 1 << 15  # elements; below, launching a parallel region costs more than it saves
 UNROLL = 4
+LINES = 15  # cache lines that TVM still puts on the stack
+MAX_THREADS = LINES * (CACHE_LINE // 8)  # of a region whose loops ask how many there are
 
 
 def for_each(count: Value, elements_each: int, body: Callable[[Value], None]) -> None:
@@ -62,7 +64,7 @@ class Threads:
     @staticmethod
     def of_region() -> Threads:
         """Asked before the region."""
-        return Threads(name(_num_threads()))
+        return Threads(name(T.cast(T.min(T.call_packed("runtime.NumThreads"), T.int32(MAX_THREADS)), "int64")))
 
     @contextmanager
     def each(self, *, barrier: bool = True) -> Iterator[Value]:
@@ -86,7 +88,8 @@ class Claims:
     """Tasks that the threads of a region claim one at a time: whoever is faster, or had smaller ones, does more of them.
 
     Attributes:
-        claimed: by thread, how many of its share were asked for, in a cache line of its own: shared ones go back and forth between cores.
+        claimed: by thread, how many of its share were asked for, up to LINES of them in cache lines of their own: what two cores write
+            to goes back and forth. It stands on the stack, for TVM's pool takes longer than a small kernel's work.
     """
 
     threads: Threads
@@ -96,10 +99,14 @@ class Claims:
     @staticmethod
     def allocate(threads: Threads, count: Value) -> Claims:
         """Before the region."""
-        claimed = T.alloc_buffer((_num_threads(), CACHE_LINE // 8), "int64", scope="global")  # TVM takes no variable here
+        claims = Claims(threads, count, local(MAX_THREADS, "int64"))
         with T.serial(threads.count) as thread:
-            T.buffer_store(claimed, T.int64(0), [thread, 0])
-        return Claims(threads, count, claimed)
+            T.buffer_store(claims.claimed, T.int64(0), [claims.place(thread)])
+        return claims
+
+    def place(self, thread: Value) -> Value:
+        """Where a thread's counter stands."""
+        return thread % LINES * (CACHE_LINE // 8) + thread // LINES
 
     @contextmanager
     def each(self, thread: Value) -> Iterator[Value]:
@@ -111,7 +118,7 @@ class Claims:
             start, stop = (name(self.threads.first(owner + end, self.count)) for end in range(2))
 
             def claim() -> None:
-                T.buffer_store(task, start + _count(self.claimed, owner, 0), [0])
+                T.buffer_store(task, start + _count(self.claimed, self.place(owner)), [0])
 
             claim()
             with T.While(task[0] < stop):
@@ -154,10 +161,6 @@ define linkonce_odr i64 @cupola_count(ptr %counter) alwaysinline nounwind {
   ret i64 %old
 }
 """  # TVM has no atomic operations on CPUs
-
-
-def _num_threads() -> Value:
-    return T.cast(T.call_packed("runtime.NumThreads"), "int64")
 
 
 def in_tiles(count: Value, sizes: tuple[int, ...], tile: Callable[[Value, int], None]) -> None:
