@@ -146,7 +146,7 @@ class _Product:
             rows = self.allocate(1)
             rows.fill(self.source, T.int64(0))
             with claims.each(thread) as panel:
-                known.panel(rows, panel, (1,))
+                known.panel(rows, panel, claims.left_of(thread, panel), (1,))
 
     def several(self, claims: Claims) -> None:
         """One region: the rows, a barrier, then panels."""
@@ -157,17 +157,18 @@ class _Product:
             with shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row)
             with threads.each(barrier=False) as thread, claims.each(thread) as panel:
-                self.panel(rows, panel, (self.kernel.isa.int8_row_tile, 4, 2, 1))
+                self.panel(rows, panel, claims.left_of(thread, panel), (self.kernel.isa.int8_row_tile, 4, 2, 1))
 
-    def panel(self, rows: Int8Rows, panel: Value, sizes: tuple[int, ...]) -> None:
-        """All rows of a panel, whose weights come from memory, in tiles of `sizes`."""
+    def panel(self, rows: Int8Rows, panel: Value, num_left: Value, sizes: tuple[int, ...]) -> None:
+        """All rows of a panel, whose weights come from memory, in tiles of `sizes`. With it, `num_left` panels are left to the thread."""
         with T.serial(self.num_rows) as row:
             self.epilogue.prefetch(panel, row)
         products = local((self.kernel.isa.int8_row_tile, PANEL))
-        packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
+        packed, groups = _Packed(self.kernel, self.simd, self.weights, self.weight, panel), self.kernel.groups
+        stream = _Stream(panel, name(num_left * groups))
 
         def tile(row: Value, count: int) -> None:
-            self.tile(rows, row, count, packed, T.int64(0), self.kernel.groups, products, T.int64(0), True, panel)
+            self.tile(rows, row, count, packed, T.int64(0), groups, products, T.int64(0), True, stream)
             with T.serial(count) as r:
                 self.epilogue.finish(panel, row + r, r, products)
 
@@ -180,13 +181,13 @@ class _Product:
             for byte in range(0, codes.group_bytes, CACHE_LINE):
                 self.simd.prefetch(self.weight, (panel, group, byte), near=2)
 
-    def prefetch(self, panel: Value, group: Value, first: Value, last: Value) -> None:
+    def prefetch(self, stream: _Stream, group: Value, first: Value, last: Value) -> None:
         """Asks for the weights `AHEAD` bytes after a group, if it is one of a tile's share: all tiles of rows together ask for all groups.
         What the hardware foresees ends with a page."""
-        ahead = group + AHEAD // self.kernel.codes.group_bytes  # past the end it is one of the next panel, or nobody's
-        with T.If(T.And(group >= first, group < last)), T.Then():
+        ahead = group + AHEAD // self.kernel.codes.group_bytes  # past the end it is one of the next panel
+        with T.If(T.And(group >= first, T.And(group < last, ahead < stream.num_left))), T.Then():
             for byte in range(0, self.kernel.codes.group_bytes, CACHE_LINE):
-                self.simd.prefetch(self.weight, (panel, ahead, byte), near=2)
+                self.simd.prefetch(self.weight, (stream.panel, ahead, byte), near=2)
 
     def many(self) -> None:
         """One region: all rows, a barrier, then panels by blocks of rows."""
@@ -229,18 +230,18 @@ class _Product:
 
     def tile(
         self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_groups: Value | int,
-        products: Buffer, r: Value, fresh: bool, streamed: Value | None = None,
+        products: Buffer, r: Value, fresh: bool, stream: _Stream | None = None,
     ) -> None:  # fmt: skip
-        """Adds the products of `size` rows and a panel's groups from `start` on to rows `r`… of `products`, or puts them there; `streamed`
-        is the panel's number where it comes from memory."""
+        """Adds the products of `size` rows and a panel's groups from `start` on to rows `r`… of `products`, or puts them there; `stream`
+        is where the panel comes from memory."""
         lanes, vectors = self.simd.lanes, self.vectors_beside(size)
-        share = [] if streamed is None else [name(end * num_groups // self.num_rows) for end in (row, row + size)]
+        share = [] if stream is None else [name(end * num_groups // self.num_rows) for end in (row, row + size)]
         with T.serial(PANEL // lanes // vectors) as part:
             columns = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
             sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
             with T.serial(num_groups) as group:
-                if streamed is not None:
-                    self.prefetch(streamed, group, *share)
+                if stream is not None:
+                    self.prefetch(stream, group, *share)
                 self.group(rows, row, name(start + group), panel, group, columns, sums)
             for i in range(size):
                 for column, total in zip(columns, sums[i], strict=True):
@@ -276,6 +277,14 @@ class _Product:
         """Vectors of a panel whose sums of `rows` rows, as integers and as floats, fit the registers."""
         available, registers = PANEL // self.simd.lanes, self.kernel.isa.num_registers
         return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (2 * rows + 1) * size + 2 <= registers))
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A panel that comes from memory, and how many groups, its own with them, a thread has still to read from there on."""
+
+    panel: Value
+    num_left: Value
 
 
 class _Panel(Protocol):

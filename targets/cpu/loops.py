@@ -104,6 +104,10 @@ class Claims:
             T.buffer_store(claims.claimed, T.int64(0), [claims.place(thread)])
         return claims
 
+    def left_of(self, thread: Value, task: Value) -> Value:
+        """How many tasks of a thread's own share there are from `task` on; none if that is of a later thread's."""
+        return name(T.max(self.threads.first(thread + 1, self.count) - task, T.int64(0)))
+
     def place(self, thread: Value) -> Value:
         """Where a thread's counter stands."""
         return thread % LINES * (CACHE_LINE // 8) + thread // LINES
