@@ -15,6 +15,7 @@ import tvm
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact import RUN_IN_TEAM
+from cupola.targets.cpu.isa import ISAS
 from cupola.targets.cpu.loops import Claims, Threads, parallel_region, shared_loop
 from cupola.targets.cpu.simd import argument, prim_func
 from cupola.targets.registry import get_target
@@ -123,6 +124,12 @@ def test_a_kernel_that_refuses_its_arguments_harms_nobody(library: tvm.runtime.M
     with pytest.raises(TypeError, match="dtype"):
         library[RUN_IN_TEAM](library["stage"], wrong, wrong)
     run(library, library[RUN_IN_TEAM], 2)
+
+
+@pytest.mark.parametrize("name", [isa.name for isa in ISAS])
+def test_it_is_code_for_every_instruction_set(name: str) -> None:
+    (module,) = get_target(f"cpu:{name}").modules()
+    assert f"__tvm_ffi_{RUN_IN_TEAM}:" in module.inspect_source("asm")
 
 
 THREADS = """
