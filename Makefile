@@ -68,9 +68,10 @@ browser: ## install Chromium for the tests of the chat page, if there is none
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	command -v chromium
 
-# Most tests wait for LLVM, which takes one core each. More at once than cores would make those fail that wait for a server.
-test: lint types ## run every check: ruff, mypy, layer rules, all tests, JOBS at once
-	$(BIN)/python -m pytest --hypothesis-profile=ci -n $(JOBS) --dist worksteal
+# Kernels' tests wait for LLVM, which takes one core: JOBS of them at once. The others have threads, servers and clients, and the machine for themselves.
+test: lint types ## run every check: ruff, mypy, layer rules, all tests
+	$(BIN)/python -m pytest --hypothesis-profile=ci -n $(JOBS) --dist worksteal tests/passes tests/targets
+	$(BIN)/python -m pytest --hypothesis-profile=ci --ignore tests/passes --ignore tests/targets
 
 check: lint types layers ## run the quick checks
 
