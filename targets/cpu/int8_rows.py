@@ -82,6 +82,11 @@ class Int8Rows:
         width = QUADS + 1 + bool(zero) + has_mins
         return Int8Rows(groups, zero, has_mins, T.alloc_buffer((num_rows * groups, width), "int32", scope="global"))
 
+    @property
+    def sum_at(self) -> int:
+        """Which word is the sum."""
+        return QUADS + 1 + bool(self.zero)
+
     def quad(self, place: Value, quad: int) -> Value:
         """Four int8 of a group."""
         return name(self.words[place, quad])
@@ -96,7 +101,7 @@ class Int8Rows:
 
     def sum(self, place: Value) -> Value | None:
         """A group's sum, if weights have mins."""
-        return name(T.reinterpret("float32", self.words[place, QUADS + 1 + bool(self.zero)])) if self.has_mins else None
+        return name(T.reinterpret("float32", self.words[place, self.sum_at])) if self.has_mins else None
 
     def place(self, row: Value, group: Value | int) -> Value:
         """Where a group of a row is."""
@@ -129,8 +134,7 @@ class Int8Rows:
         if self.zero:
             T.buffer_store(self.words, total * T.int32(-self.zero), [place, QUADS + 1])
         if self.has_mins:
-            sum_at = QUADS + 1 + bool(self.zero)
-            T.buffer_store(self.words, T.reinterpret("int32", T.cast(total, "float32") * scale), [place, sum_at])
+            T.buffer_store(self.words, T.reinterpret("int32", T.cast(total, "float32") * scale), [place, self.sum_at])
 
 
 def _magnitude(value: Value) -> Value:

@@ -48,5 +48,7 @@ def cpu_target(isa: ISA) -> Target:
     rules, schedules = tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),)
     activations = "bfloat16" if isa.bf16_tiles else "float32"
     int8 = bool(isa.int8_dot)
-    kernels, modules = partial(probes, isa), lambda: (team(isa, target),)
-    return Target(spec, isa.description, target, rules, schedules, LOWERING, activations, int8, kernels, modules)
+    return Target(
+        spec, isa.description, target, rules, schedules, LOWERING, activations, int8,
+        probes=partial(probes, isa), modules=lambda: (team(isa, target),),
+    )  # fmt: skip
