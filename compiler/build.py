@@ -21,7 +21,7 @@ from cupola.runtime.environment import debug_level
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 
-OUTPUTS = ("logits", "maxima")
+OUTPUTS = ("logits", "maxima", "chosen")
 
 
 def plan_memory(mod: IRModule) -> IRModule:

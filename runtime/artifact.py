@@ -31,8 +31,9 @@ FORMAT_VERSION = 3
 MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG = (
     "manifest.json", "lib.so", "tokenizer.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
 MAX_MANIFEST_BYTES = 64 << 20
-RUN_IN_TEAM = "run_in_team"  # a function of libraries: (function, *arguments), which calls it with threads that wait for its regions
+REPEAT_IN_TEAM = "repeat_in_team"  # of libraries: (times, function, *arguments), which calls it with threads that wait for its regions
 MAXIMA_BLOCK = 64  # logits of a row; `forward` also gives the largest of each such block
+MAX_STEPS = 8  # of the model in one step of the engine, each on the tokens that the one before chose; `forward` gives those of as many
 COMPILE_AGAIN, COPY_AGAIN = "compile the model again", "copy or compile it again"
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 

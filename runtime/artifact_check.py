@@ -10,6 +10,7 @@ from pathlib import Path
 from cupola.runtime.artifact import (
     COMPILE_AGAIN,
     ITEM_BYTES,
+    MAX_STEPS,
     MAXIMA_BLOCK,
     FileSpec,
     FunctionSpec,
@@ -167,13 +168,13 @@ def _fits(tensor: TensorSpec, dtype: str, shape: tuple[int | str, ...]) -> bool:
 
 
 def _output_faults(vocab_size: int, forward: FunctionSpec) -> Iterator[Fault]:
-    """The logits, then perhaps their maxima by blocks."""
-    widths = (vocab_size, -(-vocab_size // MAXIMA_BLOCK))
-    if not 1 <= len(forward.outputs) <= len(widths):
+    """The logits, then perhaps their maxima by blocks and the likeliest tokens."""
+    wanted = (("float32", ("r", vocab_size)), ("float32", ("r", -(-vocab_size // MAXIMA_BLOCK))), ("int32", (MAX_STEPS, "r")))
+    if len(forward.outputs) not in (1, len(wanted)):
         yield "functions.forward.outputs", f"there are {len(forward.outputs)}"
-    for output, width in zip(forward.outputs, widths, strict=False):
-        if not _fits(output, "float32", ("r", width)):
-            yield "functions.forward.outputs", f"{reprlib.repr(output.name)} is not float32 [r, {width}]"
+    for output, (dtype, shape) in zip(forward.outputs, wanted, strict=False):
+        if not _fits(output, dtype, shape):
+            yield "functions.forward.outputs", f"{reprlib.repr(output.name)} is not {dtype} [{', '.join(map(str, shape))}]"
 
 
 def _out_of_range(field: str, value: int, lowest: int, highest: int = MAX_COUNT) -> Iterator[Fault]:

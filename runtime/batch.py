@@ -35,18 +35,24 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Logits:
-    """What a step gives: `values` f32 [r, vocab], and in `maxima` f32 [r, blocks] the largest of every MAXIMA_BLOCK neighbours in a row.
+    """What a run gives.
 
-    A block that holds NaN has NaN for its largest.
+    Attributes:
+        values: f32 [r, vocab], of the last step.
+        maxima: f32 [r, blocks], the largest of every MAXIMA_BLOCK neighbours in a row. A block that holds NaN has NaN for its largest.
+        likeliest: i32 [at least as many as there were steps, r], the likeliest token of each row, the last step's last; -1 where one of
+            the row's logits is NaN.
     """
 
     values: Float32
     maxima: Float32
+    likeliest: Int32
 
     @classmethod
     def of(cls, values: Float32) -> Self:
-        """For an executor that does not find the maxima itself."""
-        return cls(values, np.maximum.reduceat(values, np.arange(0, values.shape[1], MAXIMA_BLOCK), axis=1))
+        """Of one step, for an executor that finds nothing itself."""
+        maxima = np.maximum.reduceat(values, np.arange(0, values.shape[1], MAXIMA_BLOCK), axis=1)
+        return cls(values, maxima, np.where(np.isnan(maxima).any(axis=1), -1, values.argmax(axis=1)).astype(np.int32)[None])
 
 
 class Executor(Protocol):
@@ -54,11 +60,16 @@ class Executor(Protocol):
 
     num_blocks: int
     num_swap_blocks: int
+    max_steps: int  # that one run may take
 
     def provide_swap(self, num_blocks: int) -> bool:
         """Makes sure that the first `num_blocks` swap blocks can be written; False if there is no room for them after all."""
         ...
 
-    def run(self, batch: Batch) -> Logits:
-        """Appends the batch's K/V to the pages and returns the logits of `logit_rows`, which the next call may overwrite."""
+    def run(self, batch: Batch, num_steps: int = 1) -> Logits:
+        """Appends the batch's K/V to the pages and returns the logits of `logit_rows`, which the next call may overwrite.
+
+        A batch in which every sequence brings one token and wants its logits may take several steps: each goes on with the likeliest
+        tokens of the one before, in the blocks that follow in `block_tables`.
+        """
         ...

@@ -95,15 +95,9 @@ class Benchmark:
         """Seconds that `test` takes this time."""
         with self.started(test) as engine:
             start = time.perf_counter()
-            if test.kind == "tg":
-                for _ in range(test.num_tokens):
-                    engine.step()
-            else:
-                while engine.has_unfinished_requests():
-                    engine.step()
+            while engine.has_unfinished_requests():
+                engine.step()
             seconds = time.perf_counter() - start
-            if engine.has_unfinished_requests():
-                raise EngineError(f"{test.name}: the streams fell out of step")
         return seconds
 
     def tokens_per_second(self, test: SpeedTest) -> float:
@@ -122,8 +116,9 @@ class Benchmark:
             for stream, name in enumerate(names):
                 prompt = self._context(stream, max(test.depth, 1)) if generates else self._context(stream, test.depth)
                 engine.add_request(name, prompt if generates else [*prompt, *self._fresh(test.num_tokens)], params)
-            if generates and test.depth:
-                engine.step()  # what is left of the context after whole cached blocks, and the first new token
+            # What is left of the context after whole cached blocks, and the first new token.
+            if generates and test.depth and len(engine.step()) != test.num_streams:
+                raise EngineError(f"{test.name}: the streams fell out of step")
             yield engine
         finally:
             for name in names:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from cupola.runtime.admission import Admission, Prompt
 from cupola.runtime.artifact import ModelConfig
-from cupola.runtime.batch import Executor, Float32
+from cupola.runtime.batch import Executor, Float32, Logits
 from cupola.runtime.block_pool import BlockPool
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.grammar import GrammarCompiler, check_installed
@@ -19,10 +20,12 @@ from cupola.runtime.request import Request, RequestSpec
 from cupola.runtime.sampler import sample
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.scheduler import Scheduler
+from cupola.runtime.step import Step
 from cupola.runtime.swap_pool import SwapPool
 from cupola.runtime.tokenizer import Tokenizer
 
 MAX_SALT_BYTES = 64
+PATIENCE = 0.016  # seconds: who comes meanwhile waits no longer, and tokens that come together seem to come one by one
 MAX_KEPT_GRAMMARS = 16  # beside those of running sequences
 
 
@@ -31,6 +34,8 @@ class EngineConfig:
     """How much an engine takes on at once. `seed` is for requests that bring none; a `max_logprobs` of -1 is the vocabulary.
 
     Of a step's `max_num_batched_tokens`, at most `max_num_mixed_prefill_tokens` are those of prompts if sequences decode in it.
+    Where all sequences take the likeliest token and nobody waits, the model takes up to `num_scheduler_steps` in a step of the engine, as
+    long as these are over within PATIENCE.
 
     Raises:
         OptionError: naming the field and the fix.
@@ -42,11 +47,11 @@ class EngineConfig:
     seed: int = 0
     max_logprobs: int = 20
     max_num_mixed_prefill_tokens: int = 192
+    num_scheduler_steps: int = 8
 
     def __post_init__(self) -> None:
-        lowest_values = {"seed": 0, "max_logprobs": -1}
-        for name in ("max_num_seqs", "max_num_batched_tokens", "seed", "max_logprobs", "max_num_mixed_prefill_tokens"):
-            value, lowest = getattr(self, name), lowest_values.get(name, 1)
+        for name in (field.name for field in fields(self) if field.type == "int"):
+            value, lowest = getattr(self, name), {"seed": 0, "max_logprobs": -1}.get(name, 1)
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value < 2**31:
                 raise OptionError(f"is {value!r:.60}", field=name, fix=f"give a whole number of at least {lowest}")
         if not isinstance(self.enable_prefix_caching, bool):
@@ -88,6 +93,7 @@ class Engine:
         self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))
         self._grammars = GrammarMasks(self._compiler)
         self._num_requests = 0
+        self._max_steps = 1  # of the model in the next step
 
     def add_request(
         self,
@@ -148,16 +154,17 @@ class Engine:
         return request
 
     def step(self) -> list[Request]:
-        """Runs one batch. Returns the requests that have something new: `Request.output` gives all of it, their sequences what is new.
+        """Runs one batch, and goes on where the model can do so by itself. Returns the requests that have something new: `Request.output`
+        gives all of it, their sequences what is new.
 
         Raises:
             EngineError: if the model failed. No request and no block is lost: what ran is queued again, and the
                 caller chooses between another step and `abort`.
         """
         try:
-            step = self.scheduler.schedule()
+            step = self.scheduler.schedule(min(self._max_steps, self.executor.max_steps))
             self._grammars.ask(step)  # they think while the model runs
-            logits = self.executor.run(step.batch)
+            logits = self._run(step)
             changed = self.scheduler.update(step, sample(logits, step, self._grammars.take(step)))
             for request in changed:
                 if request.finished:
@@ -179,6 +186,15 @@ class Engine:
     def close(self) -> None:
         """Ends the processes that grammars run in. The engine may go on and start new ones."""
         self._grammars.close()
+
+    def _run(self, step: Step) -> Logits:
+        """Runs the model, and finds out how many steps of it may come next."""
+        start = time.perf_counter()
+        logits = self.executor.run(step.batch, step.num_steps)
+        seconds = (time.perf_counter() - start) / step.num_steps
+        fitting = int(PATIENCE / max(seconds, 1e-6))
+        self._max_steps = max(1, min(fitting, self.config.num_scheduler_steps))
+        return logits
 
     def _compile(self, params: SamplingParams, compiled_grammar: bytes | None) -> bytes | None:
         if params.structured_outputs is None:

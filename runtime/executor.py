@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import math
 import mmap
 import os
 import sys
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime import environment
-from cupola.runtime.artifact import MANIFEST, RUN_IN_TEAM, Artifact, KernelSpec, KVSpec, Manifest, TensorSpec, WeightSpec
+from cupola.runtime.artifact import MANIFEST, MAX_STEPS, REPEAT_IN_TEAM, Artifact, KernelSpec, KVSpec, Manifest, TensorSpec, WeightSpec
 from cupola.runtime.batch import Batch, Float32, Int32, Logits
 from cupola.runtime.errors import ArtifactError, EngineError
 from cupola.runtime.machine import choose_library
@@ -41,7 +42,7 @@ class TVMExecutor:
     def __init__(self, machine: Any, artifact: Artifact, num_blocks: int, swap: SwapSpace) -> None:
         self.num_blocks, self.num_swap_blocks, self.provide_swap = num_blocks, swap.num_blocks, swap.provide
         self._swap = swap
-        self._machine, self._forward = machine, _forward(machine)
+        self._machine = machine
         self._workspace = _Workspace(artifact.manifest)
         forward = artifact.manifest.function("forward")
         inputs, outputs = forward.inputs, {output.name for output in forward.outputs}
@@ -49,16 +50,18 @@ class TVMExecutor:
         weights = map_weights(artifact)
         fixed = {name: to_tensor(array) for name, array in {**self._pages, **weights}.items()}
         self._steps = {name: _StepTensor() for name in _STEP_INPUTS}
-        self._arguments = [fixed.get(spec.name) for spec in inputs]
+        self._repeat = _repeat(machine)
+        self._arguments = [1, machine["forward"], *(fixed.get(spec.name) for spec in inputs)]
         # An input of a K/V group is called after what it takes of the step, such as slots.0.
-        known = fixed.keys() | outputs
-        self._places = [(i, spec.name.partition(".")[0]) for i, spec in enumerate(inputs) if spec.name not in known]
-        self._result_places = [i for i, spec in enumerate(inputs) if spec.name in outputs]
-        self._results = _Results([int(inputs[i].shape[1]) for i in self._result_places])
+        known, places = fixed.keys() | outputs, dict(enumerate(inputs, 2))
+        self._places = [(i, spec.name.partition(".")[0]) for i, spec in places.items() if spec.name not in known]
+        self._result_places = [i for i, spec in places.items() if spec.name in outputs]
+        self._results = _Results([places[i] for i in self._result_places])
+        self.max_steps = MAX_STEPS if self._result_places else 1
         _check_inputs(artifact, [name for _, name in self._places])
 
-    def run(self, batch: Batch) -> Logits:
-        """Copies the batch's blocks, appends its K/V to the pages and returns the logits of `logit_rows`.
+    def run(self, batch: Batch, num_steps: int = 1) -> Logits:
+        """Copies the batch's blocks, appends its K/V to the pages and returns the logits of `logit_rows`, all as `Executor.run`.
 
         Raises:
             EngineError: if the compiled code fails.
@@ -74,8 +77,9 @@ class TVMExecutor:
             for i, tensor in zip(self._result_places, self._results.hold(num_rows), strict=True):
                 self._arguments[i] = tensor
         self._workspace.expect(len(batch.tokens), num_rows)
+        self._arguments[0] = num_steps
         try:
-            returned = self._forward(*self._arguments)
+            returned = self._repeat(*self._arguments)
         except Exception as error:  # TVM raises many types, RuntimeError's and AttributeError's among them
             raise EngineError(f"the compiled model failed: {error}") from error
         if self._result_places:
@@ -152,29 +156,33 @@ class _StepTensor:
 
 
 class _Results:
-    """Memory that a step writes its logits and their maxima to, and the next one over them.
+    """Memory that a step writes its results to, as `Logits` has them, and the next one over them.
 
     What a large step took is given back when a smaller one needs much less.
     """
 
-    def __init__(self, widths: Sequence[int]) -> None:
-        self._widths, self._num_rows = widths, -1
+    def __init__(self, outputs: Sequence[TensorSpec]) -> None:
+        self._outputs, self._num_rows = outputs, -1
         self._grow(1)
 
     def hold(self, num_rows: int) -> list[Any]:
         """TVM tensors of so many rows, which `logits` shows."""
         if num_rows != self._num_rows:
-            spare = (self._capacity - num_rows) * sum(self._widths) * 4
+            shapes, spare = self._shapes(num_rows), (self._capacity - num_rows) * sum(map(math.prod, self._shapes(1))) * 4
             if not 0 <= spare <= SPARE_BYTES:
                 self._grow(max(1, num_rows))
-            shapes = [(num_rows, width) for width in self._widths]
-            arrays = [memory[: num_rows * width].reshape(num_rows, width) for memory, width in zip(self._memory, self._widths, strict=True)]
-            self._tensors = [_view(whole, shape, "float32") for whole, shape in zip(self._whole, shapes, strict=True)]
+            arrays = [memory[: math.prod(shape)].reshape(shape) for memory, shape in zip(self._memory, shapes, strict=True)]
+            views = zip(self._whole, shapes, self._outputs, strict=True)
+            self._tensors = [_view(whole, shape, output.dtype) for whole, shape, output in views]
             self.logits, self._num_rows = Logits(*arrays), num_rows
         return self._tensors
 
+    def _shapes(self, num_rows: int) -> list[tuple[int, ...]]:
+        return [tuple(num_rows if isinstance(size, str) else size for size in output.shape) for output in self._outputs]
+
     def _grow(self, num_rows: int) -> None:
-        self._memory = [_aligned_zeros((num_rows * width,), np.dtype(np.float32)) for width in self._widths]
+        sizes = zip(self._shapes(num_rows), self._outputs, strict=True)
+        self._memory = [_aligned_zeros((math.prod(shape),), np.dtype(output.dtype)) for shape, output in sizes]
         self._whole, self._capacity = [to_tensor(memory) for memory in self._memory], num_rows
 
 
@@ -206,10 +214,16 @@ class _Workspace:
         self._num_bytes += num_bytes
 
 
-def _forward(machine: Any) -> Callable[..., Any]:
-    """The model's function, with the library's own way to start threads if it has one."""
-    forward, library = machine["forward"], machine.imports[0]
-    return functools.partial(library[RUN_IN_TEAM], forward) if library.implements_function(RUN_IN_TEAM) else forward
+def _repeat(machine: Any) -> Callable[..., Any]:
+    """What makes several calls of a function: the library's own way, with its threads, if it has one."""
+    library = machine.imports[0]
+    return library[REPEAT_IN_TEAM] if library.implements_function(REPEAT_IN_TEAM) else _repeat_plainly  # type: ignore[no-any-return]
+
+
+def _repeat_plainly(times: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    for _ in range(times):
+        returned = function(*arguments)
+    return returned
 
 
 def _check_inputs(artifact: Artifact, names: Sequence[str]) -> None:

@@ -40,6 +40,8 @@ class LLM:
         enable_prefix_caching: whether prompts share the K/V of equal beginnings.
         seed: for requests whose SamplingParams have none.
         max_logprobs: the most log-probabilities a token that a request may ask for; -1 is the whole vocabulary.
+        num_scheduler_steps: tokens that may come at once where all sequences take the likeliest: the model then goes on by itself, for as
+            many steps as 16 ms are enough for. 1 is a token at a time.
         isa: the instruction set to run on, of those that the artifact was compiled for; by default the first that this machine has.
 
     Raises:
@@ -60,10 +62,14 @@ class LLM:
         enable_prefix_caching: bool = True,
         seed: int = 0,
         max_logprobs: int = 20,
+        num_scheduler_steps: int = 8,
         isa: str | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-        config = EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens)
+        config = EngineConfig(
+            max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
+            num_scheduler_steps,
+        )  # fmt: skip
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
         self.engine = load_engine(

@@ -137,6 +137,7 @@ class _Watch:
     def __init__(self, benchmark: Benchmark) -> None:
         executor = self._executor = benchmark.executor
         self.num_blocks, self.num_swap_blocks, self.provide_swap = executor.num_blocks, executor.num_swap_blocks, executor.provide_swap
+        self.max_steps = 1  # each is looked at
         self._benchmark, self._manifest = benchmark, benchmark.artifact.manifest
         self._works = {kernel.name: kernel.work for kernel in self._manifest.kernels}
         self._clear()
@@ -158,11 +159,11 @@ class _Watch:
             finally:
                 engine.executor = self._executor
 
-    def run(self, batch: Batch) -> Logits:
+    def run(self, batch: Batch, num_steps: int = 1) -> Logits:
         """As the executor."""
         self._batch = batch
         start = time.perf_counter()
-        logits = self._executor.run(batch)
+        logits = self._executor.run(batch, num_steps)
         self._model_seconds += time.perf_counter() - start
         return logits
 

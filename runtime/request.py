@@ -100,6 +100,19 @@ class Sequence:
         spec = self.request.spec
         return spec.ignored_token_ids | spec.stop_token_ids if self.num_output_tokens < spec.params.min_tokens else spec.ignored_token_ids
 
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether a bias, stop tokens that may not come yet or penalties change its logits."""
+        params = self.request.spec.params
+        return bool(params.logit_bias) or params.penalized or bool(self.banned_token_ids)
+
+    @property
+    def goes_on_alone(self) -> bool:
+        """Whether the model can choose what comes next: the likeliest token, of which nobody wants to know more than that."""
+        spec = self.request.spec
+        plain = spec.params.greedy and spec.params.logprobs is None and spec.grammar is None and not self.adjusts_logits
+        return plain and self.decoding and self.num_output_tokens > 0  # the first one may have to be shared out
+
     def output_from(self, start: int) -> list[int]:
         """The tokens generated so far but for the first `start`."""
         return self.token_ids[len(self.request.spec.prompt_token_ids) + start :]

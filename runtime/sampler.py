@@ -87,7 +87,8 @@ def sample(logits: Logits, step: Step, outcomes: Mapping[Sequence, Outcome | Non
             row = chunk.first_row + chunk.end - chunk.logits_start - 1
             rows |= {sequence: row for sequence in chunk.sequence.samplers if sequence not in silent}
     masked = _masked(logits, rows, outcomes) if outcomes else {}
-    tokens = [_sample_one(logits, row, masked.get(sequence), sequence) for sequence, row in rows.items()]
+    tokens = [_take_likeliest(logits, row, sequence, back) for back in range(step.num_steps, 1, -1) for sequence, row in rows.items()]
+    tokens += [_sample_one(logits, row, masked.get(sequence), sequence) for sequence, row in rows.items()]
     return Samples(tokens, scores, ends, delayed)
 
 
@@ -118,13 +119,26 @@ def _end(sequence: Sequence, outcome: Outcome | None) -> GrammarEnd | None:
     return GrammarEnd(sequence, None if outcome.state == "done" else "the grammar allows no token here")
 
 
+def _take_likeliest(logits: Logits, row: int, sequence: Sequence, back: int = 1) -> SampledToken:
+    """What the model chose itself: in the last step, or (`back`) in one before."""
+    return SampledToken(sequence, _checked(int(logits.likeliest[-back, row]), sequence), None)
+
+
+def _checked(token_id: int, sequence: Sequence) -> int:
+    """The token, unless it is -1."""
+    if token_id < 0:
+        raise EngineError(f"the model's logits for request {sequence.request.spec.request_id!r} are not numbers (NaN)")
+    return token_id
+
+
 def _sample_one(step_logits: Logits, row: int, masked: Float32 | None, sequence: Sequence) -> SampledToken:
+    params = sequence.request.spec.params
+    if masked is None and params.greedy and params.logprobs is None and not sequence.adjusts_logits:
+        return _take_likeliest(step_logits, row, sequence)
     logits = step_logits.values[row]
     token_id = choose(logits, step_logits.maxima[row], sequence) if masked is None else choose(masked, None, sequence)
-    if math.isnan(logits[token_id]):
-        raise EngineError(f"the model's logits for request {sequence.request.spec.request_id!r} are not numbers (NaN)")
-    num_top = sequence.request.spec.params.logprobs
-    return SampledToken(sequence, token_id, None if num_top is None else rank_logprobs(logits, token_id, num_top))
+    _checked(-1 if math.isnan(logits[token_id]) else token_id, sequence)
+    return SampledToken(sequence, token_id, None if params.logprobs is None else rank_logprobs(logits, token_id, params.logprobs))
 
 
 def choose(logits: Float32, maxima: Float32 | None, sequence: Sequence) -> int:
@@ -134,16 +148,10 @@ def choose(logits: Float32, maxima: Float32 | None, sequence: Sequence) -> int:
     if adjusted is not logits:
         maxima = None
     if params.greedy:
-        return int(adjusted.argmax()) if maxima is None else find_likeliest(logits, maxima)
+        return int(adjusted.argmax())
     uniform = sequence.rng.random()
     candidates = None if maxima is None else find_candidates(maxima, params.top_k, len(logits))
     return draw(adjusted, params, uniform) if candidates is None else int(candidates[draw(logits[candidates], params, uniform)])
-
-
-def find_likeliest(logits: Float32, maxima: Float32) -> int:
-    """np.argmax of a row: the first of the largest, or the first NaN. (For all rows at once it took longer: that part of numpy is cold.)"""
-    start = int(maxima.argmax()) * MAXIMA_BLOCK
-    return start + int(logits[start : start + MAXIMA_BLOCK].argmax())
 
 
 def find_candidates(maxima: Float32, top_k: int, vocab_size: int) -> npt.NDArray[np.intp] | None:
@@ -162,7 +170,7 @@ def adjust(logits: Float32, sequence: Sequence) -> Float32:
     """Logits after logit bias, `min_tokens` and penalties; a copy where anything changes."""
     spec = sequence.request.spec
     params = spec.params
-    if not _adjusts(sequence):
+    if not sequence.adjusts_logits:
         return logits
     logits = logits.copy()
     if params.logit_bias:
@@ -246,11 +254,6 @@ def rank_logprobs(logits: Float32, token_id: int, num_top: int) -> RankedLogprob
     chosen = (token_id, float(logits[token_id]) - log_total, int(np.count_nonzero(logits > logits[token_id])) + 1)
     likeliest = ((int(i), float(logits[i]) - log_total, rank) for rank, i in enumerate(top, 1) if i != token_id)
     return (chosen, *likeliest)
-
-
-def _adjusts(sequence: Sequence) -> bool:
-    params = sequence.request.spec.params
-    return bool(params.logit_bias) or params.penalized or bool(sequence.banned_token_ids)
 
 
 def _score_prompt(logits: Float32, chunk: Chunk) -> PromptScores:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from bisect import insort
+from collections.abc import Mapping
 
 from cupola.runtime.block_pool import BlockPool
 from cupola.runtime.request import RankedLogprobs, Request, Sequence, Status
@@ -46,8 +47,8 @@ class Scheduler:
         self.requests[request.spec.request_id] = request
         self._wait(request.sequences[0])
 
-    def schedule(self) -> Step:
-        """Plans a step; at least one request must be unfinished.
+    def schedule(self, max_steps: int = 1) -> Step:
+        """Plans a step, in which the model may take up to `max_steps`; at least one request must be unfinished.
 
         Running sequences come first, decodes before prefill chunks, so that a long prompt does not stall running
         streams. When blocks run out, the sequence of the last rank gives way. What budget prompts have left goes to
@@ -79,7 +80,7 @@ class Scheduler:
             plan[sequence] = num_tokens = min(sequence.num_new_tokens, budget[False])
             copies += self._reserve(sequence, num_tokens) or []
             budget[False] -= num_tokens
-        return build_step(plan, copies, self.pool.block_size)
+        return build_step(plan, copies, self.pool.block_size, self._choose_num_steps(plan, max_steps))
 
     def update(self, step: Step, samples: Samples) -> list[Request]:
         """Takes in what a step computed. Returns the requests that have something new."""
@@ -92,7 +93,12 @@ class Scheduler:
             if sample.sequence.status is Status.UNBORN:
                 self._fork(sample.sequence.request.sequences[0], sample.sequence)
         for sample in samples.tokens:
-            self._append(sample.sequence, sample.token_id, sample.logprobs)
+            sequence = sample.sequence
+            if sequence.status is Status.FINISHED:  # by a token that the same step brought
+                continue
+            if step.num_steps > 1:
+                self._note_computed(sequence, len(sequence.token_ids))  # the model went on with what it chose
+            self._append(sequence, sample.token_id, sample.logprobs)
         for end in samples.ends:
             end.sequence.end("error" if end.error else "stop", end.error)
             self._note(end.sequence)
@@ -132,6 +138,19 @@ class Scheduler:
         """
         limit = self.max_num_mixed_prefill_tokens if num_decodes else self.max_num_batched_tokens
         return {True: self.max_num_batched_tokens, False: max(0, min(limit, self.max_num_batched_tokens - num_decodes))}
+
+    def _choose_num_steps(self, plan: Mapping[Sequence, int], max_steps: int) -> int:
+        """As many steps as all sequences can go on for with nobody waiting for them to end, and reserves blocks for these."""
+        if max_steps == 1 or self.waiting or not all(sequence.goes_on_alone for sequence in plan):
+            return 1
+        num_steps = min(max_steps, *(sequence.request.spec.max_length - len(sequence.token_ids) for sequence in plan))
+        ends = {sequence: sequence.num_computed_tokens + num_steps for sequence in plan}
+        num_new = sum(max(0, self.pool.num_blocks_for(end) - len(sequence.block_table)) for sequence, end in ends.items())
+        if num_new > self.pool.num_free_blocks:
+            return 1
+        for sequence in plan:
+            self._reserve(sequence, num_steps)
+        return num_steps
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> list[tuple[int, int]] | None:
         start = sequence.num_computed_tokens
@@ -183,9 +202,12 @@ class Scheduler:
 
     def _advance(self, chunk: Chunk, num_computed_tokens: int) -> None:
         sequence, request = chunk.sequence, chunk.sequence.request
-        sequence.num_computed_tokens = num_computed_tokens
         if request.wants_scores:  # a preempted prompt passes some tokens again
             request.num_scored_tokens = max(request.num_scored_tokens, min(chunk.end, len(request.spec.prompt_token_ids)))
+        self._note_computed(sequence, num_computed_tokens)
+
+    def _note_computed(self, sequence: Sequence, num_computed_tokens: int) -> None:
+        sequence.num_computed_tokens = num_computed_tokens
         old, new = sequence.num_published_blocks, num_computed_tokens // self.pool.block_size
         if new > old and self.pool.enable_prefix_caching:
             self.pool.publish(sequence.block_table[old:new], sequence.block_hashes(new, self.pool.block_size)[old:])

@@ -28,16 +28,17 @@ class Step(NamedTuple):
 
     batch: Batch
     chunks: tuple[Chunk, ...]
+    num_steps: int  # of the model; after the first, it goes on with the likeliest tokens
 
 
-def build_step(plan: Mapping[Sequence, int], copies: Iterable[tuple[int, int]], block_size: int) -> Step:
-    """The step that computes the next `plan[sequence]` tokens of each sequence; their blocks must be reserved."""
+def build_step(plan: Mapping[Sequence, int], copies: Iterable[tuple[int, int]], block_size: int, num_steps: int = 1) -> Step:
+    """The step that computes the next `plan[sequence]` tokens of each sequence, and then perhaps more; their blocks must be reserved."""
     chunks, num_rows = [], 0
     for sequence, num_tokens in plan.items():
         chunk = _chunk(sequence, num_tokens, num_rows)
         chunks.append(chunk)
         num_rows += chunk.end - chunk.logits_start
-    return Step(_batch(chunks, tuple(copies), block_size), tuple(chunks))
+    return Step(_batch(chunks, tuple(copies), block_size), tuple(chunks), num_steps)
 
 
 def _chunk(sequence: Sequence, num_tokens: int, first_row: int) -> Chunk:

@@ -29,7 +29,7 @@ class Target:
         activations: the type in which one kernel hands another what quantized layers read and round.
         multiplies_int8: whether sums of products of int8 are faster than those of float32.
         probes: makes the kernels that find out what the machine can do; every library carries them.
-        modules: makes what libraries carry beside kernels, such as a way to start threads, `RUN_IN_TEAM`.
+        modules: makes what libraries carry beside kernels, such as a way to start threads, `REPEAT_IN_TEAM`.
     """
 
     spec: TargetSpec

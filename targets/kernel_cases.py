@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from cupola.runtime.artifact import MAXIMA_BLOCK
 from cupola.targets import references
 from cupola.targets.cpu.tiles import MANY
 from cupola.targets.kernel_case import Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
-from cupola.targets.ops import GROUP, BlockMaxima, Embedding, GatedLinear, Linear, PagedAttention, Rotary
+from cupola.targets.ops import GROUP, BlockMaxima, ChooseTokens, Embedding, GatedLinear, Linear, PagedAttention, Rotary
 
 EPSILON = 1e-5  # of norms
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -154,6 +155,26 @@ def block_maxima(sizes: Sizes) -> KernelCase:
     return KernelCase(name, inputs, lambda t: BlockMaxima(t["x"]).call(), references.block_maxima, at_random(inputs))
 
 
+def choose_tokens(sizes: Sizes) -> KernelCase:
+    """`ChooseTokens`, where every sequence brings one token."""
+    logits, num_blocks = Input("logits", ("n", sizes.vocabulary)), -(-sizes.vocabulary // MAXIMA_BLOCK)
+    tokens = [Input(name, ("t",), "int32", (0, 100)) for name in ("tokens", "positions", "slots")]
+    tables = [Input("context_lens", ("b",), "int32", (1, 100)), Input("block_tables", ("b", "w"), "int32", (0, 9))]
+    inputs = (logits, Input("maxima", ("n", num_blocks)), *tokens, *tables)
+
+    def emit(t: Tensors) -> relax.Call:
+        return ChooseTokens(*(t[i.name] for i in inputs), block_size=sizes.block).call()
+
+    def draw(random: np.random.Generator, num_tokens: int) -> Arrays:
+        arrays = {i.name: i.draw(random, {"n": num_tokens, "t": num_tokens, "b": num_tokens, "w": 5}) for i in inputs}
+        logits = arrays["logits"] = np.rint(arrays["logits"])  # so that some are equal
+        logits[3::7, -1] = np.nan
+        logits[4::7] = -np.inf
+        return arrays | {"maxima": references.block_maxima({"x": logits}).value.astype("float32")}
+
+    return KernelCase(case_name("choose_tokens", sizes.vocabulary), inputs, emit, references.choose_tokens, draw)
+
+
 @dataclass(frozen=True)
 class AttentionKernel:
     """`PagedAttention` over pages of one type, with what it does besides.
@@ -223,6 +244,7 @@ KERNELS: tuple[KernelFactory, ...] = (
     rotary,
     *(AttentionKernel(kv, joined=True) for kv in KV_DTYPES),
     block_maxima,
+    choose_tokens,
 )
 # What they do besides, in combinations.
 VARIANTS: tuple[KernelFactory, ...] = (

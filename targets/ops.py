@@ -15,7 +15,7 @@ from typing import ClassVar, Self, TypeAlias
 import tvm
 from tvm import relax, tirx
 
-from cupola.runtime.artifact import MAXIMA_BLOCK
+from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK
 
 Tensor: TypeAlias = relax.Expr
 PREFIX = "cupola."
@@ -193,6 +193,30 @@ class BlockMaxima(Op):
         """The call."""
         rows, width = self.x.ty.shape
         return self.emit(relax.TensorType((rows, -(-int(width) // MAXIMA_BLOCK)), "float32"))
+
+
+@dataclass(frozen=True)
+class ChooseTokens(Op):
+    """The likeliest token of each row, and the next step's inputs if every sequence goes on with it -> i32 [MAX_STEPS, r].
+
+    logits f32 [r, V], their maxima as of `BlockMaxima`. The result's rows move up by one, and the tokens become the last: the first of a
+    row's largest logits, or -1 if one of them is NaN. If every sequence brought one token and wants its logits, which is so if n, b and r
+    are equal, the inputs are then changed in place: each token is the chosen one, one position and one slot further.
+    """
+
+    name: ClassVar[str] = "choose_tokens"
+    logits: Tensor
+    maxima: Tensor
+    tokens: Tensor  # i32 [n]
+    positions: Tensor  # i32 [n]
+    slots: Tensor  # i32 [n]
+    context_lens: Tensor  # i32 [b]
+    block_tables: Tensor  # i32 [b, max_blocks]
+    block_size: int
+
+    def call(self) -> relax.Call:
+        """The call."""
+        return self.emit(relax.TensorType((MAX_STEPS, self.logits.ty.shape[0]), "int32"))
 
 
 GROUP = 32  # inputs that share a scale, of weights as of activations: GGUF's blocks of Q4_0, Q4_1 and Q8_0 (ggml-common.h)

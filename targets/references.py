@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from cupola.runtime.artifact import MAXIMA_BLOCK
+from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK
 from cupola.targets.ops import GROUP
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -140,6 +140,16 @@ def block_maxima(arrays: Arrays) -> Expected:
     x = arrays["x"].astype("float64")
     value = np.maximum.reduceat(x, np.arange(0, x.shape[1], MAXIMA_BLOCK), axis=1)
     return Expected(value, np.full_like(value, np.finfo("float64").tiny))
+
+
+def choose_tokens(arrays: Arrays) -> Expected:
+    """`ops.ChooseTokens`; what steps before chose may be anything."""
+    logits = arrays["logits"]
+    value = np.zeros((MAX_STEPS, len(logits)))
+    value[-1] = np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
+    slack = np.full_like(value, np.inf)
+    slack[-1] = np.finfo("float64").tiny
+    return Expected(value, slack)
 
 
 def rotary(arrays: Arrays, interleaved: bool) -> Expected:

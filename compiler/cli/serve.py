@@ -28,6 +28,10 @@ MixedTokens = Annotated[
     int,
     typer.Option("--max-num-mixed-prefill-tokens", help="Prompt tokens of a step in which other answers go on: more hold those up longer."),
 ]
+SchedulerSteps = Annotated[
+    int,
+    typer.Option("--num-scheduler-steps", help="Tokens of an answer that may come at once, within 16 ms, where the likeliest is taken."),
+]
 KVMemory = Annotated[str, typer.Option("--kv-memory", help="Memory for K and V, such as 2GB or 512MiB.")]
 SwapMemory = Annotated[
     str, typer.Option("--swap-memory", help="Memory for K and V of answers that must give way, such as 1GB; 0 computes them again.")
@@ -60,6 +64,7 @@ def serve_model(
     prefix_caching: PrefixCaching = True,
     seed: p.Seed = None,
     max_logprobs: MaxLogprobs = 20,
+    num_scheduler_steps: SchedulerSteps = 8,
     max_queue: MaxQueue = 256,
     request_timeout: Timeout = 600.0,
     shutdown_timeout: Shutdown = 30.0,
@@ -101,6 +106,7 @@ def serve_model(
             enable_prefix_caching=prefix_caching,
             seed=seed or 0,
             max_logprobs=max_logprobs,
+            num_scheduler_steps=num_scheduler_steps,
             isa=isa,
             max_queue=max_queue,
             request_timeout=request_timeout,

@@ -43,6 +43,7 @@ def serve(
     enable_prefix_caching: bool = True,
     seed: int = 0,
     max_logprobs: int = 20,
+    num_scheduler_steps: int = 8,
     isa: str | None = None,
     max_queue: int = 256,
     request_timeout: float = 600.0,
@@ -73,7 +74,10 @@ def serve(
     """
     folder = Path(artifact)
     # Refused here, before a process starts.
-    engine = EngineConfig(max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens)
+    engine = EngineConfig(
+        max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
+        num_scheduler_steps,
+    )  # fmt: skip
     parse_bytes(kv_memory, "kv_memory")
     parse_bytes(swap_memory, "swap_memory", lowest=0)
     name = served_model_name or folder.resolve().name

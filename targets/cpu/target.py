@@ -11,6 +11,7 @@ from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.cpu.attention import lower_paged_attention
 from cupola.targets.cpu.block_maxima import lower_block_maxima
+from cupola.targets.cpu.choose_tokens import lower_choose_tokens
 from cupola.targets.cpu.dequantized_linear import lower_dequantized_linear
 from cupola.targets.cpu.elementwise import schedule_elementwise
 from cupola.targets.cpu.embedding import lower_embedding, lower_take
@@ -35,6 +36,7 @@ RULES = (
     lower_take,
     lower_embedding,
     lower_block_maxima,
+    lower_choose_tokens,
 )
 
 

@@ -1,8 +1,9 @@
 """A team of threads for a whole step: they wait for parallel regions beside each other, and not for TVM's pool to start each one.
 
-Every library carries the function `run_in_team(function, *arguments)`, which calls `function` in one region of the pool: the first thread
-makes the call, the others serve the regions that begin meanwhile on it. To begin one takes a write to a line of memory that they all
-watch, where the pool's queue takes several, and to end it one for each of them. Regions that begin elsewhere go to the pool as ever.
+Every library carries the function `repeat_in_team(times, function, *arguments)`, which calls `function` so often in one region of the pool:
+the first thread makes the calls, the others serve the regions that begin meanwhile on it. To begin one takes a write to a line of memory
+that they all watch, where the pool's queue takes several, and to end it one for each of them. Regions that begin elsewhere go to the pool
+as ever.
 
 Written in LLVM's assembly, since TIR has neither atomic operations nor threads. The struct that TVM hands to regions and the type of
 functions are those of `tvm/runtime/c_backend_api.h` and `tvm/ffi/c_api.h`.
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import tvm
 
-from cupola.runtime.artifact import RUN_IN_TEAM
+from cupola.runtime.artifact import REPEAT_IN_TEAM
 from cupola.targets.cpu.isa import ISA
 
 # How a core says that it waits for another one, and how often it does before it lets other programs run.
@@ -29,7 +30,7 @@ def team(isa: ISA, target: tvm.target.Target) -> tvm.runtime.Module:
     """The module to link into a library. TVM would only inline what a kernel imports, so it is one of its own."""
     declaration, wait, patience = _WAIT[isa.architecture]
     description = str(target).replace('"', r"\22")
-    code = _TEAM.format(run_in_team=RUN_IN_TEAM, declaration=declaration, wait=wait, patience=patience, target=description)
+    code = _TEAM.format(repeat_in_team=REPEAT_IN_TEAM, declaration=declaration, wait=wait, patience=patience, target=description)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "team.ll"
         file.write_text(code, encoding="utf-8")
@@ -42,8 +43,9 @@ _TEAM = """
 ; Then one for each thread, the last region that it finished and what that returned; then one for each, its barriers' counter.
 %Team = type {{ i64, ptr, ptr, ptr, i32, [28 x i8] }}
 %Member = type {{ i64, i32, [52 x i8] }}
-; A call on its way: the team, once there is one, the function, its arguments and their number, where its result goes, what it returned.
-%Call = type {{ ptr, ptr, ptr, i32, ptr, i32 }}
+; Calls on their way: the team, once there is one, the function, its arguments and their number, where its result goes, what it returned,
+; how often it is called.
+%Call = type {{ ptr, ptr, ptr, i32, ptr, i32, i64 }}
 
 @__TVMBackendParallelLaunch = weak global ptr null
 @cupola_pool = internal global ptr null
@@ -137,6 +139,25 @@ done:
   ret i32 %codes
 }}
 
+; Calls a function that often, or until it fails.
+define internal i32 @cupola_repeat(i64 %times, ptr %function, ptr %arguments, i32 %count, ptr %result) {{
+start:
+  br label %look
+look:
+  %done = phi i64 [ 0, %start ], [ %more, %run ]
+  %last = phi i32 [ 0, %start ], [ %code, %run ]
+  %failed = icmp ne i32 %last, 0
+  %enough = icmp sge i64 %done, %times
+  %ends = or i1 %failed, %enough
+  br i1 %ends, label %end, label %run
+run:
+  %code = call i32 @TVMFFIFunctionCall(ptr %function, ptr %arguments, i32 %count, ptr %result)
+  %more = add i64 %done, 1
+  br label %look
+end:
+  ret i32 %last
+}}
+
 ; What each thread of the pool does.
 define internal i32 @cupola_member(i32 %task, ptr %pool_env, ptr %call) {{
   %leads = icmp eq i32 %task, 0
@@ -167,7 +188,9 @@ lead:
   %count = load i32, ptr %count_at
   %result_at = getelementptr %Call, ptr %call, i64 0, i32 4
   %result = load ptr, ptr %result_at
-  %code = call i32 @TVMFFIFunctionCall(ptr %function, ptr %arguments, i32 %count, ptr %result)
+  %times_at = getelementptr %Call, ptr %call, i64 0, i32 6
+  %times = load i64, ptr %times_at
+  %code = call i32 @cupola_repeat(i64 %times, ptr %function, ptr %arguments, i32 %count, ptr %result)
   store ptr null, ptr @cupola_team
   %code_at = getelementptr %Call, ptr %call, i64 0, i32 5
   store i32 %code, ptr %code_at
@@ -202,17 +225,19 @@ leave:
   ret i32 0
 }}
 
-; As functions of TVM are called: the first argument is the function, the others are its own. What it raises is raised.
-define i32 @__tvm_ffi_{run_in_team}(ptr %self, ptr %arguments, i32 %count, ptr %result) {{
-  %handle_at = getelementptr i64, ptr %arguments, i64 1
+; As functions of TVM are called: the first arguments are how often and the function, the others are its own. What it raises is raised.
+define i32 @__tvm_ffi_{repeat_in_team}(ptr %self, ptr %arguments, i32 %count, ptr %result) {{
+  %times_at = getelementptr i64, ptr %arguments, i64 1
+  %times = load i64, ptr %times_at
+  %handle_at = getelementptr i64, ptr %arguments, i64 3
   %function = load ptr, ptr %handle_at
-  %others = getelementptr i64, ptr %arguments, i64 2
-  %num_others = sub i32 %count, 1
+  %others = getelementptr i64, ptr %arguments, i64 4
+  %num_others = sub i32 %count, 2
   %team = load ptr, ptr @cupola_team
   %nested = icmp ne ptr %team, null
   br i1 %nested, label %direct, label %found
 direct:
-  %direct_code = call i32 @TVMFFIFunctionCall(ptr %function, ptr %others, i32 %num_others, ptr %result)
+  %direct_code = call i32 @cupola_repeat(i64 %times, ptr %function, ptr %others, i32 %num_others, ptr %result)
   ret i32 %direct_code
 found:
   %launch = load atomic ptr, ptr @__TVMBackendParallelLaunch acquire, align 8
@@ -233,6 +258,8 @@ call:
   store i32 %num_others, ptr %count_at
   %result_at = getelementptr %Call, ptr %frame, i64 0, i32 4
   store ptr %result, ptr %result_at
+  %frame_times_at = getelementptr %Call, ptr %frame, i64 0, i32 6
+  store i64 %times, ptr %frame_times_at
   %pool = load ptr, ptr @cupola_pool
   %pool_code = call i32 %pool(ptr @cupola_member, ptr %frame, i32 0)
   %failed = icmp ne i32 %pool_code, 0

@@ -25,6 +25,8 @@ def fake_logits(context: list[int]) -> Float32:
 class FakeExecutor:
     """Keeps each token and its position in its slot, and predicts from the whole context as the block table shows it."""
 
+    max_steps = 5
+
     def __init__(self, num_blocks: int, num_swap_blocks: int) -> None:
         self.num_blocks, self.num_swap_blocks = num_blocks, num_swap_blocks
         self.pages = np.full((num_blocks + num_swap_blocks, BLOCK, 2), -1)
@@ -38,7 +40,21 @@ class FakeExecutor:
             self.num_provided = max(self.num_provided, num_blocks)
         return num_blocks <= self.num_provided
 
-    def run(self, batch: Batch) -> Logits:
+    def run(self, batch: Batch, num_steps: int = 1) -> Logits:
+        assert 1 <= num_steps <= self.max_steps
+        chosen = []
+        for _ in range(num_steps - 1):
+            assert len(batch.tokens) == len(batch.context_lens) == len(batch.logit_rows)
+            chosen.append(self._step(batch).likeliest[-1])
+            positions = batch.positions + 1
+            slots = batch.block_tables[np.arange(len(positions)), positions // BLOCK] * BLOCK + positions % BLOCK
+            batch = batch._replace(
+                tokens=chosen[-1], positions=positions, slots=slots.astype(np.int32), context_lens=batch.context_lens + 1, copies=()
+            )
+        logits = self._step(batch)
+        return Logits(logits.values, logits.maxima, np.stack([*chosen, logits.likeliest[-1]]))
+
+    def _step(self, batch: Batch) -> Logits:
         self.num_steps += 1
         n, b = len(batch.tokens), len(batch.context_lens)
         self.num_tokens += n

@@ -47,7 +47,9 @@ def make_manifest(files: tuple[a.FileSpec, ...]) -> a.Manifest:
         a.TensorSpec("v_pages.1", "float16", (1, "more", 1, 16, 8)),
     ]
     weights = [a.TensorSpec("embed", "float32", (10, 8)), a.TensorSpec("scale", "bfloat16", (8,))]
-    outputs = a.TensorSpec("logits", "float32", ("r", 10)), a.TensorSpec("maxima", "float32", ("r", 1))
+    outputs = tuple(
+        a.TensorSpec(*spec) for spec in (("logits", "float32", ("r", 10)), ("maxima", "float32", ("r", 1)), ("chosen", "int32", (8, "r")))
+    )
     inputs = [*(a.TensorSpec(name, "int32", shape) for name, shape in STEP.items()), *pages, *weights, *outputs]
     forward = a.FunctionSpec("forward", tuple(inputs), outputs)
     return a.Manifest(
@@ -148,7 +150,9 @@ WRONG_FIELDS = [
     ("kv.groups.1", ..., "functions.forward.inputs"), ("model.vocab_size", 11, "functions.forward.outputs"),
     ("functions", [], "functions"), ("functions.0.name", "backward", "functions"), ("functions.1.name", "forward", "functions"),
     ("functions.0.outputs", [], "functions.forward.outputs"), ("functions.0.outputs.1.shape", ["r", 2], "functions.forward.outputs"),
-    ("functions.0.outputs", [{"name": name, "dtype": "float32", "shape": ["r", 10]} for name in "abc"], "functions.forward.outputs"),
+    ("functions.0.outputs", [{"name": name, "dtype": "float32", "shape": ["r", 10]} for name in "ab"], "functions.forward.outputs"),
+    ("functions.0.outputs.2.dtype", "float32", "functions.forward.outputs"),
+    ("functions.0.outputs.2.shape", [7, "r"], "functions.forward.outputs"),
     ("functions.0.inputs.0", ..., "functions.forward.inputs"),
     ("functions.0.inputs.0.name", "mystery", "functions.forward.inputs"),
     ("functions.0.inputs.0.dtype", "int64", "functions.forward.inputs"),

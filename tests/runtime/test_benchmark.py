@@ -31,12 +31,12 @@ def benchmark(artifact) -> Benchmark:
     return Benchmark(artifact, TESTS)
 
 
-def timed_batches(benchmark: Benchmark, test: SpeedTest, monkeypatch) -> list[Batch]:
-    """The steps between the two looks at the clock."""
+def timed_batches(benchmark: Benchmark, test: SpeedTest, monkeypatch) -> list[tuple[Batch, int]]:
+    """The batches between the two looks at the clock, and how many steps each took."""
     events: list[object] = []
     executor = benchmark._llm.engine.executor
     run = executor.run
-    monkeypatch.setattr(executor, "run", lambda batch: events.append(batch) or run(batch))
+    monkeypatch.setattr(executor, "run", lambda batch, num_steps: events.append((batch, num_steps)) or run(batch, num_steps))
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: events.append("tick") or float(len(events))))
     benchmark.seconds(test)
     monkeypatch.undo()
@@ -49,9 +49,9 @@ def timed_batches(benchmark: Benchmark, test: SpeedTest, monkeypatch) -> list[Ba
 def test_exactly_the_tests_tokens_are_timed(benchmark, test, monkeypatch):
     for _ in range(2):
         steps = timed_batches(benchmark, test, monkeypatch)
-        positions = np.concatenate([step.positions for step in steps])
+        positions = np.concatenate([batch.positions + i for batch, num_steps in steps for i in range(num_steps)])
         if test.kind == "tg":
-            assert [len(step.tokens) for step in steps] == [test.num_streams] * test.num_tokens
+            assert {len(batch.tokens) for batch, _ in steps} == {test.num_streams}
             expected = np.repeat(np.arange(test.depth, test.depth + test.num_tokens), test.num_streams)
         else:  # a depth that fills no whole block leaves the rest of its tokens to the test
             expected = np.arange(test.depth // BLOCK * BLOCK, test.depth + test.num_tokens)
@@ -59,7 +59,7 @@ def test_exactly_the_tests_tokens_are_timed(benchmark, test, monkeypatch):
 
 
 def test_streams_share_no_blocks(benchmark, monkeypatch):
-    for step in timed_batches(benchmark, SpeedTest("tg", 5, 48, 8), monkeypatch):
+    for step, _ in timed_batches(benchmark, SpeedTest("tg", 5, 48, 8), monkeypatch):
         used = np.concatenate([table[: -(-length // BLOCK)] for table, length in zip(step.block_tables, step.context_lens, strict=True)])
         assert len(np.unique(used)) == len(used)
 

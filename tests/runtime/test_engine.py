@@ -147,7 +147,7 @@ def test_decodes_wait_for_few_prompt_tokens_and_prompts_for_few_steps(lengths, b
     options = {"max_num_batched_tokens": budget, "max_num_mixed_prefill_tokens": mixed, "max_num_seqs": max_num_seqs}
     engine = make_engine(num_blocks, num_swap_blocks, enable_prefix_caching=False, **options)
     scheduler, run, batches = engine.scheduler, engine.executor.run, []
-    engine.executor.run = lambda batch: batches.append(batch) or run(batch)
+    engine.executor.run = lambda batch, num_steps: batches.append(batch) or run(batch, num_steps)
     for i, prompt in enumerate(prompts(lengths)):
         engine.add_request(str(i), prompt, GREEDY)
     while engine.has_unfinished_requests():
@@ -256,7 +256,7 @@ def test_a_step_that_ends_early_leaves_the_engine_usable(error, monkeypatch):
     engine.add_request("a", [1, 2, 3], GREEDY)
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(engine.executor, "run", lambda batch: (_ for _ in ()).throw(error()))
+        patch.setattr(engine.executor, "run", lambda *_: (_ for _ in ()).throw(error()))
         with pytest.raises(EngineError if error is MemoryError else KeyboardInterrupt):
             engine.step()
     engine.scheduler.check_integrity()
@@ -285,7 +285,7 @@ def test_a_failed_step_loses_nothing():
 
 def test_nan_logits_are_an_error_and_the_request_can_be_aborted(monkeypatch):
     engine = make_engine()
-    monkeypatch.setattr(engine.executor, "run", lambda batch: Logits.of(np.full((len(batch.logit_rows), VOCAB), np.nan, np.float32)))
+    monkeypatch.setattr(engine.executor, "run", lambda batch, _: Logits.of(np.full((len(batch.logit_rows), VOCAB), np.nan, np.float32)))
     engine.add_request("a", [1], SamplingParams(temperature=0))
     engine.add_request("b", [1], SamplingParams(temperature=1))
     with pytest.raises(EngineError, match="NaN"):
@@ -327,7 +327,7 @@ def test_params_are_checked_against_the_model(params, field):
 
 def test_bad_engine_options_are_refused():
     for config in ({"max_num_seqs": 0}, {"max_num_batched_tokens": True}, {"seed": -1}, {"max_logprobs": -2}, {"enable_prefix_caching": 1},
-                   {"max_num_mixed_prefill_tokens": 0}):  # fmt: skip
+                   {"max_num_mixed_prefill_tokens": 0}, {"num_scheduler_steps": 0}):  # fmt: skip
         with pytest.raises(OptionError, match=next(iter(config))):
             make_engine(**config)
 

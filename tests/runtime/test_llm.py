@@ -138,7 +138,7 @@ def test_a_refused_request_leaves_nothing_behind(llm):
 
 def test_a_failing_model_is_an_engine_error_and_the_next_request_works(llm, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine.executor, "_forward", lambda *_: 1 / 0)
+        patch.setattr(llm.engine.executor, "_repeat", lambda *_: 1 / 0)
         with pytest.raises(EngineError, match="division by zero"):
             llm.generate([1], GREEDY)
     assert len(llm.generate([1], GREEDY)[0].outputs[0].token_ids) == 8

@@ -59,7 +59,7 @@ def test_what_is_put_aside_is_not_computed_again(caching, num_swap_blocks):
 
 
 def test_blocks_that_the_prefix_cache_still_has_are_not_copied():
-    engine, prompt = make_engine(16, 16, max_num_seqs=2), make_prompts(1)[0][:16]
+    engine, prompt = make_engine(16, 16, max_num_seqs=2, num_scheduler_steps=1), make_prompts(1)[0][:16]
     engine.add_request("first", prompt, GREEDY)
     engine.step()
     engine.step()
@@ -102,11 +102,11 @@ def test_a_failed_step_is_computed_again(fails):
     start(engine, prompts)
     run, sides, failed = engine.executor.run, {"as it puts blocks aside": 1, "as it brings them back": 0}, []
 
-    def fail_once(batch):
+    def fail_once(batch, num_steps):
         if not failed and any(copy[sides[fails]] >= 12 for copy in batch.copies):
             failed.append(batch.copies)
             engine.executor.num_failures = 1
-        return run(batch)
+        return run(batch, num_steps)
 
     engine.executor.run = fail_once
     outputs = {}
@@ -156,7 +156,7 @@ def watch_copies(engine: Engine) -> set[str]:
     """What a step's copies did to each other, filled in as the engine runs."""
     run, num_blocks, seen = engine.executor.run, engine.executor.num_blocks, set()
 
-    def watched(batch):
+    def watched(batch, num_steps):
         copied, put_aside = set(), set()
         for source, target in batch.copies:
             if target >= num_blocks:
@@ -165,7 +165,7 @@ def watch_copies(engine: Engine) -> set[str]:
             elif source < num_blocks:
                 copied.add(target)
                 seen.update({"what was put aside is copied over"} if target in put_aside else ())
-        return run(batch)
+        return run(batch, num_steps)
 
     engine.executor.run = watched
     return seen

@@ -56,10 +56,11 @@ def test_kernel(isa, index, num_tokens, cut, seed):
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[case.name for case in CASES])
 def test_threads_do_not_disturb_each_other(index):
     """The same call, again and again, for few tokens, where threads have least between them."""
-    isa = next(isa.name for isa in CASES[index].isas() if runs_here(isa))
-    run, arrays = compiled(isa, index), CASES[index].draw(np.random.default_rng(0), 2)
-    expected = run(arrays)
-    assert all(same_bits(run(arrays), expected) for _ in range(100))
+    case = CASES[index]
+    isa = next(isa for isa in case.isas() if runs_here(isa))
+    run, arrays = compiled(isa.name, index), case.draw(np.random.default_rng(0), 2)
+    expected, matters = run(arrays), np.isfinite(case.expected(arrays, isa).slack)
+    assert all(same_bits(run(arrays)[matters], expected[matters]) for _ in range(100))
 
 
 def test_names_are_unique():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import tvm
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact import RUN_IN_TEAM
+from cupola.runtime.artifact import REPEAT_IN_TEAM
 from cupola.targets.cpu.isa import ISAS
 from cupola.targets.cpu.loops import Claims, Threads, parallel_region, shared_loop
 from cupola.targets.cpu.simd import argument, prim_func
@@ -61,6 +62,11 @@ def library(file: Path) -> tvm.runtime.Module:
     return tvm.runtime.load_module(str(file))
 
 
+def once(library: tvm.runtime.Module) -> Callable[..., object]:
+    """Calls a function in a team."""
+    return functools.partial(library[REPEAT_IN_TEAM], 1)
+
+
 def run(library: tvm.runtime.Module, wrap: Callable[..., object], times: int) -> None:
     """Calls a function of `times` stages by `wrap`, and checks what comes of them."""
     x = np.random.default_rng(times).integers(0, 1000, WIDTH)
@@ -77,18 +83,40 @@ def run(library: tvm.runtime.Module, wrap: Callable[..., object], times: int) ->
 
 def test_a_step_of_many_regions(library: tvm.runtime.Module) -> None:
     for times in (0, 1, 2, 1000, 3):
-        run(library, library[RUN_IN_TEAM], times)
+        run(library, once(library), times)
 
 
 def test_regions_elsewhere_go_to_the_pool(library: tvm.runtime.Module) -> None:
     run(library, lambda step, times: step(times), 5)
-    run(library, library[RUN_IN_TEAM], 5)
+    run(library, once(library), 5)
     run(library, lambda step, times: step(times), 5)
 
 
 def test_a_team_within_a_team_is_that_team(library: tvm.runtime.Module) -> None:
-    team = library[RUN_IN_TEAM]
-    run(library, lambda step, times: team(team, step, times), 50)
+    team = library[REPEAT_IN_TEAM]
+    run(library, lambda step, times: team(1, team, 1, step, times), 50)
+
+
+def test_calls_are_repeated(library: tvm.runtime.Module) -> None:
+    x = np.arange(WIDTH)
+    given, out = tvm.runtime.tensor(x), tvm.runtime.tensor(np.zeros(WIDTH, "int64"))
+    for times in (0, 1, 3):
+        library[REPEAT_IN_TEAM](times, library["stage"], given, out)
+    library[REPEAT_IN_TEAM](2, library[REPEAT_IN_TEAM], 3, library["stage"], given, out)
+    assert (out.numpy() == 2 * (1 + 3 + 2 * 3) * (x + x[::-1])).all()
+
+
+def test_the_first_call_that_fails_is_the_last(library: tvm.runtime.Module) -> None:
+    calls = []
+
+    def fail_later() -> None:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise ValueError("the third")
+
+    with pytest.raises(ValueError, match="the third"):
+        library[REPEAT_IN_TEAM](5, tvm.runtime.convert(fail_later))
+    assert calls == [0, 1, 2]
 
 
 def test_several_threads_have_teams_of_their_own(library: tvm.runtime.Module) -> None:
@@ -97,7 +125,7 @@ def test_several_threads_have_teams_of_their_own(library: tvm.runtime.Module) ->
     def work() -> None:
         try:
             for _ in range(20):
-                run(library, library[RUN_IN_TEAM], 20)
+                run(library, once(library), 20)
         except BaseException as error:  # noqa: BLE001  for the test's own thread
             errors.append(error)
 
@@ -115,21 +143,21 @@ def test_what_the_function_raises_is_raised(library: tvm.runtime.Module) -> None
 
     for _ in range(3):
         with pytest.raises(ValueError, match="number 7"):
-            library[RUN_IN_TEAM](tvm.runtime.convert(fail), 7)
-        run(library, library[RUN_IN_TEAM], 2)
+            library[REPEAT_IN_TEAM](1, tvm.runtime.convert(fail), 7)
+        run(library, once(library), 2)
 
 
 def test_a_kernel_that_refuses_its_arguments_harms_nobody(library: tvm.runtime.Module) -> None:
     wrong = tvm.runtime.tensor(np.zeros(3, "float32"))
     with pytest.raises(TypeError, match="dtype"):
-        library[RUN_IN_TEAM](library["stage"], wrong, wrong)
-    run(library, library[RUN_IN_TEAM], 2)
+        library[REPEAT_IN_TEAM](1, library["stage"], wrong, wrong)
+    run(library, once(library), 2)
 
 
 @pytest.mark.parametrize("name", [isa.name for isa in ISAS])
 def test_it_is_code_for_every_instruction_set(name: str) -> None:
     (module,) = get_target(f"cpu:{name}").modules()
-    assert f"__tvm_ffi_{RUN_IN_TEAM}:" in module.inspect_source("asm")
+    assert f"__tvm_ffi_{REPEAT_IN_TEAM}:" in module.inspect_source("asm")
 
 
 THREADS = """
@@ -139,7 +167,7 @@ library = tvm.runtime.load_module(sys.argv[1])
 x, out = (tvm.runtime.tensor(np.full(257, value, "int64")) for value in (3, 0))
 step = tvm.runtime.convert(lambda: [library["stage"](x, out) for _ in range(50)] and None)
 for _ in range(4):
-    library["run_in_team"](step)
+    library["repeat_in_team"](1, step)
 assert (out.numpy() == 200 * 12).all(), out.numpy()
 print(tvm.get_global_func("runtime.NumThreads")())
 """

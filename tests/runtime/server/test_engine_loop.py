@@ -30,8 +30,8 @@ class Failing(FakeExecutor):
         super().__init__(64, 0)
         self.failures = failures
 
-    def run(self, batch: Batch) -> Logits:
-        logits = super().run(batch)
+    def _step(self, batch: Batch) -> Logits:
+        logits = super()._step(batch)
         error = self.failures.get(self.num_steps)
         if error is not None:
             self.pages[batch.slots // BLOCK] = -7  # what a kernel left half done

@@ -1,0 +1,40 @@
+"""Lets the model choose the likeliest tokens itself and go on with them: it then can take several steps without the host in between.
+
+Before:  return (logits, maxima)
+After:   chosen = cupola.choose_tokens(logits, maxima, tokens, positions, slots.0, context_lens, block_tables.0, block_size=16)
+         return (logits, maxima, chosen)                # i32 [8, r]
+
+The host's part of a step is small, but it runs out of memory's reach: the weights have gone through every cache.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import IRModule, relax
+
+from cupola.passes.rewrite import pass_of
+from cupola.runtime.artifact import KVSpec
+from cupola.targets.ops import ChooseTokens
+
+_CHANGED = ("tokens", "positions", "slots.0", "context_lens", "block_tables.0")  # all K/V groups are given the same slots and tables
+
+
+def choose_tokens(kv: KVSpec) -> tvm.transform.Pass:
+    """The pass, for functions whose result are logits and their maxima; those without K/V pages stay as they are."""
+    return pass_of(
+        "choose_tokens", lambda mod: IRModule({var: _with_tokens(func, kv) for var, func in mod.functions_items()}, attrs=mod.attrs)
+    )
+
+
+def _with_tokens(func: relax.Function, kv: KVSpec) -> relax.Function:
+    inputs = {param.name: param for param in func.params}
+    if not inputs.keys() >= set(_CHANGED):
+        return func
+    builder = relax.BlockBuilder()
+    *blocks, last = func.body.blocks
+    logits, maxima = func.body.body.fields
+    call = builder.normalize(ChooseTokens(logits, maxima, *(inputs[name] for name in _CHANGED), kv.block_size).call())
+    chosen = relax.Var("chosen", call.ty)
+    blocks.append(type(last)([*last.bindings, relax.VarBinding(chosen, call)]))
+    body = builder.normalize(relax.SeqExpr(blocks, relax.Tuple([logits, maxima, chosen])))
+    return relax.Function(list(func.params), body, body.ty).with_attrs(func.attrs)

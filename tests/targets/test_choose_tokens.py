@@ -1,0 +1,99 @@
+"""What a step leaves for the next one: its inputs, and what was chosen before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+
+from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.executor import _repeat_plainly
+from cupola.targets.ops import ChooseTokens
+from cupola.targets.registry import get_target
+from tests.targets.harness import RUNNABLE, Input, lower, size
+
+WIDTH, BLOCK = 2 * MAXIMA_BLOCK + 9, 4
+NAMES = ("tokens", "positions", "slots")
+
+
+@pytest.fixture(scope="module", params=RUNNABLE)
+def kernel(request) -> tvm.runtime.Function:
+    n, b, r, w = (size(name) for name in "nbrw")
+    inputs = [Input("logits", (r, WIDTH)), Input("maxima", (r, 3)), *(Input(name, (n,), "int32") for name in NAMES)]
+    inputs += [Input("context_lens", (b,), "int32"), Input("block_tables", (b, w), "int32")]
+    target, builder = get_target(f"cpu:{request.param}"), tvm.relax.BlockBuilder()
+    variables = [tvm.relax.Var(i.name, tvm.relax.TensorType(i.shape, i.dtype)) for i in inputs]
+    with builder.function("main", variables):
+        with builder.dataflow():
+            result = builder.emit_output(lower(target, ChooseTokens(*variables, BLOCK).call(), builder))
+        builder.emit_func_output(result)
+    [(name, func)] = [(gv.name_hint, f) for gv, f in builder.get().functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
+    module = tvm.IRModule({name: func.with_attr("global_symbol", name)})
+    return tvm.tirx.build(module, target=target.tvm, pipeline=target.lowering)[name]
+
+
+class Step:
+    """The kernel's arguments, for sequences of these lengths that bring one token each."""
+
+    def __init__(self, lengths: list[int], num_rows: int | None = None, num_more: int = 0) -> None:
+        random, count = np.random.default_rng(len(lengths)), len(lengths)
+        self.lengths = np.array(lengths, "int32")
+        self.tables = random.permutation(6 * count).astype("int32").reshape(count, 6)
+        self.logits = random.normal(size=(count if num_rows is None else num_rows, WIDTH)).astype("float32")
+        positions = np.concatenate([self.lengths - 1, np.zeros(num_more, "int32")])
+        self.given = {
+            "tokens": np.full(count + num_more, 77, "int32"),
+            "positions": positions,
+            "slots": np.full(count + num_more, 99, "int32"),
+            "context_lens": self.lengths,
+        }
+        self.held = {name: tvm.runtime.tensor(array) for name, array in self.given.items()}
+        self.out = tvm.runtime.tensor(np.arange(MAX_STEPS * len(self.logits), dtype="int32").reshape(MAX_STEPS, -1))
+
+    def run(self, kernel: tvm.runtime.Function, times: int = 1) -> None:
+        maxima = np.stack([self.logits[:, at : at + MAXIMA_BLOCK].max(axis=1) for at in range(0, WIDTH, MAXIMA_BLOCK)], axis=1)
+        arrays = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in (self.logits, maxima)]
+        _repeat_plainly(times, kernel, *arrays, *self.held.values(), tvm.runtime.tensor(self.tables), self.out)
+
+    def holds(self, **expected: np.ndarray) -> bool:
+        return all((self.held[name].numpy() == array).all() for name, array in {**self.given, **expected}.items())
+
+
+def test_each_sequence_goes_on_by_one(kernel):
+    step = Step([1, 4, 5, 7, 20, 23])
+    step.run(kernel)
+    positions = step.lengths
+    slots = np.take_along_axis(step.tables, positions[:, None] // BLOCK, axis=1)[:, 0] * BLOCK + positions % BLOCK
+    assert step.holds(tokens=step.logits.argmax(axis=1), positions=positions, slots=slots, context_lens=positions + 1)
+
+
+def test_what_was_chosen_moves_up(kernel):
+    step = Step([3, 9])
+    step.run(kernel)
+    before = np.arange(2 * MAX_STEPS).reshape(MAX_STEPS, 2)
+    assert step.out.numpy().tolist() == [*before[1:].tolist(), step.logits.argmax(axis=1).tolist()]
+    step.run(kernel, MAX_STEPS - 2)
+    assert step.out.numpy()[0].tolist() == before[-1].tolist()
+
+
+def test_past_the_table_the_last_block_stands_for_more(kernel):
+    step = Step([6 * BLOCK])
+    step.run(kernel)
+    assert step.held["slots"].numpy() == step.tables[0, -1] * BLOCK
+
+
+def test_what_is_no_number_is_told_and_does_not_go_on(kernel):
+    step = Step([3, 9, 5])
+    step.logits[1, WIDTH - 1] = np.nan
+    step.logits[2, :] = -np.inf
+    step.run(kernel)
+    assert step.out.numpy()[-1].tolist() == [step.logits[0].argmax(), -1, 0]
+    assert step.held["tokens"].numpy().tolist() == [step.logits[0].argmax(), 0, 0]
+
+
+@pytest.mark.parametrize("changed", [{"num_rows": 1}, {"num_more": 3}, {"num_rows": 0}], ids=str)
+def test_prompts_are_left_alone(kernel, changed):
+    step = Step([3, 9, 5], **changed)
+    step.run(kernel)
+    assert step.holds()
+    assert step.out.numpy()[-1].tolist() == step.logits.argmax(axis=1).tolist()
