@@ -33,7 +33,9 @@ def _with_tokens(func: relax.Function, kv: KVSpec) -> relax.Function:
     builder = relax.BlockBuilder()
     *blocks, last = func.body.blocks
     logits, maxima = func.body.body.fields
-    call = builder.normalize(ChooseTokens(logits, maxima, *(inputs[name] for name in _CHANGED), kv.block_size).call())
+    tokens, positions, slots, context_lens, block_tables = (inputs[name] for name in _CHANGED)
+    op = ChooseTokens(logits, maxima, tokens, positions, slots, context_lens, block_tables, kv.block_size)
+    call = builder.normalize(op.call())
     chosen = relax.Var("chosen", call.ty)
     blocks.append(type(last)([*last.bindings, relax.VarBinding(chosen, call)]))
     body = builder.normalize(relax.SeqExpr(blocks, relax.Tuple([logits, maxima, chosen])))

@@ -169,7 +169,8 @@ def _fits(tensor: TensorSpec, dtype: str, shape: tuple[int | str, ...]) -> bool:
 
 def _output_faults(vocab_size: int, forward: FunctionSpec) -> Iterator[Fault]:
     """The logits, then perhaps their maxima by blocks and the likeliest tokens."""
-    wanted = (("float32", ("r", vocab_size)), ("float32", ("r", -(-vocab_size // MAXIMA_BLOCK))), ("int32", (MAX_STEPS, "r")))
+    shapes: tuple[tuple[int | str, ...], ...] = (("r", vocab_size), ("r", -(-vocab_size // MAXIMA_BLOCK)), (MAX_STEPS, "r"))
+    wanted = tuple(zip(("float32", "float32", "int32"), shapes, strict=True))
     if len(forward.outputs) not in (1, len(wanted)):
         yield "functions.forward.outputs", f"there are {len(forward.outputs)}"
     for output, (dtype, shape) in zip(forward.outputs, wanted, strict=False):

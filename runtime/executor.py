@@ -217,7 +217,7 @@ class _Workspace:
 def _repeat(machine: Any) -> Callable[..., Any]:
     """What makes several calls of a function: the library's own way, with its threads, if it has one."""
     library = machine.imports[0]
-    return library[REPEAT_IN_TEAM] if library.implements_function(REPEAT_IN_TEAM) else _repeat_plainly  # type: ignore[no-any-return]
+    return library[REPEAT_IN_TEAM] if library.implements_function(REPEAT_IN_TEAM) else _repeat_plainly
 
 
 def _repeat_plainly(times: int, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -163,7 +163,8 @@ def choose_tokens(sizes: Sizes) -> KernelCase:
     inputs = (logits, Input("maxima", ("n", num_blocks)), *tokens, *tables)
 
     def emit(t: Tensors) -> relax.Call:
-        return ChooseTokens(*(t[i.name] for i in inputs), block_size=sizes.block).call()
+        given: dict[str, Any] = {i.name: t[i.name] for i in inputs}
+        return ChooseTokens(**given, block_size=sizes.block).call()
 
     def draw(random: np.random.Generator, num_tokens: int) -> Arrays:
         arrays = {i.name: i.draw(random, {"n": num_tokens, "t": num_tokens, "b": num_tokens, "w": 5}) for i in inputs}

@@ -36,7 +36,7 @@ from cupola.targets.work import with_work
 FEW = MANY - 1  # rows
 ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
 GROUP_BLOCK = 24  # groups of a panel that are unpacked at once: 24 KB, which stay in L1
-AHEAD = 8192  # bytes of weights that are on their way while few rows are multiplied
+FIRST, AHEAD = 8192, 16384  # bytes of weights that are asked for before anything else, and before those that are multiplied
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,10 @@ class _Product:
         """One row."""
         known, threads = replace(self, num_rows=T.int64(1)), claims.threads
         with parallel_region(), threads.each(barrier=False) as thread:
-            self.prefetch_first(claims, thread)
-            rows = self.allocate(1)
-            rows.fill(self.source, T.int64(0))
+            first = self.first_stream(claims, thread)
+            self.fetch_first(first, FIRST)
+            rows, num_asked = self.allocate(1), FIRST // self.kernel.codes.group_bytes
+            rows.fill(self.source, T.int64(0), lambda group: self.fetch(first, group + num_asked))  # memory is busy meanwhile
             with claims.each(thread) as panel:
                 known.panel(rows, panel, claims.left_of(thread, panel), (1,))
 
@@ -153,7 +154,7 @@ class _Product:
         rows, threads = self.allocate(FEW), claims.threads
         with parallel_region():
             with threads.each(barrier=False) as thread:
-                self.prefetch_first(claims, thread)
+                self.fetch_first(self.first_stream(claims, thread), AHEAD)
             with shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row)
             with threads.each(barrier=False) as thread, claims.each(thread) as panel:
@@ -174,20 +175,26 @@ class _Product:
 
         in_tiles(self.num_rows, sizes, tile)
 
-    def prefetch_first(self, claims: Claims, thread: Value) -> None:
-        """Asks for a thread's first weights, which nothing was ahead of."""
-        codes, panel = self.kernel.codes, name(T.min(claims.threads.first(thread, claims.count), claims.count - 1))
-        with T.serial(min(AHEAD // codes.group_bytes, self.kernel.groups)) as group:
-            for byte in range(0, codes.group_bytes, CACHE_LINE):
-                self.simd.prefetch(self.weight, (panel, group, byte), near=2)
+    def first_stream(self, claims: Claims, thread: Value) -> _Stream:
+        """A thread's whole share."""
+        panel = name(claims.threads.first(thread, claims.count))
+        return _Stream(panel, name(claims.left_of(thread, panel) * self.kernel.groups))
 
-    def prefetch(self, stream: _Stream, group: Value, first: Value, last: Value) -> None:
-        """Asks for the weights `AHEAD` bytes after a group, if it is one of a tile's share: all tiles of rows together ask for all groups.
-        What the hardware foresees ends with a page."""
-        ahead = group + AHEAD // self.kernel.codes.group_bytes  # past the end it is one of the next panel
-        with T.If(T.And(group >= first, T.And(group < last, ahead < stream.num_left))), T.Then():
+    def fetch_first(self, stream: _Stream, num_bytes: int) -> None:
+        """Asks for the beginning of a stream, which nothing was ahead of."""
+        with T.serial(num_bytes // self.kernel.codes.group_bytes) as group:
+            self.fetch(stream, group)
+
+    def fetch(self, stream: _Stream, group: Value) -> None:
+        """Asks for the weights of a group of a stream, if it has so many. What the hardware foresees ends with a page."""
+        with T.If(group < stream.num_left), T.Then():
             for byte in range(0, self.kernel.codes.group_bytes, CACHE_LINE):
-                self.simd.prefetch(self.weight, (stream.panel, ahead, byte), near=2)
+                self.simd.prefetch(self.weight, (stream.panel, group, byte), near=2)  # past the end it is one of the next panel
+
+    def fetch_ahead(self, stream: _Stream, group: Value, first: Value, last: Value) -> None:
+        """Asks for the weights `AHEAD` bytes after a group, if it is one of a tile's share. All tiles of rows together ask for all."""
+        with T.If(T.And(group >= first, group < last)), T.Then():
+            self.fetch(stream, name(group + AHEAD // self.kernel.codes.group_bytes))
 
     def many(self) -> None:
         """One region: all rows, a barrier, then panels by blocks of rows."""
@@ -241,7 +248,7 @@ class _Product:
             sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
             with T.serial(num_groups) as group:
                 if stream is not None:
-                    self.prefetch(stream, group, *share)
+                    self.fetch_ahead(stream, group, *share)
                 self.group(rows, row, name(start + group), panel, group, columns, sums)
             for i in range(size):
                 for column, total in zip(columns, sums[i], strict=True):

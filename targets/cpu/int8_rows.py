@@ -107,9 +107,14 @@ class Int8Rows:
         """Where a group of a row is."""
         return name(row * self.groups + group)
 
-    def fill(self, source: RowSource, row: Value) -> None:
-        """Quantizes a row of `source`; inputs past the depth are zeros."""
-        source.for_each_group(row, lambda group, *values: self._fill_group(source.simd, values, row, group))
+    def fill(self, source: RowSource, row: Value, beside: Callable[[Value | int], None] = lambda group: None) -> None:
+        """Quantizes a row of `source`; inputs past the depth are zeros. `beside` each of its groups something else may be done."""
+
+        def fill_group(group: Value | int, *values: Value) -> None:
+            beside(group)
+            self._fill_group(source.simd, values, row, group)
+
+        source.for_each_group(row, fill_group)
 
     def _fill_group(self, simd: Simd, values: Sequence[Value], row: Value, group: Value | int) -> None:
         lanes, place = simd.lanes, self.place(row, group)
