@@ -60,7 +60,7 @@ print()
 
 # --- 5. Several prompts at once ----------------------------------------------------------------------------------------
 #
-# A step of the engine computes one token for every running request, and reads the weights, which is most
+# A step of the model computes one token for every running request, and reads the weights, which is most
 # of the work, once for several of them. Prompts are texts or lists of token ids, of any lengths. What else is in the batch
 # does not change an answer.
 
