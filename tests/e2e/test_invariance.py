@@ -1,4 +1,4 @@
-"""Greedy answers do not depend on what else the engine does: batch, chunks, prefix cache, preemption."""
+"""Greedy answers do not depend on what else the engine does: batch, chunks, steps at once, prefix cache, preemption."""
 
 from __future__ import annotations
 
@@ -45,6 +45,19 @@ def test_in_chunks(smollm2: Compiled, prompts: list[str], alone: list[tuple[int,
     llm = cupola.LLM(smollm2.path, max_num_seqs=1, max_num_batched_tokens=chunk)
     chosen = range(len(prompts)) if chunk > 1 else [0, 3]  # one token at a time is slow
     assert answers(llm, [prompts[i] for i in chosen]) == [alone[i] for i in chosen]
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one-by-one", "together"])
+def test_in_several_steps_at_once(
+    smollm2: Compiled, prompts: list[str], alone: list[tuple[int, ...]], together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cupola.runtime.engine.PATIENCE", 60.0)  # f32 takes longer than 16 ms
+    llm = cupola.LLM(smollm2.path, max_num_seqs=8, enable_prefix_caching=False)
+    executor, num_steps = llm.engine.executor, []
+    run = executor.run
+    monkeypatch.setattr(executor, "run", lambda batch, count: num_steps.append(count) or run(batch, count))
+    assert [answer for batch in ([prompts] if together else [[prompt] for prompt in prompts]) for answer in answers(llm, batch)] == alone
+    assert max(num_steps) == 8
 
 
 def test_under_preemption(smollm2: Compiled, prompts: list[str]) -> None:
