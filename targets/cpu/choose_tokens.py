@@ -9,11 +9,12 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK, Work
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.loops import for_each
 from cupola.targets.cpu.simd import Buffer, Value, argument, local, name, prim_func
 from cupola.targets.ops import ChooseTokens
+from cupola.targets.work import with_work
 
 INFINITY_BITS, MAGNITUDE_BITS = 0x7F800000, 0x7FFFFFFF  # of float32; a magnitude of more than infinity's is NaN
 
@@ -59,7 +60,7 @@ def _build(width: int, block_size: int) -> tvm.tirx.PrimFunc:
             T.buffer_store(slots, block_tables[i, column] * block_size + position % block_size, [i])
             T.buffer_store(context_lens, context_lens[i] + 1, [i])
 
-    return prim_func(body)
+    return with_work(prim_func(body), Work(gathered_bytes_per_row=4 * MAXIMA_BLOCK))  # one block of a row's logits
 
 
 def _find_largest(x: Buffer, row: Value, start: Value, count: Value) -> Value:
