@@ -12,7 +12,7 @@ from __future__ import annotations
 import tvm
 from tvm import IRModule, relax
 
-from cupola.passes.rewrite import pass_of
+from cupola.passes.rewrite import pass_of, with_result
 from cupola.runtime.artifact import KVSpec
 from cupola.targets.ops import ChooseTokens
 
@@ -30,13 +30,7 @@ def _with_tokens(func: relax.Function, kv: KVSpec) -> relax.Function:
     inputs = {param.name: param for param in func.params}
     if not inputs.keys() >= set(_CHANGED):
         return func
-    builder = relax.BlockBuilder()
-    *blocks, last = func.body.blocks
     logits, maxima = func.body.body.fields
     tokens, positions, slots, context_lens, block_tables = (inputs[name] for name in _CHANGED)
     op = ChooseTokens(logits, maxima, tokens, positions, slots, context_lens, block_tables, kv.block_size)
-    call = builder.normalize(op.call())
-    chosen = relax.Var("chosen", call.ty)
-    blocks.append(type(last)([*last.bindings, relax.VarBinding(chosen, call)]))
-    body = builder.normalize(relax.SeqExpr(blocks, relax.Tuple([logits, maxima, chosen])))
-    return relax.Function(list(func.params), body, body.ty).with_attrs(func.attrs)
+    return with_result(func, [logits, maxima], "chosen", op.call())

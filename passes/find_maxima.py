@@ -12,7 +12,7 @@ from __future__ import annotations
 import tvm
 from tvm import IRModule, relax
 
-from cupola.passes.rewrite import pass_of
+from cupola.passes.rewrite import pass_of, with_result
 from cupola.targets.ops import BlockMaxima
 
 
@@ -22,11 +22,5 @@ def find_maxima() -> tvm.transform.Pass:
 
 
 def _with_maxima(func: relax.Function) -> relax.Function:
-    builder = relax.BlockBuilder()
-    *blocks, last = func.body.blocks
     logits = func.body.body
-    call = builder.normalize(BlockMaxima(logits).call())
-    maxima = relax.Var("maxima", call.ty)
-    blocks.append(type(last)([*last.bindings, relax.VarBinding(maxima, call)]))
-    body = builder.normalize(relax.SeqExpr(blocks, relax.Tuple([logits, maxima])))
-    return relax.Function(list(func.params), body, body.ty).with_attrs(func.attrs)
+    return with_result(func, [logits], "maxima", BlockMaxima(logits).call())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tvm
@@ -122,6 +122,17 @@ def pass_of(name: str, run: Callable[[IRModule], IRModule]) -> tvm.transform.Pas
         return run(mod)
 
     return tvm.transform.module_pass(transform, opt_level=0, name=name)
+
+
+def with_result(func: relax.Function, results: Sequence[relax.Expr], name: str, call: relax.Call) -> relax.Function:
+    """`func`, which now gives `results` and, after them, that of `call`, made behind all else and bound to `name`."""
+    builder = relax.BlockBuilder()
+    *blocks, last = func.body.blocks
+    call = builder.normalize(call)
+    result = relax.Var(name, call.ty)
+    blocks.append(type(last)([*last.bindings, relax.VarBinding(result, call)]))
+    body = builder.normalize(relax.SeqExpr(blocks, relax.Tuple([*results, result])))
+    return relax.Function(list(func.params), body, body.ty).with_attrs(func.attrs)
 
 
 def shape_of(expr: relax.Expr) -> list[Any]:

@@ -50,6 +50,10 @@ class BlockPool:
         """How many blocks hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
+    def num_missing(self, table: BlockTable, end: int) -> int:
+        """How many blocks `table` lacks for tokens up to `end`."""
+        return max(0, self.num_blocks_for(end) - len(table))
+
     def match(self, hashes: Iterable[bytes]) -> BlockTable:
         """The published blocks of the longest known prefix of `hashes`, now held by the caller."""
         table = empty_table()
@@ -74,7 +78,7 @@ class BlockPool:
             The (from, to) blocks to copy before writing; None, with nothing changed, if too few blocks are free.
         """
         shared = [i for i in range(start // self.block_size, len(table)) if self._num_refs[table[i]] > 1]
-        num_new = max(0, self.num_blocks_for(end) - len(table))
+        num_new = self.num_missing(table, end)
         if not num_new and not shared:
             return []
         if num_new + len(shared) > self.num_free_blocks:

@@ -107,11 +107,16 @@ class Sequence:
         return bool(params.logit_bias) or params.penalized or bool(self.banned_token_ids)
 
     @property
-    def goes_on_alone(self) -> bool:
-        """Whether the model can choose what comes next: the likeliest token, of which nobody wants to know more than that."""
+    def takes_likeliest(self) -> bool:
+        """Whether its next token is the one with the model's largest logit."""
         spec = self.request.spec
-        plain = spec.params.greedy and spec.params.logprobs is None and spec.grammar is None and not self.adjusts_logits
-        return plain and self.decoding and self.num_output_tokens > 0  # the first one may have to be shared out
+        return spec.params.greedy and spec.grammar is None and not self.adjusts_logits
+
+    @property
+    def goes_on_alone(self) -> bool:
+        """Whether the model can go on by itself: nobody wants to know more of the likeliest token than that."""
+        wants_no_more = self.takes_likeliest and self.request.spec.params.logprobs is None
+        return wants_no_more and self.decoding and self.num_output_tokens > 0  # the first one may have to be shared out
 
     def output_from(self, start: int) -> list[int]:
         """The tokens generated so far but for the first `start`."""

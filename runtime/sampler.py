@@ -87,7 +87,8 @@ def sample(logits: Logits, step: Step, outcomes: Mapping[Sequence, Outcome | Non
             row = chunk.first_row + chunk.end - chunk.logits_start - 1
             rows |= {sequence: row for sequence in chunk.sequence.samplers if sequence not in silent}
     masked = _masked(logits, rows, outcomes) if outcomes else {}
-    tokens = [_take_likeliest(logits, row, sequence, back) for back in range(step.num_steps, 1, -1) for sequence, row in rows.items()]
+    before = range(step.num_steps, 1, -1)
+    tokens = [SampledToken(sequence, _likeliest(logits, row, sequence, back), None) for back in before for sequence, row in rows.items()]
     tokens += [_sample_one(logits, row, masked.get(sequence), sequence) for sequence, row in rows.items()]
     return Samples(tokens, scores, ends, delayed)
 
@@ -119,9 +120,9 @@ def _end(sequence: Sequence, outcome: Outcome | None) -> GrammarEnd | None:
     return GrammarEnd(sequence, None if outcome.state == "done" else "the grammar allows no token here")
 
 
-def _take_likeliest(logits: Logits, row: int, sequence: Sequence, back: int = 1) -> SampledToken:
+def _likeliest(logits: Logits, row: int, sequence: Sequence, back: int = 1) -> int:
     """What the model chose itself: in the last step, or (`back`) in one before."""
-    return SampledToken(sequence, _checked(int(logits.likeliest[-back, row]), sequence), None)
+    return _checked(int(logits.likeliest[-back, row]), sequence)
 
 
 def _checked(token_id: int, sequence: Sequence) -> int:
@@ -132,13 +133,14 @@ def _checked(token_id: int, sequence: Sequence) -> int:
 
 
 def _sample_one(step_logits: Logits, row: int, masked: Float32 | None, sequence: Sequence) -> SampledToken:
-    params = sequence.request.spec.params
-    if masked is None and params.greedy and params.logprobs is None and not sequence.adjusts_logits:
-        return _take_likeliest(step_logits, row, sequence)
-    logits = step_logits.values[row]
-    token_id = choose(logits, step_logits.maxima[row], sequence) if masked is None else choose(masked, None, sequence)
-    _checked(-1 if math.isnan(logits[token_id]) else token_id, sequence)
-    return SampledToken(sequence, token_id, None if params.logprobs is None else rank_logprobs(logits, token_id, params.logprobs))
+    num_top = sequence.request.spec.params.logprobs
+    if sequence.takes_likeliest:
+        token_id = _likeliest(step_logits, row, sequence)
+    else:
+        logits = step_logits.values[row]
+        token_id = choose(logits, step_logits.maxima[row], sequence) if masked is None else choose(masked, None, sequence)
+        _checked(-1 if math.isnan(logits[token_id]) else token_id, sequence)
+    return SampledToken(sequence, token_id, None if num_top is None else rank_logprobs(step_logits.values[row], token_id, num_top))
 
 
 def choose(logits: Float32, maxima: Float32 | None, sequence: Sequence) -> int:

@@ -144,9 +144,8 @@ class Scheduler:
         if max_steps == 1 or self.waiting or not all(sequence.goes_on_alone for sequence in plan):
             return 1
         num_steps = min(max_steps, *(sequence.request.spec.max_length - len(sequence.token_ids) for sequence in plan))
-        ends = {sequence: sequence.num_computed_tokens + num_steps for sequence in plan}
-        num_new = sum(max(0, self.pool.num_blocks_for(end) - len(sequence.block_table)) for sequence, end in ends.items())
-        if num_new > self.pool.num_free_blocks:
+        num_missing = sum(self.pool.num_missing(sequence.block_table, sequence.num_computed_tokens + num_steps) for sequence in plan)
+        if num_missing > self.pool.num_free_blocks:
             return 1
         for sequence in plan:
             self._reserve(sequence, num_steps)

@@ -7,10 +7,9 @@ import pytest
 import tvm
 
 from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK
-from cupola.runtime.executor import _repeat_plainly
 from cupola.targets.ops import ChooseTokens
 from cupola.targets.registry import get_target
-from tests.targets.harness import RUNNABLE, Input, lower, size
+from tests.targets.harness import RUNNABLE, Input, module, size
 
 WIDTH, BLOCK = 2 * MAXIMA_BLOCK + 9, 4
 NAMES = ("tokens", "positions", "slots")
@@ -21,15 +20,11 @@ def kernel(request) -> tvm.runtime.Function:
     n, b, r, w = (size(name) for name in "nbrw")
     inputs = [Input("logits", (r, WIDTH)), Input("maxima", (r, 3)), *(Input(name, (n,), "int32") for name in NAMES)]
     inputs += [Input("context_lens", (b,), "int32"), Input("block_tables", (b, w), "int32")]
-    target, builder = get_target(f"cpu:{request.param}"), tvm.relax.BlockBuilder()
-    variables = [tvm.relax.Var(i.name, tvm.relax.TensorType(i.shape, i.dtype)) for i in inputs]
-    with builder.function("main", variables):
-        with builder.dataflow():
-            result = builder.emit_output(lower(target, ChooseTokens(*variables, BLOCK).call(), builder))
-        builder.emit_func_output(result)
-    [(name, func)] = [(gv.name_hint, f) for gv, f in builder.get().functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
-    module = tvm.IRModule({name: func.with_attr("global_symbol", name)})
-    return tvm.tirx.build(module, target=target.tvm, pipeline=target.lowering)[name]
+    target = get_target(f"cpu:{request.param}")
+    lowered = module(target, inputs, lambda *tensors: ChooseTokens(*tensors, BLOCK).call())
+    [(name, func)] = [(gv.name_hint, f) for gv, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
+    kernels = tvm.IRModule({name: func.with_attr("global_symbol", name)})
+    return tvm.tirx.build(kernels, target=target.tvm, pipeline=target.lowering)[name]
 
 
 class Step:
@@ -53,7 +48,8 @@ class Step:
     def run(self, kernel: tvm.runtime.Function, times: int = 1) -> None:
         maxima = np.stack([self.logits[:, at : at + MAXIMA_BLOCK].max(axis=1) for at in range(0, WIDTH, MAXIMA_BLOCK)], axis=1)
         arrays = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in (self.logits, maxima)]
-        _repeat_plainly(times, kernel, *arrays, *self.held.values(), tvm.runtime.tensor(self.tables), self.out)
+        for _ in range(times):
+            kernel(*arrays, *self.held.values(), tvm.runtime.tensor(self.tables), self.out)
 
     def holds(self, **expected: np.ndarray) -> bool:
         return all((self.held[name].numpy() == array).all() for name, array in {**self.given, **expected}.items())
