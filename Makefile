@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers quality browser test check lint types layers format hooks clean
+.PHONY: help setup run bench-peers quality browser pictures test check lint types layers format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -67,6 +67,9 @@ browser: ## install Chromium for the tests of the chat page, if there is none
 	$$sudo apt-get update -qq; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	command -v chromium
+
+pictures: $(STAMP) browser ## take the chat page's pictures in docs/ anew
+	$(BIN)/python -m tests.pictures
 
 # Kernels' tests wait for LLVM, which takes one core: JOBS of them at once. The others have threads, servers and clients, and the machine for themselves.
 test: lint types ## run every check: ruff, mypy, layer rules, all tests

@@ -1,24 +1,28 @@
 // One answer on its way: the request, the text as it comes, the stop, and the line of figures under it.
 import { ServerError, streamChat } from "./api.js";
 
-/** Fills `answer` from the server; calls `onChange` whenever it has grown. Never throws: what goes wrong becomes `answer.error`. */
+/** Adds to `answer` what the server says; calls `onChange` whenever it has grown. Never throws: what goes wrong becomes `answer.error`. */
 export async function fillAnswer(answer, request, signal, onChange) {
   const clock = { start: performance.now() };
   let usage;
   let finishReason;
+  delete answer.error;
+  delete answer.note;
   try {
     for await (const chunk of streamChat(request, signal)) {
       usage = chunk.usage ?? usage;
       finishReason = chunk.finishReason ?? finishReason;
-      if (!chunk.text) continue;
+      if (!chunk.text && !chunk.reasoning) continue;
       clock.last = performance.now();
       clock.first ??= clock.last;
+      if (chunk.reasoning) answer.reasoning = (answer.reasoning ?? "") + chunk.reasoning;
+      if (chunk.text && !answer.content && answer.reasoning) answer.thinkingSeconds = (clock.last - clock.first) / 1000;
       answer.content += chunk.text;
       onChange();
     }
     answer.note = note(usage, finishReason, clock);
   } catch (error) {
-    if (signal.aborted) answer.note = "Stopped";
+    if (signal.aborted) answer.note = answer.content ? "Stopped" : "Stopped before the answer began";
     else if (error instanceof ServerError) answer.error = { kind: error.kind, message: error.message };
     else throw error;
   }

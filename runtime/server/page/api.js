@@ -32,13 +32,26 @@ export async function readMetrics() {
   return (await call("metrics")).text();
 }
 
+/**
+ * The sampling parameters that the model's own generation_config.json sets, or null where the server doesn't tell: then it is another server,
+ * whose defaults are its own affair.
+ */
+export async function readModelDefaults() {
+  try {
+    return (await (await call("props")).json()).generation_config ?? null;
+  } catch (error) {
+    if (error instanceof ServerError && error.kind !== "refused") throw error;
+    return null;
+  }
+}
+
 /** Throws "loading" while the server isn't ready, and "network" when nobody answers. */
 export async function checkHealth() {
   await call("health");
 }
 
 /**
- * Streams an answer: yields { text, finishReason, usage } for each chunk, the last two where the server gave them.
+ * Streams an answer: yields { text, reasoning, finishReason, usage } for each chunk, the last two where the server gave them.
  * `request` is the body of /v1/chat/completions; aborting `signal` closes the connection, by which the server knows to stop.
  */
 export async function* streamChat(request, signal) {
@@ -50,7 +63,8 @@ export async function* streamChat(request, signal) {
       const chunk = JSON.parse(data);
       if (chunk.error) throw new ServerError("failed", `The server failed: ${chunk.error.message}`);
       const choice = chunk.choices?.[0];
-      yield { text: choice?.delta?.content ?? "", finishReason: choice?.finish_reason, usage: chunk.usage };
+      const delta = choice?.delta ?? {};
+      yield { text: delta.content ?? "", reasoning: delta.reasoning_content ?? "", finishReason: choice?.finish_reason, usage: chunk.usage };
     }
   } catch (error) {
     if (error instanceof ServerError || signal.aborted) throw error;

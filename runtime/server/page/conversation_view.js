@@ -4,7 +4,10 @@ import { showMarkdown } from "./markdown.js";
 
 const SLACK = 80; // pixels from the end within which the reader counts as being at the end
 
-/** `actions`: { regenerate(), edit(), useKey(key) }, called from the buttons beside the messages. */
+/**
+ * `actions`, called from the buttons beside the messages: { regenerate(), goOn(), editQuestion(message), keepAnswer(message, text),
+ * useKey(key) }.
+ */
 export class ConversationView {
   constructor(list, scroller, jump, actions) {
     Object.assign(this, { list, scroller, jump, actions, nodes: new Map(), isFollowing: true });
@@ -35,13 +38,28 @@ export class ConversationView {
   update(message, isComing = false) {
     const node = this.nodes.get(message);
     node.classList.toggle("coming", isComing);
+    node.classList.toggle("has-text", message.content !== "");
     node.setAttribute("aria-busy", String(isComing));
     const content = node.querySelector(".content");
     if (message.role === "user") content.textContent = message.content;
     else showMarkdown(content, message.content);
+    this.showThinking(node, message, isComing);
     node.querySelector(".note").textContent = message.note ?? "";
     node.querySelector(".error").replaceChildren(...(message.error ? this.errorNodes(message.error) : []));
     if (this.isFollowing) this.follow();
+  }
+
+  /** What the model thought before its answer: folded, since it is long and not the answer. Whoever unfolds it sees it grow. */
+  showThinking(node, message, isComing) {
+    const details = node.querySelector(".thinking");
+    if (!details) return;
+    details.hidden = !message.reasoning;
+    if (!message.reasoning) return;
+    const isThinking = isComing && !message.content;
+    details.classList.toggle("now", isThinking);
+    const seconds = message.thinkingSeconds;
+    details.querySelector("summary").textContent = isThinking ? "Thinking…" : seconds === undefined ? "Thought" : `Thought for ${seconds.toFixed(1)} s`;
+    details.querySelector(".thought").textContent = message.reasoning.trim();
   }
 
   /** Goes to the end, and stays there while text comes. */
@@ -52,16 +70,56 @@ export class ConversationView {
 
   messageNode(message) {
     const isUser = message.role === "user";
-    const change = isUser ? smallButton("Edit", () => this.actions.edit()) : smallButton("Regenerate", () => this.actions.regenerate());
-    change.classList.add("only-last");
+    const thinking = element("details", { className: "thinking", hidden: true }, element("summary", {}), element("div", { className: "thought" }));
     return element(
       "article",
       { className: `message ${message.role}` },
       element("h2", { className: "visually-hidden" }, isUser ? "You" : "Answer"),
+      ...(isUser ? [] : [thinking]),
       element("div", { className: "content" }),
       element("div", { className: "error", role: "alert" }),
-      element("div", { className: "foot" }, element("span", { className: "note" }), copyButton(() => message.content), change),
+      element("div", { className: "foot" }, element("span", { className: "note" }), ...this.buttons(message, isUser)),
     );
+  }
+
+  buttons(message, isUser) {
+    const copy = copyButton(() => message.content);
+    copy.classList.add("with-text");
+    if (isUser) return [copy, smallButton("Edit", () => this.actions.editQuestion(message))];
+    const edit = smallButton("Edit", () => this.editAnswer(message));
+    const goOn = smallButton("Continue", () => this.actions.goOn());
+    const regenerate = smallButton("Regenerate", () => this.actions.regenerate());
+    edit.classList.add("with-text");
+    goOn.classList.add("with-text", "only-last");
+    regenerate.classList.add("only-last");
+    return [copy, edit, goOn, regenerate];
+  }
+
+  /** Lets the user change what the model said, in its place: what comes next then follows from that. */
+  editAnswer(message) {
+    const node = this.nodes.get(message);
+    const area = element("textarea", { value: message.content, ariaLabel: "The answer" });
+    const end = (isWanted) => {
+      form.remove();
+      node.classList.remove("edited");
+      if (isWanted) this.actions.keepAnswer(message, area.value);
+      this.update(message);
+    };
+    const save = element("button", { className: "primary" }, "Save");
+    const form = element("form", { className: "answer-form" }, area, element("p", {}, save, smallButton("Leave it", () => end(false))));
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      end(true);
+    });
+    form.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      end(false);
+    });
+    node.classList.add("edited");
+    node.querySelector(".content").after(form);
+    area.style.height = `${Math.min(area.scrollHeight + 4, innerHeight / 2)}px`;
+    area.focus();
   }
 
   errorNodes(error) {

@@ -24,9 +24,14 @@ class Backend:
     """What the server answers, and what it saw. Tests set the first part, and read the second."""
 
     pieces: list[str] = field(default_factory=lambda: ["Hello", " there"])
-    held_from: int | None = None  # the piece that waits until `go_on` is set
+    thoughts: list[str] = field(default_factory=list)  # reasoning before the pieces
+    generation_config: dict | None = field(default_factory=dict)  # None: a server that has no /props
+    pause: float = 0  # seconds before each of them
+    num_waiting: int = 3
+    held_from: int | None = None  # the thought or piece that waits until `go_on` is set
     refusal: Response | None = None
     wants_key: bool = False
+    finish_reason: str = "stop"
     breaks_off: bool = False  # the stream ends without its end
     inner_error: str | None = None  # what the stream says went wrong, after its pieces
     url: str = ""
@@ -61,6 +66,12 @@ def backend_app(backend: Backend) -> FastAPI:
             return error(401, "Incorrect API key")
         return JSONResponse({"object": "list", "data": [{"id": "smollm2", "object": "model"}]})
 
+    @app.get("/props")
+    async def props() -> Response:
+        if backend.generation_config is None:
+            return error(404, "there is nothing here")
+        return JSONResponse({"generation_config": backend.generation_config})
+
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         if is_locked(request):
@@ -70,7 +81,7 @@ def backend_app(backend: Backend) -> FastAPI:
             "# TYPE cupola:generation_tokens_total counter",
             f'cupola:generation_tokens_total{{model_name="smol lm2"}} {float(backend.num_tokens)}',
             f'cupola:num_requests_running{{model_name="smol lm2"}} {float(backend.num_running)}',
-            'cupola:num_requests_waiting{model_name="smol lm2"} 3.0',
+            f'cupola:num_requests_waiting{{model_name="smol lm2"}} {float(backend.num_waiting)}',
             f'cupola:kv_cache_usage_perc{{model_name="smol lm2"}} {0.25 * backend.num_running}',
         ]
         return Response("\n".join(lines) + "\n", media_type="text/plain")
@@ -93,15 +104,17 @@ async def events(backend: Backend) -> AsyncIterator[str]:
     is_complete = False
     try:
         yield chunk([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
-        for i, piece in enumerate(list(backend.pieces)):
+        deltas = [*({"reasoning_content": thought} for thought in backend.thoughts), *({"content": piece} for piece in backend.pieces)]
+        for i, delta in enumerate(deltas):
             while i == backend.held_from and not backend.go_on.is_set():
                 await asyncio.sleep(0.005)
-            yield chunk([{"index": 0, "delta": {"content": piece}, "finish_reason": None}])
+            await asyncio.sleep(backend.pause)
+            yield chunk([{"index": 0, "delta": delta, "finish_reason": None}])
             backend.num_tokens += 1
         if backend.inner_error:
             yield f"data: {json.dumps({'error': {'message': backend.inner_error, 'code': 500}})}\n\n"
         elif not backend.breaks_off:
-            yield chunk([{"index": 0, "delta": {}, "finish_reason": "stop"}])
+            yield chunk([{"index": 0, "delta": {}, "finish_reason": backend.finish_reason}])
             yield chunk([], {"prompt_tokens": 12, "completion_tokens": len(backend.pieces), "prompt_tokens_details": {"cached_tokens": 8}})
             yield "data: [DONE]\n\n"
         is_complete = True

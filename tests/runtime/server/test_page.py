@@ -65,7 +65,16 @@ def test_an_answer_appears_piece_by_piece(page: Page, backend: Backend) -> None:
     expect(page.locator("#said")).to_have_text("Answered")
     request = backend.requests[0]
     assert request["model"] == "smollm2" and request["stream"] is True and request["stream_options"] == {"include_usage": True}
-    assert set(request) == {"model", "messages", "stream", "stream_options"}  # what the user left alone is the server's to choose
+    sampling = {name: request[name] for name in set(request) - {"model", "messages", "stream", "stream_options"}}
+    assert sampling == {"temperature": 0.7, "min_p": 0.05, "max_tokens": 2048}  # the model's own configuration says nothing of it
+
+
+@pytest.mark.parametrize("said", [{"temperature": 0.3}, None])
+def test_what_the_model_says_of_sampling_holds(browser: Browser, backend: Backend, said: dict | None) -> None:
+    backend.generation_config = said
+    with opened_page(browser, backend.url) as page:
+        expect(ask(page, "Hello?").locator(".note")).to_contain_text("tokens")
+        assert set(backend.requests[0]) == {"model", "messages", "stream", "stream_options", "max_tokens"}
 
 
 @pytest.mark.parametrize("way", ["key", "button"])
@@ -184,7 +193,7 @@ def test_questions_are_edited_asked_anew_and_kept(page: Page, backend: Backend) 
     backend.pieces = ["Again"]
     page.get_by_role("button", name="Regenerate").click()
     expect(page.locator(".assistant .content")).to_have_text("Again")
-    page.get_by_role("button", name="Edit").click()
+    page.locator(".user").get_by_role("button", name="Edit").click()
     expect(box).to_have_value("Two\nlines")
     assert ask(page, "Better").count() == 1
     expect(page.locator(".assistant .note")).to_contain_text("tokens")
@@ -202,14 +211,19 @@ def test_questions_are_edited_asked_anew_and_kept(page: Page, backend: Backend) 
 def test_parameters_are_sent_checked_and_kept(page: Page, backend: Backend) -> None:
     page.get_by_role("button", name="Parameters", exact=True).click()
     page.get_by_label("System prompt").fill("Be brief.")
-    values = {"Temperature": "0.5", "Top p": "0.9", "Top k": "40", "Max tokens": "64", "Seed": "7"}
-    for label, value in values.items():
-        page.get_by_label(label).fill(value)
+    fields = [
+        ("Temperature", "temperature", 0.5), ("Top p", "top_p", 0.9), ("Top k", "top_k", 40), ("Min p", "min_p", 0.1), ("Seed", "seed", 7),
+        ("Repetition penalty", "repetition_penalty", 1.1), ("Presence penalty", "presence_penalty", -0.5),
+        ("Frequency penalty", "frequency_penalty", 0.25), ("Max tokens", "max_tokens", 64),
+    ]  # fmt: skip
+    for label, _, value in fields:
+        page.get_by_label(label).fill(str(value))
+    page.get_by_label("Thinking").select_option("off")
     page.keyboard.press("Escape")
     expect(page.locator("#panel")).to_be_hidden()
     page.reload()
     expect(ask(page, "Hello?").locator(".note")).to_contain_text("tokens")
-    names = {"temperature": 0.5, "top_p": 0.9, "top_k": 40, "max_tokens": 64, "seed": 7}
+    names = {"chat_template_kwargs": {"enable_thinking": False}, **{name: value for _, name, value in fields}}
     assert {name: backend.requests[-1].get(name) for name in names} == names
     assert sent(backend) == [("system", "Be brief."), ("user", "Hello?")]
     page.get_by_role("button", name="Parameters", exact=True).click()
@@ -230,6 +244,183 @@ def test_a_copy_is_the_text_that_the_model_wrote(page: Page, backend: Backend) -
     answer.locator(".foot").get_by_role("button", name="Copy").click()
     expect(answer.locator(".foot").get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == "**Bold**\n\n```\nx = 1\n```"
+
+
+def keep_conversations(page: Page, backend: Backend, questions: dict[str, str]) -> None:
+    """A conversation for each question, with its answer; the last one is open."""
+    for question, answer in questions.items():
+        backend.pieces = [answer]
+        page.get_by_role("button", name="New chat").click(force=True)
+        expect(ask(page, question).locator(".note")).to_contain_text("tokens")
+
+
+def titles(page: Page) -> Locator:
+    return page.locator("#conversations .title")
+
+
+def test_conversations_are_listed_searched_and_opened(page: Page, backend: Backend) -> None:
+    ask(page, "Which birds dive?")
+    expect(page.locator(".assistant .note")).to_contain_text("tokens")
+    keep_conversations(page, backend, {"How do domes stand?": "By thrust.", "And " + "very " * 30 + "long?": "Yes."})
+    expect(titles(page)).to_have_count(3)
+    expect(titles(page).nth(0)).to_have_text("And very very very very very very very very very very very…")
+    expect(titles(page).nth(0)).to_have_attribute("aria-current", "true")
+    search = page.get_by_label("Search the conversations")
+    search.fill("THRUST domes")  # words of a question and of an answer
+    expect(titles(page)).to_have_text(["How do domes stand?"])
+    titles(page).first.click()
+    expect(page.locator(".user .content")).to_have_text("How do domes stand?")
+    expect(page).to_have_title("How do domes stand? – cupola")
+    search.fill("nowhere")
+    expect(page.locator("#no-conversations")).to_have_text("Nothing found.")
+    search.fill("")
+    page.reload()
+    expect(page.locator(".assistant .content")).to_have_text("By thrust.")  # the address names the one that is open
+    page.get_by_role("button", name="New chat").click()
+    page.reload()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(titles(page)).to_have_count(3)
+
+
+def test_conversations_are_renamed_exported_and_deleted(page: Page, backend: Backend) -> None:
+    keep_conversations(page, backend, {"Which birds dive?": "Some *ducks*.", "How do domes stand?": "By thrust."})
+    titles(page).nth(1).hover()
+    page.get_by_role("button", name="Rename “Which birds dive?”").click()
+    page.get_by_label("New name").fill("Birds")
+    page.keyboard.press("Enter")
+    expect(titles(page)).to_have_text(["How do domes stand?", "Birds"])
+    titles(page).nth(1).hover()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export “Birds”").click()
+    assert download.value.suggested_filename == "Birds.md"
+    markdown = download.value.path().read_text(encoding="utf-8")
+    assert markdown == "# Birds\n\n## You\n\nWhich birds dive?\n\n## Answer\n\nSome *ducks*.\n"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export all").click()
+    exported = json.loads(download.value.path().read_text(encoding="utf-8"))
+    assert [(each["name"], each["messages"][1]["content"]) for each in exported] == [("", "By thrust."), ("Birds", "Some *ducks*.")]
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete “How do domes stand?”").click()
+    expect(titles(page)).to_have_text(["Birds"])
+    expect(page.locator("#empty")).to_be_visible()
+    page.reload()
+    expect(titles(page)).to_have_text(["Birds"])
+
+
+def test_an_answer_goes_on_while_another_conversation_is_read(page: Page, backend: Backend) -> None:
+    keep_conversations(page, backend, {"First?": "One."})
+    page.get_by_role("button", name="New chat").click()
+    backend.pieces, backend.held_from = ["Two", " three"], 1
+    expect(ask(page, "Second?").locator(".content")).to_have_text("Two")
+    titles(page).nth(1).click()
+    expect(page.locator(".assistant .content")).to_have_text("One.")
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_hidden()
+    expect(page.locator(".running .title")).to_have_text("Second?")
+    backend.go_on.set()
+    expect(page.locator(".running")).to_have_count(0)
+    titles(page).filter(has_text="Second?").click()
+    expect(page.locator(".assistant .content")).to_have_text("Two three")
+
+
+def test_the_one_conversation_of_earlier_versions_is_taken_over(page: Page) -> None:
+    messages = [{"role": "user", "content": "Old?"}, {"role": "assistant", "content": "Yes."}]
+    page.evaluate("messages => localStorage.setItem('cupola.conversation', JSON.stringify(messages))", messages)
+    page.reload()
+    expect(titles(page)).to_have_text(["Old?"])
+    page.reload()
+    expect(titles(page)).to_have_count(1)
+
+
+def test_a_browser_without_room_says_so(page: Page, backend: Backend) -> None:
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }")
+    expect(ask(page, "Hello?").locator(".content")).to_have_text("Hello there")
+    expect(page.locator("#not-kept")).to_contain_text("no more room")
+
+
+def test_thinking_is_folded(page: Page, backend: Backend) -> None:
+    backend.thoughts, backend.pieces, backend.held_from = ["Let me", " see."], ["42"], 2
+    answer = ask(page, "Well?")
+    expect(answer.locator("summary")).to_have_text("Thinking…")
+    expect(answer.locator(".thought")).to_be_hidden()
+    answer.locator("summary").click()
+    expect(answer.locator(".thought")).to_have_text("Let me see.")
+    backend.go_on.set()
+    expect(answer.locator(".content")).to_have_text("42")
+    expect(answer.locator("summary")).to_contain_text("Thought for")
+    backend.thoughts, backend.held_from = [], None
+    expect(ask(page, "Sure?").locator(".note")).to_contain_text("tokens")
+    assert sent(backend) == [("user", "Well?"), ("assistant", "42"), ("user", "Sure?")]  # thoughts are not sent back
+    expect(page.locator(".assistant").last.locator(".thinking")).to_be_hidden()
+    page.reload()
+    expect(page.locator(".assistant").first.locator("summary")).to_contain_text("Thought for")
+
+
+def test_an_answer_is_continued(page: Page, backend: Backend) -> None:
+    backend.pieces, backend.finish_reason = ["One, two, "], "length"
+    answer = ask(page, "Count.")
+    expect(answer.locator(".note")).to_contain_text("Ended at the limit of tokens")
+    backend.pieces, backend.finish_reason = ["three."], "stop"
+    answer.get_by_role("button", name="Continue").click()
+    expect(answer.locator(".content")).to_have_text("One, two, three.")
+    assert sent(backend) == [("user", "Count."), ("assistant", "One, two, ")]
+    request = backend.requests[-1]
+    assert (request["continue_final_message"], request["add_generation_prompt"]) == (True, False)
+    page.reload()
+    expect(page.locator(".assistant .content")).to_have_text("One, two, three.")
+
+
+def test_older_turns_are_edited(page: Page, backend: Backend) -> None:
+    for question, answer in (("First?", "One."), ("Second?", "Two.")):
+        backend.pieces = [answer]
+        expect(ask(page, question).locator(".note")).to_contain_text("tokens")
+    first = page.locator(".assistant").first
+    first.get_by_role("button", name="Edit").click()
+    first.get_by_label("The answer").fill("Uno.")
+    first.get_by_role("button", name="Save").click()
+    expect(first.locator(".content")).to_have_text("Uno.")
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.locator(".assistant .note").last).to_contain_text("tokens")
+    assert sent(backend) == [("user", "First?"), ("assistant", "Uno."), ("user", "Second?")]
+    page.locator(".user").first.get_by_role("button", name="Edit").click()
+    expect(page.locator("#editing")).to_contain_text("replaces all that comes after it")
+    expect(ask(page, "Other?").locator(".note")).to_contain_text("tokens")
+    expect(page.locator(".message")).to_have_count(2)
+    assert sent(backend) == [("user", "Other?")]
+
+
+def test_a_stop_before_the_first_word_leaves_no_empty_bubble(page: Page, backend: Backend) -> None:
+    backend.held_from = 0
+    answer = ask(page, "Hello?")
+    page.keyboard.press("Escape")
+    expect(answer.locator(".note")).to_have_text("Stopped before the answer began")
+    assert answer.locator(".content").evaluate("node => node.getBoundingClientRect().height") == 0
+    for name in ("Copy", "Edit", "Continue"):
+        expect(answer.get_by_role("button", name=name)).to_be_hidden()
+    expect(answer.get_by_role("button", name="Regenerate")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1200, 800)])
+def test_all_parts_have_their_place(browser: Browser, backend: Backend, width: int, height: int, scheme: str) -> None:
+    with opened_page(browser, backend.url, width, height, scheme) as page:
+        expect(page.locator("#model")).to_have_text("smollm2")
+        backend.thoughts = ["Hm. " * 60]
+        keep_conversations(page, backend, {"x" * 200: "Yes.", "Which?": "This, " * 50})
+        page.locator("summary").click()
+        if width == 390:
+            expect(page.locator("#conversations")).to_be_hidden()
+            page.get_by_role("button", name="Conversations", exact=True).click()
+        for node in (page.locator("#conversations"), page.get_by_label("Search the conversations"), titles(page).first):
+            expect(node).to_be_in_viewport(ratio=1)
+        page.get_by_role("button", name="Parameters", exact=True).click(force=True) if width == 1200 else page.keyboard.press("Escape")
+        if width == 390:
+            expect(page.locator("#conversations")).to_be_hidden()
+            page.get_by_role("button", name="Parameters", exact=True).click()
+        expect(page.get_by_label("Temperature")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate("[...document.querySelectorAll('.side, #scroller')].every(node => node.scrollWidth <= node.clientWidth)")
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (background == "rgb(19, 23, 22)") is (scheme == "dark")
 
 
 def test_a_phone_shows_all_of_it(browser: Browser, backend: Backend) -> None:
