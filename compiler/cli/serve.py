@@ -46,6 +46,9 @@ Timeout = Annotated[float, typer.Option("--request-timeout", help="Seconds that 
 Shutdown = Annotated[float, typer.Option("--shutdown-timeout", help="Seconds that unfinished requests get after SIGTERM.")]
 Send = Annotated[float, typer.Option("--send-timeout", help="Seconds after which a client that takes nothing of its answer is cut off.")]
 Stall = Annotated[float, typer.Option("--stall-timeout", help="Seconds without a step after which /health says 503.")]
+IgnoredFields = Annotated[
+    str, typer.Option("--ignored-fields", help="Request fields to ignore, with commas between; other unknown ones are refused.")
+]
 LogFormat = Annotated[str, typer.Option("--log-format", help="text or json.")]
 
 
@@ -70,6 +73,7 @@ def serve_model(
     shutdown_timeout: Shutdown = 30.0,
     send_timeout: Send = 60.0,
     stall_timeout: Stall = 20.0,
+    ignored_fields: IgnoredFields = "",
     log_format: LogFormat = "text",
     isa: p.Isa = None,
     target: p.Target = None,
@@ -113,6 +117,7 @@ def serve_model(
             shutdown_timeout=shutdown_timeout,
             send_timeout=send_timeout,
             stall_timeout=stall_timeout,
+            ignored_fields=[name.strip() for name in ignored_fields.split(",") if name.strip()],
             log_format="json" if log_format == "json" else "text",
         )
 

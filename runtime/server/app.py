@@ -47,9 +47,11 @@ class StrictRequest(Request):
         """The body. Raises JSONDecodeError."""
         body = await self.body()
         try:
-            return from_json(body, allow_inf_nan=False)
+            found = from_json(body, allow_inf_nan=False)
         except ValueError as error:
             raise json.JSONDecodeError(str(error), "", 0) from None
+        ignored = self.app.state.ignored_fields
+        return {name: value for name, value in found.items() if name not in ignored} if ignored and isinstance(found, dict) else found
 
 
 class StrictRoute(APIRoute):
@@ -83,6 +85,7 @@ def build_app(service: Service) -> FastAPI:
         redirect_slashes=False,
         responses=ERROR_RESPONSES,
     )
+    app.state.ignored_fields = frozenset(service.config.ignored_fields)
     app.router.route_class = StrictRoute
     app.add_middleware(Guard, api_key=service.config.api_key, max_body_bytes=service.config.max_body_bytes)
     app.add_middleware(Observer)  # added last, so it is the outermost

@@ -96,9 +96,8 @@ async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> 
     plan = _plan(service, body)
     structured = structured_outputs_of(body, plan.constraint)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     params = body.sampling_params(
-        service.defaults, max_tokens, logprobs, structured, skip_special_tokens=body.skip_special_tokens and plan.skip_special_tokens
+        service.defaults, body.token_limit, logprobs, structured, skip_special_tokens=body.skip_special_tokens and plan.skip_special_tokens
     )
     text = await _render(service, body, plan)
     prompt = await service.encode(text, add_special_tokens=bool(body.add_special_tokens))

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cupola.runtime.errors import EngineError, InputError
+from cupola.runtime.errors import EngineError, InputError, RequestError
 
 TYPES = {
     400: "invalid_request_error",
@@ -36,7 +36,7 @@ class ErrorDetail(BaseModel):
     message: str
     type: str
     param: str | None
-    code: str | int
+    code: str | None
 
 
 class ErrorBody(BaseModel):
@@ -70,7 +70,7 @@ class ServerError(Exception):
 
 def error_object(status: int, message: str, field: str | None = None, code: str | None = None) -> dict[str, Any]:
     """The body of an error."""
-    return {"error": {"message": message, "type": TYPES.get(status, "server_error"), "param": field, "code": code or status}}
+    return {"error": {"message": message, "type": TYPES.get(status, "server_error"), "param": field, "code": code}}
 
 
 def error_response(
@@ -118,6 +118,10 @@ def on_invalid_body(_request: Request, error: Exception) -> Response:
     first, *others = error.errors()
     fault = max([first, *(other for other in others if other["loc"][:2] == first["loc"][:2])], key=lambda fault: len(fault["loc"]))
     field = field_of([part for part in fault["loc"] if part != "body"])
+    refused = fault.get("ctx", {}).get("error")
+    if isinstance(refused, RequestError):
+        where = ".".join(part for part in (field, refused.field) if part)
+        return on_error(_request, RequestError(refused.message, field=where, fix=refused.fix))
     if fault["type"] == "json_invalid":
         return error_response(400, f"the body is not valid JSON: {fault['ctx']['error']}")
     where = field or "the body"

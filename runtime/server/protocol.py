@@ -1,20 +1,31 @@
 """What requests look like: OpenAI's API, and the fields that vLLM and llama-server add to it.
 
-Types are strict (a bool is no number) and unknown fields are ignored, as clients send many that mean nothing here. Ranges are checked
-by `SamplingParams`, which knows them for every other interface too.
+Types are strict (a bool is no number, but 2.0 is a whole one), null means the default, and `foreign_fields.py` says what becomes of
+fields that are not here. Ranges are checked by `SamplingParams`, which knows them for every other interface too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.server.foreign_fields import settle_fields
 from cupola.runtime.structured_outputs import StructuredOutputs
 
 MAX_SEQUENCES = 1024  # of one request: prompts times completions
+UNLIMITED = -1  # as max_tokens
+
+
+def _whole(value: object) -> object:
+    """2 for 2.0: languages with one kind of number write whole ones so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Strings = Annotated[list[str], Field(fail_fast=True)]
 Object = dict[str, Any]
@@ -25,6 +36,12 @@ class Body(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settle_fields(cls, given: object) -> object:
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return settle_fields(given, known) if isinstance(given, Mapping) else given
+
 
 class StreamOptions(Body):
     """What a stream tells beside the answer."""
@@ -34,40 +51,40 @@ class StreamOptions(Body):
 
 
 class ResponseFormat(Body):
-    """OpenAI's `response_format`."""
+    """OpenAI's `response_format`; llama-server has the schema itself under `schema`."""
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: Object | None = None
+    plain_schema: Object | bool | None = Field(None, alias="schema")
 
 
 class Sampling(Body):
     """What both completions endpoints take. What is left out is as the model's generation_config.json has it."""
 
     model: str | None = None
-    n: int = 1
-    max_tokens: int | None = None
+    n: Integer = 1
+    max_tokens: Integer | None = None
     temperature: float | None = None
     top_p: float | None = None
     stop: str | Strings | None = None
-    seed: int | None = None
+    seed: Integer | None = None
     logit_bias: dict[str, float] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    user: str | None = None
     # vLLM's and llama-server's
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    min_tokens: int | None = None
+    min_tokens: Integer | None = None
     ignore_eos: bool = False
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
-    prompt_logprobs: int | None = None
-    priority: int = Field(0, ge=-(2**31), lt=2**31, description="Lower goes first.")
+    prompt_logprobs: Integer | None = None
+    priority: Integer = Field(0, ge=-(2**31), lt=2**31, description="Lower goes first.")
     cache_salt: str | None = Field(None, min_length=1, max_length=64, description="Only requests of one salt share cached K/V.")
     add_special_tokens: bool | None = None
     return_token_ids: bool = False
@@ -76,31 +93,24 @@ class Sampling(Body):
     guided_choice: Strings | None = None
     guided_grammar: str | None = None
     structured_outputs: Object | None = None
-    # Known, and not done here: refused rather than ignored
-    best_of: int | None = None
-    use_beam_search: bool = False
-    functions: list[Any] | None = None
-    audio: Object | None = None
-    modalities: Strings | None = None
+    json_schema: str | Object | bool | None = Field(None, description="A schema that the answer must follow.")
+    grammar: str | None = Field(None, description="A grammar in GBNF that the answer must follow; an empty one is none.")
+    best_of: Integer | None = None
 
     def refuse_unsupported(self) -> None:
         """Raises RequestError for what would change the answer and isn't done."""
         if self.best_of is not None and self.best_of != self.n:
             raise RequestError("is not supported", field="best_of", fix="leave it out, or give what n is")
-        if self.use_beam_search:
-            raise RequestError("is not supported", field="use_beam_search", fix="leave it out")
-        if self.functions is not None:
-            raise RequestError("is OpenAI's old name", field="functions", fix="use tools")
-        if self.audio is not None or set(self.modalities or ("text",)) != {"text"}:
-            raise RequestError("asks for more than text", field="modalities", fix='give ["text"], or leave it out')
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError("can't be streamed", field="prompt_logprobs", fix="set stream to false, or leave it out")
         if self.stream_options is not None and not self.stream:
             raise RequestError("is given without stream", field="stream_options", fix="set stream to true, or leave it out")
 
     def sampling_params(
         self,
         defaults: SamplingParams,
-        max_tokens: int | None,
-        logprobs: int | None,
+        max_tokens: Integer | None,
+        logprobs: Integer | None,
         structured: StructuredOutputs | None,
         *,
         skip_special_tokens: bool,
@@ -120,7 +130,7 @@ class Sampling(Body):
         return SamplingParams(
             **chosen,
             n=self.n,
-            max_tokens=max_tokens,
+            max_tokens=None if max_tokens == UNLIMITED else max_tokens,
             stop=self.stop,
             seed=self.seed,
             logit_bias=self._logit_bias(),
@@ -145,10 +155,10 @@ class CompletionRequest(Sampling):
     """`POST /v1/completions`."""
 
     prompt: str | TokenIds | Strings | Annotated[list[TokenIds], Field(fail_fast=True)]
-    max_tokens: int | None = 16
+    max_tokens: Integer | None = 16
     echo: bool = False
     suffix: str | None = None
-    logprobs: int | None = None
+    logprobs: Integer | None = None
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids. Raises RequestError."""
@@ -165,9 +175,9 @@ class ChatRequest(Sampling):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Object], Field(fail_fast=True)]
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Integer | None = Field(None, ge=-1)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: Integer | None = Field(None, ge=0)
     tools: Annotated[list[Object], Field(fail_fast=True)] | None = None
     tool_choice: Literal["auto", "none", "required"] | Object | None = None
     parallel_tool_calls: bool = True
@@ -175,9 +185,16 @@ class ChatRequest(Sampling):
     continue_final_message: bool = False
     chat_template: str | None = None
 
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens that the answer may have. Raises RequestError."""
+        if self.max_completion_tokens == 0:
+            raise RequestError("is 0", field="max_completion_tokens", fix=f"give at least 1, or {UNLIMITED} for as many as there can be")
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-class EmbeddingRequest(Body):
-    """`POST /v1/embeddings`."""
+
+class EmbeddingRequest(BaseModel):
+    """`POST /v1/embeddings`; refused, whatever it asks."""
 
     model: str | None = None
     input: str | TokenIds | Strings | Annotated[list[TokenIds], Field(fail_fast=True)]

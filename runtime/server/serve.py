@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -50,6 +50,7 @@ def serve(
     shutdown_timeout: float = 30.0,
     send_timeout: float = 60.0,
     stall_timeout: float = 20.0,
+    ignored_fields: Sequence[str] = (),
     log_format: LogFormat = "text",
 ) -> None:
     """Serves an artifact over HTTP until SIGINT or SIGTERM; a second one does not wait for requests to finish.
@@ -64,6 +65,7 @@ def serve(
         shutdown_timeout: seconds that unfinished requests get when the server is told to end.
         send_timeout: seconds after which a client that takes nothing of its answer is cut off.
         stall_timeout: seconds without a step, though there is work, after which `/health` says 503.
+        ignored_fields: names of request fields that clients send and that are to be ignored; other fields that are not known are refused.
         log_format: "text" or "json".
 
     The others are `LLM`'s.
@@ -81,7 +83,9 @@ def serve(
     parse_bytes(kv_memory, "kv_memory")
     parse_bytes(swap_memory, "swap_memory", lowest=0)
     name = served_model_name or folder.resolve().name
-    config = ServerConfig(name, api_key, max_queue, request_timeout, shutdown_timeout, send_timeout, stall_timeout)
+    config = ServerConfig(
+        name, api_key, max_queue, request_timeout, shutdown_timeout, send_timeout, stall_timeout, ignored_fields=tuple(ignored_fields)
+    )
     opened = Artifact.open(folder)
     start = m.Start(
         artifact=str(folder.resolve()),

@@ -32,7 +32,7 @@ INLINE_CHARACTERS = 4096  # shorter texts are tokenized at once, longer ones in 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How a server serves. Durations are in seconds; sizes in bytes.
+    """How a server serves. Durations are in seconds; sizes in bytes; of `ignored_fields` requests may have any value.
 
     Raises:
         OptionError: naming the field and the fix.
@@ -46,6 +46,7 @@ class ServerConfig:
     send_timeout: float = 60.0
     stall_timeout: float = 20.0
     max_body_bytes: int = 16 << 20
+    ignored_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.served_model_name:

@@ -1,25 +1,28 @@
-"""Which structure a request wants its answer to have, however it says so: OpenAI's `response_format`, or vLLM's fields."""
+"""Which structure a request wants its answer to have, in the words of OpenAI's `response_format`, or vLLM's and llama-server's fields."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.server.protocol import Object, Sampling
+from cupola.runtime.server.protocol import Object, ResponseFormat, Sampling
 from cupola.runtime.structured_outputs import KINDS, StructuredOutputs
 
-NAMES = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
+NAMES = {
+    "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar",
+    "json_schema": "json", "grammar": "grammar",
+}  # fmt: skip
 
 
 def structured_outputs_of(body: Sampling, of_tools: Mapping[str, object] | None = None) -> StructuredOutputs | None:
     """The form that the answer must have, `of_tools` if a call is wanted; None for plain text. Raises RequestError if several are given."""
     found: dict[str, Object] = {} if of_tools is None else {"tool_choice": dict(of_tools)}
     response_format = body.response_format
-    if response_format is not None and response_format.type != "text":
-        found["response_format"] = _of_format(response_format.type, response_format.json_schema)
+    if response_format is not None and (given := _of_format(response_format)):
+        found["response_format"] = given
     for field, name in NAMES.items():
         value = getattr(body, field)
-        if value is not None:
+        if value is not None and (field, value) != ("grammar", ""):
             found[field] = {name: value}
     if body.structured_outputs is not None:
         found["structured_outputs"] = body.structured_outputs
@@ -33,11 +36,20 @@ def structured_outputs_of(body: Sampling, of_tools: Mapping[str, object] | None 
     return None
 
 
-def _of_format(kind: str, json_schema: Object | None) -> Object:
-    if kind == "json_object":
-        return {"json_object": True}
-    if kind == "structural_tag":
+def _of_format(given: ResponseFormat) -> Object | None:
+    """What a `response_format` asks for; None for plain text. Raises RequestError."""
+    json_schema = given.json_schema
+    schema = given.plain_schema if json_schema is None else json_schema.get("schema")
+    if given.type == "structural_tag":
         raise RequestError("is not supported", field="response_format.type", fix="use json_schema")
-    if json_schema is None or not isinstance(json_schema.get("schema"), dict | bool):
+    if json_schema is not None and given.plain_schema not in (None, schema):
+        raise RequestError("differs from json_schema.schema", field="response_format.schema", fix="give one of them")
+    if given.type == "text":
+        if schema is not None:
+            raise RequestError("is text, and there is a schema", field="response_format.type", fix="use json_schema")
+        return None
+    if given.type == "json_object" and schema is None:
+        return {"json_object": True}
+    if not isinstance(schema, dict | bool):
         raise RequestError("has no schema", field="response_format.json_schema", fix='give {"name": "…", "schema": {…}}')
-    return {"json": json_schema["schema"]}
+    return {"json": schema}

@@ -25,7 +25,7 @@ EDGES: dict[str, tuple[list[object], list[object]]] = {  # field -> values that 
     "repetition_penalty": ([0.01, 1, 100, None], [0, 0.001, -1, 100.1, 1e308]),
     "presence_penalty": ([-2, 2, None], [-2.1, 2.1, HUGE]),
     "frequency_penalty": ([-2, 2, None], [-2.1, 2.1, HUGE]),
-    "max_tokens": ([1], [0, -1, -MAX]),
+    "max_tokens": ([1, -1], [0, -2, -MAX]),
     "min_tokens": ([0, 1, None], [-1, 2, HUGE, MAX]),
     "seed": ([0, -1, MAX, -MAX - 1, None], []),
     "logprobs": ([0, 1, 20, None], [-1, -2, 21, HUGE, MAX]),
@@ -71,7 +71,7 @@ def test_edges(server: Server, field: str):
 
 def test_max_tokens_without_an_end(server: Server):
     """What is left of the context is all that there can be."""
-    for max_tokens in (None, 6, HUGE, MAX):
+    for max_tokens in (-1, 6, HUGE, MAX):
         choice = server.complete(prompt=[7] * (CONTEXT - 5), max_tokens=max_tokens, ignore_eos=True, return_token_ids=True)["choices"][0]
         assert (len(choice["token_ids"]), choice["finish_reason"]) == (5, "length")
 
@@ -94,6 +94,7 @@ def test_chat_has_its_own(server: Server):
         {"logprobs": True},
         {"logprobs": True, "top_logprobs": 20},
         {"max_completion_tokens": 1},
+        {"max_completion_tokens": -1, "max_tokens": None, "stop": ["a", "e", " "]},
         {"top_logprobs": 0},
     ]
     for fields in right:
@@ -102,7 +103,7 @@ def test_chat_has_its_own(server: Server):
         ("top_logprobs", 1),
         ("top_logprobs", -1),
         ("max_completion_tokens", 0),
-        ("max_completion_tokens", -1),
+        ("max_completion_tokens", -2),
     ]
     wrong += [("chat_template", "{{ 1 }}"), ("n", 129), ("logprobs", 1), ("modalities", ["audio"]), ("audio", {"voice": "x"})]
     for field, value in wrong:
