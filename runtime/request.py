@@ -14,6 +14,7 @@ from cupola.runtime.block_pool import chain_hash, empty_table
 from cupola.runtime.detokenizer import Detokenizer
 from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.stop_strings import StopStrings
 from cupola.runtime.tokenizer import Tokenizer
 
 RankedLogprobs = tuple[tuple[int, float, int], ...]  # (token id, logprob, rank), the token in question first
@@ -193,7 +194,7 @@ class Request:
     """A request while it runs. Its prompt is computed once, by `sequences[0]`; the others fork from that one."""
 
     def __init__(self, spec: RequestSpec, tokenizer: Tokenizer | None) -> None:
-        self.spec, self._tokenizer = spec, tokenizer
+        self.spec, self._tokenizer, self._stop_strings = spec, tokenizer, StopStrings(spec.params.stop_strings)
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]  # nothing predicts the first token
         self.prompt_logits: list[Float32] = []
         self.num_scored_tokens = 0  # prompt tokens whose logits were looked at
@@ -224,7 +225,7 @@ class Request:
         return Detokenizer(
             self._tokenizer,
             self.spec.prompt_token_ids,
-            params.stop_strings,
+            self._stop_strings,
             skip_special_tokens=params.skip_special_tokens,
             include_stop_str_in_output=params.include_stop_str_in_output,
         )
@@ -237,11 +238,8 @@ class Request:
 
     def describe(self, entries: RankedLogprobs) -> TokenLogprobs:
         """Logprobs by token id, with each token's text."""
-        decode = self._tokenizer.decode if self._tokenizer else None
-        return {
-            token_id: Logprob(logprob, rank, decode([token_id], skip_special_tokens=False) if decode else None)
-            for token_id, logprob, rank in entries
-        }
+        text_of = self._tokenizer.token_text if self._tokenizer else None
+        return {token_id: Logprob(logprob, rank, text_of(token_id) if text_of else None) for token_id, logprob, rank in entries}
 
     def output(self) -> RequestOutput:
         """Everything known so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -10,12 +11,13 @@ import tokenizers
 from cupola.runtime.artifact import CHAT_TEMPLATE, TOKENIZER, Artifact
 from cupola.runtime.chat_template import ChatTemplate
 from cupola.runtime.errors import ArtifactError, RequestError
+from cupola.runtime.token_bytes import TokenBytes
 
 MAX_CHARACTERS_PER_TOKEN = 64  # text longer than this times the context is refused before any work is spent on it
 
 
 class Tokenizer:
-    """A `tokenizers` tokenizer, read from `tokenizer.json`, which is `file`.
+    """A `tokenizers` tokenizer, read from `tokenizer.json`, which is `file`. `token_bytes` gives the bytes of single tokens.
 
     Raises:
         ArtifactError: if the file can't be read.
@@ -29,6 +31,7 @@ class Tokenizer:
         self.file = file
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.token_bytes = TokenBytes(self._tokenizer)
 
     def encode(self, text: str, *, max_tokens: int, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`.
@@ -49,6 +52,15 @@ class Tokenizer:
     def special_tokens(self) -> tuple[str, ...]:
         """The texts of the tokens that `decode` leaves out with `skip_special_tokens`."""
         return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
+
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """The tokens that `decode` leaves out with `skip_special_tokens`."""
+        return frozenset(token_id for token_id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
+    def token_text(self, token_id: int) -> str:
+        """What the token writes in the middle of a text; bytes that are no character are replacement characters."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def token(self, token_id: int) -> str | None:
         """How the vocabulary writes the token `token_id`, such as "<s>"; None if it has none."""

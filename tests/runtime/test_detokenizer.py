@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cupola.runtime.detokenizer import Detokenizer, IncrementalDecoder
 from cupola.runtime.errors import ArtifactError, RequestError
+from cupola.runtime.stop_strings import StopStrings
 from cupola.runtime.tokenizer import Tokenizer
 from tests.runtime.tokenizers_for_tests import byte_fallback, byte_level, save
 
@@ -88,6 +91,40 @@ def test_garbage_does_not_pile_up(tokenizer):
     assert sum(map(len, found[:-1])) >= 27 - 3
 
 
+def byte_tokens(tokenizer: Tokenizer, data: bytes) -> list[int]:
+    """One token for each byte."""
+    first = 0 if tokenizer.token(0) != "<unk>" else 1
+    return [first + byte for byte in data]
+
+
+@pytest.mark.parametrize("text", ["a\ufffd", "\ufffd", "\ufffd\ufffd\ufffd\ufffd"])
+def test_a_replacement_character_is_a_character(tokenizer, text):
+    prompt = byte_tokens(tokenizer, text.encode())
+    assert pieces(tokenizer, prompt, encode(tokenizer, "the")[-1:]) == [tokenizer.token_text(encode(tokenizer, "the")[-1]), ""]
+    decoder = IncrementalDecoder(tokenizer, byte_tokens(tokenizer, b"a"), True)
+    assert "".join(decoder.push(i) for i in prompt) == text  # nothing waits for more
+
+
+@pytest.mark.parametrize("text", ["你", "🧿", "你好你好", "naïve🧿"])
+def test_characters_that_the_prompt_begins_are_ended(tokenizer, text):
+    data = text.encode()
+    for cut in range(1, 3):
+        assert "".join(pieces(tokenizer, byte_tokens(tokenizer, data[:-cut]), byte_tokens(tokenizer, data[-cut:]))) == text[-1]
+
+
+def test_a_token_costs_the_same_whatever_came_before(tokenizer, monkeypatch):
+    decoded, decode = [], Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids, **more: decoded.append(len(ids)) or decode(self, ids, **more))
+    end, letters = next(iter(tokenizer.special_token_ids)), encode(tokenizer, "the")
+    nothing = 10**6  # a token that the tokenizer does not know
+    for row in (letters[-1:], [end], byte_tokens(tokenizer, b"\xbf"), byte_tokens(tokenizer, b"\xf0\x9f"), [nothing]):
+        detokenizer = Detokenizer(tokenizer, letters)
+        decoded.clear()
+        for i in range(400):
+            detokenizer.push(row[i % len(row)])
+        assert sum(decoded) < 400 * 24 and max(decoded, default=0) < 24, row
+
+
 def test_special_tokens_are_skipped_or_shown(tokenizer):
     end = next(i for i in range(400) if tokenizer.token(i) == "<end>")
     token_ids = [*encode(tokenizer, "a"), end, *encode(tokenizer, "b")[-1:]]
@@ -98,7 +135,7 @@ def test_special_tokens_are_skipped_or_shown(tokenizer):
 
 
 def run(tokenizer: Tokenizer, text: str, stop: list[str], *, include: bool = False) -> tuple[str, str | None, list[str]]:
-    detokenizer = Detokenizer(tokenizer, [], stop, include_stop_str_in_output=include)
+    detokenizer = Detokenizer(tokenizer, [], StopStrings(stop), include_stop_str_in_output=include)
     seen = []
     for token_id in encode(tokenizer, text):
         found = detokenizer.push(token_id)
@@ -143,8 +180,58 @@ def test_any_stop_string(tokenizer, text, stop):
         assert not any(s in final for s in stop)
 
 
+@given(
+    pushes=st.lists(st.text("ab", max_size=5), max_size=12),
+    stop=st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=5),
+)
+def test_stop_strings_are_found_as_by_looking_everywhere(pushes, stop):
+    strings, text, held = StopStrings(stop), "", 0
+    for new in pushes:
+        text += new
+        found = [(at, s) for s in stop for at in range(len(text)) if text.startswith(s, at)]
+        ends = [(at, s) for at, s in found if at + len(s) > len(text) - len(new)]
+        assert strings.find(text, len(new), held) == (min(ends) if ends else None)
+        if ends:
+            return
+        held = strings.find_held(text, held)
+        assert held == next((i for i in range(len(text)) if any(s.startswith(text[i:]) for s in stop)), len(text))
+
+
+def test_a_shorter_stop_string_that_came_too_early_is_not_found_later(tokenizer):
+    detokenizer = Detokenizer(tokenizer, [], StopStrings(["ab", "x" * 40]))
+    for token_id in encode(tokenizer, "ab"):
+        assert detokenizer.push(token_id, check_stop=False) is None  # as before `min_tokens`
+    assert detokenizer.push(encode(tokenizer, "c")[-1]) is None
+    assert detokenizer.released == "abc"
+
+
+@pytest.mark.parametrize(
+    ("stops", "letter"),
+    [
+        (["\x01" + f"{i:02}" + "x" * 1021 for i in range(64)], "x"),
+        (["a" * 1000 + f"{i:02}" + "a" * 22 for i in range(64)], "a"),  # long rows are held, and each may end one
+        ([f"{i:02}" + "a" * 1022 for i in range(64)], "a"),
+    ],
+)
+def test_many_long_stop_strings_cost_a_few_comparisons_a_character(stops, letter):
+    strings, text, held, num_calls = StopStrings(stops), letter * 2000, 0, 0
+
+    def count(_frame: object, event: str, _what: object) -> None:
+        nonlocal num_calls
+        num_calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        for length in range(1, len(text) + 1):
+            assert strings.find(text[:length], 1, held) is None
+            held = strings.find_held(text[:length], held)
+    finally:
+        sys.setprofile(None)
+    assert num_calls < 30 * len(text)
+
+
 def test_held_text_is_as_short_as_can_be(tokenizer):
-    detokenizer = Detokenizer(tokenizer, [], ["xyz"])
+    detokenizer = Detokenizer(tokenizer, [], StopStrings(["xyz"]))
     for token_id in encode(tokenizer, "abxy"):
         detokenizer.push(token_id)
     assert detokenizer.released == "ab"

@@ -170,7 +170,7 @@ def test_what_the_grammar_has_seen_is_what_the_detokenizer_says(tokenizer, tmp_p
     process = compiler.acquire(compiler.compile(StructuredOutputs(regex=pattern)))
     prompt = Tokenizer(file).encode("once", max_tokens=10)
     for seed in range(20):
-        random, said, new = np.random.default_rng(seed), Detokenizer(Tokenizer(file), prompt, ()), []
+        random, said, new = np.random.default_rng(seed), Detokenizer(Tokenizer(file), prompt), []
         while (allowed := ask(process, str(seed), new)).state == "open":
             ids = sorted(allowed_ids(allowed))
             new = [int(random.choice([i for i in ids if i > 255] or ids))] if random.random() < 0.5 else [int(random.choice(ids))]
