@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROOMS := compiler models passes runtime targets
-PROMPT ?= What is the capital of France?
+PROMPT ?= What is the capital of Japan?
 QUANTS ?= w4a8 w8a8 bf16
 JOBS ?= 2
 

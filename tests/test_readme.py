@@ -38,7 +38,7 @@ def test_the_python_runs(smollm2: Compiled) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "Paris" in lines[0] and lines[-3] == "The capital of France is Paris." and lines[-2].endswith("(3, 49152)")
+    assert "Paris" in lines[0] and lines[-3] == "The capital of Japan is Tokyo." and lines[-2].endswith("(3, 49152)")
     assert json.loads(lines[-1]).keys() == {"name", "age"}
 
 

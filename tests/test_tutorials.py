@@ -21,7 +21,7 @@ def run(name: str, *arguments: str) -> str:
 
 def test_the_first_answer_is_paris(smollm2: Compiled) -> None:
     out = run("01_first_answer.py", str(smollm2.path))
-    assert "Answer: The capital of France is Paris." in out
+    assert "Answer: The capital of Japan is Tokyo." in out
     assert "out; it ended because of: stop" in out
     assert "' Paris'" in out.partition("After 'The capital of France is'")[2].splitlines()[1]  # the likeliest token comes first
     assert "5 tokens × 49152 words" in out
@@ -49,7 +49,7 @@ def test_the_written_pass_changes_the_model_and_not_its_numbers() -> None:
 
 def test_a_served_model_answers_every_kind_of_request(smollm2: Compiled) -> None:
     out = run("04_serve.py", str(smollm2.path))
-    assert "Answer: The capital of France is Paris." in out
+    assert "Answer: The capital of Japan is Tokyo." in out
     assert "Models: ['smollm2']" in out and "Streamed: " in out
     assert "In JSON: {'city': '" in out
     assert re.search(r'The model calls: get_weather \{"city": ?"(Paris|Rome)"\}', out)

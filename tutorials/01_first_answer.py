@@ -40,7 +40,7 @@ print(f"Loaded {llm.artifact.manifest.source.name}, compiled for {llm.artifact.m
 # A chat model was trained on conversations in a certain form, which its chat template writes. Temperature 0 always takes
 # the likeliest token, so the answer is the same each time.
 
-question = [{"role": "user", "content": "What is the capital of France?"}]
+question = [{"role": "user", "content": "What is the capital of Japan?"}]
 careful = cupola.SamplingParams(temperature=0, max_tokens=48)
 
 [result] = llm.chat(question, careful)

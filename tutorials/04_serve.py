@@ -56,7 +56,7 @@ try:
     #
     # Nothing is needed but HTTP and JSON.
 
-    question = [{"role": "user", "content": "What is the capital of France?"}]
+    question = [{"role": "user", "content": "What is the capital of Japan?"}]
     body = {"model": "smollm2", "messages": question, "temperature": 0, "max_tokens": 48}
     print(f"\n$ curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}")
     request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
