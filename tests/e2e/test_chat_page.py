@@ -30,9 +30,9 @@ def test_a_chat_through_the_page(browser: Browser, server: Server) -> None:
         page.get_by_role("button", name="Close the parameters").click()
         question = page.get_by_role("textbox", name="Your message")
 
-        question.fill("What is the capital of France?")
+        question.fill("What is the capital of Japan?")
         page.keyboard.press("Enter")
-        expect(page.locator(".assistant .content").last).to_have_text("The capital of France is Paris.")
+        expect(page.locator(".assistant .content").last).to_have_text("The capital of Japan is Tokyo.")
 
         question.fill("Tell me a very long story about a dome, with at least ten chapters.")
         page.keyboard.press("Enter")
