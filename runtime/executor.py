@@ -25,6 +25,7 @@ from cupola.runtime import environment
 from cupola.runtime.artifact import MANIFEST, MAX_STEPS, REPEAT_IN_TEAM, Artifact, KernelSpec, KVSpec, Manifest, TensorSpec, WeightSpec
 from cupola.runtime.batch import Batch, Float32, Int32, Logits
 from cupola.runtime.errors import ArtifactError, EngineError
+from cupola.runtime.library import load_library
 from cupola.runtime.machine import choose_library
 from cupola.runtime.swap_space import SwapSpace
 
@@ -253,15 +254,23 @@ def load(artifact: Artifact, num_blocks: int, isa: str | None = None, swap: Swap
         found = f"is {manifest.tvm_version!r}, installed is {installed!r}"
         raise ArtifactError(found, file=artifact.path / MANIFEST, field="tvm_version", fix="compile the model again")
     load_runtime()
+    sha256 = next(entry.sha256 for entry in manifest.files if entry.name == library.name)
     try:
-        machine = tvm_ffi().load_module(str(library))["vm_load_executable"]()
+        machine = load_library(library, sha256, _load_module)["vm_load_executable"]()
         machine["vm_initialization"](_CPU, 0, _POOLED)
         machine["forward"]
+    except ArtifactError:
+        raise
     except Exception as error:  # TVM raises many types
         raise ArtifactError(
             f"can't be loaded: {str(error).strip().splitlines()[-1]}", file=library, fix="compile the model again"
         ) from error
     return TVMExecutor(machine, artifact, num_blocks, swap or SwapSpace(manifest.kv, 0))
+
+
+def _load_module(path: str) -> Any:
+    """A shared library, whatever its path ends in, by which TVM would choose a format."""
+    return tvm_ffi().get_global_func("ffi.Module.load_from_file.so")(path, "so")
 
 
 _CPU, _POOLED = 1, 2  # DLPack's number of the device, TVM's of an allocator that keeps memory for the next step

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import cupola.runtime.machine
-from cupola.runtime.artifact import Artifact
+from cupola.runtime.artifact import Artifact, sha256_of
 from cupola.runtime.errors import ArtifactError, EngineError, OptionError, RequestError
 from cupola.runtime.executor import load, map_weights
 from cupola.runtime.llm import LLM
@@ -215,9 +215,11 @@ def test_artifacts_for_other_machines_are_refused(artifact, monkeypatch):
 
 def test_a_library_that_is_none_is_refused(tmp_path):
     artifact = make_artifact(tmp_path / "a")
-    (artifact.path / "lib.so").write_bytes(b"not a library")
+    library = artifact.path / "lib.so"
+    library.write_bytes(b"not a library")
+    files = tuple(replace(entry, sha256=sha256_of(library)) if entry.name == library.name else entry for entry in artifact.manifest.files)
     with pytest.raises(ArtifactError, match=r"lib\.so: can't be loaded"):
-        load(artifact, 4)
+        load(replace(artifact, manifest=replace(artifact.manifest, files=files)), 4)
 
 
 SCRIPT = """
