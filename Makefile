@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers quality browser pictures test check lint types layers format hooks clean
+.PHONY: help setup run bench-peers quality sweep browser pictures test check lint types layers format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -53,6 +53,10 @@ quality: $(STAMP) ## perplexity of SmolLM2 in each of QUANTS (and KV_DTYPE) besi
 # ARGS are the driver's options, such as ARGS="--engines cupola-f32,llama.cpp-q4_0 --rounds 3".
 bench-peers: $(STAMP) ## measure cupola beside llama.cpp, OpenVINO, CTranslate2 and transformers (an hour)
 	$(BIN)/python benchmarks/peers $(ARGS)
+
+# ARGS are the sweep's options, such as ARGS="--only llama,mamba" or ARGS="--third --check", which CI runs.
+sweep: $(STAMP) ## compile every causal model type of transformers, tiny, and compare: docs/model_types.md (half an hour)
+	$(BIN)/python benchmarks/sweep --jobs $(JOBS) $(ARGS)
 
 # As root, or with a sudo that asks for nothing; elsewhere this says what to do instead.
 browser: ## install Chromium for the tests of the chat page, if there is none
