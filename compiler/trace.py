@@ -1,7 +1,6 @@
 """A transformers model, without its weights, traced to a graph in which attention is one opaque operation.
 
-The model is built on the meta device, so tracing costs no memory for weights. Attention is caught in three ways: the
-attention interface of transformers, torch's scaled_dot_product_attention, or a family's own `adapt`.
+The model is built on the meta device, so tracing costs no memory for weights. `compiler/attention.py` catches attention.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ import contextlib
 import inspect
 import itertools
 import logging
-import unittest.mock
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +18,8 @@ import torch
 import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
 
+from cupola.compiler.attention import attention, marked_sdpa, number_layers
 from cupola.compiler.rope import fix_rope
 from cupola.compiler.token_mixing import check_token_mixing
 from cupola.models import Family, find_family
@@ -53,103 +51,6 @@ class TracedModel:
     base_model_prefix: str
     family: Family | None
     notes: tuple[str, ...] = ()
-
-
-@torch.library.custom_op("cupola::attention", mutates_args=())
-def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slopes: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-    layer: int,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> torch.Tensor:
-    """The marker: q [1,H,n,D], k [1,G,n,D], v [1,G,n,E] -> [1,n,H,E]. Only ever traced, never run."""
-    raise AssertionError("the attention marker is for tracing only")
-
-
-@attention.register_fake
-def _(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slopes: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-    layer: int,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> torch.Tensor:
-    batch, heads, tokens, _ = q.shape
-    return q.new_empty(batch, tokens, heads, v.shape[-1])
-
-
-def _attention_interface(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: Any,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    is_causal: bool | None = None,
-    **_: Any,  # transformers hands every implementation the arguments of all of them
-) -> tuple[torch.Tensor, None]:
-    window = _window_of(attention_mask, sliding_window, type(module).__name__)
-    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        raise UnsupportedError("its attention sees later tokens", field=type(module).__name__, fix="causal language models compile")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = attention(query, key, value, None, s_aux, module.layer_idx, float(scale), window, float(softcap or 0.0))
-    return out, None
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Stands where a model expects the mask of a sliding window, and reaches attention in its place."""
-
-    size: int
-
-
-def _window_of(mask: Any, sliding_window: int | None, field: str) -> int:
-    """The window of an attention, which models pass on as a number, as a mask, or as both; 0 is none."""
-    if mask is not None and not isinstance(mask, _Window):
-        raise UnsupportedError("its attention takes a mask of its own", field=field)
-    return sliding_window or (mask.size if mask else 0)
-
-
-def _mask(*_: Any, mask_function: Callable[..., Any] = causal_mask_function, **__: Any) -> _Window | None:
-    """In the place of a mask: its window, if it has one, since kernels know causality; other masks are refused."""
-    parts = list(_mask_parts(mask_function))
-    for name, _part in parts:
-        if name not in _KNOWN_MASKS:
-            raise UnsupportedError(f"its attention takes a mask of its own, {name}")
-    windows = [inspect.getclosurevars(part).nonlocals["sliding_window"] for name, part in parts if name == "sliding_window_overlay"]
-    return _Window(int(windows[0])) if windows else None
-
-
-def _mask_parts(function: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The functions of transformers.masking_utils that a mask is made of, with their names."""
-    yield function.__qualname__.split(".")[0], function
-    for cell in function.__closure__ or ():
-        contents = cell.cell_contents if isinstance(cell.cell_contents, tuple) else (cell.cell_contents,)
-        for part in contents:
-            if inspect.isfunction(part):
-                yield from _mask_parts(part)
-
-
-# Packed sequences and padding are told from the inputs of a call; here sequences come with bounds of their own.
-_KNOWN_MASKS = {
-    "causal_mask_function", "sliding_window_overlay", "and_masks", "padding_mask_function", "add_offsets_to_mask_function",
-    "packed_sequence_mask_function", "packed_sequence_compatibility_function", "remap_positions_for_packed_sequence",
-}  # fmt: skip
-transformers.AttentionInterface.register("cupola", _attention_interface)
-AttentionMaskInterface.register("cupola", _mask)
 
 
 class _Wrapper(nn.Module):
@@ -188,6 +89,7 @@ def trace(config: Mapping[str, Any], file: str, context: int) -> TracedModel:
         tied = _tied_names(model)
         exported = _export(_with_fake_parameters(model), config["model_type"], file)
     check_token_mixing(exported, config["model_type"], file)
+    number_layers(exported.graph)
     parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
     return TracedModel(exported, parameters, tied, model.base_model_prefix, family, notes)
 
@@ -256,7 +158,7 @@ def _export(model: Any, model_type: str, file: str) -> torch.export.ExportedProg
 def _run_export(model: Any, num_tokens: int, dynamic: dict[str, Any] | None) -> torch.export.ExportedProgram:
     flat = torch.zeros(num_tokens, dtype=torch.int32)
     inputs = (flat, flat.clone(), torch.zeros(TRACED_ROWS, dtype=torch.int32))
-    with torch.no_grad(), _marked_sdpa():
+    with torch.no_grad(), marked_sdpa():
         return torch.export.export(_Wrapper(model).eval(), inputs, dynamic_shapes=dynamic, strict=False)
 
 
@@ -273,24 +175,6 @@ def _refuse_token_mixing(model: Any, model_type: str, file: str) -> None:
     except Exception:  # noqa: BLE001  it only serves a better message; the caller raises what it has
         return
     check_token_mixing(exported, model_type, file)
-
-
-@contextlib.contextmanager
-def _marked_sdpa() -> Iterator[None]:
-    """Models that call scaled_dot_product_attention by themselves get the marker in its place, and no mask."""
-    layers = itertools.count()
-
-    def marked(q: Any, k: Any, v: Any, attn_mask: Any = None, scale: float | None = None, **_: Any) -> torch.Tensor:
-        window = _window_of(attn_mask, None, "scaled_dot_product_attention")
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return attention(q, k, v, None, None, next(layers), scale, window, 0.0).transpose(1, 2)
-
-    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = _mask
-    try:
-        with unittest.mock.patch("torch.nn.functional.scaled_dot_product_attention", marked):
-            yield
-    finally:
-        del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
 @contextlib.contextmanager

@@ -131,6 +131,8 @@ class _Flattener:
     def _is_batched(self, value: relax.Expr) -> bool:
         if isinstance(value, relax.TupleGetItem):
             return value.tuple_value in self.flat
+        if isinstance(value, relax.Call) and name_of(value) == "cupola.attention":
+            return True  # also where its inputs lost track of the batch axis
         parts = value.args if isinstance(value, relax.Call) else value.fields if isinstance(value, relax.Tuple) else []
         return any(part in self.flat if isinstance(part, relax.Var) else self._is_batched(part) for part in parts)
 
@@ -242,13 +244,13 @@ def _attention(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
 
 
 _AXES: dict[str, Callable[[relax.Call], Any]] = {
-    **dict.fromkeys(("concat", "stack", "split", "repeat", "take", "mean", "expand_dims"), lambda call: call.attrs.axis),
+    **dict.fromkeys(("concat", "stack", "split", "repeat", "take", "mean", "expand_dims", "squeeze"), lambda call: call.attrs.axis),
     "nn.layer_norm": lambda call: call.attrs.axes,
     "strided_slice": lambda call: [int(axis.value) for axis in call.args[1]],
 }
 _REBUILD: dict[str, Rebuild] = {
     **dict.fromkeys((*ELEMENTWISE, "matmul"), _unary),
-    "expand_dims": _to_shape, "concat": _concat, "stack": _stack, "split": _split,
+    "expand_dims": _to_shape, "squeeze": _to_shape, "concat": _concat, "stack": _stack, "split": _split,
     "strided_slice": _slice, "take": _take, "permute_dims": _permute, "repeat": _repeat, "mean": _mean,
     "nn.layer_norm": _layer_norm, "cupola.attention": _attention,
 }  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import cupola.compiler.trace  # noqa: F401  defines the attention marker
+import cupola.compiler.attention  # noqa: F401  defines the attention marker
 from cupola.compiler.token_mixing import check_token_mixing
 from cupola.compiler.trace import trace
 from cupola.runtime.errors import UnsupportedError

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from cupola.compiler import trace as compiler_trace
+from cupola.compiler import attention
 from cupola.compiler.kv_layout import kv_layout
 from cupola.compiler.pipeline import import_passes
 from cupola.compiler.trace import TracedModel, trace
@@ -65,7 +65,7 @@ def test_a_configuration_that_makes_no_model() -> None:
 
 def test_a_window_that_comes_as_a_mask_alone_reaches_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(*inputs: Any, sliding_window: int | None = None, **others: Any) -> Any:
-        return compiler_trace._attention_interface(*inputs, **others)
+        return attention._attention_interface(*inputs, **others)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "cupola", forgetful)
     mod = translate(trace(config_of("mistral"), "config.json", 64), "config.json")

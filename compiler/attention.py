@@ -1,0 +1,195 @@
+"""Attention as the importer catches it: an opaque marker in the traced graph, in the place of a model's own attention.
+
+It is caught in three ways: the attention interface of transformers, torch's scaled_dot_product_attention, or a family's
+own `adapt`. Masks are caught as well: kernels know causality and windows, so a model gets a `Mask` that says no more than
+that. A model that computes with its mask, or hands attention anything else that changes the result, is refused by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import unittest.mock
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+import transformers
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
+
+from cupola.runtime.errors import UnsupportedError
+
+UNNUMBERED = -1  # the layer of a marker until `number_layers` has seen the whole graph
+
+
+@torch.library.custom_op("cupola::attention", mutates_args=())
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    """The marker: q [1,H,n,D], k [1,G,n,D], v [1,G,n,E] -> [1,n,H,E]. Only ever traced, never run."""
+    raise AssertionError("the attention marker is for tracing only")
+
+
+@attention.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    batch, heads, tokens, _ = q.shape
+    return q.new_empty(batch, tokens, heads, v.shape[-1])
+
+
+def number_layers(graph: torch.fx.Graph) -> None:
+    """Numbers the markers of a graph in their order: each attention has a K/V cache of its own, whatever its module is called."""
+    markers = [node for node in graph.nodes if node.target is torch.ops.cupola.attention.default]
+    place = [argument.name for argument in markers[0].target._schema.arguments].index("layer") if markers else 0
+    for layer, node in enumerate(markers):
+        node.update_arg(place, layer)
+
+
+class Mask:
+    """Stands where a model expects the mask of causal attention, of the last `window` tokens (0: all), and reaches attention in its place.
+
+    Raises:
+        UnsupportedError: when it is used for anything but being passed on or cut to the keys that there are.
+    """
+
+    def __init__(self, window: int = 0) -> None:
+        self.window = window
+
+    def __getitem__(self, key: Any) -> Mask:
+        parts = key if isinstance(key, tuple) else (key,)
+        if all(part is Ellipsis or (isinstance(part, slice) and part.start in (None, 0) and part.step in (None, 1)) for part in parts):
+            return self
+        self._refuse("indexing")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)  # Python's own questions
+        self._refuse(name)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        cls._refuse(getattr(function, "__name__", str(function)))
+
+    @staticmethod
+    def _refuse(use: str) -> NoReturn:
+        raise UnsupportedError(f"it computes with its attention mask ({use}), where kernels know only causality and windows")
+
+
+def _mask(*_: Any, mask_function: Callable[..., Any] = causal_mask_function, attention_mask: Any = None, **__: Any) -> Mask:
+    """In the place of a mask that transformers makes: its window, if it has one; masks that say more are refused."""
+    if attention_mask is not None:
+        raise UnsupportedError("it masks some of its tokens by itself")
+    parts = list(_mask_parts(mask_function))
+    for name, _part in parts:
+        if name not in _KNOWN_MASKS:
+            raise UnsupportedError(f"its attention takes a mask of its own, {name}")
+    windows = [inspect.getclosurevars(part).nonlocals["sliding_window"] for name, part in parts if name == "sliding_window_overlay"]
+    return Mask(min(map(int, windows), default=0))
+
+
+def _mask_parts(function: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The functions of transformers.masking_utils that a mask is made of, with their names."""
+    yield function.__qualname__.split(".")[0], function
+    for cell in function.__closure__ or ():
+        contents = cell.cell_contents if isinstance(cell.cell_contents, tuple) else (cell.cell_contents,)
+        for part in contents:
+            if inspect.isfunction(part):
+                yield from _mask_parts(part)
+
+
+# Packed sequences are told from the inputs of a call; here sequences come with bounds of their own.
+_KNOWN_MASKS = {
+    "causal_mask_function", "sliding_window_overlay", "and_masks", "add_offsets_to_mask_function",
+    "packed_sequence_mask_function", "packed_sequence_compatibility_function", "remap_positions_for_packed_sequence",
+}  # fmt: skip
+
+
+def _window_of(mask: Any, sliding_window: int | None, is_causal: bool, field: str) -> int:
+    """The window of an attention, which models pass on as a number, as a mask, or as both; 0 is none."""
+    if isinstance(mask, Mask):
+        return mask.window or sliding_window or 0
+    if mask is not None:
+        raise UnsupportedError("its attention takes a mask of its own", field=field)
+    if not is_causal:
+        raise UnsupportedError("its attention sees later tokens", field=field, fix="causal language models compile")
+    return sliding_window or 0
+
+
+# What models hand to attention, and what changes nothing there: positions are in the rotated queries and keys already.
+_HARMLESS = {"position_ids", "cache_position", "deterministic"}
+
+
+def _attention_interface(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **_others: Any,  # transformers hands every implementation the arguments of all of them
+) -> tuple[torch.Tensor, None]:
+    field = type(module).__name__
+    for name, value_given in _others.items():
+        if name not in _HARMLESS and value_given is not None and value_given is not False:
+            raise UnsupportedError(f"its attention takes {name}, which no kernel of cupola knows", field=field)
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if not is_causal:
+        raise UnsupportedError("its attention sees later tokens", field=field, fix="causal language models compile")
+    window = _window_of(attention_mask, sliding_window, is_causal, field)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attention(query, key, value, None, s_aux, UNNUMBERED, float(scale), window, float(softcap or 0.0)), None
+
+
+def _scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    window = _window_of(attn_mask, None, is_causal, "scaled_dot_product_attention")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return attention(query, key, value, None, None, UNNUMBERED, float(scale), window, 0.0).transpose(1, 2)
+
+
+transformers.AttentionInterface.register("cupola", _attention_interface)
+AttentionMaskInterface.register("cupola", _mask)
+
+
+@contextlib.contextmanager
+def marked_sdpa() -> Iterator[None]:
+    """Models that call scaled_dot_product_attention by themselves get the marker in its place, and a `Mask`."""
+    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = _mask
+    try:
+        with unittest.mock.patch("torch.nn.functional.scaled_dot_product_attention", _scaled_dot_product_attention):
+            yield
+    finally:
+        del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+
+
+__all__ = ["Mask", "attention", "marked_sdpa", "number_layers"]
