@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from dataclasses import dataclass, fields
 
@@ -18,7 +19,7 @@ from cupola.runtime.grammar_masks import GrammarMasks
 from cupola.runtime.outputs import EngineStats
 from cupola.runtime.request import Request, RequestSpec
 from cupola.runtime.sampler import sample
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.sampling_params import RANDOM_SEED, SamplingParams
 from cupola.runtime.scheduler import Scheduler
 from cupola.runtime.step import Step
 from cupola.runtime.swap_pool import SwapPool
@@ -31,7 +32,9 @@ MAX_KEPT_GRAMMARS = 16  # beside those of running sequences
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How much an engine takes on at once. `seed` is for requests that bring none; a `max_logprobs` of -1 is the vocabulary.
+    """How much an engine takes on at once. A `max_logprobs` of -1 is the vocabulary.
+
+    `seed` is for requests that bring none; without it these differ from one engine to the next.
 
     Of a step's `max_num_batched_tokens`, at most `max_num_mixed_prefill_tokens` are those of prompts if sequences decode in it.
     Where all sequences take the likeliest token and nobody waits, the model takes up to `num_scheduler_steps` in a step of the engine, as
@@ -44,14 +47,16 @@ class EngineConfig:
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
     enable_prefix_caching: bool = True
-    seed: int = 0
+    seed: int | None = None
     max_logprobs: int = 20
     max_num_mixed_prefill_tokens: int = 192
     num_scheduler_steps: int = 8
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self) if field.type == "int"):
+        for name in (field.name for field in fields(self) if field.type.startswith("int")):
             value, lowest = getattr(self, name), {"seed": 0, "max_logprobs": -1}.get(name, 1)
+            if name == "seed" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value < 2**31:
                 raise OptionError(f"is {value!r:.60}", field=name, fix=f"give a whole number of at least {lowest}")
         if not isinstance(self.enable_prefix_caching, bool):
@@ -93,6 +98,7 @@ class Engine:
         self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))
         self._grammars = GrammarMasks(self._compiler)
         self._num_requests = 0
+        self._seed = secrets.randbits(31) if config.seed is None else config.seed
         self._max_steps = 1  # of the model in the next step
 
     def add_request(
@@ -123,8 +129,9 @@ class Engine:
         """
         if request_id in self.scheduler.requests:
             raise RequestError(f"is {request_id!r}, which is running already", field="request_id", fix="give another one")
-        token_ids = self.admission.encode(prompt, add_special_tokens=add_special_tokens)
         self.admission.check_params(params)
+        num_kept = self.admission.num_kept(params)
+        token_ids = self.admission.encode(prompt, add_special_tokens=add_special_tokens, num_kept=num_kept)
         if len(cache_salt) > MAX_SALT_BYTES:
             raise RequestError(f"has {len(cache_salt)} bytes", field="cache_salt", fix=f"give at most {MAX_SALT_BYTES}")
         grammar = self._compile(params, compiled_grammar)
@@ -140,13 +147,14 @@ class Engine:
             stop_token_ids=model_stops | frozenset(params.stop_token_ids or ()),
             model_stop_token_ids=model_stops,
             max_length=int(max_length),
-            seed=(self.config.seed, self._num_requests) if params.seed is None else (params.seed % 2**64,),
+            seed=(self._seed, self._num_requests) if params.seed is None or params.seed == RANDOM_SEED else (params.seed % 2**64,),
             arrival=self._num_requests,
             priority=priority,
             cache_salt=cache_salt,
             wants_prompt_logits=wants_prompt_logits,
             grammar=grammar,
             ignored_token_ids=all_stops - model_stops if grammar else frozenset(),
+            bad_words=self.admission.bad_words(params),
         )
         request = Request(spec, self.tokenizer)
         self._num_requests += 1
@@ -155,12 +163,14 @@ class Engine:
 
     def step(self) -> list[Request]:
         """Runs one batch, and goes on where the model can do so by itself. Returns the requests that have something new: `Request.output`
-        gives all of it, their sequences what is new.
+        gives all of it, their sequences what is new. Where there is nothing to do, nothing is new.
 
         Raises:
             EngineError: if the model failed. No request and no block is lost: what ran is queued again, and the
                 caller chooses between another step and `abort`.
         """
+        if not self.has_unfinished_requests():
+            return []
         try:
             step = self.scheduler.schedule(min(self._max_steps, self.executor.max_steps))
             self._grammars.ask(step)  # they think while the model runs

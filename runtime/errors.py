@@ -7,6 +7,7 @@ CupolaError
 │   ├── UnsupportedError    a model or feature that cupola knows it cannot run rightly
 │   ├── ArtifactError       an artifact that is damaged, too new, or for another machine
 │   └── RequestError        a prompt or sampling parameter (also a ValueError)
+│       └── ContextLengthError  a prompt that is too long
 └── EngineError             the engine cannot go on
 """
 
@@ -52,6 +53,21 @@ class ArtifactError(InputError):
 
 class RequestError(InputError, ValueError):
     """A prompt or sampling parameter that the engine cannot take."""
+
+
+class ContextLengthError(RequestError):
+    """A prompt that is longer than a sequence may be, in the words by which OpenAI's clients know it.
+
+    Args:
+        length: what the prompt has, such as "700 tokens".
+        max_length: tokens that a sequence may have.
+        context_length: tokens of the model's context, more than `max_length` if memory for K/V is what is short.
+    """
+
+    def __init__(self, length: str, max_length: int, context_length: int | None = None) -> None:
+        held = "" if context_length in (None, max_length) else f" The model's own is {context_length}, but kv_memory holds no more."
+        sentence = f"This model's maximum context length is {max_length} tokens. However, your prompt has {length}.{held}"
+        super().__init__(sentence, field="prompt", fix="Please reduce the length of the prompt")
 
 
 class EngineError(CupolaError):

@@ -38,6 +38,12 @@ class RequestSpec:
     wants_prompt_logits: bool = False
     grammar: bytes | None = None  # that the output must follow, as `GrammarCompiler.compile` gave it
     ignored_token_ids: frozenset[int] = frozenset()  # stop tokens that are not taken even where the grammar may end
+    bad_words: tuple[tuple[int, ...], ...] = ()  # the last token of each may not follow the others
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the request itself says which tokens may come: none may be left."""
+        return self.params.allowed_token_ids is not None or bool(self.bad_words)
 
 
 class Status(Enum):
@@ -103,9 +109,16 @@ class Sequence:
 
     @property
     def adjusts_logits(self) -> bool:
-        """Whether a bias, stop tokens that may not come yet or penalties change its logits."""
-        params = self.request.spec.params
-        return bool(params.logit_bias) or params.penalized or bool(self.banned_token_ids)
+        """Whether a bias, tokens that may not come or penalties change its logits."""
+        spec = self.request.spec
+        params = spec.params
+        return spec.is_restricted or bool(params.logit_bias) or params.penalized or bool(self.banned_token_ids)
+
+    @property
+    def bad_token_ids(self) -> list[int]:
+        """The tokens that would end a bad word now."""
+        words, tokens, num_output = self.request.spec.bad_words, self.token_ids, self.num_output_tokens
+        return [w[-1] for w in words if len(w) == 1 or (len(w) <= num_output + 1 and tuple(tokens[1 - len(w) :]) == w[:-1])]
 
     @property
     def takes_likeliest(self) -> bool:

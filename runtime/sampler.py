@@ -1,8 +1,8 @@
 """From logits to tokens. Each sequence draws from a random stream of its own, one number a token, so that what runs
 beside it never changes its samples.
 
-The order is vLLM's: log-probabilities are the raw model's; then what a grammar forbids, logit bias, stop tokens before
-`min_tokens`, penalties; the greedy choice; temperature, min_p, top_k, top_p, a draw.
+The order is vLLM's: log-probabilities are the raw model's; then what a grammar forbids, `allowed_token_ids`, bad words, logit bias,
+stop tokens before `min_tokens`, penalties; the greedy choice; temperature, min_p, top_k, top_p, a draw.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ WITHIN_BLOCK = np.arange(MAXIMA_BLOCK)
 SUMMANDS = np.where(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") == 1, np.float32(0), np.float32(-np.inf)
 )
+NO_TOKEN = -1
 STRETCH = 256  # weights that are summed together first when a token is drawn
 NUCLEUS_WEIGHTS = (2**-5, 2**-10, 2**-15, 0)  # beside the heaviest: how light what top_p sorts may be, and then, if that was too little
 
@@ -50,8 +51,8 @@ class PromptScores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GrammarEnd:
-    """A sequence that ends without a further token: its grammar is complete, or (`error`) allows nothing."""
+class SequenceEnd:
+    """A sequence that ends without a further token: its grammar is complete, or (`error`) no token may come."""
 
     sequence: Sequence
     error: str | None
@@ -62,7 +63,7 @@ class Samples(NamedTuple):
 
     tokens: SequenceOf[SampledToken]
     prompt_scores: SequenceOf[PromptScores]
-    ends: tuple[GrammarEnd, ...] = ()
+    ends: tuple[SequenceEnd, ...] = ()
     delayed: frozenset[Sequence] = frozenset()
 
 
@@ -89,7 +90,12 @@ def sample(logits: Logits, step: Step, outcomes: Mapping[Sequence, Outcome | Non
     masked = _masked(logits, rows, outcomes) if outcomes else {}
     before = range(step.num_steps, 1, -1)
     tokens = [SampledToken(sequence, _likeliest(logits, row, sequence, back), None) for back in before for sequence, row in rows.items()]
-    tokens += [_sample_one(logits, row, masked.get(sequence), sequence) for sequence, row in rows.items()]
+    for sequence, row in rows.items():
+        sampled = _sample_one(logits, row, masked.get(sequence), sequence)
+        if isinstance(sampled, SampledToken):
+            tokens.append(sampled)
+        else:
+            ends += (sampled,)
     return Samples(tokens, scores, ends, delayed)
 
 
@@ -112,12 +118,12 @@ def apply_masks(logits: Float32, rows: list[int], masks: SequenceOf[bytes]) -> F
     return summands
 
 
-def _end(sequence: Sequence, outcome: Outcome | None) -> GrammarEnd | None:
+def _end(sequence: Sequence, outcome: Outcome | None) -> SequenceEnd | None:
     if isinstance(outcome, Failed):
-        return GrammarEnd(sequence, outcome.error)
+        return SequenceEnd(sequence, outcome.error)
     if outcome is None or outcome.state == "open":
         return None
-    return GrammarEnd(sequence, None if outcome.state == "done" else "the grammar allows no token here")
+    return SequenceEnd(sequence, None if outcome.state == "done" else "the grammar allows no token here")
 
 
 def _likeliest(logits: Logits, row: int, sequence: Sequence, back: int = 1) -> int:
@@ -132,23 +138,30 @@ def _checked(token_id: int, sequence: Sequence) -> int:
     return token_id
 
 
-def _sample_one(step_logits: Logits, row: int, masked: Float32 | None, sequence: Sequence) -> SampledToken:
+def _sample_one(step_logits: Logits, row: int, masked: Float32 | None, sequence: Sequence) -> SampledToken | SequenceEnd:
     num_top = sequence.request.spec.params.logprobs
     if sequence.takes_likeliest:
         token_id = _likeliest(step_logits, row, sequence)
     else:
         logits = step_logits.values[row]
         token_id = choose(logits, step_logits.maxima[row], sequence) if masked is None else choose(masked, None, sequence)
+        if token_id == NO_TOKEN:
+            return SequenceEnd(sequence, "what the request says of tokens leaves none that may come here")
         _checked(-1 if math.isnan(logits[token_id]) else token_id, sequence)
     return SampledToken(sequence, token_id, None if num_top is None else rank_logprobs(step_logits.values[row], token_id, num_top))
 
 
 def choose(logits: Float32, maxima: Float32 | None, sequence: Sequence) -> int:
-    """The next token of `sequence` from its row of logits, f32 [vocab], and their maxima by blocks, if those are known."""
+    """The next token of `sequence` from its row of logits, f32 [vocab], and their maxima by blocks, if those are known.
+
+    It is NO_TOKEN where the request leaves none.
+    """
     params = sequence.request.spec.params
     adjusted = adjust(logits, sequence)
     if adjusted is not logits:
         maxima = None
+    if sequence.request.spec.is_restricted and adjusted.max() == -np.inf:
+        return NO_TOKEN
     if params.greedy:
         return int(adjusted.argmax())
     uniform = sequence.rng.random()
@@ -169,12 +182,14 @@ def find_candidates(maxima: Float32, top_k: int, vocab_size: int) -> npt.NDArray
 
 
 def adjust(logits: Float32, sequence: Sequence) -> Float32:
-    """Logits after logit bias, `min_tokens` and penalties; a copy where anything changes."""
+    """Logits after all that the request says of single tokens; a copy where anything changes."""
     spec = sequence.request.spec
     params = spec.params
     if not sequence.adjusts_logits:
         return logits
-    logits = logits.copy()
+    logits = logits.copy() if params.allowed_token_ids is None else _only(logits, params.allowed_token_ids)
+    if bad := sequence.bad_token_ids:
+        logits[bad] = -np.inf
     if params.logit_bias:
         logits[list(params.logit_bias)] += np.fromiter(params.logit_bias.values(), np.float32)
     if banned := sequence.banned_token_ids:
@@ -189,6 +204,14 @@ def adjust(logits: Float32, sequence: Sequence) -> Float32:
         output, counts = np.unique(np.array(sequence.output_token_ids, np.int64), return_counts=True)
         logits[output] -= (params.presence_penalty + params.frequency_penalty * counts).astype(np.float32)
     return logits
+
+
+def _only(logits: Float32, token_ids: SequenceOf[int]) -> Float32:
+    """The logits with -inf for every other token."""
+    allowed = np.full_like(logits, -np.inf)
+    kept = list(token_ids)
+    allowed[kept] = logits[kept]
+    return allowed
 
 
 def draw(logits: Float32, params: SamplingParams, uniform: float) -> int:

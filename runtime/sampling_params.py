@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -10,7 +9,9 @@ from cupola.runtime.errors import RequestError
 from cupola.runtime.structured_outputs import StructuredOutputs
 
 GREEDY_TEMPERATURE = 1e-5  # below it, sampling is greedy: the softmax would be one-hot anyway
+RANDOM_SEED = -1
 MAX_N, MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGIT_BIASES = 128, 64, 1024, 1024
+MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS = 64, 128
 MAX_INT = 2**63 - 1
 
 
@@ -21,13 +22,18 @@ class SamplingParams:
     Args:
         n: completions a prompt, sharing the prompt's K/V.
         temperature: 0 is greedy.
-        top_k: sample from the k likeliest tokens; 0 or -1 is all of them.
-        top_p: sample from the smallest set of tokens with this much probability, 0 < top_p <= 1.
+        top_k: sample from the k likeliest tokens; 0, -1 or more than there are is all of them.
+        top_p: sample from the smallest set of tokens with this much probability, 0 to 1; 0 is greedy.
         min_p: drop tokens with less than this times the likeliest one's probability, 0 to 1.
         repetition_penalty: divides (or multiplies, if negative) the logits of tokens seen in prompt or output; 1 is off.
         presence_penalty, frequency_penalty: subtracted for each token (each occurrence) in the output, -2 to 2.
         logit_bias: token id to a number from -100 to 100 that is added to its logit.
-        seed: makes the request's samples repeatable, whatever runs beside it.
+        bad_words: texts that must not come. Of the tokens that a text is made of, with and without a blank before it, the last one is not
+            taken after the others; the same letters in other tokens may come.
+        allowed_token_ids: the only token ids that may come.
+        truncate_prompt_tokens: how many of the prompt's last tokens are kept, beside the special ones that begin a text; -1 is as many as
+            leave room for `max_tokens`.
+        seed: makes the request's samples repeatable, whatever runs beside it; -1 is none.
         stop: strings that end the output, left out of it unless `include_stop_str_in_output`.
         stop_token_ids: token ids that end the output, beside the model's own.
         ignore_eos: go on after the model's own stop tokens.
@@ -53,6 +59,9 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
+    bad_words: Sequence[str] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    truncate_prompt_tokens: int | None = None
     seed: int | None = None
     stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
@@ -76,6 +85,7 @@ class SamplingParams:
                 raise _wrong(name, getattr(self, name), "true or false")
         self._check_stops()
         self._check_logit_bias()
+        self._check_words()
         if not isinstance(self.structured_outputs, StructuredOutputs | None):
             raise _wrong("structured_outputs", self.structured_outputs, "StructuredOutputs")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -84,12 +94,18 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken."""
-        return self.temperature < GREEDY_TEMPERATURE
+        return self.temperature < GREEDY_TEMPERATURE or self.top_p == 0
 
     @property
     def penalized(self) -> bool:
         """Whether tokens seen before change the logits."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def restriction(self) -> str:
+        """The parameter that leaves no token, where none is left."""
+        names = ("structured_outputs", "allowed_token_ids", "bad_words")
+        return next((name for name in names if getattr(self, name) is not None), names[0])
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -123,6 +139,23 @@ class SamplingParams:
             _check_integer("logit_bias", token_id, 0, MAX_INT)
             _check_number("logit_bias", bias, -100, 100)
 
+    def _check_words(self) -> None:
+        words = self.bad_words
+        if words is not None and not isinstance(words, list | tuple):
+            raise _wrong("bad_words", words, "a list of strings")
+        if len(words or ()) > MAX_BAD_WORDS:
+            raise RequestError(f"has {len(words or ())} strings", field="bad_words", fix=f"give at most {MAX_BAD_WORDS}")
+        for word in words or ():
+            if not isinstance(word, str) or not word.strip() or len(word) > MAX_BAD_WORD_CHARACTERS:
+                raise _wrong("bad_words", word, f"strings of 1 to {MAX_BAD_WORD_CHARACTERS} characters, not all of them blanks")
+        ids = self.allowed_token_ids
+        if ids is not None and not (isinstance(ids, list | tuple) and ids):
+            raise _wrong("allowed_token_ids", ids, "a list of at least one token id")
+        for token_id in ids or ():
+            _check_integer("allowed_token_ids", token_id, 0, MAX_INT)
+        if self.truncate_prompt_tokens == 0:
+            raise _wrong("truncate_prompt_tokens", 0, "at least 1, or -1 for what the context holds")
+
 
 _INTEGERS = (
     ("n", 1, MAX_N),
@@ -130,12 +163,13 @@ _INTEGERS = (
     ("seed", -(2**63), MAX_INT),
     ("max_tokens", 1, MAX_INT),
     ("min_tokens", 0, MAX_INT),
+    ("truncate_prompt_tokens", -1, MAX_INT),
     ("logprobs", -1, MAX_INT),
     ("prompt_logprobs", -1, MAX_INT),
 )
 _NUMBERS = (
     ("temperature", 0.0, 100.0),
-    ("top_p", math.ulp(0.0), 1.0),  # the smallest positive float: 0 itself would leave no token
+    ("top_p", 0.0, 1.0),
     ("min_p", 0.0, 1.0),
     ("repetition_penalty", 0.01, 100.0),
     ("presence_penalty", -2.0, 2.0),
@@ -158,5 +192,4 @@ def _check_integer(field: str, value: object, lowest: int, highest: int) -> None
 
 def _check_number(field: str, value: object, lowest: float, highest: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest:  # NaN fails too
-        low = "above 0" if lowest == math.ulp(0.0) else f"from {lowest:g}"
-        raise _wrong(field, value, f"a number {low} to {highest:g}")
+        raise _wrong(field, value, f"a number from {lowest:g} to {highest:g}")

@@ -10,9 +10,10 @@ import tokenizers
 
 from cupola.runtime.artifact import CHAT_TEMPLATE, TOKENIZER, Artifact
 from cupola.runtime.chat_template import ChatTemplate
-from cupola.runtime.errors import ArtifactError, RequestError
+from cupola.runtime.errors import ArtifactError, ContextLengthError, RequestError
 from cupola.runtime.token_bytes import TokenBytes
 
+MAX_TOKENS = 1 << 20  # of a text, if nobody says
 MAX_CHARACTERS_PER_TOKEN = 64  # text longer than this times the context is refused before any work is spent on it
 
 
@@ -33,7 +34,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self.token_bytes = TokenBytes(self._tokenizer)
 
-    def encode(self, text: str, *, max_tokens: int, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, max_tokens: int = MAX_TOKENS, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`.
 
         Raises:
@@ -71,7 +72,7 @@ class Tokenizer:
 def check_text(text: str, max_tokens: int) -> None:
     """Refuses text that no tokenizer should be asked to work on. Raises RequestError."""
     if len(text) > max_tokens * MAX_CHARACTERS_PER_TOKEN:
-        raise RequestError(f"has {len(text)} characters, too many for {max_tokens} tokens", field="prompt", fix="shorten it")
+        raise ContextLengthError(f"{len(text)} characters, too many for that", max_tokens)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -19,9 +19,17 @@ LOG_FORMATS = ("text", "json")
 Host = Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is every one.")]
 Port = Annotated[int, typer.Option("--port", help="The port; 0 takes a free one.")]
 ApiKey = Annotated[
-    str | None, typer.Option("--api-key", help="What clients must send (default: $CUPOLA_API_KEY, else nothing).", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--api-key", help="What clients must send (default: $CUPOLA_API_KEY, else nothing); repeat it for more.", show_default=False
+    ),
 ]
-Name = Annotated[str | None, typer.Option("--served-model-name", help="How requests call the model (default: its own name).")]
+Name = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--served-model-name", help="How requests call the model (default: its own name); repeat it for more.", show_default=False
+    ),
+]
 MaxSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that run together.")]
 MaxTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Tokens of one step; longer prompts are computed in chunks.")]
 MixedTokens = Annotated[
@@ -49,6 +57,16 @@ Stall = Annotated[float, typer.Option("--stall-timeout", help="Seconds without a
 IgnoredFields = Annotated[
     str, typer.Option("--ignored-fields", help="Request fields to ignore, with commas between; other unknown ones are refused.")
 ]
+AllowedOrigins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-origins", help="Origins of web pages that may use the server, * for all; repeat it for more.", show_default=False
+    ),
+]
+RootPath = Annotated[str, typer.Option("--root-path", help="The path under which a proxy shows the server, such as /llm.")]
+CertFile = Annotated[Path | None, typer.Option("--ssl-certfile", help="A certificate in PEM, for HTTPS.", show_default=False)]
+KeyFile = Annotated[Path | None, typer.Option("--ssl-keyfile", help="Its key in PEM.", show_default=False)]
+KeepAlive = Annotated[float, typer.Option("--sse-keep-alive", help="Seconds after which a silent stream sends a comment; 0 is never.")]
 LogFormat = Annotated[str, typer.Option("--log-format", help="text or json.")]
 
 
@@ -74,6 +92,11 @@ def serve_model(
     send_timeout: Send = 60.0,
     stall_timeout: Stall = 20.0,
     ignored_fields: IgnoredFields = "",
+    allowed_origins: AllowedOrigins = None,
+    root_path: RootPath = "",
+    ssl_certfile: CertFile = None,
+    ssl_keyfile: KeyFile = None,
+    sse_keep_alive: KeepAlive = 30.0,
     log_format: LogFormat = "text",
     isa: p.Isa = None,
     target: p.Target = None,
@@ -91,16 +114,17 @@ def serve_model(
     options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     if log_format not in LOG_FORMATS:
         raise OptionError(f"is {log_format!r:.60}", field="log_format", fix=f"give one of {', '.join(LOG_FORMATS)}")
-    name = served_model_name or (Path(model).resolve().name if p.is_artifact(model) else short_name(model))
-    name = re.sub(r"[^\w.:/@+-]", "-", name)
+    own_name = Path(model).resolve().name if p.is_artifact(model) else short_name(model)
+    names = served_model_name or [re.sub(r"[^\w.:/@+-]", "-", own_name)]
+    keys = api_key or [key for key in [api_key_of_environment()] if key is not None]
 
     def serve(folder: Path | str) -> None:
         cupola.serve(
             folder,
             host=host,
             port=port,
-            api_key=api_key if api_key is not None else api_key_of_environment(),
-            served_model_name=name,
+            api_key=keys,
+            served_model_name=names,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_mixed_prefill_tokens=max_num_mixed_prefill_tokens,
@@ -108,7 +132,7 @@ def serve_model(
             swap_memory=swap_memory,
             swap_folder=swap_folder,
             enable_prefix_caching=prefix_caching,
-            seed=seed or 0,
+            seed=seed,
             max_logprobs=max_logprobs,
             num_scheduler_steps=num_scheduler_steps,
             isa=isa,
@@ -117,8 +141,18 @@ def serve_model(
             shutdown_timeout=shutdown_timeout,
             send_timeout=send_timeout,
             stall_timeout=stall_timeout,
-            ignored_fields=[name.strip() for name in ignored_fields.split(",") if name.strip()],
+            ignored_fields=_split(ignored_fields),
+            allowed_origins=_split(",".join(allowed_origins or [])),
+            root_path=root_path,
+            ssl_certfile=ssl_certfile,
+            ssl_keyfile=ssl_keyfile,
+            sse_keep_alive=sse_keep_alive,
             log_format="json" if log_format == "json" else "text",
         )
 
     answer.load_by(serve, model, options)
+
+
+def _split(given: str) -> list[str]:
+    """What stands between commas."""
+    return [part.strip() for part in given.split(",") if part.strip()]

@@ -14,22 +14,25 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from cupola.runtime.errors import CupolaError, RequestError
 from cupola.runtime.server.chat import chat
 from cupola.runtime.server.completions import complete
+from cupola.runtime.server.content import Content
 from cupola.runtime.server.engine_client import Health
 from cupola.runtime.server.errors import ERROR_RESPONSES, ServerError, on_error, on_http_exception, on_invalid_body
 from cupola.runtime.server.generation import json_response
-from cupola.runtime.server.middleware import Guard, Observer
+from cupola.runtime.server.middleware import Guard, Observer, Prefix
 from cupola.runtime.server.page_routes import router as page
 from cupola.runtime.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
-from cupola.runtime.server.service import Service
+from cupola.runtime.server.service import ServerConfig, Service
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}  # beside JSON
+NOT_NOW: dict[int | str, dict[str, Any]] = {503: {"description": "Requests are not answered now.", "content": {"application/json": {}}}}
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -83,12 +86,12 @@ def build_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        servers=[{"url": service.config.root_path}] if service.config.root_path else None,
         responses=ERROR_RESPONSES,
     )
     app.state.ignored_fields = frozenset(service.config.ignored_fields)
     app.router.route_class = StrictRoute
-    app.add_middleware(Guard, api_key=service.config.api_key, max_body_bytes=service.config.max_body_bytes)
-    app.add_middleware(Observer)  # added last, so it is the outermost
+    _add_middleware(app, service.config)
     for kind in (CupolaError, ServerError, TimeoutError):
         app.add_exception_handler(kind, on_error)
     app.add_exception_handler(HTTPException, on_http_exception)
@@ -98,6 +101,24 @@ def build_app(service: Service) -> FastAPI:
     _add_state(app, service)
     app.include_router(page)
     return app
+
+
+def _add_middleware(app: FastAPI, config: ServerConfig) -> None:
+    """What each request goes through, the last added first."""
+    app.add_middleware(Content, max_bytes=config.max_body_bytes)
+    app.add_middleware(Guard, api_keys=config.api_keys, max_body_bytes=config.max_body_bytes)
+    if config.allowed_origins:  # before the key is asked for: browsers send none with their own questions, and pages read refusals too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("X-Request-Id", "Retry-After"),
+            max_age=3600,
+        )
+    app.add_middleware(Observer)
+    if config.root_path:
+        app.add_middleware(Prefix, root_path=config.root_path)
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:
@@ -149,25 +170,26 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    name = service.config.served_model_name
+    names = service.config.served_model_names
 
-    def card() -> dict[str, Any]:
+    def card(name: str) -> dict[str, Any]:
         ready = service.health is Health.READY and not service.draining
         length = service.max_length if ready else service.artifact.manifest.model.context_length
-        return {"id": name, "object": "model", "created": service.created, "owned_by": "cupola", "root": name, "max_model_len": length}
+        return {"id": name, "object": "model", "created": service.created, "owned_by": "cupola", "root": names[0], "max_model_len": length}
 
     @app.get("/v1/models")
     async def models() -> Response:
-        """The one model that is served."""
-        return json_response({"object": "list", "data": [card()]})
+        """The one model that is served, under each of its names."""
+        return json_response({"object": "list", "data": [card(name) for name in names]})
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> Response:
         """A model by its name."""
-        service.check_model(model)
-        return json_response(card())
+        return json_response(card(service.check_model(model)))
 
-    @app.get("/health", responses={503: {"description": "Requests are not answered now.", "content": {"application/json": {}}}})
+    @app.get("/health", responses=NOT_NOW)
+    @app.get("/v1/health", responses=NOT_NOW)
+    @app.get("/ping", responses=NOT_NOW)
     async def health() -> Response:
         """200 if requests are answered; 503 while the model is loading, or when the engine is dead, stalled, or shutting down."""
         state = "shutting_down" if service.draining else service.health.value

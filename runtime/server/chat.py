@@ -12,7 +12,7 @@ from starlette.responses import Response
 from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
 from cupola.runtime.server.generation import Choice, Generation, respond
-from cupola.runtime.server.logprobs import chat_logprobs, prompt_logprobs
+from cupola.runtime.server.logprobs import chat_logprobs, name_by_ids, prompt_logprobs
 from cupola.runtime.server.protocol import ChatRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
 from cupola.runtime.server.service import Service
@@ -22,12 +22,13 @@ from cupola.runtime.tools.plan import ToolPlan, plan_chat
 
 @dataclass(frozen=True)
 class Chat:
-    """A request on its way. `plan` reads tool calls out of what the model says."""
+    """A request on its way. `plan` reads tool calls out of what the model says; `echoed` is what each answer begins with."""
 
     body: ChatRequest
     plan: ToolPlan
     generation: Generation
     head: Object
+    echoed: str = ""
 
     def whole(self) -> Object:
         """The answer, once the generation is finished."""
@@ -37,9 +38,8 @@ class Chat:
         return answer if scores is None else {**answer, "prompt_logprobs": prompt_logprobs(scores)}
 
     async def events(self) -> AsyncIterator[Object]:
-        """The answer piece by piece; each choice's first says who speaks."""
-        for index in range(len(self.generation.choices)):
-            yield self._event(index, {"role": "assistant", "content": ""})
+        """The answer piece by piece; each choice's first says who speaks, and comes no earlier than there is something to say."""
+        silent = set(range(len(self.generation.choices)))
         options = self.body.stream_options
         streams = [self.plan.open_stream() for _ in self.generation.choices]
         async for index, delta in self.generation:
@@ -49,7 +49,11 @@ class Chat:
             if delta.finish_reason or (delta.logprobs and not events):
                 events.append(self._event(index, {}))
             if events:
-                events[0]["choices"][0]["logprobs"] = self._logprobs(delta.logprobs)
+                first = events[0]["choices"][0]
+                first["logprobs"] = self._logprobs(delta.logprobs)
+                if index in silent:
+                    silent.discard(index)
+                    first["delta"] = self._begin(first["delta"])
             if delta.finish_reason:
                 events[-1]["choices"][0] |= {
                     "finish_reason": stream.finish_reason(delta.finish_reason),
@@ -64,11 +68,16 @@ class Chat:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
         return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
+    def _begin(self, delta: Object) -> Object:
+        """An answer's first delta, or its only message."""
+        return {"role": "assistant", **delta, "content": self.echoed + (delta.get("content") or "")}
+
     def _choice(self, index: int, choice: Choice) -> Object:
         answer = self.plan.parse(choice.text)
+        said = answer.as_openai()
         found = {
             "index": index,
-            "message": {**answer.as_openai(), "refusal": None},
+            "message": {**(self._begin(said) if self.echoed else said), "refusal": None},
             "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": answer.finish_reason(choice.finish_reason or ""),
             "stop_reason": choice.stop_reason,
@@ -76,7 +85,11 @@ class Chat:
         return {**found, "token_ids": choice.token_ids} if self.body.return_token_ids else found
 
     def _logprobs(self, entries: list[TokenLogprobs] | None) -> Object | None:
-        return chat_logprobs(entries or [], self.body.top_logprobs or 0) if self.body.logprobs else None
+        if not self.body.logprobs:
+            return None
+        entries = entries or []
+        named = [name_by_ids(entry) for entry in entries] if self.body.return_tokens_as_token_ids else entries
+        return chat_logprobs(named, self.body.top_logprobs or 0)
 
 
 async def chat(service: Service, request: Request, body: ChatRequest) -> Response:
@@ -86,7 +99,7 @@ async def chat(service: Service, request: Request, body: ChatRequest) -> Respons
 
 
 async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> Chat:
-    service.check_model(body.model)
+    model = service.check_model(body.model)
     body.refuse_unsupported()
     if body.top_logprobs and not body.logprobs:
         raise RequestError("is given without logprobs", field="top_logprobs", fix="set logprobs to true")
@@ -100,11 +113,18 @@ async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> 
         service.defaults, body.token_limit, logprobs, structured, skip_special_tokens=body.skip_special_tokens and plan.skip_special_tokens
     )
     text = await _render(service, body, plan)
-    prompt = await service.encode(text, add_special_tokens=bool(body.add_special_tokens))
+    prompt = await service.encode(text, params, add_special_tokens=bool(body.add_special_tokens))
     grammar = await service.compile_grammar(params)
-    head = {"id": f"chatcmpl-{record.request_id}", "created": int(time.time()), "model": service.config.served_model_name}
+    head = {"id": f"chatcmpl-{record.request_id}", "created": int(time.time()), "model": model}
     generation = Generation(service, record, [prompt], params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
-    return Chat(body, plan, generation, head)
+    return Chat(body, plan, generation, head, _echoed(plan) if body.echo else "")
+
+
+def _echoed(plan: ToolPlan) -> str:
+    """The text of the last message, if it is the assistant's."""
+    last = plan.messages[-1]
+    content = last.get("content")
+    return content if last["role"] == "assistant" and isinstance(content, str) else ""
 
 
 def _plan(service: Service, body: ChatRequest) -> ToolPlan:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
 from cupola.runtime.server.generation import Choice, Generation, respond
-from cupola.runtime.server.logprobs import completion_logprobs, prompt_logprobs
+from cupola.runtime.server.logprobs import completion_logprobs, name_by_ids, prompt_logprobs
 from cupola.runtime.server.protocol import CompletionRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
 from cupola.runtime.server.service import Service
@@ -82,7 +82,11 @@ class Completion:
         return found
 
     def _logprobs(self, entries: Sequence[TokenLogprobs | None], offset: int, first_token: str = "") -> Object | None:
-        return None if self.body.logprobs is None else completion_logprobs(entries, self.body.logprobs, offset, first_token)
+        if self.body.logprobs is None:
+            return None
+        if self.body.return_tokens_as_token_ids:
+            entries = [entry and name_by_ids(entry) for entry in entries]
+        return completion_logprobs(entries, self.body.logprobs, offset, first_token)
 
 
 async def complete(service: Service, request: Request, body: CompletionRequest) -> Response:
@@ -92,7 +96,7 @@ async def complete(service: Service, request: Request, body: CompletionRequest) 
 
 
 async def _begin(service: Service, record: RequestRecord, body: CompletionRequest) -> Completion:
-    service.check_model(body.model)
+    model = service.check_model(body.model)
     body.refuse_unsupported()
     if body.suffix:
         raise RequestError("is not supported", field="suffix", fix="leave it out")
@@ -107,15 +111,16 @@ async def _begin(service: Service, record: RequestRecord, body: CompletionReques
         params = replace(params, prompt_logprobs=body.logprobs)
     special = True if body.add_special_tokens is None else body.add_special_tokens
     given = body.prompts()
-    prompts = [await service.encode(prompt, add_special_tokens=special) for prompt in given]
+    prompts = [await service.encode(prompt, params, add_special_tokens=special) for prompt in given]
     grammar = await service.compile_grammar(params)
     head = {
         "id": f"cmpl-{record.request_id}",
         "object": "text_completion",
         "created": int(time.time()),
-        "model": service.config.served_model_name,
+        "model": model,
     }
-    texts = [_text(service, prompt) for prompt in given] if body.echo else []
+    said = given if body.truncate_prompt_tokens is None else prompts
+    texts = [_text(service, prompt) for prompt in said] if body.echo else []
     first_tokens = [_text(service, prompt[:1]) for prompt in prompts] if body.echo else []
     generation = Generation(service, record, prompts, params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
     return Completion(body, generation, head, tuple(texts), tuple(first_tokens))

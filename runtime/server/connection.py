@@ -6,6 +6,8 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from cupola.runtime.server.request_parser import RequestParser
+
 MAX_HEAD_BYTES = 256 << 10  # a request's line and headers
 
 
@@ -19,6 +21,11 @@ class Connection(HttpToolsProtocol):
     _num_head_bytes = 0
     _reads_head = True
     _stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        self.parser = RequestParser(self)  # type: ignore[assignment] # with all that uvicorn asks of httptools' own
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Takes what came; a head that is still unfinished may not be too long."""

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cupola.runtime.errors import EngineError, InputError, RequestError
+from cupola.runtime.errors import ContextLengthError, EngineError, InputError, RequestError
 
 TYPES = {
     400: "invalid_request_error",
@@ -86,6 +86,8 @@ def describe(error: Exception) -> tuple[int, str, str | None, str | None]:
     match error:
         case ServerError():
             return error.status, error.message, error.field, error.code
+        case ContextLengthError():  # a sentence that clients look for
+            return 400, f"{error.message} {error.fix}.", error.field, "context_length_exceeded"
         case InputError():
             return 400, str(error), error.field, None
         case EngineError():

@@ -24,6 +24,7 @@ from cupola.runtime.server.service import Service
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients pass over
 
 
 @dataclass
@@ -66,6 +67,8 @@ class Generation:
         self.prompts, self.choices = prompts, [Choice() for _ in range(len(prompts) * params.n)]
         self.prompt_logprobs: list[list[TokenLogprobs | None] | None] = [None] * len(prompts)
         self.num_cached_tokens = 0
+        self._restriction = params.restriction
+        self.keep_alive = service.config.sse_keep_alive
         self._times = RequestTimes(record.arrival)
         self._stream = service.submit(prompts, params, priority, cache_salt, grammar)
         self._index_of = {request_id: i for i, request_id in enumerate(self._stream.request_ids)}
@@ -80,7 +83,7 @@ class Generation:
             for completion in delta.completions:
                 index = prompt * self._n + completion.index
                 if completion.error is not None:
-                    raise RequestError(completion.error, field="structured_outputs", fix="change or simplify it")
+                    raise RequestError(completion.error, field=self._restriction, fix="change or simplify it")
                 self.choices[index].add(completion)
                 yield index, completion
         self._finish()
@@ -144,7 +147,7 @@ async def respond(request: Request, record: RequestRecord, begin: Coroutine[Any,
     """The answer that `begin` prepares, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
     answer = await unless_gone(request, begin)  # preparing may take seconds: a template, a grammar, a long text
     if stream:
-        return EventStream(answer.generation, record, answer.events())
+        return EventStream(answer.generation, record, answer.events(), answer.generation.keep_alive)
     try:
         await unless_gone(request, answer.generation.finish())
         return json_response(answer.whole())
@@ -153,27 +156,34 @@ async def respond(request: Request, record: RequestRecord, begin: Coroutine[Any,
 
 
 class EventStream(Response):
-    """Server-sent events of a generation, which is closed whatever happens; so it is when the client goes away."""
+    """Server-sent events of a generation, which is closed whatever happens; so it is when the client goes away.
+
+    After `keep_alive` seconds without an event, if that isn't 0, comes a comment.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, record: RequestRecord, events: AsyncIterator[dict[str, Any]]) -> None:
+    def __init__(
+        self, generation: Generation, record: RequestRecord, events: AsyncIterator[dict[str, Any]], keep_alive: float = 0.0
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._generation, self._record, self._events = generation, record, events
+        self._keep_alive, self._num_sent = keep_alive, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends until the end, or until the client has gone."""
         tasks = [asyncio.ensure_future(self._send_all(send)), asyncio.ensure_future(wait_until_gone(receive))]
+        waiting = [asyncio.ensure_future(self._send_comments(send))] if self._keep_alive else []
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not tasks[0].done():
                 self._record.status = 499
         finally:
             self._generation.close()
-            for task in tasks:
+            for task in (*tasks, *waiting):
                 task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
+            results = await asyncio.gather(*tasks, *waiting, return_exceptions=True)
         if isinstance(results[0], Exception):
             raise results[0]
 
@@ -181,6 +191,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             async for event in self._events:
+                self._num_sent += 1
                 await send({"type": "http.response.body", "body": encode_event(event), "more_body": True})
         except Exception as error:  # noqa: BLE001  the status is sent: what went wrong can only be an event
             status, message, at, code = describe(error)
@@ -188,6 +199,13 @@ class EventStream(Response):
             event = error_object(status, message, at, code)
             await send({"type": "http.response.body", "body": encode_event(event), "more_body": True})
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    async def _send_comments(self, send: Send) -> None:
+        while True:
+            num_sent = self._num_sent
+            await asyncio.sleep(self._keep_alive)
+            if num_sent == self._num_sent:
+                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
 
 
 def encode_event(event: dict[str, Any]) -> bytes:

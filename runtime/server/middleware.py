@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Sequence
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cupola.runtime.server.errors import ServerError, describe, error_response, on_error
 from cupola.runtime.server.record import RequestRecord, choose_id
 
-OPEN_PATHS = ("/", "/health", "/version")  # and the page's files: what tells nothing and costs nothing
+OPEN_PATHS = ("/", "/health", "/v1/health", "/ping", "/version")  # and the page's files: what tells nothing and costs nothing
 OPEN_FOLDERS = ("/page/",)
 JSON_TYPE = re.compile(r"application/([\w.-]+\+)?json\s*(;.*)?", re.ASCII | re.IGNORECASE)
-QUIET_PATHS = ("/health", "/metrics")  # asked for every second: no line in the log, as for the page's files
+QUIET_PATHS = ("/health", "/v1/health", "/ping", "/metrics")  # asked for every second: no line in the log, as for the page's files
 
 
 class Observer:
@@ -54,11 +55,11 @@ class Observer:
 
 
 class Guard:
-    """Lets in who has the key, if there is one, and JSON of at most `max_body_bytes`."""
+    """Lets in who has a key, if there are any, and JSON of at most `max_body_bytes`."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], max_body_bytes: int) -> None:
         self._app, self._max_body_bytes = app, max_body_bytes
-        self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
+        self._keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what may pass."""
@@ -91,9 +92,11 @@ class Guard:
         await self._app(scope, receive_some, send)
 
     def _check_key(self, path: str, headers: Headers) -> None:
-        if self._authorization is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
+        if not self._keys or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return
-        if not hmac.compare_digest(headers.get("authorization", "").encode(), self._authorization):
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        found = [hmac.compare_digest(key.encode(), known) for known in self._keys]  # all of them, for times to tell nothing
+        if scheme.lower() != "bearer" or not any(found):
             raise ServerError(401, "the API key is missing or wrong; send it as `Authorization: Bearer …`", code="invalid_api_key")
 
     def _check_size(self, num_bytes: int) -> None:
@@ -105,3 +108,16 @@ def _check_type(content_type: str) -> None:
     """A web page of another site may post anything but JSON without being asked, so nothing else is taken for it."""
     if not JSON_TYPE.fullmatch(content_type):
         raise ServerError(415, f"the Content-Type is {content_type!r:.100}; send application/json", code="unsupported_media_type")
+
+
+class Prefix:
+    """Takes the path under which a proxy shows the server off those that still have it, before anybody else looks at them."""
+
+    def __init__(self, app: ASGIApp, *, root_path: str) -> None:
+        self._app, self._root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on what follows the prefix."""
+        if scope["type"] == "http" and f"{scope['path']}/".startswith(f"{self._root_path}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self._root_path) or "/"}
+        await self._app(scope, receive, send)

@@ -84,6 +84,10 @@ class Sampling(Body):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     prompt_logprobs: Integer | None = None
+    bad_words: Strings | None = None
+    allowed_token_ids: TokenIds | None = None
+    truncate_prompt_tokens: Integer | None = None
+    return_tokens_as_token_ids: bool = False
     priority: Integer = Field(0, ge=-(2**31), lt=2**31, description="Lower goes first.")
     cache_salt: str | None = Field(None, min_length=1, max_length=64, description="Only requests of one salt share cached K/V.")
     add_special_tokens: bool | None = None
@@ -138,6 +142,9 @@ class Sampling(Body):
             prompt_logprobs=self.prompt_logprobs,
             ignore_eos=self.ignore_eos,
             stop_token_ids=self.stop_token_ids,
+            bad_words=self.bad_words,
+            allowed_token_ids=self.allowed_token_ids,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
             include_stop_str_in_output=self.include_stop_str_in_output,
             skip_special_tokens=skip_special_tokens,
             structured_outputs=structured,
@@ -183,6 +190,7 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    echo: bool = Field(False, description="Whether the answer begins with the last message, if that is the assistant's too.")
     chat_template: str | None = None
 
     @property

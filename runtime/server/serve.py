@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import signal
 import socket
+import ssl
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -32,8 +34,8 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    api_key: str | None = None,
-    served_model_name: str | None = None,
+    api_key: str | Sequence[str] | None = None,
+    served_model_name: str | Sequence[str] | None = None,
     max_num_seqs: int = 16,
     max_num_batched_tokens: int = 512,
     max_num_mixed_prefill_tokens: int = 192,
@@ -41,7 +43,7 @@ def serve(
     swap_memory: int | str = 0,
     swap_folder: str | Path | None = None,
     enable_prefix_caching: bool = True,
-    seed: int = 0,
+    seed: int | None = None,
     max_logprobs: int = 20,
     num_scheduler_steps: int = 8,
     isa: str | None = None,
@@ -51,6 +53,11 @@ def serve(
     send_timeout: float = 60.0,
     stall_timeout: float = 20.0,
     ignored_fields: Sequence[str] = (),
+    allowed_origins: Sequence[str] = (),
+    root_path: str = "",
+    ssl_certfile: str | Path | None = None,
+    ssl_keyfile: str | Path | None = None,
+    sse_keep_alive: float = 30.0,
     log_format: LogFormat = "text",
 ) -> None:
     """Serves an artifact over HTTP until SIGINT or SIGTERM; a second one does not wait for requests to finish.
@@ -58,14 +65,18 @@ def serve(
     Args:
         artifact: its folder.
         port: 0 takes a free one, which the log names.
-        api_key: what clients must send as `Authorization: Bearer …`.
-        served_model_name: how requests call the model; by default as the artifact's folder is called.
+        api_key: what clients must send as `Authorization: Bearer …`, or several of which they must send one.
+        served_model_name: how requests may call the model, a name or several; by default as the artifact's folder is called.
         max_queue: sequences that may wait beyond those that run; more are refused with 429.
         request_timeout: seconds that a request may take.
         shutdown_timeout: seconds that unfinished requests get when the server is told to end.
         send_timeout: seconds after which a client that takes nothing of its answer is cut off.
         stall_timeout: seconds without a step, though there is work, after which `/health` says 503.
         ignored_fields: names of request fields that clients send and that are to be ignored; other fields that are not known are refused.
+        allowed_origins: of web pages that may use the server from a browser, such as "https://example.org"; "*" is all, none the default.
+        root_path: the path under which a proxy shows the server, such as "/llm", whether or not the proxy takes it off.
+        ssl_certfile, ssl_keyfile: files in PEM, for HTTPS. The certificate's file may hold the key too.
+        sse_keep_alive: seconds after which a stream without anything new sends a comment, so that no proxy ends it; 0 is never.
         log_format: "text" or "json".
 
     The others are `LLM`'s.
@@ -82,10 +93,12 @@ def serve(
     )  # fmt: skip
     parse_bytes(kv_memory, "kv_memory")
     parse_bytes(swap_memory, "swap_memory", lowest=0)
-    name = served_model_name or folder.resolve().name
     config = ServerConfig(
-        name, api_key, max_queue, request_timeout, shutdown_timeout, send_timeout, stall_timeout, ignored_fields=tuple(ignored_fields)
-    )
+        _tuple(served_model_name) or (folder.resolve().name,), _tuple(api_key), max_queue, request_timeout, shutdown_timeout, send_timeout,
+        stall_timeout, ignored_fields=tuple(ignored_fields), allowed_origins=tuple(allowed_origins), root_path=root_path.rstrip("/"),
+        sse_keep_alive=sse_keep_alive,
+    )  # fmt: skip
+    tls = check_tls(ssl_certfile, ssl_keyfile)
     opened = Artifact.open(folder)
     start = m.Start(
         artifact=str(folder.resolve()),
@@ -97,10 +110,38 @@ def serve(
     )
     with listen(host, port) as listener:
         set_up_logs(log_format)
-        asyncio.run(_serve(Service(opened, start, config), listener))
+        asyncio.run(_serve(Service(opened, start, config), listener, tls))
 
 
-async def _serve(service: Service, listener: socket.socket) -> None:
+def _tuple(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One, several or none as a tuple."""
+    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM; without a key file, the certificate's has the key."""
+
+    certfile: str
+    keyfile: str | None
+
+
+def check_tls(certfile: str | Path | None, keyfile: str | Path | None) -> Tls | None:
+    """The files of HTTPS, which were read once; None for plain HTTP. Raises OptionError."""
+    if certfile is None:
+        if keyfile is not None:
+            raise OptionError("is given without ssl_certfile", field="ssl_keyfile", fix="give both")
+        return None
+    tls = Tls(str(certfile), None if keyfile is None else str(keyfile))
+    try:  # a password that is wrong, for OpenSSL would ask for one
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certfile, tls.keyfile, password=lambda: "")
+    except (OSError, ValueError) as error:
+        fix = "give a certificate and its key in PEM, the key without a password"
+        raise OptionError(f"{tls.certfile}, {tls.keyfile}: can't be used: {error}", field="ssl_certfile", fix=fix) from None
+    return tls
+
+
+async def _serve(service: Service, listener: socket.socket, tls: Tls | None) -> None:
     config = uvicorn.Config(
         build_app(service),
         http=connection_type(service.config.send_timeout),
@@ -108,10 +149,12 @@ async def _serve(service: Service, listener: socket.socket) -> None:
         log_config=None,
         access_log=False,
         timeout_keep_alive=65,
+        ssl_certfile=None if tls is None else tls.certfile,
+        ssl_keyfile=None if tls is None else tls.keyfile,
     )
     server = Server(config, service)
     host, port = listener.getsockname()[:2]
-    log.info("listening", extra={"fields": {"url": f"http://{host}:{port}", "model": service.config.served_model_name}})
+    log.info("listening", extra={"fields": {"url": f"http{'s' if tls else ''}://{host}:{port}", "model": service.config.served_model_name}})
     stop = asyncio.create_task(_stop_on_failure(server, service))
     await server.serve(sockets=[listener])
     stop.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import hashlib
 import math
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -27,19 +28,30 @@ from cupola.runtime.server.metrics import Metrics
 from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 
 MAX_WAITING_GRAMMARS = 32
+MAY_BE_0 = ("max_queue", "shutdown_timeout", "sse_keep_alive")
+ORIGIN = re.compile(r"[a-zA-Z][\w+.-]*://[\w.:\[\]-]+", re.ASCII)
+ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 INLINE_CHARACTERS = 4096  # shorter texts are tokenized at once, longer ones in a thread
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How a server serves. Durations are in seconds; sizes in bytes; of `ignored_fields` requests may have any value.
+    """How a server serves. Durations are in seconds; sizes in bytes.
+
+    Args:
+        served_model_names: by which requests may call the model; the first is its own.
+        api_keys: one of which clients must send; none asks for none.
+        allowed_origins: of web pages that browsers let use the server, "*" for all.
+        root_path: the path under which a proxy shows the server, such as "/llm".
+        sse_keep_alive: after so long without anything to send, a stream sends a comment; 0 is never.
+        ignored_fields: of requests, which may have any value.
 
     Raises:
         OptionError: naming the field and the fix.
     """
 
-    served_model_name: str
-    api_key: str | None = None
+    served_model_names: tuple[str, ...]
+    api_keys: tuple[str, ...] = ()
     max_queue: int = 256
     request_timeout: float = 600.0
     shutdown_timeout: float = 30.0
@@ -47,16 +59,29 @@ class ServerConfig:
     stall_timeout: float = 20.0
     max_body_bytes: int = 16 << 20
     ignored_fields: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    root_path: str = ""
+    sse_keep_alive: float = 30.0
 
     def __post_init__(self) -> None:
-        if not self.served_model_name:
+        if not (self.served_model_names and all(self.served_model_names)):
             raise OptionError("is empty", field="served_model_name", fix="give a name")
-        if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
+        if not all(key and key.isascii() and key.isprintable() for key in self.api_keys):
             raise OptionError("is empty or not plain text", field="api_key", fix="give printable ASCII characters")
-        for name in ("max_queue", "request_timeout", "shutdown_timeout", "send_timeout", "stall_timeout", "max_body_bytes"):
+        for origin in self.allowed_origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise OptionError(f"is {origin!r:.60}", field="allowed_origins", fix='give origins such as "https://example.org", or "*"')
+        if self.root_path and not ROOT_PATH.fullmatch(self.root_path):
+            raise OptionError(f"is {self.root_path!r:.60}", field="root_path", fix='give a path such as "/llm"')
+        for name in ("request_timeout", "send_timeout", "stall_timeout", "max_body_bytes", *MAY_BE_0):
             value = getattr(self, name)
-            if not 0 <= value < math.inf or (value == 0 and name not in ("max_queue", "shutdown_timeout")):
+            if not 0 <= value < math.inf or (value == 0 and name not in MAY_BE_0):
                 raise OptionError(f"is {value!r:.60}", field=name, fix="give a positive number")
+
+    @property
+    def served_model_name(self) -> str:
+        """The model's own name."""
+        return self.served_model_names[0]
 
 
 class Service:
@@ -132,10 +157,13 @@ class Service:
             raise ServerError(503, "the model is still loading", code="loading", retry_after=1)
         return self._admission
 
-    def check_model(self, name: str | None) -> None:
-        """Raises ServerError, a 404, if a request names another model."""
-        if name is not None and name != self.config.served_model_name:
-            raise ServerError(404, f"the model {name!r:.200} does not exist here", code="model_not_found", field="model")
+    def check_model(self, name: str | None) -> str:
+        """The name that an answer gives the model: the one that its request has, or the model's own. Raises ServerError, a 404."""
+        names = self.config.served_model_names
+        if name is not None and name not in names:
+            problem = f"the model {name!r:.200} does not exist here; served is {', '.join(map(repr, names))}"
+            raise ServerError(404, problem, code="model_not_found", field="model")
+        return names[0] if name is None else name
 
     def need_tokenizer(self, field: str) -> Tokenizer:
         """The tokenizer. Raises RequestError if there is none."""
@@ -163,12 +191,13 @@ class Service:
         finally:
             self._num_rendering -= 1
 
-    async def encode(self, prompt: Prompt, *, add_special_tokens: bool) -> tuple[int, ...]:
+    async def encode(self, prompt: Prompt, params: SamplingParams, *, add_special_tokens: bool) -> tuple[int, ...]:
         """A prompt's token ids, checked. A long text does not keep other requests waiting. Raises RequestError."""
-        admission = self.admission
+        num_kept = self.admission.num_kept(params)
+        encode = functools.partial(self.admission.encode, prompt, add_special_tokens=add_special_tokens, num_kept=num_kept)
         if isinstance(prompt, str) and len(prompt) > INLINE_CHARACTERS:
-            return await asyncio.to_thread(admission.encode, prompt, add_special_tokens=add_special_tokens)
-        return admission.encode(prompt, add_special_tokens=add_special_tokens)
+            return await asyncio.to_thread(encode)
+        return encode()
 
     async def compile_grammar(self, params: SamplingParams) -> bytes | None:
         """The grammar of a request that wants structure, checked. That may take seconds: in threads of its own, others do not wait.

@@ -128,8 +128,8 @@ for option, value, expected in [
     ("--max-tokens", "9" * 30, "max_tokens: is 999"),
     ("--seed", "9" * 30, "seed: is 999"),
     ("--prompt", "", "prompt: is empty"),
-    ("--prompt", "long " * 100, f"prompt: has 500 tokens, more than the model's context, {CONTEXT}"),
-    ("--prompt", "x" * 100_000, "prompt: has 100000 characters, too many"),
+    ("--prompt", "long " * 100, f"prompt: This model's maximum context length is {CONTEXT} tokens. However, your prompt has 500 tokens."),
+    ("--prompt", "x" * 100_000, "However, your prompt has 100000 characters, too many"),
     ("--prompt", "a\udcff", "prompt: has a lone surrogate"),
     ("--quant", "f16", "is compiled already"),
     ("--context", "0", "context: is 0"),
@@ -393,7 +393,7 @@ def test_good_input_is_fine(results: dict[str, Result]) -> None:
     for name in ("a run", "NUL"):
         assert (results[name].code, results[name].err) == (0, "")
     assert results["a chat"].code == 0
-    assert "error: prompt: has 404 tokens, more than the model's context" in results["a chat"].err  # and the conversation goes on
+    assert "However, your prompt has 404 tokens." in results["a chat"].err  # and the conversation goes on
     assert len(results["a chat"].out.splitlines()) == 3
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -314,7 +314,8 @@ def test_bad_prompts_are_refused(prompt, field):
 
 @pytest.mark.parametrize(
     ("params", "field"),
-    [(SamplingParams(top_k=VOCAB + 1), "top_k"), (SamplingParams(logit_bias={VOCAB: 1}), "logit_bias"),
+    [(SamplingParams(allowed_token_ids=[VOCAB]), "allowed_token_ids"), (SamplingParams(bad_words=["a"]), "bad_words"),
+     (SamplingParams(logit_bias={VOCAB: 1}), "logit_bias"),
      (SamplingParams(stop_token_ids=[VOCAB]), "stop_token_ids"), (SamplingParams(stop="a"), "stop"), ({"n": 1}, "sampling_params"),
      (SamplingParams(logprobs=21), "logprobs"), (SamplingParams(logprobs=-1), "logprobs"),
      (SamplingParams(prompt_logprobs=10**9), "prompt_logprobs")],
@@ -411,3 +412,54 @@ def test_a_thousand_random_requests(seeds, num_blocks, budget, max_num_seqs, cac
 def _cut(found: list[tuple[list[int], str | None]], room: int) -> list[tuple[list[int], str | None]]:
     """What a pool that holds `room` new tokens leaves of completions."""
     return [(tokens[: max(1, room)], reason if len(tokens) <= max(1, room) else "length") for tokens, reason in found]
+
+
+def test_requests_that_leave_no_token_end_with_an_error_and_others_go_on():
+    engine = make_engine()
+    engine.add_request("none", [1, 2], SamplingParams(n=2, allowed_token_ids=[STOP], min_tokens=3, max_tokens=9))
+    engine.add_request("other", [1, 2], SamplingParams(temperature=0, max_tokens=9))
+    outputs = run_all(engine)
+    assert all(o.finish_reason == "error" and "leaves none" in o.error and not o.token_ids for o in outputs["none"].outputs)
+    assert completions(outputs["other"]) == generate_alone([1, 2], SamplingParams(temperature=0, max_tokens=9))
+
+
+def test_restrictions_keep_the_model_from_going_on_alone():
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, allowed_token_ids=[2, 4, 6, 8])
+    tokens = [1, 2]
+    for _ in range(12):
+        tokens.append(max([2, 4, 6, 8], key=lambda i: fake_logits(tokens)[i]))
+    engine = make_engine(num_scheduler_steps=8)
+    engine.add_request("a", [1, 2], params)
+    assert completions(run_all(engine)["a"]) == [(tokens[2:], "length")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "max_tokens", "kept"), [(3, 5, 3), (99, 5, 10), (-1, 5, 10), (-1, CONTEXT - 4, 4), (-1, None, 10), (1, 1, 1)]
+)
+def test_prompts_are_cut_from_the_front(wanted, max_tokens, kept):
+    engine, prompt = make_engine(), list(range(10))
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, truncate_prompt_tokens=wanted)
+    request = engine.add_request("a", prompt, params)
+    assert request.spec.prompt_token_ids == tuple(prompt[10 - kept :])
+    assert len(engine.add_request("b", [1] * 10_000, SamplingParams(truncate_prompt_tokens=-1)).spec.prompt_token_ids) == CONTEXT - 16
+
+
+def test_samples_differ_between_engines_unless_there_is_a_seed():
+    def said(params: SamplingParams, **config: int) -> list:
+        engine = make_engine(**config)
+        engine.add_request("a", [1, 2], params)
+        return completions(run_all(engine)["a"])
+
+    sampled = SamplingParams(max_tokens=12, ignore_eos=True)
+    assert said(sampled) != said(sampled)
+    assert said(sampled, seed=1) == said(sampled, seed=1) != said(sampled, seed=2)
+    assert said(replace(sampled, seed=-1)) != said(replace(sampled, seed=-1))
+    assert said(replace(sampled, seed=5)) == said(replace(sampled, seed=5))
+
+
+def test_a_step_with_nothing_to_do_gives_nothing():
+    engine = make_engine()
+    assert engine.step() == []
+    engine.add_request("a", [1, 2], SamplingParams(temperature=0, max_tokens=1))
+    assert [request.finished for request in engine.step()] == [True]
+    assert engine.step() == [] and engine.executor.num_steps == 1

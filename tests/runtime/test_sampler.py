@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -19,6 +20,7 @@ from cupola.runtime.artifact import MAXIMA_BLOCK
 from cupola.runtime.batch import Logits
 from cupola.runtime.request import Request, RequestSpec
 from cupola.runtime.sampler import (
+    NO_TOKEN,
     adjust,
     apply_masks,
     choose,
@@ -41,9 +43,9 @@ def maxima_of(logits: np.ndarray) -> np.ndarray:
     return np.array([logits[at : at + MAXIMA_BLOCK].max() for at in range(0, len(logits), MAXIMA_BLOCK)])
 
 
-def make_sequence(params: SamplingParams, prompt: list[int] = [1], output: list[int] = []):  # noqa: B006
+def make_sequence(params: SamplingParams, prompt: list[int] = [1], output: list[int] = [], bad_words: tuple = ()):  # noqa: B006
     stops = frozenset(params.stop_token_ids or ())
-    spec = RequestSpec("a", None, tuple(prompt), params, stops, frozenset(), 10**6, (0,), 0)
+    spec = RequestSpec("a", None, tuple(prompt), params, stops, frozenset(), 10**6, (0,), 0, bad_words=bad_words)
     sequence = Request(spec, None).sequences[0]
     for token_id in output:
         sequence.append(token_id, None)
@@ -225,3 +227,42 @@ def test_streams_are_each_sequences_own():
     again = [choose(logits, maxima_of(logits), Request(sequences[0].request.spec, None).sequences[0])]
     assert first != second
     assert again == first[:1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    words=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple), min_size=1, max_size=6).map(tuple),
+    output=st.lists(st.integers(0, 5), max_size=8),
+)
+def test_bad_words_as_transformers_bans_them(words, output):
+    """There the prompt's tokens count too, so it is given none."""
+    logits = row(0, vocab=8)
+    sequence = make_sequence(SamplingParams(bad_words=["as the token ids say"]), [1, 2, 3], output, words)
+    ids = torch.tensor([output or [7]])
+    expected = NoBadWordsLogitsProcessor([list(word) for word in words], eos_token_id=7)(ids, torch.tensor(logits)[None])[0].numpy()
+    np.testing.assert_array_equal(adjust(logits, sequence), expected)
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 2}, {"top_k": 2}, {"top_p": 0.5}, {"top_p": 0}], ids=str)
+def test_only_allowed_tokens_come(params):
+    """Though blocks' maxima are known, of which others are larger."""
+    allowed = [5, 900, 2999]
+    sequence = make_sequence(SamplingParams(allowed_token_ids=allowed, **params))
+    for seed in range(30):
+        logits = row(seed)
+        chosen = choose(logits, maxima_of(logits), sequence)
+        assert chosen in allowed
+        assert not sequence.request.spec.params.greedy or chosen == max(allowed, key=lambda i: logits[i])
+    sequence = make_sequence(SamplingParams(allowed_token_ids=[5, 6], **params), bad_words=((5,), (6,)))
+    assert choose(row(0), None, sequence) == NO_TOKEN
+
+
+def test_top_p_of_nothing_is_the_likeliest():
+    logits = row(3)
+    sequence = make_sequence(SamplingParams(top_p=0, temperature=100))
+    assert all(choose(logits, maxima_of(logits), sequence) == logits.argmax() for _ in range(20))
+
+
+def test_more_than_all_is_all():
+    logits = row(4)
+    assert draw(logits, SamplingParams(top_k=10**12), 0.37) == draw(logits, SamplingParams(), 0.37)

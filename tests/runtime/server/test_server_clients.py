@@ -70,7 +70,8 @@ def test_leaving_while_decoding(small: Server, way: str, end: str):
 @pytest.mark.parametrize("stream", [False, True])
 def test_leaving_while_the_prompt_is_computed(small: Server, stream: bool):
     with unharmed(small):
-        with small.start_request({**SLOW_PROMPT, "stream": stream}):
+        body = {name: value for name, value in SLOW_PROMPT.items() if not stream or name != "prompt_logprobs"}  # which no stream has
+        with small.start_request({**body, "stream": stream}):
             eventually(lambda: small.metrics()["kv_cache_usage_perc"] > 0.01)
 
 
@@ -187,6 +188,7 @@ def test_wrong_model(server: Server, model: str):
     for path, body in bodies.items():
         error = error_of(server.post({**body, "model": model}, path), 404)
         assert (error["code"], error["param"]) == ("model_not_found", "model")
+        assert "'tiny'" in error["message"].replace(repr(model)[:202], "")
 
 
 def test_wrong_paths_and_methods(server: Server):
@@ -223,7 +225,6 @@ WRONG_KEYS = {
     "no key": b"Bearer",
     "another scheme": b"Basic " + KEY.encode(),
     "no scheme": KEY.encode(),
-    "lower case": b"bearer " + KEY.encode(),
     "a letter less": b"Bearer " + KEY[:-1].encode(),
     "a letter more": b"Bearer " + KEY.encode() + b"0",
     "another letter": b"Bearer " + KEY[:-1].encode() + b"0",

@@ -19,8 +19,8 @@ LONGEST_STOP, MOST_STOPS, MOST_BIASES = 1024, 64, 1024
 EDGES: dict[str, tuple[list[object], list[object]]] = {  # field -> values that are right, and values that are not
     "n": ([1, 128], [0, -1, 129, HUGE]),
     "temperature": ([0, 1e-9, 1e-5, 100, None], [-1, -1e-9, 100.1, 1e9, 1e308]),
-    "top_p": ([5e-324, 1e-9, 1, 1.0, None], [0, 0.0, -0.1, 1.1, 1.0000001, HUGE]),
-    "top_k": ([-1, 0, 1, VOCAB, None], [-2, -5, VOCAB + 1, HUGE, MAX]),
+    "top_p": ([0, 0.0, 5e-324, 1e-9, 1, 1.0, None], [-0.1, 1.1, 1.0000001, HUGE]),
+    "top_k": ([-1, 0, 1, VOCAB, VOCAB + 1, HUGE, MAX, None], [-2, -5]),
     "min_p": ([0, 1, 0.5, None], [-0.1, 1.1, HUGE]),
     "repetition_penalty": ([0.01, 1, 100, None], [0, 0.001, -1, 100.1, 1e308]),
     "presence_penalty": ([-2, 2, None], [-2.1, 2.1, HUGE]),
@@ -47,6 +47,9 @@ EDGES: dict[str, tuple[list[object], list[object]]] = {  # field -> values that 
             {str(i): 1 for i in range(MOST_BIASES + 1)},
         ],
     ),
+    "bad_words": ([[], ["a", "\ufffd", "b c"], None], ["a", [""], [" "], ["a"] * 65, ["a" * 129]]),
+    "allowed_token_ids": ([[0], list(range(VOCAB)), None], [[], [-1], [VOCAB], [HUGE]]),
+    "truncate_prompt_tokens": ([-1, 1, HUGE, None], [0, -2]),
     "priority": ([-(2**31), 2**31 - 1], [-(2**31) - 1, 2**31, HUGE * 10]),
     "cache_salt": (["a", "é" * 64, "\0", None], ["", "a" * 65]),
     "best_of": ([1, None], [2, 0, -1]),
@@ -109,6 +112,48 @@ def test_chat_has_its_own(server: Server):
     for field, value in wrong:
         assert error_of(server.post(ask(**{field: value}), CHAT))["param"] in (field, "modalities"), field
     assert error_of(server.post(ask(logprobs=True, top_logprobs=21), CHAT))["param"] in ("logprobs", "top_logprobs")
+
+
+def test_echo_of_the_last_message_and_tokens_by_their_ids(server: Server):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "So"}]
+    body = {"messages": messages, "max_tokens": 3, "temperature": 0, "continue_final_message": True, "add_generation_prompt": False}
+    plain = server.post(body, CHAT).json()["choices"][0]["message"]["content"]
+    echoed = server.post({**body, "echo": True}, CHAT).json()["choices"][0]["message"]["content"]
+    assert echoed == "So" + plain
+    events = list(server.events({**body, "echo": True}, CHAT))
+    assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events) == echoed
+    ids = {"return_tokens_as_token_ids": True, "return_token_ids": True, "ignore_eos": True, "prompt": "a", "max_tokens": 3}
+    choice = server.complete(**ids, logprobs=1)["choices"][0]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{i}" for i in choice["token_ids"]]
+    tokens = server.post({**body, "logprobs": True, "return_tokens_as_token_ids": True}, CHAT).json()["choices"][0]["logprobs"]["content"]
+    assert all(token["token"].startswith("token_id:") for token in tokens)
+
+
+def test_nothing_is_left_to_say(server: Server):
+    body = {"prompt": "a", "max_tokens": 5, "allowed_token_ids": [98], "bad_words": ["b"]}
+    assert error_of(server.post(body))["param"] == "allowed_token_ids"
+    assert "error" in list(server.events(body))[-1]
+
+
+def test_bad_words_do_not_come(server: Server):
+    body = {"prompt": "a", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    text = server.complete(**body)["choices"][0]["text"]
+    letters = [letter for letter in set(text) if letter.isascii() and letter.isprintable() and letter.strip()][:5]
+    assert letters
+    without = server.complete(**body, bad_words=letters)["choices"][0]["text"]
+    assert not set(letters) & set(without)
+
+
+def test_the_role_comes_with_the_first_text(server: Server):
+    events = list(server.events(ask_chat(n=2, max_tokens=6, temperature=0, ignore_eos=True), CHAT))
+    for index in range(2):
+        deltas = [event["choices"][0]["delta"] for event in events if event["choices"][0]["index"] == index]
+        assert deltas[0]["role"] == "assistant" and deltas[0]["content"]
+        assert not any("role" in delta for delta in deltas[1:])
+
+
+def ask_chat(**fields: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": "a"}], **fields}
 
 
 def test_all_at_once(server: Server):

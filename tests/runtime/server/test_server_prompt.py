@@ -71,13 +71,16 @@ def test_as_many_tokens_as_the_context(server: Server):
 def test_one_token_more_than_the_context(server: Server):
     for prompt in ([7] * (CONTEXT + 1), "a" * (CONTEXT + 1), [[7], [7] * (CONTEXT + 1)]):
         error = error_of(server.post({"prompt": prompt}))
-        assert error["param"] == "prompt" and str(CONTEXT) in error["message"] and str(CONTEXT + 1) in error["message"]
+        sentence = f"This model's maximum context length is {CONTEXT} tokens. However, your prompt has {CONTEXT + 1} tokens."
+        assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded") and error["message"].startswith(sentence)
+    chat = error_of(server.post({"messages": [{"role": "user", "content": "a" * CONTEXT}]}, CHAT))
+    assert chat["code"] == "context_length_exceeded" and chat["message"].startswith(sentence[:40])
 
 
 def test_text_as_long_as_is_tokenized(server: Server):
     """Refused for its tokens, which are counted."""
     for text in ("a" * MAX_CHARACTERS, "😀" * MAX_CHARACTERS, " t" * (MAX_CHARACTERS // 2)):
-        assert "tokens, more than" in error_of(server.post({"prompt": text}))["message"]
+        assert "tokens. Please reduce" in error_of(server.post({"prompt": text}))["message"]
 
 
 def test_megabytes_of_text_are_refused_before_they_are_tokenized(server: Server):
@@ -87,7 +90,8 @@ def test_megabytes_of_text_are_refused_before_they_are_tokenized(server: Server)
             ({"prompt": ["a", text]}, COMPLETIONS),
             ({"prompt": text}, "/tokenize"),
         ):
-            assert "characters, too many" in error_of(server.post(body, path))["message"]
+            error = error_of(server.post(body, path))
+            assert "characters, too many" in error["message"] and error["code"] == "context_length_exceeded"
 
 
 def test_megabytes_of_messages(server: Server):
@@ -135,3 +139,14 @@ def test_tokenize_takes_a_prompt_or_messages(server: Server):
     assert server.post({"prompt": ""}, "/tokenize").json()["tokens"] == []
     assert server.post({"tokens": []}, "/detokenize").json() == {"prompt": ""}
     assert error_of(server.post({"tokens": [0] * 2_000_000}, "/detokenize"))["param"] == "tokens"
+
+
+def test_a_prompt_is_cut_where_that_is_asked_for(server: Server):
+    for prompt in ("abcdef", [97, 98, 99, 100, 101, 102]):
+        answer = server.complete(prompt=prompt, max_tokens=1, truncate_prompt_tokens=2, echo=True, logprobs=0, return_token_ids=True)
+        assert answer["choices"][0]["prompt_token_ids"] == [101, 102] and answer["choices"][0]["text"].startswith("ef")
+        assert answer["usage"]["prompt_tokens"] == 2
+    answer = server.complete(prompt=[7] * 20_000, max_tokens=100, truncate_prompt_tokens=-1, ignore_eos=True)
+    assert answer["usage"]["prompt_tokens"] == CONTEXT - 100
+    body = {"messages": [{"role": "user", "content": "a" * 2 * CONTEXT}], "max_tokens": 1, "truncate_prompt_tokens": 9}
+    assert server.post(body, CHAT).json()["usage"]["prompt_tokens"] == 9
