@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cupola.compiler.compile import compile
     from cupola.runtime.artifact import Artifact
+    from cupola.runtime.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from cupola.runtime.benchmark import Benchmark, SpeedTest
     from cupola.runtime.errors import (
         ArtifactError,
+        ContextLengthError,
         CupolaError,
         EngineError,
         InputError,
@@ -44,9 +46,13 @@ __all__ = [
     "LLM",
     "Artifact",
     "ArtifactError",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "Benchmark",
     "Comparison",
     "CompletionOutput",
+    "ContextLengthError",
     "CupolaError",
     "EngineError",
     "Estimate",
@@ -80,6 +86,7 @@ _MODULES = {
     "compile": "compiler.compile",
     "Artifact": "runtime.artifact",
     "LLM": "runtime.llm",
+    **dict.fromkeys(("BeamSearchOutput", "BeamSearchParams", "BeamSearchSequence"), "runtime.beam_search"),
     "Benchmark": "runtime.benchmark",
     "SpeedTest": "runtime.benchmark",
     **dict.fromkeys(("KernelTime", "Profile", "Roofline", "measure_roofline", "profile"), "runtime.profile"),

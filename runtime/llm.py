@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from cupola.runtime.admission import Prompt
 from cupola.runtime.artifact import Artifact
 from cupola.runtime.batch import Float32
+from cupola.runtime.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from cupola.runtime.chat_template import Message
 from cupola.runtime.engine import Engine, EngineConfig, stack_logits
 from cupola.runtime.errors import EngineError, RequestError
@@ -18,6 +17,8 @@ from cupola.runtime.executor import load
 from cupola.runtime.generation_defaults import default_sampling_params
 from cupola.runtime.memory import choose_num_blocks, make_swap_space
 from cupola.runtime.outputs import RequestOutput
+from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
+from cupola.runtime.prompts import Prompts, list_priorities, list_prompts
 from cupola.runtime.request import Request
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
@@ -38,7 +39,7 @@ class LLM:
             What does not fit is computed again later, as all of it is by default.
         swap_folder: where a file without a name stands in for that memory.
         enable_prefix_caching: whether prompts share the K/V of equal beginnings.
-        seed: for requests whose SamplingParams have none.
+        seed: for requests whose SamplingParams have none; without it they differ from one LLM to the next.
         max_logprobs: the most log-probabilities a token that a request may ask for; -1 is the whole vocabulary.
         num_scheduler_steps: tokens that may come at once where all sequences take the likeliest: the model then goes on by itself, for as
             many steps as 16 ms are enough for. 1 is a token at a time.
@@ -60,7 +61,7 @@ class LLM:
         swap_memory: int | str = 0,
         swap_folder: str | Path | None = None,
         enable_prefix_caching: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         max_logprobs: int = 20,
         num_scheduler_steps: int = 8,
         isa: str | None = None,
@@ -78,25 +79,34 @@ class LLM:
         self._num_requests = 0
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *, add_special_tokens: bool = True
+        self,
+        prompts: Prompts,
+        sampling_params: Params = None,
+        *,
+        add_special_tokens: bool = True,
+        priority: int | Sequence[int] | None = None,
+        use_tqdm: UseTqdm = False,
     ) -> list[RequestOutput]:
         """Completes prompts, batched, and returns their outputs in order.
 
         Args:
-            prompts: a text, a list of token ids, or a list of those.
+            prompts: a text, a list of token ids, {"prompt": …}, {"prompt_token_ids": …}, or a list of those.
             sampling_params: for all prompts, or one for each; None is `default_sampling_params`.
             add_special_tokens: whether texts get the tokenizer's special tokens, such as a leading BOS.
+            priority: for all prompts, or one for each; lower goes first.
+            use_tqdm: whether to show a bar of tqdm, which must be installed then; or what makes one.
 
         Raises:
             RequestError: naming the field and the fix; nothing is generated then.
         """
-        batch = _list_prompts(prompts)
+        batch = list_prompts(prompts)
+        all_params, priorities = self._list_params(sampling_params, len(batch)), list_priorities(priority, len(batch))
         requests: list[Request] = []
         try:
-            for prompt, params in zip(batch, self._list_params(sampling_params, len(batch)), strict=True):
-                requests.append(self._submit(prompt, params, add_special_tokens=add_special_tokens))
-            for request in requests:
-                self._finish(request)
+            for prompt, params, its_priority in zip(batch, all_params, priorities, strict=True):
+                requests.append(self._submit(prompt, params, add_special_tokens=add_special_tokens, priority=its_priority))
+            with progress_bar(use_tqdm, len(requests)) as advance:
+                self._finish(requests, advance)
             return [request.output() for request in requests]
         finally:
             self._forget(requests)
@@ -112,6 +122,27 @@ class LLM:
         chats = messages if messages and isinstance(messages[0], list | tuple) else [messages]
         prompts = [self.render_chat(chat, add_generation_prompt=add_generation_prompt) for chat in chats]  # type: ignore[arg-type]
         return self.generate(prompts, sampling_params, add_special_tokens=False)
+
+    def beam_search(self, prompts: Prompts, params: BeamSearchParams) -> list[BeamSearchOutput]:
+        """The likeliest continuations of each prompt, found by beam search. They are deterministic: temperature has no part in it.
+
+        Raises:
+            RequestError: naming the field and the fix; so if `max_logprobs` is less than twice the beams.
+        """
+        if not isinstance(params, BeamSearchParams):
+            raise RequestError(f"is {params!r:.60}", field="params", fix="give BeamSearchParams")
+        admission = self.engine.admission
+        token_ids = [admission.encode(prompt) for prompt in list_prompts(prompts)]
+        search = BeamSearch(self.generate, params, self.artifact.manifest.model.stop_token_ids, admission.max_length)
+        found = search.run(token_ids)
+        if self.tokenizer is not None:
+            decode = self.tokenizer.decode
+            found = [[replace(sequence, text=decode(sequence.tokens)) for sequence in sequences] for sequences in found]
+        return [BeamSearchOutput(sequences) for sequences in found]
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The artifact's tokenizer. Raises RequestError if it has none."""
+        return self._need_tokenizer()
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True) -> Iterator[str]:
         """Completes one prompt, yielding its text as it becomes sure. Closing the iterator aborts the request.
@@ -141,7 +172,7 @@ class LLM:
         params = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
         request = self._submit(list(token_ids), params, add_special_tokens=False, wants_prompt_logits=True)
         try:
-            self._finish(request)
+            self._finish([request])
             return stack_logits(request)
         finally:
             self._forget([request])
@@ -175,29 +206,36 @@ class LLM:
                     yield piece
                 elif request.finished:
                     if sequence.error is not None:
-                        raise RequestError(sequence.error, field="structured_outputs", fix="change or simplify it")
+                        raise RequestError(sequence.error, field=params.restriction, fix="change or simplify it")
                     return
                 else:
                     self._step()
         finally:
             self._forget([request])
 
-    def _submit(self, prompt: Prompt, params: SamplingParams, *, add_special_tokens: bool, wants_prompt_logits: bool = False) -> Request:
+    def _submit(
+        self, prompt: Prompt, params: SamplingParams, *, add_special_tokens: bool, priority: int = 0, wants_prompt_logits: bool = False
+    ) -> Request:
         name = str(self._num_requests)
         request = self.engine.add_request(
-            name, prompt, params, add_special_tokens=add_special_tokens, wants_prompt_logits=wants_prompt_logits
+            name, prompt, params, priority=priority, add_special_tokens=add_special_tokens, wants_prompt_logits=wants_prompt_logits
         )
         self._num_requests += 1
         return request
 
-    def _finish(self, request: Request) -> None:
-        while not request.finished:
-            self._step()
+    def _finish(self, requests: Sequence[Request], advance: Advance | None = None) -> None:
+        """Steps until the requests are finished; `advance` is told how many more of them are."""
+        names = {request.spec.request_id for request in requests} if advance else set()
+        for request in requests:
+            while not request.finished:
+                changed = self._step()
+                if advance and (num_finished := sum(r.finished and r.spec.request_id in names for r in changed)):
+                    advance(num_finished)
 
-    def _step(self) -> None:
+    def _step(self) -> list[Request]:
         if not self.engine.has_unfinished_requests():
             raise EngineError("a request was lost")
-        self.engine.step()
+        return self.engine.step()
 
     def _forget(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -236,13 +274,3 @@ def load_engine(
     num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs)
     swap = make_swap_space(manifest, swap_memory, swap_folder)
     return Engine(load(artifact, num_blocks, isa, swap), manifest.model, manifest.kv.block_size, config, tokenizer)
-
-
-def _list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Sequence | np.ndarray):
-        raise RequestError(f"is {prompts!r:.60}", field="prompts", fix="give text, token ids, or a list of those")
-    if len(prompts) and not isinstance(prompts[0], str | list | tuple):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
