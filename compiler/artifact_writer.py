@@ -15,15 +15,16 @@ import numpy as np
 from cupola.compiler.sources import Source
 from cupola.compiler.weights import PackedWeight
 from cupola.runtime.artifact import (
-    CHAT_TEMPLATE,
     GENERATION_CONFIG,
     MANIFEST,
+    SPECIAL_TOKENS,
     TOKENIZER,
     FileSpec,
     Manifest,
     TensorSpec,
     WeightSpec,
     sha256_of,
+    template_file,
 )
 
 SHARD_BYTES = 256 << 20  # shards are hashed side by side when the artifact is opened
@@ -33,10 +34,11 @@ _SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32":
 
 
 def write_texts(folder: Path, source: Source) -> None:
-    """The tokenizer, chat template and generation defaults, as far as the model came with them."""
+    """The tokenizer, chat templates and generation defaults, as far as the model came with them."""
     texts = {
         TOKENIZER: source.tokenizer_json,
-        CHAT_TEMPLATE: source.chat_template,
+        SPECIAL_TOKENS: json.dumps(dict(source.special_tokens), indent=1) if source.tokenizer_json is not None else None,
+        **{template_file(name): text for name, text in source.chat_templates.items()},
         GENERATION_CONFIG: json.dumps(dict(source.generation_config), indent=1) if source.generation_config else None,
     }
     for name, text in texts.items():

@@ -3,7 +3,8 @@
     manifest.json         this module's `Manifest`, as JSON
     lib.so                the compiled module; lib.<isa>.so for further instruction sets
     weights-NNNNN.safetensors
-    tokenizer.json, chat_template.jinja       only if the model came with them
+    tokenizer.json, special_tokens_map.json   only if the model came with them
+    chat_template.jinja                       the template for all chats; chat_template.NAME.jinja is one of another name, such as tool_use
     generation_config.json                    only if the model came with one
 
 Dtypes are numpy's names plus `bfloat16`. A symbolic dimension is a string, such as `"n"`.
@@ -27,9 +28,9 @@ from typing import Any
 from cupola.runtime.errors import ArtifactError
 from cupola.runtime.verified import verify_once
 
-FORMAT_VERSION = 3
-MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG = (
-    "manifest.json", "lib.so", "tokenizer.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
+FORMAT_VERSION = 4
+MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS = (
+    "manifest.json", "lib.so", "tokenizer.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json")  # fmt: skip
 MAX_MANIFEST_BYTES = 64 << 20
 REPEAT_IN_TEAM = "repeat_in_team"  # of libraries: (times, function, *arguments), which calls it with threads that wait for its regions
 MAXIMA_BLOCK = 64  # logits of a row; `forward` also gives the largest of each such block
@@ -290,6 +291,18 @@ class Artifact:
             raise ArtifactError(f"can't be read: {error.strerror}", file=file, fix=COPY_AGAIN) from None
         if found != entry.sha256:
             raise ArtifactError("does not match its SHA-256 in the manifest", file=file, fix=f"it was changed or damaged; {COPY_AGAIN}")
+
+
+def template_file(name: str) -> str:
+    """The file of the chat template of that name; "default" is the one for all chats."""
+    return CHAT_TEMPLATE if name == "default" else CHAT_TEMPLATE.replace(".", f".{name}.")
+
+
+def template_name(file: str) -> str | None:
+    """The name of the chat template in the file; None if it holds none."""
+    stem, suffix = CHAT_TEMPLATE.split(".")
+    begins = file.startswith(f"{stem}.") and file.endswith(f".{suffix}")
+    return "default" if file == CHAT_TEMPLATE else file[len(stem) + 1 : -len(suffix) - 1] or None if begins else None
 
 
 def sha256_of(file: Path) -> str:

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import threading
+import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,43 +20,86 @@ from cupola.runtime.errors import RequestError
 
 MAX_SECONDS = 5.0  # for one rendering, the start of the process included
 MAX_CHARACTERS = 8_000_000
+DEFAULT, TOOL_USE = "default", "tool_use"  # names of templates, as in transformers
 Message = Mapping[str, object]
 
 
 class ChatTemplate:
-    """A chat template. Safe to call from several threads; the process starts now and is used again and again."""
+    """A model's chat template. Safe to call from several threads; the process starts now and is used again and again.
 
-    def __init__(self, template: str, special_tokens: Mapping[str, str], *, max_seconds: float = MAX_SECONDS) -> None:
-        self._template, self._special_tokens, self._max_seconds = template, dict(special_tokens), max_seconds
+    Args:
+        templates: the text, or several by name: "default" is for every chat, "tool_use" for chats with tools.
+        special_tokens: what templates know by name, such as `bos_token`.
+        max_seconds: for one rendering, the start of the process included.
+    """
+
+    def __init__(self, templates: str | Mapping[str, str], special_tokens: Mapping[str, str], *, max_seconds: float = MAX_SECONDS) -> None:
+        self._templates = {DEFAULT: templates} if isinstance(templates, str) else dict(templates)
+        self._special_tokens, self._max_seconds = dict(special_tokens), max_seconds
         self._lock = threading.Lock()
         self._worker = self._start()
 
-    @property
-    def text(self) -> str:
-        """The template itself."""
-        return self._template
+    def choose(self, *, has_tools: bool = False, name: str | None = None) -> str:
+        """Which template a chat gets: the one called `name`, or that for tools if there is one, or the default.
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Message] | None = None) -> str:
+        Raises:
+            RequestError: if there is none of that name, or no default.
+        """
+        wanted = name or (TOOL_USE if has_tools and TOOL_USE in self._templates else DEFAULT)
+        if wanted not in self._templates:
+            problem = f"is {wanted!r:.60}, and the model has no template of that name"
+            raise RequestError(problem, field="chat_template", fix=f"give one of {', '.join(sorted(self._templates))}")
+        return wanted
+
+    def text(self, name: str = DEFAULT) -> str:
+        """The template called `name`, which must be there."""
+        return self._templates[name]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Message] | None = None,
+        documents: Sequence[Message] | None = None,
+        name: str | None = None,
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
         """The prompt for `messages`, each with a "role" and a "content".
+
+        Args:
+            messages: the conversation.
+            add_generation_prompt: whether the prompt ends with the beginning of an assistant's message.
+            continue_final_message: whether it ends within the last message instead, right after its text.
+            tools, documents: what the template may show beside the messages.
+            name: of the template, where there are several.
+            variables: further ones that the template may use, such as `enable_thinking`.
 
         Raises:
             RequestError: if the messages are malformed, the template refuses them, or it takes too much time or memory.
         """
         _check_messages(messages)
-        variables = {**self._special_tokens, "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
-        try:
-            job = json.dumps({"template": self._template, "variables": variables, "seconds": self._max_seconds}, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise RequestError(
-                f"can't be written as JSON: {error}", field="messages", fix="give plain strings, numbers, lists and dictionaries"
-            ) from None
+        template, mark = self.text(self.choose(has_tools=bool(tools), name=name)), f"~{uuid.uuid4().hex}~"
+        chat = mark_end(messages, mark) if continue_final_message else messages
+        given = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt and not continue_final_message}
+        job = self._job(template, {**self._special_tokens, **(variables or {}), "messages": chat, **given})
         with self._lock:
             answer = self._ask(job)
         if "text" not in answer:
             raise RequestError(
                 f"the chat template failed: {answer['error']}", field="messages", fix="change the messages, or give a prompt instead"
             )
-        return str(answer["text"])
+        text = str(answer["text"])
+        return cut_at_end(text, mark) if continue_final_message else text
+
+    def _job(self, template: str, variables: Mapping[str, object]) -> str:
+        try:
+            return json.dumps({"template": template, "variables": variables, "seconds": self._max_seconds}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(
+                f"can't be written as JSON: {error}", field="messages", fix="give plain strings, numbers, lists and dictionaries"
+            ) from None
 
     def close(self) -> None:
         """Ends the process. Rendering again starts a new one."""
@@ -87,6 +131,30 @@ class ChatTemplate:
             return answer
         self.close()
         return {"error": f"it took more than {self._max_seconds:g} s or too much memory"}
+
+
+def mark_end(messages: Sequence[Message], mark: str) -> list[Message]:
+    """The messages with `mark` behind the last one's text: where it comes out of the template, that text ends. Raises RequestError."""
+    last = dict(messages[-1])
+    content = last.get("content")
+    if isinstance(content, str):
+        last["content"] = content + mark
+        return [*messages[:-1], last]
+    parts = list(content) if isinstance(content, list) else []
+    at = next((i for i in reversed(range(len(parts))) if isinstance(parts[i], Mapping) and isinstance(parts[i].get("text"), str)), None)
+    if at is None:
+        raise RequestError("finds no text to continue", field="continue_final_message", fix="end with a message that has a text")
+    parts[at] = {**parts[at], "text": parts[at]["text"] + mark}
+    return [*messages[:-1], {**last, "content": parts}]
+
+
+def cut_at_end(text: str, mark: str) -> str:
+    """The rendered text up to the last `mark`. Raises RequestError if the template left it out."""
+    before, found, _ = text.rpartition(mark)
+    if not found:
+        problem = "can't be done: the model's template does not show the last message"
+        raise RequestError(problem, field="continue_final_message", fix="set it to false, or end with an assistant's message")
+    return before
 
 
 def _start_worker() -> subprocess.Popen[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
-from cupola.runtime.artifact import GENERATION_CONFIG, Artifact
+from cupola.runtime.artifact import GENERATION_CONFIG, TOKENIZER, Artifact
 from cupola.runtime.errors import RequestError
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.tokenizer import lists
@@ -27,7 +28,19 @@ def default_sampling_params(artifact: Artifact) -> SamplingParams:
         chosen["temperature"] = 0.0
     if isinstance(given.get("max_new_tokens"), int):
         chosen["max_tokens"] = given["max_new_tokens"]
+    if given.get("stop_strings") and lists(artifact, TOKENIZER):
+        chosen["stop"] = given["stop_strings"]
     return _lenient_params(chosen)
+
+
+def add_model_stops(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
+    """`params` with the stop strings of the model's `defaults` beside their own: they are the model's end as its stop tokens are.
+
+    Not where a request ignores that end, or wants no text.
+    """
+    if not defaults.stop_strings or params.ignore_eos or not params.detokenize:
+        return params
+    return replace(params, stop=tuple(dict.fromkeys((*params.stop_strings, *defaults.stop_strings))))
 
 
 def _lenient_params(values: dict[str, Any]) -> SamplingParams:

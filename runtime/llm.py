@@ -14,7 +14,7 @@ from cupola.runtime.chat_template import Message
 from cupola.runtime.engine import Engine, EngineConfig, stack_logits
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.executor import load
-from cupola.runtime.generation_defaults import default_sampling_params
+from cupola.runtime.generation_defaults import add_model_stops, default_sampling_params
 from cupola.runtime.memory import choose_num_blocks, make_swap_space
 from cupola.runtime.outputs import RequestOutput
 from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
@@ -76,6 +76,7 @@ class LLM:
         self.engine = load_engine(
             self.artifact, config, self.tokenizer, kv_memory=kv_memory, swap_memory=swap_memory, swap_folder=swap_folder, isa=isa
         )
+        self._defaults = default_sampling_params(self.artifact)
         self._num_requests = 0
 
     def generate(
@@ -193,7 +194,7 @@ class LLM:
 
     def default_sampling_params(self) -> SamplingParams:
         """What the model's `generation_config.json` asks for; fields that it lacks or gets wrong have their usual defaults."""
-        return default_sampling_params(self.artifact)
+        return self._defaults
 
     def _stream(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Iterator[str]:
         request, num_sent = self._submit(prompt, params, add_special_tokens=add_special_tokens), 0
@@ -218,7 +219,12 @@ class LLM:
     ) -> Request:
         name = str(self._num_requests)
         request = self.engine.add_request(
-            name, prompt, params, priority=priority, add_special_tokens=add_special_tokens, wants_prompt_logits=wants_prompt_logits
+            name,
+            prompt,
+            add_model_stops(params, self._defaults),
+            priority=priority,
+            add_special_tokens=add_special_tokens,
+            wants_prompt_logits=wants_prompt_logits,
         )
         self._num_requests += 1
         return request

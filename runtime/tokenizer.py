@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 
-from cupola.runtime.artifact import CHAT_TEMPLATE, TOKENIZER, Artifact
+from cupola.runtime.artifact import COMPILE_AGAIN, SPECIAL_TOKENS, TOKENIZER, Artifact, template_name
 from cupola.runtime.chat_template import ChatTemplate
 from cupola.runtime.errors import ArtifactError, ContextLengthError, RequestError
 from cupola.runtime.token_bytes import TokenBytes
@@ -85,22 +86,34 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer | None:
 
 
 def load_chat_template(artifact: Artifact, tokenizer: Tokenizer | None) -> ChatTemplate | None:
-    """The artifact's chat template; None if it came without one. Raises ArtifactError if it can't be read."""
-    if tokenizer is None or not lists(artifact, CHAT_TEMPLATE):
+    """The artifact's chat templates; None if it came without any. Raises ArtifactError if one can't be read."""
+    if tokenizer is None:
         return None
-    file = artifact.path / CHAT_TEMPLATE
+    found = {name: file.name for file in artifact.manifest.files if (name := template_name(file.name))}
+    if not found:
+        return None
+    return ChatTemplate({name: _read(artifact.path / file) for name, file in found.items()}, special_tokens(artifact))
+
+
+def special_tokens(artifact: Artifact) -> dict[str, str]:
+    """The texts of the tokens that the tokenizer knows by name, such as `bos_token`. Raises ArtifactError if the file is damaged."""
+    if not lists(artifact, SPECIAL_TOKENS):
+        return {}
+    file = artifact.path / SPECIAL_TOKENS
     try:
-        text = file.read_text(encoding="utf-8")
+        found = json.loads(_read(file))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"is not JSON: {error}", file=file, fix=COMPILE_AGAIN) from None
+    if not isinstance(found, dict) or not all(name.isidentifier() and isinstance(token, str) for name, token in found.items()):
+        raise ArtifactError("does not map names such as bos_token to texts", file=file, fix=COMPILE_AGAIN)
+    return dict(found)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"can't be read: {error}", file=file, fix="compile the model again") from None
-    return ChatTemplate(text, _special_tokens(artifact, tokenizer))
-
-
-def _special_tokens(artifact: Artifact, tokenizer: Tokenizer) -> Mapping[str, str]:
-    model = artifact.manifest.model
-    ids = {"bos_token": model.bos_token_id, "eos_token": next(iter(model.stop_token_ids), None)}
-    tokens = {name: None if token_id is None else tokenizer.token(token_id) for name, token_id in ids.items()}
-    return {name: token for name, token in tokens.items() if token is not None}
+        raise ArtifactError(f"can't be read: {error}", file=file, fix=COMPILE_AGAIN) from None
 
 
 def lists(artifact: Artifact, name: str) -> bool:

@@ -49,7 +49,8 @@ class Source:
         config: the content of transformers' `config.json` (for GGUF, derived from its metadata).
         tensors: the weights, named as in transformers' checkpoints.
         tokenizer_json: the content of `tokenizer.json`, or None if the model has no tokenizer.
-        chat_template: the Jinja text, or None.
+        chat_templates: the Jinja texts by name; "default" is for every chat, "tool_use" for chats with tools.
+        special_tokens: the texts of the tokens that templates know by name, such as `bos_token`.
         generation_config: the content of `generation_config.json`, or {}.
         notes: for people: what was assumed or converted.
     """
@@ -60,6 +61,7 @@ class Source:
     config: Mapping[str, Any]
     tensors: Mapping[str, LazyTensor]
     tokenizer_json: str | None
-    chat_template: str | None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

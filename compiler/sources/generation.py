@@ -7,6 +7,7 @@ from typing import Any
 
 from cupola.runtime.errors import SourceError
 
+MAX_STOPS, MAX_STOP_CHARACTERS = 32, 1024  # beside them a request may bring stop strings of its own
 _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -15,6 +16,21 @@ def _ids(value: object, field: str, file: object) -> list[int]:
     if not all(isinstance(each, int) and not isinstance(each, bool) for each in ids):
         raise SourceError(f"is {value!r:.60}, not a token id or a list of them", file=file, field=field, fix="correct or remove the field")
     return ids
+
+
+def _check_stop_strings(defaults: dict[str, Any]) -> list[str]:
+    given = defaults.get("stop_strings")
+    strings = [given] if isinstance(given, str) else given
+    if strings is None:
+        return []
+    if isinstance(strings, list) and all(isinstance(each, str) for each in strings):
+        defaults["stop_strings"] = [each for each in strings if 0 < len(each) <= MAX_STOP_CHARACTERS][:MAX_STOPS]
+        if defaults["stop_strings"] == strings:
+            return []
+    else:
+        del defaults["stop_strings"]
+    limits = f"{MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
+    return [f"stop_strings {given!r:.80} do not all stop an answer: at most {limits} are taken"]
 
 
 def generation_defaults(
@@ -37,4 +53,5 @@ def generation_defaults(
                 f"{field} {', '.join(str(each) for each in ids if each not in kept)} left out: the vocabulary has {vocab_size} tokens"
             )
             defaults[field] = kept or None
+    notes += _check_stop_strings(defaults)
     return defaults, tuple(notes)

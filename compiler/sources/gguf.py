@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from cupola.compiler.sources.base import Array, LazyTensor, Source
+from cupola.compiler.sources.chat_templates import gguf_chat_templates
 from cupola.compiler.sources.config_check import check_config
 from cupola.compiler.sources.files import sha256_of, typed
 from cupola.compiler.sources.generation import generation_defaults
@@ -18,6 +19,7 @@ from cupola.compiler.sources.gguf_blocks import BLOCKS
 from cupola.compiler.sources.gguf_config import architecture_of, derive_config
 from cupola.compiler.sources.gguf_header import RECONVERT, GGUFHeader, TensorInfo, read_header
 from cupola.compiler.sources.gguf_tokenizer import convert_tokenizer, stop_token_ids
+from cupola.compiler.sources.special_tokens import gguf_special_tokens
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -155,7 +157,8 @@ def open_gguf(path: Path, name: str) -> Source:
     vocab_size = check_config(config, path)
     tensors, notes = _read_tensors(header, config)
     tokenizer_json, tokenizer_notes = convert_tokenizer(header.metadata, architecture, path)
-    template = header.metadata.get("tokenizer.chat_template")
+    templates, template_notes = gguf_chat_templates(header.metadata, path)
+    special_tokens = gguf_special_tokens(header.metadata)
     stops = {"eos_token_id": stop_token_ids(header.metadata)}
     generation, generation_notes = generation_defaults(None, config | (stops if stops["eos_token_id"] else {}), vocab_size, path)
     return Source(
@@ -165,7 +168,8 @@ def open_gguf(path: Path, name: str) -> Source:
         config=config,
         tensors=tensors,
         tokenizer_json=tokenizer_json,
-        chat_template=template if isinstance(template, str) else None,
+        chat_templates=templates,
+        special_tokens=special_tokens,
         generation_config=generation,
-        notes=(*notes, *tokenizer_notes, *generation_notes),
+        notes=(*notes, *tokenizer_notes, *generation_notes, *template_notes),
     )

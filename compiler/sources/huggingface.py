@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from cupola.compiler.sources.base import LazyTensor, Source
+from cupola.compiler.sources.chat_templates import read_chat_templates, template_files
 from cupola.compiler.sources.config_check import check_config
 from cupola.compiler.sources.files import member, read_json_object, sha256_of
 from cupola.compiler.sources.generation import generation_defaults
 from cupola.compiler.sources.safetensors_file import read_safetensors
-from cupola.compiler.sources.tokenizer_files import read_chat_template, read_tokenizer
+from cupola.compiler.sources.special_tokens import SPECIAL_TOKENS_MAP, add_end_token, read_special_tokens
+from cupola.compiler.sources.tokenizer_files import read_tokenizer
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 INDEX = "model.safetensors.index.json"
@@ -26,7 +28,7 @@ _CONTENT = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "chat_template.jinja",
+    SPECIAL_TOKENS_MAP,
     "tokenizer.model",
     "spiece.model",
     "vocab.json",
@@ -91,7 +93,7 @@ def _optional_json(folder: Path, name: str) -> dict[str, Any] | None:
 
 def content_files(folder: Path) -> tuple[Path, ...]:
     """Every file of a folder that the compiled model depends on."""
-    return (*(path for name in _CONTENT if (path := member(folder, name))), *weight_files(folder))
+    return (*(path for name in _CONTENT if (path := member(folder, name))), *template_files(folder), *weight_files(folder))
 
 
 def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -> Source:
@@ -118,6 +120,9 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
     tokenizer_json, tokenizer_note = read_tokenizer(folder, tokenizer_config)
     given = _optional_json(folder, "generation_config.json")
     generation, notes = generation_defaults(given, config, vocab_size, folder / "generation_config.json" if given else config_path)
+    special_tokens = read_special_tokens(folder, tokenizer_config, config, tokenizer_json)
+    generation, end_notes = add_end_token(generation, config, special_tokens, tokenizer_json)
+    templates, template_notes = read_chat_templates(folder, tokenizer_config)
     return Source(
         name=name,
         format="huggingface",
@@ -125,7 +130,8 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
         config=config,
         tensors=tensors,
         tokenizer_json=tokenizer_json,
-        chat_template=read_chat_template(folder, tokenizer_config),
+        chat_templates=templates,
+        special_tokens=special_tokens,
         generation_config=generation,
-        notes=(*((tokenizer_note,) if tokenizer_note else ()), *notes),
+        notes=(*((tokenizer_note,) if tokenizer_note else ()), *notes, *end_notes, *template_notes),
     )

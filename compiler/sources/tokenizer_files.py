@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template of a Hugging Face folder."""
+"""The tokenizer of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -53,30 +53,3 @@ def read_tokenizer(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[s
     if converted is None:
         return None, f"{' and '.join(found)} could not be converted: the model takes token ids only"
     return converted, f"tokenizer converted from {' and '.join(found)}"
-
-
-def _named_template(templates: list[Any]) -> str | None:
-    by_name = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
-    template = by_name.get("default")
-    return template if isinstance(template, str) else None
-
-
-def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """The Jinja text of the chat template: `chat_template.jinja`, else the (default) one in `tokenizer_config.json`.
-
-    Raises:
-        SourceError: the template is neither a text nor a list of named texts.
-    """
-    if path := member(folder, "chat_template.jinja"):
-        return read_text(path, 4 << 20)
-    template = tokenizer_config.get("chat_template")
-    if isinstance(template, list):
-        template = _named_template(template)
-    if template is not None and not isinstance(template, str):
-        raise SourceError(
-            "is neither a text nor a list of named texts",
-            file=folder / "tokenizer_config.json",
-            field="chat_template",
-            fix="download it again",
-        )
-    return template

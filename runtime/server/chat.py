@@ -103,16 +103,16 @@ async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> 
     body.refuse_unsupported()
     if body.top_logprobs and not body.logprobs:
         raise RequestError("is given without logprobs", field="top_logprobs", fix="set logprobs to true")
-    if body.chat_template is not None:
-        raise RequestError("may not come with a request", field="chat_template", fix="leave it out: the model's own is used")
     _ = service.admission  # a server that can't answer should not render
-    plan = _plan(service, body)
+    template = service.need_chat_template()
+    name = template.choose(has_tools=bool(body.tools) and body.tool_choice != "none", name=body.chat_template)
+    plan = _plan(service, body, template.text(name))
     structured = structured_outputs_of(body, plan.constraint)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = body.sampling_params(
         service.defaults, body.token_limit, logprobs, structured, skip_special_tokens=body.skip_special_tokens and plan.skip_special_tokens
     )
-    text = await _render(service, body, plan)
+    text = await _render(service, body, plan, name)
     prompt = await service.encode(text, params, add_special_tokens=bool(body.add_special_tokens))
     grammar = await service.compile_grammar(params)
     head = {"id": f"chatcmpl-{record.request_id}", "created": int(time.time()), "model": model}
@@ -127,9 +127,9 @@ def _echoed(plan: ToolPlan) -> str:
     return content if last["role"] == "assistant" and isinstance(content, str) else ""
 
 
-def _plan(service: Service, body: ChatRequest) -> ToolPlan:
+def _plan(service: Service, body: ChatRequest, template: str) -> ToolPlan:
     return plan_chat(
-        service.need_chat_template().text,
+        template,
         body.messages,
         tools=body.tools,
         tool_choice=body.tool_choice,
@@ -138,16 +138,14 @@ def _plan(service: Service, body: ChatRequest) -> ToolPlan:
     )
 
 
-async def _render(service: Service, body: ChatRequest, plan: ToolPlan) -> str:
+async def _render(service: Service, body: ChatRequest, plan: ToolPlan, name: str) -> str:
     """The prompt that the model's template makes of the messages, the last one left open if it is to be continued. Raises RequestError."""
-    messages = plan.messages
-    if not body.continue_final_message:
-        return await service.render(messages, add_generation_prompt=body.add_generation_prompt, tools=plan.tools)
-    if body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set:
+    if body.continue_final_message and body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set:
         raise RequestError("contradicts add_generation_prompt", field="continue_final_message", fix="set one of the two to false")
-    text = await service.render(messages, add_generation_prompt=False, tools=plan.tools)
-    content = messages[-1].get("content")
-    last = content.strip() if isinstance(content, str) else ""
-    if not last or last not in text:
-        raise RequestError("finds no text to continue", field="continue_final_message", fix="end with a message that has a text")
-    return text[: text.rfind(last) + len(last)]
+    return await service.render(
+        plan.messages,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        tools=plan.tools,
+        name=name,
+    )

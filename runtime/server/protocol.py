@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cupola.runtime.errors import RequestError
+from cupola.runtime.generation_defaults import add_model_stops
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server.foreign_fields import settle_fields
 from cupola.runtime.structured_outputs import StructuredOutputs
@@ -131,7 +132,7 @@ class Sampling(Body):
             "min_tokens": self.min_tokens,
         }
         chosen: dict[str, Any] = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
-        return SamplingParams(
+        params = SamplingParams(
             **chosen,
             n=self.n,
             max_tokens=None if max_tokens == UNLIMITED else max_tokens,
@@ -149,6 +150,7 @@ class Sampling(Body):
             skip_special_tokens=skip_special_tokens,
             structured_outputs=structured,
         )
+        return add_model_stops(params, defaults)
 
     def _logit_bias(self) -> dict[int, float] | None:
         """OpenAI has token ids as JSON's keys, which are strings."""

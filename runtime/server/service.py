@@ -177,12 +177,27 @@ class Service:
             raise RequestError("the model has no chat template", field="messages", fix="use /v1/completions")
         return self.chat_template
 
-    async def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Message] | None = None) -> str:
+    async def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+        tools: Sequence[Message] | None = None,
+        name: str | None = None,
+    ) -> str:
         """The text that the model's template makes of a chat. Raises RequestError, or ServerError, a 429, if too many wait for it.
 
         A template may take its whole time each time: chats wait for one another in a thread of their own, and nobody else for them.
         """
-        render = functools.partial(self.need_chat_template().render, messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        render = functools.partial(
+            self.need_chat_template().render,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            name=name,
+        )
         if self._num_rendering > self.config.max_queue:
             raise ServerError(429, "too many chats are waiting", code="queue_full", retry_after=5)
         self._num_rendering += 1

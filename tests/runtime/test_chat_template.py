@@ -85,3 +85,63 @@ def test_bad_messages_are_refused(messages):
     with pytest.raises(RequestError, match="messages"):
         chat.render(messages)
     chat.close()
+
+
+def test_chats_with_tools_get_the_template_for_tools():
+    chat = ChatTemplate({"default": "D", "tool_use": "T{{ tools[0].function.name }}", "rag": "{{ documents[0].text }}"}, {})
+    assert chat.render(MESSAGES) == "D"
+    assert chat.render(MESSAGES, tools=[{"type": "function", "function": {"name": "f"}}]) == "Tf"
+    assert chat.render(MESSAGES, documents=[{"title": "t", "text": "x"}], name="rag") == "x"
+    with pytest.raises(RequestError, match="chat_template: is 'other', and the model has no template of that name"):
+        chat.render(MESSAGES, name="other")
+    chat.close()
+
+
+def test_a_model_without_a_default_template_says_so():
+    chat = ChatTemplate({"a": "A", "b": "B"}, {})
+    with pytest.raises(RequestError, match=r"chat_template: is 'default', and .* \(give one of a, b\)"):
+        chat.render(MESSAGES)
+    assert chat.render(MESSAGES, name="b") == "B"
+    chat.close()
+
+
+def test_variables_come_before_tokens_and_after_what_is_fixed():
+    chat = ChatTemplate("{{ bos_token }}{{ enable_thinking }}{{ messages | length }}", {"bos_token": "<s>"})
+    assert chat.render(MESSAGES, variables={"enable_thinking": False, "bos_token": "B", "messages": []}) == "BFalse2"
+    chat.close()
+
+
+CHATML, TRIMS = TEMPLATES[0], TEMPLATES[0].replace("m['content']", "m['content'] | trim")
+
+
+@pytest.mark.parametrize("content", ["The answer is", "<", "|", ">", "im", "_", "end", "The answer is ", "```json\n", " Sure", "\n", ""])
+def test_an_answer_goes_on_where_it_was_left(content):
+    chat = ChatTemplate(CHATML, {})
+    messages = [*MESSAGES, {"role": "assistant", "content": content}]
+    assert chat.render(messages, continue_final_message=True).endswith(f"<|im_start|>assistant\n{content}")
+    if content.strip():  # transformers looks for the text
+        (expected,), _ = render_jinja_template([messages], chat_template=CHATML, continue_final_message=True)
+        assert chat.render(messages, continue_final_message=True) == expected
+    chat.close()
+
+
+def test_a_template_that_trims_keeps_the_space_at_the_end():
+    chat = ChatTemplate(TRIMS, {})
+    messages = [*MESSAGES, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]
+    assert chat.render([*MESSAGES, {"role": "assistant", "content": " a "}], continue_final_message=True).endswith("assistant\na ")
+    parts = ChatTemplate("{% for p in messages[-1].content %}{{ p.text }}!{% endfor %}", {})
+    assert parts.render(messages, continue_final_message=True) == "a"
+    chat.close()
+    parts.close()
+
+
+@pytest.mark.parametrize("message", [{"role": "assistant", "content": None}, {"role": "assistant", "content": []}])
+def test_what_has_no_text_can_not_go_on(message):
+    chat = ChatTemplate(CHATML, {})
+    with pytest.raises(RequestError, match="continue_final_message: finds no text"):
+        chat.render([*MESSAGES, message], continue_final_message=True)
+    chat.close()
+    chat = ChatTemplate("{{ messages[0].content }}", {})
+    with pytest.raises(RequestError, match="does not show the last message"):
+        chat.render([*MESSAGES, {"role": "assistant", "content": "a"}], continue_final_message=True)
+    chat.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import cupola.runtime.machine
-from cupola.runtime.artifact import Artifact, sha256_of
+from cupola.runtime.artifact import Artifact, FileSpec, sha256_of
 from cupola.runtime.errors import ArtifactError, EngineError, OptionError, RequestError
 from cupola.runtime.executor import load, map_weights
 from cupola.runtime.llm import LLM
@@ -170,6 +171,39 @@ def test_files_that_the_manifest_does_not_list_are_not_used(tmp_path):
         (artifact.path / name).write_text('{"temperature": 0.5}')
     llm = LLM(artifact.path)
     assert llm.tokenizer is None and llm.default_sampling_params() == SamplingParams()
+
+
+def with_file(artifact: Artifact, name: str, text: str) -> Artifact:
+    """The artifact with another text in one of its files."""
+    (artifact.path / name).write_text(text)
+    files = tuple(file for file in artifact.manifest.files if file.name != name)
+    spec = FileSpec(name, len(text), sha256_of(artifact.path / name))
+    manifest = replace(artifact.manifest, files=(*files, spec))
+    (artifact.path / "manifest.json").write_text(manifest.to_json())
+    return Artifact.open(artifact.path)
+
+
+def test_templates_know_the_named_tokens(tmp_path):
+    artifact = make_artifact(tmp_path / "a", template="{{ bos_token }}{{ pad_token }}{{ unk_token }}{{ messages[0].content }}")
+    artifact = with_file(artifact, "special_tokens_map.json", '{"bos_token": "<b>", "pad_token": "<p>"}')
+    artifact = with_file(artifact, "chat_template.tool_use.jinja", "{{ bos_token }}tools")
+    assert LLM(artifact).render_chat([{"role": "user", "content": "x"}]) == "<b><p>x"
+    for damage in ("[]", "{", '{"bos_token": 1}', '{"a b": "c"}'):
+        with pytest.raises(ArtifactError, match="special_tokens_map.json"):
+            LLM(with_file(artifact, "special_tokens_map.json", damage))
+
+
+def test_the_models_stop_strings_end_answers(tmp_path):
+    artifact = make_artifact(tmp_path / "a")
+    prompt, params = [5, 6], replace(GREEDY, ignore_eos=False, stop_token_ids=[])
+    text = LLM(artifact).generate(prompt, params)[0].outputs[0].text
+    stop = text[len(text) // 2 :][:1]
+    stopping = LLM(with_file(artifact, "generation_config.json", json.dumps({"stop_strings": [stop], "temperature": 0})))
+    assert stopping.default_sampling_params().stop == [stop]
+    (output,) = stopping.generate(prompt, params)
+    assert output.outputs[0].text == text[: text.find(stop)] and output.outputs[0].stop_reason == stop
+    assert stopping.generate(prompt, replace(params, ignore_eos=True))[0].outputs[0].text == text
+    assert stopping.generate(prompt, replace(params, detokenize=False))[0].outputs[0].finish_reason == "length"
 
 
 def test_all_logprobs(artifact):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,9 @@ def tiny_folder(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("tiny") / "llama"
     make_model("llama", num_key_value_heads=2).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_folder` to change."""
+    return shutil.copytree(tiny_folder, tmp_path / "model")

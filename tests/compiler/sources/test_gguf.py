@@ -32,7 +32,7 @@ def test_smollm2_is_what_transformers_reads(smollm2):
     assert config.rms_norm_eps == pytest.approx(model.config.rms_norm_eps)
     assert config.rope_parameters == model.config.rope_parameters
     assert source.generation_config == {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 2}
-    assert source.format == "gguf" and source.notes == () and "im_start" in source.chat_template
+    assert source.format == "gguf" and source.notes == () and "im_start" in source.chat_templates["default"]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])

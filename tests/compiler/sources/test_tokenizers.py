@@ -63,7 +63,8 @@ def test_smollm2_encodes_as_transformers_does(smollm2):
         assert ids == reference(text).input_ids, text
         assert mine.decode(ids, skip_special_tokens=False) == text
     assert mine.get_vocab_size() == 49152
-    assert source.chat_template == reference.chat_template
+    assert source.chat_templates == {"default": reference.chat_template}
+    assert source.special_tokens == reference.special_tokens_map
 
 
 @pytest.mark.parametrize(("architecture", "pre"), [("llama", "llama-bpe"), ("qwen2", "qwen2"), ("qwen3", "qwen2"), ("llama", "gpt-2")])
@@ -263,17 +264,3 @@ def test_damaged_tokenizers(folder, content):
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(SourceError, match=r"tokenizer\.json: is not a tokenizer"):
         open_source(folder)
-
-
-def test_chat_templates(folder):
-    def template(content):
-        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": content}))
-        return open_source(folder).chat_template
-
-    assert template("a") == "a" and template(None) is None
-    assert template([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]) == "d"
-    assert template([{"name": "tool_use", "template": "t"}]) is None
-    with pytest.raises(SourceError, match=r"tokenizer_config\.json: chat_template: is neither"):
-        template(3)
-    (folder / "chat_template.jinja").write_text("from a file")
-    assert template("a") == "from a file"
