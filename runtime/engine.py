@@ -121,8 +121,8 @@ class Engine:
             cache_salt: at most 64 bytes; only requests of the same salt share cached K/V.
             add_special_tokens: whether a text gets the tokenizer's special tokens, such as a leading BOS.
             wants_prompt_logits: collect the logits of every prompt token in `Request.prompt_logits`.
-            compiled_grammar: what a `GrammarCompiler` made of the parameters' structured outputs; without it the engine compiles
-                them now, which takes up to some seconds.
+            compiled_grammar: what a `GrammarCompiler` made of structured outputs, which the parameters then need not repeat; without
+                it the engine compiles theirs now, which takes up to some seconds.
 
         Raises:
             RequestError: naming the field and the fix.
@@ -207,12 +207,13 @@ class Engine:
         return logits
 
     def _compile(self, params: SamplingParams, compiled_grammar: bytes | None) -> bytes | None:
-        if params.structured_outputs is None:
+        wanted = params.structured_outputs
+        if wanted is None and compiled_grammar is None:
             return None
         if self._compiler is None:
             raise RequestError("needs text, and this artifact has no tokenizer", field="structured_outputs", fix="leave it out")
         check_installed()
-        return compiled_grammar or self._compiler.compile(params.structured_outputs)
+        return compiled_grammar if wanted is None or compiled_grammar is not None else self._compiler.compile(wanted)
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has something to do."""

@@ -87,7 +87,16 @@ def _find_odd_value(schema: Schema, choosing: str) -> str | None:
     for value in values:
         if "type" in schema and not any(has_type(value, name) for name in types_of(schema)):
             return f"the value {value!r:.60} of {choosing} isn't of the type {schema['type']!r:.60}"
+        if _has_wide_integer(value):
+            return f"whole numbers of {choosing} must fit into 64 bits; write {value!r:.60} as a string"
     return None
+
+
+def _has_wide_integer(value: object) -> bool:
+    """Whether a whole number in `value` is one that XGrammar rounds to a float."""
+    if isinstance(value, dict | list):
+        return any(map(_has_wide_integer, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _find_untyped(schema: Schema) -> str | None:

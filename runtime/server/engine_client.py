@@ -108,15 +108,15 @@ class EngineClient:
         return sum(self._num_sequences_of.values())
 
     def submit(self, adds: Sequence[m.Add]) -> RequestStream:
-        """Hands requests to the engine. Raises EngineError if there is none."""
+        """Hands requests to the engine. Raises EngineError if there is none; whatever is raised, nothing was handed over or counted."""
         if self.died.is_set():
             raise EngineError("the engine's process has ended")
+        self._write(b"".join(map(m.frame, adds)))  # first: what can't be encoded or written leaves no trace
         if not self._streams:
             self._heard = time.monotonic()  # it was idle: its time to answer begins now
         stream = RequestStream(self, [add.request_id for add in adds])
         for add in adds:
             self._streams[add.request_id], self._num_sequences_of[add.request_id] = stream, add.params.n
-            self._send(add)
         return stream
 
     def forget(self, request_id: str) -> None:
@@ -148,8 +148,11 @@ class EngineClient:
             return self._process.wait()
 
     def _send(self, message: m.ToEngine) -> None:
+        self._write(m.frame(message))
+
+    def _write(self, frames: bytes) -> None:
         assert self._transport is not None
-        self._transport.write(m.frame(message))
+        self._transport.write(frames)
 
     def _receive(self, body: bytes) -> None:
         self._heard = time.monotonic()

@@ -89,6 +89,9 @@ class EngineLoop:
             self._sent[add.request_id] = Sent(request)
         except InputError as error:
             self._channel.send(m.Refused(add.request_id, error.message, True, error.field, error.fix))
+        except Exception as error:  # noqa: BLE001  one request that can't be taken is no reason to give up the others
+            report(error)
+            self._channel.send(m.Refused(add.request_id, f"the engine failed: {type(error).__name__}: {error}", is_input_error=False))
 
     def _abort(self, request_id: str) -> None:
         self._sent.pop(request_id, None)

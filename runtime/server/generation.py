@@ -69,8 +69,10 @@ class Generation:
         self.num_cached_tokens = 0
         self._restriction = params.restriction
         self.keep_alive = service.config.sse_keep_alive
+        self._timer: asyncio.TimerHandle | None = None
         self._times = RequestTimes(record.arrival)
         self._stream = service.submit(prompts, params, priority, cache_salt, grammar)
+        record.resources.callback(self.close)  # if this object never gets to whoever would close it
         self._index_of = {request_id: i for i, request_id in enumerate(self._stream.request_ids)}
         self._timer = asyncio.get_running_loop().call_later(service.config.request_timeout, self._stream.put, TimeoutError())
         record.num_prompt_tokens = sum(map(len, prompts))
@@ -95,7 +97,8 @@ class Generation:
 
     def close(self) -> None:
         """Frees what is unfinished."""
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._stream.close()
 
     def usage(self) -> dict[str, Any]:

@@ -29,7 +29,10 @@ class Start(msgspec.Struct, tag=True, frozen=True):
 
 
 class Add(msgspec.Struct, tag=True, frozen=True):
-    """A request, checked by `Admission`; `grammar` is its structured output, checked by a `GrammarCompiler`."""
+    """A request, checked by `Admission`.
+
+    `grammar` is its structured output, checked by a `GrammarCompiler`; `params` have none: a schema may hold numbers that msgpack has not.
+    """
 
     request_id: str
     prompt_token_ids: list[int]

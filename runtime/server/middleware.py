@@ -50,6 +50,7 @@ class Observer:
                 raise  # half an answer can't be mended: the connection ends
             await error_response(status, message, field=field, code=code)(scope, receive, send_with_id)
         finally:
+            record.resources.close()
             if record.path not in QUIET_PATHS and not record.path.startswith(OPEN_FOLDERS):
                 record.write()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -28,6 +29,7 @@ class RequestRecord:
     num_output_tokens: int | None = None
     first_token: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
+    resources: ExitStack = field(default_factory=ExitStack)  # what the request holds: released at its end, whatever happened on the way
 
     def fail(self, status: int, error: Exception) -> None:
         """Notes what went wrong; a fault of ours with its traceback."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import hashlib
 import math
@@ -242,6 +243,7 @@ class Service:
         self._check_room(len(prompts) * params.n)
         # A salt may be a secret or a name: only what can't be guessed from elsewhere goes on.
         salt = b"" if cache_salt is None else hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
+        params = dataclasses.replace(params, structured_outputs=None)  # `grammar` says it
         adds = [m.Add(uuid.uuid4().hex, list(prompt), params, priority, salt, grammar) for prompt in prompts]
         return self._client.submit(adds)
 

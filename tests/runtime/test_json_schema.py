@@ -72,6 +72,8 @@ HELD = {
 }  # fmt: skip
 REFUSED = {
     "not": {"type": "string", "not": {"const": "a"}},
+    "whole numbers of const must fit into 64 bits": {"const": 2**63},
+    "whole numbers of enum must fit into 64 bits": {"enum": [1, {"a": [-(2**63) - 1]}]},
     "if": {"type": "object", "properties": {**A, **B}, "if": {"required": ["a"]}, "then": {"required": ["b"]}},
     "uniqueItems": {"type": "array", "items": SMALL, "uniqueItems": True},
     "contains": {"type": "array", "items": SMALL, "contains": {"const": 3}},

@@ -141,3 +141,21 @@ def test_what_the_engine_refuses_leaves_the_rest_alone():
     assert isinstance(answers["y"], m.Refused) and answers["y"].is_input_error
     assert answers["1"] == alone(1, GREEDY)
     side.close()
+
+
+def test_an_engine_that_fails_to_take_a_request_goes_on(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    side = Side(FakeExecutor(64, 0))
+    take = side.engine.add_request
+
+    def take_all_but_one(request_id, *args, **options):
+        if request_id == "0":
+            raise MemoryError
+        return take(request_id, *args, **options)
+
+    monkeypatch.setattr(side.engine, "add_request", take_all_but_one)
+    side.send(add(0, GREEDY), add(1, GREEDY))
+    answers = side.answers({"0", "1"})
+    assert isinstance(answers["0"], m.Refused) and not answers["0"].is_input_error
+    assert answers["1"] == alone(1, GREEDY)
+    side.close()
+    assert "MemoryError" in capfd.readouterr().err

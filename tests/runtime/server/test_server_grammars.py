@@ -61,3 +61,24 @@ def test_a_flood_of_schemas(server: Server) -> None:
     with ThreadPoolExecutor(48) as clients:
         statuses = list(clients.map(ask, range(96)))
     assert statuses.count(200) >= 32, "more than wait at once were refused"
+
+
+HUGE = [2**63, 2**64, 10**30, -(10**30)]
+HUGE_IN_A_SCHEMA = {
+    "default": [{"type": "string", "maxLength": 9, "default": number} for number in HUGE],
+    "maximum": [{"type": "integer", "maximum": abs(number)} for number in HUGE],
+    "const": [{"const": number} for number in HUGE],
+}
+
+
+@pytest.mark.parametrize("keyword", HUGE_IN_A_SCHEMA)
+def test_numbers_that_no_machine_word_holds(server: Server, keyword: str) -> None:
+    """They are used or refused, and what was asked with them isn't counted any longer: as many more would be too many."""
+    for schema in HUGE_IN_A_SCHEMA[keyword]:
+        for _ in range(3):
+            response = server.post({"prompt": "a", "max_tokens": 40, "temperature": 0, "n": 128, **response_format(schema)})
+            if response.status_code != 200:
+                error_of(response)
+            elif response.json()["choices"][0]["finish_reason"] == "stop":
+                jsonschema.validate(json.loads(response.json()["choices"][0]["text"]), schema)
+    assert server.post({"prompt": "a", "max_tokens": 1}).status_code == 200
