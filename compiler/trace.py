@@ -20,6 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cupola.compiler.attention import attention, marked_sdpa, number_layers
+from cupola.compiler.model_parts import refuse_unsupported_parts
 from cupola.compiler.rope import fix_rope
 from cupola.compiler.token_mixing import check_token_mixing
 from cupola.models import Family, find_family
@@ -98,17 +99,23 @@ def _build(config: Mapping[str, Any], family: Family | None, file: str) -> Any:
     content = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "quantization_config")}
     implementation = family.attention if family else "cupola"
     try:
-        settings = transformers.AutoConfig.for_model(**content)
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation=implementation, dtype=torch.float32)
+        model = _instantiate(content, implementation)
     except Exception as error:  # whatever transformers' constructors raise, the configuration caused it
         if isinstance(error, KeyError) and error.args == (implementation,):
+            refuse_unsupported_parts(_instantiate(content, "eager"), config["model_type"], file)
             problem = "the family has a closed set of attention implementations, which leaves none to put in their place"
             raise UnsupportedError(problem, file=file, field=config["model_type"]) from error
         raise SourceError(
             _first_line(error), file=file, fix="the configuration does not describe a model that transformers can build"
         ) from error
+    refuse_unsupported_parts(model, config["model_type"], file)
     return model.eval()
+
+
+def _instantiate(content: Mapping[str, Any], implementation: str) -> Any:
+    settings = transformers.AutoConfig.for_model(**content)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(settings, attn_implementation=implementation, dtype=torch.float32)
 
 
 def _materialize_buffers(model: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from cupola.compiler.sources.files import one_line
+from cupola.models import find_family
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 _HIGHEST = {
@@ -21,27 +23,47 @@ _HIGHEST = {
 }
 _FIX = "use the config.json that came with the weights"
 _OLD_NAMES = {"hidden_size": "n_embed"}
+_PER_LAYER = ("intermediate_size",)  # may be a list, a size for each layer
 _REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_OTHER_KINDS = {
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "reads images beside text",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES": "reads sound",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": "has an encoder beside its decoder",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "fills in masked tokens, for which it sees the later ones too",
+}
+"""transformers' tables of models that are not causal language models -> what such a model does, the first that fits."""
+_SENSES = {"vision_config": "images", "vq_config": "images", "audio_config": "sound"}
 
 
-def _sizes(config: Mapping[str, Any], aliases: Mapping[str, str], file: object) -> dict[str, int]:
-    """The sizes that the configuration states, by their usual names, each checked."""
+def _declared(config_class: Any) -> frozenset[str]:
+    """The fields that a configuration class has, by all of their names."""
+    return frozenset((*(field.name for field in dataclasses.fields(config_class)), *getattr(config_class, "attribute_map", {})))
+
+
+def _sizes(config: Mapping[str, Any], config_class: Any, file: object) -> dict[str, int]:
+    """The sizes that the configuration states, by their usual names, each checked.
+
+    Only what the class knows can be missing: models without attention have no heads.
+    """
+    aliases: Mapping[str, str] = getattr(config_class, "attribute_map", {})
+    declared = _declared(config_class)
     sizes = {}
     for usual, highest in _HIGHEST.items():
         field = next((name for name in (usual, aliases.get(usual), _OLD_NAMES.get(usual)) if name and config.get(name) is not None), None)
         if field is None:
-            if usual in _REQUIRED:
+            if usual in _REQUIRED and usual in declared:
                 raise SourceError("is missing", file=file, field=aliases.get(usual, usual), fix=_FIX)
             continue
         value = config[field]
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= highest:
+        values = value if usual in _PER_LAYER and isinstance(value, list) and value else [value]
+        if not all(isinstance(each, int) and not isinstance(each, bool) and 1 <= each <= highest for each in values):
             raise SourceError(f"is {value!r:.40}, not a whole number from 1 to {highest}", file=file, field=field, fix=_FIX)
-        sizes[usual] = value
+        sizes[usual] = max(values)
     return sizes
 
 
 def _check_heads(sizes: Mapping[str, int], file: object) -> None:
-    heads, hidden, kv_heads = sizes["num_attention_heads"], sizes["hidden_size"], sizes.get("num_key_value_heads", 1)
+    heads, hidden, kv_heads = sizes.get("num_attention_heads", 1), sizes.get("hidden_size", 1), sizes.get("num_key_value_heads", 1)
     fix = _FIX
     if "head_dim" not in sizes and hidden % heads:
         raise SourceError(f"{heads} heads do not divide the hidden size, {hidden}", file=file, field="num_attention_heads", fix=fix)
@@ -50,8 +72,8 @@ def _check_heads(sizes: Mapping[str, int], file: object) -> None:
 
 
 def _config_class(config: Mapping[str, Any], file: object) -> Any:
+    from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING_NAMES:
@@ -63,11 +85,29 @@ def _config_class(config: Mapping[str, Any], file: object) -> Any:
             field="model_type",
             fix=hint,
         )
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UnsupportedError(
-            f"{model_type!r} is not a causal language model", file=file, field="model_type", fix="give a model that generates text"
-        )
+    if model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "text_config" not in config:
+        kinds = (kind for table, kind in _OTHER_KINDS.items() if model_type in getattr(modeling_auto, table))
+        kind = next(kinds, "is a part of another model or no language model")
+        problem = f"transformers has no causal language model of the type {model_type!r}, which {kind}"
+        raise UnsupportedError(problem, file=file, field="model_type", fix="give a model that continues text")
     return CONFIG_MAPPING[model_type]
+
+
+def _refuse_composites(config: Mapping[str, Any], config_class: Any, file: object) -> None:
+    """Refuses models that are made of several, each with a configuration of its own."""
+    parts = [name for name in getattr(config_class, "sub_configs", {}) if name in config]
+    text = config.get("text_config")
+    if not text and not (parts and "hidden_size" not in _declared(config_class)):
+        return
+    senses = dict.fromkeys(_SENSES[name] for name in parts if name in _SENSES and config.get(name))
+    what = f"reads {' and '.join(senses)} beside text" if text and senses else f"is made of several models ({', '.join(parts)})"
+    text_type = text.get("model_type") if isinstance(text, dict) else None
+    fix = (
+        f"a checkpoint of its text model alone, of the type {text_type}, compiles"
+        if find_family(str(text_type))
+        else "give a model of text"
+    )
+    raise UnsupportedError(f"{what}, and cupola compiles models of text alone", file=file, field=config["model_type"], fix=fix)
 
 
 def _check_rope(config: Mapping[str, Any], file: object) -> None:
@@ -109,10 +149,8 @@ def check_config(config: Mapping[str, Any], file: object, trust_remote_code: boo
             fix="give the model in f32, f16 or bf16, or as a GGUF file",
         )
     config_class = _config_class(config, file)
-    if config.get("text_config"):
-        raise UnsupportedError("is a model of text and something else", file=file, field="text_config", fix="give the text model alone")
-    aliases = getattr(config_class, "attribute_map", {})
-    sizes = _sizes(config, aliases, file)
+    _refuse_composites(config, config_class, file)
+    sizes = _sizes(config, config_class, file)
     _check_heads(sizes, file)
     _check_rope(config, file)
     try:

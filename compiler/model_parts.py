@@ -1,0 +1,59 @@
+"""Parts that models have and cupola can't run, found in the built model before anything is traced: one table.
+
+Tracing finds them too, but late, and says of a router that it merges axes. Here a module's class says what it is:
+transformers names them alike in every family. What this table doesn't know, `compiler/token_mixing.py` still refuses.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from cupola.runtime.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kind of layer.
+
+    Attributes:
+        name: what it is, so that "the model has …" can be said of it.
+        classes: a regular expression that matches the class names of its modules as a whole.
+    """
+
+    name: str
+    classes: str
+
+
+UNSUPPORTED_PARTS = (
+    Part("a mixture of experts", r"\w*(Experts|ExpertGLU|CDMoE)"),
+    Part("recurrent state (Mamba)", r"\w*(Mamba\w*Mixer|MambaLayer|BambaMixer|FalconH1Mixer|Mamba2?Mixer)"),
+    Part("recurrent state (a gated delta rule)", r"\w*(GatedDeltaNet|DeltaAttention)"),
+    Part("recurrent state (linear attention)", r"\w*LightningAttention"),
+    Part("recurrent state (RG-LRU)", r"\w*Rglru"),
+    Part("recurrent state (RWKV)", r"Rwkv\w*Attention"),
+    Part("recurrent state (xLSTM)", r"[xm]LSTMLayer"),
+    Part("convolutions over tokens", r"\w*(ShortConv|ShortConvolution|CCAProjection)"),
+    Part("sparse attention whose keys an indexer chooses", r"\w*(Indexer|Compressor)"),
+    Part("attention within hashed chunks", r"LSHSelfAttention|LocalSelfAttention"),
+    Part("cross-attention", r"\w*CrossAttention"),
+)
+
+
+def refuse_unsupported_parts(model: Any, model_type: str, file: str) -> None:
+    """Checks the modules of a model, which may be on the meta device.
+
+    Raises:
+        UnsupportedError: naming every part that cupola lacks, and one module of each.
+    """
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        for part in UNSUPPORTED_PARTS:
+            if re.fullmatch(part.classes, type(module).__name__):
+                found.setdefault(part.name, path)
+    if found:
+        parts = [f"{name} ({path})" for name, path in found.items()]
+        listed = " and ".join([*([", ".join(parts[:-1])] if parts[1:] else []), parts[-1]])
+        fix = "dense models whose only memory of earlier tokens is attention compile"
+        raise UnsupportedError(f"has {listed}, which cupola does not run", file=file, field=model_type, fix=fix)

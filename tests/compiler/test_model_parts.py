@@ -1,0 +1,81 @@
+"""What a model has that cupola lacks is said before anything is traced. Types and parts are those of the published models."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from cupola.compiler import trace as compiler_trace
+from cupola.compiler.sources.config_check import check_config
+from cupola.compiler.trace import trace
+from cupola.models import FAMILIES
+from cupola.runtime.errors import UnsupportedError
+
+EXPERTS, INDEXER, CONVOLUTIONS, DELTA = "a mixture of experts", "an indexer chooses", "convolutions over tokens", "gated delta rule"
+MAMBA, RWKV, XLSTM, RGLRU = "(Mamba)", "(RWKV)", "(xLSTM)", "(RG-LRU)"
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "mixtral": (EXPERTS,), "qwen3_moe": (EXPERTS,), "gpt_oss": (EXPERTS,), "olmoe": (EXPERTS,), "deepseek_v3": (EXPERTS,),
+    "granitemoe": (EXPERTS,), "jetmoe": (EXPERTS,), "phimoe": (EXPERTS,), "llama4_text": (EXPERTS,), "longcat_flash": (EXPERTS,),
+    "deepseek_v32": (EXPERTS, INDEXER), "glm_moe_dsa": (EXPERTS, INDEXER),
+    "lfm2": (CONVOLUTIONS,), "qwen3_5_text": (DELTA,), "qwen3_next": (DELTA, EXPERTS), "olmo_hybrid": (DELTA,),
+    "mamba": (MAMBA,), "falcon_mamba": (MAMBA,), "jamba": (MAMBA, EXPERTS), "recurrent_gemma": (RGLRU,), "rwkv": (RWKV,), "xlstm": (XLSTM,),
+}  # fmt: skip
+
+
+def published(model_type: str, **changes: Any) -> dict[str, Any]:
+    """The content of a config.json with the class's defaults."""
+    return {**json.loads(AutoConfig.for_model(model_type, **changes).to_json_string(use_diff=False))}
+
+
+@pytest.fixture(autouse=True)
+def _no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def traced(*_: object) -> None:
+        raise AssertionError("it is traced")
+
+    monkeypatch.setattr(compiler_trace, "_export", traced)
+
+
+@pytest.mark.parametrize("model_type", PARTS)
+def test_a_part_that_cupola_lacks_is_named_before_tracing(model_type: str) -> None:
+    layers = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2} if model_type == "lfm2" else {}
+    config = published(model_type, **layers)
+    check_config(config, "config.json")
+    with pytest.raises(UnsupportedError, match=rf"^config\.json: {model_type}: has .*, which cupola does not run") as caught:
+        trace(config, "config.json", 64)
+    every = (EXPERTS, INDEXER, CONVOLUTIONS, DELTA, MAMBA, RWKV, XLSTM, RGLRU)
+    assert {part for part in every if part in str(caught.value)} == set(PARTS[model_type])
+
+
+def test_no_verified_family_has_such_a_part() -> None:
+    for family in FAMILIES:
+        with pytest.raises(AssertionError, match="it is traced"):
+            trace({"model_type": family.model_type, **family.tiny}, "config.json", 64)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("gemma3", "reads images beside text, .* of the type gemma3_text, compiles"),
+        ("got_ocr2", "reads images beside text, .* of the type qwen2, compiles"),
+        ("mllama", "reads images beside text, .*give a model of text"),
+        ("musicgen", r"is made of several models \(text_encoder, audio_encoder, decoder\)"),
+        ("llava", "reads images beside text"),
+        ("t5", "which has an encoder beside its decoder"),
+        ("distilbert", "which fills in masked tokens"),
+        ("whisper_encoder", "which transformers does not know"),
+    ],
+)
+def test_what_is_more_or_other_than_a_text_model_is_said(model_type: str, reason: str) -> None:
+    known = model_type not in ("musicgen", "whisper_encoder")
+    subs = {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {"model_type": "musicgen_decoder"}}
+    config = published(model_type) if known else {"model_type": model_type, **subs}
+    with pytest.raises(Exception, match=rf"^config\.json: .*{reason}"):
+        check_config(config, "config.json")
+
+
+def test_a_list_of_a_size_for_each_layer_is_legal() -> None:
+    check_config(published("gemma3n_text", intermediate_size=[128] * 30, num_hidden_layers=30), "config.json")
