@@ -12,7 +12,7 @@ from starlette.responses import Response
 from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
 from cupola.runtime.server.generation import Choice, Generation, respond
-from cupola.runtime.server.logprobs import chat_logprobs, name_by_ids, prompt_logprobs
+from cupola.runtime.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from cupola.runtime.server.protocol import ChatRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
 from cupola.runtime.server.service import Service
@@ -28,6 +28,7 @@ class Chat:
     plan: ToolPlan
     generation: Generation
     head: Object
+    names: TokenNames
     echoed: str = ""
 
     def whole(self) -> Object:
@@ -85,11 +86,7 @@ class Chat:
         return {**found, "token_ids": choice.token_ids} if self.body.return_token_ids else found
 
     def _logprobs(self, entries: list[TokenLogprobs] | None) -> Object | None:
-        if not self.body.logprobs:
-            return None
-        entries = entries or []
-        named = [name_by_ids(entry) for entry in entries] if self.body.return_tokens_as_token_ids else entries
-        return chat_logprobs(named, self.body.top_logprobs or 0)
+        return chat_logprobs(entries or [], self.body.top_logprobs or 0, self.names) if self.body.logprobs else None
 
 
 async def chat(service: Service, request: Request, body: ChatRequest) -> Response:
@@ -117,7 +114,8 @@ async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> 
     grammar = await service.compile_grammar(params)
     head = {"id": f"chatcmpl-{record.request_id}", "created": int(time.time()), "model": model}
     generation = Generation(service, record, [prompt], params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
-    return Chat(body, plan, generation, head, _echoed(plan) if body.echo else "")
+    names = TokenNames(service.tokenizer, body.return_tokens_as_token_ids)
+    return Chat(body, plan, generation, head, names, _echoed(plan) if body.echo else "")
 
 
 def _echoed(plan: ToolPlan) -> str:

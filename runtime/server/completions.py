@@ -12,7 +12,7 @@ from starlette.responses import Response
 from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
 from cupola.runtime.server.generation import Choice, Generation, respond
-from cupola.runtime.server.logprobs import completion_logprobs, name_by_ids, prompt_logprobs
+from cupola.runtime.server.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
 from cupola.runtime.server.protocol import CompletionRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
 from cupola.runtime.server.service import Service
@@ -26,6 +26,7 @@ class Completion:
     body: CompletionRequest
     generation: Generation
     head: Object
+    names: TokenNames
     texts: tuple[str, ...] = ()
     first_tokens: tuple[str, ...] = ()
 
@@ -40,22 +41,23 @@ class Completion:
 
     async def events(self) -> AsyncIterator[Object]:
         """The answer piece by piece."""
-        offsets = [0] * len(self.generation.choices)
+        writers = [self._logprobs_writer() for _ in self.generation.choices]
+        silent = set(range(len(writers))) if self.body.echo else set()
         options = self.body.stream_options
         async for index, delta in self.generation:
             text = delta.text
-            if self.body.echo and not offsets[index]:
+            if index in silent:
+                silent.remove(index)
                 text = self.texts[index // self._n] + text
             event: Object = {
                 "index": index,
                 "text": text,
-                "logprobs": self._logprobs(delta.logprobs or [], offsets[index]),
+                "logprobs": None if (writer := writers[index]) is None else writer.write(delta.logprobs or []),
                 "finish_reason": delta.finish_reason,
                 "stop_reason": delta.stop_reason,
             }
             if self.body.return_token_ids:
                 event["token_ids"] = delta.token_ids
-            offsets[index] += len(text)
             usage = {"usage": self.generation.usage()} if options and options.continuous_usage_stats else {}
             yield {**self.head, "choices": [event], **usage}
         if options and options.include_usage:
@@ -68,10 +70,12 @@ class Completion:
         if self.body.echo:
             echoed, entries = self.texts[prompt], [*(scores or ()), *entries]
         silent = self.body.max_tokens == 0  # a token was generated only because the engine always does
+        writer, first_token = self._logprobs_writer(), self.first_tokens[prompt] if self.body.echo else ""
+        num_echoed = len(entries) - len(choice.logprobs)
         found: Object = {
             "index": index,
             "text": echoed if silent else echoed + choice.text,
-            "logprobs": self._logprobs(entries[:-1] if silent else entries, 0, self.first_tokens[prompt] if self.body.echo else ""),
+            "logprobs": writer and writer.write(entries[:-1] if silent else entries, num_echoed=num_echoed, first_token=first_token),
             "finish_reason": "length" if silent else choice.finish_reason,
             "stop_reason": choice.stop_reason,
         }
@@ -81,12 +85,9 @@ class Completion:
             found["token_ids"], found["prompt_token_ids"] = choice.token_ids, self.generation.prompts[prompt]
         return found
 
-    def _logprobs(self, entries: Sequence[TokenLogprobs | None], offset: int, first_token: str = "") -> Object | None:
-        if self.body.logprobs is None:
-            return None
-        if self.body.return_tokens_as_token_ids:
-            entries = [entry and name_by_ids(entry) for entry in entries]
-        return completion_logprobs(entries, self.body.logprobs, offset, first_token)
+    def _logprobs_writer(self) -> CompletionLogprobs | None:
+        skips = self.body.skip_special_tokens
+        return None if self.body.logprobs is None else CompletionLogprobs(self.body.logprobs, self.names, skip_special_tokens=skips)
 
 
 async def complete(service: Service, request: Request, body: CompletionRequest) -> Response:
@@ -123,7 +124,8 @@ async def _begin(service: Service, record: RequestRecord, body: CompletionReques
     texts = [_text(service, prompt) for prompt in said] if body.echo else []
     first_tokens = [_text(service, prompt[:1]) for prompt in prompts] if body.echo else []
     generation = Generation(service, record, prompts, params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
-    return Completion(body, generation, head, tuple(texts), tuple(first_tokens))
+    names = TokenNames(service.tokenizer, body.return_tokens_as_token_ids)
+    return Completion(body, generation, head, names, tuple(texts), tuple(first_tokens))
 
 
 def _text(service: Service, prompt: str | Sequence[int]) -> str:

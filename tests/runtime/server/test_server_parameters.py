@@ -198,6 +198,17 @@ def test_stop_strings_across_tokens_and_characters(cycle: Server, stop: str):
         assert (events[-1]["finish_reason"], events[-1]["stop_reason"]) == ("stop", stop)
 
 
+@pytest.mark.parametrize("stop", [CYCLE[1:] + CYCLE[:2] + "!", "😀b€!"])
+def test_offsets_while_text_is_held(cycle: Server, stop: str):
+    """A streamed token's offset is its place in the text, although that comes later."""
+    body = {"prompt": "a", "max_tokens": 40, "temperature": 0, "stop": stop, "logprobs": 1}
+    whole = cycle.complete(**body)["choices"][0]
+    raw = (CYCLE * 20)[1:].encode()
+    assert whole["logprobs"]["text_offset"] == [len(raw[:i].decode("utf-8", "ignore")) for i in range(40)]
+    events = [event["choices"][0]["logprobs"] for event in cycle.events(body)]
+    assert {name: [entry for event in events for entry in event[name]] for name in whole["logprobs"]} == whole["logprobs"]
+
+
 @pytest.mark.parametrize("stop", ["\ufffd", "ü\ufffd", "\ufffd\ufffd", "cb", CYCLE[::-1]])
 def test_half_a_character_stops_nothing(cycle: Server, stop: str):
     text = (CYCLE * 20)[1:].encode()[:50].decode()
