@@ -231,6 +231,8 @@ class Engine:
             num_prefix_hits=scheduler.num_prefix_hits,
             num_swapped_out=scheduler.num_swapped_out,
             num_swapped_in=scheduler.num_swapped_in,
+            num_steps=scheduler.num_steps,
+            num_step_tokens=scheduler.num_step_tokens,
         )
 
     def check_idle(self) -> None:

@@ -69,7 +69,8 @@ class RequestOutput:
 class EngineStats:
     """An engine's state between two steps: sequences, the share of K/V blocks that are held (0 to 1), and counts since its start.
 
-    `num_prefix_queries` counts tokens that were looked for in the prefix cache, `num_prefix_hits` those that were found;
+    `num_prefix_queries` counts prompt tokens that were looked for in the prefix cache, `num_prefix_hits` those that were found;
+    `num_steps` counts steps of the model and `num_step_tokens` the tokens that they computed;
     `num_swapped_out` counts blocks that were put into the swap space, `num_swapped_in` those that came back.
     """
 
@@ -81,3 +82,5 @@ class EngineStats:
     num_prefix_hits: int
     num_swapped_out: int = 0
     num_swapped_in: int = 0
+    num_steps: int = 0
+    num_step_tokens: int = 0

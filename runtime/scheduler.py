@@ -40,6 +40,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = self.num_prefix_queries = self.num_prefix_hits = 0  # the last two in tokens
         self.num_swapped_out = self.num_swapped_in = 0  # in blocks
+        self.num_steps = self.num_step_tokens = 0  # of the model, when they went well
         self._changed: dict[str, Request] = {}  # a failed step keeps them for the next one
 
     def add(self, request: Request) -> None:
@@ -84,6 +85,8 @@ class Scheduler:
 
     def update(self, step: Step, samples: Samples) -> list[Request]:
         """Takes in what a step computed. Returns the requests that have something new."""
+        self.num_steps += step.num_steps
+        self.num_step_tokens += len(step.batch.tokens) + (step.num_steps - 1) * len(step.chunks)
         for chunk in step.chunks:
             # Who must wait for a grammar computes the last token again, to have its logits when the grammar has spoken.
             self._advance(chunk, chunk.end - (chunk.sequence in samples.delayed))
@@ -170,9 +173,9 @@ class Scheduler:
         self.running.append(sequence)
         sequence.status = Status.RUNNING
         sequence.num_computed_tokens, sequence.num_published_blocks = num_cached * block_size, num_cached
-        self.num_prefix_queries += len(sequence.token_ids)
-        self.num_prefix_hits += num_cached * block_size
-        if request.num_cached_tokens is None:
+        if request.num_cached_tokens is None:  # else it is here again, or is a completion of a prompt that was
+            self.num_prefix_queries += len(sequence.token_ids)
+            self.num_prefix_hits += num_cached * block_size
             request.num_cached_tokens, request.first_scheduled_time = num_cached * block_size, time.monotonic()
         return True
 

@@ -18,7 +18,7 @@ from cupola.runtime.outputs import TokenLogprobs
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.errors import ServerError, describe, error_object
-from cupola.runtime.server.metrics import RequestTimes
+from cupola.runtime.server.metrics import PromptProgress
 from cupola.runtime.server.record import RequestRecord
 from cupola.runtime.server.service import Service
 
@@ -70,7 +70,7 @@ class Generation:
         self._restriction = params.restriction
         self.keep_alive = service.config.sse_keep_alive
         self._timer: asyncio.TimerHandle | None = None
-        self._times = RequestTimes(record.arrival)
+        self._progress = [PromptProgress(record.arrival, len(prompt), params) for prompt in prompts]
         self._stream = service.submit(prompts, params, priority, cache_salt, grammar)
         record.resources.callback(self.close)  # if this object never gets to whoever would close it
         self._index_of = {request_id: i for i, request_id in enumerate(self._stream.request_ids)}
@@ -100,6 +100,8 @@ class Generation:
         if self._timer is not None:
             self._timer.cancel()
         self._stream.close()
+        for progress in self._progress:
+            self._service.metrics.observe_end(progress, time.monotonic())
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's count of tokens, as far as the request has come."""
@@ -117,13 +119,12 @@ class Generation:
             self.prompt_logprobs[prompt] = delta.prompt_logprobs
         if delta.finished:
             self.num_cached_tokens += delta.num_cached_tokens
-            self._times.queue_seconds = max(self._times.queue_seconds, delta.queue_seconds)
-        self._service.metrics.observe_tokens(self._times, now, sum(len(completion.token_ids) for completion in delta.completions))
-        self._record.first_token = self._times.first_token
+        self._service.metrics.observe(self._progress[prompt], now, delta)
+        if self._record.first_token is None:
+            self._record.first_token = self._progress[prompt].first_token
 
     def _finish(self) -> None:
         reasons = [choice.finish_reason or "" for choice in self.choices]
-        self._service.metrics.observe_end(self._times, time.monotonic(), sum(map(len, self.prompts)), reasons)
         self._record.finish_reasons = reasons
         self._record.num_cached_tokens = self.num_cached_tokens
         self._record.num_output_tokens = sum(len(choice.token_ids) for choice in self.choices)

@@ -85,7 +85,10 @@ def test_version_and_metrics(server: Server) -> None:
         "num_requests_running num_requests_waiting kv_cache_usage_perc num_preemptions_total prefix_cache_queries_total "
         "prefix_cache_hits_total prompt_tokens_total generation_tokens_total time_to_first_token_seconds_bucket "
         "inter_token_latency_seconds_bucket e2e_request_latency_seconds_bucket request_queue_time_seconds_bucket "
-        "request_prefill_time_seconds_bucket request_decode_time_seconds_bucket"
+        "request_prefill_time_seconds_bucket request_decode_time_seconds_bucket request_inference_time_seconds_bucket "
+        "request_prompt_tokens_bucket request_generation_tokens_bucket request_max_num_generation_tokens_bucket request_params_n_bucket "
+        "request_params_max_tokens_bucket iteration_tokens_total_bucket time_per_output_token_seconds_bucket "
+        "request_time_per_output_token_seconds_bucket request_prefill_kv_computed_tokens_bucket"
     ).split():
         assert f"cupola:{name}{{" in page, name
 

@@ -46,6 +46,8 @@ def test_greedy_tokens_are_the_same_in_any_company(budget, caching, num_blocks):
         assert outputs[str(i)].outputs[0].token_ids == greedy_reference(prompt, 12)
     if num_blocks == 12 and budget == 64:
         assert sum(output.metrics.num_preemptions for output in outputs.values()) > 0
+    # No prompt has anything in common with another, and who comes again after a preemption finds nothing but its own.
+    assert (engine.stats().num_prefix_hits, engine.stats().num_prefix_queries) == (0, sum(map(len, batch)))
 
 
 def test_prefix_cache_is_used_and_salted():

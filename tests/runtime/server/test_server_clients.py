@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,12 @@ def running(server: Server, count: int, waiting: int = 0) -> None:
     eventually(lambda: (lambda m: (m["num_requests_running"], m["num_requests_waiting"]) == (count, waiting))(server.metrics()))
 
 
+def num_aborted(server: Server) -> int:
+    """Completions that nobody waited for."""
+    found = re.search(r'request_success_total\{finished_reason="abort",.*\} (.*)', server.http.get("/metrics").text)
+    return int(float(found[1])) if found else 0
+
+
 def close_hard(connection: socket.socket) -> None:
     """Ends a connection with a reset, as a killed program's is."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -59,12 +66,13 @@ def test_leaving_while_decoding(small: Server, way: str, end: str):
     """With a companion, whose sequence is one of those that run."""
     body, path = WAYS[way]
     with unharmed_alone(small):
-        before = small.metrics()["generation_tokens_total"]
+        before, aborted = small.metrics()["generation_tokens_total"], num_aborted(small)
         connection = small.start_request(body, path)
         if body.get("stream"):
             eventually(lambda: b"data: " in connection.recv(1 << 16))
         eventually(lambda: small.metrics()["generation_tokens_total"] > before + 10)
         CLOSE[end](connection)
+        eventually(lambda: num_aborted(small) == aborted + (2 if "many" in way else 1))
 
 
 @pytest.mark.parametrize("stream", [False, True])

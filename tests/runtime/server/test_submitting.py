@@ -15,6 +15,7 @@ from cupola.runtime.sampling_params import MAX_INT, SamplingParams
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.engine_client import EngineClient
 from cupola.runtime.server.generation import Generation
+from cupola.runtime.server.metrics import Metrics
 from cupola.runtime.server.middleware import Observer
 from cupola.runtime.server.service import ServerConfig, Service
 from cupola.runtime.structured_outputs import StructuredOutputs
@@ -68,7 +69,7 @@ class Holding(Service):
     """A service that lets everything through to an engine that never answers."""
 
     def __init__(self, client: EngineClient) -> None:
-        self._client, self.config = client, ServerConfig("model")
+        self._client, self.config, self.metrics = client, ServerConfig("model"), Metrics("model")
 
     def submit(self, prompts, params, priority, cache_salt, grammar):
         return self._client.submit([add(str(i), params) for i in range(len(prompts))])
