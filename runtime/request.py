@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cached_property
 
 import numpy as np
 
@@ -44,6 +45,11 @@ class RequestSpec:
     def is_restricted(self) -> bool:
         """Whether the request itself says which tokens may come: none may be left."""
         return self.params.allowed_token_ids is not None or bool(self.bad_words)
+
+    @cached_property  # asked for each token
+    def moves_logits(self) -> bool:
+        """Whether a bias, tokens that may not come or penalties change logits throughout."""
+        return self.is_restricted or bool(self.params.logit_bias) or self.params.penalized
 
 
 class Status(Enum):
@@ -109,10 +115,8 @@ class Sequence:
 
     @property
     def adjusts_logits(self) -> bool:
-        """Whether a bias, tokens that may not come or penalties change its logits."""
-        spec = self.request.spec
-        params = spec.params
-        return spec.is_restricted or bool(params.logit_bias) or params.penalized or bool(self.banned_token_ids)
+        """Whether its logits are changed now."""
+        return self.request.spec.moves_logits or bool(self.banned_token_ids)
 
     @property
     def bad_token_ids(self) -> list[int]:
