@@ -199,9 +199,11 @@ def adjust(logits: Float32, sequence: Sequence) -> Float32:
         if logits.max() == -np.inf:  # a grammar allows nothing but what the request would rather not see yet, or the end
             logits[own] = kept
     if params.penalized:
-        seen = np.unique(sequence.token_ids)
+        num_seen = len(sequence.token_ids) if params.repeat_last_n < 0 else min(params.repeat_last_n, len(sequence.token_ids))
+        seen = np.unique(sequence.token_ids[len(sequence.token_ids) - num_seen :])
         logits[seen] *= np.where(logits[seen] > 0, 1 / params.repetition_penalty, params.repetition_penalty).astype(np.float32)
-        output, counts = np.unique(np.array(sequence.output_token_ids, np.int64), return_counts=True)
+        said = sequence.output_from(max(0, sequence.num_output_tokens - num_seen))
+        output, counts = np.unique(np.array(said, np.int64), return_counts=True)
         logits[output] -= (params.presence_penalty + params.frequency_penalty * counts).astype(np.float32)
     return logits
 

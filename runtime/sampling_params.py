@@ -27,6 +27,7 @@ class SamplingParams:
         min_p: drop tokens with less than this times the likeliest one's probability, 0 to 1.
         repetition_penalty: divides (or multiplies, if negative) the logits of tokens seen in prompt or output; 1 is off.
         presence_penalty, frequency_penalty: subtracted for each token (each occurrence) in the output, -2 to 2.
+        repeat_last_n: penalties look at so many of the latest tokens; -1 is all, 0 none.
         logit_bias: token id to a number from -100 to 100 that is added to its logit.
         bad_words: texts that must not come. Of the tokens that a text is made of, with and without a blank before it, the last one is not
             taken after the others; the same letters in other tokens may come.
@@ -58,6 +59,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repeat_last_n: int = -1
     logit_bias: Mapping[int, float] | None = None
     bad_words: Sequence[str] | None = None
     allowed_token_ids: Sequence[int] | None = None
@@ -99,7 +101,8 @@ class SamplingParams:
     @property
     def penalized(self) -> bool:
         """Whether tokens seen before change the logits."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        given = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return given and self.repeat_last_n != 0
 
     @property
     def restriction(self) -> str:
@@ -160,6 +163,7 @@ class SamplingParams:
 _INTEGERS = (
     ("n", 1, MAX_N),
     ("top_k", -1, MAX_INT),
+    ("repeat_last_n", -1, MAX_INT),
     ("seed", -(2**63), MAX_INT),
     ("max_tokens", 1, MAX_INT),
     ("min_tokens", 0, MAX_INT),

@@ -94,7 +94,6 @@ REFUSED: Mapping[str, Refusal] = {
     "nsigma": Refusal((0, -1)),
     "penalize_nl": Refusal((False,)),
     "post_sampling_probs": Refusal((False,)),
-    "repeat_last_n": Refusal((-1,), "leave it out: penalties look at all tokens"),
     "response_fields": Refusal(([],)),
     "return_tokens": Refusal((False,), "use return_token_ids"),
     "samplers": Refusal(),

@@ -79,6 +79,7 @@ class Sampling(Body):
     top_k: Integer | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    repeat_last_n: Integer | None = None
     min_tokens: Integer | None = None
     ignore_eos: bool = False
     stop_token_ids: TokenIds | None = None
@@ -129,6 +130,7 @@ class Sampling(Body):
             "repetition_penalty": self.repetition_penalty,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
+            "repeat_last_n": self.repeat_last_n,
             "min_tokens": self.min_tokens,
         }
         chosen: dict[str, Any] = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}

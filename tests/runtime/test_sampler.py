@@ -177,6 +177,20 @@ def test_presence_and_frequency_count_the_output_only():
     np.testing.assert_allclose(adjust(logits, sequence), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("window", [0, 1, 2, 3, 5, 99])
+def test_penalties_look_back_so_far(window):
+    logits, tokens = row(3), [5, 9, 6, 6, 7]
+    params = SamplingParams(repetition_penalty=1.7, presence_penalty=0.5, frequency_penalty=0.25, repeat_last_n=window)
+    latest, expected = tokens[max(0, len(tokens) - window) :], logits.copy()
+    if latest:
+        expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([latest]), torch.tensor(logits)[None])[0].numpy()
+    for token_id in latest:
+        expected[token_id] -= 0.25 * (token_id in (6, 7))
+    for token_id in set(latest) & {6, 7}:  # the output's
+        expected[token_id] -= 0.5
+    np.testing.assert_allclose(adjust(logits, make_sequence(params, tokens[:2], tokens[2:])), expected, rtol=1e-5)
+
+
 def test_bias_and_min_tokens():
     logits = row(4)
     sequence = make_sequence(SamplingParams(temperature=0, logit_bias={5: 100, 6: -100}, min_tokens=1, stop_token_ids=[9]))

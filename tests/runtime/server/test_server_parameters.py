@@ -23,6 +23,7 @@ EDGES: dict[str, tuple[list[object], list[object]]] = {  # field -> values that 
     "top_k": ([-1, 0, 1, VOCAB, VOCAB + 1, HUGE, MAX, None], [-2, -5]),
     "min_p": ([0, 1, 0.5, None], [-0.1, 1.1, HUGE]),
     "repetition_penalty": ([0.01, 1, 100, None], [0, 0.001, -1, 100.1, 1e308]),
+    "repeat_last_n": ([-1, 0, 64, HUGE, None], [-2, -MAX]),
     "presence_penalty": ([-2, 2, None], [-2.1, 2.1, HUGE]),
     "frequency_penalty": ([-2, 2, None], [-2.1, 2.1, HUGE]),
     "max_tokens": ([1, -1], [0, -2, -MAX]),
