@@ -63,11 +63,21 @@ def render(template: str, variables: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=8)
 def compile_template(template: str) -> jinja2.Template:
-    """The template, with the filters and functions that Hugging Face's templates expect."""
+    """The template, ready to be rendered."""
+    return make_environment().from_string(template)
+
+
+def check_syntax(template: str) -> None:
+    """Raises jinja2.TemplateSyntaxError. Nothing of the template is run: not even what compiling it would work out."""
+    make_environment().parse(template)
+
+
+def make_environment() -> jinja2.Environment:
+    """A sandbox with the filters and functions that Hugging Face's templates expect."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, GenerationBlock])
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    return environment.from_string(template)
+    return environment
 
 
 def tojson(

@@ -11,7 +11,7 @@ import tokenizers
 
 from cupola.runtime.artifact import COMPILE_AGAIN, SPECIAL_TOKENS, TOKENIZER, Artifact, template_name
 from cupola.runtime.chat_template import ChatTemplate
-from cupola.runtime.errors import ArtifactError, ContextLengthError, RequestError
+from cupola.runtime.errors import ArtifactError, ContextLengthError, OptionError, RequestError
 from cupola.runtime.token_bytes import TokenBytes
 
 MAX_TOKENS = 1 << 20  # of a text, if nobody says
@@ -85,10 +85,17 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer | None:
     return Tokenizer(artifact.path / TOKENIZER) if lists(artifact, TOKENIZER) else None
 
 
-def load_chat_template(artifact: Artifact, tokenizer: Tokenizer | None) -> ChatTemplate | None:
-    """The artifact's chat templates; None if it came without any. Raises ArtifactError if one can't be read."""
+def load_chat_template(artifact: Artifact, tokenizer: Tokenizer | None, file: Path | None = None) -> ChatTemplate | None:
+    """The artifact's chat templates, or the one in `file`; None if it came without any.
+
+    Raises:
+        ArtifactError: if one of the artifact's can't be read.
+        OptionError: if `file` can't be read, or is no template.
+    """
     if tokenizer is None:
         return None
+    if file is not None:
+        return ChatTemplate(_read_template(file), special_tokens(artifact))
     found = {name: file.name for file in artifact.manifest.files if (name := template_name(file.name))}
     if not found:
         return None
@@ -107,6 +114,22 @@ def special_tokens(artifact: Artifact) -> dict[str, str]:
     if not isinstance(found, dict) or not all(name.isidentifier() and isinstance(token, str) for name, token in found.items()):
         raise ArtifactError("does not map names such as bos_token to texts", file=file, fix=COMPILE_AGAIN)
     return dict(found)
+
+
+def _read_template(file: Path) -> str:
+    """A template that whoever runs the model chose. Raises OptionError."""
+    import jinja2
+
+    from cupola.runtime.template_worker import check_syntax
+
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        check_syntax(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"can't be read: {error}", file=file, field="chat_template", fix="give a file in UTF-8") from None
+    except jinja2.TemplateSyntaxError as error:
+        raise OptionError(f"line {error.lineno}: {error.message}", file=file, field="chat_template", fix="correct the template") from None
+    return text
 
 
 def _read(file: Path) -> str:

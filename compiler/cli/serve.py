@@ -67,6 +67,9 @@ RootPath = Annotated[str, typer.Option("--root-path", help="The path under which
 CertFile = Annotated[Path | None, typer.Option("--ssl-certfile", help="A certificate in PEM, for HTTPS.", show_default=False)]
 KeyFile = Annotated[Path | None, typer.Option("--ssl-keyfile", help="Its key in PEM.", show_default=False)]
 KeepAlive = Annotated[float, typer.Option("--sse-keep-alive", help="Seconds after which a silent stream sends a comment; 0 is never.")]
+ChatTemplate = Annotated[
+    Path | None, typer.Option("--chat-template", help="A file with a template that stands in for the model's own.", show_default=False)
+]
 LogFormat = Annotated[str, typer.Option("--log-format", help="text or json.")]
 
 
@@ -97,6 +100,7 @@ def serve_model(
     ssl_certfile: CertFile = None,
     ssl_keyfile: KeyFile = None,
     sse_keep_alive: KeepAlive = 30.0,
+    chat_template: ChatTemplate = None,
     log_format: LogFormat = "text",
     isa: p.Isa = None,
     target: p.Target = None,
@@ -147,6 +151,7 @@ def serve_model(
             ssl_certfile=ssl_certfile,
             ssl_keyfile=ssl_keyfile,
             sse_keep_alive=sse_keep_alive,
+            chat_template=chat_template,
             log_format="json" if log_format == "json" else "text",
         )
 

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from cupola.runtime.errors import CupolaError, RequestError
-from cupola.runtime.server.chat import chat
+from cupola.runtime.server.chat import apply_template, chat
 from cupola.runtime.server.completions import complete
 from cupola.runtime.server.content import Content
 from cupola.runtime.server.engine_client import Health
@@ -27,6 +27,7 @@ from cupola.runtime.server.errors import ERROR_RESPONSES, ServerError, on_error,
 from cupola.runtime.server.generation import json_response
 from cupola.runtime.server.middleware import Guard, Observer, Prefix
 from cupola.runtime.server.page_routes import router as page
+from cupola.runtime.server.props import server_props
 from cupola.runtime.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from cupola.runtime.server.service import ServerConfig, Service
 
@@ -155,6 +156,11 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         strings = {"token_strs": [tokenizer.token(token_id) for token_id in ids]} if body.return_token_strs else {}
         return json_response({"count": len(ids), "max_model_len": admission.max_length, "tokens": ids, **strings})
 
+    @app.post("/apply-template")
+    async def apply(body: ChatRequest) -> Response:
+        """The prompt that a chat's messages become, without an answer to it."""
+        return json_response({"prompt": await apply_template(service, body)})
+
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
@@ -196,6 +202,11 @@ def _add_state(app: FastAPI, service: Service) -> None:
         response = json_response({"status": state})
         response.status_code = 200 if state == Health.READY.value else 503
         return response
+
+    @app.get("/props")
+    async def props() -> Response:
+        """What llama-server's clients want to know: the context, the defaults, the chat template."""
+        return json_response(server_props(service))
 
     @app.get("/version")
     async def version() -> Response:

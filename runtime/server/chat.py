@@ -101,9 +101,7 @@ async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> 
     if body.top_logprobs and not body.logprobs:
         raise RequestError("is given without logprobs", field="top_logprobs", fix="set logprobs to true")
     _ = service.admission  # a server that can't answer should not render
-    template = service.need_chat_template()
-    name = template.choose(has_tools=bool(body.tools) and body.tool_choice != "none", name=body.chat_template)
-    plan = _plan(service, body, template.text(name))
+    plan, name = _plan(service, body)
     structured = structured_outputs_of(body, plan.constraint)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = body.sampling_params(
@@ -125,15 +123,26 @@ def _echoed(plan: ToolPlan) -> str:
     return content if last["role"] == "assistant" and isinstance(content, str) else ""
 
 
-def _plan(service: Service, body: ChatRequest, template: str) -> ToolPlan:
-    return plan_chat(
-        template,
+async def apply_template(service: Service, body: ChatRequest) -> str:
+    """The prompt that a request's messages become. Raises RequestError, ServerError."""
+    service.check_model(body.model)
+    plan, name = _plan(service, body)
+    return await _render(service, body, plan, name)
+
+
+def _plan(service: Service, body: ChatRequest) -> tuple[ToolPlan, str]:
+    """How to ask the model, and the name of the template for it. Raises RequestError."""
+    template = service.need_chat_template()
+    name = template.choose(has_tools=bool(body.tools) and body.tool_choice != "none", name=body.chat_template)
+    plan = plan_chat(
+        template.text(name),
         body.messages,
         tools=body.tools,
         tool_choice=body.tool_choice,
         parallel_tool_calls=body.parallel_tool_calls,
         special_tokens=service.special_tokens,
     )
+    return plan, name
 
 
 async def _render(service: Service, body: ChatRequest, plan: ToolPlan, name: str) -> str:

@@ -58,6 +58,7 @@ def serve(
     ssl_certfile: str | Path | None = None,
     ssl_keyfile: str | Path | None = None,
     sse_keep_alive: float = 30.0,
+    chat_template: str | Path | None = None,
     log_format: LogFormat = "text",
 ) -> None:
     """Serves an artifact over HTTP until SIGINT or SIGTERM; a second one does not wait for requests to finish.
@@ -77,6 +78,7 @@ def serve(
         root_path: the path under which a proxy shows the server, such as "/llm", whether or not the proxy takes it off.
         ssl_certfile, ssl_keyfile: files in PEM, for HTTPS. The certificate's file may hold the key too.
         sse_keep_alive: seconds after which a stream without anything new sends a comment, so that no proxy ends it; 0 is never.
+        chat_template: a file with a template in Jinja that stands in for the model's own.
         log_format: "text" or "json".
 
     The others are `LLM`'s.
@@ -96,7 +98,7 @@ def serve(
     config = ServerConfig(
         _tuple(served_model_name) or (folder.resolve().name,), _tuple(api_key), max_queue, request_timeout, shutdown_timeout, send_timeout,
         stall_timeout, ignored_fields=tuple(ignored_fields), allowed_origins=tuple(allowed_origins), root_path=root_path.rstrip("/"),
-        sse_keep_alive=sse_keep_alive,
+        chat_template=None if chat_template is None else Path(chat_template), sse_keep_alive=sse_keep_alive,
     )  # fmt: skip
     tls = check_tls(ssl_certfile, ssl_keyfile)
     opened = Artifact.open(folder)

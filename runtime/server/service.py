@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from cupola.runtime.admission import Admission, Prompt
 from cupola.runtime.artifact import Artifact
@@ -44,6 +45,7 @@ class ServerConfig:
         api_keys: one of which clients must send; none asks for none.
         allowed_origins: of web pages that browsers let use the server, "*" for all.
         root_path: the path under which a proxy shows the server, such as "/llm".
+        chat_template: a file that stands in for the model's own templates.
         sse_keep_alive: after so long without anything to send, a stream sends a comment; 0 is never.
         ignored_fields: of requests, which may have any value.
 
@@ -62,6 +64,7 @@ class ServerConfig:
     ignored_fields: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     root_path: str = ""
+    chat_template: Path | None = None
     sse_keep_alive: float = 30.0
 
     def __post_init__(self) -> None:
@@ -98,7 +101,7 @@ class Service:
     def __init__(self, artifact: Artifact, start: m.Start, config: ServerConfig) -> None:
         self.artifact, self.config, self._start = artifact, config, start
         self.tokenizer = load_tokenizer(artifact)
-        self.chat_template = load_chat_template(artifact, self.tokenizer)
+        self.chat_template = load_chat_template(artifact, self.tokenizer, config.chat_template)
         self.special_tokens = () if self.tokenizer is None else self.tokenizer.special_tokens
         self.defaults = default_sampling_params(artifact)
         self._grammars = (
@@ -138,6 +141,11 @@ class Service:
     def give_up(self) -> None:
         """Ends what is unfinished."""
         self._client.fail_all(ServerError(503, "the server is shutting down", code="shutting_down"))
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Sequences that run together."""
+        return self._start.config.max_num_seqs if self._ready is None else self._ready.max_num_seqs
 
     @property
     def health(self) -> Health:

@@ -11,7 +11,9 @@ import pytest
 
 from cupola.runtime.errors import OptionError
 from cupola.runtime.server.serve import serve
+from tests.runtime.server.conftest import CONTEXT
 from tests.runtime.server.harness import CHAT, COMPLETIONS, PATIENCE, Server, error_of, run_server
+from tests.runtime.tiny_artifact import TEMPLATE
 
 CERTIFICATE = Path(__file__).with_name("localhost.pem")  # and its key; for localhost, until 2120
 KEYS, NAMES, ORIGIN = ("sk-one", "sk-two"), ("first", "org/second"), "https://example.org"
@@ -106,6 +108,29 @@ def test_https(tiny: Path, tmp_path: Path):
                 assert response.read().endswith(b"data: [DONE]\n\n")
 
 
+def test_a_template_of_ones_own_and_what_it_makes_of_a_chat(tiny: Path, tmp_path: Path, server: Server):
+    file = tmp_path / "own.jinja"
+    file.write_text("\ufeff{% for m in messages %}[{{ m.role }}|{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}")
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": "b"}]}]}
+    with run_server(tiny, tmp_path, "--chat-template", str(file)) as own:
+        assert own.post(chat, "/apply-template").json() == {"prompt": "[user|a][assistant|b]>"}
+        going_on = {**chat, "continue_final_message": True, "add_generation_prompt": False}
+        assert own.post(going_on, "/apply-template").json() == {"prompt": "[user|a][assistant|b"}
+        assert own.post({**chat, "max_tokens": 1}, CHAT).json()["usage"]["prompt_tokens"] == len("[user|a][assistant|b]>")
+        assert own.http.get("/props").json()["chat_template"] == file.read_text(encoding="utf-8-sig")
+    assert server.post(chat, "/apply-template").json() == {"prompt": "user: a\nassistant: b\nbot:"}
+    assert error_of(server.post({**chat, "model": "gpt-4"}, "/apply-template"), 404)["code"] == "model_not_found"
+    assert error_of(server.post({"messages": []}, "/apply-template"))["param"] == "messages"
+
+
+def test_props(server: Server, tiny: Path):
+    props = server.http.get("/props").json()
+    assert props["default_generation_settings"]["n_ctx"] == CONTEXT
+    assert props["default_generation_settings"]["params"]["temperature"] == 0.5  # as the model's generation_config.json says
+    assert (props["model_alias"], props["total_slots"], props["modalities"]["vision"]) == ("tiny", 8, False)
+    assert props["chat_template"] == TEMPLATE and str(tiny.parent) not in str(props)
+
+
 WRONG: list[tuple[str, dict[str, object]]] = [
     ("ssl_keyfile", {"ssl_keyfile": CERTIFICATE}),
     ("ssl_certfile", {"ssl_certfile": "nowhere.pem"}),
@@ -115,6 +140,7 @@ WRONG: list[tuple[str, dict[str, object]]] = [
     ("allowed_origins", {"allowed_origins": ["https://example.org/"]}),
     ("root_path", {"root_path": "llm"}),
     ("root_path", {"root_path": "/a/../b c"}),
+    ("chat_template", {"chat_template": "nowhere.jinja"}),
     ("sse_keep_alive", {"sse_keep_alive": -1}),
     ("served_model_name", {"served_model_name": ["a", ""]}),
     ("api_key", {"api_key": ""}),
@@ -127,3 +153,10 @@ def test_options_that_are_wrong(tiny: Path, field: str, options: dict[str, objec
     with pytest.raises(OptionError) as caught:
         serve(tiny, port=0, **options)
     assert caught.value.field == field and caught.value.fix
+
+
+def test_a_template_that_is_none(tiny: Path, tmp_path: Path):
+    file = tmp_path / "broken.jinja"
+    file.write_text("{{ bos_token }}\n{% for %}")
+    with pytest.raises(OptionError, match=r"broken\.jinja: chat_template: line 2: "):
+        serve(tiny, port=0, chat_template=file)
