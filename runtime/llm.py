@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from cupola.runtime.prompts import Prompts, list_priorities, list_prompts
 from cupola.runtime.request import Request
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
+from cupola.runtime.tools.plan import plan_chat
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -118,11 +119,31 @@ class LLM:
         sampling_params: Params = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Message] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+        use_tqdm: UseTqdm = False,
     ) -> list[RequestOutput]:
-        """Answers one conversation, or a list of them: messages with a "role" and a "content". Raises as `generate`."""
+        """Answers one conversation, or a list of them: messages with a "role" and a "content". Raises as `generate`.
+
+        Args:
+            messages: contents may be lists of parts; parts that are not text are refused.
+            sampling_params, use_tqdm: as `generate`'s.
+            add_generation_prompt, continue_final_message, tools, chat_template_kwargs: as `render_chat`'s. What the model says is text,
+                calls of tools too.
+        """
         chats = messages if messages and isinstance(messages[0], list | tuple) else [messages]
-        prompts = [self.render_chat(chat, add_generation_prompt=add_generation_prompt) for chat in chats]  # type: ignore[arg-type]
-        return self.generate(prompts, sampling_params, add_special_tokens=False)
+        prompts = [
+            self.render_chat(
+                chat,  # type: ignore[arg-type]
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for chat in chats
+        ]
+        return self.generate(prompts, sampling_params, add_special_tokens=False, use_tqdm=use_tqdm)
 
     def beam_search(self, prompts: Prompts, params: BeamSearchParams) -> list[BeamSearchOutput]:
         """The likeliest continuations of each prompt, found by beam search. They are deterministic: temperature has no part in it.
@@ -178,11 +199,43 @@ class LLM:
         finally:
             self._forget([request])
 
-    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The prompt text that the model's chat template makes of `messages`. Raises RequestError."""
-        if self._chat_template is None:
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Message] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+    ) -> str:
+        """The prompt text that the model's chat template makes of `messages`.
+
+        Args:
+            messages: as OpenAI's chat completions have them.
+            add_generation_prompt: whether the prompt ends with the beginning of an assistant's message.
+            continue_final_message: whether it ends within the last message instead, right after its text.
+            tools: functions that the model may call, as OpenAI's chat completions have them.
+                A template that shows none, or in words that are not known here, is told of them as the server tells it.
+            chat_template_kwargs: further variables of the template, such as `enable_thinking`.
+
+        Raises:
+            RequestError: naming the field and the fix.
+        """
+        template = self._chat_template
+        if template is None:
             raise RequestError("the artifact has no chat template", field="messages", fix="give a prompt instead")
-        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        if not isinstance(chat_template_kwargs, Mapping | None):
+            raise RequestError(f"is {chat_template_kwargs!r:.60}", field="chat_template_kwargs", fix="give a dictionary")
+        name = template.choose(has_tools=bool(tools))
+        plan = plan_chat(template.text(name), messages, tools=tools)
+        return template.render(
+            plan.messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=plan.tools,
+            name=name,
+            variables=chat_template_kwargs,
+        )
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`. Raises RequestError."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from cupola.runtime.beam_search import BeamSearchParams
 from cupola.runtime.errors import OptionError, RequestError
@@ -166,3 +167,45 @@ def test_wrong_beam_search(llm, field, values):
         llm.beam_search("a", BeamSearchParams(beam_width=11, max_tokens=1))
     with pytest.raises(RequestError, match="params"):
         llm.beam_search("a", GREEDY)
+
+
+TEMPLATE = (
+    "{% if tools %}Call as <tool_call>: {{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if not enable_thinking %}<think></think>{% endif %}{% endif %}"
+)
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tools": [WEATHER]},
+        {"chat_template_kwargs": {"enable_thinking": True}},
+        {"add_generation_prompt": False},
+        {"add_generation_prompt": False, "continue_final_message": True},
+    ],
+    ids=str,
+)
+def test_chats_are_rendered_as_transformers_does(tmp_path, options):
+    llm = LLM(make_artifact(tmp_path / "a", template=TEMPLATE, context=1024))
+    chat = [{"role": "user", "content": "Hi "}, {"role": "assistant", "content": "So "}]
+    given = {"add_generation_prompt": True, "chat_template": TEMPLATE, **options}
+    expected, _ = render_jinja_template([chat], **{**given, **given.pop("chat_template_kwargs", {})})
+    assert llm.render_chat(chat, **options) == expected[0]
+    (output,) = llm.chat(chat, GREEDY, **options)
+    assert output.prompt == expected[0]
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in chat]
+    assert [o.prompt for o in llm.chat([chat, parts], GREEDY, use_tqdm=False, **options)] == expected * 2
+
+
+def test_chats_that_are_wrong(llm):
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+    for call, field in (
+        (lambda: llm.chat(image, GREEDY), "content"),
+        (lambda: llm.chat([{"role": "user", "content": "a"}], GREEDY, tools=[{"name": "weather"}]), "tools"),
+        (lambda: llm.chat([{"role": "user", "content": "a"}], GREEDY, chat_template_kwargs=["x"]), "chat_template_kwargs"),
+    ):
+        with pytest.raises(RequestError, match=field):
+            call()
