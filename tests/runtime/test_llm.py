@@ -127,7 +127,7 @@ def test_a_refused_request_leaves_nothing_behind(llm):
         lambda: llm.generate(5, GREEDY),
         lambda: llm.generate(None, GREEDY),
         lambda: llm.generate([None], GREEDY),
-        lambda: llm.generate({"prompt": "a"}, GREEDY),
+        lambda: llm.generate({"text": "a"}, GREEDY),
         lambda: llm.generate(["a", 5], GREEDY),
         lambda: llm.generate("a\ud800", GREEDY),
         lambda: llm.generate("a", replace(GREEDY, logprobs=21)),
