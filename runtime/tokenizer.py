@@ -64,6 +64,11 @@ class Tokenizer:
         """What the token writes in the middle of a text; bytes that are no character are replacement characters."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    @property
+    def added_tokens(self) -> frozenset[str]:
+        """The texts of the tokens beside the trained vocabulary, special or not."""
+        return frozenset(token.content for token in self._tokenizer.get_added_tokens_decoder().values())
+
     def token(self, token_id: int) -> str | None:
         """How the vocabulary writes the token `token_id`, such as "<s>"; None if it has none."""
         token: str | None = self._tokenizer.id_to_token(token_id)

@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from cupola.runtime.errors import CupolaError, RequestError
 from cupola.runtime.server.chat import apply_template, chat
+from cupola.runtime.server.chat_plan import plan_prompt
 from cupola.runtime.server.completions import complete
 from cupola.runtime.server.content import Content
 from cupola.runtime.server.engine_client import Health
@@ -150,7 +151,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         admission, tokenizer = service.admission, service.need_tokenizer("prompt")
         text, special = body.prompt or "", body.prompt is not None
         if body.messages is not None:
-            text = await service.render(body.messages, add_generation_prompt=body.add_generation_prompt)
+            text = await plan_prompt(service, body, body.messages).render(service, body)
         special = special if body.add_special_tokens is None else body.add_special_tokens
         ids = await asyncio.to_thread(tokenizer.encode, text, max_tokens=admission.max_length, add_special_tokens=special)
         strings = {"token_strs": [tokenizer.token(token_id) for token_id in ids]} if body.return_token_strs else {}

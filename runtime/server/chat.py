@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
+from cupola.runtime.server.chat_plan import ChatPlan, plan_prompt
 from cupola.runtime.server.generation import Choice, Generation, respond
 from cupola.runtime.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
-from cupola.runtime.server.protocol import ChatRequest, Object
+from cupola.runtime.server.protocol import UNLIMITED, ChatRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
 from cupola.runtime.server.service import Service
 from cupola.runtime.server.structured import structured_outputs_of
-from cupola.runtime.tools.plan import ToolPlan, plan_chat
+from cupola.runtime.tools.plan import ToolPlan
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A request on its way. `plan` reads tool calls out of what the model says; `echoed` is what each answer begins with."""
+    """A request on its way. `plan` reads thinking and tool calls out of what the model says, which begins within
+    its thinking if it `thinks`; `echoed` is what each answer begins with."""
 
     body: ChatRequest
-    plan: ToolPlan
+    plan: ChatPlan
     generation: Generation
     head: Object
     names: TokenNames
+    thinks: bool = False
     echoed: str = ""
 
     def whole(self) -> Object:
@@ -42,7 +45,7 @@ class Chat:
         """The answer piece by piece; each choice's first says who speaks, and comes no earlier than there is something to say."""
         silent = set(range(len(self.generation.choices)))
         options = self.body.stream_options
-        streams = [self.plan.open_stream() for _ in self.generation.choices]
+        streams = [self.plan.open_stream(thinks=self.thinks, shown=self.body.include_reasoning) for _ in self.generation.choices]
         async for index, delta in self.generation:
             stream = streams[index]
             found = stream.push(delta.text) + (stream.finish() if delta.finish_reason else [])
@@ -74,7 +77,7 @@ class Chat:
         return {"role": "assistant", **delta, "content": self.echoed + (delta.get("content") or "")}
 
     def _choice(self, index: int, choice: Choice) -> Object:
-        answer = self.plan.parse(choice.text)
+        answer = self.plan.parse(choice.text, thinks=self.thinks, shown=self.body.include_reasoning)
         said = answer.as_openai()
         found = {
             "index": index,
@@ -101,19 +104,22 @@ async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> 
     if body.top_logprobs and not body.logprobs:
         raise RequestError("is given without logprobs", field="top_logprobs", fix="set logprobs to true")
     _ = service.admission  # a server that can't answer should not render
-    plan, name = _plan(service, body)
-    structured = structured_outputs_of(body, plan.constraint)
+    plan = plan_prompt(service, body, body.messages)
+    structured = structured_outputs_of(body, plan.tools.constraint)
+    budget = None if body.thinking_token_budget == UNLIMITED else body.thinking_token_budget
+    plan.check_budget(budget)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = body.sampling_params(
-        service.defaults, body.token_limit, logprobs, structured, skip_special_tokens=body.skip_special_tokens and plan.skip_special_tokens
-    )
-    text = await _render(service, body, plan, name)
+    skip = body.skip_special_tokens and plan.tools.skip_special_tokens
+    params = body.sampling_params(service.defaults, body.token_limit, logprobs, structured, skip_special_tokens=skip)
+    text = await plan.render(service, body)
+    thinks = plan.thinks(text, body)
+    params = replace(params, structured_outputs=plan.after_thinking(structured, thinks=thinks, budget=budget))
     prompt = await service.encode(text, params, add_special_tokens=bool(body.add_special_tokens))
     grammar = await service.compile_grammar(params)
     head = {"id": f"chatcmpl-{record.request_id}", "created": int(time.time()), "model": model}
     generation = Generation(service, record, [prompt], params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
     names = TokenNames(service.tokenizer, body.return_tokens_as_token_ids)
-    return Chat(body, plan, generation, head, names, _echoed(plan) if body.echo else "")
+    return Chat(body, plan, generation, head, names, thinks, _echoed(plan.tools) if body.echo else "")
 
 
 def _echoed(plan: ToolPlan) -> str:
@@ -126,33 +132,4 @@ def _echoed(plan: ToolPlan) -> str:
 async def apply_template(service: Service, body: ChatRequest) -> str:
     """The prompt that a request's messages become. Raises RequestError, ServerError."""
     service.check_model(body.model)
-    plan, name = _plan(service, body)
-    return await _render(service, body, plan, name)
-
-
-def _plan(service: Service, body: ChatRequest) -> tuple[ToolPlan, str]:
-    """How to ask the model, and the name of the template for it. Raises RequestError."""
-    template = service.need_chat_template()
-    name = template.choose(has_tools=bool(body.tools) and body.tool_choice != "none", name=body.chat_template)
-    plan = plan_chat(
-        template.text(name),
-        body.messages,
-        tools=body.tools,
-        tool_choice=body.tool_choice,
-        parallel_tool_calls=body.parallel_tool_calls,
-        special_tokens=service.special_tokens,
-    )
-    return plan, name
-
-
-async def _render(service: Service, body: ChatRequest, plan: ToolPlan, name: str) -> str:
-    """The prompt that the model's template makes of the messages, the last one left open if it is to be continued. Raises RequestError."""
-    if body.continue_final_message and body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set:
-        raise RequestError("contradicts add_generation_prompt", field="continue_final_message", fix="set one of the two to false")
-    return await service.render(
-        plan.messages,
-        add_generation_prompt=body.add_generation_prompt,
-        continue_final_message=body.continue_final_message,
-        tools=plan.tools,
-        name=name,
-    )
+    return await plan_prompt(service, body, body.messages).render(service, body)

@@ -7,7 +7,7 @@ fields that are not here. Ranges are checked by `SamplingParams`, which knows th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -36,11 +36,12 @@ class Body(BaseModel):
     """Any request's body."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
+    also_known: ClassVar[frozenset[str]] = frozenset()  # fields that may be given and concern something else
 
     @model_validator(mode="before")
     @classmethod
     def _settle_fields(cls, given: object) -> object:
-        known = {field.alias or name for name, field in cls.model_fields.items()}
+        known = {field.alias or name for name, field in cls.model_fields.items()} | cls.also_known
         return settle_fields(given, known) if isinstance(given, Mapping) else given
 
 
@@ -182,20 +183,31 @@ class CompletionRequest(Sampling):
         return list(prompt)
 
 
-class ChatRequest(Sampling):
-    """`POST /v1/chat/completions`."""
+class ChatPrompt(Body):
+    """What makes a prompt of a chat, beside its messages."""
 
-    messages: Annotated[list[Object], Field(fail_fast=True)]
-    max_completion_tokens: Integer | None = Field(None, ge=-1)
-    logprobs: bool = False
-    top_logprobs: Integer | None = Field(None, ge=0)
     tools: Annotated[list[Object], Field(fail_fast=True)] | None = None
     tool_choice: Literal["auto", "none", "required"] | Object | None = None
     parallel_tool_calls: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    chat_template: str | None = Field(None, description="The name of the template, for models that have several.")
+    chat_template_kwargs: Object | None = Field(None, description="Further variables of the template, such as enable_thinking.")
+    documents: Annotated[list[Object], Field(fail_fast=True)] | None = Field(None, description='Each with a "title" and a "text".')
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    enable_thinking: bool | None = Field(None, description="As in chat_template_kwargs.")
+
+
+class ChatRequest(Sampling, ChatPrompt):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Object], Field(fail_fast=True)]
+    include_reasoning: bool = Field(True, description="Whether the answer comes with what the model thought before.")
+    thinking_token_budget: Integer | None = Field(None, ge=-1, lt=2**31, description="Tokens of thinking at most; -1 is no limit.")
+    max_completion_tokens: Integer | None = Field(None, ge=-1)
+    logprobs: bool = False
+    top_logprobs: Integer | None = Field(None, ge=0)
     echo: bool = Field(False, description="Whether the answer begins with the last message, if that is the assistant's too.")
-    chat_template: str | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -212,14 +224,17 @@ class EmbeddingRequest(BaseModel):
     input: str | TokenIds | Strings | Annotated[list[TokenIds], Field(fail_fast=True)]
 
 
-class TokenizeRequest(Body):
-    """`POST /tokenize`: a text, or a chat as the model's template writes it."""
+class TokenizeRequest(ChatPrompt):
+    """`POST /tokenize`: a text, or a chat exactly as `/v1/chat/completions` makes a prompt of it.
 
+    A whole request to that route may be given: what only concerns the answer is ignored.
+    """
+
+    also_known: ClassVar[frozenset[str]] = frozenset(ChatRequest.model_fields)
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Object], Field(fail_fast=True)] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
     return_token_strs: bool = False
 
 

@@ -10,7 +10,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,7 @@ class Service:
         self.tokenizer = load_tokenizer(artifact)
         self.chat_template = load_chat_template(artifact, self.tokenizer, config.chat_template)
         self.special_tokens = () if self.tokenizer is None else self.tokenizer.special_tokens
+        self.added_tokens = frozenset() if self.tokenizer is None else self.tokenizer.added_tokens
         self.defaults = default_sampling_params(artifact)
         self._grammars = (
             None
@@ -193,7 +194,9 @@ class Service:
         add_generation_prompt: bool,
         continue_final_message: bool = False,
         tools: Sequence[Message] | None = None,
+        documents: Sequence[Message] | None = None,
         name: str | None = None,
+        variables: Mapping[str, object] | None = None,
     ) -> str:
         """The text that the model's template makes of a chat. Raises RequestError, or ServerError, a 429, if too many wait for it.
 
@@ -205,7 +208,9 @@ class Service:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tools=tools,
+            documents=documents,
             name=name,
+            variables=variables,
         )
         if self._num_rendering > self.config.max_queue:
             raise ServerError(429, "too many chats are waiting", code="queue_full", retry_after=5)

@@ -53,19 +53,36 @@ class ToolCallDelta:
         return {"tool_calls": [call]}
 
 
-Delta = ContentDelta | ToolCallDelta
+@dataclass(frozen=True)
+class ReasoningDelta:
+    """What the model thinks before it answers."""
+
+    text: str
+
+    def as_openai(self) -> dict[str, object]:
+        """A chunk's `delta`: DeepSeek's and vLLM's name, and vLLM's newer one."""
+        return {"reasoning_content": self.text, "reasoning": self.text}
+
+
+Delta = ContentDelta | ReasoningDelta | ToolCallDelta
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer, split into what the user reads and the tools that are called. `content` is None if calls are all there is."""
+    """A whole answer, split into what the user reads and the tools that are called. `content` is None if calls are all there is.
+
+    `reasoning` is what the model thought before; None if it did not.
+    """
 
     content: str | None
     tool_calls: tuple[ToolCall, ...]
+    reasoning: str | None = None
 
     def as_openai(self) -> dict[str, object]:
         """A choice's `message`."""
         message: dict[str, object] = {"role": "assistant", "content": self.content}
+        if self.reasoning is not None:
+            message |= ReasoningDelta(self.reasoning).as_openai()
         return message | {"tool_calls": [call.as_openai() for call in self.tool_calls]} if self.tool_calls else message
 
     def finish_reason(self, reason: str) -> str:

@@ -111,8 +111,9 @@ def _keep_reasoning(message: Mapping[str, object], entry: Message, field: str) -
         if not isinstance(message.get("refusal"), str):
             raise RequestError("is null, and there are no tool calls", field=f"{field}.content", fix="give a string")
         entry["content"] = message["refusal"]
-    if isinstance(message.get("reasoning_content"), str):
-        entry["reasoning_content"] = message["reasoning_content"]
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(reasoning, str) and reasoning:
+        entry["reasoning_content"] = entry["thinking"] = reasoning  # templates read it by one of these names
 
 
 def _check_result(message: Mapping[str, object], called: Mapping[str, str], field: str) -> Message:
@@ -168,7 +169,8 @@ def _fit_calls(message: Message, traits: TemplateTraits) -> Message:
         calls = [{**call, "id": _fit_id(call["id"], traits)} for call in calls]
         return {**message, "content": content, "tool_calls": calls}
     texts = [_write_call(call["function"], traits.format) for call in calls]
-    return {"role": "assistant", "content": "\n".join([content, *texts] if isinstance(content, str) and content else texts)}
+    kept: Message = {name: message[name] for name in ("reasoning_content", "thinking") if name in message}
+    return {"role": "assistant", **kept, "content": "\n".join([content, *texts] if isinstance(content, str) and content else texts)}
 
 
 def _write_call(function: Mapping[str, object], format: ToolFormat) -> str:

@@ -182,7 +182,7 @@ class TemplateTraits:
 def read_template(text: str) -> TemplateTraits:
     """What the template does by itself. Nothing is rendered: a template may be hostile, so this takes linear time."""
     found = next((entry for entry in FORMATS if any(sign in text for sign in entry.signs)), None)
-    lists_tools = found is not None and "tools" in _variables(text)
+    lists_tools = found is not None and "tools" in variables_of(text)
     return TemplateTraits(
         format=found if found is not None and lists_tools else INSTRUCTED,
         lists_tools=lists_tools,
@@ -194,7 +194,8 @@ def read_template(text: str) -> TemplateTraits:
     )
 
 
-def _variables(text: str) -> frozenset[str]:
+@lru_cache(maxsize=8)
+def variables_of(text: str) -> frozenset[str]:
     """The words in the template's code, its strings left out."""
     words: set[str] = set()
     for part in re.split(r"\{[%{]", text)[1:]:

@@ -59,6 +59,7 @@ def plan_chat(
     tool_choice: object = None,
     parallel_tool_calls: object = None,
     special_tokens: Sequence[str] = (),
+    markers: Sequence[str] = (),
 ) -> ToolPlan:
     """Checks a chat request's fields, which may come straight from JSON, and says how to go on. Chats without tools go through it too.
 
@@ -67,6 +68,7 @@ def plan_chat(
         messages, tools, tool_choice, parallel_tool_calls: as OpenAI's chat completions define them.
         special_tokens: the texts of the tokenizer's special tokens. Where some of them mark calls, decoding may not skip any, and the
             stream leaves them out of the content instead.
+        markers: further markers that may be among those tokens and must be seen, such as those of reasoning.
 
     Raises:
         RequestError: naming the field and the fix.
@@ -81,14 +83,15 @@ def plan_chat(
     traits = read_template(template)
     format = {"auto": traits.format, "required": REQUIRED, "named": NAMED, "none": None}[choice.mode]
     marked = format is not None and any(marker in special_tokens for marker in format.begins)
+    seen = marked or any(marker in special_tokens for marker in markers)
     return ToolPlan(
         messages=fit_to_template(checked, shown, traits),
         tools=[dict(tool.spec) for tool in shown] if shown and traits.lists_tools else None,
         constraint=constraint_for(shown, choice, parallel, traits.format, can_wait=not marked),
-        skip_special_tokens=not marked,
+        skip_special_tokens=not seen,
         choice=choice,
         parallel=parallel,
         functions={tool.name: tool.parameters for tool in shown},
         format=format,
-        special_tokens=tuple(special_tokens) if marked else (),
+        special_tokens=tuple(special_tokens) if seen else (),
     )

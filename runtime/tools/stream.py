@@ -328,9 +328,9 @@ def parse_answer(stream: ToolCallStream, text: str) -> Answer:
     for delta in stream.push(text) + stream.finish():
         if isinstance(delta, ContentDelta):
             content.append(delta.content)
-        elif delta.name is not None and delta.id is not None:
+        elif isinstance(delta, ToolCallDelta) and delta.name is not None and delta.id is not None:
             calls.append(ToolCall(delta.id, delta.name, delta.arguments))
-        else:
+        elif isinstance(delta, ToolCallDelta):
             last = calls[delta.index]
             calls[delta.index] = ToolCall(last.id, last.name, last.arguments + delta.arguments)
     return Answer("".join(content) or None if calls else "".join(content), tuple(calls))
