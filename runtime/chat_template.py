@@ -6,20 +6,14 @@ sandboxed, bounded in memory and output, and killed when its time is up.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
 import uuid
-import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from cupola.runtime.errors import RequestError
+from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
 
 MAX_SECONDS = 5.0  # for one rendering, the start of the process included
-MAX_CHARACTERS = 8_000_000
 DEFAULT, TOOL_USE = "default", "tool_use"  # names of templates, as in transformers
 Message = Mapping[str, object]
 
@@ -36,8 +30,8 @@ class ChatTemplate:
     def __init__(self, templates: str | Mapping[str, str], special_tokens: Mapping[str, str], *, max_seconds: float = MAX_SECONDS) -> None:
         self._templates = {DEFAULT: templates} if isinstance(templates, str) else dict(templates)
         self._special_tokens, self._max_seconds = dict(special_tokens), max_seconds
-        self._lock = threading.Lock()
-        self._worker = self._start()
+        self._worker = WorkerProcess(Path(__file__).with_name("template_worker.py"), max_seconds=max_seconds)
+        self._worker.start()
 
     def choose(self, *, has_tools: bool = False, name: str | None = None) -> str:
         """Which template a chat gets: the one called `name`, or that for tools if there is one, or the default.
@@ -78,14 +72,22 @@ class ChatTemplate:
 
         Raises:
             RequestError: if the messages are malformed, the template refuses them, or it takes too much time or memory.
+            EngineError: if the process was ended from outside, twice.
         """
         _check_messages(messages)
         template, mark = self.text(self.choose(has_tools=bool(tools), name=name)), f"~{uuid.uuid4().hex}~"
         chat = mark_end(messages, mark) if continue_final_message else messages
-        given = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt and not continue_final_message}
-        job = self._job(template, {**self._special_tokens, **(variables or {}), "messages": chat, **given})
-        with self._lock:
-            answer = self._ask(job)
+        prompted = add_generation_prompt and not continue_final_message
+        fixed = {"messages": chat, "tools": tools, "documents": documents, "add_generation_prompt": prompted}
+        given = {**self._special_tokens, **(variables or {}), **fixed}
+        try:
+            answer = self._worker.ask({"template": template, "variables": given, "seconds": self._max_seconds})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(
+                f"can't be written as JSON: {error}", field="messages", fix="give plain strings, numbers, lists and dictionaries"
+            ) from None
+        except TooExpensiveError as error:
+            answer = {"error": str(error)}
         if "text" not in answer:
             raise RequestError(
                 f"the chat template failed: {answer['error']}", field="messages", fix="change the messages, or give a prompt instead"
@@ -93,44 +95,9 @@ class ChatTemplate:
         text = str(answer["text"])
         return cut_at_end(text, mark) if continue_final_message else text
 
-    def _job(self, template: str, variables: Mapping[str, object]) -> str:
-        try:
-            return json.dumps({"template": template, "variables": variables, "seconds": self._max_seconds}, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise RequestError(
-                f"can't be written as JSON: {error}", field="messages", fix="give plain strings, numbers, lists and dictionaries"
-            ) from None
-
     def close(self) -> None:
         """Ends the process. Rendering again starts a new one."""
-        self._end()
-
-    def _start(self) -> subprocess.Popen[str]:
-        worker = _start_worker()
-        self._end = weakref.finalize(self, _end_worker, worker)  # at the latest when this object or the program ends
-        return worker
-
-    def _ask(self, job: str) -> dict[str, object]:
-        if self._worker.poll() is not None:
-            self.close()
-            self._worker = self._start()
-        worker = self._worker
-        assert worker.stdin is not None and worker.stdout is not None
-        timer = threading.Timer(self._max_seconds, worker.kill)
-        timer.start()
-        try:
-            worker.stdin.write(job + "\n")
-            worker.stdin.flush()
-            line = worker.stdout.readline(8 * MAX_CHARACTERS)
-        except (BrokenPipeError, ValueError):
-            line = ""
-        finally:
-            timer.cancel()
-        if line.endswith("\n"):
-            answer: dict[str, object] = json.loads(line)
-            return answer
-        self.close()
-        return {"error": f"it took more than {self._max_seconds:g} s or too much memory"}
+        self._worker.close()
 
 
 def mark_end(messages: Sequence[Message], mark: str) -> list[Message]:
@@ -155,28 +122,6 @@ def cut_at_end(text: str, mark: str) -> str:
         problem = "can't be done: the model's template does not show the last message"
         raise RequestError(problem, field="continue_final_message", fix="set it to false, or end with an assistant's message")
     return before
-
-
-def _start_worker() -> subprocess.Popen[str]:
-    script = Path(__file__).with_name("template_worker.py")
-    return subprocess.Popen(  # -P: the script's folder must not hide modules of the standard library
-        [sys.executable, "-P", str(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        start_new_session=True,  # Ctrl-C is for us alone
-    )
-
-
-def _end_worker(worker: subprocess.Popen[str]) -> None:
-    worker.kill()
-    for pipe in (worker.stdin, worker.stdout):
-        assert pipe is not None
-        with suppress(BrokenPipeError):  # what was never read need not be flushed
-            pipe.close()
-    worker.wait()
 
 
 def _check_messages(messages: Sequence[Message]) -> None:

@@ -38,6 +38,8 @@ class Chat:
         """The answer, once the generation is finished."""
         choices = [self._choice(i, choice) for i, choice in enumerate(self.generation.choices)]
         answer = {**self.head, "object": "chat.completion", "choices": choices, "usage": self.generation.usage()}
+        if self.body.return_token_ids:
+            answer["prompt_token_ids"] = self.generation.prompts[0]
         scores = self.generation.prompt_logprobs[0]
         return answer if scores is None else {**answer, "prompt_logprobs": prompt_logprobs(scores)}
 
@@ -50,11 +52,15 @@ class Chat:
             stream = streams[index]
             found = stream.push(delta.text) + (stream.finish() if delta.finish_reason else [])
             events = [self._event(index, said.as_openai()) for said in found]
-            if delta.finish_reason or (delta.logprobs and not events):
+            if delta.finish_reason or ((delta.logprobs or self.body.return_token_ids) and not events):
                 events.append(self._event(index, {}))
             if events:
                 first = events[0]["choices"][0]
                 first["logprobs"] = self._logprobs(delta.logprobs)
+                if self.body.return_token_ids:
+                    first["token_ids"] = delta.token_ids
+                    if len(silent) == len(streams):
+                        events[0]["prompt_token_ids"] = self.generation.prompts[0]
                 if index in silent:
                     silent.discard(index)
                     first["delta"] = self._begin(first["delta"])

@@ -42,12 +42,12 @@ class Completion:
     async def events(self) -> AsyncIterator[Object]:
         """The answer piece by piece."""
         writers = [self._logprobs_writer() for _ in self.generation.choices]
-        silent = set(range(len(writers))) if self.body.echo else set()
+        unechoed, silent = set(range(len(writers))) if self.body.echo else set(), set(range(len(writers)))
         options = self.body.stream_options
         async for index, delta in self.generation:
             text = delta.text
-            if index in silent:
-                silent.remove(index)
+            if index in unechoed:
+                unechoed.remove(index)
                 text = self.texts[index // self._n] + text
             event: Object = {
                 "index": index,
@@ -58,6 +58,9 @@ class Completion:
             }
             if self.body.return_token_ids:
                 event["token_ids"] = delta.token_ids
+                if index in silent:
+                    event["prompt_token_ids"] = self.generation.prompts[index // self._n]
+            silent.discard(index)
             usage = {"usage": self.generation.usage()} if options and options.continuous_usage_stats else {}
             yield {**self.head, "choices": [event], **usage}
         if options and options.include_usage:
@@ -69,9 +72,8 @@ class Completion:
         entries: list[TokenLogprobs | None] = list(choice.logprobs)
         if self.body.echo:
             echoed, entries = self.texts[prompt], [*(scores or ()), *entries]
-        silent = self.body.max_tokens == 0  # a token was generated only because the engine always does
+        silent, num_echoed = self.body.is_silent, len(entries) - len(choice.logprobs)
         writer, first_token = self._logprobs_writer(), self.first_tokens[prompt] if self.body.echo else ""
-        num_echoed = len(entries) - len(choice.logprobs)
         found: Object = {
             "index": index,
             "text": echoed if silent else echoed + choice.text,
@@ -82,7 +84,7 @@ class Completion:
         if self.body.prompt_logprobs is not None and scores is not None:
             found["prompt_logprobs"] = prompt_logprobs(scores)
         if self.body.return_token_ids:
-            found["token_ids"], found["prompt_token_ids"] = choice.token_ids, self.generation.prompts[prompt]
+            found["token_ids"], found["prompt_token_ids"] = [] if silent else choice.token_ids, self.generation.prompts[prompt]
         return found
 
     def _logprobs_writer(self) -> CompletionLogprobs | None:
@@ -123,7 +125,16 @@ async def _begin(service: Service, record: RequestRecord, body: CompletionReques
     said = given if body.truncate_prompt_tokens is None else prompts
     texts = [_text(service, prompt) for prompt in said] if body.echo else []
     first_tokens = [_text(service, prompt[:1]) for prompt in prompts] if body.echo else []
-    generation = Generation(service, record, prompts, params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
+    generation = Generation(
+        service,
+        record,
+        prompts,
+        params,
+        priority=body.priority,
+        cache_salt=body.cache_salt,
+        grammar=grammar,
+        counts_output=not body.is_silent,
+    )
     names = TokenNames(service.tokenizer, body.return_tokens_as_token_ids)
     return Completion(body, generation, head, names, tuple(texts), tuple(first_tokens))
 

@@ -48,6 +48,9 @@ class Choice:
 class Generation:
     """The engine's requests for the prompts of one HTTP request: choice i × n + j is completion j of prompt i. Must be closed.
 
+    Args:
+        counts_output: whether what is generated counts; not if nobody asked for it, and the engine only can't do without.
+
     Raises:
         RequestError, ServerError: as `Service.submit`.
     """
@@ -62,8 +65,9 @@ class Generation:
         priority: int = 0,
         cache_salt: str | None = None,
         grammar: bytes | None = None,
+        counts_output: bool = True,
     ) -> None:
-        self._service, self._record, self._n = service, record, params.n
+        self._service, self._record, self._n, self._counts_output = service, record, params.n, counts_output
         self.prompts, self.choices = prompts, [Choice() for _ in range(len(prompts) * params.n)]
         self.prompt_logprobs: list[list[TokenLogprobs | None] | None] = [None] * len(prompts)
         self.num_cached_tokens = 0
@@ -103,9 +107,14 @@ class Generation:
         for progress in self._progress:
             self._service.metrics.observe_end(progress, time.monotonic())
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated tokens of all choices, as far as they have come."""
+        return sum(len(choice.token_ids) for choice in self.choices) if self._counts_output else 0
+
     def usage(self) -> dict[str, Any]:
         """OpenAI's count of tokens, as far as the request has come."""
-        num_prompt, num_output = sum(map(len, self.prompts)), sum(len(choice.token_ids) for choice in self.choices)
+        num_prompt, num_output = sum(map(len, self.prompts)), self.num_output_tokens
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
@@ -127,7 +136,7 @@ class Generation:
         reasons = [choice.finish_reason or "" for choice in self.choices]
         self._record.finish_reasons = reasons
         self._record.num_cached_tokens = self.num_cached_tokens
-        self._record.num_output_tokens = sum(len(choice.token_ids) for choice in self.choices)
+        self._record.num_output_tokens = self.num_output_tokens
 
 
 class Answer(Protocol):

@@ -172,6 +172,11 @@ class CompletionRequest(Sampling):
     suffix: str | None = None
     logprobs: Integer | None = None
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether only the prompt is wanted again. The engine then generates a token that nobody asked for."""
+        return self.max_tokens == 0
+
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids. Raises RequestError."""
         prompt: Any = self.prompt

@@ -94,7 +94,8 @@ def test_a_forced_call_begins_after_the_thinking(thinker: Server):
         "tool_choice": {"type": "function", "function": {"name": "f"}},
     }
     message = thinker.post(body, CHAT).json()["choices"][0]["message"]
-    assert message["reasoning_content"] == "xyz" and message["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    call = message["tool_calls"][0]["function"]
+    assert (message["reasoning_content"], call["name"], json.loads(call["arguments"])) == ("xyz", "f", {})
 
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
@@ -142,3 +143,29 @@ def test_what_can_not_be_honoured_is_refused(thinker: Server, server: Server):
         assert error["param"] == field
     assert error_of(server.post({"prompt": "a", "thinking_token_budget": 5}))["param"] == "thinking_token_budget"
     assert json.dumps(server.post({"messages": [USER], "max_tokens": 1, "enable_thinking": False}, CHAT).json()).count("reasoning") == 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 3}, {"stop": ["yzA"]}, {"logprobs": True}])
+def test_token_ids_of_chats_come_in_streams_too(thinker: Server, fields: dict[str, Any]):
+    body = {"messages": [USER], "temperature": 0, "max_tokens": 20, "return_token_ids": True, **fields}
+    whole, events = thinker.post(body, CHAT).json(), list(thinker.events(body, CHAT))
+    assert whole["prompt_token_ids"] == thinker.post(body, "/tokenize").json()["tokens"]
+    assert [event["prompt_token_ids"] for event in events if "prompt_token_ids" in event] == [whole["prompt_token_ids"]]
+    for choice in whole["choices"]:
+        mine = [each for event in events for each in event["choices"] if each["index"] == choice["index"]]
+        assert [token_id for each in mine for token_id in each.get("token_ids", ())] == choice["token_ids"]
+
+
+def test_token_ids_of_completions_come_in_streams_too(thinker: Server):
+    body = {"prompt": [[10], [10, 10]], "n": 2, "temperature": 0, "max_tokens": 8, "return_token_ids": True}
+    whole, events = thinker.complete(**body), list(thinker.events(body))
+    for choice in whole["choices"]:
+        mine = [each for event in events for each in event["choices"] if each["index"] == choice["index"]]
+        assert [token_id for each in mine for token_id in each["token_ids"]] == choice["token_ids"]
+        assert [each["prompt_token_ids"] for each in mine if "prompt_token_ids" in each] == [choice["prompt_token_ids"]]
+
+
+def test_an_echo_alone_counts_no_tokens(thinker: Server):
+    answer = thinker.complete(prompt="ab", echo=True, max_tokens=0, logprobs=1, return_token_ids=True)
+    assert answer["usage"]["completion_tokens"] == 0 and answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] == 2
+    assert answer["choices"][0]["token_ids"] == [] and answer["choices"][0]["text"] == "ab"

@@ -1,0 +1,141 @@
+"""A process that answers jobs, a line of JSON each, and is ended when a job takes too long.
+
+What a model brings along may be hostile, such as its chat template or the patterns of its tokenizer: it is worked on in there, in
+bounded time and memory. A process that dies or stops for another reason costs nobody an answer: the job goes to a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from cupola.runtime.errors import EngineError
+
+MAX_LINE_BYTES = 64_000_000
+MAX_TRIES = 2
+OWN_DOING = 0.05  # a job that was ended had at least this share of its time on a processor; one that was stopped had none
+
+
+class TooExpensiveError(Exception):
+    """A job that took too much time or memory."""
+
+
+class WorkerProcess:
+    """Runs `script` with `arguments`, from the first job on, and again if it ended. Safe to call from several threads.
+
+    The script reads jobs from standard input and writes answers, JSON objects, to standard output. It limits its own memory, and its
+    own processor time in case that nobody is left to end it.
+    """
+
+    def __init__(self, script: Path, *arguments: str, max_seconds: float) -> None:
+        self._command = [sys.executable, "-P", str(script), *arguments]  # -P: the script's folder must not hide the standard library
+        self._max_seconds, self._lock = max_seconds, threading.Lock()
+        self._worker: subprocess.Popen[str] | None = None
+        self._end: Callable[[], object] = _do_nothing
+
+    def start(self) -> None:
+        """Starts the process, if it does not run."""
+        if self._worker is None or self._worker.poll() is not None:
+            self.close()
+            self._worker = _start(self._command)
+            self._end = weakref.finalize(self, _end_worker, self._worker)  # at the latest when this object or the program ends
+
+    def ask(self, job: object) -> dict[str, object]:
+        """The answer to a job.
+
+        Raises:
+            TypeError, ValueError, RecursionError: if the job can't be written as JSON.
+            TooExpensiveError: if it takes too much time or memory.
+            EngineError: if the process ended for other reasons, twice.
+        """
+        line = json.dumps(job, allow_nan=False)
+        with self._lock:
+            for _ in range(MAX_TRIES):
+                self.start()
+                answer = self._try(line)
+                if answer is not None:
+                    return answer
+        raise EngineError("a process that prepares requests was ended from outside, twice; try again")
+
+    def close(self) -> None:
+        """Ends the process. The next job starts a new one."""
+        self._end()
+        self._worker = None
+
+    def _try(self, line: str) -> dict[str, object] | None:
+        """The answer; None if the process is gone, and the job is not to blame."""
+        worker, ended = self._worker, _Ended()
+        assert worker is not None and worker.stdin is not None and worker.stdout is not None
+        timer = threading.Timer(self._max_seconds, ended.end, [worker])
+        start = _processor_seconds(worker.pid)
+        timer.start()
+        try:
+            worker.stdin.write(line + "\n")
+            worker.stdin.flush()
+            answer = worker.stdout.readline(MAX_LINE_BYTES)
+        except (BrokenPipeError, ValueError):
+            answer = ""
+        finally:
+            timer.cancel()
+        if answer.endswith("\n"):
+            found: dict[str, object] = json.loads(answer)
+            return found
+        self.close()
+        is_late = ended.seconds is not None and ended.seconds - start >= OWN_DOING * self._max_seconds
+        if answer or is_late or (ended.seconds is None and worker.returncode == -getattr(signal, "SIGXCPU", 0)):
+            raise TooExpensiveError(f"it took more than {self._max_seconds:g} s or too much memory")
+        return None
+
+
+class _Ended:
+    """How much processor time a process had had when it was ended for a job's time; None if it was not."""
+
+    seconds: float | None = None
+
+    def end(self, worker: subprocess.Popen[str]) -> None:
+        """Ends it."""
+        self.seconds = _processor_seconds(worker.pid, default=math.inf)
+        worker.kill()
+
+
+def _processor_seconds(process_id: int, *, default: float = 0.0) -> float:
+    """Processor time that a process has had, as far as the system says."""
+    try:
+        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return default
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,  # Ctrl-C is for us alone
+    )
+
+
+def _end_worker(worker: subprocess.Popen[str]) -> None:
+    worker.kill()
+    for pipe in (worker.stdin, worker.stdout):
+        assert pipe is not None
+        with suppress(BrokenPipeError):  # what was never read need not be flushed
+            pipe.close()
+    worker.wait()
+
+
+def _do_nothing() -> None:
+    """There is no process yet."""

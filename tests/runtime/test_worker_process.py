@@ -1,0 +1,69 @@
+"""A worker's job goes to a new process if its own was ended from outside, and only a job that is to blame is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from cupola.runtime.errors import EngineError
+from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
+
+SCRIPT = """
+import json, os, signal, sys
+for line in sys.stdin:
+    job = json.loads(line)
+    if job["do"] == "die" or (job["do"] == "die once" and not os.path.exists(sys.argv[1])):
+        open(sys.argv[1], "w").close()
+        os.kill(os.getpid(), getattr(signal, job["signal"]))
+    while job["do"] == "work":
+        pass
+    print(json.dumps({"pid": os.getpid()}), flush=True)
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    worker = WorkerProcess(tmp_path / "script.py", str(tmp_path / "mark"), max_seconds=2)
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSTOP", "SIGSEGV"])
+def test_a_process_that_is_ended_or_stopped_costs_no_answer(worker: WorkerProcess, name: str):
+    first = worker.ask({"do": "answer"})["pid"]
+    assert worker.ask({"do": "die once", "signal": name})["pid"] != first
+
+
+def test_a_process_that_is_ended_between_jobs_is_started_again(worker: WorkerProcess):
+    first = int(str(worker.ask({"do": "answer"})["pid"]))
+    os.kill(first, signal.SIGKILL)
+    assert worker.ask({"do": "answer"})["pid"] != first
+
+
+def test_what_ends_every_time_is_no_fault_of_the_job(worker: WorkerProcess):
+    with pytest.raises(EngineError, match="ended from outside, twice"):
+        worker.ask({"do": "die", "signal": "SIGKILL"})
+    assert worker.ask({"do": "answer"})
+
+
+def test_a_job_that_takes_too_long_is_not_tried_again(worker: WorkerProcess):
+    with pytest.raises(TooExpensiveError, match="more than 2 s"):
+        worker.ask({"do": "work"})
+    assert worker.ask({"do": "answer"})
+
+
+def test_threads_share_a_process(worker: WorkerProcess):
+    answers: list[object] = []
+    threads = [threading.Thread(target=lambda: answers.append(worker.ask({"do": "answer"})["pid"])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 8 and len(set(answers)) == 1
+    with pytest.raises(TypeError):
+        worker.ask({"do": object()})
