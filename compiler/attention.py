@@ -65,18 +65,25 @@ def number_layers(graph: torch.fx.Graph) -> None:
 class Mask:
     """Stands where a model expects the mask of causal attention, of the last `window` tokens (0: all), and reaches attention in its place.
 
+    One with a `problem` stands for a mask that kernels do not know. A decoder may make such masks and not use them, for an encoder
+    that is not there, so it is refused where it reaches attention.
+
     Raises:
         UnsupportedError: when it is used for anything but being passed on or cut to the keys that there are.
     """
 
-    def __init__(self, window: int = 0) -> None:
-        self.window = window
+    def __init__(self, window: int = 0, problem: str | None = None) -> None:
+        self.window, self.problem = window, problem
 
     def __getitem__(self, key: Any) -> Mask:
         parts = key if isinstance(key, tuple) else (key,)
         if all(part is Ellipsis or (isinstance(part, slice) and part.start in (None, 0) and part.step in (None, 1)) for part in parts):
             return self
         self._refuse("indexing")
+
+    def to(self, *_: Any, **__: Any) -> Mask:
+        """The same mask: one that goes to another type says the same."""
+        return self
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -93,13 +100,13 @@ class Mask:
 
 
 def _mask(*_: Any, mask_function: Callable[..., Any] = causal_mask_function, attention_mask: Any = None, **__: Any) -> Mask:
-    """In the place of a mask that transformers makes: its window, if it has one; masks that say more are refused."""
+    """In the place of a mask that transformers makes: its window, if it has one; what else it says is its problem."""
     if attention_mask is not None:
-        raise UnsupportedError("it masks some of its tokens by itself")
+        return Mask(problem="it masks some of its tokens by itself")
     parts = list(_mask_parts(mask_function))
     for name, _part in parts:
         if name not in _KNOWN_MASKS:
-            raise UnsupportedError(f"its attention takes a mask of its own, {name}")
+            return Mask(problem=f"its attention takes a mask of its own, {name}")
     windows = [inspect.getclosurevars(part).nonlocals["sliding_window"] for name, part in parts if name == "sliding_window_overlay"]
     return Mask(min(map(int, windows), default=0))
 
@@ -124,6 +131,8 @@ _KNOWN_MASKS = {
 def _window_of(mask: Any, sliding_window: int | None, is_causal: bool, field: str) -> int:
     """The window of an attention, which models pass on as a number, as a mask, or as both; 0 is none."""
     if isinstance(mask, Mask):
+        if mask.problem is not None:
+            raise UnsupportedError(mask.problem, field=field)
         return mask.window or sliding_window or 0
     if mask is not None:
         raise UnsupportedError("its attention takes a mask of its own", field=field)
@@ -183,13 +192,15 @@ AttentionMaskInterface.register("cupola", _mask)
 
 @contextlib.contextmanager
 def marked_sdpa() -> Iterator[None]:
-    """Models that call scaled_dot_product_attention by themselves get the marker in its place, and a `Mask`."""
-    ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = _mask
+    """Models that call scaled_dot_product_attention by themselves get the marker in its place; those and adapted ones get a `Mask`."""
+    implementations = ("sdpa", "eager")
+    ALL_MASK_ATTENTION_FUNCTIONS.update(dict.fromkeys(implementations, _mask))
     try:
         with unittest.mock.patch("torch.nn.functional.scaled_dot_product_attention", _scaled_dot_product_attention):
             yield
     finally:
-        del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+        for name in implementations:
+            del ALL_MASK_ATTENTION_FUNCTIONS[name]
 
 
 __all__ = ["Mask", "attention", "marked_sdpa", "number_layers"]

@@ -33,6 +33,7 @@ def import_model(source: Source, options: CompileOptions, kv_dtype: str, progres
     context = _context_length(source, options.context)
     with progress.stage("Tracing the model"):
         traced = trace(source.config, source.name, context)
+        context = _within_positions(context, traced.max_positions, options.context)
     with progress.stage("Importing to Relax"):
         mod = run_passes(translate(traced, source.name), import_passes(), dumps)
         kv = kv_layout(mod, kv_dtype, options.block_size, source.name)
@@ -59,6 +60,15 @@ def _context_length(source: Source, wanted: int | None) -> int:
     if wanted is not None and limit is not None and wanted > limit:
         raise OptionError(f"is {wanted}, but the model was made for {limit} tokens", field="context", fix=f"give {limit} or less")
     return wanted or limit or _DEFAULT_CONTEXT
+
+
+def _within_positions(context: int, limit: int | None, wanted: int | None) -> int:
+    """`context`, or fewer tokens where the model's table of positions ends before."""
+    if limit is None or context <= limit:
+        return context
+    if wanted is not None:
+        raise OptionError(f"is {wanted}, but the model has positions for {limit} tokens", field="context", fix=f"give {limit} or less")
+    return limit
 
 
 def _model_config(source: Source, mod: IRModule, context: int) -> ModelConfig:

@@ -23,19 +23,21 @@ _ONE_BY_ONE = {
     "aten.linear", "aten.addmm", "aten.embedding", "aten.layer_norm", "aten.rms_norm", "aten.dropout", "aten.to", "aten._to_copy",
     "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.type_as", "aten.expand", "aten.permute", "aten.transpose",
     "aten.unsqueeze", "aten.squeeze", "aten.numpy_T", "aten.t", "aten.ones_like", "aten.zeros_like",
-    "aten.full_like", "aten.empty_like", "cupola.attention"
+    "aten.full_like", "aten.empty_like", "aten.new_empty", "aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.expand_as",
+    "aten.broadcast_to", "cupola.attention",
 }  # fmt: skip
-_KEEPS_AXES = {"aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten._unsafe_view"}
+_KEEPS_AXES = {"aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten._unsafe_view", "aten.view_as", "aten.reshape_as"}
 # name -> position of the axes among the arguments
 _ALONG_AXES = {
     "aten.mean": 1, "aten.sum": 1, "aten.amax": 1, "aten.amin": 1, "aten.var": 1, "aten.softmax": 1, "aten._softmax": 1,
     "aten.log_softmax": 1, "aten.slice": 1, "aten.select": 1, "aten.split": 2, "aten.split_with_sizes": 2, "aten.chunk": 2,
     "aten.cat": 1, "aten.stack": 1, "aten.unbind": 1, "aten.repeat_interleave": 2, "aten.index_select": 1, "aten.topk": 2,
-    "aten.cumsum": 1, "aten.roll": 2, "aten.flip": 1, "aten.gather": 1,
+    "aten.cumsum": 1, "aten.roll": 2, "aten.flip": 1, "aten.concat": 1, "aten.concatenate": 1,
 }  # fmt: skip
 
 _DEFAULT_AXES = {
-    "aten.topk": -1, **dict.fromkeys(("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.cat", "aten.stack", "aten.unbind"), 0)
+    "aten.topk": -1, "aten.split": 0, "aten.split_with_sizes": 0, "aten.chunk": 0, "aten.cat": 0, "aten.concat": 0,
+    "aten.concatenate": 0, "aten.stack": 0, "aten.unbind": 0,
 }  # fmt: skip
 
 
@@ -89,9 +91,9 @@ def _num_before(value: torch.Tensor, tokens: Any) -> object:
 
 
 def _pointwise(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
-    axes = {(_axis(value, tokens) or 0) - value.dim() for value in inputs}
-    if len(axes) > 1:
-        return "combines every token with every other"
+    mixing = _aligned(inputs, tokens)
+    if mixing:
+        return mixing
     counts = any(isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), torch.SymInt | torch.SymFloat) for arg in node.args)
     return "computes with the number of tokens in the call" if counts else None
 
@@ -110,13 +112,52 @@ def _matmul(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | Non
 def _index(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
     """Picking the rows that want logits is the one allowed way to drop tokens."""
     rows = next(n for n in node.graph.nodes if n.op == "placeholder" and n.name == "logit_rows").meta["val"].shape[0]
-    axis, picked = _axis(inputs[0], tokens), list(node.args[1])
+    axis, picked = _axis(node.args[0].meta["val"], tokens), list(node.args[1])  # a table without tokens is looked up, like an embedding
     untouched = axis is None or axis >= len(picked) or picked[axis] is None
+    by_token = any(_axis(value, tokens) is not None for value in _tensors(picked))
+    if axis is not None and untouched and by_token:
+        return "combines every token with every other"
     return None if untouched or _axis(node.meta["val"], rows) is not None else "picks tokens by index"
 
 
+def _gather(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    """A table without tokens may be looked up by token, as embeddings are; along tokens nothing may."""
+    source, axis = node.args[0].meta["val"], int(node.args[1])
+    return "picks tokens by index" if _axis(source, tokens) == axis % source.dim() else _aligned(inputs, tokens)
+
+
+def _scatter(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    """scatter(x, axis, index, what) and the like: all have the same axes, and no token's index may name another."""
+    rank = inputs[0].dim()
+    return "writes to tokens by index" if int(node.args[1]) % rank == _axis(inputs[0], tokens) else _aligned(inputs, tokens)
+
+
+def _slice_scatter(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    axis, value = int(node.args[2] if len(node.args) > 2 else 0) % inputs[0].dim(), node.meta["val"]
+    whole = _axis(node.args[1].meta["val"], tokens) == axis
+    return "writes to some of the tokens" if axis == _axis(value, tokens) and not whole else _aligned(inputs, tokens)
+
+
+def _select_scatter(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    value = node.meta["val"]
+    return "writes to one token" if int(node.args[2]) % value.dim() == _axis(value, tokens) else None
+
+
+def _repeat(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    grown = len(node.args[1]) - inputs[0].dim()
+    return None if node.args[1][(_axis(inputs[0], tokens) or 0) + grown] == 1 else "repeats tokens"
+
+
+def _aligned(inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    axes = {(_axis(value, tokens) or 0) - value.dim() for value in inputs}
+    return "combines every token with every other" if len(axes) > 1 else None
+
+
 _SPECIAL: dict[str, Callable[[fx.Node, list[torch.Tensor], Any], str | None]] = {
-    "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.index": _index,
+    "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.index": _index, "aten.gather": _gather,
+    "aten.scatter": _scatter, "aten.scatter_add": _scatter, "aten.slice_scatter": _slice_scatter,
+    "aten.select_scatter": _select_scatter, "aten.repeat": _repeat,
+    **dict.fromkeys(("aten.copy", "aten.fill"), lambda _, inputs, tokens: _aligned(inputs, tokens)),
 }  # fmt: skip
 
 

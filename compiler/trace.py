@@ -20,7 +20,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cupola.compiler.attention import attention, marked_sdpa, number_layers
+from cupola.compiler.functionalize import functionalize
 from cupola.compiler.model_parts import refuse_unsupported_parts
+from cupola.compiler.positions import Positions
 from cupola.compiler.rope import fix_rope
 from cupola.compiler.token_mixing import check_token_mixing
 from cupola.models import Family, find_family
@@ -44,6 +46,7 @@ class TracedModel:
         base_model_prefix: the name of the model's trunk, which some checkpoints leave out.
         family: the verified family, or None.
         notes: for people: what was decided while tracing.
+        max_positions: tokens that a sequence may have by the model's table of positions, where that is less than its configuration says.
     """
 
     exported: torch.export.ExportedProgram
@@ -52,20 +55,22 @@ class TracedModel:
     base_model_prefix: str
     family: Family | None
     notes: tuple[str, ...] = ()
+    max_positions: int | None = None
 
 
 class _Wrapper(nn.Module):
     """Flat inputs in, logits of the chosen rows out."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, positions: Positions) -> None:
         super().__init__()
-        self.model = model
-        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.model, self.positions = model, positions
+        self.picks_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
-        more = {"position_ids": positions[None]} if self.takes_positions else {}
-        out = self.model(input_ids=tokens[None], logits_to_keep=logit_rows, use_cache=False, **more)
-        return out.logits[0]
+        arguments = self.positions.arguments(positions)
+        if self.picks_rows:
+            return self.model(input_ids=tokens[None], logits_to_keep=logit_rows, use_cache=False, **arguments).logits[0]
+        return self.model(input_ids=tokens[None], use_cache=False, **arguments).logits[0, logit_rows]
 
 
 def trace(config: Mapping[str, Any], file: str, context: int) -> TracedModel:
@@ -88,11 +93,14 @@ def trace(config: Mapping[str, Any], file: str, context: int) -> TracedModel:
         if family is not None and family.adapt is not None:
             family.adapt(model, attention)
         tied = _tied_names(model)
-        exported = _export(_with_fake_parameters(model), config["model_type"], file)
+        model = _with_fake_parameters(model)
+        positions = Positions(model, "position_ids" in inspect.signature(model.forward).parameters)
+        exported = _export(model, positions, config["model_type"], file)
+        exported = functionalize(exported, config["model_type"], file)
     check_token_mixing(exported, config["model_type"], file)
     number_layers(exported.graph)
     parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    return TracedModel(exported, parameters, tied, model.base_model_prefix, family, notes)
+    return TracedModel(exported, parameters, tied, model.base_model_prefix, family, notes, positions.limit)
 
 
 def _build(config: Mapping[str, Any], family: Family | None, file: str) -> Any:
@@ -149,27 +157,27 @@ def _with_fake_parameters(model: Any) -> Any:
     return model
 
 
-def _export(model: Any, model_type: str, file: str) -> torch.export.ExportedProgram:
+def _export(model: Any, positions: Positions, model_type: str, file: str) -> torch.export.ExportedProgram:
     tokens, rows = torch.export.Dim("n", min=2, max=MAX_TOKENS), torch.export.Dim("r", min=2, max=MAX_TOKENS)
     dynamic = {"tokens": {0: tokens}, "positions": {0: tokens}, "logit_rows": {0: rows}}
     try:
-        return _run_export(model, TRACED_TOKENS, dynamic)
+        return _run_export(model, positions, TRACED_TOKENS, dynamic)
     except UnsupportedError as error:
         raise UnsupportedError(error.message, file=file, field=model_type) from error
     except Exception as error:  # torch.export fails in many ways; the model's code is the cause of each
-        _refuse_token_mixing(model, model_type, file)
+        _refuse_token_mixing(model, positions, model_type, file)
         reason = f"torch.export could not trace the model: {_first_line(error)}"
         raise UnsupportedError(reason, file=file, field=model_type, fix="CUPOLA_DEBUG=1 shows torch's full message") from error
 
 
-def _run_export(model: Any, num_tokens: int, dynamic: dict[str, Any] | None) -> torch.export.ExportedProgram:
+def _run_export(model: Any, positions: Positions, num_tokens: int, dynamic: dict[str, Any] | None) -> torch.export.ExportedProgram:
     flat = torch.zeros(num_tokens, dtype=torch.int32)
     inputs = (flat, flat.clone(), torch.zeros(TRACED_ROWS, dtype=torch.int32))
     with torch.no_grad(), marked_sdpa():
-        return torch.export.export(_Wrapper(model).eval(), inputs, dynamic_shapes=dynamic, strict=False)
+        return torch.export.export(_Wrapper(model, positions).eval(), inputs, dynamic_shapes=dynamic, strict=False)
 
 
-def _refuse_token_mixing(model: Any, model_type: str, file: str) -> None:
+def _refuse_token_mixing(model: Any, positions: Positions, model_type: str, file: str) -> None:
     """Says by name which layer mixes tokens, if that is why a model does not trace with any number of tokens.
 
     Raises:
@@ -178,10 +186,10 @@ def _refuse_token_mixing(model: Any, model_type: str, file: str) -> None:
     sizes = {size for value in itertools.chain(model.parameters(), model.buffers()) for size in value.shape}
     num_tokens = next(prime for prime in _PRIMES if prime not in sizes)
     try:
-        exported = _run_export(model, num_tokens, None)
+        exported = _run_export(model, positions, num_tokens, None)
     except Exception:  # noqa: BLE001  it only serves a better message; the caller raises what it has
         return
-    check_token_mixing(exported, model_type, file)
+    check_token_mixing(functionalize(exported, model_type, file), model_type, file)
 
 
 @contextlib.contextmanager

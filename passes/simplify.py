@@ -57,10 +57,29 @@ def _permute_dims(call: relax.Call, scope: Scope) -> relax.Expr | None:
     return relax.op.permute_dims(source, axes) if inner is not None else None
 
 
-def _strided_slice(call: relax.Call, _: Scope) -> relax.Expr | None:
+def _strided_slice(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    """A slice of everything, or of exactly one of the parts that a tensor was joined from."""
     x, steps = call.args[0], [int(step.value) for step in call.args[4]] if len(call.args) > 4 else []
-    whole = all(step == 1 for step in steps) and tvm_ffi.structural_equal(call.ty.shape, x.ty.shape)
-    return x if whole else None
+    if any(step != 1 for step in steps):
+        return None
+    return x if tvm_ffi.structural_equal(call.ty.shape, x.ty.shape) else _part_of_concat(call, scope)
+
+
+def _part_of_concat(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    axes, begins = ([int(value.value) for value in values] for values in call.args[1:3])
+    joined = scope.call(call.args[0], "concat")
+    parts = scope.value(joined.args[0]) if joined is not None else None
+    if joined is None or not isinstance(parts, relax.Tuple) or len(axes) != 1:
+        return None
+    axis, start = int(joined.attrs.axis) % len(call.ty.shape), 0
+    for part in parts.fields:
+        size = shape_of(part)[axis]
+        if axes[0] % len(call.ty.shape) != axis or not isinstance(size, int):
+            return None
+        if start == begins[0] and tvm_ffi.structural_equal(part.ty.shape, call.ty.shape):
+            return part
+        start += size
+    return None
 
 
 def _concat(call: relax.Call, scope: Scope) -> relax.Expr | None:

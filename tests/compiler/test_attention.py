@@ -60,15 +60,24 @@ def test_masks_of_transformers_become_windows() -> None:
     assert _mask(mask_function=both).window == 4
 
 
-def test_other_masks_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match="chunked_overlay"):
-        _mask(mask_function=masking_utils.chunked_causal_mask_function(4, torch.zeros(1)))
-    with pytest.raises(UnsupportedError, match="or_masks"):
-        _mask(mask_function=masking_utils.or_masks(masking_utils.causal_mask_function))
-    with pytest.raises(UnsupportedError, match="masks some of its tokens"):
-        _mask(attention_mask=torch.ones(1, 3))
-    with pytest.raises(UnsupportedError, match="takes a mask of its own"):
-        _attention_interface(CAUSAL, *QKV, torch.ones(1, 1, 3, 3))
+CHUNKED = masking_utils.chunked_causal_mask_function(4, torch.zeros(1))
+UNION = masking_utils.or_masks(masking_utils.causal_mask_function)
+OTHERS: dict[str, Callable[[], Any]] = {
+    "chunked_overlay": lambda: _mask(mask_function=CHUNKED),
+    "or_masks": lambda: _mask(mask_function=UNION),
+    "bidirectional_mask_function": lambda: _mask(mask_function=masking_utils.bidirectional_mask_function),
+    "masks some of its tokens": lambda: _mask(attention_mask=torch.ones(1, 3)),
+    "takes a mask of its own": lambda: torch.ones(1, 1, 3, 3),
+}
+
+
+@pytest.mark.parametrize("problem", OTHERS)
+def test_other_masks_are_refused_where_attention_takes_them(problem: str) -> None:
+    mask = OTHERS[problem]()
+    with pytest.raises(UnsupportedError, match=problem):
+        _attention_interface(CAUSAL, *QKV, mask)
+    with pytest.raises(UnsupportedError, match=problem):
+        _scaled_dot_product_attention(*QKV, attn_mask=mask)
 
 
 def test_attention_that_sees_later_tokens_is_refused() -> None:

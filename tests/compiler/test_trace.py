@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cupola.compiler import attention
+from cupola.compiler import trace as compiler_trace
 from cupola.compiler.kv_layout import kv_layout
 from cupola.compiler.pipeline import import_passes
 from cupola.compiler.trace import TracedModel, trace
@@ -74,18 +75,30 @@ def test_a_window_that_comes_as_a_mask_alone_reaches_attention(monkeypatch: pyte
     assert [group.window for group in kv_layout(mod, "float32", 16, "config.json").groups] == [8]
 
 
-def test_attention_that_cannot_be_replaced_is_refused() -> None:
-    config = {"model_type": "gptj", "n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 256, "n_positions": 64, "rotary_dim": 8}
+def test_attention_that_cannot_be_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("gptj")
+    monkeypatch.setattr(compiler_trace, "find_family", lambda model_type: None)
     with pytest.raises(UnsupportedError, match=r"^config\.json: gptj: .* closed set of attention implementations"):
         trace(config, "config.json", 64)
 
 
-def test_what_the_importer_does_not_know_is_one_clear_line(capfd: pytest.CaptureFixture[str]) -> None:
-    config = {"model_type": "gpt_bigcode", "n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 256, "n_positions": 64}
-    traced = trace(config, "config.json", 64)
+def test_what_the_importer_does_not_know_is_one_clear_line(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = trace(config_of("llama"), "config.json", 64)
+    monkeypatch.setattr("cupola.compiler.translate.CONVERTERS", {})
     with pytest.raises(UnsupportedError, match=r"^config\.json: TVM's importer stopped"):
         translate(traced, "config.json")
     assert "BlockBuilder" not in capfd.readouterr().err
+
+
+BERT = {
+    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "is_decoder": True,
+    "max_position_embeddings": 64, "pad_token_id": 3,
+}  # fmt: skip
+
+
+def test_a_table_of_positions_whose_first_rows_are_for_padding_bounds_the_context() -> None:
+    assert trace({**BERT, "model_type": "roberta"}, "config.json", 64).max_positions == 60
+    assert trace({**BERT, "model_type": "bert"}, "config.json", 64).max_positions is None
 
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}

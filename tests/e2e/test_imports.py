@@ -7,13 +7,25 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.tiny_models import assert_matches, tiny_model
+from tests.e2e.tiny_models import SIZES, assert_matches, tiny_model
 
 FALCON = {"hidden_size": 96, "num_hidden_layers": 2, "vocab_size": 256, "max_position_embeddings": 256}
+LATENT = {
+    "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+}  # fmt: skip
+DECODER = {
+    "vocab_size": 256, "d_model": 64, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 128, "is_decoder": True,
+    "encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 128, "max_position_embeddings": 256, "pad_token_id": 0,
+}  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "falcon alibi": {**FALCON, "num_attention_heads": 6, "alibi": True, "multi_query": False},  # six: two series of slopes
     "falcon 40b": {**FALCON, "num_attention_heads": 6, "num_kv_heads": 2, "new_decoder_architecture": True},
     "falcon 40b alibi": {**FALCON, "num_attention_heads": 4, "num_kv_heads": 2, "new_decoder_architecture": True, "alibi": True},
+    "ministral3": SIZES | {"head_dim": 16},  # divides whole numbers
+    "gpt_bigcode": {"n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 256},  # reshapes to the same shape
+    "minicpm3": SIZES | LATENT,  # fills an empty tensor by parts
+    "roberta": SIZES | {"is_decoder": True, "pad_token_id": 3},  # positions begin at 4
+    "bart": DECODER,  # counts its tokens by itself, and makes a mask for an encoder that is not there
 }
 
 

@@ -150,3 +150,28 @@ def test_near_misses_stay() -> None:
         return (half, doubled, grown, turned, part, flipped, flat, wide)
 
     stays(simplify(), before)
+
+
+def test_a_slice_of_what_was_joined_is_the_part() -> None:
+    @R.function
+    def before(x: R.Tensor(("n", 8), "float32"), y: R.Tensor(("n", 4), "float32"), z: R.Tensor(("n", 4), "float32")):
+        with R.dataflow():
+            empty = R.concat((x, y), axis=1)
+            first = R.strided_slice(empty, axes=[1], begin=[0], end=[8])
+            filled = R.concat((first, z), axis=1)
+            second = R.strided_slice(filled, axes=[-1], begin=[8], end=[12])
+            across = R.strided_slice(filled, axes=[1], begin=[6], end=[10])
+            out = R.add(R.multiply(second, across), z)
+            R.output(out)
+        return out
+
+    @R.function
+    def expected(x: R.Tensor(("n", 8), "float32"), y: R.Tensor(("n", 4), "float32"), z: R.Tensor(("n", 4), "float32")):
+        with R.dataflow():
+            filled = R.concat((x, z), axis=1)
+            across = R.strided_slice(filled, axes=[1], begin=[6], end=[10])
+            out = R.add(R.multiply(z, across), z)
+            R.output(out)
+        return out
+
+    becomes(simplify(), before, expected)

@@ -1,0 +1,179 @@
+"""From torch operations to Relax, where TVM's importer has none or has them wrong. torch's meaning counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import fx
+from tvm import relax
+
+from cupola.targets import ops
+
+Converter: TypeAlias = Callable[[fx.Node, Any], relax.Var]
+
+
+def _attention(node: fx.Node, importer: Any) -> relax.Var:
+    q, k, v, slopes, sinks, layer, scale, window, softcap = importer.retrieve_args(node)
+    batch, heads, tokens, _ = q.ty.shape
+    marker = ops.Attention(q, k, v, slopes, sinks, layer, scale, window, softcap)
+    return importer.block_builder.emit(marker.emit(relax.TensorType((batch, tokens, heads, v.ty.shape[3]), q.ty.dtype)))
+
+
+def _repeat_interleave(node: fx.Node, importer: Any) -> relax.Var:
+    value, repeats, *axis = importer.retrieve_args(node)
+    return importer.block_builder.emit(relax.op.repeat(value, repeats, axis[0] if axis else node.kwargs.get("dim")))
+
+
+def _layer_norm(node: fx.Node, importer: Any) -> relax.Var:
+    """With weights and biases that may be None; TVM's importer expects them."""
+    x, shape, *rest = importer.retrieve_args(node)
+    weight, bias, epsilon = rest[:3] + [None, None, 1e-5][len(rest) :]
+    sizes = [int(size) for size in shape]
+    weight = relax.const(np.ones(sizes, "float32")) if weight is None else weight
+    bias = relax.const(np.zeros(sizes, "float32")) if bias is None else bias
+    axes = list(range(-len(sizes), 0))
+    return importer.block_builder.emit(relax.op.nn.layer_norm(x, weight, bias, axes=axes, epsilon=epsilon))
+
+
+def _reverse_axes(node: fx.Node, importer: Any) -> relax.Var:
+    return importer.block_builder.emit(relax.op.permute_dims(importer.retrieve_args(node)[0]))
+
+
+def _same_value(node: fx.Node, importer: Any) -> relax.Var:
+    return importer.retrieve_args(node)[0]
+
+
+def _true_division(node: fx.Node, importer: Any) -> relax.Var:
+    """Of whole numbers too, which Relax would divide as C does."""
+    operands = [_as_float(value, importer) for value in importer.retrieve_args(node)[:2]]
+    return importer.block_builder.emit(relax.op.divide(*operands))
+
+
+def _as_float(value: Any, importer: Any) -> relax.Expr:
+    if not isinstance(value, relax.Expr):
+        return relax.const(float(value), "float32")
+    is_float = "float" in str(value.ty.dtype)
+    return value if is_float else importer.block_builder.emit(relax.op.astype(value, "float32"))
+
+
+def _reshape(node: fx.Node, importer: Any) -> relax.Var:
+    """TVM's own compares the shapes with `==`, which symbolic sizes do not have; `simplify` removes reshapes that change nothing."""
+    x, *sizes = importer.retrieve_args(node)
+    return importer._emit_torch_reshape(x, list(sizes[0]) if isinstance(sizes[0], list | tuple) else sizes)
+
+
+def _reshape_like(node: fx.Node, importer: Any) -> relax.Var:
+    x, other = importer.retrieve_args(node)
+    return importer.block_builder.emit(relax.op.reshape(x, other.ty.shape))
+
+
+def _filled(value: float | None) -> Converter:
+    """A new tensor with the type of the node, all `value`, or what the node's third argument says."""
+
+    def convert(node: fx.Node, importer: Any) -> relax.Var:
+        made, x = node.meta["val"], importer.env[node.args[0]]
+        given = node.args[1] if value is None else value
+        if str(node.target).split(".")[1].startswith("new_"):
+            shape = importer.retrieve_args(node)[1]
+            given = node.args[2] if value is None else value
+        else:
+            shape = x.ty.shape
+        dtype = str(made.dtype).removeprefix("torch.")
+        return importer.block_builder.emit(relax.op.full(shape, relax.const(given, dtype), dtype))
+
+    return convert
+
+
+def _slice_scatter(node: fx.Node, importer: Any) -> relax.Var:
+    """Part of a tensor replaced, as the parts before and behind joined with the new one."""
+    x, new, *rest = importer.retrieve_args(node)
+    axis, start, end, step = rest + [0, None, None, 1][len(rest) :]
+    emit, axis = importer.block_builder.emit, axis % len(x.ty.shape)
+    if step != 1:
+        raise NotImplementedError(f"every {step}th element replaced")
+    length = x.ty.shape[axis]
+    whole = node.meta["val"].shape[axis] == node.args[1].meta["val"].shape[axis]
+    if whole:
+        return new
+    size = int(length)
+    start, end, _ = slice(start, end).indices(size)
+    parts = [emit(relax.op.strided_slice(x, [axis], [a], [b])) for a, b in ((0, start), (end, size)) if a < b]
+    parts.insert(1 if start > 0 else 0, new)
+    return emit(relax.op.concat(parts, axis=axis))
+
+
+def _select_scatter(node: fx.Node, importer: Any) -> relax.Var:
+    x, new, axis, index = importer.retrieve_args(node)[:4]
+    emit, axis = importer.block_builder.emit, axis % len(x.ty.shape)
+    size = int(x.ty.shape[axis])
+    index %= size
+    parts = [emit(relax.op.strided_slice(x, [axis], [a], [b])) for a, b in ((0, index), (index + 1, size)) if a < b]
+    parts.insert(1 if index > 0 else 0, emit(relax.op.expand_dims(new, axis)))
+    return emit(relax.op.concat(parts, axis=axis))
+
+
+def _copy(node: fx.Node, importer: Any) -> relax.Var:
+    """The second argument, with the shape and type of the first."""
+    x, new = importer.retrieve_args(node)[:2]
+    emit = importer.block_builder.emit
+    new = new if new.ty.dtype == x.ty.dtype else emit(relax.op.astype(new, x.ty.dtype))
+    same = tuple(node.args[0].meta["val"].shape) == tuple(node.args[1].meta["val"].shape)
+    return new if same else emit(relax.op.broadcast_to(new, x.ty.shape))
+
+
+def _mish(node: fx.Node, importer: Any) -> relax.Var:
+    (x,), emit = importer.retrieve_args(node), importer.block_builder.emit
+    return emit(relax.op.multiply(x, emit(relax.op.tanh(emit(relax.op.nn.softplus(x))))))
+
+
+def _masked_fill(node: fx.Node, importer: Any) -> relax.Var:
+    x, mask, value = importer.retrieve_args(node)[:3]
+    value = value if isinstance(value, relax.Expr) else relax.const(value, x.ty.dtype)
+    return importer.block_builder.emit(relax.op.where(mask, value, x))
+
+
+def _where(node: fx.Node, importer: Any) -> relax.Var:
+    """With one or two plain numbers."""
+    condition, *values = importer.retrieve_args(node)
+    dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+    values = [value if isinstance(value, relax.Expr) else relax.const(value, dtype) for value in values]
+    return importer.block_builder.emit(relax.op.where(condition, *values))
+
+
+def _clip(node: fx.Node, importer: Any) -> relax.Var:
+    return importer._clamp(node)
+
+
+CONVERTERS: dict[str, Converter] = {
+    "attention.default": _attention,
+    "repeat_interleave.self_int": _repeat_interleave,
+    "layer_norm.default": _layer_norm,
+    "numpy_T.default": _reverse_axes,
+    "to.device": _same_value,  # dtype stays: the model is traced in f32 throughout
+    "div.Tensor": _true_division,
+    "reshape.default": _reshape,
+    "view.default": _reshape,
+    "_unsafe_view.default": _reshape,
+    "view_as.default": _reshape_like,
+    "reshape_as.default": _reshape_like,
+    "slice_scatter.default": _slice_scatter,
+    "select_scatter.default": _select_scatter,
+    "copy.default": _copy,
+    "fill.Tensor": _copy,
+    "fill.Scalar": _filled(None),
+    "mish.default": _mish,
+    "clip.default": _clip,
+    "where.Scalar": _where,
+    "where.ScalarOther": _where,
+    "where.ScalarSelf": _where,
+    "masked_fill.Scalar": _masked_fill,
+    "masked_fill.Tensor": _masked_fill,
+    **{f"{name}.default": _filled(0) for name in ("zeros_like", "empty_like", "new_zeros", "new_empty")},
+    **{f"{name}.default": _filled(1) for name in ("ones_like", "new_ones")},
+    **{f"{name}.default": _filled(None) for name in ("full_like", "new_full")},
+}
+"""By the overload's name, as TVM's importer looks them up."""
+
+__all__ = ["CONVERTERS", "Converter"]

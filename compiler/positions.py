@@ -1,0 +1,50 @@
+"""Positions for models that count their tokens themselves: the caller's positions instead, since a call holds tokens of many sequences."""
+
+from __future__ import annotations
+
+import types
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Positions:
+    """How a model takes positions: as an argument, or in its tables of position embeddings.
+
+    Attributes:
+        first: the position of a sequence's first token: 0, but 1 + the padding token's id in models of RoBERTa's kind, which count
+            only behind the rows of their table that padding takes.
+        limit: positions that the tables have, less `first`; None if there are none.
+    """
+
+    def __init__(self, model: nn.Module, takes_argument: bool) -> None:
+        counting = [module for module in model.modules() if hasattr(type(module), "create_position_ids_from_input_ids")]
+        self.first = next((int(module.padding_idx) + 1 for module in counting if takes_argument), 0)
+        tables = [
+            module.position_embeddings for module in counting if isinstance(getattr(module, "position_embeddings", None), nn.Embedding)
+        ]
+        self.limit = min((table.num_embeddings - self.first for table in tables), default=None)
+        self.takes_argument = takes_argument
+        self._given = SimpleNamespace(positions=None)
+        if not takes_argument:
+            for module in filter(_counts_tokens, model.modules()):
+                module.forward = types.MethodType(_at_given_positions(self._given), module)
+
+    def arguments(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the model is called with, for tokens at `positions` [n]."""
+        self._given.positions = positions
+        return {"position_ids": positions[None] + self.first if self.first else positions[None]} if self.takes_argument else {}
+
+
+def _counts_tokens(module: nn.Module) -> bool:
+    """Whether it is a table of positions which numbers the tokens of a call, as BART's decoder and its descendants have."""
+    return isinstance(module, nn.Embedding) and "PositionalEmbedding" in type(module).__name__
+
+
+def _at_given_positions(given: SimpleNamespace) -> Any:
+    def forward(self: Any, *_: Any, **__: Any) -> torch.Tensor:
+        return nn.Embedding.forward(self, given.positions[None] + getattr(self, "offset", 0))
+
+    return forward
