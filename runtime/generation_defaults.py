@@ -16,6 +16,16 @@ DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # t
 
 def default_sampling_params(artifact: Artifact) -> SamplingParams:
     """What the artifact's `generation_config.json` asks for; fields that it lacks or gets wrong have their usual defaults."""
+    return _lenient(_configured(artifact))[1]
+
+
+def model_sampling(artifact: Artifact) -> dict[str, Any]:
+    """What the artifact's `generation_config.json` itself says of sampling, by SamplingParams' names; empty if it says nothing."""
+    return {name: value for name, value in _lenient(_configured(artifact))[0].items() if name in DEFAULTS}
+
+
+def _configured(artifact: Artifact) -> dict[str, Any]:
+    """The fields of SamplingParams that `generation_config.json` sets, unchecked."""
     path = artifact.path / GENERATION_CONFIG
     try:
         given = json.loads(path.read_text(encoding="utf-8")) if lists(artifact, GENERATION_CONFIG) else {}
@@ -30,7 +40,7 @@ def default_sampling_params(artifact: Artifact) -> SamplingParams:
         chosen["max_tokens"] = given["max_new_tokens"]
     if given.get("stop_strings") and lists(artifact, TOKENIZER):
         chosen["stop"] = given["stop_strings"]
-    return _lenient_params(chosen)
+    return chosen
 
 
 def add_model_stops(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
@@ -43,10 +53,12 @@ def add_model_stops(params: SamplingParams, defaults: SamplingParams) -> Samplin
     return replace(params, stop=tuple(dict.fromkeys((*params.stop_strings, *defaults.stop_strings))))
 
 
-def _lenient_params(values: dict[str, Any]) -> SamplingParams:
-    """SamplingParams of the values that are valid; a model's own file must not make every request fail."""
+def _lenient(values: dict[str, Any]) -> tuple[dict[str, Any], SamplingParams]:
+    """The values that are valid, and SamplingParams of them; a model's own file must not make every request fail."""
     while True:
         try:
-            return SamplingParams(**values)
+            return values, SamplingParams(**values)
         except RequestError as error:
-            del values[str(error.field)]
+            if error.field not in values:
+                raise
+            values = {name: value for name, value in values.items() if name != error.field}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
+from cupola.runtime.generation_defaults import model_sampling
 from cupola.runtime.sampling_params import RANDOM_SEED, SamplingParams
 from cupola.runtime.server.engine_client import Health
 from cupola.runtime.server.service import Service
@@ -18,6 +19,7 @@ def server_props(service: Service) -> dict[str, Any]:
     length = service.max_length if service.health is Health.READY else artifact.manifest.model.context_length
     return {
         "default_generation_settings": {"n_ctx": length, "params": _defaults(service.defaults)},
+        "generation_config": model_sampling(artifact),  # ours: what the model's own file sets of these
         "total_slots": service.max_num_seqs,
         "model_alias": service.config.served_model_name,
         "model_path": artifact.path.resolve().name,

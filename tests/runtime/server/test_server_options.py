@@ -127,6 +127,7 @@ def test_props(server: Server, tiny: Path):
     props = server.http.get("/props").json()
     assert props["default_generation_settings"]["n_ctx"] == CONTEXT
     assert props["default_generation_settings"]["params"]["temperature"] == 0.5  # as the model's generation_config.json says
+    assert props["generation_config"] == {"temperature": 0.5}  # what it sets, without defaults: the chat page has its own
     assert (props["model_alias"], props["total_slots"], props["modalities"]["vision"]) == ("tiny", 8, False)
     assert props["chat_template"] == TEMPLATE and str(tiny.parent) not in str(props)
 
