@@ -26,7 +26,8 @@ IGNORED = frozenset(
         "early_stopping", "guided_decoding_backend", "length_penalty", "media_io_kwargs", "mm_processor_kwargs", "request_id",
         "spaces_between_special_tokens",
         # llama-server's
-        "api_key", "cache_prompt", "id_slot", "n_discard", "n_keep", "return_progress", "slot_id", "sse_ping_interval", "timings_per_token",
+        "api_key", "backend_sampling", "cache_prompt", "id_slot", "n_discard", "n_keep", "return_progress", "slot_id", "sse_ping_interval",
+        "timings_per_token",
         # settings of samplers that are refused if they are switched on
         "dry_allowed_length", "dry_base", "dry_penalty_last_n", "dry_sequence_breakers", "dynatemp_exponent", "mirostat_eta",
         "mirostat_tau", "smoothing_curve", "xtc_threshold",
@@ -92,8 +93,10 @@ REFUSED: Mapping[str, Refusal] = {
     "negative_prompt": Refusal(("",)),
     "no_repeat_ngram_size": Refusal((0,)),
     "nsigma": Refusal((0, -1)),
+    "parse_tool_calls": Refusal((True,)),
     "penalize_nl": Refusal((False,)),
     "post_sampling_probs": Refusal((False,)),
+    "reasoning_format": Refusal(("auto",)),
     "response_fields": Refusal(([],)),
     "return_tokens": Refusal((False,), "use return_token_ids"),
     "samplers": Refusal(),

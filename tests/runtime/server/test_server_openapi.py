@@ -34,6 +34,7 @@ REFUSED = ("/v1/embeddings", "/v1/models/{model}")  # whatever is asked
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "a"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    "/apply-template": {"messages": [{"role": "user", "content": "a"}]},
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [1]},
 }
