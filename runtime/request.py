@@ -14,6 +14,7 @@ from cupola.runtime.batch import Float32
 from cupola.runtime.block_pool import chain_hash, empty_table
 from cupola.runtime.detokenizer import Detokenizer
 from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
+from cupola.runtime.samplers.chain import Chain
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.stop_strings import StopStrings
 from cupola.runtime.tokenizer import Tokenizer
@@ -81,6 +82,7 @@ class Sequence:
         self._block_hashes: list[bytes] = []
         self._rng: np.random.Generator | None = None
         self._detokenizer = request.make_detokenizer()
+        self.chain = request.make_chain()
 
     @property
     def rank(self) -> tuple[int, int, int]:
@@ -128,7 +130,7 @@ class Sequence:
     def takes_likeliest(self) -> bool:
         """Whether its next token is the one with the model's largest logit."""
         spec = self.request.spec
-        return spec.params.greedy and spec.grammar is None and not self.adjusts_logits
+        return spec.params.greedy and self.chain is None and spec.grammar is None and not self.adjusts_logits
 
     @property
     def goes_on_alone(self) -> bool:
@@ -246,6 +248,12 @@ class Request:
             skip_special_tokens=params.skip_special_tokens,
             include_stop_str_in_output=params.include_stop_str_in_output,
         )
+
+    def make_chain(self) -> Chain | None:
+        """The samplers of one completion, if they run as a chain."""
+        params, tokenizer = self.spec.params, self._tokenizer
+        bytes_of = None if tokenizer is None else tokenizer.token_bytes
+        return Chain(params, len(self.spec.prompt_token_ids), bytes_of) if params.uses_chain else None
 
     def add_prompt_scores(self, logprobs: tuple[RankedLogprobs, ...], logits: Float32 | None) -> None:
         """Takes in what the next prompt tokens' logits gave: `logprobs` of the tokens after them, and raw `logits` if wanted."""

@@ -2,7 +2,8 @@
 beside it never changes its samples.
 
 The order is vLLM's: log-probabilities are the raw model's; then what a grammar forbids, `allowed_token_ids`, bad words, logit bias,
-stop tokens before `min_tokens`, penalties; the greedy choice; temperature, min_p, top_k, top_p, a draw.
+stop tokens before `min_tokens`, penalties; the greedy choice; temperature, min_p, top_k, top_p, a draw. A request that asks for
+samplers of llama.cpp has all but what restricts tokens in llama.cpp's order (`samplers/`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cupola.runtime.errors import EngineError
 from cupola.runtime.grammar_masks import Failed, Outcome
 from cupola.runtime.grammar_process import Allowed
 from cupola.runtime.request import RankedLogprobs, Request, Sequence
+from cupola.runtime.samplers.penalties import find_seen, repetition_factors
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.step import Chunk, Step
 
@@ -162,6 +164,8 @@ def choose(logits: Float32, maxima: Float32 | None, sequence: Sequence) -> int:
         maxima = None
     if sequence.request.spec.is_restricted and adjusted.max() == -np.inf:
         return NO_TOKEN
+    if sequence.chain is not None:
+        return sequence.chain.choose(adjusted, sequence.token_ids, sequence.rng)
     if params.greedy:
         return int(adjusted.argmax())
     uniform = sequence.rng.random()
@@ -198,13 +202,10 @@ def adjust(logits: Float32, sequence: Sequence) -> Float32:
         logits[list(banned)] = -np.inf
         if logits.max() == -np.inf:  # a grammar allows nothing but what the request would rather not see yet, or the end
             logits[own] = kept
-    if params.penalized:
-        num_seen = len(sequence.token_ids) if params.repeat_last_n < 0 else min(params.repeat_last_n, len(sequence.token_ids))
-        seen = np.unique(sequence.token_ids[len(sequence.token_ids) - num_seen :])
-        logits[seen] *= np.where(logits[seen] > 0, 1 / params.repetition_penalty, params.repetition_penalty).astype(np.float32)
-        said = sequence.output_from(max(0, sequence.num_output_tokens - num_seen))
-        output, counts = np.unique(np.array(said, np.int64), return_counts=True)
-        logits[output] -= (params.presence_penalty + params.frequency_penalty * counts).astype(np.float32)
+    if params.penalized and sequence.chain is None:
+        seen = find_seen(params, sequence.token_ids, len(spec.prompt_token_ids))
+        logits[seen.repeated] *= repetition_factors(logits[seen.repeated], params.repetition_penalty)
+        logits[seen.counted] -= (params.presence_penalty + params.frequency_penalty * seen.counts).astype(np.float32)
     return logits
 
 

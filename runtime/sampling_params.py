@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from cupola.runtime.errors import RequestError
+from cupola.runtime.samplers.params import INTEGERS, NUMBERS, ChainParams
 from cupola.runtime.structured_outputs import StructuredOutputs
 
 GREEDY_TEMPERATURE = 1e-5  # below it, sampling is greedy: the softmax would be one-hot anyway
@@ -16,7 +17,7 @@ MAX_INT = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class SamplingParams:
+class SamplingParams(ChainParams):
     """What to generate. Everything is checked here, but for what needs the vocabulary, which `Engine.add_request` checks.
 
     Args:
@@ -46,6 +47,8 @@ class SamplingParams:
         detokenize: whether to make text (False: token ids only).
         skip_special_tokens: leave special tokens out of the text.
         structured_outputs: the form that the output must have, such as a JSON schema. Its end is the output's end.
+
+    The samplers that llama.cpp adds are `ChainParams`'.
 
     Raises:
         RequestError: naming the field and the fix.
@@ -88,6 +91,7 @@ class SamplingParams:
         self._check_stops()
         self._check_logit_bias()
         self._check_words()
+        self.check_chain()
         if not isinstance(self.structured_outputs, StructuredOutputs | None):
             raise _wrong("structured_outputs", self.structured_outputs, "StructuredOutputs")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -170,6 +174,7 @@ _INTEGERS = (
     ("truncate_prompt_tokens", -1, MAX_INT),
     ("logprobs", -1, MAX_INT),
     ("prompt_logprobs", -1, MAX_INT),
+    *INTEGERS,
 )
 _NUMBERS = (
     ("temperature", 0.0, 100.0),
@@ -178,6 +183,7 @@ _NUMBERS = (
     ("repetition_penalty", 0.01, 100.0),
     ("presence_penalty", -2.0, 2.0),
     ("frequency_penalty", -2.0, 2.0),
+    *NUMBERS,
 )
 _OPTIONAL = {field.name for field in fields(SamplingParams) if "None" in str(field.type)}
 

@@ -28,18 +28,20 @@ IGNORED = frozenset(
         # llama-server's
         "api_key", "backend_sampling", "cache_prompt", "id_slot", "n_discard", "n_keep", "return_progress", "slot_id", "sse_ping_interval",
         "timings_per_token",
-        # settings of samplers that are refused if they are switched on
-        "dry_allowed_length", "dry_base", "dry_penalty_last_n", "dry_sequence_breakers", "dynatemp_exponent", "mirostat_eta",
-        "mirostat_tau", "smoothing_curve", "xtc_threshold",
+        # the setting of a sampler that is refused if it is switched on
+        "smoothing_curve",
     }
 )  # fmt: skip
 
 # Other names of fields. `json_schema` and `grammar` have theirs in `structured.py`.
 ALIASES: Mapping[str, str] = {
     "max_new_tokens": "max_tokens",
+    "mirostat_mode": "mirostat",
     "n_predict": "max_tokens",
+    "nsigma": "top_n_sigma",
     "repeat_penalty": "repetition_penalty",
     "stopping_strings": "stop",
+    "typical": "typical_p",
 }
 
 
@@ -76,38 +78,28 @@ REFUSED: Mapping[str, Refusal] = {
     # llama-server's, and what its clients send
     "adaptive_target": Refusal((-1,)),
     "banned_strings": Refusal(([], ""), "use bad_words"),
-    "dry_multiplier": Refusal((0,)),
     "dynamic_temperature": Refusal((False,)),
-    "dynatemp_range": Refusal((0,)),
     "epsilon_cutoff": Refusal((0,)),
     "eta_cutoff": Refusal((0,)),
     "guidance_scale": Refusal((1,)),
     "image_data": Refusal(([],), "leave it out: only text is read"),
     "lora": Refusal(([],)),
     "min_keep": Refusal((0, 1)),
-    "mirostat": Refusal((0,)),
-    "mirostat_mode": Refusal((0,)),
     "n_cmpl": Refusal((1,), "use n"),
     "n_indent": Refusal((0,)),
     "n_probs": Refusal((0,), "use logprobs"),
     "negative_prompt": Refusal(("",)),
     "no_repeat_ngram_size": Refusal((0,)),
-    "nsigma": Refusal((0, -1)),
     "parse_tool_calls": Refusal((True,)),
     "penalize_nl": Refusal((False,)),
     "post_sampling_probs": Refusal((False,)),
     "reasoning_format": Refusal(("auto",)),
     "response_fields": Refusal(([],)),
     "return_tokens": Refusal((False,), "use return_token_ids"),
-    "samplers": Refusal(),
     "smoothing_factor": Refusal((0,)),
     "t_max_predict_ms": Refusal((0, -1)),
     "tfs_z": Refusal((1,)),
     "top_a": Refusal((0,)),
-    "top_n_sigma": Refusal((-1, 0)),
-    "typical": Refusal((1,)),
-    "typical_p": Refusal((1,)),
-    "xtc_probability": Refusal((0,)),
     # Ollama's and Hugging Face's
     "do_sample": Refusal((True,), "give temperature 0 for the likeliest tokens"),
     "num_predict": Refusal(fix="use max_tokens"),

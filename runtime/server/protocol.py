@@ -7,16 +7,19 @@ fields that are not here. Ranges are checked by `SamplingParams`, which knows th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.generation_defaults import add_model_stops
+from cupola.runtime.samplers.params import ChainParams
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server.foreign_fields import settle_fields
 from cupola.runtime.structured_outputs import StructuredOutputs
 
+CHAIN_FIELDS = tuple(field.name for field in fields(ChainParams))
 MAX_SEQUENCES = 1024  # of one request: prompts times completions
 UNLIMITED = -1  # as max_tokens
 
@@ -103,6 +106,22 @@ class Sampling(Body):
     json_schema: str | Object | bool | None = Field(None, description="A schema that the answer must follow.")
     grammar: str | None = Field(None, description="A grammar in GBNF that the answer must follow; an empty one is none.")
     best_of: Integer | None = None
+    # llama-server's samplers
+    typical_p: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: Integer | None = None
+    dry_penalty_last_n: Integer | None = None
+    dry_sequence_breakers: Strings | None = None
+    mirostat: Integer | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    top_n_sigma: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    samplers: str | Strings | None = None
 
     def refuse_unsupported(self) -> None:
         """Raises RequestError for what would change the answer and isn't done."""
@@ -135,8 +154,10 @@ class Sampling(Body):
             "min_tokens": self.min_tokens,
         }
         chosen: dict[str, Any] = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
+        samplers: dict[str, Any] = {name: value for name in CHAIN_FIELDS if (value := getattr(self, name)) is not None}
         params = SamplingParams(
             **chosen,
+            **samplers,
             n=self.n,
             max_tokens=None if max_tokens == UNLIMITED else max_tokens,
             stop=self.stop,

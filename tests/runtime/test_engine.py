@@ -114,6 +114,24 @@ def test_seeded_samples_do_not_depend_on_company():
         assert completions(outputs[str(i)]) == generate_alone(prompt, params)
 
 
+def test_chains_of_samplers_remember_their_own_sequence_in_any_company():
+    """Also where sequences give way and compute their tokens again; a greedy one is not the model's to go on with."""
+    engine = make_engine(14, max_num_seqs=6)
+    batch = prompts([4, 9, 13])
+    settings = [
+        SamplingParams(n=2, seed=1, max_tokens=14, ignore_eos=True, mirostat=2, mirostat_tau=3.0),
+        SamplingParams(n=2, seed=2, max_tokens=14, ignore_eos=True, dry_multiplier=0.8, dry_allowed_length=1, xtc_probability=0.5),
+        SamplingParams(temperature=0, max_tokens=14, ignore_eos=True, dry_multiplier=5.0, dry_allowed_length=0, repetition_penalty=3.0),
+    ]
+    for i, (prompt, params) in enumerate(zip(batch, settings, strict=True)):
+        engine.add_request(str(i), prompt, params)
+    outputs = run_all(engine)
+    assert engine.stats().num_preemptions > 0
+    for i, (prompt, params) in enumerate(zip(batch, settings, strict=True)):
+        assert completions(outputs[str(i)]) == generate_alone(prompt, params)
+    assert outputs["2"].outputs[0].token_ids != greedy_reference(batch[2], 14, stop=False)
+
+
 def test_unseeded_requests_differ_but_engines_repeat():
     def tokens() -> list[list[int]]:
         engine = make_engine(seed=5)

@@ -13,7 +13,7 @@ from tests.runtime.server.harness import CHAT, Server, error_of, run_server
 
 CHATTING = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 CHANGING: dict[str, object] = {  # fields that would change the answer, with values that do
-    "typical_p": 0.5, "mirostat": 2, "dry_multiplier": 0.8, "xtc_probability": 0.5, "lora": [{"id": 0, "scale": 1}], "top_n_sigma": 1,
+    "smoothing_factor": 0.5, "tfs_z": 0.9, "adaptive_target": 0.5, "lora": [{"id": 0, "scale": 1}],
     "logprob_token_ids": [1], "use_beam_search": True, "functions": [{}], "function_call": "auto", "n_probs": 3, "vllm_xargs": {"a": 1},
     "audio": {"voice": "x"}, "modalities": ["audio"], "options": {"temperature": 0}, "negative_prompt": "x", "verbosity": "low",
 }  # fmt: skip
@@ -29,7 +29,7 @@ def test_what_would_change_the_answer_is_refused_by_name(server: Server, field: 
 def test_what_changes_nothing_is_let_pass(server: Server):
     """Clients send these with every request."""
     usual = {field: refusal.neutral[0] for field, refusal in REFUSED.items() if refusal.neutral}
-    others = {"user": "me", "metadata": {"a": "b"}, "store": True, "cache_prompt": True, "service_tier": "auto", "xtc_threshold": 0.2}
+    others = {"user": "me", "metadata": {"a": "b"}, "store": True, "cache_prompt": True, "service_tier": "auto", "smoothing_curve": 0.2}
     for path, body in ((CHAT, CHATTING), ("/v1/completions", {"prompt": "a", "max_tokens": 1})):
         assert server.post({**usual, **others, **dict.fromkeys(CHANGING), **body}, path).status_code == 200
 

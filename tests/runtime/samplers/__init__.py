@@ -1,0 +1,1 @@
+"""Tests of llama.cpp's samplers."""
