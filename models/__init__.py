@@ -1,90 +1,22 @@
 """Model families: only what tracing cannot know, and which families are verified.
 
-A family that is not here still compiles, with a note that nobody verified it.
+Each file of this folder but `family.py` is a family, and is found by being there. A family that is not here still compiles, with
+a note that nobody verified it.
 """
 
-from cupola.models import (
-    apertus,
-    arcee,
-    bloom,
-    codegen,
-    cohere,
-    cohere2,
-    ernie4_5,
-    exaone4,
-    falcon,
-    gemma,
-    gemma2,
-    gemma3_text,
-    glm,
-    glm4,
-    gpt2,
-    gpt_neo,
-    gpt_neox,
-    gptj,
-    granite,
-    helium,
-    hunyuan_v1_dense,
-    llama,
-    ministral,
-    mistral,
-    mpt,
-    nemotron,
-    olmo,
-    olmo2,
-    olmo3,
-    opt,
-    phi,
-    phi3,
-    qwen2,
-    qwen3,
-    seed_oss,
-    smollm3,
-    stablelm,
-    starcoder2,
-)
+import importlib
+import pkgutil
+
 from cupola.models.family import Family
 
-FAMILIES: tuple[Family, ...] = (
-    llama.FAMILY,
-    qwen2.FAMILY,
-    qwen3.FAMILY,
-    mistral.FAMILY,
-    gemma2.FAMILY,
-    gemma3_text.FAMILY,
-    phi.FAMILY,
-    phi3.FAMILY,
-    gpt2.FAMILY,
-    gpt_neox.FAMILY,
-    opt.FAMILY,
-    falcon.FAMILY,
-    bloom.FAMILY,
-    olmo2.FAMILY,
-    granite.FAMILY,
-    smollm3.FAMILY,
-    cohere.FAMILY,
-    stablelm.FAMILY,
-    starcoder2.FAMILY,
-    gemma.FAMILY,
-    olmo.FAMILY,
-    olmo3.FAMILY,
-    glm.FAMILY,
-    glm4.FAMILY,
-    cohere2.FAMILY,
-    exaone4.FAMILY,
-    ernie4_5.FAMILY,
-    hunyuan_v1_dense.FAMILY,
-    helium.FAMILY,
-    apertus.FAMILY,
-    arcee.FAMILY,
-    nemotron.FAMILY,
-    seed_oss.FAMILY,
-    ministral.FAMILY,
-    gptj.FAMILY,
-    codegen.FAMILY,
-    gpt_neo.FAMILY,
-    mpt.FAMILY,
-)
+
+def _families() -> tuple[Family, ...]:
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "family")
+    return tuple(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)
+
+
+FAMILIES: tuple[Family, ...] = _families()
+"""Every verified family, in alphabetical order."""
 
 
 def find_family(model_type: str) -> Family | None:

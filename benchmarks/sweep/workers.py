@@ -13,7 +13,7 @@ from pathlib import Path
 
 from case import Result
 
-LIMIT_SECONDS = 150
+LIMIT_SECONDS = 600  # far above what a case takes where the machine has other work to do
 _LOG_CHARACTERS = 300
 
 Case = Callable[[str, Path], Result]

@@ -97,9 +97,17 @@ def test_the_thirds_are_all_types_and_the_recorded_table_has_each(monkeypatch):
     for turn in range(main.NUM_TURNS):
         monkeypatch.setattr(main, "turn_of_commit", lambda turn=turn: turn)
         thirds.append(main.chosen(None, True))
-    assert sorted(name for third in thirds for name in third) == main.model_types()
+    families = [family.model_type for family in main.FAMILIES]
+    assert sorted([*families, *(name for third in thirds for name in third)]) == main.model_types()
     recorded = main.read_results(main.RESULTS)
     assert set(recorded) <= set(main.model_types())
     assert [name for name, result in recorded.items() if result.outcome in ("wrong", "failed")] == []
-    families = [family.model_type for family in main.FAMILIES]
     assert main.TABLE.read_text(encoding="utf-8") == main.as_markdown(recorded, families, main.transformers.__version__, main.NUM_DECODED)
+
+
+def test_a_family_has_its_tiny_configuration_in_one_place():
+    from configurations import OWN
+
+    from cupola.models import FAMILIES
+
+    assert not OWN.keys() & {family.model_type for family in FAMILIES}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import cupola
-from cupola.models import FAMILIES
+from cupola.models import llama
 
 
 def test_passes_and_kernels_land_in_numbered_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,7 +15,7 @@ def test_passes_and_kernels_land_in_numbered_files(tmp_path: Path, monkeypatch: 
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model("llama", **{**FAMILIES[0].tiny, "num_hidden_layers": 1})
+    config = transformers.AutoConfig.for_model("llama", **{**llama.FAMILY.tiny, "num_hidden_layers": 1})
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     monkeypatch.setenv("CUPOLA_DEBUG", "4")
     cupola.compile(tmp_path / "model", out=tmp_path / "artifact")

@@ -58,6 +58,26 @@ RECOGNIZED = {
     "nemotron": (2, 9, 0, 4, 0, 5, 0),
     "seed_oss": (2, 7, 2, 4, 5, 0, 0),
     "ministral": (2, 7, 2, 4, 5, 0, 0),
+    "bitnet": (2, 11, 0, 4, 9, 0, 0),
+    "ctrl": (2, 9, 0, 0, 0, 5, 0),
+    "cwm": (2, 7, 2, 4, 5, 0, 0),
+    "gemma4_text": (2, 12, 2, 0, 0, 0, 0),  # its norms and rotations are written in other ways
+    "gemma4_unified_text": (2, 7, 2, 0, 0, 0, 0),
+    "gpt-sw3": (2, 9, 0, 0, 0, 5, 0),
+    "granite_swa": (2, 7, 2, 4, 5, 0, 0),
+    "hyperclovax": (2, 7, 2, 4, 9, 0, 0),
+    "internlm3": (2, 7, 2, 4, 5, 0, 0),
+    "iquestcoder": (2, 7, 2, 4, 5, 0, 0),
+    "jais2": (2, 9, 0, 4, 0, 5, 0),
+    "modernbert-decoder": (2, 8, 2, 4, 0, 6, 0),
+    "nanochat": (2, 9, 0, 0, 0, 0, 16),  # norms without weights, and the halves of a head swapped
+    "persimmon": (2, 9, 0, 4, 0, 9, 0),
+    "phi4_multimodal": (2, 7, 2, 4, 5, 0, 0),
+    "codegen": (2, 9, 0, 0, 0, 3, 0),  # interleaves what it rotates, as does GPT-J
+    "gpt_neo": (2, 9, 0, 0, 0, 5, 0),
+    "gptj": (2, 9, 0, 0, 0, 3, 0),
+    "mpt": (2, 9, 0, 0, 0, 5, 0),
+    "vaultgemma": (2, 7, 2, 4, 5, 0, 0),
 }
 
 

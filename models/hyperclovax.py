@@ -1,0 +1,25 @@
+"""HyperCLOVA X. The multipliers are not 1, so that a lost one shows."""
+
+from cupola.models.family import Family
+
+FAMILY = Family(
+    model_type="hyperclovax",
+    title="HyperCLOVA X",
+    tiny={
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+        "max_position_embeddings": 256,
+        "head_dim": 16,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 8.0,
+    },
+)

@@ -1,0 +1,19 @@
+"""Persimmon."""
+
+from cupola.models.family import Family
+
+FAMILY = Family(
+    model_type="persimmon",
+    title="Persimmon",
+    tiny={
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 256,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+)
