@@ -153,7 +153,7 @@ def open_gguf(path: Path, name: str) -> Source:
     """
     header = read_header(path)
     architecture = architecture_of(header)
-    config = derive_config(header, lambda tensor: _rope_factors(header, tensor))
+    config, config_notes = derive_config(header, lambda tensor: _rope_factors(header, tensor))
     vocab_size = check_config(config, path)
     tensors, notes = _read_tensors(header, config)
     tokenizer_json, tokenizer_notes = convert_tokenizer(header.metadata, architecture, path)
@@ -171,5 +171,5 @@ def open_gguf(path: Path, name: str) -> Source:
         chat_templates=templates,
         special_tokens=special_tokens,
         generation_config=generation,
-        notes=(*notes, *tokenizer_notes, *generation_notes, *template_notes),
+        notes=(*config_notes, *notes, *tokenizer_notes, *generation_notes, *template_notes),
     )

@@ -7,58 +7,16 @@ never left to a configuration class's default, which is one checkpoint's value.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Never
-
-import numpy as np
+from typing import Any
 
 from cupola.compiler.sources.base import Array
 from cupola.compiler.sources.gguf_header import RECONVERT, USE_CHECKPOINT, GGUFHeader
+from cupola.compiler.sources.gguf_metadata import Metadata
 from cupola.compiler.sources.gguf_rope import llama3_parameters, scaling_parameters
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 """The architectures that are read: their GGUF name, which is transformers' model type too -> the model's class."""
-
-_REFUSED = (
-    "expert_count",
-    "attention.sliding_window",
-    "attention.scale",
-    "attention.clamp_kqv",
-    "attention.max_alibi_bias",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "logit_scale",
-    "embedding_scale",
-    "residual_scale",
-)
-"""Metadata that changes what these architectures compute, in ways that their transformers classes do not have."""
-
-
-class _Metadata:
-    """The architecture's own fields, each checked for its type."""
-
-    def __init__(self, header: GGUFHeader, architecture: str) -> None:
-        self.header, self.architecture = header, architecture
-
-    def fail(self, key: str, message: str) -> Never:
-        raise SourceError(message, file=self.header.path, field=f"{self.architecture}.{key}", fix=RECONVERT)
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.header.metadata.get(f"{self.architecture}.{key}", default)
-        if value is None:
-            self.fail(key, "is missing")
-        if not isinstance(value, int) or isinstance(value, bool):
-            self.fail(key, f"is {value!r:.40}, not one whole number")
-        return value
-
-    def real(self, key: str, default: float | None = None) -> float:
-        """A float32 field as the shortest decimal that stands for it, as `config.json` would have it."""
-        value = self.header.metadata.get(f"{self.architecture}.{key}", default)
-        if value is None:
-            self.fail(key, "is missing")
-        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            self.fail(key, f"is {value!r:.40}, not a positive number")
-        return float(str(np.float32(value)))
 
 
 def architecture_of(header: GGUFHeader) -> str:
@@ -72,9 +30,6 @@ def architecture_of(header: GGUFHeader) -> str:
         raise UnsupportedError(
             f"{architecture!r:.60} is not read from GGUF (only {known})", file=header.path, field=field, fix=USE_CHECKPOINT
         )
-    for key in _REFUSED:
-        if header.metadata.get(f"{architecture}.{key}"):
-            raise UnsupportedError("is not read from GGUF", file=header.path, field=f"{architecture}.{key}", fix=USE_CHECKPOINT)
     if header.metadata.get("split.count", 1) not in (0, 1):
         raise UnsupportedError(
             "is a model split into several files", file=header.path, field="split.count", fix="merge it with llama.cpp's gguf-split"
@@ -82,15 +37,13 @@ def architecture_of(header: GGUFHeader) -> str:
     return architecture
 
 
-def _head_dim(read: _Metadata, hidden_size: int, num_heads: int) -> int:
+def _head_dim(read: Metadata, hidden_size: int, num_heads: int) -> int:
     head_dim = read.integer("attention.key_length", hidden_size // num_heads)
     if head_dim < 2 or head_dim % 2:
         read.fail("attention.key_length", f"the head size is {head_dim}, not a positive even number")
     for key in ("attention.value_length", "rope.dimension_count"):
         if read.integer(key, head_dim) != head_dim:
-            raise UnsupportedError(
-                f"differs from the head size, {head_dim}", file=read.header.path, field=f"{read.architecture}.{key}", fix=USE_CHECKPOINT
-            )
+            read.refuse(key, f"differs from the head size, {head_dim}")
     return head_dim
 
 
@@ -101,8 +54,8 @@ def _vocab_size(header: GGUFHeader) -> int:
     return shape[0]
 
 
-def derive_config(header: GGUFHeader, values_of: Callable[[str], Array]) -> dict[str, Any]:
-    """The content of `config.json` for a file of a known architecture.
+def derive_config(header: GGUFHeader, values_of: Callable[[str], Array]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The content of `config.json` for a file of a known architecture, and notes for people.
 
     Args:
         header: the checked header.
@@ -110,22 +63,23 @@ def derive_config(header: GGUFHeader, values_of: Callable[[str], Array]) -> dict
 
     Raises:
         SourceError: a field is missing or of the wrong type.
-        UnsupportedError: the file asks for something that the architecture's transformers class does not have.
+        UnsupportedError: the file asks for something that the architecture's transformers class does not have, or states
+            something that is not read here and may change what the model computes.
     """
     architecture = architecture_of(header)
-    read = _Metadata(header, architecture)
+    read = Metadata(header, architecture)
     names = {info.name for info in header.tensors}
     hidden_size, num_heads = read.integer("embedding_length"), read.integer("attention.head_count")
     if num_heads < 1:
         read.fail("attention.head_count", f"is {num_heads}, not a whole number from 1")
     head_dim = _head_dim(read, hidden_size, num_heads)
     theta = read.real("rope.freq_base", 10000.0)
-    rope = (
-        llama3_parameters(values_of("rope_freqs.weight"), theta, head_dim, header.path)
-        if "rope_freqs.weight" in names
-        else scaling_parameters(header.metadata, architecture, theta, header.path)
-    )
-    return {
+    rope = {"rope_theta": theta, **scaling_parameters(read)}
+    if "rope_freqs.weight" in names:
+        if rope["rope_type"] != "default":
+            read.refuse("rope.scaling.factor", "comes with rope_freqs.weight, which scales rotary frequencies too")
+        rope = llama3_parameters(values_of("rope_freqs.weight"), theta, head_dim, header.path)
+    config = {
         "model_type": architecture,
         "architectures": [CLASSES[architecture]],
         "vocab_size": _vocab_size(header),
@@ -143,6 +97,7 @@ def derive_config(header: GGUFHeader, values_of: Callable[[str], Array]) -> dict
         **_biases(architecture, names),
         **_token_ids(header.metadata),
     }
+    return config, read.check_all_read()
 
 
 def _biases(architecture: str, names: set[str]) -> dict[str, bool]:

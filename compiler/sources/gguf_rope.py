@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cupola.compiler.sources.base import Array
 from cupola.compiler.sources.gguf_header import USE_CHECKPOINT
+from cupola.compiler.sources.gguf_metadata import Metadata
 from cupola.runtime.errors import UnsupportedError
 
 _LLAMA3_LOW, _LLAMA3_HIGH = 1.0, 4.0
@@ -42,32 +43,38 @@ def llama3_parameters(factors: Array, theta: float, head_dim: int, file: object)
     raise UnsupportedError("scales rotary frequencies in an unknown way", file=file, field="rope_freqs.weight", fix=USE_CHECKPOINT)
 
 
-def _linear(read: Mapping[str, Any]) -> dict[str, Any]:
-    return {"rope_type": "linear", "factor": read["factor"]}
+def _yarn(read: Metadata, factor: float) -> dict[str, Any]:
+    optional = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}
+    return {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": read.integer("rope.scaling.original_context_length", read.integer("context_length")),
+        **{name: read.real(key) for name, key in optional.items() if read.value(key) is not None},
+    }
 
 
-def _yarn(read: Mapping[str, Any]) -> dict[str, Any]:
-    return {"rope_type": "yarn", "factor": read["factor"], "original_max_position_embeddings": read["original_context_length"]}
+_KINDS: dict[str, Callable[[Metadata, float], dict[str, Any]]] = {
+    "none": lambda read, factor: {"rope_type": "default"},
+    "linear": lambda read, factor: {"rope_type": "linear", "factor": factor} if factor != 1 else {"rope_type": "default"},
+    "yarn": _yarn,
+}
 
 
-_KINDS = {"none": lambda read: {"rope_type": "default"}, "linear": _linear, "yarn": _yarn}
+def scaling_parameters(read: Metadata) -> dict[str, Any]:
+    """`rope_parameters` from the metadata `rope.scaling.*` and, of old files, `rope.scale_linear`.
 
-
-def scaling_parameters(metadata: Mapping[str, Any], architecture: str, theta: float, file: object) -> dict[str, Any]:
-    """`rope_parameters` from the `{architecture}.rope.scaling.*` metadata.
+    As llama.cpp takes them: scaling is linear where no type is stated, and a factor of 0 is none.
 
     Raises:
-        UnsupportedError: a kind of scaling that is not one of those above, or with further settings.
+        SourceError: a field that has not its type.
+        UnsupportedError: a kind of scaling that is not one of those above.
     """
-    prefix = f"{architecture}.rope.scaling."
-    read = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    kind = read.pop("type", "none")
-    read.pop("finetuned", None)
-    extra = sorted(read.keys() - {"factor", "original_context_length"})
-    needed = {"linear": {"factor"}, "yarn": {"factor", "original_context_length"}}.get(str(kind), set())
-    if str(kind) not in _KINDS or extra or not needed <= read.keys():
-        field = f"{prefix}{extra[0] if extra else 'type'}"
-        raise UnsupportedError(
-            f"{read.get(extra[0]) if extra else kind!r} is not a scaling that is read here", file=file, field=field, fix=USE_CHECKPOINT
-        )
-    return {"rope_theta": theta, **_KINDS[str(kind)](read)}
+    kind, factors = read.value("rope.scaling.type"), ("rope.scaling.factor", "rope.scale_linear")
+    stated = [key for key in factors if read.value(key) is not None][:1]
+    factor = next((read.real(key) for key in stated if read.value(key) != 0), 1.0)
+    kind = "linear" if kind is None else kind
+    if not isinstance(kind, str) or kind not in _KINDS:
+        read.refuse("rope.scaling.type", f"{kind!r:.40} is not a scaling that is read here")
+    if kind != "yarn":
+        read.value("rope.scaling.original_context_length")  # only that kind goes by it
+    return _KINDS[kind](read, factor)

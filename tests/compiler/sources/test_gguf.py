@@ -137,9 +137,65 @@ def test_yarn_and_linear_scaling(write_gguf, tmp_path):
         )
 
 
+def linear(factor):
+    return {"rope_type": "linear", "rope_theta": 10000.0, "factor": factor}
+
+
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 2048}
+
+
+@pytest.mark.parametrize(
+    ("fields", "rope"),
+    [
+        ({"scale_linear": 4.0}, linear(4.0)),
+        ({"scale_linear": 0.0}, PLAIN),
+        ({"scaling.factor": 4.0}, linear(4.0)),
+        ({"scaling.factor": 2.0, "scale_linear": 4.0}, linear(2.0)),
+        ({"scaling.factor": 1.0}, PLAIN),
+        ({"scaling.type": "linear"}, PLAIN),
+        ({"scaling.type": "linear", "scale_linear": 4.0}, linear(4.0)),
+        ({"scaling.type": "none", "scaling.factor": 4.0, "scaling.original_context_length": 512}, PLAIN),
+        ({"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.attn_factor": 1.0}, YARN),
+        ({"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.yarn_beta_fast": 16.0}, {**YARN, "beta_fast": 16.0}),
+    ],
+)
+def test_rope_scaling_is_what_llama_cpp_reads(write_gguf, tmp_path, fields, rope):
+    def change(writer):
+        for key, value in fields.items():
+            add = writer.add_string if isinstance(value, str) else writer.add_float32 if isinstance(value, float) else writer.add_uint32
+            add(f"llama.rope.{key}", value)
+
+    source = open_source(write_gguf(tmp_path / "tiny.gguf", fields=change))
+    assert source.config["rope_parameters"] == rope and source.notes == ()
+
+
+def test_metadata_that_the_format_does_not_know_is_told(write_gguf, tmp_path):
+    def change(writer):
+        writer.add_float32("llama.attention.brand_new", 0.5)
+        writer.add_bool("llama.attention.causal", True)
+        writer.add_float32("llama.logit_scale", 1.0)
+        writer.add_float32("llama.residual_scale", 0.0)
+        writer.add_uint32("llama.vocab_size", 320)
+        writer.add_float32("qwen2.attention.brand_new", 0.5)
+
+    source = open_source(write_gguf(tmp_path / "tiny.gguf", fields=change))
+    assert source.notes == ("metadata that is not known was left out: llama.attention.brand_new",)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        (lambda writer: writer.add_float32("llama.rope.scaling.attn_factor", 0.5), UnsupportedError, r"llama\.rope\.scaling\.attn_factor"),
+        (lambda writer: writer.add_string("llama.rope.scaling.factor", "4"), SourceError, r"scaling\.factor: is '4', not a positive"),
+        (lambda writer: writer.add_float32("llama.rope.scale_linear", -1.0), SourceError, r"scale_linear: is -1\.0, not a positive"),
+        (lambda writer: writer.add_causal_attention(False), UnsupportedError, r"llama\.attention\.causal: is not read"),
+        (
+            lambda writer: writer.add_rope_dimension_sections([8, 8, 8, 8]),
+            UnsupportedError,
+            r"llama\.rope\.dimension_sections: is not read",
+        ),
+        (lambda writer: writer.add_float32("llama.attention.temperature_scale", 0.1), UnsupportedError, r"temperature_scale: is not read"),
         (lambda writer: writer.add_expert_count(8), UnsupportedError, r"llama\.expert_count: is not read"),
         (lambda writer: writer.add_sliding_window(8), UnsupportedError, r"llama\.attention\.sliding_window"),
         (lambda writer: writer.add_uint16("split.count", 3), UnsupportedError, r"split\.count: is a model split"),
