@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from cupola.compiler.pipeline import Dumps
 from cupola.passes.give_outputs import give_outputs
 from cupola.passes.share_tensors import share_tensors
 from cupola.runtime.artifact import FunctionSpec, TensorSpec
-from cupola.runtime.environment import debug_level
+from cupola.runtime.environment import debug_level, interpreter
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 
@@ -71,7 +70,7 @@ def _virtual_machine_passes() -> tvm.transform.Pass:
 def _link(output: str, objects: Sequence[str], *_: object, **__: object) -> None:
     """Links with the machine's C compiler, else with the linker that the package ziglang brings."""
     driver = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
-    command = [driver] if driver else [sys.executable, "-m", "ziglang", "cc"]
+    command = [driver] if driver else [*interpreter(), "-m", "ziglang", "cc"]
     if driver is None and find_spec("ziglang") is None:
         raise UnsupportedError("found no C compiler to link the library with", fix="install gcc or clang, or `pip install ziglang`")
     done = subprocess.run([*command, "-shared", "-fPIC", "-o", output, *objects], capture_output=True, text=True, check=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from cupola.compiler.options import CompileOptions, short_name
 from cupola.compiler.progress import Progress, default_progress
 from cupola.compiler.signals import keep_signals
 from cupola.runtime.artifact import Artifact
+from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def compile(
 
 def compile_apart(source: str, options: CompileOptions, folder: Path) -> subprocess.CompletedProcess[bytes]:
     """Compiles in a process of its own, whose memory goes back when it ends; its progress goes to standard error."""
-    command = [sys.executable, "-m", "cupola", "compile", "--out", str(folder)]
+    command = [*interpreter(), "-m", "cupola", "compile", "--out", str(folder)]
     for name, value in asdict(options).items():
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]

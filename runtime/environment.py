@@ -1,4 +1,4 @@
-"""The one file that reads the environment.
+"""The one file that reads the environment, and says how child interpreters are started.
 
 CUPOLA_DEBUG        0 nothing, 1 stages and times, 2 each pass, 3 numbered IR dumps, 4 kernel source
 CUPOLA_CACHE        where compiled artifacts are kept (default: $XDG_CACHE_HOME/cupola or ~/.cache/cupola)
@@ -10,6 +10,7 @@ OPENAI_API_KEY      what `cupola bench-serve` shows the server, as OpenAI's own 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from cupola.runtime.errors import OptionError
@@ -23,6 +24,15 @@ def _integer(name: str, default: int, lowest: int, highest: int) -> int:
         problem = f"is {text!r:.60}, not a whole number from {lowest} to {highest}"
         raise OptionError(problem, field=name, fix=f"unset it or give one, such as {name}={default}")
     return int(text)
+
+
+def interpreter() -> list[str]:
+    """How a command line begins that starts this Python again.
+
+    -P keeps the current folder off the child's path, and a script's own: files there, such as a `typer.py` that came with a
+    model, would be run in place of the modules of their names.
+    """
+    return [sys.executable, "-P"]
 
 
 def debug_level() -> int:

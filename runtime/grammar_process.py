@@ -7,7 +7,6 @@ import select
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -15,6 +14,8 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from cupola.runtime.environment import interpreter
 
 HEAD = struct.Struct("<I")
 CHUNK_BYTES = 1 << 20
@@ -186,8 +187,8 @@ class GrammarServer:
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
         with theirs:
-            process = subprocess.Popen(  # -P: the working directory must not hide modules
-                [sys.executable, "-P", "-m", "cupola.runtime.grammar_worker", str(theirs.fileno()), *self._arguments],
+            process = subprocess.Popen(
+                [*interpreter(), "-m", "cupola.runtime.grammar_worker", str(theirs.fileno()), *self._arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -11,13 +11,13 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import EngineError
 
 MAX_LINE_BYTES = 64_000_000
@@ -37,7 +37,7 @@ class WorkerProcess:
     """
 
     def __init__(self, script: Path, *arguments: str, max_seconds: float) -> None:
-        self._command = [sys.executable, "-P", str(script), *arguments]  # -P: the script's folder must not hide the standard library
+        self._command = [*interpreter(), str(script), *arguments]
         self._max_seconds, self._lock = max_seconds, threading.Lock()
         self._worker: subprocess.Popen[str] | None = None
         self._end: Callable[[], object] = _do_nothing

@@ -131,6 +131,12 @@ def environment_reads(path: str, tree: ast.AST) -> list[str]:
     return [f"{path}:{n.lineno}: reads the environment" for n in used if ast.unparse(n) in ("os.environ", "os.getenv", "environ", "getenv")]
 
 
+def unsafe_interpreters(path: str, tree: ast.AST) -> list[str]:
+    """Uses of sys.executable: a child is started by `environment.interpreter()`, without the current folder on its path."""
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    return [f"{path}:{node.lineno}: starts an interpreter" for node in used if ast.unparse(node) == "sys.executable"]
+
+
 def loose_arguments(path: str, tree: ast.AST) -> list[str]:
     """Functions with **kwargs; a name that begins with "_" marks those whose signature another library dictates."""
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
@@ -171,6 +177,7 @@ def test_files_stop_at_400_lines(file: Path) -> None:
 @each_source
 def test_the_environment_is_read_in_one_file(file: Path) -> None:
     if file != ROOT / "runtime/environment.py":
+        assert unsafe_interpreters(*parse(file)) == []
         assert environment_reads(*parse(file)) == []
 
 
@@ -242,6 +249,7 @@ def test_the_environment_rule_itself() -> None:
         ("x = os.getenv('A')", 1),
     ]:
         assert len(environment_reads("file.py", ast.parse(code))) == num_faults, code
+    assert len(unsafe_interpreters("file.py", ast.parse("run([sys.executable, '-m', 'pip'])"))) == 1
 
 
 def test_the_length_rule_itself() -> None:

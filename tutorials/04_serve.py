@@ -39,7 +39,7 @@ with socket.socket() as probe:  # a free port; you would take 8000
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
 url = f"http://127.0.0.1:{port}"
-command = [sys.executable, "-m", "cupola", "serve", str(folder), "--port", str(port), "--served-model-name", "smollm2"]
+command = [sys.executable, "-P", "-m", "cupola", "serve", str(folder), "--port", str(port), "--served-model-name", "smollm2"]
 server = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # on standard error: a line of log for each request
 while True:
     try:

