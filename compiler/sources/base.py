@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from cupola.passes.schemes.blocks import Blocks
 
 Array = npt.NDArray[Any]
+WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
+"""What a model's parameters may come in; a checkpoint may hold tensors of other types that no parameter takes."""
 
 
 @dataclass(frozen=True)

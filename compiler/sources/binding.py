@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cupola.compiler.sources.base import LazyTensor, Source
+from cupola.compiler.sources.base import WEIGHT_DTYPES, LazyTensor, Source
 from cupola.compiler.sources.huggingface import BUFFERS
 from cupola.runtime.errors import SourceError, UnsupportedError
 
@@ -96,7 +96,8 @@ def bind_weights(
 
     Raises:
         SourceError: a tensor is missing, has another shape, or differs from the one that it is tied to.
-        UnsupportedError: the checkpoint holds a tensor in another arrangement than the model (single experts, say).
+        UnsupportedError: the checkpoint holds a tensor in another arrangement than the model (single experts, say), or in a type
+            that is none of weights.
     """
     named = _renamed(source, parameters, base_model_prefix)
     _check_tied(source, named, tied)
@@ -111,6 +112,10 @@ def bind_weights(
         if tensor.shape != tuple(shape):
             stated = f"has the shape {list(tensor.shape)}, where the configuration asks for {list(shape)}"
             raise SourceError(stated, file=source.name, field=tensor.name, fix="check that config.json and weights belong together")
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise UnsupportedError(
+                f"has the type {tensor.stored_as}", file=source.name, field=tensor.name, fix="give the model in f32, f16 or bf16"
+            )
         bound[name] = tensor
     return bound
 

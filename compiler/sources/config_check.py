@@ -71,6 +71,16 @@ def _check_heads(sizes: Mapping[str, int], file: object) -> None:
         raise SourceError(f"{kv_heads} do not divide the {heads} attention heads", file=file, field="num_key_value_heads", fix=fix)
 
 
+def _has_own_class(config: Mapping[str, Any]) -> bool:
+    """Whether transformers ships the class that a configuration asks for by name, so that the model's own code is not needed."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    shipped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")), ())
+    names = (shipped,) if isinstance(shipped, str) else tuple(shipped)
+    wanted = config.get("architectures") or names
+    return bool(names) and isinstance(wanted, list | tuple) and any(name in names for name in wanted)
+
+
 def _config_class(config: Mapping[str, Any], file: object) -> Any:
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
@@ -138,7 +148,7 @@ def check_config(config: Mapping[str, Any], file: object, trust_remote_code: boo
         SourceError: a field is missing or cannot be right.
         UnsupportedError: it asks for something that cupola does not do.
     """
-    if config.get("auto_map"):
+    if config.get("auto_map") and not _has_own_class(config):
         what = "cupola compiles only the model classes that transformers ships" if trust_remote_code else "asks to run code of its own"
         raise UnsupportedError(what, file=file, field="auto_map", fix="remove the field if transformers' own class is meant")
     if config.get("quantization_config"):

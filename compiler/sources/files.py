@@ -55,7 +55,7 @@ def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
 def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The JSON object in a file; SourceError if it is anything else."""
     try:
-        value = json.loads(read_text(path, max_bytes))
+        value = json.loads(read_text(path, max_bytes), object_hook=_special_float)
     except (ValueError, RecursionError) as error:
         what = (
             f"{error.msg} at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply or a number too long"
@@ -64,6 +64,12 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
     if not isinstance(value, dict):
         raise SourceError(f"holds a JSON {type(value).__name__}, not an object", file=path, fix="download it again")
     return value
+
+
+def _special_float(value: dict[str, Any]) -> Any:
+    """The number that transformers writes as {"__float__": "Infinity"}, since JSON has none; any other object as it is."""
+    text = value.get("__float__")
+    return float(text) if len(value) == 1 and text in ("Infinity", "-Infinity", "NaN") else value
 
 
 def mapped(path: Path) -> Array:

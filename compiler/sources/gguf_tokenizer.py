@@ -87,8 +87,19 @@ def _refine(backend: dict[str, Any], metadata: Mapping[str, Any], num_tokens: in
             "type": "Sequence",
             "pretokenizers": [{"type": "Digits", "individual_digits": True}, backend["pre_tokenizer"]],
         }
-    if metadata[f"{_PREFIX}model"] == "llama" and metadata.get(f"{_PREFIX}add_space_prefix") is False:
-        backend["pre_tokenizer"]["prepend_scheme"] = "never"
+    if metadata[f"{_PREFIX}model"] == "llama":
+        _put_spaces(backend, metadata.get(f"{_PREFIX}add_space_prefix") is not False)
+
+
+def _put_spaces(backend: dict[str, Any], add_prefix: bool) -> None:
+    """Spaces as SentencePiece and llama.cpp have them: with a prefix, every text between special tokens gets one more in front.
+
+    The conversion's Metaspace gives none to a text that begins with a space.
+    """
+    prefix = [{"type": "Prepend", "prepend": "▁"}] if add_prefix else []
+    backend["pre_tokenizer"] = None
+    backend["normalizer"] = {"type": "Sequence", "normalizers": [*prefix, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}
+    if not add_prefix:
         backend["decoder"]["decoders"] = [step for step in backend["decoder"]["decoders"] if step["type"] != "Strip"]
 
 

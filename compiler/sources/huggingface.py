@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cupola.compiler.sources.base import LazyTensor, Source
+from cupola.compiler.sources.base import WEIGHT_DTYPES, LazyTensor, Source
 from cupola.compiler.sources.chat_templates import read_chat_templates, template_files
 from cupola.compiler.sources.config_check import check_config
 from cupola.compiler.sources.files import member, read_json_object, sha256_of
 from cupola.compiler.sources.generation import generation_defaults
 from cupola.compiler.sources.safetensors_file import read_safetensors
-from cupola.compiler.sources.special_tokens import SPECIAL_TOKENS_MAP, add_end_token, read_special_tokens
+from cupola.compiler.sources.special_tokens import add_end_token, read_special_tokens
+from cupola.compiler.sources.tokenizer_extras import EXTRA_FILES
 from cupola.compiler.sources.tokenizer_files import read_tokenizer
-from cupola.runtime.errors import SourceError, UnsupportedError
+from cupola.runtime.errors import SourceError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -28,7 +30,7 @@ _CONTENT = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    SPECIAL_TOKENS_MAP,
+    *EXTRA_FILES,
     "tokenizer.model",
     "spiece.model",
     "vocab.json",
@@ -49,12 +51,12 @@ def _index(folder: Path, path: Path) -> dict[str, str]:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a folder: those that its index names, or the single one.
+    """The safetensors files of a folder: the single one, as transformers takes it first, or those that its index names.
 
     Raises:
         SourceError: there are none, one is missing, lies elsewhere, or they are pickles (which are never opened).
     """
-    index = member(folder, INDEX)
+    index = None if member(folder, SINGLE) else member(folder, INDEX)
     names = sorted(set(_index(folder, index).values())) if index else [SINGLE]
     paths = [(name, member(folder, name)) for name in names]
     missing = [name for name, path in paths if path is None]
@@ -68,27 +70,35 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     raise SourceError("is missing", file=folder / missing[0], fix="download the folder again, or wait until its download is done")
 
 
-def _read_weights(folder: Path, files: tuple[Path, ...]) -> dict[str, LazyTensor]:
+def _read_weights(folder: Path, files: tuple[Path, ...]) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+    """The checkpoint's tensors, and notes on an index that does not fit them."""
     tensors: dict[str, LazyTensor] = {}
     for path in files:
-        content = read_safetensors(path)
-        for name, dtype in content.others.items():
-            if not BUFFERS.search(name):
-                raise UnsupportedError(f"has the type {dtype}", file=path, field=name, fix="give the model in f32, f16 or bf16")
-        if doubled := tensors.keys() & content.tensors.keys():
+        found = {
+            name: tensor for name, tensor in read_safetensors(path).items() if tensor.dtype in WEIGHT_DTYPES or not BUFFERS.search(name)
+        }
+        if doubled := tensors.keys() & found.keys():
             raise SourceError("is in another file of the folder too", file=path, field=min(doubled), fix="download the folder again")
-        tensors |= content.tensors
-    if index := member(folder, INDEX):
-        absent = sorted(_index(folder, index).keys() - tensors.keys())
-        absent = [name for name in absent if not BUFFERS.search(name)]
-        if absent:
-            raise SourceError("names a tensor that its file does not hold", file=index, field=absent[0], fix="download the folder again")
-    return tensors
+        tensors |= found
+    index = member(folder, INDEX)
+    if index is None:
+        return tensors, ()
+    if files == (member(folder, SINGLE),):
+        return tensors, (f"{INDEX} is left out: {SINGLE} has the weights",)
+    absent = [name for name in sorted(_index(folder, index).keys() - tensors.keys()) if not BUFFERS.search(name)]
+    return tensors, (f"{INDEX} names {len(absent)} tensors that no file holds, such as {absent[0]:.60}",) if absent else ()
 
 
 def _optional_json(folder: Path, name: str) -> dict[str, Any] | None:
     path = member(folder, name)
     return read_json_object(path) if path else None
+
+
+def _code_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """That a model's own code is not run, where transformers has its class."""
+    if not config.get("auto_map"):
+        return ()
+    return (f"the code that auto_map names is not run: transformers' own class of {config['model_type']} is taken",)
 
 
 def content_files(folder: Path) -> tuple[Path, ...]:
@@ -115,9 +125,9 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
         raise SourceError("is missing", file=folder / "config.json", fix="give a folder with config.json and safetensors, or a GGUF file")
     config = read_json_object(config_path)
     vocab_size = check_config(config, config_path, trust_remote_code)
-    tensors = _read_weights(folder, weight_files(folder))
+    tensors, weight_notes = _read_weights(folder, weight_files(folder))
     tokenizer_config = _optional_json(folder, "tokenizer_config.json") or {}
-    tokenizer_json, tokenizer_note = read_tokenizer(folder, tokenizer_config)
+    tokenizer_json, tokenizer_notes = read_tokenizer(folder, tokenizer_config, vocab_size)
     given = _optional_json(folder, "generation_config.json")
     generation, notes = generation_defaults(given, config, vocab_size, folder / "generation_config.json" if given else config_path)
     special_tokens = read_special_tokens(folder, tokenizer_config, config, tokenizer_json)
@@ -133,5 +143,5 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
         chat_templates=templates,
         special_tokens=special_tokens,
         generation_config=generation,
-        notes=(*((tokenizer_note,) if tokenizer_note else ()), *notes, *end_notes, *template_notes),
+        notes=(*_code_notes(config), *weight_notes, *tokenizer_notes, *notes, *end_notes, *template_notes),
     )

@@ -8,7 +8,6 @@ so the values are read through a map of the file.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,10 @@ import numpy as np
 
 from cupola.compiler.sources.base import Array, LazyTensor
 from cupola.compiler.sources.files import mapped, one_line, typed
-from cupola.runtime.errors import SourceError
+from cupola.runtime.errors import SourceError, UnsupportedError
 
+_DOUBLE = "F64"  # rounded to float32, as transformers does when it is asked for that
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-
-
-@dataclass(frozen=True)
-class SafetensorsFile:
-    """What a safetensors file holds: weights, and the tensors of other types (name -> type) that cannot be weights."""
-
-    tensors: dict[str, LazyTensor]
-    others: dict[str, str]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -52,13 +44,27 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         raise SourceError(f"cannot be read: {error.strerror or error}", file=path, fix="check the file and its permissions") from None
 
 
-def _lazy(data: Array, name: str, stored_as: str, shape: tuple[int, ...], begin: int, end: int) -> LazyTensor:
+def _lazy(path: Path, data: Array, name: str, stored_as: str, shape: tuple[int, ...]) -> LazyTensor:
+    if stored_as == _DOUBLE:
+        return LazyTensor(name, shape, "float32", lambda: _to_single(typed(data, np.dtype(np.float64), shape)), stored_as)
+    if stored_as not in DTYPES:
+
+        def refuse() -> Array:
+            raise UnsupportedError(f"has the type {stored_as}", file=path, field=name, fix="give the model in f32, f16 or bf16")
+
+        return LazyTensor(name, shape, stored_as.lower(), refuse, stored_as)
     dtype = DTYPES[stored_as]
-    return LazyTensor(name, shape, dtype.name, lambda: typed(data[begin:end], dtype, shape), stored_as)
+    return LazyTensor(name, shape, dtype.name, lambda: typed(data, dtype, shape), stored_as)
 
 
-def read_safetensors(path: Path) -> SafetensorsFile:
-    """The tensors in a safetensors file; their values are read when asked for.
+def _to_single(values: Array) -> Array:
+    with np.errstate(over="ignore"):  # what becomes infinite is told when the weight is packed
+        single: Array = values.astype(np.float32)
+    return single
+
+
+def read_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """The tensors in a safetensors file; their values are read when asked for, and refused then if they are no floats.
 
     Raises:
         SourceError: the file is damaged.
@@ -66,11 +72,8 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     header, start = _header(path)
     header.pop("__metadata__", None)
     data = mapped(path)
-    tensors, others = {}, {}
+    tensors = {}
     for name, entry in header.items():
         begin, end = (start + offset for offset in entry["data_offsets"])
-        if entry["dtype"] in DTYPES:
-            tensors[name] = _lazy(data, name, entry["dtype"], tuple(entry["shape"]), begin, end)
-        else:
-            others[name] = entry["dtype"]
-    return SafetensorsFile(tensors, others)
+        tensors[name] = _lazy(path, data[begin:end], name, entry["dtype"], tuple(entry["shape"]))
+    return tensors

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cupola.compiler.sources.files import MAX_JSON_BYTES, member, one_line, read_text
+from cupola.compiler.sources.tokenizer_extras import complete_tokenizer
 from cupola.runtime.errors import SourceError
 
 _SLOW_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
@@ -36,20 +37,26 @@ def _convert(folder: Path) -> str | None:
         return None
 
 
-def read_tokenizer(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """`tokenizer.json`'s content, if there is a tokenizer, and a note, if there is something to say about it.
+def read_tokenizer(folder: Path, tokenizer_config: Mapping[str, Any], vocab_size: int) -> tuple[str | None, tuple[str, ...]]:
+    """`tokenizer.json`'s content with what stands beside it, if there is a tokenizer, and notes for people.
+
+    Args:
+        folder: the model's.
+        tokenizer_config: the content of `tokenizer_config.json`.
+        vocab_size: how many tokens the model has.
 
     Raises:
         SourceError: `tokenizer.json` is damaged.
     """
     if path := member(folder, "tokenizer.json"):
-        return check_tokenizer(read_text(path, 4 * MAX_JSON_BYTES), path), None
+        text = check_tokenizer(read_text(path, 4 * MAX_JSON_BYTES), path)
+        return complete_tokenizer(folder, text, tokenizer_config, vocab_size)
     found = [name for name in _SLOW_FILES if member(folder, name)]
     if not found:
-        return None, "no tokenizer found: the model takes token ids only"
+        return None, ("no tokenizer found: the model takes token ids only",)
     if tokenizer_config.get("auto_map"):
-        return None, "the tokenizer asks for code of its own (auto_map), which is never run: the model takes token ids only"
+        return None, ("the tokenizer asks for code of its own (auto_map), which is never run: the model takes token ids only",)
     converted = _convert(folder)
     if converted is None:
-        return None, f"{' and '.join(found)} could not be converted: the model takes token ids only"
-    return converted, f"tokenizer converted from {' and '.join(found)}"
+        return None, (f"{' and '.join(found)} could not be converted: the model takes token ids only",)
+    return converted, (f"tokenizer converted from {' and '.join(found)}",)

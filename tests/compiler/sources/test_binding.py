@@ -102,6 +102,16 @@ def test_extra_tensors_are_told_and_buffers_are_not(llama):
     assert unused_tensors(source, bound) == ("visual.weight",)
 
 
+def test_integers_are_left_out_where_nothing_takes_them_and_refused_elsewhere(llama):
+    folder, model = llama()
+    rewrite(folder, lambda tensors: tensors.update({"model.counter": torch.ones(3, dtype=torch.int64)}))
+    source, bound = bind(folder, model)
+    assert unused_tensors(source, bound) == ("model.counter",)
+    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(torch.int8)}))
+    with pytest.raises(UnsupportedError, match=r"model\.norm\.weight: has the type I8"):
+        bind(folder, model)
+
+
 def test_single_experts_are_refused_for_now(tmp_path):
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "num_local_experts": 2}
     config = AutoConfig.for_model("mixtral", **sizes, num_attention_heads=2, num_key_value_heads=2)

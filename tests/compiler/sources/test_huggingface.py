@@ -85,11 +85,15 @@ def test_absurd_configurations(folder, field, value, message):
 
 
 def test_code_and_other_kinds_of_models_are_refused(folder):
-    edit(folder, auto_map={"AutoModelForCausalLM": "modeling.Evil"})
+    edit(folder, auto_map={"AutoModelForCausalLM": "modeling.Evil"}, architectures=["EvilForCausalLM"])
     refuse(folder, r"config\.json: auto_map: asks to run code of its own", UnsupportedError)
     with pytest.raises(UnsupportedError, match="only the model classes that transformers ships"):
         open_source(folder, trust_remote_code=True)
-    edit(folder, auto_map=..., quantization_config={"quant_method": "gptq"})
+    edit(folder, architectures=["LlamaForCausalLM"])
+    assert open_source(folder).notes[0] == "the code that auto_map names is not run: transformers' own class of llama is taken"
+    edit(folder, model_type="evil", architectures=["LlamaForCausalLM"])
+    refuse(folder, r"config\.json: auto_map: asks to run code of its own", UnsupportedError)
+    edit(folder, auto_map=..., model_type="llama", quantization_config={"quant_method": "gptq"})
     refuse(folder, "quantization_config: the weights are already quantized", UnsupportedError)
     edit(folder, quantization_config=..., model_type="vit")
     refuse(
@@ -117,7 +121,7 @@ def test_pickles_are_never_opened(folder):
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "sub/a.safetensors", "..", "", "a\0b", "x" * 300, "C:\\a.safetensors"])
 def test_an_index_that_leads_out_of_the_folder(folder, name):
-    (folder.parent / "outside.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
     refuse(folder, "not the plain name of a file")
 
@@ -149,7 +153,8 @@ def test_indices_that_do_not_fit_their_files(make_model, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     good = json.loads(index.read_text())["weight_map"]
     index.write_text(json.dumps({"weight_map": good | {"model.extra.weight": good["model.norm.weight"]}}))
-    refuse(tmp_path, r"index\.json: model\.extra\.weight: names a tensor that its file does not hold")
+    note = "model.safetensors.index.json names 1 tensors that no file holds, such as model.extra.weight"
+    assert note in open_source(tmp_path).notes
     index.write_text(json.dumps({"weight_map": {**good, "model.norm.weight": "model-9.safetensors"}}))
     refuse(tmp_path, r"model-9\.safetensors: is missing")
     for wrong in ([], {}, {"a": 1}, {"a\nb": "c"}, None):
@@ -158,6 +163,22 @@ def test_indices_that_do_not_fit_their_files(make_model, tmp_path):
     shutil.copy(tmp_path / good["model.norm.weight"], tmp_path / "again.safetensors")
     index.write_text(json.dumps({"weight_map": good | {"x": "again.safetensors"}}))
     refuse(tmp_path, "is in another file of the folder too")
+
+
+def test_a_single_file_goes_before_an_index(make_model, tmp_path):
+    make_model("llama").save_pretrained(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}))
+    source = open_source(tmp_path)
+    assert "lm_head.weight" in source.tensors
+    assert "model.safetensors.index.json is left out: model.safetensors has the weights" in source.notes
+
+
+def test_infinity_as_transformers_writes_it(folder):
+    edit(folder, time_step_limit=[0.0, {"__float__": "Infinity"}], other={"__float__": "Infinity", "more": 1}, third={"__float__": "1"})
+    config = open_source(folder).config
+    assert config["time_step_limit"] == [0.0, float("inf")]
+    assert config["other"] == {"__float__": "Infinity", "more": 1} and config["third"] == {"__float__": "1"}
 
 
 def with_header(path, header, data=b"\0" * 64, length=None):
@@ -223,10 +244,16 @@ def test_a_name_twice_in_a_safetensors_header(folder):
 
 
 def test_tensors_of_other_types(folder):
-    save_file({"model.norm.weight": torch.ones(64, dtype=torch.int8)}, folder / "model.safetensors")
-    refuse(folder, r"model\.norm\.weight: has the type I8", UnsupportedError)
-    save_file({"h.0.attn.bias": torch.ones(4, dtype=torch.bool), "a": torch.ones(2)}, folder / "model.safetensors")
-    assert open_source(folder).tensors.keys() == {"a"}
+    double = torch.tensor([1.1, 1e300], dtype=torch.float64)
+    integers = torch.ones(64, dtype=torch.int8)
+    buffer = torch.ones(4, dtype=torch.bool)
+    save_file({"h.0.attn.bias": buffer, "a": torch.ones(2), "b": double, "c": integers}, folder / "model.safetensors")
+    tensors = open_source(folder).tensors
+    assert tensors.keys() == {"a", "b", "c"}
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(tensors["b"].load(), double.numpy().astype(np.float32))
+    with pytest.raises(UnsupportedError, match=r"model\.safetensors: c: has the type I8 \(give the model in f32, f16 or bf16\)"):
+        tensors["c"].load()
 
 
 def test_empty_and_cut_off_files(folder):
