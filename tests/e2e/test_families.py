@@ -19,8 +19,8 @@ LENGTHS, NUM_DECODED, BOUND = (40, 5, 23), 16, 1e-4  # the first step is a chunk
 PARAMS = cupola.SamplingParams(temperature=0, max_tokens=NUM_DECODED, logprobs=20, ignore_eos=True, detokenize=False)
 NUM_TURNS = 3
 BY_TURNS = {
-    "bitnet", "codegen", "ctrl", "cwm", "gemma4_unified_text", "gpt-sw3", "gpt_neo", "gptj", "mpt", "granite_swa", "hyperclovax", "internlm3",
-    "iquestcoder", "jais2", "modernbert-decoder", "nanochat", "persimmon", "phi4_multimodal", "vaultgemma",
+    "bitnet", "codegen", "ctrl", "cwm", "gemma4_unified_text", "gpt-sw3", "gpt_neo", "gptj", "granite_swa", "hyperclovax",
+    "internlm3", "iquestcoder", "jais2", "modernbert-decoder", "mpt", "nanochat", "persimmon", "phi4_multimodal", "vaultgemma",
 }  # fmt: skip
 
 
