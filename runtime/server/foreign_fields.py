@@ -93,7 +93,7 @@ REFUSED: Mapping[str, Refusal] = {
     "parse_tool_calls": Refusal((True,)),
     "penalize_nl": Refusal((False,)),
     "post_sampling_probs": Refusal((False,)),
-    "reasoning_format": Refusal(("auto",)),
+    "reasoning_format": Refusal(("auto", "deepseek")),
     "response_fields": Refusal(([],)),
     "return_tokens": Refusal((False,), "use return_token_ids"),
     "smoothing_factor": Refusal((0,)),
