@@ -12,6 +12,7 @@ from server import Server
 
 FIRST_TOKENS = 8  # of every stream, and
 PLAIN_SECONDS = 0.3  # more, before the prompt is sent
+ENDLESS = 2**31  # tokens: as many as the context holds
 COMPLETIONS = "/v1/completions"
 
 
@@ -31,7 +32,7 @@ class Stream(threading.Thread):
         super().__init__(daemon=True)
         self.times: list[float] = []
         self.is_under_way, self._done = threading.Event(), threading.Event()
-        self._server, self._body = server, {"prompt": prompt, "max_tokens": None, "ignore_eos": True, "temperature": 0}
+        self._server, self._body = server, {"prompt": prompt, "max_tokens": ENDLESS, "ignore_eos": True, "temperature": 0}
 
     def run(self) -> None:
         """Reads events."""
