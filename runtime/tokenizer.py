@@ -13,6 +13,12 @@ from cupola.runtime.artifact import COMPILE_AGAIN, SPECIAL_TOKENS, TOKENIZER, Ar
 from cupola.runtime.chat_template import ChatTemplate
 from cupola.runtime.errors import ArtifactError, ContextLengthError, OptionError, RequestError
 from cupola.runtime.token_bytes import TokenBytes
+from cupola.runtime.tokenizer_safety import is_harmless_decoder, is_harmless_encoder
+from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
+
+WORKER = Path(__file__).with_name("tokenizer_worker.py")
+MAX_SECONDS = 10.0  # for one text, the start of the process included
+INLINE_CHARACTERS = 4096  # shorter texts are encoded at once
 
 MAX_TOKENS = 1 << 20  # of a text, if nobody says
 MAX_CHARACTERS_PER_TOKEN = 64  # text longer than this times the context is refused before any work is spent on it
@@ -21,11 +27,15 @@ MAX_CHARACTERS_PER_TOKEN = 64  # text longer than this times the context is refu
 class Tokenizer:
     """A `tokenizers` tokenizer, read from `tokenizer.json`, which is `file`. `token_bytes` gives the bytes of single tokens.
 
+    Args:
+        is_bounded: whether texts that may take long are encoded in a process of its own, in bounded time and memory: long ones, and all
+            if the tokenizer is of no shape that is known to be harmless.
+
     Raises:
-        ArtifactError: if the file can't be read.
+        ArtifactError: if the file can't be read, or decoding could take any time or memory.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, is_bounded: bool = False) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # noqa: BLE001  the library raises plain Exception
@@ -33,17 +43,44 @@ class Tokenizer:
         self.file = file
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        if not is_harmless_decoder(self._tokenizer):
+            problem = "may make any length of text of a token, or take any time"
+            raise ArtifactError(problem, file=file, field="decoder", fix="use a model whose tokenizer you trust")
         self.token_bytes = TokenBytes(self._tokenizer)
+        self._worker = WorkerProcess(WORKER, str(file), max_seconds=MAX_SECONDS) if is_bounded else None
+        self._is_harmless = is_harmless_encoder(self._tokenizer)
 
     def encode(self, text: str, *, max_tokens: int = MAX_TOKENS, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`.
 
         Raises:
-            RequestError: if the text is no valid Unicode, or far too long for `max_tokens` tokens.
+            RequestError: if the text is no valid Unicode, or far too long for `max_tokens` tokens, or takes too much time or memory.
+            EngineError: if the process that encodes long texts was ended from outside, twice.
         """
         check_text(text, max_tokens)
+        if self._worker is not None and not self.is_quick(text):
+            return self._encode_apart(self._worker, text, add_special_tokens)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def is_quick(self, text: str) -> bool:
+        """Whether encoding the text takes so little time that others may wait for it."""
+        return self._is_harmless and len(text) <= INLINE_CHARACTERS
+
+    def _encode_apart(self, worker: WorkerProcess, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            answer = worker.ask({"text": text, "add_special_tokens": add_special_tokens, "seconds": MAX_SECONDS})
+        except TooExpensiveError as error:
+            answer = {"error": str(error)}
+        if "ids" not in answer:
+            raise RequestError(f"can't be turned into tokens: {answer['error']}", field="prompt", fix="shorten or change the text")
+        ids: list[int] = answer["ids"]  # type: ignore[assignment]
+        return ids
+
+    def close(self) -> None:
+        """Ends the process that encodes long texts; the next one starts it again."""
+        if self._worker is not None:
+            self._worker.close()
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; ids that the tokenizer does not know add nothing."""
@@ -85,9 +122,9 @@ def check_text(text: str, max_tokens: int) -> None:
         raise RequestError(f"has a lone surrogate at character {error.start}", field="prompt", fix="give valid Unicode text") from None
 
 
-def load_tokenizer(artifact: Artifact) -> Tokenizer | None:
-    """The artifact's tokenizer; None if it came without one and takes token ids only."""
-    return Tokenizer(artifact.path / TOKENIZER) if lists(artifact, TOKENIZER) else None
+def load_tokenizer(artifact: Artifact, *, is_bounded: bool = False) -> Tokenizer | None:
+    """The artifact's tokenizer, made as `Tokenizer` says; None if it came without one and takes token ids only."""
+    return Tokenizer(artifact.path / TOKENIZER, is_bounded=is_bounded) if lists(artifact, TOKENIZER) else None
 
 
 def load_chat_template(artifact: Artifact, tokenizer: Tokenizer | None, file: Path | None = None) -> ChatTemplate | None:

@@ -23,6 +23,8 @@ from cupola.runtime.errors import EngineError
 MAX_LINE_BYTES = 64_000_000
 MAX_TRIES = 2
 OWN_DOING = 0.05  # a job that was ended had at least this share of its time on a processor; one that was stopped had none
+# What ends a process that reaches its limit of processor time, or native code that finds no memory.
+OWN_ENDS = {-getattr(signal, name) for name in ("SIGXCPU", "SIGABRT") if hasattr(signal, name)}
 
 
 class TooExpensiveError(Exception):
@@ -91,7 +93,7 @@ class WorkerProcess:
             return found
         self.close()
         is_late = ended.seconds is not None and ended.seconds - start >= OWN_DOING * self._max_seconds
-        if answer or is_late or (ended.seconds is None and worker.returncode == -getattr(signal, "SIGXCPU", 0)):
+        if answer or is_late or (ended.seconds is None and worker.returncode in OWN_ENDS):
             raise TooExpensiveError(f"it took more than {self._max_seconds:g} s or too much memory")
         return None
 

@@ -185,7 +185,7 @@ def load(start: m.Start) -> Engine:
     return load_engine(
         artifact,
         start.config,
-        load_tokenizer(artifact),
+        load_tokenizer(artifact, is_bounded=True),
         kv_memory=start.kv_memory,
         swap_memory=start.swap_memory,
         swap_folder=start.swap_folder,

@@ -33,7 +33,6 @@ MAX_WAITING_GRAMMARS = 32
 MAY_BE_0 = ("max_queue", "shutdown_timeout", "sse_keep_alive")
 ORIGIN = re.compile(r"[a-zA-Z][\w+.-]*://[\w.:\[\]-]+", re.ASCII)
 ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
-INLINE_CHARACTERS = 4096  # shorter texts are tokenized at once, longer ones in a thread
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Service:
 
     def __init__(self, artifact: Artifact, start: m.Start, config: ServerConfig) -> None:
         self.artifact, self.config, self._start = artifact, config, start
-        self.tokenizer = load_tokenizer(artifact)
+        self.tokenizer = load_tokenizer(artifact, is_bounded=True)
         self.chat_template = load_chat_template(artifact, self.tokenizer, config.chat_template)
         self.special_tokens = () if self.tokenizer is None else self.tokenizer.special_tokens
         self.added_tokens = frozenset() if self.tokenizer is None else self.tokenizer.added_tokens
@@ -138,6 +137,8 @@ class Service:
             self._grammars.close()
         if self.chat_template is not None:
             self.chat_template.close()
+        if self.tokenizer is not None:
+            self.tokenizer.close()
 
     def give_up(self) -> None:
         """Ends what is unfinished."""
@@ -224,7 +225,7 @@ class Service:
         """A prompt's token ids, checked. A long text does not keep other requests waiting. Raises RequestError."""
         num_kept = self.admission.num_kept(params)
         encode = functools.partial(self.admission.encode, prompt, add_special_tokens=add_special_tokens, num_kept=num_kept)
-        if isinstance(prompt, str) and len(prompt) > INLINE_CHARACTERS:
+        if isinstance(prompt, str) and self.tokenizer is not None and not self.tokenizer.is_quick(prompt):
             return await asyncio.to_thread(encode)
         return encode()
 

@@ -1,0 +1,52 @@
+"""Encodes texts: a JSON job a line in, a JSON answer a line out. Run as a script by `tokenizer.py`, with the tokenizer's file.
+
+Imports nothing of cupola. Its memory is limited, and its processor time for each job.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+
+import tokenizers
+
+MAX_MEMORY_BYTES = 2 << 30
+
+
+def main(file: str) -> None:
+    """Answers jobs until standard input ends."""
+    limit_memory()
+    tokenizer = tokenizers.Tokenizer.from_file(file)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for line in sys.stdin:
+        job = json.loads(line)
+        limit_time(job["seconds"])
+        try:
+            answer: dict[str, object] = {"ids": tokenizer.encode(job["text"], add_special_tokens=job["add_special_tokens"]).ids}
+        except Exception as error:  # noqa: BLE001  the library raises plain Exception
+            answer = {"error": f"{error}"[:200]}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def limit_memory() -> None:
+    """Makes a huge allocation fail here instead of filling the machine."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def limit_time(seconds: float) -> None:
+    """Ends this process if the job takes longer, even when nobody is left to kill it."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds + 1), resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
