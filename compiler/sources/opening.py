@@ -11,7 +11,10 @@ from cupola.compiler.sources.builtin import BUILTINS, Progress, bring_builtin
 from cupola.compiler.sources.hub import HUB_ID, download
 from cupola.runtime.errors import SourceError, UnsupportedError
 
-_ACCEPTED = f"give a GGUF file, a folder with config.json and safetensors, a hub id (organization/name), or {', '.join(BUILTINS)}"
+_ACCEPTED = (
+    "give a GGUF file, a folder with config.json and safetensors, a hub id (organization/name, or organization/name@revision),"
+    f" or {', '.join(BUILTINS)}"
+)
 
 
 def _existing(name: str | Path) -> Path | None:
@@ -66,7 +69,7 @@ def open_source(name: str | Path, *, trust_remote_code: bool = False, progress: 
 
     Args:
         name: a GGUF file; a folder with `config.json` and safetensors; a built-in name (`BUILTINS`), which is meant even
-            if there is a folder of that name (`./name` is the folder); a hub id, `organization/name`.
+            if there is a folder of that name (`./name` is the folder); a hub id, `organization/name` or `organization/name@revision`.
         trust_remote_code: changes only what the refusal of a model with code of its own says.
         progress: is told, in a line, what takes time.
 

@@ -136,8 +136,8 @@ def test_hub_ids(tiny_folder, monkeypatch):
 
     asked = []
 
-    def snapshot_download(repository, allow_patterns, etag_timeout):
-        asked.append((repository, allow_patterns))
+    def snapshot_download(repository, revision, allow_patterns, etag_timeout):
+        asked.append((repository, allow_patterns, revision))
         return str(tiny_folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -147,8 +147,11 @@ def test_hub_ids(tiny_folder, monkeypatch):
         pattern.endswith((".bin", ".py", ".pt")) or pattern == "*" for pattern in asked[0][1]
     )
     assert fingerprint("someone/tiny-model") != fingerprint("someone/tiny-model2")
+    assert open_source("someone/tiny-model@refs/pr/1").name == "someone/tiny-model@refs/pr/1"
+    assert [(name, revision) for name, _, revision in asked] == [("someone/tiny-model", None), ("someone/tiny-model", "refs/pr/1")]
+    assert fingerprint("someone/tiny-model@v1") != fingerprint("someone/tiny-model@v2")
 
-    def offline(repository, allow_patterns, etag_timeout):
+    def offline(repository, revision, allow_patterns, etag_timeout):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
