@@ -18,7 +18,7 @@ from cupola.compiler.pipeline import Dumps, pipeline, run_passes
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import open_source
 from cupola.compiler.variants import build_variant, check_same_weights, join_functions, join_kernels, library_names
-from cupola.compiler.weights import encoding_notes, lift_weights
+from cupola.compiler.weights import encoding_notes, lift_weights, overflow_notes
 from cupola.passes.schemes import scheme_of
 from cupola.runtime.artifact import FORMAT_VERSION, Artifact, Limits, Manifest, SourceSpec
 from cupola.runtime.environment import debug_level
@@ -65,7 +65,7 @@ def compile_to(
             files=list_files(work, shards),
             kernels=join_kernels(variant.kernels for variant in variants),
             probes=join_kernels(variant.probes for variant in variants),
-            notes=tuple(map(printable, (*program.notes, *why, *encoding_notes(weights)))),
+            notes=tuple(map(printable, (*program.notes, *why, *encoding_notes(weights), *overflow_notes(weights)))),
         )
         write_manifest(work, manifest)
     return Artifact(folder, manifest)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -31,6 +31,8 @@ from cupola.targets.weight_functions import function_of
 Array = npt.NDArray[Any]
 TRANSFORM = "forward_transform_params"
 _MAX_NAME_LENGTH = 160
+_MAX_NOTES = 8  # on weights that overflow, each by name
+_MAX_F16 = np.finfo(np.float16).max
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class PackedWeight:
     spec: TensorSpec
     compute: Callable[[], Array]
     encodings: tuple[Encoding, ...] = ()
+    overflows: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Of all weights that were computed: a source tensor's name -> what of it float16 could not hold."""
 
     @property
     def storage(self) -> str:
@@ -78,7 +82,7 @@ def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRMo
     params = lifted["forward"].params[_num_inputs(lifted) :]
     labels = _unique(transform.label(index) for index in range(len(params)))
     packed = [
-        PackedWeight(_spec(name, var), transform.computer(index), transform.encodings(index))
+        PackedWeight(_spec(name, var), transform.computer(index), transform.encodings(index), transform.overflows)
         for index, (name, var) in enumerate(zip(labels, params, strict=True))
     ]
     return lifted, tuple(packed)
@@ -95,6 +99,14 @@ def encoding_notes(weights: Sequence[PackedWeight]) -> list[str]:
         for (kind, storage), count in sorted(rounded.items())
     ]
     return [f"of the weights, {', '.join(clauses)}"] if every else []
+
+
+def overflow_notes(weights: Sequence[PackedWeight]) -> list[str]:
+    """For people, once all weights were computed: what is too large for the type that it is stored in."""
+    found = {name: what for weight in weights for name, what in weight.overflows.items()}
+    notes = [f"{name}: too large for float16, in which they are stored: {what}" for name, what in found.items()]
+    more = [f"{len(notes) - _MAX_NOTES} further weights have values that are too large for float16"] if len(notes) > _MAX_NOTES else []
+    return notes[:_MAX_NOTES] + more
 
 
 def _num_inputs(mod: IRModule) -> int:
@@ -122,6 +134,7 @@ class _Transform:
     def __init__(self, func: relax.Function, sources: list[LazyTensor]) -> None:
         self.bound = {binding.var: binding.value for block in func.body.blocks for binding in block.bindings}
         self.sources = sources
+        self.overflows: dict[str, str] = {}
         self.encoded: dict[relax.Call, tuple[Array, ...]] = {}
         self.previous = self.encoded
         results = self._value(func.body.body)
@@ -206,7 +219,19 @@ class _Transform:
     def _load(self, item: relax.TupleGetItem) -> Array:
         array = self.sources[item.index].load()
         dtype = str(item.ty.dtype)
-        return array if str(array.dtype) == dtype else array.astype(_numpy_dtype(dtype))
+        return array if str(array.dtype) == dtype else self._cast(item, array, dtype)
+
+    def _cast(self, expr: relax.Expr, array: Array, dtype: str) -> Array:
+        """`array`, the value of `expr`, in another type; what does not fit into it is counted."""
+        with np.errstate(over="ignore"):
+            cast: Array = array.astype(_numpy_dtype(dtype))
+        if dtype == "float16" and (count := np.count_nonzero(np.isinf(cast)) - np.count_nonzero(np.isinf(array))):
+            self._count_overflow(expr, f"{count} values")
+        return cast
+
+    def _count_overflow(self, expr: relax.Expr, what: str) -> None:
+        names = " and ".join(dict.fromkeys(source.name for source in self._sources_of(expr)))
+        self.overflows[names or "a constant"] = what
 
     def _apply(self, call: relax.Call) -> Any:
         storage = _storage_of(call)
@@ -214,6 +239,8 @@ class _Transform:
             return self._encode(call, storage)
         if function_of(call) is not None:
             return self._call(call)
+        if name_of(call) == "astype":
+            return self._cast(call, self._evaluate(call.args[0]), str(call.attrs.dtype))
         operation = _OPERATIONS.get(name_of(call))
         if operation is None:
             raise UnsupportedError(f"a weight goes through {name_of(call)}, which the packer does not know", field="weights")
@@ -229,6 +256,9 @@ class _Transform:
         if found is None:
             blocks = self._blocks(call.args[1].fields[0], storage)
             found = self._call(call) if blocks is None else blocks.tensors
+            full = sum(np.count_nonzero(abs(part) >= _MAX_F16) for part in found if part.dtype == np.float16)
+            if full and blocks is None:  # schemes clip a group's scale where float16 ends, and its codes with it
+                self._count_overflow(call, f"the scales of {full} groups")
         self.encoded[call] = found
         return found
 
@@ -272,7 +302,6 @@ def _shape(shape: relax.ShapeExpr) -> list[int]:
 
 # What may happen to a weight before it is stored, in numpy; each entry gets the call and its evaluated arguments.
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    "astype": lambda call, x: x.astype(_numpy_dtype(str(call.attrs.dtype))),
     "reshape": lambda call, x, shape: x.reshape(_shape(shape)),
     "permute_dims": lambda call, x: np.transpose(x, axes_of(call)),
     "concat": lambda call, parts: np.concatenate(parts, axis=int(call.attrs.axis)),

@@ -13,7 +13,7 @@ from tvm import relax, tirx
 
 from cupola.compiler.sources.base import LazyTensor
 from cupola.compiler.sources.gguf_blocks import BLOCKS
-from cupola.compiler.weights import PackedWeight, encoding_notes, lift_weights
+from cupola.compiler.weights import PackedWeight, encoding_notes, lift_weights, overflow_notes
 from cupola.passes.quantize_weights import quantize_weights
 from cupola.passes.schemes import scheme_of
 from cupola.passes.schemes.blocks import Blocks
@@ -144,3 +144,15 @@ def test_scales_that_leave_no_room_for_mins_are_encoded_again() -> None:
     huge = Blocks(np.full((48, 96), 9, "uint8"), np.full((48, 3), 9000, "float16"))
     file.tensors["a"] = LazyTensor("a", (48, 96), "float32", lambda: huge.values(), "Q4_0", lambda: huge)
     np.testing.assert_allclose(stored(packed(file, [["a", "b"], ["e"]], "w4a8"), "a", "b").values()[:48], 9000, rtol=1e-3)
+
+
+@pytest.mark.parametrize("quant", ["w8a8", "w4a8"])
+def test_groups_that_float16_scales_cannot_hold_are_counted_by_name(quant: str) -> None:
+    file = File({"a": "F32", "b": "F32", "e": "F32"})
+    values = file.values["a"].astype("float32")
+    values[0, 5], values[7, 40] = 1e9, -1e9
+    file.tensors["a"] = LazyTensor("a", (48, 96), "float32", lambda: values, "F32")
+    weights = packed(file, [["a"], ["b"], ["e"]], quant)
+    for weight in weights:
+        weight.compute()
+    assert overflow_notes(weights) == ["a: too large for float16, in which they are stored: the scales of 2 groups"]

@@ -9,7 +9,7 @@ import tvm
 from tvm import IRModule, relax
 
 from cupola.compiler.sources.base import LazyTensor
-from cupola.compiler.weights import PackedWeight, lift_weights
+from cupola.compiler.weights import PackedWeight, lift_weights, overflow_notes
 from cupola.runtime.errors import UnsupportedError
 
 op = relax.op
@@ -128,3 +128,13 @@ def test_an_operation_that_the_packer_does_not_know_is_named() -> None:
     _, (weight,), _ = lifted(lambda a: [op.sin(a)], values_of((4, 6)))
     with pytest.raises(UnsupportedError, match="weights: a weight goes through sin"):
         weight.compute()
+
+
+def test_what_float16_cannot_hold_is_counted_by_name() -> None:
+    a, b = values_of((4, 6), (4, 6))
+    a[0, :2], a[1, 0], b[0, 0] = (1e6, -1e6), np.inf, 65504  # an infinity of the source's own is no overflow
+    _, weights, _ = lifted(lambda a, b: [op.astype(a, "float16"), op.astype(b, "float16")], [a, b])
+    assert overflow_notes(weights) == []
+    for weight in weights:
+        weight.compute()
+    assert overflow_notes(weights) == ["layer.0.a: too large for float16, in which they are stored: 2 values"]
