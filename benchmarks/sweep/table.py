@@ -24,7 +24,7 @@ _HEAD = """# Every causal language model of transformers {version}
 Each `model_type` of `MODEL_FOR_CAUSAL_LM_MAPPING_NAMES` as a tiny random checkpoint: compiled in f32, the logits of two prompts and
 {tokens} greedily decoded tokens compared with transformers. Made by `make sweep`; `make sweep ARGS="--only llama,qwen3"` runs some anew.
 *Error* is the largest difference of a logit, *seconds* is the processor time of compiling, or until the refusal came.
-A family that is **verified** is also compared in every run of the tests, in a ragged batch and with logprobs.
+A family that is **verified** is compared by the tests too, in a ragged batch and with logprobs, the less used ones by turns.
 
 {counts}
 
