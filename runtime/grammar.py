@@ -13,11 +13,14 @@ import importlib.metadata
 import json
 import sys
 import threading
+import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from cupola.runtime.errors import RequestError
+from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.grammar_process import GrammarProcess, GrammarServer, wait_until_compiled
 from cupola.runtime.structured_outputs import StructuredOutputs
 
@@ -27,6 +30,7 @@ MAX_WAIT_SECONDS = 30.0  # on a busy machine that much processor time takes long
 MAX_AT_ONCE = 2  # grammars that are compiled at the same time
 MAX_VERDICTS = 1024
 MAX_KEPT_BYTES = 256 << 20
+IDLE_SECONDS = 60.0
 
 
 class GrammarCompiler:
@@ -39,6 +43,7 @@ class GrammarCompiler:
         max_seconds: processor time that compiling one grammar may take.
         max_kept: grammars that are kept ready after their use, beside those in use; `acquire` finds them there.
         max_kept_bytes: their memory, at most.
+        idle_seconds: after which without any use all processes end that nobody has acquired.
     """
 
     def __init__(
@@ -50,8 +55,10 @@ class GrammarCompiler:
         max_seconds: float = MAX_SECONDS,
         max_kept: int = 0,
         max_kept_bytes: int = MAX_KEPT_BYTES,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
-        self._server = GrammarServer(file, vocab_size, stop_token_ids, max_seconds)
+        self._server, self._max_seconds = GrammarServer(file, vocab_size, stop_token_ids, max_seconds), max_seconds
+        self._idle_seconds, self._last_use, self._watched, self._num_judging = idle_seconds, 0.0, False, 0
         self._max_kept, self._max_kept_bytes = max_kept, max_kept_bytes
         self._kept: OrderedDict[bytes, GrammarProcess] = OrderedDict()  # least recently used first
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by the source's hash: what is wrong with it, or nothing
@@ -62,6 +69,7 @@ class GrammarCompiler:
 
         Raises:
             RequestError: naming the field and what is wrong with it.
+            EngineError: if no process could say so in time, twice.
         """
         check_installed()
         source = json.dumps(structured_outputs.source(), ensure_ascii=False).encode()
@@ -69,7 +77,7 @@ class GrammarCompiler:
         with self._lock:
             verdict = self._verdicts.get(name)
         if verdict is None:
-            with self._slots:
+            with self._slots, self._in_use():
                 verdict = self._judge(source)
             with self._lock:
                 self._verdicts[name] = verdict
@@ -82,12 +90,14 @@ class GrammarCompiler:
     def acquire(self, source: bytes) -> GrammarProcess:
         """A process for a grammar that `compile` gave, ready if one was kept. Nobody else has it until it is released."""
         with self._lock:
+            self._note_use()
             kept = self._kept.pop(source, None)
         return kept or self._server.open(source)
 
     def release(self, process: GrammarProcess) -> None:
         """Takes back a process that knows no sequences, to keep or to end."""
         with self._lock:
+            self._note_use()
             replaced = self._kept.pop(process.source, None)
             if process.idle:
                 self._kept[process.source] = process
@@ -106,13 +116,56 @@ class GrammarCompiler:
         self._server.close()
 
     def _judge(self, source: bytes) -> str:
-        process = self.acquire(source)
-        wait_until_compiled(process, MAX_WAIT_SECONDS)
-        late, verdict = process.compiling, process.failure or ""
-        self.release(process)
-        if late:  # which may be the machine's fault
-            raise RequestError("took too long", field="structured_outputs", fix="try again, or simplify the grammar")
+        """What is wrong with the grammar, or nothing. Where its process was killed or stopped, another one tries."""
+        for _ in range(2):
+            start = time.monotonic()
+            process = self.acquire(source)
+            wait_until_compiled(process, MAX_WAIT_SECONDS)
+            late, verdict, died = process.compiling, process.failure or "", process.ended
+            self.release(process)
+            if late:
+                self.close()  # the server may be stopped, too
+            elif not died or time.monotonic() > start + self._max_seconds:
+                return verdict
+        if late:
+            raise EngineError("the grammar was not compiled in time; the machine may be too busy")
         return verdict
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._lock:
+            self._num_judging += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_judging -= 1
+
+    def _note_use(self) -> None:
+        """Sees to it that the processes end some time after this. Called with the lock."""
+        self._last_use = time.monotonic()
+        if not self._watched:
+            self._watched = True
+            self._watch(self._idle_seconds)
+
+    def _watch(self, seconds: float) -> None:
+        watch = threading.Timer(seconds, _end_if_idle, [weakref.ref(self)])
+        watch.daemon = True
+        watch.start()
+
+    def end_if_idle(self) -> None:
+        """Ends the processes unless somebody used this lately; else looks again later."""
+        with self._lock:
+            left = self._idle_seconds if self._num_judging else self._last_use + self._idle_seconds - time.monotonic()
+            self._watched = left > 0
+            if left > 0:
+                return self._watch(left)
+        return self.close()
+
+
+def _end_if_idle(compiler: weakref.ref[GrammarCompiler]) -> None:
+    if (found := compiler()) is not None:
+        found.end_if_idle()
 
 
 def check_installed() -> None:

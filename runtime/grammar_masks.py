@@ -62,6 +62,7 @@ class GrammarMasks:
         self._compiler = compiler  # None: no sequence has a grammar
         self._matchings: dict[bytes, _Matching] = {}  # by the grammar's source
         self._answers: dict[str, tuple[int, Outcome]] = {}  # by the sequence's name: after how many tokens, and what
+        self._retried: dict[str, int] = {}  # by the sequence's name: after how many tokens another process was asked again
 
     def ask(self, step: Step) -> None:
         """Starts what the step's sampling will need, and the grammars of prompts that are still being read."""
@@ -87,7 +88,8 @@ class GrammarMasks:
         start = now = time.monotonic()
         self._poll(now)
         while missing := [sequence for sequence in wanted if self._answer(sequence) is None]:
-            matchings = [self._matchings[sequence.request.spec.grammar] for sequence in missing]  # type: ignore[index]
+            found = (self._matchings.get(sequence.request.spec.grammar or b"") for sequence in missing)
+            matchings = [matching for matching in found if matching is not None]  # else the next step asks another process
             patient = len(missing) == len(samplers)
             awaited = {id(m): m.process for m in matchings if patient or m.since + GRACE_SECONDS > start}
             if not awaited or now >= start + GRACE_SECONDS:
@@ -102,6 +104,7 @@ class GrammarMasks:
         matching = self._matchings.get(request.spec.grammar or b"")
         for sequence in request.sequences:
             self._answers.pop(sequence.name, None)
+            self._retried.pop(sequence.name, None)
             if matching is not None:
                 matching.asked.pop(sequence.name, None)
                 if matching.known.pop(sequence.name, None) is not None:
@@ -130,12 +133,21 @@ class GrammarMasks:
             for name, allowed in matching.process.poll().items():
                 if name in matching.asked:
                     self._answers[name], matching.since = (matching.asked.pop(name), allowed), now
-            if now > matching.since + MAX_SECONDS and matching.asked:
+            late = now > matching.since + MAX_SECONDS and bool(matching.asked)
+            if late and self._compiler is not None:
                 matching.process.close()
+                self._compiler.close()  # the server may be stopped, too
             if matching.process.failure is not None:
-                for name, num_tokens in matching.asked.items():
-                    self._answers[name] = (num_tokens, Failed(f"the grammar can't be used: {matching.process.failure}"))
+                self._fail(matching, retry=late or matching.process.ended)
                 self._drop(matching)  # other sequences, if they have this grammar, begin anew with another process
+
+    def _fail(self, matching: _Matching, *, retry: bool) -> None:
+        """Answers what was asked of a process that has failed. With `retry` each question is asked once more: it may have been killed."""
+        for name, num_tokens in matching.asked.items():
+            if retry and self._retried.get(name) != num_tokens:
+                self._retried[name] = num_tokens
+            else:
+                self._answers[name] = (num_tokens, Failed(f"the grammar can't be used: {matching.process.failure}"))
 
     def _drop(self, matching: _Matching) -> None:
         del self._matchings[matching.process.source]

@@ -40,12 +40,14 @@ class GrammarProcess:
         source: the grammar.
         num_bytes: about how much memory it takes, once it is compiled.
         failure: why there will be no more answers, if that is so.
+        ended: whether that is because the process ended without a word: it used up its time or memory, or somebody killed it.
     """
 
     def __init__(self, source: bytes, connection: socket.socket) -> None:
         self.source = source
         self.num_bytes: int | None = None
         self.failure: str | None = None
+        self.ended = False
         self._connection = connection
         self._unsent, self._received = bytearray(), bytearray()
         self._questions: list[list[str]] = []  # the names of the rows of each that has no answer yet
@@ -87,7 +89,7 @@ class GrammarProcess:
         while (frame := self._next_frame()) is not None:
             answers |= self._understand(frame)
         if ended and self.failure is None:
-            self.failure = "it takes too much time or memory"
+            self.failure, self.ended = "it takes too much time or memory", True
         return answers
 
     def close(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 import cupola.runtime.grammar
 from cupola.runtime.detokenizer import Detokenizer
-from cupola.runtime.errors import RequestError
+from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.grammar import GrammarCompiler
 from cupola.runtime.grammar_process import Allowed, GrammarProcess, wait
 from cupola.runtime.structured_outputs import MAX_BYTES, MAX_CHOICES, MAX_DEPTH, StructuredOutputs
@@ -249,6 +251,63 @@ def test_a_killed_server_is_started_again(compiler):
     process = compiler.acquire(compiler.compile(StructuredOutputs(choice=["after"])))
     assert ask(process, "a", []).state == "open"
     compiler.release(process)
+
+
+def dead_process(source: bytes) -> GrammarProcess:
+    """A grammar's process that somebody has killed."""
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return GrammarProcess(source, ours)
+
+
+def test_a_killed_process_is_not_the_grammars_fault(compiler, monkeypatch):
+    opened, open_one = [], compiler._server.open
+
+    def open_after_one_dead(source: bytes) -> GrammarProcess:
+        opened.append(source)
+        return open_one(source) if opened[1:] else dead_process(source)
+
+    monkeypatch.setattr(compiler._server, "open", open_after_one_dead)
+    assert compiler.compile(StructuredOutputs(choice=["killed once"])) and len(opened) == 2
+    monkeypatch.setattr(compiler._server, "open", dead_process)
+    with pytest.raises(RequestError, match="too much time or memory"):  # who dies twice at once does it by itself
+        compiler.compile(StructuredOutputs(choice=["killed for ever"]))
+
+
+def test_a_stopped_server_is_replaced_and_a_machine_that_never_answers_is_no_bad_request(compiler, monkeypatch):
+    compiler.compile(StructuredOutputs(choice=["before it stops"]))
+    monkeypatch.setattr(cupola.runtime.grammar, "MAX_WAIT_SECONDS", 0.05)
+    for server in vocabulary_holders():
+        server.suspend()
+    with pytest.raises(EngineError, match="in time"):
+        monkeypatch.setattr(GrammarProcess, "compiling", property(lambda _: True))  # however fast the second one is
+        compiler.compile(StructuredOutputs(choice=["while it stands"]))
+    monkeypatch.undo()
+    assert compiler.compile(StructuredOutputs(choice=["after it was replaced"]))
+
+
+def test_idle_processes_end(tokenizer_file):
+    compiler = GrammarCompiler(tokenizer_file, VOCAB, [END], max_kept=4, idle_seconds=0.2)
+    before = set(vocabulary_holders())
+    for _ in range(2):  # and start again
+        process = compiler.acquire(compiler.compile(StructuredOutputs(choice=["a"])))
+        assert ask(process, "a", []).state == "open"
+        psutil.wait_procs(set(vocabulary_holders()) - before, timeout=60)
+        assert not set(vocabulary_holders()) - before
+        process.forget("a")
+        assert ask(process, "b", []).state == "open"  # who is in use goes on
+        compiler.release(process)
+    compiler.close()
+
+
+def vocabulary_holders() -> list[psutil.Process]:
+    """This process's children that grammars' processes are forked from."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.status() != psutil.STATUS_ZOMBIE and "cupola.runtime.grammar_worker" in child.cmdline():
+                found.append(child)
+    return found
 
 
 HOLDS_A_GRAMMAR = """

@@ -6,6 +6,7 @@ import json
 
 import jsonschema
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -226,6 +227,21 @@ def test_a_slow_grammar_fails_alone_while_others_go_on(engines):
     assert failed.finish_reason == "error" and "too much time" in failed.error
     assert len(answers) > 2 and all(outputs == expected[name] for name, outputs in answers)
     run_all(engine)
+
+
+def test_killed_processes_cost_nobody_an_answer(engines, compiled):
+    engine = engines()
+    for i in range(2):
+        engine.add_request(str(i), [i, 5], SamplingParams(**LONG, structured_outputs=TEXTS[i]))
+    for _ in range(3):
+        engine.step()
+    for child in psutil.Process().children():
+        for process in child.children():  # of the one that holds the vocabulary: a process for each grammar
+            process.kill()
+    outputs = run_all(engine)
+    for i in range(2):
+        assert outputs[str(i)].outputs[0].token_ids == greedy_reference([i, 5], compiled[i])
+    assert not engine._grammars._retried
 
 
 def test_a_sequence_whose_grammar_is_late_can_be_aborted(engines):
