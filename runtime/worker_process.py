@@ -22,8 +22,9 @@ from cupola.runtime.errors import EngineError
 
 MAX_LINE_BYTES = 64_000_000
 MAX_TRIES = 2
+EXIT_SECONDS = 5.0  # from the end of a process's output to its own
 OWN_DOING = 0.05  # a job that was ended had at least this share of its time on a processor; one that was stopped had none
-# What ends a process that reaches its limit of processor time, or native code that finds no memory.
+# What ends a process that reaches its limit of processor time, or native code that finds no memory, if it does not end by itself.
 OWN_ENDS = {-getattr(signal, name) for name in ("SIGXCPU", "SIGABRT") if hasattr(signal, name)}
 
 
@@ -91,9 +92,13 @@ class WorkerProcess:
         if answer.endswith("\n"):
             found: dict[str, object] = json.loads(answer)
             return found
+        if ended.seconds is None and not answer:
+            with suppress(subprocess.TimeoutExpired):  # what ends by itself is to say how
+                worker.wait(EXIT_SECONDS)
         self.close()
         is_late = ended.seconds is not None and ended.seconds - start >= OWN_DOING * self._max_seconds
-        if answer or is_late or (ended.seconds is None and worker.returncode in OWN_ENDS):
+        is_own_end = ended.seconds is None and (worker.returncode >= 0 or worker.returncode in OWN_ENDS)
+        if answer or is_late or is_own_end:
             raise TooExpensiveError(f"it took more than {self._max_seconds:g} s or too much memory")
         return None
 

@@ -57,6 +57,12 @@ def test_a_job_that_takes_too_long_is_not_tried_again(worker: WorkerProcess):
     assert worker.ask({"do": "answer"})
 
 
+def test_a_job_whose_process_gives_up_is_not_tried_again(worker: WorkerProcess):
+    with pytest.raises(TooExpensiveError):
+        worker.ask({"no": "such job"})  # an exception that the script does not catch, as native code's panics are
+    assert worker.ask({"do": "answer"})
+
+
 def test_threads_share_a_process(worker: WorkerProcess):
     answers: list[object] = []
     threads = [threading.Thread(target=lambda: answers.append(worker.ask({"do": "answer"})["pid"])) for _ in range(8)]
