@@ -39,7 +39,7 @@ class SchemaError(ValueError):
 
 def check_schema(schema: Schema | bool) -> None:
     """Raises SchemaError if answers that follow the grammar of `schema` might not validate."""
-    schemas = dict(_walk(schema, "#"))
+    schemas = dict(subschemas(schema, "#"))
     for path, part in schemas.items():
         if isinstance(part, dict):
             problem = _find_problem(part, path.endswith("/propertyNames")) or _find_misfit(part, schemas)
@@ -47,7 +47,7 @@ def check_schema(schema: Schema | bool) -> None:
                 raise SchemaError(f"at {path[:200]}: {problem}")
 
 
-def _walk(schema: object, path: str) -> Iterator[tuple[str, object]]:
+def subschemas(schema: object, path: str) -> Iterator[tuple[str, object]]:
     """A schema and those inside of it, with their places."""
     waiting: list[tuple[str, object]] = [(path, schema)]
     while waiting:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.json_schema import SchemaError, check_schema
+from cupola.runtime.json_schema_restate import restate_schema
 
 MAX_BYTES = 256 * 1024  # of a schema, a pattern, a grammar or all choices
 MAX_DEPTH = 64  # levels of a schema
 MAX_CHOICES = 4096
 KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 Object = dict[str, Any]
+_LARK_RULE = re.compile(r"^[?!]?[a-zA-Z_]\w*(\.-?\d+)?\s*:(?![:=])", re.MULTILINE)  # start: "a" | b
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,14 @@ class StructuredOutputs:
         if self.json_object:
             return "json", '{"type": "object", "additionalProperties": true}'
         if self.json is not None:
-            return "json", _write_json(self.json, self.field, bool)
+            return "json", restate_schema(_write_json(self.json, self.field, bool))
         if self.structural_tag is not None:
             return "structural_tag", _write_json(self.structural_tag, self.field)
         kind, text = ("regex", self.regex) if self.regex is not None else ("grammar", self.grammar)
         _check_string(text, self.field)
         assert text is not None
+        if kind == "grammar" and "::=" not in text and _LARK_RULE.search(text):
+            raise RequestError("is written as Lark's are", field=self.field, fix="write it in GBNF: root ::= …")
         return kind, text
 
 

@@ -28,6 +28,12 @@ BYTE_LETTERS = frozenset(
     chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144))
 )  # GPT-2's stand-ins for the 256 bytes
 NO_LIMIT = -1
+_FREE_DIGITS = {  # as XGrammar writes whole numbers, fractions and exponents
+    "(basic_integer_1 [1-9] [0-9]*)": "(basic_integer_1 [1-9] [0-9]{0,18})",
+    '(("0") | ([1-9] [0-9]*))': '(("0") | ([1-9] [0-9]{0,18}))',
+    '("." basic_number_digits{1, -1})': '("." basic_number_digits{1,18})',
+    "basic_number_4 basic_number_digits{1, -1})": "basic_number_4 basic_number_digits{1,2})",
+}
 HEX_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\x([0-9a-fA-F]{2})")
 
 
@@ -151,7 +157,15 @@ def _write_grammar(kind: str, text: str) -> str:
         grammar = _classes["Grammar"].from_json_schema(text, *options)
     else:
         grammar = _classes["Grammar"].from_structural_tag(text)
-    return HEX_ESCAPE.sub(r"\1\\u00\2", str(grammar.to_string())).replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]")
+    written = HEX_ESCAPE.sub(r"\1\\u00\2", str(grammar.to_string())).replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]")
+    return _limit_digits(written) if kind == "json" else written
+
+
+def _limit_digits(grammar: str) -> str:
+    """Numbers without bounds with no more digits than 64 bits take: a small model would write digits for ever."""
+    for free, limited in _FREE_DIGITS.items():
+        grammar = grammar.replace(free, limited)
+    return grammar
 
 
 def accept(matcher: Any, token_ids: Iterable[int]) -> bool:

@@ -26,7 +26,7 @@ def structured_outputs_of(body: Sampling, of_tools: Mapping[str, object] | None 
             found[field] = {name: value}
     if body.structured_outputs is not None:
         found["structured_outputs"] = body.structured_outputs
-    if len(found) > 1:
+    if len(found) > 1 and any(arguments != next(iter(found.values())) for arguments in found.values()):
         raise RequestError(f"are given together: {', '.join(found)}", field=next(iter(found)), fix="give one of them")
     for field, arguments in found.items():
         unknown = set(arguments) - set(KINDS)

@@ -69,6 +69,16 @@ HELD = {
     "ref to a property": {"type": "object", "properties": {"a": SMALL, "b": {"$ref": "#/properties/a"}}, "required": ["a", "b"]},
     "recursion": {"$defs": {"tree": TREE}, "$ref": "#/$defs/tree"},
     "boolean schemas": {"type": "object", "properties": {"a": True}, "unevaluatedProperties": False},
+    "number": {"type": "number"},
+    "whole number": {"type": "integer"},
+    "whole number from 0": {"type": "integer", "minimum": 0},
+    "Decimal": {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^(?!^[-+.]*$)[+-]?0*\\d*\\.?\\d*$"}]},
+    "HttpUrl": {"type": "string", "format": "uri", "minLength": 1, "maxLength": 120},
+    "set": {"type": "array", "items": {"type": "string", "enum": ["a", "b", 'c"']}, "uniqueItems": True, "maxItems": 2, "minItems": 1},
+    "set of a ref": {"$defs": {"s": {"enum": ["a", "b"]}}, "type": "array", "items": {"$ref": "#/$defs/s"}, "uniqueItems": True},
+    "set of one": {"type": "array", "items": SMALL, "uniqueItems": True, "maxItems": 1},
+    "required beyond properties": {"type": "object", "properties": A, "required": ["a", "b"], "additionalProperties": {"type": "null"}},
+    "required of anything": {"type": "object", "properties": A, "required": ["c"]},
 }  # fmt: skip
 REFUSED = {
     "not": {"type": "string", "not": {"const": "a"}},
@@ -88,7 +98,7 @@ REFUSED = {
     "JSON must escape": {"type": "string", "pattern": '^["]$|"'},
     "must escape": {"type": "string", "pattern": "^\\\\$"},
     "which is not supported": {"type": "object", "patternProperties": {"[\\n]": SMALL}, "additionalProperties": False},
-    "lacks": {"type": "object", "properties": A, "required": ["a", "b"]},
+    "lacks": {"type": "object", "properties": A, "required": ["a", "b"], "additionalProperties": False},
     "propertyNames beside": {"type": "object", "properties": A, "propertyNames": {"maxLength": 2}},
     "might come twice": {"type": "object", "additionalProperties": SMALL, "minProperties": 2},
     "may hold for the same value": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
@@ -121,6 +131,22 @@ def test_whatever_is_said_validates(compiler, schema):
     for text in filter(None, said):
         jsonschema.Draft202012Validator(schema).validate(json.loads(text))
     assert sum(text is not None for text in said) >= 6
+
+
+@pytest.mark.parametrize("kind", ["number", "integer"])
+def test_numbers_without_bounds_end(compiler, kind):
+    """A model that would always write another digit comes to an end."""
+    process = compiler.acquire(compiler.compile(StructuredOutputs(json={"type": kind})))
+    text, new = b"", []
+    for _ in range(60):
+        allowed = ask(process, "digits", new)
+        ids = allowed_ids(allowed) & {*b"123456789.e"}
+        if not ids:
+            break
+        new = [max(ids, key=lambda i: (i in b"123456789", i))]
+        text += bytes(new)
+    compiler.release(process)
+    assert 0 < len(text) <= 42 and np.isfinite(float(text))
 
 
 def walk(process, seed: int) -> str | None:
