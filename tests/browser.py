@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-TIMEOUT_MS = 20_000  # for what should take a few milliseconds, on a machine that does much else
+TIMEOUT_MS = 60_000  # for what should take a few milliseconds, on a machine that does much else
 expect.set_options(timeout=TIMEOUT_MS)
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -480,3 +481,15 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 def test_a_broken_pipe_is_quiet() -> None:
     done = subprocess.run(f"{sys.executable} -m cupola --help | true", shell=True, capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_a_server_that_ends_collects_no_garbage_first(tmp_path, monkeypatch):
+    """Its libraries leave so much that it would take longer than everything else."""
+    served = []
+    monkeypatch.setattr(cupola, "serve", lambda folder, **_options: served.append(folder))
+    before = gc.get_freeze_count()
+    try:
+        assert run(["serve", str(write_artifact(tmp_path / "model").path)]) == 0
+        assert served and gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()

@@ -87,7 +87,7 @@ def test_a_stop_keeps_what_came_and_the_server_sees_it(page: Page, backend: Back
     else:
         page.get_by_role("button", name="Stop").click()
     expect(answer.locator(".note")).to_have_text("Stopped")
-    assert backend.went_away.wait(20)
+    assert backend.went_away.wait(60)
     expect(answer.locator(".content")).to_have_text("One two")
     backend.pieces = ["Yes"]
     expect(ask(page, "Go on.").locator(".content")).to_have_text("Yes")
