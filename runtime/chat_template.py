@@ -33,6 +33,11 @@ class ChatTemplate:
         self._worker = WorkerProcess(Path(__file__).with_name("template_worker.py"), max_seconds=max_seconds)
         self._worker.start()
 
+    @property
+    def default(self) -> str | None:
+        """The template for every chat; None if each must name the one it wants."""
+        return self._templates.get(DEFAULT)
+
     def choose(self, *, has_tools: bool = False, name: str | None = None) -> str:
         """Which template a chat gets: the one called `name`, or that for tools if there is one, or the default.
 

@@ -36,6 +36,8 @@ def after_thinking(
     else:
         body = _tag_of(structured)
         ways = [_sequence(block, _SPACE, body) for block in blocks]
+        if body["type"] == "triggered_tags":  # free text, which is not to hide a block from its budget
+            body = {**body, "excludes": [*body.get("excludes", ()), *format.begins]}
         whole = ways[0] if thinks else {"type": "or", "elements": [*ways, body]}
     return StructuredOutputs(structural_tag={"type": "structural_tag", "format": whole})
 

@@ -24,7 +24,7 @@ def server_props(service: Service) -> dict[str, Any]:
         "model_alias": service.config.served_model_name,
         "model_path": artifact.path.resolve().name,
         "modalities": {"vision": False, "audio": False},
-        "chat_template": "" if template is None else template.text(template.choose()),
+        "chat_template": "" if template is None else template.default or "",
         "bos_token": tokens.get("bos_token", ""),
         "eos_token": tokens.get("eos_token", ""),
         "build_info": f"cupola {importlib.metadata.version('cupola')}",

@@ -101,7 +101,7 @@ def test_a_model_without_a_default_template_says_so():
     chat = ChatTemplate({"a": "A", "b": "B"}, {})
     with pytest.raises(RequestError, match=r"chat_template: is 'default', and .* \(give one of a, b\)"):
         chat.render(MESSAGES)
-    assert chat.render(MESSAGES, name="b") == "B"
+    assert chat.render(MESSAGES, name="b") == "B" and chat.default is None
     chat.close()
 
 
