@@ -71,12 +71,13 @@ Delta = ContentDelta | ReasoningDelta | ToolCallDelta
 class Answer:
     """A whole answer, split into what the user reads and the tools that are called. `content` is None if calls are all there is.
 
-    `reasoning` is what the model thought before; None if it did not.
+    `reasoning` is what the model thought before; None if it did not. `cut_off` says that the last call is not complete.
     """
 
     content: str | None
     tool_calls: tuple[ToolCall, ...]
     reasoning: str | None = None
+    cut_off: bool = False
 
     def as_openai(self) -> dict[str, object]:
         """A choice's `message`."""
@@ -86,8 +87,8 @@ class Answer:
         return message | {"tool_calls": [call.as_openai() for call in self.tool_calls]} if self.tool_calls else message
 
     def finish_reason(self, reason: str) -> str:
-        """The choice's finish reason, from the engine's: "tool_calls" if there are any."""
-        return "tool_calls" if self.tool_calls else reason
+        """The choice's finish reason, from the engine's: "tool_calls" if there are any, unless the last one is cut off."""
+        return "tool_calls" if self.tool_calls and not self.cut_off else reason
 
 
 def new_call_id() -> str:

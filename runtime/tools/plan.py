@@ -41,13 +41,17 @@ class ToolPlan:
     special_tokens: tuple[str, ...]
 
     def open_stream(self, *, whole: bool = False) -> ToolCallStream:
-        """Reads one streamed answer; each of a request's choices has its own."""
+        """Reads one streamed answer; each of a request's choices has its own.
+
+        With `whole`, a call that is not complete is content, unless it had to be a call: what there is of it then is one.
+        """
+        whole = whole and self.choice.mode not in ("named", "required")
         return ToolCallStream(
             self.format, self.functions, parallel=self.parallel, whole=whole, name=self.choice.name, special_tokens=self.special_tokens
         )
 
     def parse(self, text: str) -> Answer:
-        """Reads one whole answer. A call that is not complete, or has broken arguments, is content."""
+        """Reads one whole answer. A call that is not complete, or has broken arguments, is content, unless it had to be one."""
         return parse_answer(self.open_stream(whole=True), text)
 
 

@@ -70,6 +70,11 @@ class ToolCallStream:
         return self._num_calls
 
     @property
+    def cut_off(self) -> bool:
+        """Whether the answer ended within the arguments of its last call."""
+        return self._cut_off
+
+    @property
     def done(self) -> bool:
         """Whether nothing more is wanted: the one call that may be made is complete, and generation may be ended."""
         return self._done
@@ -333,4 +338,4 @@ def parse_answer(stream: ToolCallStream, text: str) -> Answer:
         elif isinstance(delta, ToolCallDelta):
             last = calls[delta.index]
             calls[delta.index] = ToolCall(last.id, last.name, last.arguments + delta.arguments)
-    return Answer("".join(content) or None if calls else "".join(content), tuple(calls))
+    return Answer("".join(content) or None if calls else "".join(content), tuple(calls), cut_off=stream.cut_off)

@@ -190,7 +190,6 @@ def test_strict_functions_are_held_to_their_schema_once_a_call_begins():
         ("auto", "Noon.", []),
         ("required", ' [ {"name": "get_time", "parameters": {"zone": "CET"}}]\n', [("get_time", '{"zone": "CET"}')]),
         (NAMED, '{"zone": "CET"}\n', [("get_time", '{"zone": "CET"}')]),
-        (NAMED, '{"zone": "C', []),  # cut off
     ],
 )
 def test_two_rounds(choice, text, calls):
@@ -202,6 +201,23 @@ def test_two_rounds(choice, text, calls):
     results = [{"role": "tool", "tool_call_id": call.id, "content": "12:00"} for call in message.tool_calls]
     for template in (CHATML, HERMES, LLAMA, MISTRAL):
         assert len(plan_chat(template, [*ASK, message.as_openai(), *results], tools=TOOLS).messages) >= 3
+
+
+@pytest.mark.parametrize(
+    ("choice", "text", "arguments"),
+    [
+        (NAMED, '{"zone": "C', '{"zone": "C'),
+        ("required", '[{"name": "get_time", "parameters": {"zone": "C', '{"zone": "C'),
+        ("required", '[{"name": "get_time", "parameters": {"zone"', '{"zone"'),
+    ],
+)
+def test_a_forced_call_that_is_cut_off_is_a_call_streamed_or_not(choice, text, arguments):
+    plan = plan_chat(CHATML, ASK, tools=TOOLS, tool_choice=choice)
+    answer, stream = plan.parse(text), plan.open_stream()
+    assert [(call.name, call.arguments) for call in answer.tool_calls] == [("get_time", arguments)] and answer.content is None
+    deltas = [delta for piece in text for delta in stream.push(piece)] + stream.finish()
+    assert "".join(delta.arguments for delta in deltas) == arguments and stream.num_calls == 1
+    assert answer.finish_reason("length") == stream.finish_reason("length") == "length"
 
 
 def test_special_tokens_are_kept_only_where_they_mark_calls():
