@@ -31,6 +31,9 @@ from cupola.runtime.server.page_routes import router as page
 from cupola.runtime.server.props import server_props
 from cupola.runtime.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from cupola.runtime.server.service import ServerConfig, Service
+from cupola.runtime.server.translations.anthropic import add_anthropic
+from cupola.runtime.server.translations.anthropic_errors import AnthropicErrors
+from cupola.runtime.server.translations.responses import add_responses
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}  # beside JSON
@@ -99,6 +102,8 @@ def build_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_invalid_body)
     _add_generation(app, service)
+    add_responses(app, service)
+    add_anthropic(app, service)
     _add_tokens(app, service)
     _add_state(app, service)
     app.include_router(page)
@@ -119,6 +124,7 @@ def _add_middleware(app: FastAPI, config: ServerConfig) -> None:
             max_age=3600,
         )
     app.add_middleware(Observer)
+    app.add_middleware(AnthropicErrors)
     if config.root_path:
         app.add_middleware(Prefix, root_path=config.root_path)
 

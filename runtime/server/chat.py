@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
+from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server.chat_plan import ChatPlan, plan_prompt
-from cupola.runtime.server.generation import Choice, Generation, respond
+from cupola.runtime.server.generation import COMPLETION_EVENTS, Choice, EventForm, Generation, respond
 from cupola.runtime.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from cupola.runtime.server.protocol import UNLIMITED, ChatRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
@@ -33,6 +35,7 @@ class Chat:
     names: TokenNames
     thinks: bool = False
     echoed: str = ""
+    form: ClassVar[EventForm] = COMPLETION_EVENTS
 
     def whole(self) -> Object:
         """The answer, once the generation is finished."""
@@ -101,10 +104,11 @@ class Chat:
 async def chat(service: Service, request: Request, body: ChatRequest) -> Response:
     """The answer to a request, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
     record = record_of(request)
-    return await respond(request, record, _begin(service, record, body), stream=body.stream)
+    return await respond(request, record, begin(service, record, body), stream=body.stream)
 
 
-async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> Chat:
+async def begin(service: Service, record: RequestRecord, body: ChatRequest) -> Chat:
+    """Starts the generation of an answer, which must be closed. Raises RequestError, ServerError."""
     model = service.check_model(body.model)
     body.refuse_unsupported()
     if body.top_logprobs and not body.logprobs:
@@ -139,3 +143,9 @@ async def apply_template(service: Service, body: ChatRequest) -> str:
     """The prompt that a request's messages become. Raises RequestError, ServerError."""
     service.check_model(body.model)
     return await plan_prompt(service, body, body.messages).render(service, body)
+
+
+async def count_prompt_tokens(service: Service, body: ChatRequest) -> int:
+    """How many tokens that prompt has. Raises RequestError, ServerError."""
+    params = SamplingParams(truncate_prompt_tokens=body.truncate_prompt_tokens)
+    return len(await service.encode(await apply_template(service, body), params, add_special_tokens=bool(body.add_special_tokens)))

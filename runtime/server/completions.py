@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
-from cupola.runtime.server.generation import Choice, Generation, respond
+from cupola.runtime.server.generation import COMPLETION_EVENTS, Choice, EventForm, Generation, respond
 from cupola.runtime.server.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
 from cupola.runtime.server.protocol import CompletionRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
@@ -29,6 +30,7 @@ class Completion:
     names: TokenNames
     texts: tuple[str, ...] = ()
     first_tokens: tuple[str, ...] = ()
+    form: ClassVar[EventForm] = COMPLETION_EVENTS
 
     @property
     def _n(self) -> int:

@@ -21,7 +21,9 @@ IGNORED = frozenset(
     {
         # OpenAI's
         "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
-        "include_obfuscation",
+        "access_programs", "include_obfuscation", "max_tool_calls", "prompt_cache_options",
+        # Anthropic's
+        "anthropic_version", "betas", "cache_control", "diagnostics", "inference_geo", "speed", "user_profile_id", "workspace_id",
         # vLLM's; what concerns beam search has no effect without it
         "early_stopping", "guided_decoding_backend", "length_penalty", "media_io_kwargs", "mm_processor_kwargs", "request_id",
         "spaces_between_special_tokens",
@@ -59,8 +61,15 @@ REFUSED: Mapping[str, Refusal] = {
     "function_call": Refusal(fix="use tool_choice"),
     "functions": Refusal(fix="use tools"),
     "modalities": Refusal((["text"],), 'give ["text"], or leave it out'),
+    "background": Refusal((False,)),
+    "context_management": Refusal(([],), "leave it out, and shorten the conversation yourself"),
+    "conversation": Refusal(fix="use previous_response_id"),
+    "moderation": Refusal(),
     "verbosity": Refusal(("medium",)),
     "web_search_options": Refusal(),
+    # Anthropic's
+    "container": Refusal(fix="leave it out: no code is run here"),
+    "mcp_servers": Refusal(([],), "give functions as tools, and call the servers yourself"),
     # vLLM's
     "chat_template_kwargs": Refusal(({},)),
     "documents": Refusal(([],)),

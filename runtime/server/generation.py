@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -139,8 +139,28 @@ class Generation:
         self._record.num_output_tokens = self.num_output_tokens
 
 
+@dataclass(frozen=True)
+class EventForm:
+    """How a stream is written.
+
+    Args:
+        encode: an event as bytes.
+        failed: the event that says what went wrong, from status, message, field and code.
+        end: what stands at the end.
+    """
+
+    encode: Callable[[dict[str, Any]], bytes]
+    failed: Callable[[int, str, str | None, str | None], dict[str, Any]]
+    end: bytes = b""
+
+
 class Answer(Protocol):
     """A request on its way: its generation, and the two forms of what comes of it."""
+
+    @property
+    def form(self) -> EventForm:
+        """How its events are written."""
+        ...
 
     @property
     def generation(self) -> Generation:
@@ -160,7 +180,7 @@ async def respond(request: Request, record: RequestRecord, begin: Coroutine[Any,
     """The answer that `begin` prepares, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
     answer = await unless_gone(request, begin)  # preparing may take seconds: a template, a grammar, a long text
     if stream:
-        return EventStream(answer.generation, record, answer.events(), answer.generation.keep_alive)
+        return EventStream(answer, record)
     try:
         await unless_gone(request, answer.generation.finish())
         return json_response(answer.whole())
@@ -176,13 +196,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, generation: Generation, record: RequestRecord, events: AsyncIterator[dict[str, Any]], keep_alive: float = 0.0
-    ) -> None:
+    def __init__(self, answer: Answer, record: RequestRecord) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._generation, self._record, self._events = generation, record, events
-        self._keep_alive, self._num_sent = keep_alive, 0
+        self._generation, self._record, self._events, self._form = answer.generation, record, answer.events(), answer.form
+        self._keep_alive, self._num_sent = answer.generation.keep_alive, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends until the end, or until the client has gone."""
@@ -205,13 +223,13 @@ class EventStream(Response):
         try:
             async for event in self._events:
                 self._num_sent += 1
-                await send({"type": "http.response.body", "body": encode_event(event), "more_body": True})
+                await send({"type": "http.response.body", "body": self._form.encode(event), "more_body": True})
         except Exception as error:  # noqa: BLE001  the status is sent: what went wrong can only be an event
             status, message, at, code = describe(error)
             self._record.fail(status, error)
-            event = error_object(status, message, at, code)
-            await send({"type": "http.response.body", "body": encode_event(event), "more_body": True})
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            event = self._form.failed(status, message, at, code)
+            await send({"type": "http.response.body", "body": self._form.encode(event), "more_body": True})
+        await send({"type": "http.response.body", "body": self._form.end, "more_body": False})
 
     async def _send_comments(self, send: Send) -> None:
         while True:
@@ -224,6 +242,14 @@ class EventStream(Response):
 def encode_event(event: dict[str, Any]) -> bytes:
     """An event as a stream has it."""
     return b"data: " + msgspec.json.encode(event) + b"\n\n"
+
+
+def encode_named_event(event: dict[str, Any]) -> bytes:
+    """An event whose name is its type."""
+    return f"event: {event['type']}\n".encode() + encode_event(event)
+
+
+COMPLETION_EVENTS = EventForm(encode_event, error_object, DONE)
 
 
 def json_response(body: dict[str, Any]) -> Response:

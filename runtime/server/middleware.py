@@ -95,7 +95,9 @@ class Guard:
     def _check_key(self, path: str, headers: Headers) -> None:
         if not self._keys or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
+        scheme, _, key = headers.get("authorization", "Bearer " + headers.get("x-api-key", "")).partition(
+            " "
+        )  # Anthropic's clients have both
         found = [hmac.compare_digest(key.encode(), known) for known in self._keys]  # all of them, for times to tell nothing
         if scheme.lower() != "bearer" or not any(found):
             raise ServerError(401, "the API key is missing or wrong; send it as `Authorization: Bearer …`", code="invalid_api_key")

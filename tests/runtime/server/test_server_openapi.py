@@ -30,11 +30,16 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-REFUSED = ("/v1/embeddings", "/v1/models/{model}")  # whatever is asked
+STORED = "/v1/responses/{response_id}"
+REFUSED = ("/v1/embeddings", "/v1/models/{model}", STORED, f"{STORED}/input_items", f"{STORED}/cancel")  # whatever is asked
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "a"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
     "/apply-template": {"messages": [{"role": "user", "content": "a"}]},
+    "/v1/responses": {"input": "a"},
+    "/v1/responses/input_tokens": {"input": "a"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "a"}]},
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [1]},
 }
