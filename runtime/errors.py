@@ -14,6 +14,11 @@ CupolaError
 from __future__ import annotations
 
 
+def one_line(text: str) -> str:
+    """`text` as one line of a log or a terminal: what does not print, such as a newline or an escape, is written as Python writes it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class CupolaError(Exception):
     """The root of the tree."""
 

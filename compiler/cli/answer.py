@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cupola import LLM, SamplingParams
 
 Loaded = TypeVar("Loaded")
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,18 @@ def has_chat_template(llm: LLM) -> bool:
 
 
 def show(pieces: Iterator[str], *, stoppable: bool = False) -> Answer:
-    """Writes the pieces to standard output as they come; with `stoppable`, Ctrl-C ends the answer and not the program."""
+    """Writes the pieces to standard output as they come; with `stoppable`, Ctrl-C ends the answer and not the program.
+
+    A terminal gets no control characters but newlines and tabs: a model may say what would move its cursor or fill its clipboard.
+    """
     shown: list[str] = []
+    tame = _tame if sys.stdout.isatty() else str
     start = first = time.perf_counter()
     try:
         for piece in pieces:
             first = first if shown else time.perf_counter()
             shown.append(piece)
-            sys.stdout.write(piece)
+            sys.stdout.write(tame(piece))
             sys.stdout.flush()
     except KeyboardInterrupt:
         if not stoppable:
@@ -80,6 +86,11 @@ def show(pieces: Iterator[str], *, stoppable: bool = False) -> Answer:
             sys.stdout.write("\n")
             sys.stdout.flush()
     return Answer("".join(shown), first - start, time.perf_counter() - start)
+
+
+def _tame(text: str) -> str:
+    """`text` with control characters written as Python writes them. Others that have no width stay: emoji and Persian need them."""
+    return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text.replace("\r\n", "\n"))
 
 
 def messages(system: str | None, turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

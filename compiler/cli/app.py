@@ -26,7 +26,7 @@ from cupola.compiler.cli.parameters import flowing
 from cupola.compiler.cli.run import run_model
 from cupola.compiler.cli.serve import serve_model
 from cupola.runtime.environment import debug_level, num_threads
-from cupola.runtime.errors import CupolaError, InputError
+from cupola.runtime.errors import CupolaError, InputError, one_line
 
 app = typer.Typer(
     name="cupola", add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -88,5 +88,5 @@ def _report(error: Exception) -> int:
             message, code = str(error), 1
         case _:
             message, code = f"{type(error).__name__}: {error} (a bug in cupola; CUPOLA_DEBUG=1 shows where)", 1
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", one_line(" ".join(message.split())), file=sys.stderr)
     return code

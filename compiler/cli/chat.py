@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cupola.compiler.cli import answer
 from cupola.compiler.cli import parameters as p
-from cupola.runtime.errors import OptionError, RequestError
+from cupola.runtime.errors import OptionError, RequestError, one_line
 
 if TYPE_CHECKING:
     from cupola import LLM, SamplingParams
@@ -90,7 +90,7 @@ class Conversation:
         try:
             shown = answer.show(self._llm.stream_chat(answer.messages(self._system, turns), self._params), stoppable=True)
         except RequestError as error:  # most often: the conversation has outgrown the context
-            print(f"error: {error} (/reset begins anew)", file=sys.stderr)
+            print(one_line(f"error: {error} (/reset begins anew)"), file=sys.stderr)
             return
         self._turns = [*turns, ("assistant", shown.text)]
         if self._stats:

@@ -14,6 +14,7 @@ import cupola
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.progress import console_progress
 from cupola.runtime.artifact import Artifact
+from cupola.runtime.errors import one_line
 
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="The artifact's folder (default: named after the source, here).", show_default=False)
@@ -59,5 +60,5 @@ def _report(artifact: Artifact, seconds: float, as_json: bool) -> None:
         )
         return
     for note in manifest.notes:
-        print("note:", note, file=sys.stderr)
+        print("note:", one_line(note), file=sys.stderr)
     print(f"{artifact.path}: {num_bytes / 1e6:.0f} MB in {seconds:.1f} s; now `cupola run {artifact.path}`")

@@ -20,7 +20,7 @@ import msgspec
 from cupola.runtime.artifact import Artifact
 from cupola.runtime.engine import Engine
 from cupola.runtime.environment import debug_level
-from cupola.runtime.errors import CupolaError, EngineError, InputError
+from cupola.runtime.errors import ArtifactError, CupolaError, EngineError, InputError, one_line
 from cupola.runtime.llm import load_engine
 from cupola.runtime.outputs import TokenLogprobs
 from cupola.runtime.request import Request
@@ -36,12 +36,14 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket, self._frames = connection, m.Frames()
+        self._poll = select.poll()  # unlike select, it takes any descriptor: a server with many connections has none below 1024 to give
+        self._poll.register(connection, select.POLLIN)
         self._decoder = msgspec.msgpack.Decoder(m.ToEngine)
 
     def receive(self, *, wait: bool) -> Iterator[m.ToEngine]:
         """The messages that have come; with `wait`, at least one. Raises EOFError once the server is gone."""
         timeout = None if wait else 0
-        while select.select([self._socket], [], [], timeout)[0]:
+        while self._poll.poll(timeout):
             data = self._socket.recv(RECEIVE_BYTES)
             if not data:
                 raise EOFError
@@ -74,6 +76,8 @@ class EngineLoop:
                         self._add(message)
                     case m.Abort():
                         self._abort(message.request_id)
+                    case m.Ping():
+                        self._channel.send(m.Stepped([], self._engine.stats()))
             if self._engine.has_unfinished_requests():
                 self._channel.send(m.Stepped(self._step(), self._engine.stats()))
 
@@ -175,14 +179,16 @@ class Sent:
 def report(error: BaseException) -> None:
     """Says on standard error what went wrong; with CUPOLA_DEBUG, where."""
     with contextlib.suppress(OSError):  # a full disk under the log is no reason to end
-        print(f"engine: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(one_line(f"engine: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
         if debug_level():
             traceback.print_exception(error)
 
 
 def load(start: m.Start) -> Engine:
-    """The engine that `start` asks for. Raises CupolaError."""
+    """The engine that `start` asks for. Raises CupolaError, for another artifact than the server's too: they share one tokenizer."""
     artifact = Artifact.open(start.artifact)
+    if artifact.sha256 != start.sha256:
+        raise ArtifactError("was replaced by another one since the server opened it", file=artifact.path, fix="start the server again")
     return load_engine(
         artifact,
         start.config,

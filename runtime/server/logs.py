@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import re
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 
+from cupola.runtime.errors import one_line
+
 LogFormat = Literal["text", "json"]
 log = logging.getLogger("cupola.server")
+QUIET_SECONDS, MAX_PLACES = 10.0, 1024
+PLAIN = re.compile(r'[^\s"=\\]+')
 
 
 class JsonFormatter(logging.Formatter):
@@ -21,17 +31,55 @@ class JsonFormatter(logging.Formatter):
         line = {"time": _time(record), "level": record.levelname.lower(), "message": record.getMessage(), **_fields(record)}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        text = msgspec.json.encode(line).decode()
+        return text if text.isprintable() else "".join(map(_escape, text))  # a terminal obeys DEL and C1 too
+
+
+def _escape(character: str) -> str:
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else json.dumps(character)[1:-1]
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, message, and key=value."""
+    """Time, level, message, and key=value. Whatever clients send, a record is one line, but for the indented ones of a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's time, level, message and fields, on one line unless there is a traceback."""
-        pairs = " ".join(f"{name}={value}" for name, value in _fields(record).items() if value is not None)
-        line = f"{_time(record)} {record.levelname.lower():7s} {record.getMessage()} {pairs}".rstrip()
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        pairs = " ".join(f"{name}={_quote(str(value))}" for name, value in _fields(record).items() if value is not None)
+        line = f"{_time(record)} {record.levelname.lower():7s} {one_line(record.getMessage())} {pairs}".rstrip()
+        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        return "\n".join((line, *(f"  {one_line(part)}" for part in trace)))
+
+
+def _quote(value: str) -> str:
+    """A value as it is, or in quotes if it could be taken for something else."""
+    if PLAIN.fullmatch(value) and value.isprintable():
+        return value
+    return '"' + one_line(value.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+class OnceAWhile(logging.Filter):
+    """Lets a message through once in `seconds`, with how often it was held back since. What fails may fail a thousand times a second."""
+
+    def __init__(self, seconds: float = QUIET_SECONDS, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._seconds, self._now = seconds, now
+        self._last: dict[tuple[str, int], float] = {}  # by the place in the code that says it
+        self._held_back: Counter[tuple[str, int]] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        place, now = (record.pathname, record.lineno) if record.exc_info is None else (str(record.exc_info[1]), 0), self._now()
+        if now - self._last.get(place, -math.inf) < self._seconds:
+            self._held_back[place] += 1
+            return False
+        if len(self._last) >= MAX_PLACES:
+            self._last.clear()
+        self._last[place] = now
+        if times := self._held_back.pop(place, 0):
+            record.fields = {**_fields(record), "times_before": times}
+        return True
 
 
 def set_up_logs(log_format: LogFormat) -> None:
@@ -43,6 +91,7 @@ def set_up_logs(log_format: LogFormat) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+        logger.filters = [] if logger is log else [OnceAWhile()]
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

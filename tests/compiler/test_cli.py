@@ -421,6 +421,25 @@ def test_chat_needs_a_template(untemplated: str, fake: type[FakeLLM], capsys: Ca
     assert "has no chat template" in one_error_line(capsys.readouterr().err)
 
 
+HOSTILE = "\x1b]52;c;cm0gLXJm\x07 \x9b2J \x7f\x00 a\rb é 👩\u200d🚀"
+TAMED = "\\x1b]52;c;cm0gLXJm\\x07 \\x9b2J \\x7f\\x00 a\\rb é 👩\u200d🚀"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_gets_no_control_characters_and_a_file_gets_all(
+    artifact: str, fake: type[FakeLLM], monkeypatch: pytest.MonkeyPatch, capsys: Capture, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    assert run(["run", artifact, "--raw", "-p", f"{HOSTILE}\n\tx\r\ny"]) == 0
+    shown = f"raw:{TAMED}\n\tx\ny\n" if is_terminal else f"raw:{HOSTILE}\n\tx\r\ny\n"
+    assert capsys.readouterr().out == shown
+
+
+def test_what_an_error_quotes_does_not_move_the_cursor(capsys: Capture) -> None:
+    assert run(["run", "\x1b[2J\x9b/nowhere", "-p", "hi"]) == 2
+    assert one_error_line(capsys.readouterr().err).isprintable()
+
+
 # inspect and the lists
 
 
