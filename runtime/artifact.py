@@ -262,6 +262,11 @@ class Artifact:
     path: Path
     manifest: Manifest
 
+    @property
+    def sha256(self) -> str:
+        """Of the manifest, which hashes every file: what tells this artifact from any other one."""
+        return hashlib.sha256(self.manifest.to_json().encode("utf-8", "surrogatepass")).hexdigest()
+
     @staticmethod
     def open(path: str | Path, *, verify: bool = True) -> Artifact:
         """Reads the manifest of the artifact at `path` and checks its files' sizes and (with `verify`) hashes.

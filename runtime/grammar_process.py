@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cupola.runtime.environment import interpreter
+from cupola.runtime.verified import identify
 
 HEAD = struct.Struct("<I")
 CHUNK_BYTES = 1 << 20
@@ -161,7 +162,7 @@ class GrammarServer:
     """
 
     def __init__(self, file: Path, vocab_size: int, stop_token_ids: Sequence[int], max_seconds: float) -> None:
-        self._arguments = [str(file), str(vocab_size), json.dumps(list(stop_token_ids)), str(max_seconds)]
+        self._arguments = [str(file), identify(file), str(vocab_size), json.dumps(list(stop_token_ids)), str(max_seconds)]
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
         self._end: Callable[[], object] = _nothing

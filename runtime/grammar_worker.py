@@ -24,18 +24,21 @@ from pathlib import Path
 from typing import IO, Any
 
 from cupola.runtime import xgrammar_library as xgrammar
+from cupola.runtime.verified import identify
 
 MAX_GROWTH_BYTES = 512 << 20  # of a grammar's process over this one
 MAX_ERROR_CHARACTERS, MAX_LOG_BYTES = 200, 65536
 MAX_CREDIT_SECONDS, ROW_SECONDS = 1.0, 0.02  # processor time for matching: how much can be saved up, and what a row adds
 
 
-def main(control: socket.socket, file: Path, vocab_size: int, stop_token_ids: list[int], max_seconds: float) -> None:
+def main(control: socket.socket, file: Path, identity: str, vocab_size: int, stop_token_ids: list[int], max_seconds: float) -> None:
     """Forks a process for each socket that comes, until nobody can send any more."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes
     vocabularies: Any = [None, None]
     error = None
     try:
+        if identify(file) != identity:
+            raise RuntimeError("its file was replaced; start the program again")
         for special in (False, True):
             vocabularies[special] = xgrammar.Vocabulary(file, vocab_size, stop_token_ids, with_special_tokens=special)
     except Exception as problem:  # noqa: BLE001  the library raises whatever it likes; each grammar is told
@@ -133,5 +136,5 @@ def _tidy(problem: Exception) -> str:
 
 
 if __name__ == "__main__":
-    handle, tokenizer_file, size, stops, seconds = sys.argv[1:]
-    main(socket.socket(fileno=int(handle)), Path(tokenizer_file), int(size), json.loads(stops), float(seconds))
+    handle, tokenizer_file, state, size, stops, seconds = sys.argv[1:]
+    main(socket.socket(fileno=int(handle)), Path(tokenizer_file), state, int(size), json.loads(stops), float(seconds))

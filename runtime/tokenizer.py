@@ -14,6 +14,7 @@ from cupola.runtime.chat_template import ChatTemplate
 from cupola.runtime.errors import ArtifactError, ContextLengthError, OptionError, RequestError
 from cupola.runtime.token_bytes import TokenBytes
 from cupola.runtime.tokenizer_safety import is_harmless_decoder, is_harmless_encoder
+from cupola.runtime.verified import identify
 from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
 
 WORKER = Path(__file__).with_name("tokenizer_worker.py")
@@ -36,6 +37,7 @@ class Tokenizer:
     """
 
     def __init__(self, file: Path, *, is_bounded: bool = False) -> None:
+        identity = identify(file)  # a process that starts later must not read another one
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # noqa: BLE001  the library raises plain Exception
@@ -47,7 +49,7 @@ class Tokenizer:
             problem = "may make any length of text of a token, or take any time"
             raise ArtifactError(problem, file=file, field="decoder", fix="use a model whose tokenizer you trust")
         self.token_bytes = TokenBytes(self._tokenizer)
-        self._worker = WorkerProcess(WORKER, str(file), max_seconds=MAX_SECONDS) if is_bounded else None
+        self._worker = WorkerProcess(WORKER, str(file), identity, max_seconds=MAX_SECONDS) if is_bounded else None
         self._is_harmless = is_harmless_encoder(self._tokenizer)
 
     def encode(self, text: str, *, max_tokens: int = MAX_TOKENS, add_special_tokens: bool = True) -> list[int]:

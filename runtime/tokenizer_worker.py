@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 
@@ -15,9 +16,11 @@ import tokenizers
 MAX_MEMORY_BYTES = 2 << 30
 
 
-def main(file: str) -> None:
-    """Answers jobs until standard input ends."""
+def main(file: str, identity: str) -> None:
+    """Answers jobs until standard input ends; with an error, if the file is not the one that `identity` was taken of."""
     limit_memory()
+    status = os.stat(file)
+    is_replaced = identity != f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"  # as `verified.identify`
     tokenizer = tokenizers.Tokenizer.from_file(file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -25,6 +28,8 @@ def main(file: str) -> None:
         job = json.loads(line)
         limit_time(job["seconds"])
         try:
+            if is_replaced:
+                raise RuntimeError("the tokenizer's file was replaced; start the program again")
             answer: dict[str, object] = {"ids": tokenizer.encode(job["text"], add_special_tokens=job["add_special_tokens"]).ids}
         except Exception as error:  # noqa: BLE001  the library raises plain Exception
             answer = {"error": f"{error}"[:200]}
@@ -49,4 +54,4 @@ def limit_time(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

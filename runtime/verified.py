@@ -41,6 +41,15 @@ def verify_once(folder: Path, files: Mapping[Path, str], verify: Callable[[], No
             note.write_text(state, encoding="ascii")
 
 
+def identify(file: Path) -> str:
+    """What tells a file from one that takes its place later; nothing if there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ""
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
 def _note_of(folder: Path) -> Path:
     return cache_folder() / "verified" / hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
 

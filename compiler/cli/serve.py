@@ -55,6 +55,8 @@ Timeout = Annotated[float, typer.Option("--request-timeout", help="Seconds that 
 Shutdown = Annotated[float, typer.Option("--shutdown-timeout", help="Seconds that unfinished requests get after SIGTERM.")]
 Send = Annotated[float, typer.Option("--send-timeout", help="Seconds after which a client that takes nothing of its answer is cut off.")]
 Stall = Annotated[float, typer.Option("--stall-timeout", help="Seconds without a step after which /health says 503.")]
+Read = Annotated[float, typer.Option("--read-timeout", help="Seconds that a client may take to send a request.")]
+Connections = Annotated[int, typer.Option("--max-connections", help="Clients that may be connected.")]
 IgnoredFields = Annotated[
     str, typer.Option("--ignored-fields", help="Request fields to ignore, with commas between; other unknown ones are refused.")
 ]
@@ -62,6 +64,14 @@ AllowedOrigins = Annotated[
     list[str] | None,
     typer.Option(
         "--allowed-origins", help="Origins of web pages that may use the server, * for all; repeat it for more.", show_default=False
+    ),
+]
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-hosts",
+        help="Names that clients may reach the server by (default: any; on a loopback address localhost); repeat it for more.",
+        show_default=False,
     ),
 ]
 RootPath = Annotated[str, typer.Option("--root-path", help="The path under which a proxy shows the server, such as /llm.")]
@@ -95,8 +105,11 @@ def serve_model(
     shutdown_timeout: Shutdown = 30.0,
     send_timeout: Send = 60.0,
     stall_timeout: Stall = 20.0,
+    read_timeout: Read = 30.0,
+    max_connections: Connections = 1024,
     ignored_fields: IgnoredFields = "",
     allowed_origins: AllowedOrigins = None,
+    allowed_hosts: AllowedHosts = None,
     root_path: RootPath = "",
     ssl_certfile: CertFile = None,
     ssl_keyfile: KeyFile = None,
@@ -146,8 +159,11 @@ def serve_model(
             shutdown_timeout=shutdown_timeout,
             send_timeout=send_timeout,
             stall_timeout=stall_timeout,
+            read_timeout=read_timeout,
+            max_connections=max_connections,
             ignored_fields=_split(ignored_fields),
             allowed_origins=_split(",".join(allowed_origins or [])),
+            allowed_hosts=_split(",".join(allowed_hosts or [])),
             root_path=root_path,
             ssl_certfile=ssl_certfile,
             ssl_keyfile=ssl_keyfile,

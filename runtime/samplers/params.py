@@ -95,7 +95,7 @@ class ChainParams:
 
     def check_chain(self) -> None:
         """Checks what no table of ranges says. Raises RequestError naming the field and the fix."""
-        if isinstance(self.mirostat, bool) or self.mirostat not in (0, 2):
+        if type(self.mirostat) is not int or self.mirostat not in (0, 2):
             problem = "is 1, which is not supported" if self.mirostat == 1 else f"is {self.mirostat!r:.60}"
             raise RequestError(problem, field="mirostat", fix="give 2, or 0 for none")
         breakers = self.dry_sequence_breakers

@@ -26,6 +26,7 @@ from cupola.runtime.server.content import Content
 from cupola.runtime.server.engine_client import Health
 from cupola.runtime.server.errors import ERROR_RESPONSES, ServerError, on_error, on_http_exception, on_invalid_body
 from cupola.runtime.server.generation import json_response
+from cupola.runtime.server.hosts import ANY, Hosts
 from cupola.runtime.server.middleware import Guard, Observer, Prefix
 from cupola.runtime.server.page_routes import router as page
 from cupola.runtime.server.props import server_props
@@ -123,6 +124,8 @@ def _add_middleware(app: FastAPI, config: ServerConfig) -> None:
             expose_headers=("X-Request-Id", "Retry-After"),
             max_age=3600,
         )
+    if config.allowed_hosts != (ANY,):
+        app.add_middleware(Hosts, allowed=config.allowed_hosts)
     app.add_middleware(Observer)
     app.add_middleware(AnthropicErrors)
     if config.root_path:

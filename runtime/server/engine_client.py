@@ -17,6 +17,8 @@ from cupola.runtime.outputs import EngineStats
 from cupola.runtime.server import messages as m
 
 EXIT_SECONDS = 10.0  # for the engine's process to end after its socket did
+LOST_SECONDS = 1.0  # the same, if it was not us who closed the socket
+PINGS = 4  # in the time after which an engine that does not answer is stalled
 
 
 class Health(Enum):
@@ -73,19 +75,29 @@ class EngineClient:
         self._transport: asyncio.Transport | None = None
         self._ready: asyncio.Future[m.Ready] | None = None
         self._heard = time.monotonic()
+        self._pinged = False  # and no answer has come
+        self._pings: asyncio.TimerHandle | None = None
         self.died = asyncio.Event()
 
     async def start(self) -> None:
-        """Starts the process; `ready` says when the model is there."""
+        """Starts the process; `ready` says when the model is there. Raises OSError if the system gives no process or no socket."""
         ours, theirs = socket.socketpair()
+        try:
+            self._start_process(theirs)
+            loop = asyncio.get_running_loop()
+            self._ready = loop.create_future()
+            self._transport, _ = await loop.create_unix_connection(lambda: _Receiver(self._receive, self._lost), sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._send(self._start)
+
+    def _start_process(self, theirs: socket.socket) -> None:
         command = [*interpreter(), "-m", "cupola.runtime.server.engine_process", str(theirs.fileno())]
         # A session of its own: Ctrl-C is for the server, which lets requests finish.
         self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True)
-        theirs.close()
-        loop = asyncio.get_running_loop()
-        self._ready = loop.create_future()
-        self._transport, _ = await loop.create_unix_connection(lambda: _Receiver(self._receive, self._lost), sock=ours)
-        self._send(self._start)
 
     async def ready(self) -> m.Ready:
         """Waits for the model. Raises ArtifactError or EngineError if it can't be loaded."""
@@ -94,12 +106,12 @@ class EngineClient:
 
     @property
     def health(self) -> Health:
-        """How the engine is; it is stalled if it has work and has not stepped for long."""
+        """How the engine is; it is stalled if it has work, or was asked whether it is there, and has said nothing for long."""
         if self.died.is_set():
             return Health.DEAD
         if self._ready is None or not self._ready.done():
             return Health.LOADING
-        stalled = self._streams and time.monotonic() - self._heard > self._stall_timeout
+        stalled = (self._streams or self._pinged) and time.monotonic() - self._heard > self._stall_timeout
         return Health.STALLED if stalled else Health.READY
 
     @property
@@ -131,18 +143,19 @@ class EngineClient:
             self.forget(request_id)
 
     async def close(self) -> int:
-        """Ends the process and returns its exit code."""
-        if self._process is not None and self.health is Health.LOADING:
-            self._process.kill()  # it would look for messages only once it has loaded
+        """Ends the process, if there is one, and returns its exit code."""
+        if self._process is not None and self.health in (Health.LOADING, Health.STALLED):
+            self._process.kill()  # it would not look for messages
         self._fail(EngineError("the server is shutting down"))
         if self._transport is not None:
             self._transport.abort()
-        return await asyncio.to_thread(self._wait)
+        return await asyncio.to_thread(self._wait, EXIT_SECONDS)
 
-    def _wait(self) -> int:
-        assert self._process is not None
+    def _wait(self, seconds: float) -> int:
+        if self._process is None:
+            return 0
         try:
-            return self._process.wait(EXIT_SECONDS)
+            return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
@@ -154,8 +167,15 @@ class EngineClient:
         assert self._transport is not None
         self._transport.write(frames)
 
+    def _ping(self) -> None:
+        """Asks an idle engine whether it is there, again and again: one that hangs would else be noticed by the next client."""
+        self._pings = asyncio.get_running_loop().call_later(self._stall_timeout / PINGS, self._ping)
+        if not self._streams and not self._pinged:
+            self._heard, self._pinged = time.monotonic(), True
+            self._send(m.Ping())
+
     def _receive(self, body: bytes) -> None:
-        self._heard = time.monotonic()
+        self._heard, self._pinged = time.monotonic(), False
         message = self._decoder.decode(body)
         match message:
             case m.Stepped():
@@ -171,6 +191,7 @@ class EngineClient:
                 self._hand_over(message.request_id, raised)
             case m.Ready() if self._ready is not None:
                 self._ready.set_result(message)
+                self._ping()
             case m.LoadFailed() if self._ready is not None:
                 self._fail(ArtifactError(message.message) if message.is_input_error else EngineError(message.message))
 
@@ -188,12 +209,14 @@ class EngineClient:
     def _lost(self) -> None:
         """The engine's process has ended, or closed its end."""
         if not self.died.is_set():
-            code = self._wait()
+            code = self._wait(LOST_SECONDS)
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
             self._fail(EngineError(f"the engine's process ended {how}"))
 
     def _fail(self, error: InputError | EngineError) -> None:
         self.died.set()
+        if self._pings is not None:
+            self._pings.cancel()
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # so that nobody need ask

@@ -17,6 +17,7 @@ from cupola.runtime.errors import ContextLengthError, EngineError, InputError, R
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     413: "invalid_request_error",

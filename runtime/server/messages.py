@@ -18,9 +18,10 @@ LENGTH = struct.Struct("<I")
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
-    """The first message: which artifact to load, and how. The fields but `config` are `LLM`'s arguments."""
+    """The first message: which artifact to load, and how. `sha256` is the artifact's; the fields but `config` are `LLM`'s arguments."""
 
     artifact: str
+    sha256: str
     config: EngineConfig
     kv_memory: int | str
     swap_memory: int | str
@@ -46,6 +47,10 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
     """Whoever asked has gone: forget it."""
 
     request_id: str
+
+
+class Ping(msgspec.Struct, tag=True, frozen=True):
+    """Asks whether the engine still answers; it does so with `Stepped`."""
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
@@ -103,7 +108,7 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
     fix: str | None = None
 
 
-ToEngine = Start | Add | Abort
+ToEngine = Start | Add | Abort | Ping
 ToServer = Ready | LoadFailed | Stepped | Refused
 
 _encoder = msgspec.msgpack.Encoder()

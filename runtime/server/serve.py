@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 import socket
 import ssl
@@ -18,13 +19,14 @@ from cupola.runtime.artifact import Artifact
 from cupola.runtime.engine import EngineConfig
 from cupola.runtime.errors import OptionError
 from cupola.runtime.memory import parse_bytes
+from cupola.runtime.server import descriptors
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.app import build_app
-from cupola.runtime.server.connection import connection_type
+from cupola.runtime.server.connection import Limits, connection_type
+from cupola.runtime.server.hosts import ANY, check_hosts, is_loopback
 from cupola.runtime.server.logs import LogFormat, log, set_up_logs
 from cupola.runtime.server.service import ServerConfig, Service
 
-BACKLOG = 2048
 SEND_BUFFER_BYTES = 256 << 10  # of a connection: the system's own choice grows to megabytes before a client shows that it reads nothing
 LAST_SECONDS = 2.0  # for requests to say that they were ended
 
@@ -52,8 +54,11 @@ def serve(
     shutdown_timeout: float = 30.0,
     send_timeout: float = 60.0,
     stall_timeout: float = 20.0,
+    read_timeout: float = 30.0,
+    max_connections: int = 1024,
     ignored_fields: Sequence[str] = (),
     allowed_origins: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
     root_path: str = "",
     ssl_certfile: str | Path | None = None,
     ssl_keyfile: str | Path | None = None,
@@ -73,8 +78,12 @@ def serve(
         shutdown_timeout: seconds that unfinished requests get when the server is told to end.
         send_timeout: seconds after which a client that takes nothing of its answer is cut off.
         stall_timeout: seconds without a step, though there is work, after which `/health` says 503.
+        read_timeout: seconds that a client may take to send a request; a body may take longer, as long as a kilobyte comes each second.
+        max_connections: clients that may be connected. Beyond it the one that was idle for longest is let go, or the new one gets a 503.
         ignored_fields: names of request fields that clients send and that are to be ignored; other fields that are not known are refused.
         allowed_origins: of web pages that may use the server from a browser, such as "https://example.org"; "*" is all, none the default.
+        allowed_hosts: names that clients may reach the server by, such as "llm.example.org", "*.example.org" or "*". By default any, but
+            on a loopback address this machine's own alone, which are always allowed: web pages might pass theirs off as one of them.
         root_path: the path under which a proxy shows the server, such as "/llm", whether or not the proxy takes it off.
         ssl_certfile, ssl_keyfile: files in PEM, for HTTPS. The certificate's file may hold the key too.
         sse_keep_alive: seconds after which a stream without anything new sends a comment, so that no proxy ends it; 0 is never.
@@ -98,12 +107,14 @@ def serve(
     config = ServerConfig(
         _tuple(served_model_name) or (folder.resolve().name,), _tuple(api_key), max_queue, request_timeout, shutdown_timeout, send_timeout,
         stall_timeout, ignored_fields=tuple(ignored_fields), allowed_origins=tuple(allowed_origins), root_path=root_path.rstrip("/"),
-        chat_template=None if chat_template is None else Path(chat_template), sse_keep_alive=sse_keep_alive,
+        chat_template=None if chat_template is None else Path(chat_template), sse_keep_alive=sse_keep_alive, read_timeout=read_timeout,
     )  # fmt: skip
+    hosts = check_hosts(allowed_hosts)
     tls = check_tls(ssl_certfile, ssl_keyfile)
     opened = Artifact.open(folder)
     start = m.Start(
         artifact=str(folder.resolve()),
+        sha256=opened.sha256,
         config=engine,
         kv_memory=kv_memory,
         swap_memory=swap_memory,
@@ -112,6 +123,9 @@ def serve(
     )
     with listen(host, port) as listener:
         set_up_logs(log_format)
+        if not hosts and not is_loopback(listener.getsockname()[0]):
+            hosts = (ANY,)
+        config = dataclasses.replace(config, allowed_hosts=hosts, max_connections=descriptors.max_connections(max_connections))
         asyncio.run(_serve(Service(opened, start, config), listener, tls))
 
 
@@ -146,7 +160,8 @@ def check_tls(certfile: str | Path | None, keyfile: str | Path | None) -> Tls | 
 async def _serve(service: Service, listener: socket.socket, tls: Tls | None) -> None:
     config = uvicorn.Config(
         build_app(service),
-        http=connection_type(service.config.send_timeout),
+        http=connection_type(Limits(service.config.send_timeout, service.config.read_timeout, service.config.max_connections)),
+        backlog=descriptors.ACCEPTED_AT_ONCE,
         ws="none",
         log_config=None,
         access_log=False,
@@ -215,11 +230,11 @@ def listen(host: str, port: int) -> socket.socket:
         raise OptionError(f"is {port}", field="port", fix="give a number from 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family)
+        listener = descriptors.Listener(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.bind(address)
-        listener.listen(BACKLOG)
+        listener.listen()
     except OSError as error:
         raise OptionError(f"{host}:{port} can't be had: {error}", field="host", fix="free it, or give another --host or --port") from None
     return listener

@@ -10,19 +10,21 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cupola.runtime.admission import Admission, Prompt
 from cupola.runtime.artifact import Artifact
 from cupola.runtime.chat_template import ChatTemplate, Message
-from cupola.runtime.errors import CupolaError, OptionError, RequestError
+from cupola.runtime.errors import CupolaError, EngineError, OptionError, RequestError
 from cupola.runtime.generation_defaults import default_sampling_params
 from cupola.runtime.grammar import MAX_AT_ONCE, GrammarCompiler
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server import messages as m
+from cupola.runtime.server.artifact_watch import ArtifactWatch
 from cupola.runtime.server.engine_client import EngineClient, Health, RequestStream
 from cupola.runtime.server.errors import ServerError
 from cupola.runtime.server.logs import log
@@ -30,6 +32,8 @@ from cupola.runtime.server.metrics import Metrics
 from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 
 MAX_WAITING_GRAMMARS = 32
+MAX_FAILED_STARTS = 6  # of an engine that ran before, one after the other
+MAX_PAUSE_SECONDS = 15.0  # between two of them
 MAY_BE_0 = ("max_queue", "shutdown_timeout", "sse_keep_alive")
 ORIGIN = re.compile(r"[a-zA-Z][\w+.-]*://[\w.:\[\]-]+", re.ASCII)
 ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
@@ -65,6 +69,9 @@ class ServerConfig:
     root_path: str = ""
     chat_template: Path | None = None
     sse_keep_alive: float = 30.0
+    allowed_hosts: tuple[str, ...] = ("*",)
+    read_timeout: float = 30.0
+    max_connections: int = 1024
 
     def __post_init__(self) -> None:
         if not (self.served_model_names and all(self.served_model_names)):
@@ -76,7 +83,7 @@ class ServerConfig:
                 raise OptionError(f"is {origin!r:.60}", field="allowed_origins", fix='give origins such as "https://example.org", or "*"')
         if self.root_path and not ROOT_PATH.fullmatch(self.root_path):
             raise OptionError(f"is {self.root_path!r:.60}", field="root_path", fix='give a path such as "/llm"')
-        for name in ("request_timeout", "send_timeout", "stall_timeout", "max_body_bytes", *MAY_BE_0):
+        for name in ("request_timeout", "send_timeout", "read_timeout", "stall_timeout", "max_body_bytes", *MAY_BE_0):
             value = getattr(self, name)
             if not 0 <= value < math.inf or (value == 0 and name not in MAY_BE_0):
                 raise OptionError(f"is {value!r:.60}", field=name, fix="give a positive number")
@@ -119,18 +126,18 @@ class Service:
         self._client = self._new_client()
         self._ready: m.Ready | None = None
         self._admission: Admission | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._artifact_watch = ArtifactWatch(artifact)
 
     async def open(self) -> None:
         """Starts the engine, and starts it again if it dies once it was ready."""
-        await self._client.start()
-        self._watch = asyncio.create_task(self._keep_alive())
+        self._tasks = [asyncio.create_task(self._unless_it_fails(task)) for task in (self._keep_alive(), self._watch_artifact())]
 
     async def close(self) -> None:
         """Ends the engine."""
         self.draining = True
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._client.close()
         self._grammar_threads.shutdown(wait=False, cancel_futures=True)
         if self._grammars is not None:
@@ -270,26 +277,55 @@ class Service:
             wait = self.metrics.mean_request_seconds() * num_unfinished / self._ready.max_num_seqs
             raise ServerError(429, "too many requests are waiting", code="queue_full", retry_after=min(60, max(1, math.ceil(wait))))
 
+    async def _unless_it_fails(self, task: Coroutine[Any, Any, None]) -> None:
+        """Runs what must run as long as the server: where it ends with an error, the server does."""
+        try:
+            await task
+        except CupolaError as error:
+            self.failure = error
+        except Exception as error:  # noqa: BLE001  a server that nobody looks after would seem to be one
+            log.error("the server can't go on", exc_info=error)
+            self.failure = EngineError(f"{type(error).__name__}: {error}")
+        self.stopped.set()
+
+    async def _watch_artifact(self) -> None:
+        raise await self._artifact_watch.run()
+
     async def _keep_alive(self) -> None:
-        """Waits for the model; if the engine dies later, starts it again. What fails before it was ready would only fail again."""
+        """Starts the engine, and again if it dies; what keeps it from starting may pass, unless it was there from the beginning.
+
+        Raises:
+            CupolaError: why it can't be started.
+        """
+        num_failures = 0
         while True:
             try:
-                self._ready = await self._client.ready()
-            except CupolaError as error:
-                self.failure = error
-                self.stopped.set()
-                return
-            self._admission = Admission(
-                self.artifact.manifest.model, self._ready.max_length, self._start.config.max_logprobs, self.tokenizer
-            )
-            log.info("ready", extra={"fields": {"model": self.config.served_model_name, "kv_blocks": self._ready.num_blocks}})
-            await self._client.died.wait()
-            if self.draining:
-                return
-            log.error("the engine's process ended; starting it again")
-            self.metrics.count_engine_restart()
+                self._ready = await self._start_engine()
+            except EngineError as error:
+                num_failures += 1
+                if self._ready is None or num_failures == MAX_FAILED_STARTS:
+                    raise
+                log.warning("the engine can't be started; trying again", extra={"fields": {"error": str(error)}})
+            else:
+                num_failures = 0
+                await self._client.died.wait()
+                if self.draining:
+                    return
+                log.error("the engine's process ended; starting it again")
+                self.metrics.count_engine_restart()
+            await asyncio.sleep(min(MAX_PAUSE_SECONDS, 2.0**num_failures - 1))
             self._client = self._new_client()
+
+    async def _start_engine(self) -> m.Ready:
+        """Waits until the model is loaded. Raises ArtifactError or EngineError."""
+        try:
             await self._client.start()
+        except OSError as error:  # no descriptor, process or memory is left
+            raise EngineError(f"the engine's process can't be started: {error}") from None
+        ready = await self._client.ready()
+        self._admission = Admission(self.artifact.manifest.model, ready.max_length, self._start.config.max_logprobs, self.tokenizer)
+        log.info("ready", extra={"fields": {"model": self.config.served_model_name, "kv_blocks": ready.num_blocks}})
+        return ready
 
     def _new_client(self) -> EngineClient:
         return EngineClient(self._start, self.metrics.observe_stats, self.config.stall_timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,12 @@ CONTEXT, ENDLESS = 4096, 1 << 16
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifact of the tiny model with a context in which a request can take seconds."""
     return make_artifact(tmp_path_factory.mktemp("server") / "tiny", context=CONTEXT).path
+
+
+@pytest.fixture
+def copy_of_tiny(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny` that may be spoiled."""
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")

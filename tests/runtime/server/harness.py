@@ -128,7 +128,7 @@ class Server:
     def start_request(self, body: dict[str, Any], path: str = COMPLETIONS) -> socket.socket:
         """Sends a request and leaves the answer unread."""
         content = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         connection = self.connect()
         connection.sendall(head.encode() + content)
         return connection

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cupola.runtime.server.logs import JsonFormatter, TextFormatter
+from cupola.runtime.server.logs import JsonFormatter, OnceAWhile, TextFormatter
 
 HOSTILE = (
     "/x\n2026-11-28T00:00:00.000+00:00 info    ready model=FORGED\n",
@@ -66,3 +66,16 @@ def test_a_traceback_forges_no_line(text: str):
 def test_plain_values_stay_plain():
     line = TextFormatter().format(record_of({"path": "/v1/models/é", "error": "RequestError: n: is 0", "none": None}))
     assert line.endswith('info    request path=/v1/models/é error="RequestError: n: is 0"')
+
+
+def test_what_is_said_a_thousand_times_is_written_once_a_while():
+    now = [100.0]
+    once = OnceAWhile(10.0, lambda: now[0])
+    written = []
+    for number in range(2500):
+        now[0] = 100.0 + number / 100
+        record = record_of({}, OSError(24, "Too many open files"), message="socket.accept() out of system resource")
+        if once.filter(record):
+            written.append(record.fields.get("times_before"))
+    assert written == [None, 999, 999]
+    assert once.filter(record_of({}, OSError(28, "No space left on device")))

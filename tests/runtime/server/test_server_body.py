@@ -165,7 +165,7 @@ def test_right_content_type(server: Server):
 
 
 def request(body: bytes, *headers: str) -> bytes:
-    head = [f"POST {COMPLETIONS} HTTP/1.1", "Host: test", "Content-Type: application/json", *headers, "", ""]
+    head = [f"POST {COMPLETIONS} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers, "", ""]
     return "\r\n".join(head).encode() + body
 
 

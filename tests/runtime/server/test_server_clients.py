@@ -99,10 +99,10 @@ def test_leaving_the_queue(small: Server, stream: bool):
 
 def test_leaving_with_half_a_request(small: Server):
     with unharmed(small):
-        for part in (b"", b"POST /v1/compl", b"POST /v1/completions HTTP/1.1\r\nHost: t\r\n"):
+        for part in (b"", b"POST /v1/compl", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"):
             with small.connect() as connection:
                 connection.sendall(part)
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
         for end in CLOSE.values():
             connection = small.connect()
             connection.sendall(head + b'{"prompt"')
@@ -122,7 +122,7 @@ def stalled(server: Server, body: dict[str, Any]) -> socket.socket:
     connection.settimeout(60)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(server.address)
-    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     connection.sendall(head.encode() + content)
     return connection
 

@@ -17,8 +17,9 @@ import httpx
 import psutil
 import pytest
 
-from tests.runtime.server.conftest import ENDLESS
+from tests.runtime.server.conftest import CONTEXT, ENDLESS
 from tests.runtime.server.harness import COMPLETIONS, PATIENCE, Server, engine_of, error_of, eventually, run_server
+from tests.runtime.tiny_artifact import make_artifact
 
 LONG = {"prompt": [1, 2, 3], "max_tokens": ENDLESS, "temperature": 0, "ignore_eos": True}
 SHORT = {**LONG, "max_tokens": 4000, "return_token_ids": True}
@@ -102,6 +103,41 @@ def test_an_idle_engine_is_healthy(faulty: Server):
     assert faulty.health() == (200, "ready")
 
 
+def test_an_idle_engine_stands_still(faulty: Server):
+    """Nobody asks it anything: that it would not answer is noticed nevertheless, and so is that it does again."""
+    faulty.wait_idle()
+    engine = faulty.engine()
+    engine.suspend()
+    try:
+        eventually(lambda: faulty.health() == (503, "stalled"))
+    finally:
+        engine.resume()
+    eventually(lambda: faulty.health() == (200, "ready"))
+
+
+def test_an_artifact_that_is_replaced(copy_of_tiny: Path, tmp_path: Path):
+    """The server goes on with what it loaded, and says so; the other one's engine never answers behind this one's tokenizer."""
+    other = make_artifact(tmp_path / "other", seed=1, context=CONTEXT).path
+    with run_server(copy_of_tiny, tmp_path) as server:
+        expected, engine = server.greedy_alone(), server.engine()
+        copy_of_tiny.rename(tmp_path / "old")
+        other.rename(copy_of_tiny)
+        eventually(lambda: any("replaced" in line["message"] for line in server.lines()))
+        assert server.greedy() == expected
+        engine.kill()
+        assert server.process.wait(PATIENCE) == 2
+        assert "replaced by another one" in server.log.read_text().splitlines()[-1]
+
+
+def test_weights_that_are_written_over(copy_of_tiny: Path, tmp_path: Path):
+    with run_server(copy_of_tiny, tmp_path) as server:
+        with next(copy_of_tiny.glob("*.safetensors")).open("r+b") as file:
+            file.seek(1000)
+            file.write(b"other")
+        assert server.process.wait(PATIENCE) == 2
+        assert "written over" in server.log.read_text().splitlines()[-1]
+
+
 def test_the_server_is_killed(endless: Path, tmp_path: Path):
     """The engine and the process of the chat templates end with it."""
     with run_server(endless, tmp_path) as server:
@@ -163,7 +199,7 @@ def test_requests_that_do_not_finish(endless: Path, tmp_path: Path, how: str):
         whole = pool.submit(ask, server, LONG)
         stream = pool.submit(read_events, server, LONG)
         with server.connect() as half, server.start_request({**LONG, "stream": True}):
-            half.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: t\r\nContent-Length: 9\r\n\r\n{{".encode())
+            half.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{{".encode())
             in_flight(server, 3)
             server.process.send_signal(signal.SIGTERM)
             if how == "told twice":
