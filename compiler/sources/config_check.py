@@ -133,6 +133,17 @@ def _check_rope(config: Mapping[str, Any], file: object) -> None:
             )
 
 
+def check_quantization(config: Mapping[str, Any], file: object) -> None:
+    """Raises UnsupportedError if the weights are quantized in a way of transformers' own."""
+    if config.get("quantization_config"):
+        raise UnsupportedError(
+            "the weights are already quantized",
+            file=file,
+            field="quantization_config",
+            fix="give the model in f32, f16 or bf16, or as a GGUF file",
+        )
+
+
 def check_config(config: Mapping[str, Any], file: object, trust_remote_code: bool = False) -> int:
     """Check a configuration before anything is built from it.
 
@@ -151,13 +162,7 @@ def check_config(config: Mapping[str, Any], file: object, trust_remote_code: boo
     if config.get("auto_map") and not _has_own_class(config):
         what = "cupola compiles only the model classes that transformers ships" if trust_remote_code else "asks to run code of its own"
         raise UnsupportedError(what, file=file, field="auto_map", fix="remove the field if transformers' own class is meant")
-    if config.get("quantization_config"):
-        raise UnsupportedError(
-            "the weights are already quantized",
-            file=file,
-            field="quantization_config",
-            fix="give the model in f32, f16 or bf16, or as a GGUF file",
-        )
+    check_quantization(config, file)
     config_class = _config_class(config, file)
     _refuse_composites(config, config_class, file)
     sizes = _sizes(config, config_class, file)

@@ -14,6 +14,7 @@ from cupola.compiler.sources.files import member, read_json_object, sha256_of
 from cupola.compiler.sources.generation import generation_defaults
 from cupola.compiler.sources.safetensors_file import read_safetensors
 from cupola.compiler.sources.special_tokens import add_end_token, read_special_tokens
+from cupola.compiler.sources.text_model import has_text_model, text_config, text_note, text_tensors
 from cupola.compiler.sources.tokenizer_extras import EXTRA_FILES
 from cupola.compiler.sources.tokenizer_files import read_tokenizer
 from cupola.runtime.errors import SourceError
@@ -106,6 +107,21 @@ def content_files(folder: Path) -> tuple[Path, ...]:
     return (*(path for name in _CONTENT if (path := member(folder, name))), *template_files(folder), *weight_files(folder))
 
 
+def _read_model(
+    folder: Path, config: dict[str, Any], path: Path, trust_remote_code: bool
+) -> tuple[dict[str, Any], int, dict[str, LazyTensor], tuple[str, ...]]:
+    """The configuration, checked; the size of its vocabulary; the weights; notes. Of a model of text and images, its text model's."""
+    code_notes = _code_notes(config)
+    if not has_text_model(config):
+        vocab_size = check_config(config, path, trust_remote_code)
+        tensors, notes = _read_weights(folder, weight_files(folder))
+        return config, vocab_size, tensors, (*code_notes, *notes)
+    whole, notes = _read_weights(folder, weight_files(folder))
+    tensors = text_tensors(whole)
+    text = text_config(config, tensors, path)
+    return text, check_config(text, path, trust_remote_code), tensors, (text_note(config), *code_notes, *notes)
+
+
 def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -> Source:
     """A folder as transformers' `save_pretrained` writes it, or the hub holds it.
 
@@ -123,9 +139,7 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
     config_path = member(folder, "config.json")
     if config_path is None:
         raise SourceError("is missing", file=folder / "config.json", fix="give a folder with config.json and safetensors, or a GGUF file")
-    config = read_json_object(config_path)
-    vocab_size = check_config(config, config_path, trust_remote_code)
-    tensors, weight_notes = _read_weights(folder, weight_files(folder))
+    config, vocab_size, tensors, model_notes = _read_model(folder, read_json_object(config_path), config_path, trust_remote_code)
     tokenizer_config = _optional_json(folder, "tokenizer_config.json") or {}
     tokenizer_json, tokenizer_notes = read_tokenizer(folder, tokenizer_config, vocab_size)
     given = _optional_json(folder, "generation_config.json")
@@ -143,5 +157,5 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
         chat_templates=templates,
         special_tokens=special_tokens,
         generation_config=generation,
-        notes=(*_code_notes(config), *weight_notes, *tokenizer_notes, *notes, *end_notes, *template_notes),
+        notes=(*model_notes, *tokenizer_notes, *notes, *end_notes, *template_notes),
     )

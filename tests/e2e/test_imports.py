@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from tests.e2e.tiny_models import SIZES, assert_matches, tiny_model
 
@@ -32,3 +33,25 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_matches_transformers(name: str, tmp_path: Path) -> None:
     assert_matches(tiny_model(name.split()[0], **CASES[name]), tmp_path)
+
+
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+TEXT = SIZES | {"head_dim": 16}
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": TEXT | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 16},
+        "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 250, "boi_token_index": 251, "eoi_token_index": 252,
+    },
+    "llava": {
+        "text_config": TEXT | {"model_type": "llama"}, "vision_config": VISION | {"model_type": "clip_vision_model"},
+        "image_token_index": 250, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", WRAPPERS)
+def test_the_text_model_of_a_model_of_text_and_images(model_type: str, tmp_path: Path) -> None:
+    model = tiny_model(model_type, transformers.AutoModelForImageTextToText, **WRAPPERS[model_type])
+    artifact = assert_matches(model, tmp_path)
+    assert f"this is the text model of {model_type} alone: it takes no images" in artifact.manifest.notes
+    assert not any("does not use" in note for note in artifact.manifest.notes)
