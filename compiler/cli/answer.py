@@ -16,7 +16,7 @@ from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.cache import cached_artifact
 from cupola.compiler.options import CompileOptions
 from cupola.runtime.artifact import CHAT_TEMPLATE
-from cupola.runtime.errors import ArtifactError
+from cupola.runtime.errors import ArtifactError, OptionError
 
 if TYPE_CHECKING:
     from cupola import LLM, SamplingParams
@@ -69,6 +69,8 @@ def show(pieces: Iterator[str], *, stoppable: bool = False) -> Answer:
 
     A terminal gets no control characters but newlines and tabs: a model may say what would move its cursor or fill its clipboard.
     """
+    if sys.stdout is None:
+        raise OptionError("is closed", file="standard output", fix="give the answer somewhere to go")
     shown: list[str] = []
     tame = _tame if sys.stdout.isatty() else str
     start = first = time.perf_counter()

@@ -5,10 +5,12 @@ Exit codes: 0 fine, 1 the engine or the machine failed, 2 bad input, 130 stopped
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -71,7 +73,19 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last stop before the user, who gets a line and not a traceback
         if debugging and not isinstance(error, typer.TyperException | InputError):
             traceback.print_exception(error)
-        return _report(error)
+        code = _report(error)
+        if isinstance(error, OSError):
+            _drop_output()
+        return code
+
+
+def _drop_output() -> None:
+    """Lets go of what standard output can't take, or Python would complain of it again at its end."""
+    with suppress(OSError, ValueError):
+        if sys.stdout is not None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
 
 def _report(error: Exception) -> int:
