@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.outputs import TokenLogprobs
+from cupola.runtime.server.fill_in_the_middle import middle_prompt
 from cupola.runtime.server.generation import COMPLETION_EVENTS, Choice, EventForm, Generation, respond
 from cupola.runtime.server.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
 from cupola.runtime.server.protocol import CompletionRequest, Object
@@ -103,8 +104,8 @@ async def complete(service: Service, request: Request, body: CompletionRequest) 
 async def _begin(service: Service, record: RequestRecord, body: CompletionRequest) -> Completion:
     model = service.check_model(body.model)
     body.refuse_unsupported()
-    if body.suffix:
-        raise RequestError("is not supported", field="suffix", fix="leave it out")
+    if body.suffix and body.echo:
+        raise RequestError("can't be given with suffix", field="echo", fix="set echo to false")
     if body.echo and body.stream and body.logprobs is not None:
         raise RequestError("can't be streamed with logprobs", field="echo", fix="set stream to false")
     if body.max_tokens == 0 and (not body.echo or body.stream):
@@ -116,7 +117,8 @@ async def _begin(service: Service, record: RequestRecord, body: CompletionReques
         params = replace(params, prompt_logprobs=body.logprobs)
     special = True if body.add_special_tokens is None else body.add_special_tokens
     given = body.prompts()
-    prompts = [await service.encode(prompt, params, add_special_tokens=special) for prompt in given]
+    asked = [_infill(service, prompt, body.suffix) for prompt in given] if body.suffix else given
+    prompts = [await service.encode(prompt, params, add_special_tokens=special) for prompt in asked]
     grammar = await service.compile_grammar(params)
     head = {
         "id": f"cmpl-{record.request_id}",
@@ -139,6 +141,12 @@ async def _begin(service: Service, record: RequestRecord, body: CompletionReques
     )
     names = TokenNames(service.tokenizer, body.return_tokens_as_token_ids)
     return Completion(body, generation, head, names, tuple(texts), tuple(first_tokens))
+
+
+def _infill(service: Service, prompt: str | Sequence[int], suffix: str) -> str:
+    if not isinstance(prompt, str):
+        raise RequestError("has token ids, which can't be given with suffix", field="prompt", fix="give text")
+    return middle_prompt(service.added_tokens, prompt, suffix)
 
 
 def _text(service: Service, prompt: str | Sequence[int]) -> str:

@@ -190,7 +190,7 @@ class CompletionRequest(Sampling):
     prompt: str | TokenIds | Strings | Annotated[list[TokenIds], Field(fail_fast=True)]
     max_tokens: Integer | None = 16
     echo: bool = False
-    suffix: str | None = None
+    suffix: str | None = Field(None, description="What comes after the answer, for models that fill in the middle.")
     logprobs: Integer | None = None
 
     @property
