@@ -37,6 +37,17 @@ def _layer_norm(node: fx.Node, importer: Any) -> relax.Var:
     return importer.block_builder.emit(relax.op.nn.layer_norm(x, weight, bias, axes=axes, epsilon=epsilon))
 
 
+def _rms_norm(node: fx.Node, importer: Any) -> relax.Var:
+    """Spelled out, as most models do it; the weight may be None, and so may epsilon, which is then the type's."""
+    x, shape, *rest = importer.retrieve_args(node)
+    weight, epsilon = rest[:2] + [None, None][len(rest) :]
+    emit, axes = importer.block_builder.emit, list(range(-len(shape), 0))
+    mean = emit(relax.op.mean(emit(relax.op.multiply(x, x)), axes, keepdims=True))
+    epsilon = float(np.finfo("float32").eps) if epsilon is None else epsilon
+    out = emit(relax.op.multiply(x, emit(relax.op.rsqrt(emit(relax.op.add(mean, relax.const(epsilon, "float32")))))))
+    return out if weight is None else emit(relax.op.multiply(out, weight))
+
+
 def _reverse_axes(node: fx.Node, importer: Any) -> relax.Var:
     return importer.block_builder.emit(relax.op.permute_dims(importer.retrieve_args(node)[0]))
 
@@ -150,6 +161,7 @@ CONVERTERS: dict[str, Converter] = {
     "attention.default": _attention,
     "repeat_interleave.self_int": _repeat_interleave,
     "layer_norm.default": _layer_norm,
+    "rms_norm.default": _rms_norm,
     "numpy_T.default": _reverse_axes,
     "to.device": _same_value,  # dtype stays: the model is traced in f32 throughout
     "div.Tensor": _true_division,

@@ -118,6 +118,8 @@ CASES: dict[str, Function] = {
     "gather": lambda x, p: x.gather(-1, torch.zeros_like(p)[..., None].long() + 3),
     "topk": lambda x, p: x.topk(3, -1).values,
     "weightless layer norm": lambda x, p: nn.functional.layer_norm(x, (8,)),
+    "rms norm": lambda x, p: nn.functional.rms_norm(x, (8,), torch.linspace(0.5, 2, 8), 1e-5),
+    "weightless rms norm": lambda x, p: nn.functional.rms_norm(x, (8,)),
     "where": lambda x, p: torch.where(x > 0, x, 0.0),
 }
 
