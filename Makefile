@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers clients quality sweep browser pictures test check lint types layers format hooks clean
+.PHONY: help setup run bench-peers clients requirements quality sweep browser pictures test check lint types layers format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -61,6 +61,9 @@ sweep: $(STAMP) ## compile every causal model type of transformers, tiny, and co
 # ARGS are words of clients' names; the table is written when all of them work.
 clients: $(STAMP) ## point real clients at a server, and write the table in docs/clients.md (needs the network)
 	$(BIN)/python benchmarks/clients $(ARGS)
+
+requirements: $(STAMP) ## pin what `cupola serve` needs, with hashes, in requirements/ (needs the network)
+	$(BIN)/python requirements
 
 # As root, or with a sudo that asks for nothing; elsewhere this says what to do instead.
 browser: ## install Chromium for the tests of the chat page, if there is none
