@@ -36,10 +36,10 @@ class GenerationBlock(Extension):
 
 def main() -> None:
     """Answers jobs until standard input ends."""
-    limit_memory()
+    limit("RLIMIT_AS", MAX_MEMORY_BYTES)  # a huge allocation fails here instead of filling the machine
     for line in sys.stdin:
         job = json.loads(line)
-        limit_time(job["seconds"])
+        limit("RLIMIT_CPU", math.ceil(time.process_time() + job["seconds"] + 1))  # even when nobody is left to end this process
         try:
             answer = {"text": render(job["template"], job["variables"])}
         except MemoryError:
@@ -97,20 +97,14 @@ def strftime_now(pattern: str) -> str:
     return datetime.now().astimezone().strftime(pattern)
 
 
-def limit_memory() -> None:
-    """Makes a huge allocation fail here instead of filling the machine."""
+def limit(name: str, value: int) -> None:
+    """Sets one of this process's limits, as far as the limit that it was started under allows."""
     if sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def limit_time(seconds: float) -> None:
-    """Ends this process if the job takes longer, even when nobody is left to kill it."""
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds + 1), resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ MAX_MEMORY_BYTES = 2 << 30
 
 def main(file: str, identity: str) -> None:
     """Answers jobs until standard input ends; with an error, if the file is not the one that `identity` was taken of."""
-    limit_memory()
+    limit("RLIMIT_AS", MAX_MEMORY_BYTES)  # a huge allocation fails here instead of filling the machine
     status = os.stat(file)
     is_replaced = identity != f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"  # as `verified.identify`
     tokenizer = tokenizers.Tokenizer.from_file(file)
@@ -26,7 +26,7 @@ def main(file: str, identity: str) -> None:
     tokenizer.no_padding()
     for line in sys.stdin:
         job = json.loads(line)
-        limit_time(job["seconds"])
+        limit("RLIMIT_CPU", math.ceil(time.process_time() + job["seconds"] + 1))  # even when nobody is left to end this process
         try:
             if is_replaced:
                 raise RuntimeError("the tokenizer's file was replaced; start the program again")
@@ -37,20 +37,14 @@ def main(file: str, identity: str) -> None:
         sys.stdout.flush()
 
 
-def limit_memory() -> None:
-    """Makes a huge allocation fail here instead of filling the machine."""
+def limit(name: str, value: int) -> None:
+    """Sets one of this process's limits, as far as the limit that it was started under allows."""
     if sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def limit_time(seconds: float) -> None:
-    """Ends this process if the job takes longer, even when nobody is left to kill it."""
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds + 1), resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 if __name__ == "__main__":

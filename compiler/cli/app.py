@@ -27,6 +27,7 @@ from cupola.compiler.cli.lists import models, targets
 from cupola.compiler.cli.parameters import flowing
 from cupola.compiler.cli.run import run_model
 from cupola.compiler.cli.serve import serve_model
+from cupola.compiler.cli.shortage import shortage
 from cupola.runtime.environment import debug_level, num_threads
 from cupola.runtime.errors import CupolaError, InputError, one_line
 
@@ -89,6 +90,7 @@ def _drop_output() -> None:
 
 
 def _report(error: Exception) -> int:
+    lack = shortage(error)
     match error:
         case typer.TyperException():
             message, code = error.format_message(), 2
@@ -96,8 +98,8 @@ def _report(error: Exception) -> int:
             message, code = str(error), 2 if isinstance(error, InputError) else 1
         case typer.Abort():
             message, code = "no input", 1
-        case MemoryError():
-            message, code = "there is not enough memory", 1
+        case _ if lack is not None:
+            message, code = lack, 1
         case OSError():
             message, code = str(error), 1
         case _:

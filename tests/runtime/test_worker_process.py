@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from cupola.runtime import worker_process
 from cupola.runtime.errors import EngineError
+from cupola.runtime.verified import identify
 from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
+from tests.runtime.tokenizers_for_tests import byte_level, save
 
 SCRIPT = """
 import json, os, signal, sys
@@ -73,3 +79,28 @@ def test_threads_share_a_process(worker: WorkerProcess):
     assert len(answers) == 8 and len(set(answers)) == 1
     with pytest.raises(TypeError):
         worker.ask({"do": object()})
+
+
+def run_limited(kilobytes: int, script: str, *arguments: str, job: object) -> dict[str, object]:
+    """A worker's answer when it was started under hard limits that are lower than those that it sets itself."""
+    file = Path(worker_process.__file__).with_name(script)
+    command = ["sh", "-c", f'ulimit -v {kilobytes}; ulimit -t 5; exec "$@"', "sh", sys.executable, "-P", str(file), *arguments]
+    done = subprocess.run(command, input=f"{json.dumps(job)}\n", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere address space can't be limited, or takes other amounts")
+def test_templates_are_rendered_under_lower_limits() -> None:
+    job = {"template": "{{ word }}!", "variables": {"word": "hi"}, "seconds": 9}
+    answer = run_limited(600_000, "template_worker.py", job=job)
+    assert answer == {"text": "hi!"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere address space can't be limited, or takes other amounts")
+def test_texts_are_encoded_under_lower_limits(tmp_path: Path) -> None:
+    save(byte_level(), tmp_path)
+    file = tmp_path / "tokenizer.json"
+    job = {"text": "hi", "add_special_tokens": False, "seconds": 9}
+    answer = run_limited(1_500_000, "tokenizer_worker.py", str(file), identify(file), job=job)
+    assert answer == {"ids": byte_level().encode("hi", add_special_tokens=False).ids}
