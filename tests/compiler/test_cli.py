@@ -340,7 +340,7 @@ def test_a_source_is_compiled_once(fake: type[FakeLLM], compiled: list[list[str]
     assert run(["run", "smollm2", "-p", "hi"]) == 0
     assert "Compiling" not in capsys.readouterr().err
     assert len(compiled) == 1
-    assert compiled[0][:4] == [sys.executable, "-m", "cupola", "compile"]
+    assert compiled[0][:5] == [sys.executable, "-P", "-m", "cupola", "compile"]
     assert fake.made_from[0] == fake.made_from[1]
 
 
