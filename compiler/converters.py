@@ -98,18 +98,20 @@ def _filled(value: float | None) -> Converter:
 
 
 def _slice_scatter(node: fx.Node, importer: Any) -> relax.Var:
-    """Part of a tensor replaced, as the parts before and behind joined with the new one."""
+    """Part of a tensor replaced, as the parts before and behind joined with the new one; with steps, picked from both."""
     x, new, *rest = importer.retrieve_args(node)
     axis, start, end, step = rest + [0, None, None, 1][len(rest) :]
     emit, axis = importer.block_builder.emit, axis % len(x.ty.shape)
-    if step != 1:
-        raise NotImplementedError(f"every {step}th element replaced")
     length = x.ty.shape[axis]
     whole = node.meta["val"].shape[axis] == node.args[1].meta["val"].shape[axis]
     if whole:
         return new
     size = int(length)
     start, end, _ = slice(start, end).indices(size)
+    if step != 1:
+        picked = np.arange(size)
+        picked[start:end:step] = size + np.arange(len(range(start, end, step)))
+        return emit(relax.op.take(emit(relax.op.concat([x, new], axis=axis)), relax.const(picked, "int64"), axis=axis))
     parts = [emit(relax.op.strided_slice(x, [axis], [a], [b])) for a, b in ((0, start), (end, size)) if a < b]
     parts.insert(1 if start > 0 else 0, new)
     return emit(relax.op.concat(parts, axis=axis))

@@ -37,6 +37,9 @@ UNSUPPORTED_PARTS = (
     Part("convolutions over tokens", r"\w*(ShortConv|ShortConvolution|CCAProjection)"),
     Part("sparse attention whose keys an indexer chooses", r"\w*(Indexer|Compressor)"),
     Part("attention within hashed chunks", r"LSHSelfAttention|LocalSelfAttention"),
+    Part("several residual streams that predict one another (AltUp)", r"\w*AltUp"),
+    Part("attention over predicted n-grams", r"ProphetNetNgramSelfAttention"),
+    Part("adapters that are chosen by language", r"XmodAdapter"),
     Part("cross-attention", r"\w*CrossAttention"),
 )
 

@@ -128,12 +128,16 @@ def _instantiate(content: Mapping[str, Any], implementation: str) -> Any:
 
 def _materialize_buffers(model: Any) -> None:
     """Computes the buffers that checkpoints leave out (rotary frequencies), as transformers does after loading."""
-    for module in model.modules():
+    owners: dict[Any, Any] = {}  # module -> the innermost model that holds it, whose initialization is meant
+    for owner in model.modules():
+        if isinstance(owner, transformers.PreTrainedModel):
+            owners.update(dict.fromkeys(owner.modules(), owner))
+    for module, owner in owners.items():
         missing = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
         for name in missing:
             module._buffers[name] = torch.zeros_like(module._buffers[name], device="cpu")
         if missing:
-            model._init_weights(module)
+            owner._init_weights(module)
 
 
 def _tied_names(model: nn.Module) -> dict[str, str]:

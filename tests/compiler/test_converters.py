@@ -65,6 +65,13 @@ def write_element(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     return h
 
 
+def write_in_steps(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    h = x * 2
+    h[..., 1::2] = x[..., :4]
+    h[..., 0:5:3] = x[..., 6:]
+    return h
+
+
 def write_all(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     h = x * 2
     h[:] = x
@@ -93,6 +100,7 @@ CASES: dict[str, Function] = {
     "slice assignment": write_slice,
     "assignment to a middle": write_middle,
     "assignment to an element": write_element,
+    "assignment in steps": write_in_steps,
     "assignment to everything": write_all,
     "a view changed in place": change_a_view,
     "an empty tensor filled": fill_an_empty_tensor,
