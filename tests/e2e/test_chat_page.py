@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.browser import browser, opened_page
 from tests.conftest import Compiled
@@ -19,6 +20,11 @@ __all__ = ["browser"]
 def server(smollm2: Compiled, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with run_server(smollm2.path, tmp_path_factory.mktemp("page"), "--served-model-name", "smollm2") as server:
         yield server
+
+
+def ask_without_end(route: Route) -> None:
+    """Lets the answer go on past its end, so that it is still on its way when the test stops it, however long the test takes."""
+    route.continue_(post_data=json.dumps({**route.request.post_data_json, "ignore_eos": True}))
 
 
 def test_a_chat_through_the_page(browser: Browser, server: Server) -> None:
@@ -34,6 +40,7 @@ def test_a_chat_through_the_page(browser: Browser, server: Server) -> None:
         page.keyboard.press("Enter")
         expect(page.locator(".assistant .content").last).to_have_text("The capital of Japan is Tokyo.")
 
+        page.route("**/v1/chat/completions", ask_without_end)
         question.fill("Tell me a very long story about a dome, with at least ten chapters.")
         page.keyboard.press("Enter")
         answer = page.locator(".assistant").last
