@@ -226,6 +226,14 @@ def _repeat(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
     return relax.op.repeat(args[0], call.attrs.repeats, axis=_from_end(call.attrs.axis, len(call.ty.shape)))
 
 
+def _tile(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    return relax.op.tile(args[0], list(call.attrs.repeats)[1:])
+
+
+def _gather_elements(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    return relax.op.gather_elements(*args, axis=int(call.attrs.axis) % len(call.ty.shape) - 1)
+
+
 def _mean(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
     return relax.op.mean(args[0], axis=_axes(call), keepdims=call.attrs.keepdims)
 
@@ -243,8 +251,16 @@ def _attention(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
     return flat.emit(relax.TensorType(list(call.ty.shape)[1:], call.ty.dtype))
 
 
+def _tiled_axes(call: relax.Call) -> list[int] | None:
+    counts = [int(count) for count in call.attrs.repeats]
+    return [axis for axis, count in enumerate(counts) if count != 1] if len(counts) == len(call.args[0].ty.shape) else None
+
+
 _AXES: dict[str, Callable[[relax.Call], Any]] = {
-    **dict.fromkeys(("concat", "stack", "split", "repeat", "take", "mean", "expand_dims", "squeeze"), lambda call: call.attrs.axis),
+    **dict.fromkeys(
+        ("concat", "stack", "split", "repeat", "take", "mean", "expand_dims", "squeeze", "gather_elements"), lambda call: call.attrs.axis
+    ),
+    "tile": _tiled_axes,
     "nn.layer_norm": lambda call: call.attrs.axes,
     "strided_slice": lambda call: [int(axis.value) for axis in call.args[1]],
 }
@@ -252,5 +268,5 @@ _REBUILD: dict[str, Rebuild] = {
     **dict.fromkeys((*ELEMENTWISE, "matmul"), _unary),
     "expand_dims": _to_shape, "squeeze": _to_shape, "concat": _concat, "stack": _stack, "split": _split,
     "strided_slice": _slice, "take": _take, "permute_dims": _permute, "repeat": _repeat, "mean": _mean,
-    "nn.layer_norm": _layer_norm, "cupola.attention": _attention,
+    "tile": _tile, "gather_elements": _gather_elements, "nn.layer_norm": _layer_norm, "cupola.attention": _attention,
 }  # fmt: skip

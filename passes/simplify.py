@@ -109,6 +109,21 @@ def _take(call: relax.Call, _: Scope) -> relax.Expr | None:
     return relax.op.take(x, relax.const(rows) if negative else index, axis=call.attrs.axis, mode="clip")
 
 
+def _gather_elements(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    """Rows picked with one index for all the entries of each are a `take`: rotation angles from a table, as GPT-J reads them."""
+    table, tiled = call.args[0], scope.call(call.args[1], "tile")
+    if tiled is None or int(call.attrs.axis) != 0 or len(call.ty.shape) != 2 or shape_of(call)[1:] != shape_of(table)[1:]:
+        return None
+    index = tiled.args[0]
+    if len(index.ty.shape) != 2 or shape_of(index)[1] != 1 or int(tiled.attrs.repeats[0]) != 1:
+        return None
+    return relax.op.take(table, relax.op.reshape(index, [index.ty.shape[0]]), axis=0, mode="clip")
+
+
+def _tile(call: relax.Call, _: Scope) -> relax.Expr | None:
+    return relax.op.reshape(call.args[0], call.ty.shape) if all(int(count) == 1 for count in call.attrs.repeats) else None
+
+
 def _constant_rows(call: relax.Call) -> npt.NDArray[Any] | None:
     """The indices of a `take`, if they are constant and the axis' size is known, counted from the start."""
     x, index = call.args
@@ -132,6 +147,8 @@ RULES: dict[str, Rule] = {
     "permute_dims": _permute_dims,
     "broadcast_to": _broadcast_to,
     "take": _take,
+    "gather_elements": _gather_elements,
+    "tile": _tile,
     "strided_slice": _strided_slice,
     "concat": _concat,
 }

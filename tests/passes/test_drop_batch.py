@@ -8,6 +8,7 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from cupola.passes.drop_batch import drop_batch
+from cupola.passes.rewrite import name_of
 from cupola.targets import ops
 from tests.passes.harness import apply, becomes, module, run, stays
 
@@ -150,3 +151,25 @@ def test_a_function_without_batches_stays() -> None:
         return out
 
     stays(drop_batch(), before)
+
+
+def test_rows_of_a_table_gathered_entry_by_entry_lose_it() -> None:
+    """Angles as GPT-J reads them; the table gets its axis of 1 for the purpose."""
+
+    @R.function
+    def before(positions: R.Tensor(("n",), "int32"), table: R.Tensor((32, 8), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            rows = R.reshape(R.expand_dims(positions, axis=[0]), (1, n, 1))
+            angles = R.gather_elements(R.tile(table, (1, 1, 1)), R.tile(rows, (1, 1, 8)), axis=1)
+            out = R.reshape(R.negative(angles), (n, 8))
+            R.output(out)
+        return out
+
+    after = apply(drop_batch(), before)
+    bindings = [binding for part in after["forward"].body.blocks for binding in part.bindings]
+    ranks = {name_of(b.value): len(b.var.ty.shape) for b in bindings if isinstance(b.value, relax.Call)}
+    assert ranks["gather_elements"] == ranks["negative"] == 2
+    random = np.random.default_rng(0)
+    arrays = [np.array([3, 31, 0, 3], "int32"), random.normal(size=(32, 8)).astype("float32")]
+    np.testing.assert_array_equal(run(after, *arrays), -arrays[1][arrays[0]])

@@ -7,7 +7,7 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from cupola.passes.simplify import simplify
-from tests.passes.harness import apply, becomes, same_numbers, stays
+from tests.passes.harness import apply, becomes, run, same_numbers, stays
 
 
 @R.function
@@ -175,3 +175,52 @@ def test_a_slice_of_what_was_joined_is_the_part() -> None:
         return out
 
     becomes(simplify(), before, expected)
+
+
+def test_rows_gathered_entry_by_entry_are_taken() -> None:
+    @R.function
+    def before(positions: R.Tensor(("n",), "int32"), table: R.Tensor((32, 8), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            rows = R.tile(R.reshape(positions, (n, 1)), (1, 8))
+            out = R.gather_elements(R.tile(table, (1, 1)), rows, axis=0)
+            R.output(out)
+        return out
+
+    @R.function
+    def expected(positions: R.Tensor(("n",), "int32"), table: R.Tensor((32, 8), "float32")):
+        with R.dataflow():
+            out = R.take(table, positions, axis=0, mode="clip")
+            R.output(out)
+        return out
+
+    becomes(tvm.transform.Sequential([simplify(), simplify()]), before, expected)
+    table = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
+    positions = np.array([5, 31, 0], "int32")
+    np.testing.assert_array_equal(run(apply(simplify(), before), positions, table), table[positions])
+
+
+def test_other_gathers_stay() -> None:
+    @R.function
+    def columns(index: R.Tensor((32, 1), "int32"), x: R.Tensor((32, 8), "float32")):
+        with R.dataflow():
+            out = R.gather_elements(x, R.tile(index, (1, 8)), axis=1)
+            R.output(out)
+        return out
+
+    @R.function
+    def narrower(index: R.Tensor((4, 1), "int32"), x: R.Tensor((32, 8), "float32")):
+        with R.dataflow():
+            out = R.gather_elements(x, R.tile(index, (1, 6)), axis=0)
+            R.output(out)
+        return out
+
+    @R.function
+    def repeated(index: R.Tensor((2, 1), "int32"), x: R.Tensor((32, 8), "float32")):
+        with R.dataflow():
+            out = R.gather_elements(x, R.tile(index, (2, 8)), axis=0)
+            R.output(out)
+        return out
+
+    for function in (columns, narrower, repeated):
+        stays(simplify(), function)
