@@ -1,13 +1,15 @@
 """Which JSON schemas the grammars hold answers to in full (JSON Schema 2020-12).
 
 XGrammar passes over what it can't express in silence, and an answer would then parse and not validate. Such schemas are
-refused instead, with the place and the keyword. What XGrammar warns of is refused by `grammar_worker.py`.
+refused instead, with the place and the keyword; or the keyword is left out for the grammar, and the answer checked when it is
+there (`schema_checker.py`). What XGrammar warns of is refused by `grammar_worker.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from cupola.runtime.json_schema_overlap import are_apart, has_type, types_of
@@ -37,14 +39,43 @@ class SchemaError(ValueError):
     """What about a schema is not supported, and where."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What a grammar would get wrong about a schema.
+
+    Args:
+        text: for errors.
+        loosening: keywords without which the grammar has it right and allows no less: each with another name for it, or None to drop it.
+            Empty where nothing helps.
+    """
+
+    text: str
+    loosening: Schema = field(default_factory=dict)
+
+
 def check_schema(schema: Schema | bool) -> None:
     """Raises SchemaError if answers that follow the grammar of `schema` might not validate."""
     schemas = dict(subschemas(schema, "#"))
     for path, part in schemas.items():
-        if isinstance(part, dict):
-            problem = _find_problem(part, path.endswith("/propertyNames")) or _find_misfit(part, schemas)
-            if problem:
-                raise SchemaError(f"at {path[:200]}: {problem}")
+        if problem := _find_problem(path, part, schemas):
+            raise SchemaError(f"at {path[:200]}: {problem.text}")
+
+
+def loosen_schema(schema: Schema | bool) -> list[str]:
+    """Takes out of `schema` what grammars can't hold answers to, as far as what is left allows all that it allowed.
+
+    Returns:
+        What was taken out, and where.
+    """
+    schemas, left_out = dict(subschemas(schema, "#")), []
+    for path, part in schemas.items():
+        while isinstance(part, dict) and (problem := _find_problem(path, part, schemas)) and problem.loosening:
+            for word, other in problem.loosening.items():
+                value = part.pop(word)
+                if other is not None:
+                    part[other] = value
+            left_out.append(f"at {path[:200]}: {problem.text}")
+    return left_out
 
 
 def subschemas(schema: object, path: str) -> Iterator[tuple[str, object]]:
@@ -65,30 +96,40 @@ def subschemas(schema: object, path: str) -> Iterator[tuple[str, object]]:
                 waiting += [(f"{path}/{word}/{i}", inner) for i, inner in enumerate(part[word])]
 
 
-def _find_problem(schema: Schema, is_string: bool) -> str | None:
-    """What answers to one schema, without those inside of it, might get wrong; `is_string` if only strings come to it."""
-    for word in UNSUPPORTED:
-        if schema.get(word, False) is not False:
-            return f"{word} is not supported"
+def _find_problem(path: str, schema: object, schemas: dict[str, object]) -> Problem | None:
+    """What answers to one schema, without those inside of it, might get wrong."""
+    if not isinstance(schema, dict):
+        return None
+    is_string = path.endswith("/propertyNames")  # only strings come to it
+    return _find_unsupported(schema) or _find_own_problem(schema, is_string) or _find_misfit(schema, schemas)
+
+
+def _find_unsupported(schema: Schema) -> Problem | None:
+    word = next((word for word in UNSUPPORTED if schema.get(word, False) is not False), None)
+    return Problem(f"{word} is not supported", {word: None}) if word else None
+
+
+def _find_own_problem(schema: Schema, is_string: bool) -> Problem | None:
     choosing = next((word for word in CHOOSING if word in schema), None)
     if choosing in ("const", "enum"):
         return _find_odd_value(schema, choosing)
     if choosing is not None:
         others = sorted(ASSERTING.intersection(schema) - {choosing})
-        return f"{others[0]} beside {choosing} is not supported; write it into what {choosing} names" if others else None
+        text = f"{others[0]} beside {choosing} is not supported; write it into what {choosing} names" if others else ""
+        return Problem(text, dict.fromkeys(others)) if others else None
     return (None if is_string else _find_untyped(schema)) or _find_string_problem(schema) or _find_object_problem(schema)
 
 
-def _find_odd_value(schema: Schema, choosing: str) -> str | None:
+def _find_odd_value(schema: Schema, choosing: str) -> Problem | None:
     others = sorted(ASSERTING.intersection(schema) - {choosing, "type"})
     if others:
-        return f"{others[0]} beside {choosing} is not supported"
+        return Problem(f"{others[0]} beside {choosing} is not supported", dict.fromkeys(others))
     values = [schema["const"]] if choosing == "const" else schema["enum"] if isinstance(schema["enum"], list) else []
     for value in values:
         if "type" in schema and not any(has_type(value, name) for name in types_of(schema)):
-            return f"the value {value!r:.60} of {choosing} isn't of the type {schema['type']!r:.60}"
+            return Problem(f"the value {value!r:.60} of {choosing} isn't of the type {schema['type']!r:.60}")
         if _has_wide_integer(value):
-            return f"whole numbers of {choosing} must fit into 64 bits; write {value!r:.60} as a string"
+            return Problem(f"whole numbers of {choosing} must fit into 64 bits; write {value!r:.60} as a string")
     return None
 
 
@@ -99,45 +140,49 @@ def _has_wide_integer(value: object) -> bool:
     return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
-def _find_untyped(schema: Schema) -> str | None:
+def _find_untyped(schema: Schema) -> Problem | None:
     if "type" in schema or any(word in schema for word in TELLING):
         return None
     words = [word for words in KEYWORDS.values() for word in words if word in schema]
-    return f"{words[0]} needs a type beside it" if words else None
+    return Problem(f"{words[0]} needs a type beside it", dict.fromkeys(words)) if words else None
 
 
-def _find_string_problem(schema: Schema) -> str | None:
+def _find_string_problem(schema: Schema) -> Problem | None:
     if schema.get("format") in BROKEN_FORMATS:
-        return f"the format {schema['format']!r} is not supported"
+        return Problem(f"the format {schema['format']!r} is not supported", {"format": None})
     names = schema["patternProperties"] if isinstance(schema.get("patternProperties"), dict) else ()
     for pattern in (schema.get("pattern"), *names):
         if isinstance(pattern, str) and _has_raw(pattern):
-            return f"the pattern {pattern!r:.60} has characters that JSON must escape, which is not supported"
+            text = f"the pattern {pattern!r:.60} has characters that JSON must escape, which is not supported"
+            return Problem(text, {"pattern": None} if pattern == schema.get("pattern") else {})
     return None
 
 
-def _find_object_problem(schema: Schema) -> str | None:
+def _find_object_problem(schema: Schema) -> Problem | None:
     properties = schema.get("properties")
     known = properties if isinstance(properties, dict) else {}
     required = schema.get("required")
     for name in required if isinstance(required, list) else ():
         if isinstance(name, str) and name not in known:
-            return f"required names {name!r:.60}, which properties lacks"
+            return Problem(f"required names {name!r:.60}, which properties lacks")
     if "propertyNames" in schema and known:
-        return "propertyNames beside properties is not supported"
+        return Problem("propertyNames beside properties is not supported", {"propertyNames": None})
     fewest, others = schema.get("minProperties"), schema.get("additionalProperties", not known) is not False
     num_required = len(required) if isinstance(required, list) else 0
     if isinstance(fewest, int) and fewest > num_required + 1 and (others or "patternProperties" in schema):
-        return "minProperties is not supported where names are free: one might come twice"
+        return Problem("minProperties is not supported where names are free: one might come twice", {"minProperties": None})
     return None
 
 
-def _find_misfit(schema: Schema, schemas: dict[str, object]) -> str | None:
+def _find_misfit(schema: Schema, schemas: dict[str, object]) -> Problem | None:
     """What is wrong with a schema's use of others."""
     ref = schema.get("$ref", "#")
     if isinstance(schema.get("oneOf"), list) and not are_apart(schema["oneOf"], schemas):
-        return "oneOf of what may hold for the same value is not supported; use anyOf, or a required property whose const differs"
-    return None if ref in schemas else f"$ref is {ref!r:.60}, which is no schema in this one; give its place, such as '#/$defs/name'"
+        text = "oneOf of what may hold for the same value is not supported; use anyOf, or a required property whose const differs"
+        return Problem(text, {"oneOf": "anyOf"})
+    if ref in schemas:
+        return None
+    return Problem(f"$ref is {ref!r:.60}, which is no schema in this one; give its place, such as '#/$defs/name'")
 
 
 def _has_raw(pattern: str) -> bool:

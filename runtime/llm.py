@@ -21,6 +21,7 @@ from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
 from cupola.runtime.prompts import Prompts, list_priorities, list_prompts
 from cupola.runtime.request import Request
 from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.schema_checker import SchemaChecker
 from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 from cupola.runtime.tools.plan import plan_chat
 
@@ -78,7 +79,7 @@ class LLM:
             self.artifact, config, self.tokenizer, kv_memory=kv_memory, swap_memory=swap_memory, swap_folder=swap_folder, isa=isa
         )
         self._defaults = default_sampling_params(self.artifact)
-        self._num_requests = 0
+        self._num_requests, self._schemas = 0, SchemaChecker()
 
     def generate(
         self,
@@ -103,13 +104,15 @@ class LLM:
         """
         batch = list_prompts(prompts)
         all_params, priorities = self._list_params(sampling_params, len(batch)), list_priorities(priority, len(batch))
+        schemas = [self._schema_of(params) for params in all_params]
         requests: list[Request] = []
         try:
             for prompt, params, its_priority in zip(batch, all_params, priorities, strict=True):
                 requests.append(self._submit(prompt, params, add_special_tokens=add_special_tokens, priority=its_priority))
             with progress_bar(use_tqdm, len(requests)) as advance:
                 self._finish(requests, advance)
-            return [request.output() for request in requests]
+            outputs = [request.output() for request in requests]
+            return [self._checked(output, schema) for output, schema in zip(outputs, schemas, strict=True)]
         finally:
             self._forget(requests)
 
@@ -170,7 +173,7 @@ class LLM:
         """Completes one prompt, yielding its text as it becomes sure. Closing the iterator aborts the request.
 
         Raises:
-            RequestError: naming the field and the fix.
+            RequestError: naming the field and the fix; at its end, if it breaks a schema that it could not be held to in full.
         """
         params = self._list_params(sampling_params, 1)[0]
         if self.tokenizer is None:
@@ -250,6 +253,7 @@ class LLM:
         return self._defaults
 
     def _stream(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Iterator[str]:
+        schema = self._schema_of(params)
         request, num_sent = self._submit(prompt, params, add_special_tokens=add_special_tokens), 0
         sequence = request.sequences[0]
         try:
@@ -261,6 +265,8 @@ class LLM:
                 elif request.finished:
                     if sequence.error is not None:
                         raise RequestError(sequence.error, field=params.restriction, fix="change or simplify it")
+                    if error := self._checked(request.output(), schema).outputs[0].schema_error:
+                        raise RequestError(f"the output breaks its schema: {error}", field="structured_outputs.json", fix="try again")
                     return
                 else:
                     self._step()
@@ -290,6 +296,16 @@ class LLM:
                 changed = self._step()
                 if advance and (num_finished := sum(r.finished and r.spec.request_id in names for r in changed)):
                     advance(num_finished)
+
+    def _schema_of(self, params: SamplingParams) -> str | None:
+        """What a whole output must be checked against."""
+        return None if params.structured_outputs is None else self._schemas.prepare(params.structured_outputs)
+
+    def _checked(self, output: RequestOutput, schema: str | None) -> RequestOutput:
+        if schema is None:
+            return output
+        errors = [self._schemas.find_error(schema, one.text) if one.finish_reason == "stop" else None for one in output.outputs]
+        return replace(output, outputs=[replace(one, schema_error=error) for one, error in zip(output.outputs, errors, strict=True)])
 
     def _step(self) -> list[Request]:
         if not self.engine.has_unfinished_requests():

@@ -23,6 +23,7 @@ class CompletionOutput:
 
     `finish_reason` is "stop", "length", "error" (its grammar allowed nothing more, or took too long: `error` says what) or,
     while running, None; `stop_reason` is the stop string or stop token id that ended it, None for the model's own end.
+    `schema_error` says what of a JSON schema that is not strict a whole output breaks, where no grammar could hold it to that.
     """
 
     index: int
@@ -33,6 +34,7 @@ class CompletionOutput:
     finish_reason: str | None
     stop_reason: int | str | None
     error: str | None = None
+    schema_error: str | None = None
 
 
 @dataclass(frozen=True)

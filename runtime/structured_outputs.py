@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.json_schema import SchemaError, check_schema
+from cupola.runtime.json_schema import SchemaError, check_schema, loosen_schema
 from cupola.runtime.json_schema_restate import restate_schema
 
 MAX_BYTES = 256 * 1024  # of a schema, a pattern, a grammar or all choices
@@ -22,7 +22,7 @@ _LARK_RULE = re.compile(r"^[?!]?[a-zA-Z_]\w*(\.-?\d+)?\s*:(?![:=])", re.MULTILIN
 
 @dataclass(frozen=True)
 class StructuredOutputs:
-    """The form that the output must have. Exactly one field is given.
+    """The form that the output must have. Exactly one field, beside `strict`, is given.
 
     Args:
         json: a JSON schema, as a dictionary, as a boolean or as JSON text; the output is JSON on one line that it validates.
@@ -31,6 +31,9 @@ class StructuredOutputs:
         choice: the output is one of these strings.
         grammar: a context-free grammar in GBNF (llama.cpp's form of EBNF), whose first rule is called root.
         structural_tag: free text with JSON schemas inside of tags, as XGrammar's structural tags say, as a dictionary or as JSON text.
+        strict: whether a schema is refused that a grammar can't hold the output to in full. Otherwise what no grammar can say, such as
+            `uniqueItems`, is left out of it, and the output is to be checked when it is there: `checked_schema` says against what.
+            The schemas inside of a structural tag are always strict.
 
     Raises:
         RequestError: naming the field and the fix. Whether the grammar itself is sound is only known when it is compiled.
@@ -42,18 +45,19 @@ class StructuredOutputs:
     choice: Sequence[str] | None = None
     grammar: str | None = None
     structural_tag: str | Object | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.json_object, bool | None):
             raise RequestError(f"is {self.json_object!r:.60}", field="structured_outputs.json_object", fix="give true or false")
+        if not isinstance(self.strict, bool):
+            raise RequestError(f"is {self.strict!r:.60}", field="structured_outputs.strict", fix="give true or false")
         if len(self._given) != 1:
             what = f"has {' and '.join(self._given)}" if self._given else "is empty"
             raise RequestError(what, field="structured_outputs", fix=f"give exactly one of {', '.join(KINDS)}")
-        kind, text = self.source()
+        text = self.source()[1]
         if len(text.encode()) > MAX_BYTES:
             raise RequestError(f"has {len(text.encode())} bytes", field=self.field, fix=f"give at most {MAX_BYTES}")
-        if kind == "json":
-            _check_schema(text)
 
     @property
     def field(self) -> str:
@@ -64,6 +68,14 @@ class StructuredOutputs:
     def _given(self) -> list[str]:
         return [name for name in KINDS if getattr(self, name) is not None and (name != "json_object" or self.json_object)]
 
+    @property
+    def checked_schema(self) -> str | None:
+        """The JSON schema that the output must be checked against, as JSON text; None if the grammar holds the output to all of it."""
+        if self.json is None or self.strict:
+            return None
+        text = _write_json(self.json, self.field, bool)
+        return text if _restate(text, self.field, strict=False)[1] else None
+
     def source(self) -> tuple[str, str]:
         """How the grammar is written, "json", "regex", "grammar" or "structural_tag", and its text. Raises RequestError."""
         if self.choice is not None:
@@ -71,9 +83,9 @@ class StructuredOutputs:
         if self.json_object:
             return "json", '{"type": "object", "additionalProperties": true}'
         if self.json is not None:
-            return "json", restate_schema(_write_json(self.json, self.field, bool))
+            return "json", _restate(_write_json(self.json, self.field, bool), self.field, strict=self.strict)[0]
         if self.structural_tag is not None:
-            return "structural_tag", _write_json(self.structural_tag, self.field)
+            return "structural_tag", _restate_tag(_write_json(self.structural_tag, self.field), self.field)
         kind, text = ("regex", self.regex) if self.regex is not None else ("grammar", self.grammar)
         _check_string(text, self.field)
         assert text is not None
@@ -82,11 +94,28 @@ class StructuredOutputs:
         return kind, text
 
 
-def _check_schema(text: str) -> None:
+def _restate(text: str, field: str, *, strict: bool) -> tuple[str, list[str]]:
+    """A schema that grammars can hold answers to, and what it leaves out, which is nothing if it is `strict`. Raises RequestError."""
+    schema = restate_schema(json.loads(text))
+    left_out = [] if strict else loosen_schema(schema)
     try:
-        check_schema(json.loads(text))
+        check_schema(schema)
     except SchemaError as error:
-        raise RequestError(str(error), field="structured_outputs.json", fix="leave it out, or say it another way") from None
+        raise RequestError(str(error), field=field, fix="leave it out, or say it another way") from None
+    return json.dumps(schema, ensure_ascii=False), left_out
+
+
+def _restate_tag(text: str, field: str) -> str:
+    """A structural tag whose schemas grammars can hold answers to. Raises RequestError."""
+    tag = json.loads(text)
+    waiting = [tag]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict) and "type" in part and isinstance(part.get("json_schema"), dict | bool):
+            part["json_schema"] = json.loads(_restate(json.dumps(part["json_schema"]), field, strict=True)[0])
+        else:
+            waiting += _children(part)
+    return json.dumps(tag, ensure_ascii=False)
 
 
 def _any_of(choices: Sequence[str]) -> str:

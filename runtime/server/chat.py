@@ -71,6 +71,7 @@ class Chat:
                 events[-1]["choices"][0] |= {
                     "finish_reason": stream.finish_reason(delta.finish_reason),
                     "stop_reason": delta.stop_reason,
+                    **self.generation.choices[index].faults,
                 }
             for event in events:
                 yield {**event, "usage": self.generation.usage()} if options and options.continuous_usage_stats else event
@@ -94,6 +95,7 @@ class Chat:
             "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": answer.finish_reason(choice.finish_reason or ""),
             "stop_reason": choice.stop_reason,
+            **choice.faults,
         }
         return {**found, "token_ids": choice.token_ids} if self.body.return_token_ids else found
 
@@ -125,9 +127,18 @@ async def begin(service: Service, record: RequestRecord, body: ChatRequest) -> C
     thinks = plan.thinks(text, body)
     params = replace(params, structured_outputs=plan.after_thinking(structured, thinks=thinks, budget=budget))
     prompt = await service.encode(text, params, add_special_tokens=bool(body.add_special_tokens))
-    grammar = await service.compile_grammar(params)
+    grammar, check = await service.compile_grammar(params), await service.schema_check(structured)
     head = {"id": f"chatcmpl-{record.request_id}", "created": int(time.time()), "model": model}
-    generation = Generation(service, record, [prompt], params, priority=body.priority, cache_salt=body.cache_salt, grammar=grammar)
+    generation = Generation(
+        service,
+        record,
+        [prompt],
+        params,
+        priority=body.priority,
+        cache_salt=body.cache_salt,
+        grammar=grammar,
+        check=check and (lambda said: check(plan.without_thinking(said, thinks=thinks))),
+    )
     names = TokenNames(service.tokenizer, body.return_tokens_as_token_ids)
     return Chat(body, plan, generation, head, names, thinks, _echoed(plan.tools) if body.echo else "")
 

@@ -66,6 +66,10 @@ class ChatPlan:
         """The form of a whole answer, of which `structured` is what comes after the thinking."""
         return structured if self.reasoning is None else after_thinking(structured, self.reasoning, thinks=thinks, budget=budget)
 
+    def without_thinking(self, text: str, *, thinks: bool) -> str:
+        """A whole answer's text behind its thinking."""
+        return "".join(piece for is_thinking, piece in self._splitter(thinks).push(text, is_last=True) if not is_thinking)
+
     def open_stream(self, *, thinks: bool, shown: bool) -> AnswerStream:
         """Reads one streamed answer; each of a request's choices has its own."""
         return AnswerStream(self._splitter(thinks), self.tools.open_stream(), shown=shown)

@@ -58,6 +58,7 @@ class Completion:
                 "logprobs": None if (writer := writers[index]) is None else writer.write(delta.logprobs or []),
                 "finish_reason": delta.finish_reason,
                 "stop_reason": delta.stop_reason,
+                **self.generation.choices[index].faults,
             }
             if self.body.return_token_ids:
                 event["token_ids"] = delta.token_ids
@@ -83,6 +84,7 @@ class Completion:
             "logprobs": writer and writer.write(entries[:-1] if silent else entries, num_echoed=num_echoed, first_token=first_token),
             "finish_reason": "length" if silent else choice.finish_reason,
             "stop_reason": choice.stop_reason,
+            **choice.faults,
         }
         if self.body.prompt_logprobs is not None and scores is not None:
             found["prompt_logprobs"] = prompt_logprobs(scores)
@@ -119,7 +121,7 @@ async def _begin(service: Service, record: RequestRecord, body: CompletionReques
     given = body.prompts()
     asked = [_infill(service, prompt, body.suffix) for prompt in given] if body.suffix else given
     prompts = [await service.encode(prompt, params, add_special_tokens=special) for prompt in asked]
-    grammar = await service.compile_grammar(params)
+    grammar, check = await service.compile_grammar(params), await service.schema_check(structured)
     head = {
         "id": f"cmpl-{record.request_id}",
         "object": "text_completion",
@@ -137,6 +139,7 @@ async def _begin(service: Service, record: RequestRecord, body: CompletionReques
         priority=body.priority,
         cache_salt=body.cache_salt,
         grammar=grammar,
+        check=check,
         counts_output=not body.is_silent,
     )
     names = TokenNames(service.tokenizer, body.return_tokens_as_token_ids)

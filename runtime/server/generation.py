@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from cupola.runtime.server.record import RequestRecord
 from cupola.runtime.server.service import Service
 
 T = TypeVar("T")
+Check = Callable[[str], Awaitable[str | None]]
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients pass over
 
@@ -36,6 +37,12 @@ class Choice:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    schema_error: str | None = None
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """What is wrong with it, as fields of an answer: none that a client doesn't know, if nothing is."""
+        return {} if self.schema_error is None else {"schema_error": self.schema_error}
 
     def add(self, delta: m.CompletionDelta) -> None:
         """Takes in what is new."""
@@ -49,6 +56,7 @@ class Generation:
     """The engine's requests for the prompts of one HTTP request: choice i × n + j is completion j of prompt i. Must be closed.
 
     Args:
+        check: says what is wrong with the text of a choice that is whole, or None; it is awaited before the choice's end is told.
         counts_output: whether what is generated counts; not if nobody asked for it, and the engine only can't do without.
 
     Raises:
@@ -65,13 +73,14 @@ class Generation:
         priority: int = 0,
         cache_salt: str | None = None,
         grammar: bytes | None = None,
+        check: Check | None = None,
         counts_output: bool = True,
     ) -> None:
         self._service, self._record, self._n, self._counts_output = service, record, params.n, counts_output
         self.prompts, self.choices = prompts, [Choice() for _ in range(len(prompts) * params.n)]
         self.prompt_logprobs: list[list[TokenLogprobs | None] | None] = [None] * len(prompts)
         self.num_cached_tokens = 0
-        self._restriction = params.restriction
+        self._restriction, self._check = params.restriction, check
         self.keep_alive = service.config.sse_keep_alive
         self._timer: asyncio.TimerHandle | None = None
         self._progress = [PromptProgress(record.arrival, len(prompt), params) for prompt in prompts]
@@ -91,6 +100,8 @@ class Generation:
                 if completion.error is not None:
                     raise RequestError(completion.error, field=self._restriction, fix="change or simplify it")
                 self.choices[index].add(completion)
+                if self._check is not None and completion.finish_reason == "stop":
+                    self.choices[index].schema_error = await self._check(self.choices[index].text)
                 yield index, completion
         self._finish()
 
@@ -135,6 +146,7 @@ class Generation:
     def _finish(self) -> None:
         reasons = [choice.finish_reason or "" for choice in self.choices]
         self._record.finish_reasons = reasons
+        self._record.num_schema_errors = sum(choice.schema_error is not None for choice in self.choices)
         self._record.num_cached_tokens = self.num_cached_tokens
         self._record.num_output_tokens = self.num_output_tokens
 

@@ -10,7 +10,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,14 @@ from cupola.runtime.errors import CupolaError, EngineError, OptionError, Request
 from cupola.runtime.generation_defaults import default_sampling_params
 from cupola.runtime.grammar import MAX_AT_ONCE, GrammarCompiler
 from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.schema_checker import SchemaChecker
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.artifact_watch import ArtifactWatch
 from cupola.runtime.server.engine_client import EngineClient, Health, RequestStream
 from cupola.runtime.server.errors import ServerError
 from cupola.runtime.server.logs import log
 from cupola.runtime.server.metrics import Metrics
+from cupola.runtime.structured_outputs import StructuredOutputs
 from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 
 MAX_WAITING_GRAMMARS = 32
@@ -118,6 +120,7 @@ class Service:
         )
         self._grammar_threads, self._num_grammars = ThreadPoolExecutor(MAX_AT_ONCE, "grammar"), 0
         self._renderer, self._num_rendering = ThreadPoolExecutor(1, "render"), 0
+        self._schemas = SchemaChecker()
         self.metrics = Metrics(config.served_model_name)
         self.created = int(time.time())
         self.draining = False
@@ -142,6 +145,7 @@ class Service:
         self._grammar_threads.shutdown(wait=False, cancel_futures=True)
         if self._grammars is not None:
             self._grammars.close()
+        self._schemas.close()
         if self.chat_template is not None:
             self.chat_template.close()
         if self.tokenizer is not None:
@@ -255,6 +259,19 @@ class Service:
             return await loop.run_in_executor(self._grammar_threads, self._grammars.compile, params.structured_outputs)
         finally:
             self._num_grammars -= 1
+
+    async def schema_check(self, structured_outputs: StructuredOutputs | None) -> Callable[[str], Awaitable[str | None]] | None:
+        """What says how a text breaks its schema, where no grammar holds it to all of that. Raises RequestError, EngineError."""
+        if structured_outputs is None:
+            return None
+        schema = await asyncio.to_thread(self._schemas.prepare, structured_outputs)
+        return None if schema is None else functools.partial(self._find_schema_error, schema)
+
+    async def _find_schema_error(self, schema: str, text: str) -> str | None:
+        try:
+            return await asyncio.to_thread(self._schemas.find_error, schema, text)
+        except EngineError as error:  # the answer is there all the same
+            return f"can't be checked: {error}"
 
     def submit(
         self, prompts: Sequence[tuple[int, ...]], params: SamplingParams, priority: int, cache_salt: str | None, grammar: bytes | None

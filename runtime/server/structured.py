@@ -26,14 +26,16 @@ def structured_outputs_of(body: Sampling, of_tools: Mapping[str, object] | None 
             found[field] = {name: value}
     if body.structured_outputs is not None:
         found["structured_outputs"] = body.structured_outputs
-    if len(found) > 1 and any(arguments != next(iter(found.values())) for arguments in found.values()):
+    if not found:
+        return None
+    forms = [{name: value for name, value in arguments.items() if name != "strict"} for arguments in found.values()]
+    if any(form != forms[0] for form in forms):
         raise RequestError(f"are given together: {', '.join(found)}", field=next(iter(found)), fix="give one of them")
-    for field, arguments in found.items():
-        unknown = set(arguments) - set(KINDS)
-        if unknown:
-            raise RequestError(f"has {', '.join(sorted(unknown))!r:.60}", field=field, fix=f"give one of {', '.join(KINDS)}")
-        return StructuredOutputs(**arguments)
-    return None
+    field = next(iter(found))
+    if unknown := set(forms[0]) - set(KINDS):
+        raise RequestError(f"has {', '.join(sorted(unknown))!r:.60}", field=field, fix=f"give one of {', '.join(KINDS)}")
+    strict = [arguments["strict"] for arguments in found.values() if arguments.get("strict")]
+    return StructuredOutputs(**forms[0], strict=strict[0] if strict else False)
 
 
 def _of_format(given: ResponseFormat) -> Object | None:
@@ -52,4 +54,7 @@ def _of_format(given: ResponseFormat) -> Object | None:
         return {"json_object": True}
     if not isinstance(schema, dict | bool):
         raise RequestError("has no schema", field="response_format.json_schema", fix='give {"name": "…", "schema": {…}}')
-    return {"json": schema}
+    strict = (json_schema or {}).get("strict")
+    if not isinstance(strict, bool | None):
+        raise RequestError(f"is {strict!r:.60}", field="response_format.json_schema.strict", fix="give true or false")
+    return {"json": schema, "strict": bool(strict)}

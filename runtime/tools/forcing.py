@@ -8,23 +8,23 @@ from collections.abc import Mapping, Sequence
 from cupola.runtime.tools.checks import Tool, ToolChoice
 from cupola.runtime.tools.formats import ToolFormat
 
-Constraint = Mapping[str, object]  # one argument of StructuredOutputs by name
+Constraint = Mapping[str, object]  # arguments of StructuredOutputs by name
 MAX_CALLS = 16  # at once, if they are required: a small model left alone would go on and on
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _VALUES = ("enum", "const", "default", "examples", "required")
 
 
 def constraint_for(tools: Sequence[Tool], choice: ToolChoice, parallel: bool, format: ToolFormat, *, can_wait: bool) -> Constraint | None:
-    """What the answer must be; None if anything goes.
+    """What the answer must be, with no part of it left to be checked afterwards; None if anything goes.
 
     A named function's answer is its arguments alone: {"json": its schema}. "required" is a list of {"name", "parameters"}:
     {"json": schema}. "auto" with strict functions is {"structural_tag": …}, text with calls in the model's own format, if
     `can_wait`: a grammar waits for text, and sees no special tokens.
     """
     if choice.mode == "named":
-        return {"json": _object_schema(next(tool for tool in tools if tool.name == choice.name))}
+        return {"json": _object_schema(next(tool for tool in tools if tool.name == choice.name)), "strict": True}
     if choice.mode == "required":
-        return {"json": _calls_schema(tools, MAX_CALLS if parallel else 1)}
+        return {"json": _calls_schema(tools, MAX_CALLS if parallel else 1), "strict": True}
     if choice.mode == "auto" and format.written and can_wait and any(tool.strict for tool in tools):
         return {"structural_tag": json.dumps(_tag(tools, parallel, format))}
     return None

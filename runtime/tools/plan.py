@@ -21,7 +21,7 @@ class ToolPlan:
     Args:
         messages: for `ChatTemplate.render`.
         tools: its `tools`; None if the template is not to see any.
-        constraint: one argument of `StructuredOutputs` by its name, "json" or "structural_tag"; None if anything may be said.
+        constraint: arguments of `StructuredOutputs` by their names, "json" or "structural_tag" among them; None if anything may be said.
         skip_special_tokens: whether decoding may skip them: not where they mark calls.
         choice: what the request asked for.
         parallel: whether an answer may hold several calls.

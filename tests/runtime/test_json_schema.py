@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import jsonschema
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.grammar import GrammarCompiler
+from cupola.runtime.schema_checker import SchemaChecker
 from cupola.runtime.structured_outputs import StructuredOutputs
 from tests.runtime.test_grammar import END, VOCAB, allowed_ids, ask
 from tests.runtime.tokenizers_for_tests import byte_level, save
@@ -25,6 +27,18 @@ TREE = {
 
 def tagged(tag: str, properties: dict) -> dict:
     return {"type": "object", "properties": {"tag": {"const": tag}, **properties}, "required": ["tag"]}
+
+
+def decimal(max_digits: int | None, places: int | None) -> str:
+    """The pattern that pydantic 2.12 writes for a `Decimal`."""
+    if places is None:
+        rest = rf"(?:\d{{0,{max_digits}}}|(?=[\d.]{{1,{max_digits + 1}}}0*$)\d*\.\d*0*$)"
+    elif max_digits is None:
+        rest = rf"\d*\.?\d{{0,{places}}}0*$"
+    else:
+        whole = max_digits - places
+        rest = rf"(?:\d{{0,{whole}}}|(?=[\d.]{{1,{max_digits + 1}}}0*$)\d{{0,{whole}}}\.\d{{0,{places}}}0*$)"
+    return r"^(?!^[-+.]*$)[+-]?0*" + rest
 
 
 HELD = {
@@ -73,6 +87,12 @@ HELD = {
     "whole number": {"type": "integer"},
     "whole number from 0": {"type": "integer", "minimum": 0},
     "Decimal": {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^(?!^[-+.]*$)[+-]?0*\\d*\\.?\\d*$"}]},
+    "Decimal of 5 digits, 2 of them places": {"type": "string", "pattern": decimal(5, 2)},
+    "Decimal of 2 digits, 2 of them places": {"type": "string", "pattern": decimal(2, 2)},
+    "Decimal of 5 digits": {"type": "string", "pattern": decimal(5, None)},
+    "Decimal of 2 places": {"type": "string", "pattern": decimal(None, 2)},
+    "Decimal of no places": {"type": "string", "pattern": decimal(None, 0)},
+    "short HttpUrl": {"type": "string", "format": "uri", "minLength": 1, "maxLength": 20},
     "HttpUrl": {"type": "string", "format": "uri", "minLength": 1, "maxLength": 120},
     "set": {"type": "array", "items": {"type": "string", "enum": ["a", "b", 'c"']}, "uniqueItems": True, "maxItems": 2, "minItems": 1},
     "set of a ref": {"$defs": {"s": {"enum": ["a", "b"]}}, "type": "array", "items": {"$ref": "#/$defs/s"}, "uniqueItems": True},
@@ -122,6 +142,13 @@ def compiler(tmp_path_factory: pytest.TempPathFactory):
     compiler.close()
 
 
+@pytest.fixture(scope="module")
+def checker():
+    checker = SchemaChecker()
+    yield checker
+    checker.close()
+
+
 @pytest.mark.parametrize("schema", HELD.values(), ids=HELD)
 def test_whatever_is_said_validates(compiler, schema):
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -169,8 +196,93 @@ def walk(process, seed: int) -> str | None:
 @pytest.mark.parametrize(("words", "schema"), REFUSED.items(), ids=REFUSED)
 def test_what_the_grammar_would_pass_over_is_refused(words, schema):
     with pytest.raises(RequestError, match=words) as error:
-        StructuredOutputs(json=schema)
+        StructuredOutputs(json=schema, strict=True)
     assert error.value.field == "structured_outputs.json"
+
+
+@pytest.mark.parametrize("kind", ["json_schema", "qwen_xml_parameter"])
+def test_schemas_inside_of_a_structural_tag_are_strict(kind):
+    content = {"type": kind, "json_schema": {"type": "object", "properties": {"a": REFUSED["uniqueItems"]}}}
+    tag = {"type": "structural_tag", "format": {"type": "sequence", "elements": [{"type": "any_text"}, content]}}
+    with pytest.raises(RequestError, match="uniqueItems is not supported") as error:
+        StructuredOutputs(structural_tag=tag)
+    assert error.value.field == "structured_outputs.structural_tag"
+
+
+def test_schemas_inside_of_a_structural_tag_are_restated():
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": HELD["short HttpUrl"]}}
+    [kind, text] = StructuredOutputs(structural_tag=tag).source()
+    assert kind == "structural_tag" and "pattern" in json.loads(text)["format"]["json_schema"]
+
+
+HOPELESS = ("whole numbers of const must fit into 64 bits", "whole numbers of enum must fit into 64 bits", "isn't of the type",
+            "which is not supported", "lacks", "no schema in this one", "is no schema")  # fmt: skip
+LOOSENED = {words: schema for words, schema in REFUSED.items() if words not in HOPELESS}
+
+
+@pytest.mark.parametrize("words", HOPELESS)
+def test_what_leaving_out_does_not_mend_is_always_refused(words):
+    with pytest.raises(RequestError, match=words):
+        StructuredOutputs(json=REFUSED[words])
+
+
+@pytest.mark.parametrize("schema", LOOSENED.values(), ids=LOOSENED)
+def test_what_no_grammar_says_is_checked_afterwards(compiler, checker, schema):
+    """What validates is said, too, and the checker's verdict is jsonschema's own."""
+    wanted = StructuredOutputs(json=schema)
+    process = compiler.acquire(compiler.compile(wanted))
+    first = 100 * list(LOOSENED.values()).index(schema)  # some share a grammar, whose process knows what was said before
+    said = [text for text in (walk(process, seed) for seed in range(first, first + 12)) if text is not None]
+    compiler.release(process)
+    checked = checker.prepare(wanted)
+    assert json.loads(checked) == schema and said
+    validator = jsonschema.Draft202012Validator(schema)
+    for text in said:
+        assert (checker.find_error(checked, text) is None) == validator.is_valid(json.loads(text))
+
+
+def test_what_is_held_needs_no_check(checker):
+    for schema in HELD.values():
+        assert checker.prepare(StructuredOutputs(json=schema)) is None
+    assert checker.prepare(StructuredOutputs(json=REFUSED["not"] | {"not": False})) is None
+    assert checker.prepare(StructuredOutputs(regex="a")) is None
+
+
+def test_errors_of_the_check_say_where_and_what(checker):
+    schema = {"type": "object", "properties": {"ids": REFUSED["uniqueItems"]}}
+    checked = checker.prepare(StructuredOutputs(json=schema))
+    assert checker.find_error(checked, '{"ids": [1, 2, 1]}') == "at $.ids: [1, 2, 1] has non-unique elements"
+    assert checker.find_error(checked, '{"ids": [1, 2]}') is None
+    assert "is no JSON" in checker.find_error(checked, '{"ids": [1, 2')
+
+
+def test_an_invalid_schema_is_refused_before_anything_is_generated(checker):
+    with pytest.raises(RequestError, match="is no valid JSON schema") as error:
+        checker.prepare(StructuredOutputs(json={"type": "string", "not": 5}))
+    assert error.value.field == "structured_outputs.json"
+
+
+def test_a_check_that_takes_for_ever_ends(checker):
+    schema = {"type": "string", "not": {"pattern": "^(a+)+$"}}
+    checked = checker.prepare(StructuredOutputs(json=schema))
+    assert "took more than 2 s" in checker.find_error(checked, json.dumps("a" * 64 + "b"))
+    assert checker.find_error(checked, json.dumps("b")) is None
+
+
+def test_a_reference_is_never_fetched(checker):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        schema = {"type": "string", "not": {"$ref": f"http://127.0.0.1:{server.getsockname()[1]}/x"}}
+        checked = checker.prepare(StructuredOutputs(json=schema))
+        assert "can't be checked" in checker.find_error(checked, '"a"')
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_without_the_library_nothing_is_left_unchecked(checker, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match="jsonschema"):
+        checker.prepare(StructuredOutputs(json=REFUSED["uniqueItems"]))
 
 
 @pytest.mark.parametrize(("words", "schema"), WARNED.items(), ids=WARNED)

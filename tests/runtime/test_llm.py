@@ -19,6 +19,7 @@ from cupola.runtime.llm import LLM
 from cupola.runtime.machine import choose_library
 from cupola.runtime.memory import parse_bytes
 from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.structured_outputs import StructuredOutputs
 from tests.runtime.tiny_artifact import CONTEXT, VOCAB, make_artifact, reference_logits
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -260,6 +261,7 @@ SCRIPT = """
 import sys, os
 from cupola.runtime.llm import LLM
 from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.structured_outputs import StructuredOutputs
 llm = LLM(sys.argv[1])
 print(llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))[0].outputs[0].token_ids)
 assert not {"torch", "transformers"} & set(sys.modules), "torch or transformers was imported"
@@ -277,3 +279,21 @@ def test_the_runtime_alone_loads_neither_torch_nor_the_compiler(artifact, monkey
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(greedy(artifact, [1, 2], 8))
     assert Path(artifact.path).is_dir()
+
+
+def test_a_schema_beyond_grammars_is_checked_when_the_output_is_there(llm):
+    twins = {"type": "array", "items": {"enum": [1]}, "minItems": 2, "maxItems": 2, "uniqueItems": True}  # the grammar leaves one output
+    unlike = {"type": "array", "items": {"enum": [1]}, "minItems": 2, "maxItems": 2, "not": {"const": [2]}}
+    params = [replace(GREEDY, max_tokens=20, ignore_eos=False, structured_outputs=StructuredOutputs(json=s)) for s in (twins, unlike, True)]
+    broken, kept, free = (output.outputs[0] for output in llm.generate(["a", "a", "a"], params))
+    assert (broken.text, broken.schema_error) == ("[1, 1]", "at $: [1, 1] has non-unique elements")
+    assert (kept.text, kept.schema_error, free.schema_error) == ("[1, 1]", None, None)
+    cut = llm.generate("a", replace(params[0], max_tokens=2))[0].outputs[0]
+    assert (cut.finish_reason, cut.schema_error) == ("length", None)
+    assert "".join(llm.stream("a", params[1])) == "[1, 1]"
+    said = []
+    with pytest.raises(RequestError, match=r"structured_outputs.json: the output breaks its schema: at \$: \[1, 1\] has non-unique"):
+        said.extend(llm.stream("a", params[0]))
+    assert "".join(said) == "[1, 1]"
+    with pytest.raises(RequestError, match="uniqueItems is not supported"):
+        StructuredOutputs(json=twins, strict=True)

@@ -89,7 +89,7 @@ def chat_request(body: PromptRequest, messages: list[Object]) -> ChatRequest:
         "tools": [_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())] or None,
         "tool_choice": _tool_choice(choice) if body.tool_choice else None,
         "parallel_tool_calls": not choice.disable_parallel_tool_use,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "output", "schema": format.json_schema}} if format else None,
+        "response_format": {"type": "json_schema", "json_schema": {"schema": format.json_schema, "strict": True}} if format else None,
         "add_generation_prompt": not continues,
         "continue_final_message": continues,
     }

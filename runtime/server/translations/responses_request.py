@@ -138,7 +138,8 @@ def _response_format(format: Format) -> Object:
         return {"type": format.type}
     if format.json_schema is None:
         raise RequestError("is missing", field="text.format.schema", fix="give a JSON schema")
-    return {"type": "json_schema", "json_schema": {"name": format.name, "schema": format.json_schema, "strict": format.strict}}
+    # A response has no place to say that it breaks its schema.
+    return {"type": "json_schema", "json_schema": {"name": format.name, "schema": format.json_schema, "strict": True}}
 
 
 def _tool(tool: Object, field: str) -> Object:

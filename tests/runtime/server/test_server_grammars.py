@@ -82,3 +82,50 @@ def test_numbers_that_no_machine_word_holds(server: Server, keyword: str) -> Non
             elif response.json()["choices"][0]["finish_reason"] == "stop":
                 jsonschema.validate(json.loads(response.json()["choices"][0]["text"]), schema)
     assert server.post({"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
+TWINS = {"type": "array", "items": {"enum": [1]}, "minItems": 2, "maxItems": 2, "uniqueItems": True}  # the grammar leaves but one answer
+UNLIKE = {"type": "array", "items": {"enum": [1]}, "minItems": 2, "maxItems": 2, "not": {"const": [2]}}
+VERDICTS = {"breaks it": (TWINS, "at $: [1, 1] has non-unique elements"), "keeps it": (UNLIKE, None)}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("schema", "verdict"), VERDICTS.values(), ids=VERDICTS)
+def test_what_a_grammar_can_not_say_is_checked_when_the_answer_is_there(
+    server: Server, path: str, stream: bool, schema: dict[str, object], verdict: str | None
+) -> None:
+    asked = {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+    fields = {**asked, "max_tokens": 40, "temperature": 0, **response_format(schema)}
+    if stream:
+        choices = [event["choices"][0] for event in server.events({**fields, "stream": True}, path)]
+        assert all("schema_error" not in choice for choice in choices[:-1]), "only the last one's end is told"
+        text = "".join(choice["text"] if "text" in choice else choice["delta"].get("content", "") for choice in choices)
+    else:
+        choices = server.post(fields, path).json()["choices"]
+        text = choices[0]["text"] if "text" in choices[0] else choices[0]["message"]["content"]
+    assert json.loads(text) == [1, 1] and choices[-1]["finish_reason"] == "stop"
+    assert choices[-1].get("schema_error") == verdict
+    assert ("schema_error" in choices[-1]) == (verdict is not None)
+
+
+def test_where_it_must_hold_in_full_it_is_refused(server: Server) -> None:
+    """So it is under `strict`, and where an answer has no place to say that it breaks its schema."""
+    strict = {"type": "json_schema", "json_schema": {"schema": TWINS, "strict": True}}
+    tool = {"name": "count", "parameters": {"type": "object", "properties": {"a": TWINS}}}
+    form = {"type": "json_schema", "schema": TWINS}
+    message = {"messages": [{"role": "user", "content": "a"}]}
+    required = {**message, "tools": [{"type": "function", "function": tool}], "tool_choice": "required"}
+    for path, fields, at in (
+        ("/v1/completions", {"prompt": "a", "response_format": strict}, "structured_outputs.json"),
+        ("/v1/chat/completions", required, "structured_outputs.json"),
+        ("/v1/responses", {"input": "a", "text": {"format": {**form, "name": "a"}}}, "text.format.schema"),
+        ("/v1/messages", {**message, "max_tokens": 9, "output_config": {"format": form}}, "output_config.format.schema"),
+    ):
+        response = server.post(fields, path)
+        assert response.status_code == 400 and "uniqueItems is not supported" in response.text and at in response.text, path
+
+
+def test_a_schema_that_can_not_be_checked_is_refused(server: Server) -> None:
+    problem = error_of(server.post({"prompt": "a", **response_format({"type": "string", "not": 5})}))
+    assert problem["param"] == "structured_outputs.json" and "no valid JSON schema" in problem["message"]

@@ -20,3 +20,16 @@ def test_the_same_said_twice_is_said_once():
     assert found is not None and found.grammar == GRAMMAR
     with pytest.raises(RequestError, match="guided_grammar: are given together: guided_grammar, structured_outputs"):
         structured_outputs_of(asked(guided_grammar=GRAMMAR, structured_outputs={"grammar": 'root ::= "b"'}))
+
+
+def test_strict_is_strict_wherever_it_is_said():
+    schema = {"type": "object"}
+    response_format = {"type": "json_schema", "json_schema": {"schema": schema, "strict": True}}
+    found = structured_outputs_of(asked(response_format=response_format, guided_json=schema))
+    assert found is not None and found.strict
+    found = structured_outputs_of(asked(structured_outputs={"json": schema, "strict": True}))
+    assert found is not None and found.strict
+    found = structured_outputs_of(asked(guided_json=schema))
+    assert found is not None and not found.strict
+    with pytest.raises(RequestError, match="json_schema.strict: is 'yes'"):
+        structured_outputs_of(asked(response_format={"type": "json_schema", "json_schema": {"schema": schema, "strict": "yes"}}))

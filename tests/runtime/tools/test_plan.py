@@ -161,7 +161,7 @@ def test_required_calls_are_a_list_that_fits_one_of_the_tools_each():
 
 def test_a_named_function_is_held_to_its_own_schema():
     plan = plan_chat(CHATML, ASK, tools=TOOLS, tool_choice=NAMED)
-    assert plan.constraint == {"json": TIME["function"]["parameters"]}
+    assert plan.constraint == {"json": TIME["function"]["parameters"], "strict": True}
     bare = plan_chat(CHATML, ASK, tools=[function(parameters={"$ref": "#/$defs/x", "$defs": {"x": {}}})], tool_choice="auto")
     assert bare.constraint is None
     (constraint,) = (plan_chat(CHATML, ASK, tools=[function()], tool_choice={"type": "function", "function": {"name": "f"}}).constraint,)
