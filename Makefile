@@ -82,10 +82,13 @@ browser: ## install Chromium for the tests of the chat page, if there is none
 pictures: $(STAMP) browser ## take the chat page's pictures in docs/ anew
 	$(BIN)/python -m tests.pictures
 
-# Kernels' tests wait for LLVM, which takes one core: JOBS of them at once. The others have threads, servers and clients, and the machine for themselves.
+# What mostly waits for LLVM, which takes one core, runs JOBS tests at once. The others have threads, servers and clients, and the machine for themselves.
+COMPILING := tests/passes tests/targets tests/compiler $(addprefix tests/e2e/,test_bits.py test_families.py test_schemes.py)
+PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci --durations=15
+
 test: lint types ## run every check: ruff, mypy, layer rules, all tests
-	$(BIN)/python -m pytest --hypothesis-profile=ci -n $(JOBS) --dist worksteal tests/passes tests/targets
-	$(BIN)/python -m pytest --hypothesis-profile=ci --ignore tests/passes --ignore tests/targets
+	$(PYTEST) -n $(JOBS) --dist worksteal $(COMPILING)
+	$(PYTEST) $(addprefix --ignore=,$(COMPILING))
 
 check: lint types layers ## run the quick checks
 
