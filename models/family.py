@@ -9,6 +9,16 @@ from typing import Any
 # The importer's attention marker as a torch function:
 # attention(q [1,H,n,D], k [1,G,n,D], v [1,G,n,E], slopes [H] or None, sinks [H] or None, layer, scale, window, softcap) -> [1,n,H,E]
 AttentionMarker = Callable[..., Any]
+# The small random model that most families are verified on, in the words of most configurations.
+SMALL: Mapping[str, object] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": 256,
+}
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,12 @@
 """HyperCLOVA X. The multipliers are not 1, so that a lost one shows."""
 
-from cupola.models.family import Family
+from cupola.models.family import SMALL, Family
 
 FAMILY = Family(
     model_type="hyperclovax",
     title="HyperCLOVA X",
     tiny={
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 256,
-        "max_position_embeddings": 256,
+        **SMALL,
         "head_dim": 16,
         "pad_token_id": 0,
         "bos_token_id": 1,

@@ -1,17 +1,9 @@
 """StableLM."""
 
-from cupola.models.family import Family
+from cupola.models.family import SMALL, Family
 
 FAMILY = Family(
     model_type="stablelm",
     title="StableLM",
-    tiny={
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 256,
-        "max_position_embeddings": 256,
-    },
+    tiny=SMALL,
 )
