@@ -284,6 +284,10 @@ class Artifact:
             verify_once(path, {path / entry.name: entry.sha256 for entry in artifact.manifest.files}, artifact._check_hashes)
         return artifact
 
+    def lists(self, name: str) -> bool:
+        """Whether the manifest lists the file; one that only lies in the folder is not the artifact's."""
+        return any(entry.name == name for entry in self.manifest.files)
+
     def _check_hashes(self) -> None:
         with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock
             list(pool.map(self._check_hash, self.manifest.files))

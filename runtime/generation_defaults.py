@@ -9,7 +9,6 @@ from typing import Any
 from cupola.runtime.artifact import GENERATION_CONFIG, TOKENIZER, Artifact
 from cupola.runtime.errors import RequestError
 from cupola.runtime.sampling_params import SamplingParams
-from cupola.runtime.tokenizer import lists
 
 DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # the same names there
 
@@ -28,7 +27,7 @@ def _configured(artifact: Artifact) -> dict[str, Any]:
     """The fields of SamplingParams that `generation_config.json` sets, unchecked."""
     path = artifact.path / GENERATION_CONFIG
     try:
-        given = json.loads(path.read_text(encoding="utf-8")) if lists(artifact, GENERATION_CONFIG) else {}
+        given = json.loads(path.read_text(encoding="utf-8")) if artifact.lists(GENERATION_CONFIG) else {}
     except (OSError, ValueError, RecursionError):
         given = {}
     if not isinstance(given, dict):
@@ -38,7 +37,7 @@ def _configured(artifact: Artifact) -> dict[str, Any]:
         chosen["temperature"] = 0.0
     if isinstance(given.get("max_new_tokens"), int):
         chosen["max_tokens"] = given["max_new_tokens"]
-    if given.get("stop_strings") and lists(artifact, TOKENIZER):
+    if given.get("stop_strings") and artifact.lists(TOKENIZER):
         chosen["stop"] = given["stop_strings"]
     return chosen
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +18,13 @@ from cupola.runtime.load_generator.openai_client import OpenAIClient
 from cupola.runtime.load_generator.report import LoadReport
 from cupola.runtime.load_generator.traffic import send_all
 from cupola.runtime.load_generator.words import Vocabulary, learn_words
+from cupola.runtime.open_files import allow_open_files
 
 NOT_CHECKED = "the server has no /tokenize: prompts are common words, about a token each"
 NOT_EXACT = "hardly a word is one token on this server: texts have more tokens than asked for"
 NO_IDS = "the server takes no token ids: prompts are texts"
 MAX_CACHED_SHARE = 0.25  # of prompts that have nothing in common; a chat's template may be as much
+RESERVED_FILES = 256  # beside the connections
 _REFUSED = (400, 404, 405, 422)
 
 
@@ -118,10 +119,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 @contextmanager
 def _quiet_process(num_connections: int) -> Iterator[None]:
     """Room for the connections, and no garbage collection of what was there before."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY:
-        wanted = num_connections + 256
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)), hard))
+    allow_open_files(num_connections + RESERVED_FILES)
     gc.collect()
     gc.freeze()
     try:

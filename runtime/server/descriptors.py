@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-import sys
 
 from cupola.runtime.errors import OptionError
+from cupola.runtime.open_files import allow_open_files
 from cupola.runtime.server.logs import log
 
 ACCEPTED_AT_ONCE = 32  # connections that asyncio takes before it looks at any
@@ -26,24 +26,14 @@ def max_connections(wanted: int) -> int:
     """How many clients may be connected: what is wanted, if the system can be brought to allow so many. Raises OptionError."""
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
         raise OptionError(f"is {wanted!r:.60}", field="max_connections", fix="give a whole number of at least 1")
-    if sys.platform == "win32":
-        return wanted
-    import resource  # which Windows has not
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return wanted
-    needed = wanted + RESERVED
-    if soft < needed and (hard == resource.RLIM_INFINITY or soft < hard):
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    allowed = min(wanted, soft - RESERVED)
+    open_files = allow_open_files(wanted + RESERVED)
+    allowed = min(wanted, open_files - RESERVED)
     if allowed < min(wanted, FEWEST_CONNECTIONS):
         fewest = RESERVED + FEWEST_CONNECTIONS
         raise OptionError(
-            f"this process may open {soft} files, too few", field="max_connections", fix=f"raise `ulimit -n` to {fewest} at least"
+            f"this process may open {open_files} files, too few", field="max_connections", fix=f"raise `ulimit -n` to {fewest} at least"
         )
     if allowed < wanted:
-        fields = {"max_connections": allowed, "open_files": soft}
+        fields = {"max_connections": allowed, "open_files": open_files}
         log.warning("fewer clients may be connected than were asked for; raise `ulimit -n` for more", extra={"fields": fields})
     return allowed

@@ -1,0 +1,35 @@
+"""The limit of open files is raised as far as the system allows, and no further."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from cupola.runtime.open_files import allow_open_files
+
+
+@pytest.fixture
+def hard() -> Iterator[int]:
+    """The hard limit, where the soft one is 256."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    yield before[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_soft_limit_is_raised_to_what_is_wanted(hard: int) -> None:
+    assert allow_open_files(300) == 300
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, hard)
+
+
+def test_a_soft_limit_that_is_high_enough_stays(hard: int) -> None:
+    assert allow_open_files(100) == 256
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (256, hard)
+
+
+def test_the_hard_limit_is_kept(hard: int) -> None:
+    assert hard != resource.RLIM_INFINITY
+    assert allow_open_files(hard + 1) == hard
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
