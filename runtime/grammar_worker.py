@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cupola.runtime import xgrammar_library as xgrammar
+from cupola.runtime.lark_grammar import replace_lark
 from cupola.runtime.verified import identify
 
 MAX_GROWTH_BYTES = 512 << 20  # of a grammar's process over this one
@@ -70,7 +71,7 @@ def _serve(
     try:
         if error is not None:
             raise RuntimeError(error)
-        grammar = xgrammar.Grammar(vocabularies[kind == "structural_tag"], kind, text)
+        grammar = xgrammar.Grammar(vocabularies[kind == "structural_tag"], kind, replace_lark(kind, text))
         if kind in ("json", "regex") and (warning := _read_warning(log)):  # of what it will not hold the output to
             raise RuntimeError(warning)
         if grammar.fill([grammar.matcher()])[1] == ["stuck"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,14 @@ from typing import Any
 from cupola.runtime.errors import RequestError
 from cupola.runtime.json_schema import SchemaError, check_schema, loosen_schema
 from cupola.runtime.json_schema_restate import restate_schema
+from cupola.runtime.lark_grammar import is_installed, is_lark
 
 MAX_BYTES = 256 * 1024  # of a schema, a pattern, a grammar or all choices
 MAX_DEPTH = 64  # levels of a schema
 MAX_CHOICES = 4096
 KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 Object = dict[str, Any]
-_LARK_RULE = re.compile(r"^[?!]?[a-zA-Z_]\w*(\.-?\d+)?\s*:(?![:=])", re.MULTILINE)  # start: "a" | b
+MAX_LARK_CHARACTERS = 64 * 1024  # Lark takes some seconds to read as many
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class StructuredOutputs:
         json_object: whether the output is any JSON object.
         regex: a regular expression that the whole output matches.
         choice: the output is one of these strings.
-        grammar: a context-free grammar in GBNF (llama.cpp's form of EBNF), whose first rule is called root.
+        grammar: a context-free grammar: in GBNF (llama.cpp's form of EBNF), whose first rule is called root; or in the form of the
+            library Lark, whose first rule is called start (`lark_grammar.py` says what of it is supported).
         structural_tag: free text with JSON schemas inside of tags, as XGrammar's structural tags say, as a dictionary or as JSON text.
         strict: whether a schema is refused that a grammar can't hold the output to in full. Otherwise what no grammar can say, such as
             `uniqueItems`, is left out of it, and the output is to be checked when it is there: `checked_schema` says against what.
@@ -89,9 +90,17 @@ class StructuredOutputs:
         kind, text = ("regex", self.regex) if self.regex is not None else ("grammar", self.grammar)
         _check_string(text, self.field)
         assert text is not None
-        if kind == "grammar" and "::=" not in text and _LARK_RULE.search(text):
-            raise RequestError("is written as Lark's are", field=self.field, fix="write it in GBNF: root ::= …")
+        if kind == "grammar":
+            _check_grammar(text, self.field)
         return kind, text
+
+
+def _check_grammar(text: str, field: str) -> None:
+    if is_lark(text):
+        if not is_installed():
+            raise RequestError("is written as Lark's are, and the library lark isn't installed", field=field, fix="pip install lark")
+        if len(text) > MAX_LARK_CHARACTERS:
+            raise RequestError(f"has {len(text)} characters", field=field, fix=f"give at most {MAX_LARK_CHARACTERS} in Lark's form")
 
 
 def _restate(text: str, field: str, *, strict: bool) -> tuple[str, list[str]]:
@@ -106,7 +115,7 @@ def _restate(text: str, field: str, *, strict: bool) -> tuple[str, list[str]]:
 
 
 def _restate_tag(text: str, field: str) -> str:
-    """A structural tag whose schemas grammars can hold answers to. Raises RequestError."""
+    """A structural tag whose schemas grammars can hold answers to, and whose grammars can be read. Raises RequestError."""
     tag = json.loads(text)
     waiting = [tag]
     while waiting:
@@ -114,6 +123,8 @@ def _restate_tag(text: str, field: str) -> str:
         if isinstance(part, dict) and "type" in part and isinstance(part.get("json_schema"), dict | bool):
             part["json_schema"] = json.loads(_restate(json.dumps(part["json_schema"]), field, strict=True)[0])
         else:
+            if isinstance(part, dict) and part.get("type") == "grammar" and isinstance(part.get("grammar"), str):
+                _check_grammar(part["grammar"], field)
             waiting += _children(part)
     return json.dumps(tag, ensure_ascii=False)
 

@@ -104,7 +104,7 @@ class Sampling(Body):
     guided_grammar: str | None = None
     structured_outputs: Object | None = None
     json_schema: str | Object | bool | None = Field(None, description="A schema that the answer must follow.")
-    grammar: str | None = Field(None, description="A grammar in GBNF that the answer must follow; an empty one is none.")
+    grammar: str | None = Field(None, description="A grammar in GBNF or in Lark's form that the answer must follow; an empty one is none.")
     best_of: Integer | None = None
     # llama-server's samplers
     typical_p: float | None = None

@@ -7,6 +7,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
+import lark
 import pytest
 
 from tests.runtime.server.harness import Server, error_of
@@ -31,6 +32,8 @@ BAD = {
     "no regular expression": {"guided_regex": "(((("},
     "no grammar": {"guided_grammar": "root ::= nobody"},
     "no choices": {"guided_choice": []},
+    "Lark's form of what is enormous": {"guided_grammar": 'start: t{"a"}\nt{x}: t{u{x}}\nu{x}: x'},
+    "Lark's form of a file": {"guided_grammar": "%import .secrets.x\nstart: x"},
     "two at once": {"guided_regex": "a", "guided_choice": ["b"]},
 }
 
@@ -45,6 +48,22 @@ def test_a_bad_grammar_is_refused_or_followed_and_harms_nobody(server: Server, f
             assert re.fullmatch(str(fields["guided_regex"]), choice["text"])
     else:
         error_of(response)
+
+
+SUMS = """
+    start: INT (("+" | "-") INT)~1..3
+    %import common (INT, WS_INLINE)
+    %ignore WS_INLINE
+"""
+
+
+@pytest.mark.parametrize("fields", [{"guided_grammar": SUMS}, {"grammar": SUMS}, {"structured_outputs": {"grammar": SUMS}}], ids="".join)
+def test_a_grammar_in_larks_form_is_followed(server: Server, fields: dict[str, object]) -> None:
+    choices = server.post({"prompt": "a", "max_tokens": 300, "temperature": 1, "seed": 1, "n": 4, **fields}).json()["choices"]
+    ended = [choice["text"] for choice in choices if choice["finish_reason"] == "stop"]
+    assert ended
+    for text in ended:
+        lark.Lark(SUMS, parser="earley").parse(text)
 
 
 def test_a_flood_of_schemas(server: Server) -> None:
