@@ -28,12 +28,13 @@ BYTE_LETTERS = frozenset(
     chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144))
 )  # GPT-2's stand-ins for the 256 bytes
 NO_LIMIT = -1
-_FREE_DIGITS = {  # as XGrammar writes whole numbers, fractions and exponents
-    "(basic_integer_1 [1-9] [0-9]*)": "(basic_integer_1 [1-9] [0-9]{0,18})",
-    '(("0") | ([1-9] [0-9]*))': '(("0") | ([1-9] [0-9]{0,18}))',
-    '("." basic_number_digits{1, -1})': '("." basic_number_digits{1,18})',
-    "basic_number_4 basic_number_digits{1, -1})": "basic_number_4 basic_number_digits{1,2})",
-}
+_DIGIT_RULE = re.compile(r"^(\w+) ::= \(\(\[0-9\]\)\)$", re.MULTILINE)
+_DIGITS_RULE = re.compile(r"^(\w+) ::= \(\(\[0-9\] \1\) \| \(\[0-9\]\)\)$", re.MULTILINE)  # of dates and durations
+_FREE_DIGITS = re.compile(  # as XGrammar writes whole numbers, fractions and exponents; else a text or an escape, to pass over it
+    r"""(?P<head>\[1-9\]|"\."|\[eE\] \w+) (?P<digit>\w+|\[0-9\])(?:\*|\{(?P<fewest>\d+), -1\})|"(?:\\.|[^"\\])*"|\\."""
+)
+_MOST_DIGITS = 18  # after the first one, or after the point
+_EXPONENT = '([0-9]{1,2} | ("1" [0-9] | "2" [0-8]) [0-9])'  # to 289: with 19 digits before it, that is no more than a double holds
 HEX_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\x([0-9a-fA-F]{2})")
 
 
@@ -146,26 +147,63 @@ class Grammar:
 
 
 def _write_grammar(kind: str, text: str) -> str:
-    """GBNF of a JSON schema (for JSON on one line, with no more properties than it names) or of a structural tag.
-
-    Mends two faults of XGrammar. Strings of limited length may hold control characters, unlike its other strings and unlike
-    JSON. And it writes a character as \\x and two digits, but would read any digits after them as part of it.
-    """
+    """GBNF of a JSON schema (for JSON on one line, with no more properties than it names) or of a structural tag."""
     if kind == "json":
         any_whitespace, indent, separators, strict, max_whitespace, prints, any_order = False, None, None, True, None, False, False
         options = (any_whitespace, indent, separators, strict, max_whitespace, prints, any_order)
-        grammar = _classes["Grammar"].from_json_schema(text, *options)
-    else:
-        grammar = _classes["Grammar"].from_structural_tag(text)
-    written = HEX_ESCAPE.sub(r"\1\\u00\2", str(grammar.to_string())).replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]")
-    return _limit_digits(written) if kind == "json" else written
+        return _mend_schema(_to_string(_classes["Grammar"].from_json_schema(text, *options)))
+    tag = json.loads(text)
+    waiting = [tag]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict) and "type" in part and "json_schema" in part:
+            alone = json.dumps({"type": "structural_tag", "format": part})
+            written = _to_string(_classes["Grammar"].from_structural_tag(alone))
+            written = _mend_schema(written, has_only_numbers=_has_only_numbers(part))
+            part.clear()  # schemas alone are mended, not what stands beside them: other grammars may look like them
+            part.update(type="grammar", grammar=written)
+        else:
+            waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return _to_string(_classes["Grammar"].from_structural_tag(json.dumps(tag)))
+
+
+def _to_string(grammar: Any) -> str:
+    """The grammar in GBNF. XGrammar writes a character as \\x and two digits, but would read any digits after them as part of it."""
+    return HEX_ESCAPE.sub(r"\1\\u00\2", str(grammar.to_string()))
+
+
+def _mend_schema(grammar: str, *, has_only_numbers: bool = True) -> str:
+    """A schema's grammar without control characters in strings of limited length, which JSON forbids, and with limited digits.
+
+    Args:
+        has_only_numbers: whether what looks like a number is one.
+    """
+    grammar = grammar.replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]")
+    return _limit_digits(grammar) if has_only_numbers else grammar
+
+
+def _has_only_numbers(format: Mapping[str, Any]) -> bool:
+    """Patterns stand in a JSON grammar as they are, and in an XML-styled one as rules, like those of numbers."""
+    is_json = format["type"] == "json_schema" and format.get("style", "json") == "json"
+    return is_json or "attern" not in json.dumps(format["json_schema"])  # as a keyword, or in patternProperties
 
 
 def _limit_digits(grammar: str) -> str:
-    """Numbers without bounds with no more digits than 64 bits take: a small model would write digits for ever."""
-    for free, limited in _FREE_DIGITS.items():
-        grammar = grammar.replace(free, limited)
-    return grammar
+    """Numbers with no more digits than 64 bits take, or their bound: a small model would write digits for ever. So have dates.
+
+    Multiples of a number are left without end: each of their digits is a rule.
+    """
+    digits = {"[0-9]", *_DIGIT_RULE.findall(grammar)}
+
+    def limit(found: re.Match[str]) -> str:
+        if found["digit"] not in digits:
+            return found[0]
+        if "e" in found["head"]:
+            return f"{found['head']} {_EXPONENT}"
+        fewest = int(found["fewest"] or 0)
+        return f"{found['head']} {found['digit']}{{{fewest},{max(fewest, _MOST_DIGITS)}}}"
+
+    return _FREE_DIGITS.sub(limit, _DIGITS_RULE.sub(rf"\1 ::= (([0-9]{{1,{_MOST_DIGITS}}}))", grammar))
 
 
 def accept(matcher: Any, token_ids: Iterable[int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 
 import jsonschema
@@ -160,20 +161,102 @@ def test_whatever_is_said_validates(compiler, schema):
     assert sum(text is not None for text in said) >= 6
 
 
-@pytest.mark.parametrize("kind", ["number", "integer"])
-def test_numbers_without_bounds_end(compiler, kind):
-    """A model that would always write another digit comes to an end."""
-    process = compiler.acquire(compiler.compile(StructuredOutputs(json={"type": kind})))
-    text, new = b"", []
-    for _ in range(60):
+NUMBERS = {
+    "number": {"type": "number"},
+    "integer": {"type": "integer"},
+    "from 0": {"type": "integer", "minimum": 0},
+    "from 5": {"type": "integer", "minimum": 5},
+    "up to -250": {"type": "integer", "maximum": -250},
+    "above 0": {"type": "number", "exclusiveMinimum": 0},
+    "anything": {"type": ["number", "array"], "items": {"type": "integer"}},
+}
+STYLES = ("json", "qwen_xml", "minimax_xml", "minimax_m3_xml", "deepseek_xml", "glm_xml", "cohere_xml", "kimi_k3_xml", "deepseek_v4_1_xml")
+
+
+def in_a_tag(schema: dict, style: str = "json") -> StructuredOutputs:
+    format = {"type": "json_schema", "style": style, "json_schema": {"type": "object", "properties": {"a": schema}, "required": ["a"]}}
+    tags = [{"type": "tag", "begin": "<call>", "content": format, "end": "</call>"}]
+    dispatch = {"type": "triggered_tags", "triggers": ["<call>"], "tags": tags, "at_least_one": True, "stop_after_first": True}
+    return StructuredOutputs(structural_tag={"type": "structural_tag", "format": dispatch})
+
+
+def write_digits(process, start: str = "") -> str:
+    """What a model says that would always write another digit, and else goes on as soon as it can."""
+    text = bytearray(start.encode())
+    new = list(text)
+    for _ in range(400):
         allowed = ask(process, "digits", new)
-        ids = allowed_ids(allowed) & {*b"123456789.e"}
-        if not ids:
-            break
-        new = [max(ids, key=lambda i: (i in b"123456789", i))]
+        ids = allowed_ids(allowed) & {*range(256)}
+        if END in allowed_ids(allowed) and not ids & {*b"0123456789.e"}:
+            process.forget("digits")
+            return text.decode()
+        number = [i for i in b"987654321.e0-" if i in ids]
+        new = number[:1] or sorted(ids, key=lambda i: (i in b" \n\r\t", i in b',"', i))[:1]
         text += bytes(new)
+    raise AssertionError(f"there is no end: {text[-60:]!r}")
+
+
+@pytest.mark.parametrize("schema", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_without_bounds_end(compiler, schema):
+    process = compiler.acquire(compiler.compile(StructuredOutputs(json=schema)))
+    value = json.loads(write_digits(process))
     compiler.release(process)
-    assert 0 < len(text) <= 42 and np.isfinite(float(text))
+    jsonschema.validate(value, schema)
+    assert np.isfinite(float(value)) and abs(value) > 1e17
+
+
+@pytest.mark.parametrize("schema", NUMBERS.values(), ids=NUMBERS)
+@pytest.mark.parametrize("style", STYLES)
+def test_numbers_inside_of_a_structural_tag_end(compiler, schema, style):
+    process = compiler.acquire(compiler.compile(in_a_tag(schema, style)))
+    text = write_digits(process, "<call>")
+    compiler.release(process)
+    assert text.endswith("</call>")
+    found = [run for run in re.findall(r"\d+", text) if len(run) > 3]
+    assert found and max(map(len, found)) == 19
+
+
+WIDE = [
+    str(2**63 - 1),
+    str(-(2**63)),
+    "0.1",
+    "-1.7976931348623157e99",
+    "3.141592653589793238",
+    "4.9e-289",
+    "9999999999999999999.9E+289",
+    "1e05",
+]
+
+
+@pytest.mark.parametrize("number", WIDE)
+@pytest.mark.parametrize("place", ["json", "structural_tag"])
+def test_numbers_that_64_bits_hold_are_allowed(compiler, number, place):
+    schema = {"type": "number" if {*number} & {*".eE"} else "integer"}
+    wanted = in_a_tag(schema) if place == "structural_tag" else StructuredOutputs(json=schema)
+    text = number if place == "json" else '<call>{"a": ' + number + "}</call>"
+    process = compiler.acquire(compiler.compile(wanted))
+    assert END in allowed_ids(ask(process, number, list(text.encode()))), text
+    compiler.release(process)
+    assert np.isfinite(float(number))
+
+
+@pytest.mark.parametrize("pattern", ["^(0|[1-9][0-9]*)$", "^[0-9]+$", "^[1-9][0-9]*\\.[0-9]+[eE][+-]?[0-9]+$"])
+def test_digits_of_patterns_and_of_other_grammars_stay_free(compiler, pattern):
+    digits = "1234567890" * 4
+    text = f"{digits}.{digits}e{digits}" if "e" in pattern else digits
+    said = {
+        f'"{text}"': StructuredOutputs(json={"type": "string", "pattern": pattern}),
+        f'<call>{{"a": "{text}"}}</call>': in_a_tag({"type": "string", "pattern": pattern}),
+        f"<call><parameter=a>{text}</parameter></call>": in_a_tag({"type": "string", "pattern": pattern}, "qwen_xml"),
+    }
+    for i, rule in enumerate(['("0") | ([1-9] [0-9]*)', "d+\nd ::= [0-9]", '"-"? [1-9] [0-9]* ("." [0-9]+)?']):
+        schema, grammar = {"type": "json_schema", "json_schema": {"type": "integer"}}, {"type": "grammar", "grammar": f"root ::= {rule}"}
+        both = {"type": "sequence", "elements": [schema, {"type": "const_string", "value": f"{i}:"}, grammar]}
+        said[f"1{i}:{digits}"] = StructuredOutputs(structural_tag={"type": "structural_tag", "format": both})
+    for text, wanted in said.items():
+        process = compiler.acquire(compiler.compile(wanted))
+        assert END in allowed_ids(ask(process, text, list(text.encode()))), text
+        compiler.release(process)
 
 
 def walk(process, seed: int) -> str | None:
