@@ -17,7 +17,8 @@ from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
 
 WORKER = Path(__file__).with_name("tokenizer_worker.py")
 MAX_SECONDS = 10.0  # for one text, the start of the process included
-INLINE_CHARACTERS = 4096  # shorter texts are encoded at once
+INLINE_CHARACTERS = 4096  # shorter texts are encoded at once, if the tokenizer is harmless
+THREAD_CHARACTERS = 16_384  # shorter ones in this process: quadratic time, the most of what counts as harmless, is half a second
 
 MAX_TOKENS = 1 << 20  # of a text, if nobody says
 MAX_CHARACTERS_PER_TOKEN = 64  # text longer than this times the context is refused before any work is spent on it
@@ -27,8 +28,8 @@ class Tokenizer:
     """A `tokenizers` tokenizer, read from `tokenizer.json`, which is `file`. `token_bytes` gives the bytes of single tokens.
 
     Args:
-        is_bounded: whether texts that may take long are encoded in a process of its own, in bounded time and memory: long ones, and all
-            if the tokenizer is of no shape that is known to be harmless.
+        is_bounded: whether texts that may take very long are encoded in a process of its own, in bounded time and memory: those of more
+            than THREAD_CHARACTERS, and all if the tokenizer is of no shape that is known to be harmless.
 
     Raises:
         ArtifactError: if the file can't be read, or decoding could take any time or memory.
@@ -58,7 +59,7 @@ class Tokenizer:
             EngineError: if the process that encodes long texts was ended from outside, twice.
         """
         check_text(text, max_tokens)
-        if self._worker is not None and not self.is_quick(text):
+        if self._worker is not None and not (self._is_harmless and len(text) <= THREAD_CHARACTERS):
             return self._encode_apart(self._worker, text, add_special_tokens)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids

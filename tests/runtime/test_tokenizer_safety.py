@@ -86,12 +86,15 @@ def test_a_hostile_tokenizer_costs_one_request(tmp_path: Path, monkeypatch: pyte
     bounded.close()
 
 
-def test_long_texts_are_encoded_apart_and_alike(tmp_path: Path):
-    tokenizer = byte_level()
+def test_very_long_texts_are_encoded_apart_and_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tokenizer, jobs, ask = byte_level(), list[object](), module.WorkerProcess.ask
+    monkeypatch.setattr(module.WorkerProcess, "ask", lambda worker, job: jobs.append(job) or ask(worker, job))
     bounded = module.Tokenizer(save(tokenizer, tmp_path), is_bounded=True)
-    text = "the 你好 \u2028 <end> " * 999
-    assert not bounded.is_quick(text) and bounded.is_quick(text[:100])
-    assert bounded.encode(text, max_tokens=10**6) == tokenizer.encode(text).ids
+    text = "the 你好 \u2028 <end> " * 1999
+    for length, is_quick, is_apart in ((100, True, False), (module.THREAD_CHARACTERS, False, False), (len(text), False, True)):
+        assert bounded.is_quick(text[:length]) == is_quick
+        assert bounded.encode(text[:length], max_tokens=10**6) == tokenizer.encode(text[:length]).ids
+        assert bool(jobs) == is_apart
     bounded.close()
 
 
