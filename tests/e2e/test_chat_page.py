@@ -39,6 +39,7 @@ def test_a_chat_through_the_page(browser: Browser, server: Server) -> None:
         question.fill("What is the capital of Japan?")
         page.keyboard.press("Enter")
         expect(page.locator(".assistant .content").last).to_have_text("The capital of Japan is Tokyo.")
+        expect(page.locator("#figure-running .value")).to_have_text("0")  # or the next answer's figures may be this one's
 
         page.route("**/v1/chat/completions", ask_without_end)
         question.fill("Tell me a very long story about a dome, with at least ten chapters.")
