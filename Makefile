@@ -54,7 +54,7 @@ quality: $(STAMP) ## perplexity of SmolLM2 in each of QUANTS (and KV_DTYPE) besi
 bench-peers: $(STAMP) ## measure cupola beside llama.cpp, OpenVINO, CTranslate2 and transformers (an hour)
 	$(BIN)/python benchmarks/peers $(ARGS)
 
-# ARGS are the sweep's options, such as ARGS="--only llama,mamba" or ARGS="--third --check", which CI runs.
+# ARGS are the sweep's options, such as ARGS="--only llama,mamba" or ARGS="--turn 0 --check", as CI does.
 sweep: $(STAMP) ## compile every causal model type of transformers, tiny, and compare: docs/model_types.md (half an hour)
 	$(BIN)/python benchmarks/sweep --jobs $(JOBS) $(ARGS)
 
@@ -82,13 +82,14 @@ browser: ## install Chromium for the tests of the chat page, if there is none
 pictures: $(STAMP) browser ## take the chat page's pictures in docs/ anew
 	$(BIN)/python -m tests.pictures
 
-# What mostly waits for LLVM, which takes one core, runs JOBS tests at once. The others have threads, servers and clients, and the machine for themselves.
+# What mostly waits for LLVM, which takes one core, is dealt out test by test; the others by files, whose servers and artifacts their tests share.
+# TURN (0, 1 or 2) leaves out two thirds of what is marked by_turns, as CI does.
 COMPILING := tests/passes tests/targets tests/compiler $(addprefix tests/e2e/,test_bits.py test_families.py test_schemes.py)
-PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci --durations=15
+PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci --durations=15 -n $(JOBS) $(if $(TURN),--turn $(TURN))
 
 test: lint types ## run every check: ruff, mypy, layer rules, all tests
-	$(PYTEST) -n $(JOBS) --dist worksteal $(COMPILING)
-	$(PYTEST) $(addprefix --ignore=,$(COMPILING))
+	$(PYTEST) --dist worksteal $(COMPILING)
+	$(PYTEST) --dist loadfile $(addprefix --ignore=,$(COMPILING))
 
 check: lint types layers ## run the quick checks
 

@@ -12,11 +12,26 @@ import pytest
 from hypothesis import settings
 
 from cupola.runtime.environment import num_threads
+from tests.turns import MARK, NUM_TURNS, split
 
 # Compiled code and a shared machine make single examples slow now and then: no deadline. `make test` takes
 # hypothesis' own "ci" profile, whose examples are the same on every run.
 settings.register_profile("cupola", deadline=None)
 settings.load_profile("cupola")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--turn`, which CI gives."""
+    what = f"run only a third of the tests that are marked {MARK}: this one"
+    parser.addoption("--turn", type=int, choices=range(NUM_TURNS), help=what)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests of other turns, which pytest counts as deselected."""
+    turn = config.getoption("--turn")
+    if turn is not None:
+        items[:], others = split(items, turn)
+        config.hook.pytest_deselected(items=others)
 
 
 @pytest.fixture(scope="session", autouse=True)

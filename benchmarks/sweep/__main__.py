@@ -1,13 +1,12 @@
 """Every causal language model of transformers, as a tiny random checkpoint, against transformers: `docs/model_types.md`.
 
-    python benchmarks/sweep [--only llama,qwen3] [--missing] [--third] [--check] [--jobs 2]
+    python benchmarks/sweep [--only llama,qwen3] [--missing] [--turn 0] [--check] [--jobs 2]
 
 Without --check the results are recorded; with it they are held against the recorded ones, and nothing is written.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,13 +34,7 @@ def model_types() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def turn_of_commit() -> int:
-    """Which third a commit runs: its id's remainder, so that a failure comes again in the same commit."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True).stdout
-    return int(head, 16) % NUM_TURNS
-
-
-def chosen(only: str | None, third: bool, missing: bool = False) -> list[str]:
+def chosen(only: str | None, turn: int | None, missing: bool = False) -> list[str]:
     """The model types to run. Raises typer.BadParameter."""
     known = model_types()
     names = only.split(",") if only else known
@@ -50,8 +43,10 @@ def chosen(only: str | None, third: bool, missing: bool = False) -> list[str]:
         names = [name for name in names if name not in recorded]
     if unknown := sorted(set(names) - set(known)):
         raise typer.BadParameter(f"{', '.join(unknown)}: transformers has no causal language model of that name", param_hint="--only")
+    if turn is None:
+        return names
     families = {family.model_type for family in FAMILIES}  # which the tests compare
-    return [name for name in names if name not in families][turn_of_commit() :: NUM_TURNS] if third else names
+    return [name for name in names if name not in families][turn::NUM_TURNS]
 
 
 def slowest_first(names: Sequence[str], recorded: dict[str, Result]) -> list[str]:
@@ -61,9 +56,10 @@ def slowest_first(names: Sequence[str], recorded: dict[str, Result]) -> list[str
 
 def main(
     only: Annotated[str | None, typer.Option(help="Some model types, separated by commas.", show_default=False)] = None,
-    third: Annotated[
-        bool, typer.Option("--third", help="A third of the types that are no verified family, chosen by the commit's id.")
-    ] = False,
+    turn: Annotated[
+        int | None,
+        typer.Option(min=0, max=NUM_TURNS - 1, help="Only this third of the types that are no verified family.", show_default=False),
+    ] = None,
     missing: Annotated[bool, typer.Option("--missing", help="Those that the table has no line of.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Hold the results against the recorded ones, and write nothing.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Cases at once.")] = 1,
@@ -71,7 +67,7 @@ def main(
     """Compile and compare every model type."""
     torch.set_num_threads(1)
     recorded = read_results(RESULTS)
-    names, found, problems = chosen(only, third, missing), dict[str, Result](), list[str]()
+    names, found, problems = chosen(only, turn, missing), dict[str, Result](), list[str]()
     for number, result in enumerate(run_cases(names if only else slowest_first(names, recorded), jobs, run_case), 1):
         found[result.model_type] = result
         error = "" if result.error is None else f"{result.error:.1e}"

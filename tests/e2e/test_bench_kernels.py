@@ -45,6 +45,7 @@ def work_of(artifact: cupola.Artifact, test: cupola.SpeedTest) -> tuple[int, int
     return sum(kernel.num_bytes for kernel in found.kernels), sum(kernel.num_operations for kernel in found.kernels), found
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 @pytest.mark.parametrize(("depth", "streams"), [(0, 1), (48, 1), (48, 3)])
 def test_operations_and_bytes_of_decoding(family: str, depth: int, streams: int, request: pytest.FixtureRequest) -> None:

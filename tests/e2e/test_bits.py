@@ -93,6 +93,7 @@ def differing(found: Bits, wanted: Bits) -> list[tuple[int, int]]:
     ]
 
 
+@pytest.mark.by_turns
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(2, 32), first=st.integers(0, 31), chunk=st.integers(1, 512), cache=st.booleans())
 def test_in_batches_and_chunks(artifact: cupola.Artifact, alone: Bits, count: int, first: int, chunk: int, cache: bool) -> None:

@@ -1,12 +1,10 @@
 """Every verified family: a tiny random model, compiled, against transformers in float32.
 
-Families that are much used run every time, the others a third by turns, which the commit's id chooses.
+Families that are much used run each time, the others by turns.
 """
 
 from __future__ import annotations
 
-import subprocess
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +15,11 @@ from cupola.models import FAMILIES, Family, llama
 
 LENGTHS, NUM_DECODED, BOUND = (40, 5, 23), 16, 1e-4  # the first step is a chunk of the first prompt, and wants no logits
 PARAMS = cupola.SamplingParams(temperature=0, max_tokens=NUM_DECODED, logprobs=20, ignore_eos=True, detokenize=False)
-NUM_TURNS = 3
-BY_TURNS = {
-    "bitnet", "codegen", "ctrl", "cwm", "gemma4_unified_text", "gpt-sw3", "gpt_neo", "gptj", "granite_swa", "hyperclovax",
-    "internlm3", "iquestcoder", "jais2", "modernbert-decoder", "mpt", "nanochat", "persimmon", "phi4_multimodal", "vaultgemma",
-}  # fmt: skip
+EACH_TIME = {"falcon", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3"}
+CASES = [pytest.param(family, marks=() if family.model_type in EACH_TIME else pytest.mark.by_turns) for family in FAMILIES]
 
 
-def families_of_this_commit() -> list[Family]:
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
-    turn = int(head, 16) % NUM_TURNS
-    return [
-        family for family in FAMILIES if family.model_type not in BY_TURNS or zlib.crc32(family.model_type.encode()) % NUM_TURNS == turn
-    ]
-
-
-@pytest.mark.parametrize("family", families_of_this_commit(), ids=lambda family: family.model_type)
+@pytest.mark.parametrize("family", CASES, ids=lambda family: family.model_type)
 def test_prompt_and_decoding_match_transformers(family: Family, tmp_path: Path) -> None:
     import torch
     import transformers

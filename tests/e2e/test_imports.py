@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", CASES)
 def test_matches_transformers(name: str, tmp_path: Path) -> None:
     assert_matches(tiny_model(name.split()[0], **CASES[name]), tmp_path)
@@ -49,6 +50,7 @@ WRAPPERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("model_type", WRAPPERS)
 def test_the_text_model_of_a_model_of_text_and_images(model_type: str, tmp_path: Path) -> None:
     model = tiny_model(model_type, transformers.AutoModelForImageTextToText, **WRAPPERS[model_type])

@@ -32,6 +32,7 @@ def answers(llm: cupola.LLM, prompts: list[str]) -> list[tuple[int, ...]]:
     return outputs
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("caching", [False, True], ids=["no-cache", "cache"])
 @pytest.mark.parametrize("chunk", [64, 512])
 def test_in_a_batch_of_eight(smollm2: Compiled, prompts: list[str], alone: list[tuple[int, ...]], chunk: int, caching: bool) -> None:
@@ -40,6 +41,7 @@ def test_in_a_batch_of_eight(smollm2: Compiled, prompts: list[str], alone: list[
     assert answers(llm, prompts) == alone  # this time, with a cache, from what it holds
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_in_chunks(smollm2: Compiled, prompts: list[str], alone: list[tuple[int, ...]], chunk: int) -> None:
     llm = cupola.LLM(smollm2.path, max_num_seqs=1, max_num_batched_tokens=chunk)
@@ -47,6 +49,7 @@ def test_in_chunks(smollm2: Compiled, prompts: list[str], alone: list[tuple[int,
     assert answers(llm, [prompts[i] for i in chosen]) == [alone[i] for i in chosen]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("together", [False, True], ids=["one-by-one", "together"])
 def test_in_several_steps_at_once(
     smollm2: Compiled, prompts: list[str], alone: list[tuple[int, ...]], together: bool, monkeypatch: pytest.MonkeyPatch

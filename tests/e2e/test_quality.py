@@ -34,6 +34,7 @@ def test_w4a8(smollm2: Compiled, smollm2_w4a8: Compiled, text: str) -> None:
 
 
 # On 4,000 tokens the error of the estimate is ±0.2 %: `make quality` takes more, and finds w8a8 at 0.5 %, int8 K/V at 0.1 %.
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("options", "bound"), [(("--quant", "w8a8"), 0.01), (("--quant", "f32", "--kv-dtype", "int8"), 0.005)], ids=["w8a8", "int8 K/V"]
 )

@@ -46,6 +46,7 @@ def quantized(model: Any, quant: str) -> Any:
     return model
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("widths", WIDTHS)
 @pytest.mark.parametrize("quant", ["w8a8", "w4a8", "w8a16", "w4a16"])
 def test_logits_are_those_of_the_stored_weights(quant: str, widths: str, tmp_path: Path) -> None:

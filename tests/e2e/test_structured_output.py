@@ -145,6 +145,7 @@ BAD = {
 }
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("fields", BAD.values(), ids=BAD)
 def test_a_bad_grammar_harms_nobody_else(llm, fields):
     neighbour = SamplingParams(temperature=0, max_tokens=24)

@@ -182,6 +182,7 @@ class Sequences:
         return INT16_ROUNDING * (by_queries + by_weights)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("isa", "shape"), [(isa, shape) for shape in SHAPES for isa in EXACT.get(shape.dtype, RUNNABLE)], ids=str)
 @settings(max_examples=4)
 @given(

@@ -37,6 +37,7 @@ def compiled(isa, index):
     return compile_case(CASES[index], get_target(f"cpu:{isa}"))
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("isa", "index"), RUNNABLE)
 @settings(max_examples=8)
 @given(num_tokens=st.integers(1, 140), cut=st.tuples(st.integers(0, 139), st.integers(1, 140)), seed=st.integers(0, 2**32 - 1))

@@ -132,7 +132,7 @@ def draw_prompts(vocabulary: int, longest: int) -> list[list[int]]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.by_turns
 def test_answers_are_what_they_are_alone(tiny: Path, tmp_path: Path):
     """Blocks are few, so that sequences must give way to each other."""
     with run_server(tiny, tmp_path, "--kv-memory", "2KiB") as server:
@@ -140,7 +140,7 @@ def test_answers_are_what_they_are_alone(tiny: Path, tmp_path: Path):
         assert server.metrics()["num_preemptions_total"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.by_turns
 def test_a_real_model(smollm2_w4a8: Compiled, tmp_path: Path):
     # So few pages that all are in use early: pages count as memory only once they are written to, by megabytes of each layer's at a time.
     with run_server(smollm2_w4a8.path, tmp_path, "--kv-memory", "64MiB") as server:

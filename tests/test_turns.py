@@ -1,0 +1,28 @@
+"""Every test has its turn, and what is not marked runs in each."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.turns import MARK, NUM_TURNS, split
+
+
+class Item:
+    """As much of a test as `split` looks at."""
+
+    def __init__(self, name: str, *, is_marked: bool) -> None:
+        self.name, self._marker = name, pytest.mark.by_turns.mark if is_marked else None
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None:
+        return self._marker if name == MARK else None
+
+
+@pytest.mark.parametrize("marked", [0, 1, 2, 3, 10])
+def test_marked_tests_run_in_one_turn_and_others_in_all(marked: int) -> None:
+    items = [Item(f"{kind} {i}", is_marked=kind == "marked") for i in range(marked) for kind in ("plain", "marked")]
+    turns = [split(items, turn) for turn in range(NUM_TURNS)]  # type: ignore[arg-type]
+    for chosen, others in turns:
+        assert sorted(item.name for item in [*chosen, *others]) == sorted(item.name for item in items)
+        assert marked // NUM_TURNS <= sum(item.name.startswith("marked") for item in chosen) <= -(-marked // NUM_TURNS)
+    run = [item.name for chosen, _ in turns for item in chosen]
+    assert all(run.count(item.name) == (1 if item.name.startswith("marked") else NUM_TURNS) for item in items)
