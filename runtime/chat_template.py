@@ -6,13 +6,11 @@ sandboxed, bounded in memory and output, and killed when its time is up.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cupola.runtime.artifact import COMPILE_AGAIN, SPECIAL_TOKENS, TOKENIZER, Artifact, template_name
-from cupola.runtime.errors import ArtifactError, OptionError, RequestError
+from cupola.runtime.errors import RequestError
 from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
 
 MAX_SECONDS = 5.0  # for one rendering, the start of the process included
@@ -105,60 +103,6 @@ class ChatTemplate:
     def close(self) -> None:
         """Ends the process. Rendering again starts a new one."""
         self._worker.close()
-
-
-def load_chat_template(artifact: Artifact, file: Path | None = None) -> ChatTemplate | None:
-    """The artifact's chat templates, or the one in `file`; None if it came without any, or without a tokenizer.
-
-    Raises:
-        ArtifactError: if one of the artifact's can't be read.
-        OptionError: if `file` can't be read, or is no template.
-    """
-    if not artifact.lists(TOKENIZER):
-        return None
-    if file is not None:
-        return ChatTemplate(_read_template(file), special_tokens(artifact))
-    found = {name: file.name for file in artifact.manifest.files if (name := template_name(file.name))}
-    if not found:
-        return None
-    return ChatTemplate({name: _read(artifact.path / file) for name, file in found.items()}, special_tokens(artifact))
-
-
-def special_tokens(artifact: Artifact) -> dict[str, str]:
-    """The texts of the tokens that the tokenizer knows by name, such as `bos_token`. Raises ArtifactError if the file is damaged."""
-    if not artifact.lists(SPECIAL_TOKENS):
-        return {}
-    file = artifact.path / SPECIAL_TOKENS
-    try:
-        found = json.loads(_read(file))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"is not JSON: {error}", file=file, fix=COMPILE_AGAIN) from None
-    if not isinstance(found, dict) or not all(name.isidentifier() and isinstance(token, str) for name, token in found.items()):
-        raise ArtifactError("does not map names such as bos_token to texts", file=file, fix=COMPILE_AGAIN)
-    return dict(found)
-
-
-def _read_template(file: Path) -> str:
-    """A template that whoever runs the model chose. Raises OptionError."""
-    import jinja2
-
-    from cupola.runtime.template_worker import check_syntax
-
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        check_syntax(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"can't be read: {error}", file=file, field="chat_template", fix="give a file in UTF-8") from None
-    except jinja2.TemplateSyntaxError as error:
-        raise OptionError(f"line {error.lineno}: {error.message}", file=file, field="chat_template", fix="correct the template") from None
-    return text
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"can't be read: {error}", file=file, fix=COMPILE_AGAIN) from None
 
 
 def mark_end(messages: Sequence[Message], mark: str) -> list[Message]:

@@ -10,7 +10,7 @@ from cupola.runtime.admission import Prompt
 from cupola.runtime.artifact import Artifact
 from cupola.runtime.batch import Float32
 from cupola.runtime.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
-from cupola.runtime.chat_template import Message, load_chat_template
+from cupola.runtime.chat_template import Message
 from cupola.runtime.engine import Engine, EngineConfig, stack_logits
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.executor import load
@@ -22,7 +22,7 @@ from cupola.runtime.prompts import Prompts, list_priorities, list_prompts
 from cupola.runtime.request import Request
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.schema_checker import SchemaChecker
-from cupola.runtime.tokenizer import Tokenizer, load_tokenizer
+from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 from cupola.runtime.tools.plan import plan_chat
 
 Params = SamplingParams | Sequence[SamplingParams] | None
@@ -74,7 +74,7 @@ class LLM:
             num_scheduler_steps,
         )  # fmt: skip
         self.tokenizer = load_tokenizer(self.artifact)
-        self._chat_template = load_chat_template(self.artifact)
+        self._chat_template = load_chat_template(self.artifact, self.tokenizer)
         self.engine = load_engine(
             self.artifact, config, self.tokenizer, kv_memory=kv_memory, swap_memory=swap_memory, swap_folder=swap_folder, isa=isa
         )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from cupola.runtime.chat_template import special_tokens
 from cupola.runtime.generation_defaults import model_sampling
 from cupola.runtime.sampling_params import RANDOM_SEED, SamplingParams
 from cupola.runtime.server.engine_client import Health
 from cupola.runtime.server.service import Service
+from cupola.runtime.tokenizer import special_tokens
 
 
 def server_props(service: Service) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from cupola.runtime.admission import Admission, Prompt
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.chat_template import ChatTemplate, Message, load_chat_template
+from cupola.runtime.chat_template import ChatTemplate, Message
 from cupola.runtime.errors import CupolaError, EngineError, OptionError, RequestError
 from cupola.runtime.generation_defaults import default_sampling_params
 from cupola.runtime.grammar import MAX_AT_ONCE, GrammarCompiler
@@ -31,7 +31,7 @@ from cupola.runtime.server.errors import ServerError
 from cupola.runtime.server.logs import log
 from cupola.runtime.server.metrics import Metrics
 from cupola.runtime.structured_outputs import StructuredOutputs
-from cupola.runtime.tokenizer import Tokenizer, load_tokenizer
+from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 
 MAX_WAITING_GRAMMARS = 32
 MAX_FAILED_STARTS = 6  # of an engine that ran before, one after the other
@@ -109,7 +109,7 @@ class Service:
     def __init__(self, artifact: Artifact, start: m.Start, config: ServerConfig) -> None:
         self.artifact, self.config, self._start = artifact, config, start
         self.tokenizer = load_tokenizer(artifact, is_bounded=True)
-        self.chat_template = load_chat_template(artifact, config.chat_template)
+        self.chat_template = load_chat_template(artifact, self.tokenizer, config.chat_template)
         self.special_tokens = () if self.tokenizer is None else self.tokenizer.special_tokens
         self.added_tokens = frozenset() if self.tokenizer is None else self.tokenizer.added_tokens
         self.defaults = default_sampling_params(artifact)
