@@ -42,10 +42,10 @@ def field(key: bytes, kind: int, value: bytes) -> bytes:
 
 
 def refuse(path, message, error=SourceError):
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(error, match=message) as caught:
         read_header(path)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10, "more than 100 MB"
     line = str(caught.value)
     assert "\n" not in line and path.name in line

@@ -48,10 +48,10 @@ def edit(folder, name="config.json", **changes):
 
 
 def refuse(folder, message, error=SourceError):
-    start = time.perf_counter()
+    start = time.process_time()  # whatever else the machine has to do
     with pytest.raises(error, match=message) as caught:
         open_source(folder)
-    assert "\n" not in str(caught.value) and time.perf_counter() - start < 5
+    assert "\n" not in str(caught.value) and time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(
