@@ -9,10 +9,13 @@ import functools
 import re
 from collections.abc import Iterable
 
+import numpy as np
+
 Characters = tuple[tuple[int, int], ...]
 LAST = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)
 ALL: Characters = ((0, _SURROGATES[0] - 1), (_SURROGATES[1] + 1, LAST))
+_LENGTHS = ((0, 0x7FF), (0x800, 0xFFFF), (0x10000, LAST))  # of up to two bytes in UTF-8, of three and of four
 _LAST_CASED = 0x1FFFF  # no letter past it comes in two cases
 
 
@@ -42,7 +45,8 @@ def subtract(characters: Characters, others: Characters) -> Characters:
 @functools.cache
 def find_matches(pattern: str, flags: int = 0) -> Characters:
     """What a pattern for one character, such as `\\w`, matches."""
-    runs = re.finditer(f"{pattern}+", "".join(map(chr, range(LAST + 1))), flags)
+    codes = np.arange(0x80 if flags & re.ASCII else LAST + 1, dtype="<u4")
+    runs = re.finditer(f"{pattern}+", codes.tobytes().decode("utf-32-le", "surrogatepass"), flags)
     return make_set((ord(run[0][0]), ord(run[0][-1])) for run in runs)
 
 
@@ -56,8 +60,18 @@ def in_any_case(characters: Characters, flags: int = 0) -> Characters:
 
 
 def write_set(characters: Characters) -> str:
-    """The set as a class of GBNF."""
-    return "[" + "".join(_write(first) if first == last else f"{_write(first)}-{_write(last)}" for first, last in characters) + "]"
+    """The set in GBNF: a class, or a choice of two or three.
+
+    Each has characters of the same length in UTF-8 but for ASCII's: XGrammar 0.2.8 lets bytes that are no character into a class of others.
+    """
+    parts = [make_set((max(first, low), min(last, high)) for first, last in characters) for low, high in _LENGTHS]
+    classes = [f"[{''.join(map(_write_range, part))}]" for part in parts if part]
+    return classes[0] if len(classes) == 1 else f"({' | '.join(classes)})"
+
+
+def join_classes(written: str) -> str:
+    """What is written with the choices of `write_set` as one class each: in rules XGrammar gets those right, and choices take it long."""
+    return re.sub(r"\((\[[^]]*\](?: ?\| ?\[[^]]*\])+)\)", lambda choice: re.sub(r"\] ?\| ?\[", "", choice[1]), written)
 
 
 @functools.cache
@@ -69,6 +83,11 @@ def _cased() -> str:
 def _without_surrogates(ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
     for first, last in ranges:
         yield from ((a, b) for a, b in ((first, min(last, _SURROGATES[0] - 1)), (max(first, _SURROGATES[1] + 1), last)) if a <= b)
+
+
+def _write_range(ends: tuple[int, int]) -> str:
+    first, last = ends
+    return _write(first) if first == last else f"{_write(first)}-{_write(last)}"
 
 
 def _write(code: int) -> str:

@@ -72,7 +72,7 @@ def _serve(
         if error is not None:
             raise RuntimeError(error)
         grammar = xgrammar.Grammar(vocabularies[kind == "structural_tag"], kind, replace_lark(kind, text))
-        if kind in ("json", "regex") and (warning := _read_warning(log)):  # of what it will not hold the output to
+        if kind != "grammar" and (warning := _read_warning(log)):  # of what it will not hold the output to
             raise RuntimeError(warning)
         if grammar.fill([grammar.matcher()])[1] == ["stuck"]:
             raise RuntimeError("it allows no output at all")
@@ -115,7 +115,7 @@ def _read_warning(log: IO[bytes]) -> str | None:
     Not of oneOf: `json_schema.py` has seen that its branches exclude each other.
     """
     log.seek(0)
-    found = re.findall(r"Warning: (?!oneOf)(.*)", log.read(MAX_LOG_BYTES).decode(errors="replace"))
+    found = re.findall(r"\bWarning: (?!oneOf)(.*)", log.read(MAX_LOG_BYTES).decode(errors="replace"))
     return found[0] if found else None
 
 

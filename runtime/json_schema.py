@@ -2,7 +2,8 @@
 
 XGrammar passes over what it can't express in silence, and an answer would then parse and not validate. Such schemas are
 refused instead, with the place and the keyword; or the keyword is left out for the grammar, and the answer checked when it is
-there (`schema_checker.py`). What XGrammar warns of is refused by `grammar_worker.py`.
+there (`schema_checker.py`). What XGrammar warns of is refused by `grammar_worker.py`, and what `json_schema_pattern.py` can't write
+of a pattern.
 """
 
 from __future__ import annotations

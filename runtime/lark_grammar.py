@@ -19,8 +19,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from cupola.runtime.character_sets import join_classes
 from cupola.runtime.lark_ignored import Ignored
 from cupola.runtime.lark_terminals import TerminalError, TerminalWriter, as_regex
+from cupola.runtime.regular_expressions import counts_too_much
 
 if TYPE_CHECKING:
     from lark import Lark
@@ -133,7 +135,7 @@ class _Writer:
             waiting += sorted(symbol for symbol in symbols if symbol not in self._names)
             written = [" ".join(self._name(symbol.name) for symbol in rule.expansion) or '""' for rule in ways]
             lines.append(f"{self._name(name)} ::= {' | '.join(written) or self._terminal(name)}")
-        return "\n".join([*lines, *(f"{name} ::= {body}" for name, body in self._dotted().items())])
+        return "\n".join([*lines, *(f"{name} ::= {join_classes(body)}" for name, body in self._dotted().items())])
 
     def _dotted(self) -> dict[str, str]:
         return self._ignored.rules | self._terminals.rules
@@ -150,7 +152,8 @@ class _Writer:
             raise LarkGrammarError(f"the terminal {_describe(name, regexp)}: {error}") from None
         alone = as_regex(expression, self._dotted())
         is_small = len(alone) * math.prod(int(count) for count in _COUNT.findall(alone) if count != "0") <= MAX_REGEX
-        return as_regex(f"{before}({expression})", self._dotted()) if is_small else f"{before}({expression})"
+        is_regex = is_small and not counts_too_much(alone)
+        return as_regex(f"{before}({expression})", self._dotted()) if is_regex else join_classes(f"{before}({expression})")
 
 
 def _describe(name: str, regexp: str) -> str:

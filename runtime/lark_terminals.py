@@ -13,19 +13,10 @@ from re import _constants as ops
 from typing import Any
 
 from cupola.runtime.character_sets import Characters, make_set, subtract, write_set
-from cupola.runtime.regular_expressions import Item, Items, alternatives, characters_of, is_letter, parse, single
+from cupola.runtime.regular_expressions import END, REFUSED, Item, Items, alternatives, characters_of, is_letter, parse, single
 
 MOST_INLINE = 8  # ranges of a class; larger ones become a rule, once
 BACKSLASH = ((ord("\\"), ord("\\")),)
-_REFUSED = {
-    ops.AT: "an anchor or a word boundary",
-    ops.ASSERT: "a look-ahead or look-behind",
-    ops.ASSERT_NOT: "a negative look-ahead or look-behind",
-    ops.GROUPREF: "a back reference",
-    ops.GROUPREF_EXISTS: "a condition on a group",
-    ops.ATOMIC_GROUP: "an atomic group",
-    ops.POSSESSIVE_REPEAT: "a possessive repetition",
-}
 
 
 class TerminalError(ValueError):
@@ -74,7 +65,7 @@ class TerminalWriter:
         if item[0] is ops.MAX_REPEAT:
             fewest, most, items = item[1]
             return _repeat(f"({self.write_items(items, flags, is_last=False)})", fewest, most)
-        raise TerminalError(f"{_REFUSED.get(item[0], f'what `re` calls {item[0]}')} is not supported")
+        raise TerminalError(f"{REFUSED.get(item[0], f'what `re` calls {item[0]}')} is not supported")
 
     def write_class(self, characters: Characters) -> str:
         """One of these characters. Raises TerminalError."""
@@ -158,12 +149,13 @@ def as_regex(expression: str, rules: Mapping[str, str]) -> str:
     """An expression of classes in GBNF as one of XGrammar's regular expressions, with the bodies of the rules that it names.
 
     Within one, a token of several characters is known to be allowed or not; where rules meet, XGrammar tries each. What is optional
-    must be written {0,1}: behind `(ab+)?` XGrammar 0.2.8 would take a b, too.
+    must be written {0,1}, and what is counted needs one end, as the whole does (`json_schema_pattern.py` says why).
     """
     while "." in expression:
         expression = re.sub(r"[a-z]+\.\d*", lambda name: f"({rules[name[0]]})", expression)
     expression = expression.replace(" ", "").replace('""', "()")
     expression = re.sub(r"\\U([0-9a-f]{8})", lambda code: f"\\u{{{int(code[1], 16):x}}}", expression)
+    expression = expression.replace("){", f"{END}){{") + END
     return 'Regex("' + expression.replace("\\", "\\\\") + '")'
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from re import _constants as ops
 from re import _parser as parser  # private to `re`, and the only reader of its syntax that knows all of it
 from typing import Any
@@ -11,14 +12,32 @@ from cupola.runtime.character_sets import ALL, Characters, complement, find_matc
 
 Item = tuple[Any, Any]  # what `re` has parsed: an operation and its arguments
 Items = list[Item]
+REFUSED = {  # what is no matter of a grammar, in words
+    ops.AT: "an anchor or a word boundary",
+    ops.ASSERT: "a look-ahead or look-behind",
+    ops.ASSERT_NOT: "a negative look-ahead or look-behind",
+    ops.GROUPREF: "a back reference",
+    ops.GROUPREF_EXISTS: "a condition on a group",
+    ops.ATOMIC_GROUP: "an atomic group",
+    ops.POSSESSIVE_REPEAT: "a possessive repetition",
+}
+END = "()"  # behind it an expression's automaton has one end, where nothing goes on: XGrammar 0.2.8 gets no others right
+_MOST_COUNTED = 128  # more is counted by other means, which get choices and what comes before wrong
+_COUNTS = re.compile(r"(?<!u)\{(\d+),(\d*)\}")
 _CATEGORIES = {ops.CATEGORY_DIGIT: r"\d", ops.CATEGORY_SPACE: r"\s", ops.CATEGORY_WORD: r"\w"}
 _NOT_CATEGORIES = {ops.CATEGORY_NOT_DIGIT: r"\d", ops.CATEGORY_NOT_SPACE: r"\s", ops.CATEGORY_NOT_WORD: r"\w"}
 
 
 def parse(regexp: str) -> tuple[Items, int]:
     """What stands one after the other in an expression, and its flags. Raises re.error."""
-    parsed = parser.parse(regexp)
+    with warnings.catch_warnings(action="ignore"):  # of what may mean something else some day
+        parsed = parser.parse(regexp)
     return list(parsed), parsed.state.flags
+
+
+def counts_too_much(written: str) -> bool:
+    """Whether XGrammar would count more in an automaton of `written`, with all counts as {m,n} or {m,}, than it gets right."""
+    return any(int(count) > _MOST_COUNTED for counts in _COUNTS.findall(written) for count in counts if count)
 
 
 def _inner_flags(argument: Any, flags: int) -> int:

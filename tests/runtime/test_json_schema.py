@@ -58,6 +58,8 @@ HELD = {
     "part of a pattern": {"type": "string", "pattern": "ab"},
     "class that leaves out": {"type": "string", "pattern": '^[^"a-z\\\\\\n]{2}$'},
     "any characters": {"type": "string", "pattern": "^.\\S\\D[!-~][^,]$"},
+    "what is optional": {"type": "string", "pattern": "^(ab+)?c(d*|e){2,}$"},
+    "counted often": {"type": "string", "pattern": "^([^,]{129,140}|\\S)$"},
     "date-time": {"type": "string", "format": "date-time"},
     "uuid": {"type": "string", "format": "uuid"},
     "ipv6": {"type": "string", "format": "ipv6"},
@@ -133,6 +135,7 @@ WARNED = {
     "pattern combined": {"type": "string", "pattern": "^[a-z]+$", "maxLength": 5},
     "format combined": {"type": "string", "format": "email", "maxLength": 50},
     "multipleOf": {"type": "number", "multipleOf": 0.1},
+    "ignoring multipleOf": {"type": "integer", "minimum": 0, "multipleOf": 7},
 }  # fmt: skip
 
 
@@ -372,6 +375,18 @@ def test_without_the_library_nothing_is_left_unchecked(checker, monkeypatch):
 def test_what_the_library_warns_of_is_refused(compiler, words, schema):
     with pytest.raises(RequestError, match=words):
         compiler.compile(StructuredOutputs(json=schema))
+
+
+@pytest.mark.parametrize(("words", "schema"), WARNED.items(), ids=WARNED)
+def test_what_the_library_warns_of_is_refused_inside_of_a_structural_tag(compiler, words, schema):
+    for style in STYLES:
+        with pytest.raises(RequestError, match=f"{words}|not support"):  # one style knows fewer keywords, and says so by itself
+            compiler.compile(in_a_tag(schema, style))
+
+
+def test_anchors_inside_of_a_structural_tags_expressions_are_refused(compiler):
+    with pytest.raises(RequestError, match="in the middle"):
+        compiler.compile(StructuredOutputs(structural_tag={"type": "structural_tag", "format": {"type": "regex", "pattern": "a^b"}}))
 
 
 @pytest.mark.parametrize("fields", [{"json_object": True}, {"json": {"type": "object"}}, {"json": True}])
