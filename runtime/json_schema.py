@@ -33,6 +33,7 @@ BROKEN_FORMATS = ("json-pointer", "relative-json-pointer")  # XGrammar lets quot
 # What a JSON string must escape, and XGrammar's patterns do not: a quote or backslash as itself, control characters.
 CONTROL = r"[\x00-\x1f]|\\(?:[nrtfv0c]|x[01]|u00[01]|u\{)"
 RAW = re.compile(CONTROL + r"""|"|\\(?:\\|x22|x5[cC]|u0022|u005[cC])""")
+AROUND = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?<?[=!]|\\[1-9bB])")  # what looks at other places of a string than its own
 CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 
@@ -153,9 +154,10 @@ def _find_string_problem(schema: Schema) -> Problem | None:
         return Problem(f"the format {schema['format']!r} is not supported", {"format": None})
     names = schema["patternProperties"] if isinstance(schema.get("patternProperties"), dict) else ()
     for pattern in (schema.get("pattern"), *names):
-        if isinstance(pattern, str) and _has_raw(pattern):
-            text = f"the pattern {pattern!r:.60} has characters that JSON must escape, which is not supported"
-            return Problem(text, {"pattern": None} if pattern == schema.get("pattern") else {})
+        what = _find_pattern_problem(pattern) if isinstance(pattern, str) else None
+        if what is not None:
+            loosening: Schema = {"pattern": None} if pattern == schema.get("pattern") else {}
+            return Problem(f"the pattern {pattern!r:.60} has {what}, which is not supported", loosening)
     return None
 
 
@@ -186,8 +188,10 @@ def _find_misfit(schema: Schema, schemas: dict[str, object]) -> Problem | None:
     return Problem(f"$ref is {ref!r:.60}, which is no schema in this one; give its place, such as '#/$defs/name'")
 
 
-def _has_raw(pattern: str) -> bool:
+def _find_pattern_problem(pattern: str) -> str | None:
     """In classes XGrammar leaves quotes and backslashes out, but not control characters."""
     outside = CLASS.sub("", pattern)
     inside = "".join(found for found in CLASS.findall(pattern) if not found.startswith("[^"))
-    return bool(RAW.search(outside) or re.search(CONTROL, inside))
+    if RAW.search(outside) or re.search(CONTROL, inside):
+        return "characters that JSON must escape"
+    return "a look-around, a back reference or a word boundary" if AROUND.search(outside) else None
