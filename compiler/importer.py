@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,6 @@ from cupola.compiler.pipeline import Dumps, import_passes, run_passes
 from cupola.compiler.program import Program
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import Source, bind_weights, unused_tensors
-from cupola.compiler.sources.base import LazyTensor
 from cupola.compiler.trace import TracedModel, trace
 from cupola.compiler.translate import INPUTS, translate
 from cupola.passes.rewrite import shape_of
@@ -32,21 +32,20 @@ def import_model(source: Source, options: CompileOptions, kv_dtype: str, progres
     """
     context = _context_length(source, options.context)
     with progress.stage("Tracing the model"):
-        traced = trace(source.config, source.name, context)
+        traced = trace(source.config, source.name, context, functools.partial(bind_weights, source))
         context = _within_positions(context, traced.max_positions, options.context)
     with progress.stage("Importing to Relax"):
         mod = run_passes(translate(traced, source.name), import_passes(), dumps)
         kv = kv_layout(mod, kv_dtype, options.block_size, source.name)
-        bound = bind_weights(source, traced.parameters, traced.base_model_prefix, traced.tied)
     names = [param.name for param in mod["forward"].params[len(INPUTS) :]]
-    weights = {name: bound[traced.tied.get(name, name)] for name in names}
+    weights = {name: traced.weights[traced.tied.get(name, name)] for name in names}
     config = _model_config(source, mod, context)
-    return Program(mod, weights, kv, config, (*source.notes, *_notes(traced, source, bound)))
+    return Program(mod, weights, kv, config, (*source.notes, *_notes(traced, source)))
 
 
-def _notes(traced: TracedModel, source: Source, bound: Mapping[str, LazyTensor]) -> list[str]:
+def _notes(traced: TracedModel, source: Source) -> list[str]:
     model_type = source.config["model_type"]
-    unused = unused_tensors(source, bound, traced.tied)
+    unused = unused_tensors(source, traced.weights, traced.tied)
     verified = [] if traced.family else [f"the family {model_type} is not verified: compare its answers before you rely on them"]
     return (
         verified

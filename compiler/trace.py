@@ -10,8 +10,8 @@ import inspect
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from cupola.compiler.functionalize import functionalize
 from cupola.compiler.model_parts import refuse_unsupported_parts
 from cupola.compiler.positions import Positions
 from cupola.compiler.rope import fix_rope
+from cupola.compiler.sources import LazyTensor
 from cupola.compiler.token_mixing import check_token_mixing
 from cupola.models import Family, find_family
 from cupola.runtime.errors import SourceError, UnsupportedError
@@ -31,6 +32,7 @@ from cupola.runtime.errors import SourceError, UnsupportedError
 MAX_TOKENS = 1 << 20  # an upper bound for torch's solver; nothing is allocated by it
 TRACED_TOKENS, TRACED_ROWS = 7, 3  # any values above 1 that differ
 _PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)  # what dimensions seldom are
+Bind = Callable[[dict[str, tuple[int, ...]], str, dict[str, str]], Mapping[str, LazyTensor]]
 WRAPPER = "model."  # the prefix that `_Wrapper` puts before every parameter's name
 
 
@@ -47,6 +49,7 @@ class TracedModel:
         family: the verified family, or None.
         notes: for people: what was decided while tracing.
         max_positions: tokens that a sequence may have by the model's table of positions, where that is less than its configuration says.
+        weights: the tensor of every parameter, as `bind` found them.
     """
 
     exported: torch.export.ExportedProgram
@@ -56,6 +59,7 @@ class TracedModel:
     family: Family | None
     notes: tuple[str, ...] = ()
     max_positions: int | None = None
+    weights: Mapping[str, LazyTensor] = field(default_factory=dict)
 
 
 class _Wrapper(nn.Module):
@@ -73,17 +77,20 @@ class _Wrapper(nn.Module):
         return self.model(input_ids=tokens[None], use_cache=False, **arguments).logits[0, logit_rows]
 
 
-def trace(config: Mapping[str, Any], file: str, context: int) -> TracedModel:
+def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambda *_: {}) -> TracedModel:
     """Traces the causal language model that `config` (the content of config.json) describes.
 
     Args:
         config: the content of config.json.
         file: for errors.
         context: tokens that a sequence may have; some models scale their positions by it.
+        bind: finds the weights, by `parameters`, `base_model_prefix` and `tied`; called before the slow part, so that those which
+            don't fit are refused early.
 
     Raises:
         SourceError: the configuration makes no model.
         UnsupportedError: the model cannot be traced, or carries state other than through attention.
+        InputError: what `bind` raises.
     """
     family = find_family(config["model_type"])
     with _quiet():
@@ -94,13 +101,14 @@ def trace(config: Mapping[str, Any], file: str, context: int) -> TracedModel:
             family.adapt(model, attention)
         tied = _tied_names(model)
         model = _with_fake_parameters(model)
+        parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
+        weights = bind(parameters, model.base_model_prefix, tied)
         positions = Positions(model, "position_ids" in inspect.signature(model.forward).parameters)
         exported = _export(model, positions, config["model_type"], file)
         exported = functionalize(exported, config["model_type"], file)
     check_token_mixing(exported, config["model_type"], file)
     number_layers(exported.graph)
-    parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    return TracedModel(exported, parameters, tied, model.base_model_prefix, family, notes, positions.limit)
+    return TracedModel(exported, parameters, tied, model.base_model_prefix, family, notes, positions.limit, weights)
 
 
 def _build(config: Mapping[str, Any], family: Family | None, file: str) -> Any:

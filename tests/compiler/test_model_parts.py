@@ -9,13 +9,14 @@ import pytest
 from transformers import AutoConfig
 
 from cupola.compiler import trace as compiler_trace
+from cupola.compiler.sources import LazyTensor
 from cupola.compiler.sources.config_check import check_config
 from cupola.compiler.trace import trace
-from cupola.models import FAMILIES
-from cupola.runtime.errors import UnsupportedError
+from cupola.models import FAMILIES, llama
+from cupola.runtime.errors import SourceError, UnsupportedError
 
 EXPERTS, INDEXER, CONVOLUTIONS, DELTA = "a mixture of experts", "an indexer chooses", "convolutions over tokens", "gated delta rule"
-MAMBA, RWKV, XLSTM, RGLRU = "(Mamba)", "(RWKV)", "(xLSTM)", "(RG-LRU)"
+MAMBA, RWKV, XLSTM, RGLRU, DIFFERENTIAL = "(Mamba)", "(RWKV)", "(xLSTM)", "(RG-LRU)", "differential attention"
 
 PARTS: dict[str, tuple[str, ...]] = {
     "mixtral": (EXPERTS,), "qwen3_moe": (EXPERTS,), "gpt_oss": (EXPERTS,), "olmoe": (EXPERTS,), "deepseek_v3": (EXPERTS,),
@@ -23,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "deepseek_v32": (EXPERTS, INDEXER), "glm_moe_dsa": (EXPERTS, INDEXER),
     "lfm2": (CONVOLUTIONS,), "qwen3_5_text": (DELTA,), "qwen3_next": (DELTA, EXPERTS), "olmo_hybrid": (DELTA,),
     "mamba": (MAMBA,), "falcon_mamba": (MAMBA,), "jamba": (MAMBA, EXPERTS), "recurrent_gemma": (RGLRU,), "rwkv": (RWKV,), "xlstm": (XLSTM,),
+    "diffllama": (DIFFERENTIAL,),
 }  # fmt: skip
 
 
@@ -46,8 +48,17 @@ def test_a_part_that_cupola_lacks_is_named_before_tracing(model_type: str) -> No
     check_config(config, "config.json")
     with pytest.raises(UnsupportedError, match=rf"^config\.json: {model_type}: has .*, which cupola does not run") as caught:
         trace(config, "config.json", 64)
-    every = (EXPERTS, INDEXER, CONVOLUTIONS, DELTA, MAMBA, RWKV, XLSTM, RGLRU)
+    every = (EXPERTS, INDEXER, CONVOLUTIONS, DELTA, MAMBA, RWKV, XLSTM, RGLRU, DIFFERENTIAL)
     assert {part for part in every if part in str(caught.value)} == set(PARTS[model_type])
+
+
+def test_weights_that_do_not_fit_are_refused_before_tracing() -> None:
+    def bind(parameters: dict[str, tuple[int, ...]], prefix: str, tied: dict[str, str]) -> dict[str, LazyTensor]:
+        assert parameters["model.layers.1.mlp.down_proj.weight"] == (64, 128) and prefix == "model" and not tied
+        raise SourceError("is missing from the weights")
+
+    with pytest.raises(SourceError, match="is missing from the weights"):
+        trace({"model_type": "llama", **llama.FAMILY.tiny}, "config.json", 64, bind)
 
 
 def test_no_verified_family_has_such_a_part() -> None:
