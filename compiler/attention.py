@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
 
 from cupola.runtime.errors import UnsupportedError
@@ -101,7 +102,7 @@ class Mask:
 
 def _mask(*_: Any, mask_function: Callable[..., Any] = causal_mask_function, attention_mask: Any = None, **__: Any) -> Mask:
     """In the place of a mask that transformers makes: its window, if it has one; what else it says is its problem."""
-    if attention_mask is not None:
+    if attention_mask is not None and not _is_of_ones(attention_mask):
         return Mask(problem="it masks some of its tokens by itself")
     parts = list(_mask_parts(mask_function))
     for name, _part in parts:
@@ -109,6 +110,16 @@ def _mask(*_: Any, mask_function: Callable[..., Any] = causal_mask_function, att
             return Mask(problem=f"its attention takes a mask of its own, {name}")
     windows = [inspect.getclosurevars(part).nonlocals["sliding_window"] for name, part in parts if name == "sliding_window_overlay"]
     return Mask(min(map(int, windows), default=0))
+
+
+def _is_of_ones(mask: Any) -> bool:
+    """Whether it masks nothing: a model that wants a mask where none is given, as BioGPT does, traces as a call of `torch.ones`."""
+    mode = get_proxy_mode()
+    made = get_proxy_slot(mask, mode.tracer, None) if mode is not None and isinstance(mask, torch.Tensor) else None
+    node = made.proxy.node if made is not None else None
+    while node is not None and getattr(node.target, "overloadpacket", None) is torch.ops.aten.to:
+        node = node.args[0]  # of another type or on another device
+    return node is not None and node.target is torch.ops.aten.ones.default
 
 
 def _mask_parts(function: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -80,6 +80,30 @@ def test_other_masks_are_refused_where_attention_takes_them(problem: str) -> Non
         _scaled_dot_product_attention(*QKV, attn_mask=mask)
 
 
+MADE: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str | None]] = {
+    "ones": (lambda x: torch.ones(1, x.shape[0]), None),
+    "ones as booleans": (lambda x: torch.ones(1, x.shape[0]).to(torch.bool), None),
+    "zeros": (lambda x: torch.zeros(1, x.shape[0]), "masks some of its tokens"),
+    "of the input": (lambda x: (x > 0)[None], "masks some of its tokens"),
+    "ones times the input": (lambda x: torch.ones(1, x.shape[0]) * x, "masks some of its tokens"),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_a_mask_of_ones_that_a_model_makes_masks_nothing(made: str) -> None:
+    make, problem = MADE[made]
+    found: list[Mask] = []
+
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found.append(_mask(attention_mask=make(x)))
+            return x + 1
+
+    torch.export.export(Model(), (torch.zeros(7),), dynamic_shapes={"x": {0: torch.export.Dim("n", min=2)}}, strict=False)
+    assert {mask.problem is None for mask in found} == {problem is None}
+    assert all(problem in str(mask.problem) for mask in found if problem)
+
+
 def test_attention_that_sees_later_tokens_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="sees later tokens"):
         _attention_interface(BOTH_WAYS, *QKV, Mask())

@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 256},  # reshapes to the same shape
     "minicpm3": SIZES | LATENT,  # fills an empty tensor by parts
     "roberta": SIZES | {"is_decoder": True, "pad_token_id": 3},  # positions begin at 4
+    "biogpt": SIZES,  # makes a mask of ones where it is given none
     "bart": DECODER,  # counts its tokens by itself, and makes a mask for an encoder that is not there
 }
 
