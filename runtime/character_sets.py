@@ -69,6 +69,11 @@ def write_set(characters: Characters) -> str:
     return classes[0] if len(classes) == 1 else f"({' | '.join(classes)})"
 
 
+def as_in_expressions(written: str) -> str:
+    """What `write_set` wrote, as XGrammar's regular expressions have it: there, eight hexadecimal digits stand in braces."""
+    return re.sub(r"\\U([0-9a-f]{8})", lambda code: f"\\u{{{int(code[1], 16):x}}}", written.replace(" ", ""))
+
+
 def join_classes(written: str) -> str:
     """What is written with the choices of `write_set` as one class each: in rules XGrammar gets those right, and choices take it long."""
     return re.sub(r"\((\[[^]]*\](?: ?\| ?\[[^]]*\])+)\)", lambda choice: re.sub(r"\] ?\| ?\[", "", choice[1]), written)

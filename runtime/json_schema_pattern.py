@@ -17,7 +17,7 @@ import re
 from re import _constants as ops
 from typing import Any
 
-from cupola.runtime.character_sets import Characters, complement, join_classes, subtract, write_set
+from cupola.runtime.character_sets import Characters, as_in_expressions, complement, join_classes, subtract, write_set
 from cupola.runtime.json_schema import Schema, subschemas
 from cupola.runtime.regular_expressions import END, REFUSED, Item, Items, alternatives, characters_of, counts_too_much, parse
 
@@ -112,8 +112,7 @@ def _write_class(characters: Characters) -> str:
         return chr(first) if chr(first).isalnum() and first < 0x80 else f"\\u{{{first:x}}}"
     if any(start == ord("^") for start, _ in characters):  # XGrammar's rules, of XML-styled schemas, would take it for a negation
         return f"(\\^|{_write_class(subtract(characters, _CARET))})"
-    written = write_set(characters).replace(" ", "")
-    return re.sub(r"\\U([0-9a-f]{8})", lambda code: f"\\u{{{int(code[1], 16):x}}}", written)
+    return as_in_expressions(write_set(characters))
 
 
 def _repeat(written: str, fewest: int, most: Any) -> str:

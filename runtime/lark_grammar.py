@@ -23,6 +23,7 @@ from cupola.runtime.character_sets import join_classes
 from cupola.runtime.lark_ignored import Ignored
 from cupola.runtime.lark_terminals import TerminalError, TerminalWriter, as_regex
 from cupola.runtime.regular_expressions import counts_too_much
+from cupola.runtime.structural_tags import parts_of
 
 if TYPE_CHECKING:
     from lark import Lark
@@ -56,12 +57,9 @@ def replace_lark(kind: str, text: str) -> str:
     if kind != "structural_tag":
         return text
     tag = json.loads(text)
-    waiting = [tag]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict) and part.get("type") == "grammar" and is_lark(str(part.get("grammar"))):
+    for part in parts_of(tag):
+        if part.get("type") == "grammar" and is_lark(str(part.get("grammar"))):
             part["grammar"] = write_gbnf(part["grammar"])
-        waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
     return json.dumps(tag, ensure_ascii=False)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from re import _constants as ops
 from typing import Any
 
-from cupola.runtime.character_sets import Characters, make_set, subtract, write_set
+from cupola.runtime.character_sets import Characters, as_in_expressions, make_set, subtract, write_set
 from cupola.runtime.regular_expressions import END, REFUSED, Item, Items, alternatives, characters_of, is_letter, parse, single
 
 MOST_INLINE = 8  # ranges of a class; larger ones become a rule, once
@@ -153,8 +153,7 @@ def as_regex(expression: str, rules: Mapping[str, str]) -> str:
     """
     while "." in expression:
         expression = re.sub(r"[a-z]+\.\d*", lambda name: f"({rules[name[0]]})", expression)
-    expression = expression.replace(" ", "").replace('""', "()")
-    expression = re.sub(r"\\U([0-9a-f]{8})", lambda code: f"\\u{{{int(code[1], 16):x}}}", expression)
+    expression = as_in_expressions(expression).replace('""', "()")
     expression = expression.replace("){", f"{END}){{") + END
     return 'Regex("' + expression.replace("\\", "\\\\") + '")'
 

@@ -11,6 +11,7 @@ from cupola.runtime.errors import RequestError
 from cupola.runtime.json_schema import SchemaError, check_schema, loosen_schema
 from cupola.runtime.json_schema_restate import restate_schema
 from cupola.runtime.lark_grammar import is_installed, is_lark
+from cupola.runtime.structural_tags import has_schema, parts_of
 
 MAX_BYTES = 256 * 1024  # of a schema, a pattern, a grammar or all choices
 MAX_DEPTH = 64  # levels of a schema
@@ -117,15 +118,12 @@ def _restate(text: str, field: str, *, strict: bool) -> tuple[str, list[str]]:
 def _restate_tag(text: str, field: str) -> str:
     """A structural tag whose schemas grammars can hold answers to, and whose grammars can be read. Raises RequestError."""
     tag = json.loads(text)
-    waiting = [tag]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict) and "type" in part and isinstance(part.get("json_schema"), dict | bool):
-            part["json_schema"] = json.loads(_restate(json.dumps(part["json_schema"]), field, strict=True)[0])
-        else:
-            if isinstance(part, dict) and part.get("type") == "grammar" and isinstance(part.get("grammar"), str):
-                _check_grammar(part["grammar"], field)
-            waiting += _children(part)
+    for part in parts_of(tag):
+        if has_schema(part):
+            if isinstance(part["json_schema"], dict | bool):
+                part["json_schema"] = json.loads(_restate(json.dumps(part["json_schema"]), field, strict=True)[0])
+        elif part.get("type") == "grammar" and isinstance(part.get("grammar"), str):
+            _check_grammar(part["grammar"], field)
     return json.dumps(tag, ensure_ascii=False)
 
 

@@ -23,6 +23,7 @@ import tvm_ffi  # noqa: E402
 from tvm_ffi.libinfo import load_lib_module  # noqa: E402
 
 from cupola.runtime.json_schema_pattern import rewrite_patterns  # noqa: E402
+from cupola.runtime.structural_tags import has_schema, parts_of  # noqa: E402
 
 Masks = npt.NDArray[np.int32]  # [rows, words]: bit i % 32 of word i // 32 says whether token i may come next
 BYTE_FALLBACK, BYTE_LEVEL = 1, 2  # how tokens are written, in XGrammar's numbers
@@ -156,18 +157,13 @@ def _write_grammar(kind: str, text: str) -> str:
         text = json.dumps(rewrite_patterns(json.loads(text)), ensure_ascii=False)
         return _mend_schema(_to_string(_classes["Grammar"].from_json_schema(text, *options)))
     tag = json.loads(text)
-    waiting = [tag]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict) and "type" in part and "json_schema" in part:
-            rewrite_patterns(part["json_schema"])
-            alone = json.dumps({"type": "structural_tag", "format": part})
-            written = _to_string(_classes["Grammar"].from_structural_tag(alone))
-            written = _mend_schema(written, has_only_numbers=_has_only_numbers(part))
-            part.clear()  # schemas alone are mended, not what stands beside them: other grammars may look like them
-            part.update(type="grammar", grammar=written)
-        else:
-            waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    for part in filter(has_schema, parts_of(tag)):
+        rewrite_patterns(part["json_schema"])
+        alone = json.dumps({"type": "structural_tag", "format": part})
+        written = _to_string(_classes["Grammar"].from_structural_tag(alone))
+        written = _mend_schema(written, has_only_numbers=_has_only_numbers(part))
+        part.clear()  # schemas alone are mended, not what stands beside them: other grammars may look like them
+        part.update(type="grammar", grammar=written)
     return _to_string(_classes["Grammar"].from_structural_tag(json.dumps(tag)))
 
 

@@ -13,7 +13,7 @@ import cupola.runtime.structured_outputs
 from cupola.runtime.errors import RequestError
 from cupola.runtime.grammar import GrammarCompiler
 from cupola.runtime.grammar_process import GrammarProcess
-from cupola.runtime.lark_grammar import is_lark, write_gbnf
+from cupola.runtime.lark_grammar import is_lark, replace_lark, write_gbnf
 from cupola.runtime.lark_ignored import MAX_IGNORED
 from cupola.runtime.regular_expressions import characters_of, parse
 from cupola.runtime.structured_outputs import MAX_LARK_CHARACTERS, StructuredOutputs
@@ -354,6 +354,12 @@ def test_lark_in_a_structural_tag(compiler):
     process = compiler.acquire(compiler.compile(StructuredOutputs(structural_tag={"type": "structural_tag", "format": tag})))
     assert accepts(process, "a<1,23>") and not accepts(process, "a<1,>")
     compiler.release(process)
+
+
+def test_what_a_schema_in_a_structural_tag_holds_is_no_grammar():
+    value = {"type": "grammar", "grammar": 'start: "a"'}
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": {"const": value}}}
+    assert json.loads(replace_lark("structural_tag", json.dumps(tag))) == tag
 
 
 @pytest.mark.parametrize(
