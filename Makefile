@@ -97,10 +97,7 @@ lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-# mypy can't follow the editable install's mapping, so it gets the one package as a tree of links.
 types: $(STAMP) ## mypy, strict
-	@rm -rf build/types && mkdir -p build/types/cupola
-	@for path in $(ROOMS) $(wildcard cupola/*.py) cupola/py.typed; do ln -s "$(CURDIR)/$$path" build/types/cupola/; done
 	$(BIN)/mypy
 
 layers: $(STAMP) ## the rooms' import rules and the house rules

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("cupola", "compiler", "passes", "targets", "models", "runtime")
@@ -181,13 +182,13 @@ def test_the_environment_is_read_in_one_file(file: Path) -> None:
         assert environment_reads(*parse(file)) == []
 
 
-def test_the_package_list_names_every_folder() -> None:
-    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+def test_setuptools_finds_every_folder() -> None:
+    """Rooms are linked into `cupola/`, where setuptools, editors and type checkers look for one package."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = find_packages(str(ROOT), **options["packages"]["find"])
     folders = {file.parent.relative_to(ROOT).as_posix() for file in SOURCES}
-    assert set(setuptools["package-dir"].values()) == folders
-    expected = {("cupola" if folder == "cupola" else f"cupola.{folder.replace('/', '.')}"): folder for folder in folders}
-    assert setuptools["package-dir"] == expected
-    assert sorted(setuptools["packages"]) == sorted(expected)
+    assert sorted(found) == sorted("cupola" if folder == "cupola" else f"cupola.{folder.replace('/', '.')}" for folder in folders)
+    assert all((ROOT / "cupola" / room).readlink() == Path("..", room) for room in ROOMS[1:])
 
 
 def test_the_source_holds_no_machine_paths_and_no_unfinished_work() -> None:
