@@ -11,8 +11,8 @@ import tvm
 from cupola.compiler.artifact_folder import artifact_folder
 from cupola.compiler.artifact_writer import list_files, printable, write_manifest, write_texts, write_weights
 from cupola.compiler.auto_scheme import choose_scheme
-from cupola.compiler.importer import import_model
-from cupola.compiler.kv_layout import DTYPES
+from cupola.compiler.frontend.importer import import_model
+from cupola.compiler.frontend.state import DTYPES
 from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, pipeline, run_passes
 from cupola.compiler.progress import Progress

@@ -19,11 +19,11 @@ from torch import fx
 from tvm import IRModule
 
 import cupola
-from cupola.compiler.kv_layout import kv_layout
+from cupola.compiler.frontend.state import kv_layout
+from cupola.compiler.frontend.trace import trace
+from cupola.compiler.frontend.translate import translate
 from cupola.compiler.pipeline import import_passes, pipeline, run_passes
 from cupola.compiler.sources import open_source
-from cupola.compiler.trace import trace
-from cupola.compiler.translate import translate
 from cupola.models import find_family
 from cupola.passes.schemes import SCHEMES
 from cupola.targets.registry import get_target

@@ -52,7 +52,7 @@ def test_prompt_and_decoding_match_transformers(family: Family, tmp_path: Path) 
 def test_a_family_that_nobody_verified_compiles_with_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 
-    monkeypatch.setattr("cupola.compiler.trace.find_family", lambda _: None)
+    monkeypatch.setattr("cupola.compiler.frontend.trace.find_family", lambda _: None)
     config = transformers.AutoConfig.for_model("llama", **llama.FAMILY.tiny)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     artifact = cupola.compile(tmp_path / "model", out=tmp_path / "artifact", quant="f32")

@@ -9,10 +9,10 @@ import pytest
 import tvm
 from tvm import IRModule, relax
 
-from cupola.compiler.kv_layout import kv_layout
+from cupola.compiler.frontend.state import kv_layout
+from cupola.compiler.frontend.trace import trace
+from cupola.compiler.frontend.translate import translate
 from cupola.compiler.pipeline import import_passes, pipeline
-from cupola.compiler.trace import trace
-from cupola.compiler.translate import translate
 from cupola.models import FAMILIES, find_family
 from cupola.passes.rewrite import name_of
 from cupola.passes.schemes import SCHEMES

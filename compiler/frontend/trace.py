@@ -1,6 +1,6 @@
 """A transformers model, without its weights, traced to a graph in which attention is one opaque operation.
 
-The model is built on the meta device, so tracing costs no memory for weights. `compiler/attention.py` catches attention.
+The model is built on the meta device, so tracing costs no memory for weights. `compiler/frontend/attention.py` catches attention.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cupola.compiler.attention import attention, marked_sdpa, number_layers
-from cupola.compiler.functionalize import functionalize
-from cupola.compiler.model_parts import refuse_unsupported_parts
-from cupola.compiler.positions import Positions
-from cupola.compiler.rope import fix_rope
+from cupola.compiler.frontend.attention import attention, marked_sdpa, number_layers
+from cupola.compiler.frontend.cross_token_check import check_token_mixing
+from cupola.compiler.frontend.functionalize import functionalize
+from cupola.compiler.frontend.model_parts import refuse_unsupported_parts
+from cupola.compiler.frontend.positions import Positions
+from cupola.compiler.frontend.rope import fix_rope
 from cupola.compiler.sources import LazyTensor
-from cupola.compiler.token_mixing import check_token_mixing
 from cupola.models import Family, find_family
 from cupola.runtime.errors import SourceError, UnsupportedError
 

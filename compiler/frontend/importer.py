@@ -8,14 +8,14 @@ from typing import Any
 
 from tvm import IRModule
 
-from cupola.compiler.kv_layout import kv_layout
+from cupola.compiler.frontend.state import kv_layout
+from cupola.compiler.frontend.trace import TracedModel, trace
+from cupola.compiler.frontend.translate import INPUTS, translate
 from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, import_passes, run_passes
 from cupola.compiler.program import Program
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import Source, bind_weights, unused_tensors
-from cupola.compiler.trace import TracedModel, trace
-from cupola.compiler.translate import INPUTS, translate
 from cupola.passes.rewrite import shape_of
 from cupola.runtime.artifact import ModelConfig
 from cupola.runtime.errors import OptionError

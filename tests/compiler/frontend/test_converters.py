@@ -13,9 +13,9 @@ from torch import nn
 from transformers.activations import ACT2FN
 from tvm import relax
 
-import cupola.compiler.attention  # noqa: F401  registers the marker
-from cupola.compiler.functionalize import functionalize
-from cupola.compiler.translate import to_relax
+import cupola.compiler.frontend.attention  # noqa: F401  registers the marker
+from cupola.compiler.frontend.functionalize import functionalize
+from cupola.compiler.frontend.translate import to_relax
 from cupola.runtime.errors import UnsupportedError
 
 # torch's own decompositions warn about a function of torch's; the compiler traces quietly.

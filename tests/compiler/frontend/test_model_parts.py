@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from cupola.compiler import trace as compiler_trace
+from cupola.compiler.frontend import trace as compiler_trace
+from cupola.compiler.frontend.trace import trace
 from cupola.compiler.sources import LazyTensor
 from cupola.compiler.sources.config_check import check_config
-from cupola.compiler.trace import trace
 from cupola.models import FAMILIES, llama
 from cupola.runtime.errors import SourceError, UnsupportedError
 

@@ -4,7 +4,7 @@ import pytest
 import tvm
 from tvm import IRModule, relax
 
-from cupola.compiler.kv_layout import kv_layout
+from cupola.compiler.frontend.state import kv_layout
 from cupola.runtime.artifact import KVGroup, KVSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.ops import Attention

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-import cupola.compiler.attention  # noqa: F401  defines the attention marker
-from cupola.compiler import trace as compiler_trace
-from cupola.compiler.functionalize import functionalize
-from cupola.compiler.token_mixing import check_token_mixing
-from cupola.compiler.trace import trace
+import cupola.compiler.frontend.attention  # noqa: F401  defines the attention marker
+from cupola.compiler.frontend import trace as compiler_trace
+from cupola.compiler.frontend.cross_token_check import check_token_mixing
+from cupola.compiler.frontend.functionalize import functionalize
+from cupola.compiler.frontend.trace import trace
 from cupola.runtime.errors import UnsupportedError
 
 # torch's own decompositions warn about a function of torch's; the compiler traces quietly.

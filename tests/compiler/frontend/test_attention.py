@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import masking_utils
 
-from cupola.compiler.attention import Mask, _attention_interface, _mask, _scaled_dot_product_attention, attention, number_layers
+from cupola.compiler.frontend.attention import Mask, _attention_interface, _mask, _scaled_dot_product_attention, attention, number_layers
 from cupola.runtime.errors import UnsupportedError
 
 QKV = [torch.zeros(1, 2, 3, 4, device="meta") for _ in range(3)]

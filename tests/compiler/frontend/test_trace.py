@@ -8,12 +8,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from cupola.compiler import attention
-from cupola.compiler import trace as compiler_trace
-from cupola.compiler.kv_layout import kv_layout
+from cupola.compiler.frontend import attention
+from cupola.compiler.frontend import trace as compiler_trace
+from cupola.compiler.frontend.state import kv_layout
+from cupola.compiler.frontend.trace import TracedModel, trace
+from cupola.compiler.frontend.translate import INPUTS, translate
 from cupola.compiler.pipeline import import_passes
-from cupola.compiler.trace import TracedModel, trace
-from cupola.compiler.translate import INPUTS, translate
 from cupola.models import find_family
 from cupola.runtime.errors import SourceError, UnsupportedError
 
@@ -86,7 +86,7 @@ def test_attention_that_cannot_be_replaced_is_refused(monkeypatch: pytest.Monkey
 
 def test_what_the_importer_does_not_know_is_one_clear_line(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     traced = trace(config_of("llama"), "config.json", 64)
-    monkeypatch.setattr("cupola.compiler.translate.CONVERTERS", {})
+    monkeypatch.setattr("cupola.compiler.frontend.translate.CONVERTERS", {})
     with pytest.raises(UnsupportedError, match=r"^config\.json: TVM's importer stopped"):
         translate(traced, "config.json")
     assert "BlockBuilder" not in capfd.readouterr().err

@@ -9,8 +9,8 @@ import tvm
 from tvm import IRModule, relax, tirx
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-from cupola.compiler.converters import CONVERTERS
-from cupola.compiler.trace import WRAPPER, TracedModel
+from cupola.compiler.frontend.converters import CONVERTERS
+from cupola.compiler.frontend.trace import WRAPPER, TracedModel
 from cupola.runtime.errors import UnsupportedError
 
 ENTRY = "forward"

@@ -1,7 +1,7 @@
 """Parts that models have and cupola can't run, found in the built model before anything is traced: one table.
 
 Tracing finds them too, but late, and says of a router that it merges axes. Here a module's class says what it is:
-transformers names them alike in every family. What this table doesn't know, `compiler/token_mixing.py` still refuses.
+transformers names them alike in every family. What this table doesn't know, `compiler/frontend/cross_token_check.py` still refuses.
 """
 
 from __future__ import annotations
