@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from cupola.runtime.artifact import Artifact, Manifest
+from cupola.runtime.device.tvm_executor import TVMExecutor
 from cupola.runtime.engine import Engine
 from cupola.runtime.errors import EngineError, OptionError
-from cupola.runtime.executor import TVMExecutor
 from cupola.runtime.llm import LLM
 from cupola.runtime.sampling_params import SamplingParams
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from cupola.runtime.admission import Admission, Prompt
 from cupola.runtime.artifact import ModelConfig
-from cupola.runtime.batch import Executor, Float32, Logits
 from cupola.runtime.block_pool import BlockPool
+from cupola.runtime.device.interface import Executor, Float32, Logits
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.grammar import GrammarCompiler, check_installed
 from cupola.runtime.grammar_masks import GrammarMasks

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cupola.runtime.batch import Float32
+from cupola.runtime.device.interface import Float32
 from cupola.runtime.errors import EngineError, OptionError
 from cupola.runtime.llm import LLM
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from cupola.runtime.admission import Prompt
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.batch import Float32
 from cupola.runtime.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from cupola.runtime.chat_template import Message
+from cupola.runtime.device.interface import Float32
+from cupola.runtime.device.memory import choose_num_blocks, make_swap_space
+from cupola.runtime.device.tvm_executor import load
 from cupola.runtime.engine import Engine, EngineConfig, stack_logits
 from cupola.runtime.errors import EngineError, RequestError
-from cupola.runtime.executor import load
 from cupola.runtime.generation_defaults import add_model_stops, default_sampling_params
-from cupola.runtime.memory import choose_num_blocks, make_swap_space
 from cupola.runtime.outputs import RequestOutput
 from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
 from cupola.runtime.prompts import Prompts, list_priorities, list_prompts

@@ -10,9 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
-from cupola.runtime.batch import Float32
 from cupola.runtime.block_pool import chain_hash, empty_table
 from cupola.runtime.detokenizer import Detokenizer
+from cupola.runtime.device.interface import Float32
 from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from cupola.runtime.samplers.chain import Chain
 from cupola.runtime.sampling_params import SamplingParams

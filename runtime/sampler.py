@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime.artifact import MAXIMA_BLOCK
-from cupola.runtime.batch import Float32, Logits
+from cupola.runtime.device.interface import Float32, Logits
 from cupola.runtime.errors import EngineError
 from cupola.runtime.grammar_masks import Failed, Outcome
 from cupola.runtime.grammar_process import Allowed

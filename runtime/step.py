@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cupola.runtime.batch import Batch, Int32
 from cupola.runtime.block_pool import BlockTable
+from cupola.runtime.device.interface import Batch, Int32
 from cupola.runtime.request import Sequence
 
 

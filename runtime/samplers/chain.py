@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from cupola.runtime.batch import Float32
+from cupola.runtime.device.interface import Float32
 from cupola.runtime.samplers import candidates as samplers
 from cupola.runtime.samplers.candidates import Candidates
 from cupola.runtime.samplers.dry import Repetitions, apply_dry

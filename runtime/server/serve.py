@@ -16,9 +16,9 @@ from types import FrameType
 import uvicorn
 
 from cupola.runtime.artifact import Artifact
+from cupola.runtime.device.memory import parse_bytes
 from cupola.runtime.engine import EngineConfig
 from cupola.runtime.errors import OptionError
-from cupola.runtime.memory import parse_bytes
 from cupola.runtime.server import descriptors
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.app import build_app

@@ -18,7 +18,7 @@ except cupola.UnsupportedError as error:
 """
 AFTER_AN_LLM = """
 import sys
-from cupola.runtime.executor import load_runtime
+from cupola.runtime.device.tvm_executor import load_runtime
 load_runtime()
 assert not {"tvm", "torch"} & set(sys.modules)
 import cupola

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from cupola.runtime.artifact import ModelConfig
-from cupola.runtime.batch import Batch, Float32, Logits
+from cupola.runtime.device.interface import Batch, Float32, Logits
 from cupola.runtime.engine import Engine, EngineConfig
 from cupola.runtime.outputs import RequestOutput
 from cupola.runtime.sampling_params import SamplingParams

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from cupola.runtime import artifact as a
 from cupola.runtime import verified
+from cupola.runtime.device.memory import choose_num_blocks
 from cupola.runtime.errors import ArtifactError, InputError
-from cupola.runtime.memory import choose_num_blocks
 
 SHARD = "weights-00001.safetensors"
 FILE = Path("artifact/manifest.json")

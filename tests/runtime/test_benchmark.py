@@ -9,8 +9,8 @@ import pytest
 
 from cupola.runtime import benchmark as module
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.batch import Batch
 from cupola.runtime.benchmark import Benchmark, SpeedTest
+from cupola.runtime.device.interface import Batch
 from cupola.runtime.errors import OptionError
 from tests.runtime.tiny_artifact import BLOCK, CONTEXT, make_artifact
 

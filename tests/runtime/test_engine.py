@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupola.runtime.batch import Logits
+from cupola.runtime.device.interface import Logits
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.sampling_params import SamplingParams
 from tests.runtime.fakes import (

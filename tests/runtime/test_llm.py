@@ -13,11 +13,11 @@ import pytest
 
 import cupola.runtime.machine
 from cupola.runtime.artifact import Artifact, FileSpec, sha256_of
+from cupola.runtime.device.memory import parse_bytes
+from cupola.runtime.device.tvm_executor import load, map_weights
 from cupola.runtime.errors import ArtifactError, EngineError, OptionError, RequestError
-from cupola.runtime.executor import load, map_weights
 from cupola.runtime.llm import LLM
 from cupola.runtime.machine import choose_library
-from cupola.runtime.memory import parse_bytes
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.structured_outputs import StructuredOutputs
 from tests.runtime.tiny_artifact import CONTEXT, VOCAB, make_artifact, reference_logits

@@ -10,8 +10,8 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from cupola.runtime.beam_search import BeamSearchParams
+from cupola.runtime.device.tvm_executor import map_weights
 from cupola.runtime.errors import OptionError, RequestError
-from cupola.runtime.executor import map_weights
 from cupola.runtime.llm import LLM
 from cupola.runtime.sampling_params import SamplingParams
 from tests.runtime.tiny_artifact import CONTEXT, VOCAB, make_artifact, reference_logits

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from cupola.runtime.artifact import MAXIMA_BLOCK
-from cupola.runtime.batch import Logits
+from cupola.runtime.device.interface import Logits
 from cupola.runtime.request import Request, RequestSpec
 from cupola.runtime.sampler import (
     NO_TOKEN,

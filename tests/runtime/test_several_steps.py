@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cupola.runtime.engine as module
-from cupola.runtime.batch import Logits
+from cupola.runtime.device.interface import Logits
 from cupola.runtime.engine import Engine
 from cupola.runtime.errors import EngineError
 from cupola.runtime.sampling_params import SamplingParams

@@ -14,12 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from cupola.runtime.artifact import KVGroup, KVSpec
 from cupola.runtime.block_pool import BlockTable, empty_table
+from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.engine import Engine
 from cupola.runtime.errors import EngineError, OptionError
 from cupola.runtime.llm import LLM
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.swap_pool import SwapPool
-from cupola.runtime.swap_space import SwapSpace
 from tests.runtime.fakes import VOCAB, completions, generate_alone, greedy_reference, make_engine, run_all
 from tests.runtime.tiny_artifact import make_artifact
 

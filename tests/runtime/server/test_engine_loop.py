@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cupola.runtime.batch import Batch, Logits
+from cupola.runtime.device.interface import Batch, Logits
 from cupola.runtime.engine import Engine, EngineConfig
 from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server import messages as m

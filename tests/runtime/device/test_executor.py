@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cupola.runtime.artifact import TensorSpec
-from cupola.runtime.executor import ALIGNMENT, SPARE_BYTES, _Results, load_runtime
+from cupola.runtime.device.tvm_executor import ALIGNMENT, SPARE_BYTES, _Results, load_runtime
 
 
 def test_results_have_the_rows_of_the_step_and_large_memory_goes_back() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cupola.runtime.library
+import cupola.runtime.device.library
 from cupola.runtime.artifact import LIBRARY, Artifact
+from cupola.runtime.device.tvm_executor import load, map_weights
 from cupola.runtime.errors import ArtifactError
-from cupola.runtime.executor import load, map_weights
 from cupola.runtime.llm import LLM
 from tests.runtime.tiny_artifact import make_artifact, reference_logits
 
@@ -69,9 +69,9 @@ def test_where_memory_may_not_be_run_a_file_is(two, monkeypatch):
             raise RuntimeError("failed to map segment from shared object: Operation not permitted")
         return path
 
-    monkeypatch.setattr(cupola.runtime.library, "_loaded", {})
+    monkeypatch.setattr(cupola.runtime.device.library, "_loaded", {})
     file = two[0] / LIBRARY
     entry = next(entry for entry in Artifact.open(two[0]).manifest.files if entry.name == LIBRARY)
-    loaded = cupola.runtime.library.load_library(file, entry.sha256, refuse_memory)
+    loaded = cupola.runtime.device.library.load_library(file, entry.sha256, refuse_memory)
     assert loaded == names[-1] and not os.path.exists(loaded)
-    assert cupola.runtime.library.load_library(file, entry.sha256, refuse_memory) is loaded
+    assert cupola.runtime.device.library.load_library(file, entry.sha256, refuse_memory) is loaded

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from cupola.runtime.artifact import Manifest
+from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.errors import OptionError
-from cupola.runtime.swap_space import SwapSpace
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 

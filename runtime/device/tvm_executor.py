@@ -23,11 +23,11 @@ import numpy.typing as npt
 
 from cupola.runtime import environment
 from cupola.runtime.artifact import MANIFEST, MAX_STEPS, REPEAT_IN_TEAM, Artifact, KernelSpec, KVSpec, Manifest, TensorSpec, WeightSpec
-from cupola.runtime.batch import Batch, Float32, Int32, Logits
+from cupola.runtime.device.interface import Batch, Float32, Int32, Logits
+from cupola.runtime.device.library import load_library
+from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.errors import ArtifactError, EngineError
-from cupola.runtime.library import load_library
 from cupola.runtime.machine import choose_library
-from cupola.runtime.swap_space import SwapSpace
 
 Array = npt.NDArray[Any]
 SPARE_BYTES = 16 << 20  # of workspace that is kept beside the largest step's

@@ -1,0 +1,1 @@
+"""Devices: memory, weights, compiled libraries, and the executor that runs a step."""
