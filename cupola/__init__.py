@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cupola.compiler.compile import compile
     from cupola.runtime.artifact import Artifact
-    from cupola.runtime.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from cupola.runtime.benchmark import Benchmark, SpeedTest
+    from cupola.runtime.engine.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
+    from cupola.runtime.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+    from cupola.runtime.engine.sampling_params import SamplingParams
     from cupola.runtime.errors import (
         ArtifactError,
         ContextLengthError,
@@ -34,9 +36,7 @@ if TYPE_CHECKING:
     from cupola.runtime.load_generator.load_test import LoadTest
     from cupola.runtime.load_generator.report import LoadReport
     from cupola.runtime.load_generator.run import run_load_test
-    from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from cupola.runtime.profile import KernelTime, Profile, Roofline, measure_roofline, profile
-    from cupola.runtime.sampling_params import SamplingParams
     from cupola.runtime.server.serve import serve
     from cupola.runtime.structured_outputs import StructuredOutputs
 

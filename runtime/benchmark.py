@@ -16,10 +16,10 @@ import numpy as np
 
 from cupola.runtime.artifact import Artifact, Manifest
 from cupola.runtime.device.tvm_executor import TVMExecutor
-from cupola.runtime.engine import Engine
+from cupola.runtime.engine.engine import Engine
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError, OptionError
 from cupola.runtime.llm import LLM
-from cupola.runtime.sampling_params import SamplingParams
 
 STEP_TOKENS = 512  # of a prompt in one step; llama-bench's `ubatch` has the same default
 

@@ -6,21 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cupola.runtime.admission import Prompt
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from cupola.runtime.chat_template import Message
 from cupola.runtime.device.interface import Float32
 from cupola.runtime.device.memory import choose_num_blocks, make_swap_space
 from cupola.runtime.device.tvm_executor import load
-from cupola.runtime.engine import Engine, EngineConfig, stack_logits
+from cupola.runtime.engine.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
+from cupola.runtime.engine.engine import Engine, EngineConfig, stack_logits
+from cupola.runtime.engine.generation_defaults import add_model_stops, default_sampling_params
+from cupola.runtime.engine.outputs import RequestOutput
+from cupola.runtime.engine.prompts import Prompts, list_priorities, list_prompts
+from cupola.runtime.engine.request import Request
+from cupola.runtime.engine.sampling_params import SamplingParams
+from cupola.runtime.engine.validator import Prompt
 from cupola.runtime.errors import EngineError, RequestError
-from cupola.runtime.generation_defaults import add_model_stops, default_sampling_params
-from cupola.runtime.outputs import RequestOutput
 from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
-from cupola.runtime.prompts import Prompts, list_priorities, list_prompts
-from cupola.runtime.request import Request
-from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.schema_checker import SchemaChecker
 from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 from cupola.runtime.tools.plan import plan_chat

@@ -10,9 +10,9 @@ from typing import ClassVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cupola.runtime.engine.outputs import TokenLogprobs
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import RequestError
-from cupola.runtime.outputs import TokenLogprobs
-from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server.chat_plan import ChatPlan, plan_prompt
 from cupola.runtime.server.generation import COMPLETION_EVENTS, Choice, EventForm, Generation, respond
 from cupola.runtime.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs

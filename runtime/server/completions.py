@@ -10,8 +10,8 @@ from typing import ClassVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cupola.runtime.engine.outputs import TokenLogprobs
 from cupola.runtime.errors import RequestError
-from cupola.runtime.outputs import TokenLogprobs
 from cupola.runtime.server.fill_in_the_middle import middle_prompt
 from cupola.runtime.server.generation import COMPLETION_EVENTS, Choice, EventForm, Generation, respond
 from cupola.runtime.server.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs

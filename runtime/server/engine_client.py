@@ -11,9 +11,9 @@ from enum import Enum
 
 import msgspec
 
+from cupola.runtime.engine.outputs import EngineStats
 from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import ArtifactError, EngineError, InputError, RequestError
-from cupola.runtime.outputs import EngineStats
 from cupola.runtime.server import messages as m
 
 EXIT_SECONDS = 10.0  # for the engine's process to end after its socket did

@@ -18,12 +18,12 @@ from collections.abc import Iterator
 import msgspec
 
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.engine import Engine
+from cupola.runtime.engine.engine import Engine
+from cupola.runtime.engine.outputs import TokenLogprobs
+from cupola.runtime.engine.request import Request
 from cupola.runtime.environment import debug_level
 from cupola.runtime.errors import ArtifactError, CupolaError, EngineError, InputError, one_line
 from cupola.runtime.llm import load_engine
-from cupola.runtime.outputs import TokenLogprobs
-from cupola.runtime.request import Request
 from cupola.runtime.server import messages as m
 from cupola.runtime.tokenizer import load_tokenizer
 

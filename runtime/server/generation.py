@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cupola.runtime.engine.outputs import TokenLogprobs
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import RequestError
-from cupola.runtime.outputs import TokenLogprobs
-from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.errors import ServerError, describe, error_object
 from cupola.runtime.server.metrics import PromptProgress

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cupola.runtime.outputs import Logprob, TokenLogprobs
+from cupola.runtime.engine.outputs import Logprob, TokenLogprobs
 from cupola.runtime.tokenizer import Tokenizer
 
 IMPOSSIBLE = -9999.0

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from cupola.runtime.engine import EngineConfig
-from cupola.runtime.outputs import EngineStats, TokenLogprobs
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.engine.engine import EngineConfig
+from cupola.runtime.engine.outputs import EngineStats, TokenLogprobs
+from cupola.runtime.engine.sampling_params import SamplingParams
 
 LENGTH = struct.Struct("<I")
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily
 
-from cupola.runtime.outputs import EngineStats
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.engine.outputs import EngineStats
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.server import messages as m
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)

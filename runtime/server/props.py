@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from cupola.runtime.generation_defaults import model_sampling
-from cupola.runtime.sampling_params import RANDOM_SEED, SamplingParams
+from cupola.runtime.engine.generation_defaults import model_sampling
+from cupola.runtime.engine.sampling_params import RANDOM_SEED, SamplingParams
 from cupola.runtime.server.engine_client import Health
 from cupola.runtime.server.service import Service
 from cupola.runtime.tokenizer import special_tokens

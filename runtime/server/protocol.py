@@ -12,10 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from cupola.runtime.engine.generation_defaults import add_model_stops
+from cupola.runtime.engine.samplers.params import ChainParams
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import RequestError
-from cupola.runtime.generation_defaults import add_model_stops
-from cupola.runtime.samplers.params import ChainParams
-from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.server.foreign_fields import settle_fields
 from cupola.runtime.structured_outputs import StructuredOutputs
 

@@ -17,7 +17,7 @@ import uvicorn
 
 from cupola.runtime.artifact import Artifact
 from cupola.runtime.device.memory import parse_bytes
-from cupola.runtime.engine import EngineConfig
+from cupola.runtime.engine.engine import EngineConfig
 from cupola.runtime.errors import OptionError
 from cupola.runtime.server import descriptors
 from cupola.runtime.server import messages as m

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cupola.runtime.admission import Admission, Prompt
 from cupola.runtime.artifact import Artifact
 from cupola.runtime.chat_template import ChatTemplate, Message
+from cupola.runtime.engine.generation_defaults import default_sampling_params
+from cupola.runtime.engine.sampling_params import SamplingParams
+from cupola.runtime.engine.validator import Admission, Prompt
 from cupola.runtime.errors import CupolaError, EngineError, OptionError, RequestError
-from cupola.runtime.generation_defaults import default_sampling_params
 from cupola.runtime.grammar import MAX_AT_ONCE, GrammarCompiler
-from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.schema_checker import SchemaChecker
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.artifact_watch import ArtifactWatch

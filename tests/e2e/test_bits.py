@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cupola
-from cupola.runtime import engine as engine_module
-from cupola.runtime.step import Step
+from cupola.runtime.engine.engine import engine as engine_module
+from cupola.runtime.engine.step import Step
 from tests.conftest import Compiled, compiled
 
 NUM_OUTPUTS = 5

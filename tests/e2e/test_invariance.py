@@ -54,7 +54,7 @@ def test_in_chunks(smollm2: Compiled, prompts: list[str], alone: list[tuple[int,
 def test_in_several_steps_at_once(
     smollm2: Compiled, prompts: list[str], alone: list[tuple[int, ...]], together: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cupola.runtime.engine.PATIENCE", 60.0)  # f32 takes longer than 16 ms
+    monkeypatch.setattr("cupola.runtime.engine.engine.PATIENCE", 60.0)  # f32 takes longer than 16 ms
     llm = cupola.LLM(smollm2.path, max_num_seqs=8, enable_prefix_caching=False)
     executor, num_steps = llm.engine.executor, []
     run = executor.run

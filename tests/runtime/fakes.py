@@ -8,9 +8,9 @@ import numpy as np
 
 from cupola.runtime.artifact import ModelConfig
 from cupola.runtime.device.interface import Batch, Float32, Logits
-from cupola.runtime.engine import Engine, EngineConfig
-from cupola.runtime.outputs import RequestOutput
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.engine.engine import Engine, EngineConfig
+from cupola.runtime.engine.outputs import RequestOutput
+from cupola.runtime.engine.sampling_params import SamplingParams
 
 VOCAB, CONTEXT, BLOCK, STOP = 61, 48, 4, 60
 MODEL = ModelConfig("fake", CONTEXT, VOCAB, (STOP,))

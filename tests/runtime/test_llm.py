@@ -15,10 +15,10 @@ import cupola.runtime.machine
 from cupola.runtime.artifact import Artifact, FileSpec, sha256_of
 from cupola.runtime.device.memory import parse_bytes
 from cupola.runtime.device.tvm_executor import load, map_weights
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import ArtifactError, EngineError, OptionError, RequestError
 from cupola.runtime.llm import LLM
 from cupola.runtime.machine import choose_library
-from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.structured_outputs import StructuredOutputs
 from tests.runtime.tiny_artifact import CONTEXT, VOCAB, make_artifact, reference_logits
 
@@ -260,7 +260,7 @@ def test_a_library_that_is_none_is_refused(tmp_path):
 SCRIPT = """
 import sys, os
 from cupola.runtime.llm import LLM
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.structured_outputs import StructuredOutputs
 llm = LLM(sys.argv[1])
 print(llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))[0].outputs[0].token_ids)

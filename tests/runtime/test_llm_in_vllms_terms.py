@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from cupola.runtime.beam_search import BeamSearchParams
 from cupola.runtime.device.tvm_executor import map_weights
+from cupola.runtime.engine.beam_search import BeamSearchParams
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import OptionError, RequestError
 from cupola.runtime.llm import LLM
-from cupola.runtime.sampling_params import SamplingParams
 from tests.runtime.tiny_artifact import CONTEXT, VOCAB, make_artifact, reference_logits
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)

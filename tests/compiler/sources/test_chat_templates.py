@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 from cupola.compiler.sources import open_source
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import SourceError
-from cupola.runtime.sampling_params import SamplingParams
 
 TOKENS = ["<unk>", "<s>", "</s>", "<pad>", "<|im_end|>", "a", "b"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cupola.runtime.device.interface import Batch, Logits
-from cupola.runtime.engine import Engine, EngineConfig
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.engine.engine import Engine, EngineConfig
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.engine_process import Channel, EngineLoop
 from tests.runtime.fakes import BLOCK, MODEL, VOCAB, FakeExecutor, generate_alone

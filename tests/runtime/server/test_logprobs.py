@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cupola.runtime.outputs import Logprob, TokenLogprobs
+from cupola.runtime.engine.outputs import Logprob, TokenLogprobs
 from cupola.runtime.server.logprobs import CompletionLogprobs, TokenNames, chat_logprobs
 from cupola.runtime.tokenizer import Tokenizer
 from tests.runtime.tokenizers_for_tests import byte_fallback, byte_level, save

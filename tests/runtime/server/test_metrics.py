@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cupola.runtime.outputs import EngineStats
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.engine.outputs import EngineStats
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.server.messages import CompletionDelta, RequestDelta
 from cupola.runtime.server.metrics import HISTOGRAMS, Metrics, PromptProgress
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 import msgspec
 import pytest
 
+from cupola.runtime.engine.sampling_params import MAX_INT, SamplingParams
 from cupola.runtime.errors import InputError
-from cupola.runtime.sampling_params import MAX_INT, SamplingParams
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.engine_client import EngineClient
 from cupola.runtime.server.generation import Generation

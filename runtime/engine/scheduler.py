@@ -12,11 +12,11 @@ import time
 from bisect import insort
 from collections.abc import Mapping
 
-from cupola.runtime.block_pool import BlockPool
-from cupola.runtime.request import RankedLogprobs, Request, Sequence, Status
-from cupola.runtime.sampler import Samples
-from cupola.runtime.step import Chunk, Step, build_step
-from cupola.runtime.swap_pool import SwapPool
+from cupola.runtime.engine.block_pool import BlockPool
+from cupola.runtime.engine.request import RankedLogprobs, Request, Sequence, Status
+from cupola.runtime.engine.sampler import Samples
+from cupola.runtime.engine.step import Chunk, Step, build_step
+from cupola.runtime.engine.swap_pool import SwapPool
 
 
 class Scheduler:

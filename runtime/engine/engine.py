@@ -9,20 +9,20 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from cupola.runtime.admission import Admission, Prompt
 from cupola.runtime.artifact import ModelConfig
-from cupola.runtime.block_pool import BlockPool
 from cupola.runtime.device.interface import Executor, Float32, Logits
+from cupola.runtime.engine.block_pool import BlockPool
+from cupola.runtime.engine.grammar_masks import GrammarMasks
+from cupola.runtime.engine.outputs import EngineStats
+from cupola.runtime.engine.request import Request, RequestSpec
+from cupola.runtime.engine.sampler import sample
+from cupola.runtime.engine.sampling_params import RANDOM_SEED, SamplingParams
+from cupola.runtime.engine.scheduler import Scheduler
+from cupola.runtime.engine.step import Step
+from cupola.runtime.engine.swap_pool import SwapPool
+from cupola.runtime.engine.validator import Admission, Prompt
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.grammar import GrammarCompiler, check_installed
-from cupola.runtime.grammar_masks import GrammarMasks
-from cupola.runtime.outputs import EngineStats
-from cupola.runtime.request import Request, RequestSpec
-from cupola.runtime.sampler import sample
-from cupola.runtime.sampling_params import RANDOM_SEED, SamplingParams
-from cupola.runtime.scheduler import Scheduler
-from cupola.runtime.step import Step
-from cupola.runtime.swap_pool import SwapPool
 from cupola.runtime.tokenizer import Tokenizer
 
 MAX_SALT_BYTES = 64

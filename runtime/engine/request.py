@@ -10,12 +10,12 @@ from functools import cached_property
 
 import numpy as np
 
-from cupola.runtime.block_pool import chain_hash, empty_table
 from cupola.runtime.detokenizer import Detokenizer
 from cupola.runtime.device.interface import Float32
-from cupola.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
-from cupola.runtime.samplers.chain import Chain
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.engine.block_pool import chain_hash, empty_table
+from cupola.runtime.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
+from cupola.runtime.engine.samplers.chain import Chain
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.stop_strings import StopStrings
 from cupola.runtime.tokenizer import Tokenizer
 

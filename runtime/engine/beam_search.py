@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from cupola.runtime.engine.outputs import RequestOutput, TokenLogprobs
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import RequestError
-from cupola.runtime.outputs import RequestOutput, TokenLogprobs
-from cupola.runtime.sampling_params import SamplingParams
 
 Generate = Callable[[list[list[int]], SamplingParams], list[RequestOutput]]
 MAX_BEAM_WIDTH = 64

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from cupola.runtime.device.interface import Float32
-from cupola.runtime.samplers import candidates as samplers
-from cupola.runtime.samplers.candidates import Candidates
-from cupola.runtime.samplers.dry import Repetitions, apply_dry
-from cupola.runtime.samplers.penalties import find_seen, repetition_factors
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.engine.samplers import candidates as samplers
+from cupola.runtime.engine.samplers.candidates import Candidates
+from cupola.runtime.engine.samplers.dry import Repetitions, apply_dry
+from cupola.runtime.engine.samplers.penalties import find_seen, repetition_factors
+from cupola.runtime.engine.sampling_params import SamplingParams
 
 
 class Chain:

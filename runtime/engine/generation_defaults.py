@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from cupola.runtime.artifact import GENERATION_CONFIG, TOKENIZER, Artifact
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import RequestError
-from cupola.runtime.sampling_params import SamplingParams
 
 DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # the same names there
 

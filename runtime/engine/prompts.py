@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cupola.runtime.admission import Prompt
+from cupola.runtime.engine.validator import Prompt
 from cupola.runtime.errors import RequestError
 
 PromptDict = Mapping[str, object]

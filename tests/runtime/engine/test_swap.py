@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cupola.runtime.artifact import KVGroup, KVSpec
-from cupola.runtime.block_pool import BlockTable, empty_table
 from cupola.runtime.device.swap_space import SwapSpace
-from cupola.runtime.engine import Engine
+from cupola.runtime.engine.block_pool import BlockTable, empty_table
+from cupola.runtime.engine.engine import Engine
+from cupola.runtime.engine.sampling_params import SamplingParams
+from cupola.runtime.engine.swap_pool import SwapPool
 from cupola.runtime.errors import EngineError, OptionError
 from cupola.runtime.llm import LLM
-from cupola.runtime.sampling_params import SamplingParams
-from cupola.runtime.swap_pool import SwapPool
 from tests.runtime.fakes import VOCAB, completions, generate_alone, greedy_reference, make_engine, run_all
 from tests.runtime.tiny_artifact import make_artifact
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cupola.runtime.samplers.candidates import Candidates
-from cupola.runtime.samplers.params import ChainParams
+from cupola.runtime.engine.samplers.candidates import Candidates
+from cupola.runtime.engine.samplers.params import ChainParams
 
 MAX_REPEAT = 4096  # tokens of a repetition that are looked at
 MAX_LOG_PENALTY = 88.0  # the logarithm of the largest factor: float32 holds no larger one

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import RequestError
-from cupola.runtime.sampling_params import SamplingParams
 
 BAD = [
     ("n", 0), ("n", -1), ("n", 10**9), ("n", True), ("n", 1.0), ("n", None),

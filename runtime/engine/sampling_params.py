@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from cupola.runtime.engine.samplers.params import INTEGERS, NUMBERS, ChainParams
 from cupola.runtime.errors import RequestError
-from cupola.runtime.samplers.params import INTEGERS, NUMBERS, ChainParams
 from cupola.runtime.structured_outputs import StructuredOutputs
 
 GREEDY_TEMPERATURE = 1e-5  # below it, sampling is greedy: the softmax would be one-hot anyway

@@ -19,13 +19,13 @@ import numpy.typing as npt
 
 from cupola.runtime.artifact import MAXIMA_BLOCK
 from cupola.runtime.device.interface import Float32, Logits
+from cupola.runtime.engine.grammar_masks import Failed, Outcome
+from cupola.runtime.engine.request import RankedLogprobs, Request, Sequence
+from cupola.runtime.engine.samplers.penalties import find_seen, repetition_factors
+from cupola.runtime.engine.sampling_params import SamplingParams
+from cupola.runtime.engine.step import Chunk, Step
 from cupola.runtime.errors import EngineError
-from cupola.runtime.grammar_masks import Failed, Outcome
 from cupola.runtime.grammar_process import Allowed
-from cupola.runtime.request import RankedLogprobs, Request, Sequence
-from cupola.runtime.samplers.penalties import find_seen, repetition_factors
-from cupola.runtime.sampling_params import SamplingParams
-from cupola.runtime.step import Chunk, Step
 
 WITHIN_BLOCK = np.arange(MAXIMA_BLOCK)
 SUMMANDS = np.where(

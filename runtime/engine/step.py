@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cupola.runtime.block_pool import BlockTable
 from cupola.runtime.device.interface import Batch, Int32
-from cupola.runtime.request import Sequence
+from cupola.runtime.engine.block_pool import BlockTable
+from cupola.runtime.engine.request import Sequence
 
 
 class Chunk(NamedTuple):

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
 
-from cupola.runtime import grammar_masks
-from cupola.runtime.engine import Engine, EngineConfig
+from cupola.runtime.engine.engine import Engine, EngineConfig, grammar_masks
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.grammar import GrammarCompiler
-from cupola.runtime.sampling_params import SamplingParams
 from cupola.runtime.structured_outputs import StructuredOutputs
 from cupola.runtime.tokenizer import Tokenizer
 from tests.runtime.fakes import BLOCK, MODEL, STOP, VOCAB, FakeExecutor, fake_logits, run_all

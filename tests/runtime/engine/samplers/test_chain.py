@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
+from cupola.runtime.engine.samplers.chain import Chain
+from cupola.runtime.engine.samplers.dry import Repetitions, common_suffixes
+from cupola.runtime.engine.samplers.params import LETTERS, ORDER
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import RequestError
-from cupola.runtime.samplers.chain import Chain
-from cupola.runtime.samplers.dry import Repetitions, common_suffixes
-from cupola.runtime.samplers.params import LETTERS, ORDER
-from cupola.runtime.sampling_params import SamplingParams
 
 Logits = dict[int, float]  # what may still come
 

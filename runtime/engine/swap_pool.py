@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from cupola.runtime.block_pool import BlockTable
+from cupola.runtime.engine.block_pool import BlockTable
 from cupola.runtime.errors import EngineError
 
 

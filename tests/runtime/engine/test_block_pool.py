@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cupola.runtime.block_pool import BlockPool, BlockTable, chain_hash, empty_table
+from cupola.runtime.engine.block_pool import BlockPool, BlockTable, chain_hash, empty_table
 from cupola.runtime.errors import EngineError
 
 

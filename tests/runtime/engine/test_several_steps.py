@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import cupola.runtime.engine as module
+import cupola.runtime.engine.engine as module
 from cupola.runtime.device.interface import Logits
-from cupola.runtime.engine import Engine
+from cupola.runtime.engine.engine import Engine
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError
-from cupola.runtime.sampling_params import SamplingParams
 from tests.runtime.fakes import STOP, VOCAB, FakeExecutor, fake_logits, greedy_reference, make_engine, run_all
 
 PROMPT = [3, 1, 4]

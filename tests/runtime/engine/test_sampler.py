@@ -18,8 +18,8 @@ from transformers import (
 
 from cupola.runtime.artifact import MAXIMA_BLOCK
 from cupola.runtime.device.interface import Logits
-from cupola.runtime.request import Request, RequestSpec
-from cupola.runtime.sampler import (
+from cupola.runtime.engine.request import Request, RequestSpec
+from cupola.runtime.engine.sampler import (
     NO_TOKEN,
     adjust,
     apply_masks,
@@ -30,7 +30,7 @@ from cupola.runtime.sampler import (
     find_share,
     rank_logprobs,
 )
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.engine.sampling_params import SamplingParams
 
 VOCAB = 3000
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cupola.runtime.sampling_params import SamplingParams
+from cupola.runtime.engine.sampling_params import SamplingParams
 
 Int64 = npt.NDArray[np.int64]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupola.runtime.device.interface import Logits
+from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError, OptionError, RequestError
-from cupola.runtime.sampling_params import SamplingParams
 from tests.runtime.fakes import (
     BLOCK,
     CONTEXT,

@@ -1,0 +1,1 @@
+"""The engine: requests, scheduling, K/V blocks and sampling."""
