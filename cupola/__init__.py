@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cupola.compiler.compile import compile
     from cupola.runtime.artifact import Artifact
-    from cupola.runtime.benchmark import Benchmark, SpeedTest
     from cupola.runtime.engine.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from cupola.runtime.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from cupola.runtime.engine.sampling_params import SamplingParams
@@ -31,12 +30,13 @@ if TYPE_CHECKING:
         SourceError,
         UnsupportedError,
     )
-    from cupola.runtime.evaluation import Comparison, Estimate, Evaluation, evaluate
     from cupola.runtime.llm import LLM
     from cupola.runtime.load_generator.load_test import LoadTest
     from cupola.runtime.load_generator.report import LoadReport
     from cupola.runtime.load_generator.run import run_load_test
-    from cupola.runtime.profile import KernelTime, Profile, Roofline, measure_roofline, profile
+    from cupola.runtime.measure.benchmark import Benchmark, SpeedTest
+    from cupola.runtime.measure.evaluation import Comparison, Estimate, Evaluation, evaluate
+    from cupola.runtime.measure.profile import KernelTime, Profile, Roofline, measure_roofline, profile
     from cupola.runtime.server.serve import serve
     from cupola.runtime.structured_outputs import StructuredOutputs
 

@@ -7,7 +7,7 @@ import pydoc_data.topics
 import pytest
 
 import cupola
-from cupola.runtime.evaluation import evaluate
+from cupola.runtime.measure.evaluation import evaluate
 from tests.conftest import Compiled, compiled
 
 NUM_CHARACTERS = 16_000  # some 4,000 tokens

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cupola.runtime import benchmark as module
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.benchmark import Benchmark, SpeedTest
 from cupola.runtime.device.interface import Batch
 from cupola.runtime.errors import OptionError
+from cupola.runtime.measure import benchmark as module
+from cupola.runtime.measure.benchmark import Benchmark, SpeedTest
 from tests.runtime.tiny_artifact import BLOCK, CONTEXT, make_artifact
 
 TESTS = [

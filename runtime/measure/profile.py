@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cupola.runtime.artifact import KernelSpec, TensorSpec, Work
-from cupola.runtime.benchmark import Benchmark, SpeedTest
 from cupola.runtime.device.interface import Batch, Float32, Int32, Logits
 from cupola.runtime.device.tvm_executor import TVMExecutor, aligned_ones
 from cupola.runtime.environment import num_threads
 from cupola.runtime.errors import OptionError
+from cupola.runtime.measure.benchmark import Benchmark, SpeedTest
 
 DECODE_STEPS = 4  # of a repeat, each a sample of its own
 READ_BYTES = 256 << 20  # more than caches hold

@@ -1,0 +1,1 @@
+"""Measurements: throughput, kernels, and the quality of answers."""
