@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cupola.runtime.measure.evaluation import Comparison, Estimate, Evaluation, evaluate
     from cupola.runtime.measure.profile import KernelTime, Profile, Roofline, measure_roofline, profile
     from cupola.runtime.server.serve import serve
-    from cupola.runtime.structured_outputs import StructuredOutputs
+    from cupola.runtime.structured.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 

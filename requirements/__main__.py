@@ -17,7 +17,7 @@ import tomllib
 from collections import defaultdict
 from pathlib import Path
 
-from cupola.runtime.grammar import XGRAMMAR_VERSION
+from cupola.runtime.structured.grammar import XGRAMMAR_VERSION
 
 HERE = Path(__file__).parent
 PYTHONS = ("3.11", "3.12", "3.13")

@@ -21,7 +21,7 @@ from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.validator import Prompt
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
-from cupola.runtime.schema_checker import SchemaChecker
+from cupola.runtime.structured.schema_checker import SchemaChecker
 from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 from cupola.runtime.tools.plan import plan_chat
 

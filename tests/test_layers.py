@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "benchmarks": ("cupola",),
 }  # "cupola!" is the facade alone
 # Compiled artifacts run in the executor; XGrammar's library is bound by tvm_ffi too, and lives in processes of its own.
-FFI_FILES = ("runtime/device/tvm_executor.py", "runtime/xgrammar_library.py")
+FFI_FILES = ("runtime/device/tvm_executor.py", "runtime/structured/xgrammar_library.py")
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|work|Users)/")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 TIR_DECORATORS = ("prim_func", "ir_module")

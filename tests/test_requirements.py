@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from cupola.runtime.grammar import XGRAMMAR_VERSION
+from cupola.runtime.structured.grammar import XGRAMMAR_VERSION
 
 ROOT = Path(__file__).parents[1]
 

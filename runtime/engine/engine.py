@@ -22,7 +22,7 @@ from cupola.runtime.engine.step import Step
 from cupola.runtime.engine.swap_pool import SwapPool
 from cupola.runtime.engine.validator import Admission, Prompt
 from cupola.runtime.errors import EngineError, OptionError, RequestError
-from cupola.runtime.grammar import GrammarCompiler, check_installed
+from cupola.runtime.structured.grammar import GrammarCompiler, check_installed
 from cupola.runtime.tokenizer import Tokenizer
 
 MAX_SALT_BYTES = 64

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from cupola.runtime.engine.request import Request, Sequence
 from cupola.runtime.engine.step import Step
-from cupola.runtime.grammar import GrammarCompiler
-from cupola.runtime.grammar_process import Allowed, GrammarProcess, wait
+from cupola.runtime.structured.grammar import GrammarCompiler
+from cupola.runtime.structured.grammar_process import Allowed, GrammarProcess, wait
 
 GRACE_SECONDS = 0.02  # that a step waits for masks; who has none by then samples in a later step
 MAX_SECONDS = 20.0  # for an answer on a busy machine: what takes less of the processor's time than this has been ended before

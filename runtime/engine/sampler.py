@@ -25,7 +25,7 @@ from cupola.runtime.engine.samplers.penalties import find_seen, repetition_facto
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.step import Chunk, Step
 from cupola.runtime.errors import EngineError
-from cupola.runtime.grammar_process import Allowed
+from cupola.runtime.structured.grammar_process import Allowed
 
 WITHIN_BLOCK = np.arange(MAXIMA_BLOCK)
 SUMMANDS = np.where(

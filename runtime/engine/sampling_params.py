@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from cupola.runtime.engine.samplers.params import INTEGERS, NUMBERS, ChainParams
 from cupola.runtime.errors import RequestError
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 
 GREEDY_TEMPERATURE = 1e-5  # below it, sampling is greedy: the softmax would be one-hot anyway
 RANDOM_SEED = -1

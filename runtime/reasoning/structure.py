@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from cupola.runtime.reasoning.formats import ReasoningFormat
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 
 Tag = dict[str, Any]
 _SPACE: Tag = {"type": "regex", "pattern": r"[ \r\n\t]{0,8}"}

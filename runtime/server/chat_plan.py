@@ -11,7 +11,7 @@ from cupola.runtime.reasoning.stream import AnswerStream, ReasoningSplitter, spl
 from cupola.runtime.reasoning.structure import after_thinking
 from cupola.runtime.server.protocol import ChatPrompt, Object
 from cupola.runtime.server.service import Service
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from cupola.runtime.tools.calls import Answer
 from cupola.runtime.tools.formats import variables_of
 from cupola.runtime.tools.plan import ToolPlan, plan_chat

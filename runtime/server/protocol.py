@@ -17,7 +17,7 @@ from cupola.runtime.engine.samplers.params import ChainParams
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import RequestError
 from cupola.runtime.server.foreign_fields import settle_fields
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 
 CHAIN_FIELDS = tuple(field.name for field in fields(ChainParams))
 MAX_SEQUENCES = 1024  # of one request: prompts times completions

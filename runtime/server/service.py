@@ -22,15 +22,15 @@ from cupola.runtime.engine.generation_defaults import default_sampling_params
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.validator import Admission, Prompt
 from cupola.runtime.errors import CupolaError, EngineError, OptionError, RequestError
-from cupola.runtime.grammar import MAX_AT_ONCE, GrammarCompiler
-from cupola.runtime.schema_checker import SchemaChecker
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.artifact_watch import ArtifactWatch
 from cupola.runtime.server.engine_client import EngineClient, Health, RequestStream
 from cupola.runtime.server.errors import ServerError
 from cupola.runtime.server.logs import log
 from cupola.runtime.server.metrics import Metrics
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.grammar import MAX_AT_ONCE, GrammarCompiler
+from cupola.runtime.structured.schema_checker import SchemaChecker
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 
 MAX_WAITING_GRAMMARS = 32

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.server.protocol import Object, ResponseFormat, Sampling
-from cupola.runtime.structured_outputs import KINDS, StructuredOutputs
+from cupola.runtime.structured.structured_outputs import KINDS, StructuredOutputs
 
 NAMES = {
     "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar",

@@ -14,7 +14,7 @@ from cupola.runtime.environment import interpreter
     [
         ("typer.py", ("-m", "cupola", "compile", "--help")),
         ("msgspec.py", ("-m", "cupola.runtime.server.engine_process")),
-        ("cupola.py", ("-m", "cupola.runtime.grammar_worker")),
+        ("cupola.py", ("-m", "cupola.runtime.structured.grammar_worker")),
         ("pip.py", ("-m", "pip", "--version")),
     ],
 )

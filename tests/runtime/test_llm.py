@@ -19,7 +19,7 @@ from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import ArtifactError, EngineError, OptionError, RequestError
 from cupola.runtime.llm import LLM
 from cupola.runtime.machine import choose_library
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from tests.runtime.tiny_artifact import CONTEXT, VOCAB, make_artifact, reference_logits
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -261,7 +261,7 @@ SCRIPT = """
 import sys, os
 from cupola.runtime.llm import LLM
 from cupola.runtime.engine.sampling_params import SamplingParams
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 llm = LLM(sys.argv[1])
 print(llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))[0].outputs[0].token_ids)
 assert not {"torch", "transformers"} & set(sys.modules), "torch or transformers was imported"

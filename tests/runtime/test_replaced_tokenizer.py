@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.grammar import GrammarCompiler
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.grammar import GrammarCompiler
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from cupola.runtime.tokenizer import Tokenizer
 from tests.runtime.tokenizers_for_tests import byte_level, save
 

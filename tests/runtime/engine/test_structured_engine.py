@@ -16,8 +16,8 @@ from tokenizers import decoders, models
 from cupola.runtime.engine.engine import Engine, EngineConfig, grammar_masks
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError, RequestError
-from cupola.runtime.grammar import GrammarCompiler
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.grammar import GrammarCompiler
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from cupola.runtime.tokenizer import Tokenizer
 from tests.runtime.fakes import BLOCK, MODEL, STOP, VOCAB, FakeExecutor, fake_logits, run_all
 

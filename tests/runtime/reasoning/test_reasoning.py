@@ -9,7 +9,7 @@ import pytest
 from cupola.runtime.reasoning.formats import find_format, goes_on_thinking, starts_thinking
 from cupola.runtime.reasoning.stream import AnswerStream, ReasoningSplitter, split_answer
 from cupola.runtime.reasoning.structure import after_thinking
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from cupola.runtime.tools.calls import ContentDelta, ReasoningDelta
 from cupola.runtime.tools.formats import HERMES
 from cupola.runtime.tools.stream import ToolCallStream

@@ -11,7 +11,7 @@ import pytest
 
 from cupola.runtime.reasoning.formats import FORMATS, ReasoningFormat
 from cupola.runtime.reasoning.structure import after_thinking
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from tests.runtime.tokenizers_for_tests import byte_level, save
 
 CALLS = {

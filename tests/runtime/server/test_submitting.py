@@ -19,7 +19,7 @@ from cupola.runtime.server.generation import Generation
 from cupola.runtime.server.metrics import Metrics
 from cupola.runtime.server.middleware import Observer
 from cupola.runtime.server.service import ServerConfig, Service
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from tests.runtime.fakes import VOCAB
 
 UNSENDABLE = SamplingParams(n=100, structured_outputs=StructuredOutputs(json={"type": "string", "default": 2**64}))

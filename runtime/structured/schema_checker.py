@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
 
 MAX_SECONDS = 2.0

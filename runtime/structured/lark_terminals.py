@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from re import _constants as ops
 from typing import Any
 
-from cupola.runtime.character_sets import Characters, as_in_expressions, make_set, subtract, write_set
-from cupola.runtime.regular_expressions import END, REFUSED, Item, Items, alternatives, characters_of, is_letter, parse, single
+from cupola.runtime.structured.character_sets import Characters, as_in_expressions, make_set, subtract, write_set
+from cupola.runtime.structured.regular_expressions import END, REFUSED, Item, Items, alternatives, characters_of, is_letter, parse, single
 
 MOST_INLINE = 8  # ranges of a class; larger ones become a rule, once
 BACKSLASH = ((ord("\\"), ord("\\")),)

@@ -17,9 +17,9 @@ import re
 from re import _constants as ops
 from typing import Any
 
-from cupola.runtime.character_sets import Characters, as_in_expressions, complement, join_classes, subtract, write_set
-from cupola.runtime.json_schema import Schema, subschemas
-from cupola.runtime.regular_expressions import END, REFUSED, Item, Items, alternatives, characters_of, counts_too_much, parse
+from cupola.runtime.structured.character_sets import Characters, as_in_expressions, complement, join_classes, subtract, write_set
+from cupola.runtime.structured.json_schema import Schema, subschemas
+from cupola.runtime.structured.regular_expressions import END, REFUSED, Item, Items, alternatives, characters_of, counts_too_much, parse
 
 _ESCAPED: Characters = ((0, 0x1F), (ord('"'), ord('"')), (ord("\\"), ord("\\")))  # what may not stand in a JSON string as it is
 _CARET: Characters = ((ord("^"), ord("^")),)

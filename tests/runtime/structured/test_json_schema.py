@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.grammar import GrammarCompiler
-from cupola.runtime.schema_checker import SchemaChecker
-from cupola.runtime.structured_outputs import StructuredOutputs
-from tests.runtime.test_grammar import END, VOCAB, allowed_ids, ask
+from cupola.runtime.structured.grammar import GrammarCompiler
+from cupola.runtime.structured.schema_checker import SchemaChecker
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
+from tests.runtime.structured.test_grammar import END, VOCAB, allowed_ids, ask
 from tests.runtime.tokenizers_for_tests import byte_level, save
 
 A, B = {"a": {"type": "integer"}}, {"b": {"type": "boolean"}}

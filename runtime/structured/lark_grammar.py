@@ -19,11 +19,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from cupola.runtime.character_sets import join_classes
-from cupola.runtime.lark_ignored import Ignored
-from cupola.runtime.lark_terminals import TerminalError, TerminalWriter, as_regex
-from cupola.runtime.regular_expressions import counts_too_much
-from cupola.runtime.structural_tags import parts_of
+from cupola.runtime.structured.character_sets import join_classes
+from cupola.runtime.structured.lark_ignored import Ignored
+from cupola.runtime.structured.lark_terminals import TerminalError, TerminalWriter, as_regex
+from cupola.runtime.structured.regular_expressions import counts_too_much
+from cupola.runtime.structured.structural_tags import parts_of
 
 if TYPE_CHECKING:
     from lark import Lark

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cupola.runtime.json_schema_overlap import are_apart, has_type, types_of
+from cupola.runtime.structured.json_schema_overlap import are_apart, has_type, types_of
 
 Schema = dict[str, Any]
 KEYWORDS = {  # by the type that they speak of

@@ -11,12 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.grammar import GrammarCompiler
-from cupola.runtime.grammar_process import wait
-from cupola.runtime.json_schema_pattern import PatternError, rewrite_patterns, write_pattern
-from cupola.runtime.structured_outputs import StructuredOutputs
-from tests.runtime.test_grammar import END, VOCAB, allowed_ids, ask
-from tests.runtime.test_json_schema import in_a_tag
+from cupola.runtime.structured.grammar import GrammarCompiler
+from cupola.runtime.structured.grammar_process import wait
+from cupola.runtime.structured.json_schema_pattern import PatternError, rewrite_patterns, write_pattern
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
+from tests.runtime.structured.test_grammar import END, VOCAB, allowed_ids, ask
+from tests.runtime.structured.test_json_schema import in_a_tag
 from tests.runtime.tokenizers_for_tests import byte_level, save
 
 TEXTS = ["".join(letters) for size in range(5) for letters in itertools.product("abc", repeat=size)]

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from re import _constants as ops
 
-from cupola.runtime.character_sets import Characters, subtract
-from cupola.runtime.lark_terminals import TerminalWriter
-from cupola.runtime.regular_expressions import Items, alternatives, begins, goes_on_with, parse, single
+from cupola.runtime.structured.character_sets import Characters, subtract
+from cupola.runtime.structured.lark_terminals import TerminalWriter
+from cupola.runtime.structured.regular_expressions import Items, alternatives, begins, goes_on_with, parse, single
 
 MAX_IGNORED = 20
 

@@ -16,12 +16,12 @@ import psutil
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-import cupola.runtime.grammar
+import cupola.runtime.structured.grammar
 from cupola.runtime.detokenizer import Detokenizer
 from cupola.runtime.errors import EngineError, RequestError
-from cupola.runtime.grammar import GrammarCompiler
-from cupola.runtime.grammar_process import Allowed, GrammarProcess, wait
-from cupola.runtime.structured_outputs import MAX_BYTES, MAX_CHOICES, MAX_DEPTH, StructuredOutputs
+from cupola.runtime.structured.grammar import GrammarCompiler
+from cupola.runtime.structured.grammar_process import Allowed, GrammarProcess, wait
+from cupola.runtime.structured.structured_outputs import MAX_BYTES, MAX_CHOICES, MAX_DEPTH, StructuredOutputs
 from cupola.runtime.tokenizer import Tokenizer
 from tests.runtime.tokenizers_for_tests import byte_fallback, byte_level, save
 
@@ -101,7 +101,7 @@ def test_a_schema_has_an_end_to_its_depth():
 TOKENIZER_INFO = """
 import json, sys
 from pathlib import Path
-from cupola.runtime.xgrammar_library import Vocabulary
+from cupola.runtime.structured.xgrammar_library import Vocabulary
 file, size, stops = sys.argv[1:]
 print(Vocabulary(Path(file), int(size), json.loads(stops), with_special_tokens=True).to_json())
 for name in ("torch", "transformers", "xgrammar"):
@@ -276,7 +276,7 @@ def test_a_killed_process_is_not_the_grammars_fault(compiler, monkeypatch):
 
 def test_a_stopped_server_is_replaced_and_a_machine_that_never_answers_is_no_bad_request(compiler, monkeypatch):
     compiler.compile(StructuredOutputs(choice=["before it stops"]))
-    monkeypatch.setattr(cupola.runtime.grammar, "MAX_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(cupola.runtime.structured.grammar, "MAX_WAIT_SECONDS", 0.05)
     for server in vocabulary_holders():
         server.suspend()
     with pytest.raises(EngineError, match="in time"):
@@ -305,7 +305,7 @@ def vocabulary_holders() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if child.status() != psutil.STATUS_ZOMBIE and "cupola.runtime.grammar_worker" in child.cmdline():
+            if child.status() != psutil.STATUS_ZOMBIE and "cupola.runtime.structured.grammar_worker" in child.cmdline():
                 found.append(child)
     return found
 
@@ -313,8 +313,8 @@ def vocabulary_holders() -> list[psutil.Process]:
 HOLDS_A_GRAMMAR = """
 import sys, time
 from pathlib import Path
-from cupola.runtime.grammar import GrammarCompiler
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.grammar import GrammarCompiler
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 compiler = GrammarCompiler(Path(sys.argv[1]), 300, [261], max_kept=4)
 process = compiler.acquire(compiler.compile(StructuredOutputs(choice=["a"])))
 print("ready", flush=True)
@@ -334,9 +334,9 @@ def test_no_process_outlives_the_one_that_it_serves(tokenizer_file):
 
 def test_without_xgrammar_the_error_says_how_to_get_it(compiler, monkeypatch):
     def missing(name: str) -> str:
-        raise cupola.runtime.grammar.importlib.metadata.PackageNotFoundError(name)
+        raise cupola.runtime.structured.grammar.importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(cupola.runtime.grammar.importlib.metadata, "version", missing)
+    monkeypatch.setattr(cupola.runtime.structured.grammar.importlib.metadata, "version", missing)
     with pytest.raises(RequestError, match=r"pip install --no-deps xgrammar==0\.2\.8"):
         compiler.compile(StructuredOutputs(choice=["a"]))
 

@@ -22,8 +22,8 @@ sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi impor
 import tvm_ffi  # noqa: E402
 from tvm_ffi.libinfo import load_lib_module  # noqa: E402
 
-from cupola.runtime.json_schema_pattern import rewrite_patterns  # noqa: E402
-from cupola.runtime.structural_tags import has_schema, parts_of  # noqa: E402
+from cupola.runtime.structured.json_schema_pattern import rewrite_patterns  # noqa: E402
+from cupola.runtime.structured.structural_tags import has_schema, parts_of  # noqa: E402
 
 Masks = npt.NDArray[np.int32]  # [rows, words]: bit i % 32 of word i // 32 says whether token i may come next
 BYTE_FALLBACK, BYTE_LEVEL = 1, 2  # how tokens are written, in XGrammar's numbers

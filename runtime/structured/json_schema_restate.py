@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from itertools import permutations
 from typing import Any
 
-from cupola.runtime.json_schema import Schema, subschemas
+from cupola.runtime.structured.json_schema import Schema, subschemas
 
 _DECIMAL = r"^(?!^[-+.]*$)[+-]?0*"  # how pydantic's pattern of a Decimal begins
 _DECIMAL_ENDS = [  # of any size; of N places; of N digits; of N digits of which N may be places

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cupola.runtime.errors import EngineError, RequestError
-from cupola.runtime.grammar_process import GrammarProcess, GrammarServer, wait_until_compiled
-from cupola.runtime.structured_outputs import StructuredOutputs
+from cupola.runtime.structured.grammar_process import GrammarProcess, GrammarServer, wait_until_compiled
+from cupola.runtime.structured.structured_outputs import StructuredOutputs
 
 XGRAMMAR_VERSION = "0.2.8"  # whose native calls `xgrammar_library.py` makes
 MAX_SECONDS = 10.0

@@ -9,15 +9,15 @@ import lark
 import numpy as np
 import pytest
 
-import cupola.runtime.structured_outputs
+import cupola.runtime.structured.structured_outputs
 from cupola.runtime.errors import RequestError
-from cupola.runtime.grammar import GrammarCompiler
-from cupola.runtime.grammar_process import GrammarProcess
-from cupola.runtime.lark_grammar import is_lark, replace_lark, write_gbnf
-from cupola.runtime.lark_ignored import MAX_IGNORED
-from cupola.runtime.regular_expressions import characters_of, parse
-from cupola.runtime.structured_outputs import MAX_LARK_CHARACTERS, StructuredOutputs
-from tests.runtime.test_grammar import END, VOCAB, allowed_ids, ask
+from cupola.runtime.structured.grammar import GrammarCompiler
+from cupola.runtime.structured.grammar_process import GrammarProcess
+from cupola.runtime.structured.lark_grammar import is_lark, replace_lark, write_gbnf
+from cupola.runtime.structured.lark_ignored import MAX_IGNORED
+from cupola.runtime.structured.regular_expressions import characters_of, parse
+from cupola.runtime.structured.structured_outputs import MAX_LARK_CHARACTERS, StructuredOutputs
+from tests.runtime.structured.test_grammar import END, VOCAB, allowed_ids, ask
 from tests.runtime.tokenizers_for_tests import byte_level, save
 
 CALCULATOR = """
@@ -389,7 +389,7 @@ def test_a_long_grammar_is_refused_at_once():
 
 @pytest.mark.parametrize("field", ["grammar", "structural_tag"])
 def test_without_the_library_the_error_says_how_to_get_it(monkeypatch, field):
-    monkeypatch.setattr(cupola.runtime.structured_outputs, "is_installed", lambda: False)
+    monkeypatch.setattr(cupola.runtime.structured.structured_outputs, "is_installed", lambda: False)
     text = 'start: "a"'
     tag = {"type": "structural_tag", "format": {"type": "grammar", "grammar": text}}
     with pytest.raises(RequestError, match="pip install lark") as error:

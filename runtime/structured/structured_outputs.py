@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.json_schema import SchemaError, check_schema, loosen_schema
-from cupola.runtime.json_schema_restate import restate_schema
-from cupola.runtime.lark_grammar import is_installed, is_lark
-from cupola.runtime.structural_tags import has_schema, parts_of
+from cupola.runtime.structured.json_schema import SchemaError, check_schema, loosen_schema
+from cupola.runtime.structured.json_schema_restate import restate_schema
+from cupola.runtime.structured.lark_grammar import is_installed, is_lark
+from cupola.runtime.structured.structural_tags import has_schema, parts_of
 
 MAX_BYTES = 256 * 1024  # of a schema, a pattern, a grammar or all choices
 MAX_DEPTH = 64  # levels of a schema

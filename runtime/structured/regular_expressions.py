@@ -8,7 +8,7 @@ from re import _constants as ops
 from re import _parser as parser  # private to `re`, and the only reader of its syntax that knows all of it
 from typing import Any
 
-from cupola.runtime.character_sets import ALL, Characters, complement, find_matches, in_any_case, make_set
+from cupola.runtime.structured.character_sets import ALL, Characters, complement, find_matches, in_any_case, make_set
 
 Item = tuple[Any, Any]  # what `re` has parsed: an operation and its arguments
 Items = list[Item]
