@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.chat_template import Message
 from cupola.runtime.device.interface import Float32
 from cupola.runtime.device.memory import choose_num_blocks, make_swap_space
 from cupola.runtime.device.tvm_executor import load
@@ -22,7 +21,8 @@ from cupola.runtime.engine.validator import Prompt
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
 from cupola.runtime.structured.schema_checker import SchemaChecker
-from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
+from cupola.runtime.text.chat_template import Message
+from cupola.runtime.text.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 from cupola.runtime.tools.plan import plan_chat
 
 Params = SamplingParams | Sequence[SamplingParams] | None

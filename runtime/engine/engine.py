@@ -23,7 +23,7 @@ from cupola.runtime.engine.swap_pool import SwapPool
 from cupola.runtime.engine.validator import Admission, Prompt
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler, check_installed
-from cupola.runtime.tokenizer import Tokenizer
+from cupola.runtime.text.tokenizer import Tokenizer
 
 MAX_SALT_BYTES = 64
 PATIENCE = 0.016  # seconds: who comes meanwhile waits no longer, and tokens that come together seem to come one by one

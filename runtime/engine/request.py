@@ -10,14 +10,14 @@ from functools import cached_property
 
 import numpy as np
 
-from cupola.runtime.detokenizer import Detokenizer
 from cupola.runtime.device.interface import Float32
 from cupola.runtime.engine.block_pool import chain_hash, empty_table
 from cupola.runtime.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from cupola.runtime.engine.samplers.chain import Chain
 from cupola.runtime.engine.sampling_params import SamplingParams
-from cupola.runtime.stop_strings import StopStrings
-from cupola.runtime.tokenizer import Tokenizer
+from cupola.runtime.text.detokenizer import Detokenizer
+from cupola.runtime.text.stop_strings import StopStrings
+from cupola.runtime.text.tokenizer import Tokenizer
 
 RankedLogprobs = tuple[tuple[int, float, int], ...]  # (token id, logprob, rank), the token in question first
 

@@ -12,7 +12,7 @@ import numpy as np
 from cupola.runtime.artifact import ModelConfig
 from cupola.runtime.engine.sampling_params import MAX_BAD_WORD_CHARACTERS, SamplingParams
 from cupola.runtime.errors import ContextLengthError, RequestError
-from cupola.runtime.tokenizer import Tokenizer
+from cupola.runtime.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 

@@ -25,7 +25,7 @@ from cupola.runtime.environment import debug_level
 from cupola.runtime.errors import ArtifactError, CupolaError, EngineError, InputError, one_line
 from cupola.runtime.llm import load_engine
 from cupola.runtime.server import messages as m
-from cupola.runtime.tokenizer import load_tokenizer
+from cupola.runtime.text.tokenizer import load_tokenizer
 
 RECEIVE_BYTES = 1 << 20
 MAX_FAILED_STEPS = 2  # in a row; a step may fail for want of memory and go well the next time

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cupola.runtime.engine.outputs import Logprob, TokenLogprobs
-from cupola.runtime.tokenizer import Tokenizer
+from cupola.runtime.text.tokenizer import Tokenizer
 
 IMPOSSIBLE = -9999.0
 

@@ -9,7 +9,7 @@ from cupola.runtime.engine.generation_defaults import model_sampling
 from cupola.runtime.engine.sampling_params import RANDOM_SEED, SamplingParams
 from cupola.runtime.server.engine_client import Health
 from cupola.runtime.server.service import Service
-from cupola.runtime.tokenizer import special_tokens
+from cupola.runtime.text.tokenizer import special_tokens
 
 
 def server_props(service: Service) -> dict[str, Any]:

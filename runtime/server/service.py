@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from cupola.runtime.artifact import Artifact
-from cupola.runtime.chat_template import ChatTemplate, Message
 from cupola.runtime.engine.generation_defaults import default_sampling_params
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.validator import Admission, Prompt
@@ -31,7 +30,8 @@ from cupola.runtime.server.metrics import Metrics
 from cupola.runtime.structured.grammar import MAX_AT_ONCE, GrammarCompiler
 from cupola.runtime.structured.schema_checker import SchemaChecker
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
-from cupola.runtime.tokenizer import Tokenizer, load_chat_template, load_tokenizer
+from cupola.runtime.text.chat_template import ChatTemplate, Message
+from cupola.runtime.text.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 
 MAX_WAITING_GRAMMARS = 32
 MAX_FAILED_STARTS = 6  # of an engine that ran before, one after the other

@@ -18,7 +18,7 @@ from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
-from cupola.runtime.tokenizer import Tokenizer
+from cupola.runtime.text.tokenizer import Tokenizer
 from tests.runtime.fakes import BLOCK, MODEL, STOP, VOCAB, FakeExecutor, fake_logits, run_all
 
 TOKENS = [*'abcdefghijklmnopqrstuvwxyz0123456789{}[]":,._-+*/()<>=!?; \n', "a" * 24]

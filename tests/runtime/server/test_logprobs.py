@@ -6,7 +6,7 @@ import pytest
 
 from cupola.runtime.engine.outputs import Logprob, TokenLogprobs
 from cupola.runtime.server.logprobs import CompletionLogprobs, TokenNames, chat_logprobs
-from cupola.runtime.tokenizer import Tokenizer
+from cupola.runtime.text.tokenizer import Tokenizer
 from tests.runtime.tokenizers_for_tests import byte_fallback, byte_level, save
 
 SMILE = [0xF0, 0x9F, 0x98, 0x80]

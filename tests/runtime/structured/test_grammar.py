@@ -17,12 +17,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import cupola.runtime.structured.grammar
-from cupola.runtime.detokenizer import Detokenizer
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler
 from cupola.runtime.structured.grammar_process import Allowed, GrammarProcess, wait
 from cupola.runtime.structured.structured_outputs import MAX_BYTES, MAX_CHOICES, MAX_DEPTH, StructuredOutputs
-from cupola.runtime.tokenizer import Tokenizer
+from cupola.runtime.text.detokenizer import Detokenizer
+from cupola.runtime.text.tokenizer import Tokenizer
 from tests.runtime.tokenizers_for_tests import byte_fallback, byte_level, save
 
 VOCAB = 300  # past the tokenizer's

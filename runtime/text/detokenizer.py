@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cupola.runtime.stop_strings import StopStrings
-from cupola.runtime.token_bytes import count_unfinished
-from cupola.runtime.tokenizer import Tokenizer
+from cupola.runtime.text.stop_strings import StopStrings
+from cupola.runtime.text.token_bytes import count_unfinished
+from cupola.runtime.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character, or not yet one
 NUM_CONTEXT_TOKENS = 6  # enough for a decoder to see that it is not at a text's beginning

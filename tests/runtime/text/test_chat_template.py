@@ -7,8 +7,8 @@ import time
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from cupola.runtime.chat_template import ChatTemplate
 from cupola.runtime.errors import RequestError
+from cupola.runtime.text.chat_template import ChatTemplate
 
 MESSAGES = [{"role": "system", "content": "Be <b>brief</b>."}, {"role": "user", "content": "Grüße 😀\n"}]
 TEMPLATES = [

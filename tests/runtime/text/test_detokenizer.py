@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cupola.runtime.detokenizer import Detokenizer, IncrementalDecoder
 from cupola.runtime.errors import ArtifactError, RequestError
-from cupola.runtime.stop_strings import StopStrings
-from cupola.runtime.tokenizer import Tokenizer
+from cupola.runtime.text.detokenizer import Detokenizer, IncrementalDecoder
+from cupola.runtime.text.stop_strings import StopStrings
+from cupola.runtime.text.tokenizer import Tokenizer
 from tests.runtime.tokenizers_for_tests import byte_fallback, byte_level, save
 
 TEXTS = [

@@ -9,7 +9,7 @@ import pytest
 from cupola.runtime.errors import RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
-from cupola.runtime.tokenizer import Tokenizer
+from cupola.runtime.text.tokenizer import Tokenizer
 from tests.runtime.tokenizers_for_tests import byte_level, save
 
 VOCAB, LONG = 264, "long " * 10_000

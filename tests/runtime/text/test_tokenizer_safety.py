@@ -11,9 +11,9 @@ import pytest
 import tokenizers
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
-import cupola.runtime.tokenizer as module
+import cupola.runtime.text.tokenizer as module
 from cupola.runtime.errors import ArtifactError, RequestError
-from cupola.runtime.tokenizer_safety import growth, is_harmless_decoder, is_harmless_encoder, is_simple
+from cupola.runtime.text.tokenizer_safety import growth, is_harmless_decoder, is_harmless_encoder, is_simple
 from tests.runtime.tokenizers_for_tests import byte_fallback, byte_level, save
 
 PUBLISHED = [  # how published models split words

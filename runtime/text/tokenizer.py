@@ -10,10 +10,10 @@ from pathlib import Path
 import tokenizers
 
 from cupola.runtime.artifact import COMPILE_AGAIN, SPECIAL_TOKENS, TOKENIZER, Artifact, template_name
-from cupola.runtime.chat_template import ChatTemplate
 from cupola.runtime.errors import ArtifactError, ContextLengthError, OptionError, RequestError
-from cupola.runtime.token_bytes import TokenBytes
-from cupola.runtime.tokenizer_safety import is_harmless_decoder, is_harmless_encoder
+from cupola.runtime.text.chat_template import ChatTemplate
+from cupola.runtime.text.token_bytes import TokenBytes
+from cupola.runtime.text.tokenizer_safety import is_harmless_decoder, is_harmless_encoder
 from cupola.runtime.verified import identify
 from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
 
@@ -165,7 +165,7 @@ def _read_template(file: Path) -> str:
     """A template that whoever runs the model chose. Raises OptionError."""
     import jinja2
 
-    from cupola.runtime.template_worker import check_syntax
+    from cupola.runtime.text.template_worker import check_syntax
 
     try:
         text = file.read_text(encoding="utf-8-sig")
