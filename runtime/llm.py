@@ -23,7 +23,7 @@ from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
 from cupola.runtime.structured.schema_checker import SchemaChecker
 from cupola.runtime.text.chat_template import Message
 from cupola.runtime.text.tokenizer import Tokenizer, load_chat_template, load_tokenizer
-from cupola.runtime.tools.plan import plan_chat
+from cupola.runtime.tool_calls.plan import plan_chat
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cupola.runtime.reasoning.formats import ReasoningFormat
-from cupola.runtime.tools.calls import Answer, Delta, ReasoningDelta
-from cupola.runtime.tools.markers import markers_of
-from cupola.runtime.tools.stream import ToolCallStream, parse_answer
+from cupola.runtime.tool_calls.calls import Answer, Delta, ReasoningDelta
+from cupola.runtime.tool_calls.markers import markers_of
+from cupola.runtime.tool_calls.stream import ToolCallStream, parse_answer
 
 Piece = tuple[bool, str]  # whether it is thinking, and the text
 

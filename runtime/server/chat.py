@@ -20,7 +20,7 @@ from cupola.runtime.server.protocol import UNLIMITED, ChatRequest, Object
 from cupola.runtime.server.record import RequestRecord, record_of
 from cupola.runtime.server.service import Service
 from cupola.runtime.server.structured import structured_outputs_of
-from cupola.runtime.tools.plan import ToolPlan
+from cupola.runtime.tool_calls.plan import ToolPlan
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from cupola.runtime.reasoning.structure import after_thinking
 from cupola.runtime.server.protocol import ChatPrompt, Object
 from cupola.runtime.server.service import Service
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
-from cupola.runtime.tools.calls import Answer
-from cupola.runtime.tools.formats import variables_of
-from cupola.runtime.tools.plan import ToolPlan, plan_chat
+from cupola.runtime.tool_calls.calls import Answer
+from cupola.runtime.tool_calls.formats import variables_of
+from cupola.runtime.tool_calls.plan import ToolPlan, plan_chat
 
 FIXED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
 SWITCHES = ("enable_thinking", "thinking")  # what templates call the variable that turns thinking on and off

@@ -10,9 +10,9 @@ from cupola.runtime.reasoning.formats import find_format, goes_on_thinking, star
 from cupola.runtime.reasoning.stream import AnswerStream, ReasoningSplitter, split_answer
 from cupola.runtime.reasoning.structure import after_thinking
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
-from cupola.runtime.tools.calls import ContentDelta, ReasoningDelta
-from cupola.runtime.tools.formats import HERMES
-from cupola.runtime.tools.stream import ToolCallStream
+from cupola.runtime.tool_calls.calls import ContentDelta, ReasoningDelta
+from cupola.runtime.tool_calls.formats import HERMES
+from cupola.runtime.tool_calls.stream import ToolCallStream
 
 THINK = find_format("{{ '<think>' }}")
 FORMATS = [  # a line of a published template, and how its model writes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from cupola.runtime.tools.checks import Tool, ToolChoice
-from cupola.runtime.tools.formats import ToolFormat
+from cupola.runtime.tool_calls.checks import Tool, ToolChoice
+from cupola.runtime.tool_calls.formats import ToolFormat
 
 Constraint = Mapping[str, object]  # arguments of StructuredOutputs by name
 MAX_CALLS = 16  # at once, if they are required: a small model left alone would go on and on

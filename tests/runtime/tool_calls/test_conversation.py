@@ -10,9 +10,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.text.chat_template import ChatTemplate
-from cupola.runtime.tools.formats import read_template
-from cupola.runtime.tools.plan import plan_chat
-from tests.runtime.tools.examples import ASK, CALLS, CHAT, CHATML, HERMES, LLAMA, MISTRAL, NO_SYSTEM, PLAIN_CHAT, RESULTS, TOOLS, call
+from cupola.runtime.tool_calls.formats import read_template
+from cupola.runtime.tool_calls.plan import plan_chat
+from tests.runtime.tool_calls.examples import ASK, CALLS, CHAT, CHATML, HERMES, LLAMA, MISTRAL, NO_SYSTEM, PLAIN_CHAT, RESULTS, TOOLS, call
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 

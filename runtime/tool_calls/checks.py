@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.tools.calls import MAX_DEPTH, is_deeper
-from cupola.runtime.tools.formats import NAME
+from cupola.runtime.tool_calls.calls import MAX_DEPTH, is_deeper
+from cupola.runtime.tool_calls.formats import NAME
 
 MAX_TOOLS = 128
 MAX_TOOL_BYTES, MAX_TOTAL_BYTES = 64 * 1024, 192 * 1024

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.tools.checks import check_tool_choice, check_tools
-from cupola.runtime.tools.plan import plan_chat
-from tests.runtime.tools.examples import ASK, CHATML, HERMES, LLAMA, MISTRAL, TIME, TOOLS, WEATHER
+from cupola.runtime.tool_calls.checks import check_tool_choice, check_tools
+from cupola.runtime.tool_calls.plan import plan_chat
+from tests.runtime.tool_calls.examples import ASK, CHATML, HERMES, LLAMA, MISTRAL, TIME, TOOLS, WEATHER
 
 NAMED = {"type": "function", "function": {"name": "get_time"}}
 RECURSIVE = {

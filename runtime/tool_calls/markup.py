@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from cupola.runtime.tools.calls import MAX_DEPTH, is_deeper
-from cupola.runtime.tools.formats import Markup
+from cupola.runtime.tool_calls.calls import MAX_DEPTH, is_deeper
+from cupola.runtime.tool_calls.formats import Markup
 
 MAX_BEGIN_CHARACTERS = 256
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}  # what Jinja writes, and models learnt

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.tools.calls import Answer
-from cupola.runtime.tools.checks import Tool, ToolChoice, check_tool_choice, check_tools
-from cupola.runtime.tools.conversation import Message, check_messages, fit_to_template
-from cupola.runtime.tools.forcing import Constraint, constraint_for
-from cupola.runtime.tools.formats import NAMED, REQUIRED, ToolFormat, read_template
-from cupola.runtime.tools.stream import ToolCallStream, parse_answer
+from cupola.runtime.tool_calls.calls import Answer
+from cupola.runtime.tool_calls.checks import Tool, ToolChoice, check_tool_choice, check_tools
+from cupola.runtime.tool_calls.conversation import Message, check_messages, fit_to_template
+from cupola.runtime.tool_calls.forcing import Constraint, constraint_for
+from cupola.runtime.tool_calls.formats import NAMED, REQUIRED, ToolFormat, read_template
+from cupola.runtime.tool_calls.stream import ToolCallStream, parse_answer
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.tools.calls import MAX_DEPTH, is_deeper, parse_object
-from cupola.runtime.tools.checks import MAX_TOOLS, Tool, check_name
-from cupola.runtime.tools.formats import HERMES, TemplateTraits, ToolFormat
+from cupola.runtime.tool_calls.calls import MAX_DEPTH, is_deeper, parse_object
+from cupola.runtime.tool_calls.checks import MAX_TOOLS, Tool, check_name
+from cupola.runtime.tool_calls.formats import HERMES, TemplateTraits, ToolFormat
 
 Message = dict[str, object]
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionMessage
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
-from cupola.runtime.tools.calls import Answer, ContentDelta, ToolCall, ToolCallDelta
-from cupola.runtime.tools.formats import FORMATS, INSTRUCTED, NAMED, REQUIRED
-from cupola.runtime.tools.stream import ToolCallStream, parse_answer
+from cupola.runtime.tool_calls.calls import Answer, ContentDelta, ToolCall, ToolCallDelta
+from cupola.runtime.tool_calls.formats import FORMATS, INSTRUCTED, NAMED, REQUIRED
+from cupola.runtime.tool_calls.stream import ToolCallStream, parse_answer
 
 NAMES = ("f", "get_weather", "a-B_9")
 FUNCTIONS: dict = {name: {} for name in NAMES}

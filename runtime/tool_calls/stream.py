@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from cupola.runtime.tools.calls import Answer, ContentDelta, Delta, ToolCall, ToolCallDelta, new_call_id, parse_object
-from cupola.runtime.tools.formats import NAME, ToolFormat
-from cupola.runtime.tools.markers import markers_of
-from cupola.runtime.tools.markup import read_markup, write_arguments
-from cupola.runtime.tools.scanner import ObjectScanner
+from cupola.runtime.tool_calls.calls import Answer, ContentDelta, Delta, ToolCall, ToolCallDelta, new_call_id, parse_object
+from cupola.runtime.tool_calls.formats import NAME, ToolFormat
+from cupola.runtime.tool_calls.markers import markers_of
+from cupola.runtime.tool_calls.markup import read_markup, write_arguments
+from cupola.runtime.tool_calls.scanner import ObjectScanner
 
 MAX_REREADS = 16  # of what stands behind a call that is never closed
 MAX_HEAD_CHARACTERS = 256  # what stands before a call's arguments is shorter, or no call
