@@ -104,7 +104,7 @@ layers: $(STAMP) ## the rooms' import rules and the house rules
 	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
 ledger: $(STAMP) ## renew the ledger of what kernels cost, after a change to one
-	$(BIN)/python -m cupola.targets.cpu.ledger
+	$(BIN)/python -m cupola.targets.cpu.measure.ledger
 
 format: $(STAMP) ## rewrite the code as ruff would have it
 	$(BIN)/ruff check --fix

@@ -16,7 +16,7 @@ from tvm import relax
 
 from cupola.runtime.artifact import MAXIMA_BLOCK
 from cupola.targets import references
-from cupola.targets.cpu.tiles import MANY
+from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.kernel_case import Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
 from cupola.targets.ops import GROUP, BlockMaxima, ChooseTokens, Embedding, GatedLinear, Linear, PagedAttention, Rotary
 

@@ -9,20 +9,20 @@ import tvm
 from cupola.runtime.artifact import TargetSpec
 from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
-from cupola.targets.cpu.attention import lower_paged_attention
-from cupola.targets.cpu.block_maxima import lower_block_maxima
-from cupola.targets.cpu.choose_tokens import lower_choose_tokens
-from cupola.targets.cpu.dequantized_linear import lower_dequantized_linear
-from cupola.targets.cpu.elementwise import schedule_elementwise
-from cupola.targets.cpu.embedding import lower_embedding, lower_take
-from cupola.targets.cpu.int8_linear import lower_int8_linear
+from cupola.targets.cpu.attention.paged import lower_paged_attention
+from cupola.targets.cpu.emit.team import team
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.linear import lower_gated_linear, lower_linear
+from cupola.targets.cpu.linear.dequantized import lower_dequantized_linear
+from cupola.targets.cpu.linear.floats import lower_gated_linear, lower_linear
+from cupola.targets.cpu.linear.int8 import lower_int8_linear
 from cupola.targets.cpu.lowering import LOWERING
-from cupola.targets.cpu.norm import lower_layer_norm, lower_rms_norm
-from cupola.targets.cpu.probes import probes
-from cupola.targets.cpu.rotary import lower_rotary
-from cupola.targets.cpu.team import team
+from cupola.targets.cpu.measure.probes import probes
+from cupola.targets.cpu.rows.block_maxima import lower_block_maxima
+from cupola.targets.cpu.rows.choose_tokens import lower_choose_tokens
+from cupola.targets.cpu.rows.elementwise import schedule_elementwise
+from cupola.targets.cpu.rows.embedding import lower_embedding, lower_take
+from cupola.targets.cpu.rows.norm import lower_layer_norm, lower_rms_norm
+from cupola.targets.cpu.rows.rotary import lower_rotary
 
 RULES = (
     lower_int8_linear,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cupola.compiler.kernel_check import compile_case, worst_error
 from cupola.targets.cpu.isa import ISAS, runs_here, with_own_kernels
-from cupola.targets.cpu.rotary import lower_rotary
+from cupola.targets.cpu.rows.rotary import lower_rotary
 from cupola.targets.kernel_case import IN_TILES, ODD, SMOLLM2
 from cupola.targets.kernel_cases import KERNELS, VARIANTS, AttentionKernel, rotary
 from cupola.targets.ops import Rotary

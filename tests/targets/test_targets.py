@@ -6,9 +6,9 @@ import pytest
 
 from cupola.runtime.errors import OptionError
 from cupola.runtime.machine import missing_features
-from cupola.targets.cpu.assembly import functions
 from cupola.targets.cpu.isa import ISAS, runs_here
-from cupola.targets.cpu.ledger import compile_kernels
+from cupola.targets.cpu.measure.assembly import functions
+from cupola.targets.cpu.measure.ledger import compile_kernels
 from cupola.targets.kernel_case import SMOLLM2
 from cupola.targets.kernel_cases import AttentionKernel, LinearKernel
 from cupola.targets.registry import get_target, get_targets, list_targets, target_names

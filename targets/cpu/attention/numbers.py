@@ -1,0 +1,205 @@
+"""How attention's tiles multiply the numbers of the pages: a float at a time, or codes of int8 by pairs.
+
+In pages of int8 two neighbours lie side by side, two dimensions of a key or two keys' values in a dimension, because that is how
+instructions multiply 16 bits: products of a pair are summed in int32. So queries and weights are rounded to 16 bits, in steps of
+their row's largest, and sums are exact: as wide as the codes allow, which is 2^-16 of the largest and far below what the codes of
+8 bits cost.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu.attention.row_tile import Ahead, Tile
+from cupola.targets.cpu.emit.dot import dot_pairs
+from cupola.targets.cpu.emit.loops import between
+from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, iota, lanes_of, local, name, pieces, splat, tree
+
+CODES = 127  # the largest magnitude of a code of int8
+
+
+@dataclass(frozen=True)
+class Numbers(ABC):
+    """A tile's own memory, and what is done to numbers of the pages with what stands there. `side` is `Kernel.side`.
+
+    Attributes:
+        queries: rotated and scaled, as they are multiplied, [row, key_dim / side].
+        scores: of a chunk's keys, then their weights, [row, key].
+        weights: as they are multiplied, [row, keys / side].
+        keys: as the pages hold them, [key_dim / side, keys · side], where a chunk's must be copied together.
+    """
+
+    sum_dtype: ClassVar[str]
+
+    tile: Tile
+    queries: Buffer
+    scores: Buffer
+    weights: Buffer
+    keys: Buffer | None
+
+    @staticmethod
+    @abstractmethod
+    def of(tile: Tile) -> Numbers:
+        """Memory for `tile`, with its queries."""
+
+    @abstractmethod
+    def load(self, buffer: Buffer, index: tuple[Value | int, ...], lanes: int) -> Value:
+        """`lanes` numbers, or pairs, from `index` on."""
+
+    @abstractmethod
+    def multiply_add(self, total: Value, factor: Value, numbers: Value) -> Value:
+        """`total` plus a query's or weight's number, or pair, times those."""
+
+    @abstractmethod
+    def copy_key(self, index: tuple[Value | int, ...], keys: Buffer, d: Value, key: Value) -> None:
+        """Copies a dimension, or pair, of a key from `index` of the pages."""
+
+    @abstractmethod
+    def gather_scales(self, at: Value, end: Value, ahead: Ahead) -> None:
+        """Copies the scales of the chunk at `at` together and asks for those of the next, if there are any."""
+
+    @abstractmethod
+    def score(self, dot: Value, row: int, key: Value) -> Value:
+        """A row's scores of a vector of keys from sums of products."""
+
+    @abstractmethod
+    def round_weights(self, row: Value, first: Value, last: Value) -> None:
+        """Makes `weights` of a row's from vector `first` to `last` of the chunk's; those of keys that it does not see are 0."""
+
+    @abstractmethod
+    def weighted(self, total: Value, row: int) -> Value:
+        """A row's weighted values from sums of products."""
+
+    @property
+    def simd(self) -> Simd:
+        return self.tile.simd
+
+
+class FloatNumbers(Numbers):
+    """Numbers of any float type, in float32."""
+
+    sum_dtype: ClassVar[str] = "float32"
+
+    @staticmethod
+    def of(tile: Tile) -> FloatNumbers:
+        kernel, rows, simd = tile.kernel, tile.num_rows, tile.simd
+        keys = None if kernel.keys_in_vectors else local((kernel.key_dim, kernel.chunk))
+        queries, scores = local((rows, kernel.key_dim)), local((rows, kernel.chunk))
+        with T.serial(rows) as row:
+            tile.rotate_query(*tile.token_and_head(row), 1.0, lambda at, value: simd.store(queries, value, (row, at)))
+        return FloatNumbers(tile, queries, scores, scores, keys)
+
+    def load(self, buffer: Buffer, index: tuple[Value | int, ...], lanes: int) -> Value:
+        return self.simd.load(buffer, index, lanes)
+
+    def multiply_add(self, total: Value, factor: Value, numbers: Value) -> Value:
+        return self.simd.fma(splat(factor, lanes_of(total)), numbers, total)
+
+    def copy_key(self, index: tuple[Value | int, ...], keys: Buffer, d: Value, key: Value) -> None:
+        self.simd.store(keys, self.simd.load(self.tile.tensors.k_pages, index, 1), (d, key))
+
+    def gather_scales(self, at: Value, end: Value, ahead: Ahead) -> None:
+        pass
+
+    def score(self, dot: Value, row: int, key: Value) -> Value:
+        return dot
+
+    def round_weights(self, row: Value, first: Value, last: Value) -> None:
+        pass
+
+    def weighted(self, total: Value, row: int) -> Value:
+        return total
+
+
+@dataclass(frozen=True)
+class PairNumbers(Numbers):
+    """Pairs of codes of int8, times pairs of int16 that stand in an int32.
+
+    Attributes:
+        query_steps, weight_steps: what 1 stands for in a row's queries and weights, [row].
+        key_scales, value_scales: of a chunk, [key].
+    """
+
+    sum_dtype: ClassVar[str] = "int32"
+
+    query_steps: Buffer
+    weight_steps: Buffer
+    key_scales: Buffer
+    value_scales: Buffer
+
+    @staticmethod
+    def of(tile: Tile) -> PairNumbers:
+        kernel, rows = tile.kernel, tile.num_rows
+        keys = None if kernel.keys_in_vectors else local((kernel.key_dim // 2, kernel.chunk * 2), "int8")
+        queries, weights = (local((rows, size // 2), "int32") for size in (kernel.key_dim, kernel.chunk))
+        steps, scales = ([local(size) for _ in range(2)] for size in (rows, kernel.chunk))
+        numbers = PairNumbers(tile, queries, local((rows, kernel.chunk)), weights, keys, *steps, *scales)
+        with T.serial(rows) as row:
+            numbers.load_query(row)
+        return numbers
+
+    def load_query(self, row: Value) -> None:
+        """A row's query, rotated, scaled and rounded."""
+        kernel, simd = self.tile.kernel, self.simd
+        query = local(kernel.key_dim)
+        self.tile.rotate_query(*self.tile.token_and_head(row), 1.0, lambda at, value: simd.store(query, value, (at,)))
+        inverse = self.choose_step(simd.largest(query, kernel.key_dim), kernel.key_dim, self.query_steps, row)
+        for start, lanes in pieces(kernel.key_dim, simd.lanes):
+            self.store_pairs(simd.load(query, (start,), lanes) * splat(inverse, lanes), self.queries, row, start // 2)
+
+    def choose_step(self, largest: Value, count: int, steps: Buffer, row: Value) -> Value:
+        """Stores the step of a row with that largest magnitude, of whose numbers `count` are summed, and gives its inverse."""
+        limit = min(2**15 - 1, (2**31 - 1) // (CODES * count))
+        T.buffer_store(steps, largest * T.float32(1 / limit), [row])
+        return name(T.Select(largest > T.float32(0), T.float32(limit) / largest, T.float32(0)))
+
+    def store_pairs(self, values: Value, buffer: Buffer, row: Value, start: Value | int) -> None:
+        lanes = lanes_of(values) // 2
+        words = T.reinterpret("int32" if lanes == 1 else f"int32x{lanes}", self.simd.rounded(values, "int16"))
+        T.buffer_store(buffer, words, [row, iota(start, lanes)])
+
+    def load(self, buffer: Buffer, index: tuple[Value | int, ...], lanes: int) -> Value:
+        *outer, start = index
+        return name(T.cast(buffer[(*outer, iota(start, 2 * lanes))], f"int16x{2 * lanes}"))
+
+    def multiply_add(self, total: Value, factor: Value, numbers: Value) -> Value:
+        return dot_pairs(self.tile.kernel.isa, total, numbers, factor)
+
+    def copy_key(self, index: tuple[Value | int, ...], keys: Buffer, d: Value, key: Value) -> None:
+        *outer, start = index
+        T.buffer_store(keys, self.tile.tensors.k_pages[(*outer, iota(start, 2))], [d, iota(key * 2, 2)])
+
+    def gather_scales(self, at: Value, end: Value, ahead: Ahead) -> None:
+        t, kernel, group = self.tile.tensors, self.tile.kernel, self.tile.group
+        lanes, last = self.simd.lanes if kernel.keys_in_vectors else 1, name(t.context(ahead.sequence) - 1)
+        with T.serial(kernel.chunk // lanes) as i:
+            position = name(at + i * lanes if kernel.keys_in_vectors else T.min(at + i, end - 1))
+            places = t.place_of(self.tile.sequence, position), t.place_of(ahead.sequence, name(T.min(ahead.position + i * lanes, last)))
+            for pool, scales in ((t.k_scales, self.key_scales), (t.v_scales, self.value_scales)):
+                (block, offset), (next_block, next_offset) = places
+                self.simd.store(scales, self.simd.load(pool, (t.layer, block, group, offset), lanes), (i * lanes,))
+                self.simd.prefetch(pool, (t.layer, next_block, ahead.group, next_offset))
+
+    def score(self, dot: Value, row: int, key: Value) -> Value:
+        lanes = lanes_of(dot)
+        return T.cast(dot, f"float32x{lanes}") * splat(self.query_steps[row], lanes) * self.simd.load(self.key_scales, (key,))
+
+    def round_weights(self, row: Value, first: Value, last: Value) -> None:
+        simd, lanes, kernel, largest = self.simd, self.simd.lanes, self.tile.kernel, Register(self.simd.lanes)
+        with between(first, last) as vector:
+            weight, scale = simd.load(self.scores, (row, vector * lanes)), simd.load(self.value_scales, (vector * lanes,))
+            weight = name(T.Select(weight > splat(0.0, lanes), weight * scale, splat(0.0, lanes)))  # a key unseen may have any scale
+            simd.store(self.scores, weight, (row, vector * lanes))
+            largest.set(T.max(largest.get(), weight))
+        inverse = self.choose_step(tree(largest.get(), T.max), kernel.chunk, self.weight_steps, row)
+        with between(first, last) as vector:
+            weight = simd.load(self.scores, (row, vector * lanes)) * splat(inverse, lanes)
+            self.store_pairs(weight, self.weights, row, vector * (lanes // 2))
+
+    def weighted(self, total: Value, row: int) -> Value:
+        lanes = lanes_of(total)
+        return T.cast(total, f"float32x{lanes}" if lanes > 1 else "float32") * splat(self.weight_steps[row], lanes)

@@ -1,0 +1,298 @@
+"""Paged attention: appends K/V to the pages, then attends over them, for prefill, decode and any mix of the two.
+
+One call takes ragged sequences, in one parallel region of two steps. The first rotates and appends the new keys and
+values. The second attends: in each group of query heads that share K/V, the (token, head) pairs are rows, and a task
+takes a tile of rows of one sequence and reads each key and value once for all of them, in chunks of fixed size at fixed
+positions. A sequence of one tile (as in decoding) is cut into a task for each chunk, whose states are folded by who finishes
+the last. Where every sequence brings one token, the task of its last chunk appends it: pages are shared only once they are
+full, so no other task reads it, and what it writes to is then fetched once.
+Per row all sums have one fixed order, so a result does not depend on the tile, on the batch, or on how a prompt was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import tvm
+from tvm import relax
+from tvm.tirx.script import builder as T
+
+from cupola.runtime.artifact import Work
+from cupola.targets.cpu.attention.amx import RowBlock, TileKeys
+from cupola.targets.cpu.attention.amx import Scratch as RowScratch
+from cupola.targets.cpu.attention.append import Append
+from cupola.targets.cpu.attention.chunk import numbers_of, run_chunk
+from cupola.targets.cpu.attention.row_tile import Ahead, State, Tile
+from cupola.targets.cpu.attention.shape import Kernel, Tensors
+from cupola.targets.cpu.emit.loops import Claims, Parts, Threads, between, parallel_region, shared_loop
+from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, argument, local, name, prim_func
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.ops import PagedAttention
+from cupola.targets.work import with_work
+
+
+def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
+    """`PagedAttention` with K/V pages in float32, float16, bfloat16 or int8."""
+    op = PagedAttention.match(call)
+    if op is None or op.k_pages.ty.dtype not in ("float32", "float16", "bfloat16", "int8"):
+        return None
+    kernel = _kernel_of(isa, op, int(call.ty.shape[1]), str(call.ty.dtype))
+    pools = (op.k_pages, op.v_pages, op.k_scales, op.v_scales)
+    arguments = (op.q, op.k, op.v, op.cos, op.sin, *pools, op.slots, op.query_starts, op.context_lens, op.block_tables, op.slopes, op.sinks)
+    given = [tensor for tensor in arguments if tensor is not None]
+    label = f"paged_attention_{kernel.num_heads}x{kernel.num_kv_heads}x{kernel.key_dim}_{kernel.kv_dtype}"
+    layer = relax.prim_value(tvm.tirx.IntImm("int64", op.layer))  # an argument, so that all layers share one kernel
+    return relax.op.call_tir(builder.add_func(_build(kernel), label), relax.Tuple([*given, layer]), out_ty=call.ty)
+
+
+def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int, out_dtype: str) -> Kernel:
+    _, _, groups, *key_page = (getattr(size, "value", 0) for size in op.k_pages.ty.shape)
+    side = 1 if op.k_scales is None else 2
+    value_dim = int(op.v_pages.ty.shape[4]) // side
+    return Kernel(
+        isa=isa,
+        num_heads=num_outputs // value_dim,
+        num_kv_heads=groups,
+        key_dim=key_page[0] * side,
+        value_dim=value_dim,
+        block_size=key_page[1] // side,
+        kv_dtype=str(op.k_pages.ty.dtype),
+        out_dtype=out_dtype,
+        dtypes=(str(op.q.ty.dtype), str(op.k.ty.dtype), str(op.v.ty.dtype)),
+        columns=(int(op.q.ty.shape[1]), int(op.k.ty.shape[1]), int(op.v.ty.shape[1])),
+        starts=(op.q_start, op.k_start, op.v_start),
+        rotary_dim=0 if op.cos is None else int(op.cos.ty.shape[1]),
+        angle_dtype="float32" if op.cos is None else str(op.cos.ty.dtype),
+        interleaved=bool(op.interleaved),
+        scale=op.scale,
+        window=op.window,
+        softcap=op.softcap,
+        has_slopes=op.slopes is not None,
+        has_sinks=op.sinks is not None,
+    )
+
+
+@cache
+def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
+    k = kernel
+
+    def body() -> None:
+        n, batch, layers, blocks, max_blocks = (T.int64() for _ in range(5))
+        pages = (layers, blocks, k.num_kv_heads)
+        tensors = Tensors(
+            kernel=k,
+            simd=Simd(k.isa),
+            q=argument("q", (n, k.columns[0]), k.dtypes[0]),
+            k=argument("k", (n, k.columns[1]), k.dtypes[1]),
+            v=argument("v", (n, k.columns[2]), k.dtypes[2]),
+            cos=argument("cos", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
+            sin=argument("sin", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
+            k_pages=argument("k_pages", (*pages, k.key_dim // k.side, k.block_size * k.side), k.kv_dtype),
+            v_pages=argument("v_pages", (*pages, k.block_size // k.side, k.value_dim * k.side), k.kv_dtype),
+            k_scales=argument("k_scales", (*pages, k.block_size), "float32") if k.is_quantized else None,
+            v_scales=argument("v_scales", (*pages, k.block_size), "float32") if k.is_quantized else None,
+            slots=argument("slots", (n,), "int32"),
+            query_starts=argument("query_starts", (T.int64(),), "int32"),
+            context_lens=argument("context_lens", (batch,), "int32"),
+            block_tables=argument("block_tables", (batch, max_blocks), "int32"),
+            slopes=argument("slopes", (k.num_heads,), "float32") if k.has_slopes else None,
+            sinks=argument("sinks", (k.num_heads,), "float32") if k.has_sinks else None,
+            layer=T.arg("layer", T.int64()),
+            out=argument("out", (n, k.num_heads * k.value_dim), k.out_dtype),
+            sizes=(n, batch, blocks, max_blocks),
+        )
+        _attend(tensors)
+
+    arithmetic = "bfloat16" if k.in_tiles else "float32"
+    return with_work(prim_func(body), Work(arithmetic, operations_per_pair=2 * k.num_heads * (k.key_dim + k.value_dim), window=k.window))
+
+
+def _attend(t: Tensors) -> None:
+    kernel, (n, batch, _, max_blocks) = t.kernel, t.sizes
+    first_tiles, first_chunks = (T.alloc_buffer((batch + 1,), "int64") for _ in range(2))
+    appends_first = local(1, "bool")  # whether new keys and values are there before any task attends
+    T.buffer_store(appends_first, T.bool(kernel.token_rows < kernel.heads_per_group), [0])
+    T.buffer_store(first_tiles, T.int64(0), [T.int64(0)])
+    T.buffer_store(first_chunks, T.int64(0), [T.int64(0)])
+    tile_keys = TileKeys.allocate(t) if kernel.in_tiles else None
+    with T.serial(batch) as sequence:
+        work = _Work.of(t, sequence)
+        count = name(work.per_group * kernel.num_kv_heads)
+        with T.If(work.num_tokens != T.int64(1)), T.Then():
+            T.buffer_store(appends_first, T.bool(True), [0])
+        T.buffer_store(first_tiles, first_tiles[sequence] + T.Select(work.is_split, T.int64(0), count), [sequence + 1])
+        T.buffer_store(first_chunks, first_chunks[sequence] + T.Select(work.is_split, count, T.int64(0)), [sequence + 1])
+        if tile_keys is not None:
+            tile_keys.count(sequence, work.is_split, work.begin)
+    tiles = kernel.num_kv_heads * -(-kernel.heads_per_group // kernel.tile_rows)  # of a split sequence, at most
+    chunks = max_blocks * kernel.block_size // kernel.chunk + 1
+    states = T.alloc_buffer((batch * tiles * chunks * kernel.state_size(kernel.tile_rows),), "float32")
+    if tile_keys is not None:  # TVM must not give both the same memory: no barrier stands between their last and their first use
+        T.buffer_store(states, T.float32(0), [T.int64(0)])
+    threads, count = Threads.of_region(), name(first_tiles[batch])
+    claims = Claims.allocate(threads, count) if tile_keys is not None else None
+    chunk_claims = Claims.allocate(threads, name(first_chunks[batch]))
+    parts = Parts.allocate(name(first_chunks[batch]), batch * tiles * chunks)
+    with parallel_region():
+        attend = _Attend(t, first_tiles, first_chunks, states, parts, appends_first)
+        with T.If(appends_first[0]), T.Then(), threads.each() as thread:
+            append = Append.of_thread(t)
+            with threads.share(thread, n * kernel.num_kv_heads) as i:
+                append.run(name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
+        if tile_keys is not None:
+            strips = tile_keys.first_strips[batch]
+            with T.If(strips > T.int64(0)), T.Then(), shared_loop(strips * kernel.num_kv_heads) as i:
+                attend.load_strip(tile_keys, name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
+        if tile_keys is not None and claims is not None:
+            with threads.each(barrier=False) as thread:
+                rows = RowScratch.allocate(kernel)
+                with claims.each(thread) as task:
+                    attend.row_block(tile_keys, rows, task)
+        else:
+            with shared_loop(count, strided=True, barrier=False) as task:
+                attend.all_chunks(task)
+        with threads.each(barrier=False) as thread:
+            attend.fetch_first(name(threads.first(thread, chunk_claims.count)), chunk_claims.count)
+            with chunk_claims.each(thread) as task:
+                attend.one_chunk(task)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How a sequence's rows are cut.
+
+    Attributes:
+        begin: the first position that some row sees.
+        is_split: whether each chunk of keys is a task of its own: where there is one tile, or one token.
+        per_group: tasks for each K/V head.
+    """
+
+    num_tokens: Value
+    num_tiles: Value
+    begin: Value
+    first_chunk: Value
+    num_chunks: Value
+    is_split: Value
+    per_group: Value
+
+    @staticmethod
+    def of(t: Tensors, sequence: Value) -> _Work:
+        kernel = t.kernel
+        tokens, context = name(t.num_tokens(sequence)), name(t.context(sequence))
+        rows = name(tokens * kernel.heads_per_group)
+        tiles = name((rows + kernel.tile_rows - 1) // kernel.tile_rows)
+        begin = name(T.max(T.int64(0), context - tokens + 1 - kernel.window)) if kernel.window else T.int64(0)
+        first = name(begin // kernel.chunk)
+        chunks = name((context + kernel.chunk - 1) // kernel.chunk - first)
+        is_split = T.Or(tiles == T.int64(1), tokens == T.int64(1))
+        tasks = (rows + kernel.task_rows - 1) // kernel.task_rows if kernel.in_tiles else tiles
+        return _Work(tokens, tiles, begin, first, chunks, is_split, name(T.Select(is_split, tiles * chunks, tasks)))
+
+
+@dataclass(frozen=True)
+class _Attend:
+    """The tasks: tiles over all their chunks, and (tile, chunk, group) of split sequences. `first_…` count those of sequences before."""
+
+    tensors: Tensors
+    first_tiles: Buffer
+    first_chunks: Buffer
+    states: Buffer
+    parts: Parts
+    appends_first: Buffer
+
+    def sequence_of(self, task: Value, first_tasks: Buffer) -> Value:
+        found = local(1, "int64")
+        T.buffer_store(found, T.int64(0), [0])
+        with T.While(first_tasks[found[0] + 1] <= task):
+            T.buffer_store(found, found[0] + 1, [0])
+        return name(found[0])
+
+    def place(self, task: Value, first_tasks: Buffer) -> tuple[Value, Value, Value]:
+        """The sequence, the group and the number in its group of a task."""
+        groups, sequence = self.tensors.kernel.num_kv_heads, self.sequence_of(task, first_tasks)
+        index = name(task - first_tasks[sequence])
+        return sequence, name(index % groups), name(index // groups)
+
+    def tile(self, work: _Work, num_rows: int, sequence: Value, group: Value, index: Value) -> Tile:
+        return Tile(self.tensors, num_rows, sequence, group, work.num_tokens, name(index * num_rows))
+
+    def for_tile(self, work: _Work, sequence: Value, group: Value, index: Value, body: Callable[[Tile], None]) -> None:
+        """`body` for a tile of a split sequence, which has fewer rows for one token."""
+        kernel = self.tensors.kernel
+        if kernel.token_rows == kernel.tile_rows:
+            return body(self.tile(work, kernel.tile_rows, sequence, group, index))
+        with T.If(work.num_tokens == T.int64(1)):
+            for branch, rows in ((T.Then, kernel.token_rows), (T.Else, kernel.tile_rows)):
+                with branch():
+                    body(self.tile(work, rows, sequence, group, index))
+        return None
+
+    def fetch_first(self, task: Value, num_tasks: Value) -> None:
+        """Asks for the pages of a thread's first chunk, which nothing was ahead of."""
+        t, kernel = self.tensors, self.tensors.kernel
+        with T.If(task < num_tasks), T.Then():
+            sequence, group, _, chunk, _ = self.chunk(task)
+            first, end = name(chunk * kernel.chunk), t.context(sequence)
+            count = name((T.min(end - first, T.int64(kernel.chunk)) + kernel.block_size - 1) // kernel.block_size)
+            for pool in (t.k_pages, t.v_pages, t.k_scales, t.v_scales):
+                if pool is not None:
+                    with T.serial(count) as i:
+                        block, _ = t.place_of(sequence, name(first + i * kernel.block_size))
+                        t.simd.prefetch_all(pool, (t.layer, block, group), near=2)
+
+    def one_chunk(self, task: Value) -> None:
+        sequence, group, index, chunk, work = self.chunk(task)
+        after, next_group, _, next_chunk, _ = self.chunk(name(T.min(task + 1, self.first_chunks[self.tensors.sizes[1]] - 1)))
+        ahead = Ahead(after, next_group, name(next_chunk * self.tensors.kernel.chunk))
+        is_last = chunk == work.first_chunk + work.num_chunks - 1
+        with T.If(T.And(is_last, T.Not(self.appends_first[0]))), T.Then():
+            Append(self.tensors).single(name(T.cast(self.tensors.query_starts[sequence], "int64")), group)
+        first = name(self.first_chunks[sequence] + index * work.num_chunks * self.tensors.kernel.num_kv_heads + group)
+
+        def run(tile: Tile) -> None:
+            run_chunk(numbers_of(tile), chunk, self.state(task), ahead)
+            with self.parts.last(first, work.num_chunks):
+                self.merge(tile, first, work.num_chunks)
+
+        self.for_tile(work, sequence, group, index, run)
+
+    def chunk(self, task: Value) -> tuple[Value, Value, Value, Value, _Work]:
+        """The sequence, the group, the number of the tile, the chunk of a task of one chunk, and how the sequence is cut."""
+        sequence, group, place = self.place(task, self.first_chunks)
+        work = _Work.of(self.tensors, sequence)
+        return sequence, group, name(place // work.num_chunks), name(work.first_chunk + place % work.num_chunks), work
+
+    def load_strip(self, keys: TileKeys, strip: Value, group: Value) -> None:
+        """Brings keys and values into the form of tiles."""
+        sequence = self.sequence_of(strip, keys.first_strips)
+        keys.load(sequence, group, strip, _Work.of(self.tensors, sequence).begin)
+
+    def row_block(self, keys: TileKeys, rows: RowScratch, task: Value) -> None:
+        """Many rows by tiles of bfloat16."""
+        sequence, group, index = self.place(task, self.first_tiles)
+        work = _Work.of(self.tensors, sequence)
+        RowBlock(keys, rows, sequence, group, work.num_tokens, name(index * self.tensors.kernel.task_rows), work.begin).run()
+
+    def all_chunks(self, task: Value) -> None:
+        sequence, group, index = self.place(task, self.first_tiles)
+        kernel, work = self.tensors.kernel, _Work.of(self.tensors, sequence)
+        tile = self.tile(work, kernel.tile_rows, sequence, group, index)
+        begin, end = tile.keys()
+        numbers, running, state = numbers_of(tile), tile.start(), State(local(kernel.state_size(tile.num_rows)))
+        with between(begin // kernel.chunk, (end + kernel.chunk - 1) // kernel.chunk) as chunk:
+            run_chunk(numbers, chunk, state, Ahead(sequence, group, name((chunk + 1) * kernel.chunk)))
+            tile.fold(running, state)
+        tile.finish(running)
+
+    def merge(self, tile: Tile, first: Value, num_chunks: Value) -> None:
+        """Folds the states of a tile's chunks, of which the first is that of task `first`, and writes its rows."""
+        running = tile.start()
+        with T.serial(num_chunks) as chunk:
+            tile.fold(running, self.state(first + chunk * tile.kernel.num_kv_heads))
+        tile.finish(running)
+
+    def state(self, index: Value) -> State:
+        kernel = self.tensors.kernel
+        return State(self.states, name(index * kernel.state_size(kernel.tile_rows)))

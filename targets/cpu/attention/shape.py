@@ -1,0 +1,154 @@
+"""What the parts of the attention kernel share: its shape, its arguments, and how its work is cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, name
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.rows.rotary import Rotation
+
+CHUNK = 128  # keys a softmax step takes; pages of another size bring it to a whole number of pages, or parts of one
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What distinguishes one attention kernel from another.
+
+    Attributes:
+        dtypes: of the matrices that q, k and v are in.
+        columns: of the same.
+        starts: the first of them in each.
+        rotary_dim: leading dimensions of a head that are rotated; 0: none.
+    """
+
+    isa: ISA
+    num_heads: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+    kv_dtype: str
+    out_dtype: str
+    dtypes: tuple[str, str, str]
+    columns: tuple[int, int, int]
+    starts: tuple[int, int, int]
+    rotary_dim: int
+    angle_dtype: str
+    interleaved: bool
+    scale: float
+    window: int
+    softcap: float
+    has_slopes: bool
+    has_sinks: bool
+
+    @property
+    def heads_per_group(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def rotation(self) -> Rotation:
+        """What is done to a head of q or k."""
+        return Rotation(self.key_dim, self.rotary_dim, self.interleaved)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether pages hold codes, with scales beside them."""
+        return self.kv_dtype == "int8"
+
+    @property
+    def side(self) -> int:
+        """Numbers that lie side by side in a page: dimensions of a key, keys of a value's dimension."""
+        return 2 if self.is_quantized else 1
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a tile of several tokens."""
+        return self.isa.row_tile
+
+    @property
+    def token_rows(self) -> int:
+        """Rows of a tile of a sequence that brings one token, as in decoding."""
+        return min(self.heads_per_group, self.tile_rows)
+
+    @cached_property
+    def chunk(self) -> int:
+        """Keys a chunk: a multiple of the vector, and of the block or a divisor of it if that is possible."""
+        block, lanes = self.block_size, self.isa.lanes
+        if block <= CHUNK:
+            return CHUNK // block * block if block % lanes == 0 else CHUNK
+        return max((size for size in range(lanes, CHUNK + 1, lanes) if block % size == 0), default=CHUNK)
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether many rows are multiplied in bfloat16: where it holds the pages' numbers and these come in whole tiles."""
+        fits = self.keys_in_vectors and self.key_dim % 2 == 0 and self.value_dim % 32 == 0
+        return self.isa.bf16_tiles and self.kv_dtype in ("bfloat16", "int8") and fits
+
+    @property
+    def task_rows(self) -> int:
+        """Rows of a task of a sequence of several."""
+        return 128 if self.in_tiles else self.tile_rows
+
+    @property
+    def keys_in_vectors(self) -> bool:
+        """Whether a vector of keys lies in one page. Otherwise the chunk's keys are first copied together."""
+        return self.block_size % self.isa.lanes == 0
+
+    def vectors_beside(self, rows: int, available: int) -> int:
+        """Vectors of columns, a power of two that divides `available`, that fit the registers beside `rows` rows of accumulators."""
+        fitting = (size for size in (1, 2, 4, 8) if available % size == 0 and (rows + 1) * size + 1 <= self.isa.num_registers)
+        return max(fitting, default=1)
+
+    def padded(self, rows: int) -> int:
+        """`rows`, rounded up to whole vectors."""
+        return -(-rows // self.isa.lanes) * self.isa.lanes
+
+    def state_size(self, rows: int) -> int:
+        """Floats of the state of a tile's softmax: maxima and totals of the rows (padded), then the rows' sums of values."""
+        return 2 * self.padded(rows) + rows * self.value_dim
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The arguments of one kernel. `sizes` are tokens, sequences, blocks of the pool, and blocks of a table's row."""
+
+    kernel: Kernel
+    simd: Simd
+    q: Buffer
+    k: Buffer
+    v: Buffer
+    cos: Buffer | None
+    sin: Buffer | None
+    k_pages: Buffer
+    v_pages: Buffer
+    k_scales: Buffer | None
+    v_scales: Buffer | None
+    slots: Buffer
+    query_starts: Buffer
+    context_lens: Buffer
+    block_tables: Buffer
+    slopes: Buffer | None
+    sinks: Buffer | None
+    layer: Value
+    out: Buffer
+    sizes: tuple[Value, Value, Value, Value]
+
+    def num_tokens(self, sequence: Value) -> Value:
+        """New tokens of a sequence."""
+        return T.cast(self.query_starts[sequence + 1] - self.query_starts[sequence], "int64")
+
+    def context(self, sequence: Value) -> Value:
+        """Tokens of a sequence, the new ones included."""
+        return T.cast(self.context_lens[sequence], "int64")
+
+    def place_of(self, sequence: Value, position: Value) -> tuple[Value, Value]:
+        """The block that holds a position, and the offset in it. Of positions that are never used (before the window, past the end) the
+        block is some block of the pool."""
+        _, _, blocks, max_blocks = self.sizes
+        column = T.min(position // self.kernel.block_size, max_blocks - 1)
+        block = name(T.max(T.int64(0), T.min(T.cast(self.block_tables[sequence, column], "int64"), blocks - 1)))
+        return block, name(position % self.kernel.block_size)

@@ -1,0 +1,1 @@
+"""What kernels are written with: vectors, loops, dot products, AMX tiles, threads."""

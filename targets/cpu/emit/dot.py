@@ -1,0 +1,166 @@
+"""Dot products of integers: what each instruction set has for `sum += w[0]·x[0] + … + w[3]·x[3]` of bytes, a sum a lane, and for
+`sum += w[0]·x[0] + w[1]·x[1]` of 16 bits.
+
+Sums are exact (who multiplies takes care that int32 never overflows), so that every instruction set and every path gives the same
+integers. Weights lie as `quantized_packing` packs them; activations are int8, four of a row in every lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu.emit.simd import Buffer, Value, name
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, Codes, first_byte
+
+Dot = Callable[[ISA, Codes, Value, Value, Value], Value]
+PairDot = Callable[[Value, Value, Value], Value]  # (sums in int32, pairs of int16, int32 that hold pairs of int16)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a group and how to multiply them.
+
+    In a dot product a weight of 4 bits is its code, one of 8 bits its code or, where the instruction takes unsigned
+    weights, its code + 128. `zero` is what then stands for 0; `zero` · Σx is to be taken off the sum.
+    """
+
+    isa: ISA
+    codes: Codes
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether weights of 8 bits go in with 128 added."""
+        return self.codes.bits == 8 and self.isa.int8_dot == "vpdpbusd"
+
+    @property
+    def zero(self) -> int:
+        """What stands for 0 in a dot product."""
+        return 128 if self.unsigned else self.codes.zero
+
+    @property
+    def columns(self) -> int:
+        """Columns of a vector of weights."""
+        return self.isa.lanes
+
+    def unpack(self, source: Buffer, panel: Value, group: Value, first: Value) -> list[Value]:
+        """The vectors of columns `first` to `first + lanes` of a packed group, a quad each."""
+        if self.codes.bits == 8:
+            return [self._offset(self._bytes(source, panel, group, first_byte(quad, first))) for quad in range(QUADS)]
+        result = []
+        for pair in range(QUADS // 2):
+            both = name(self._bytes(source, panel, group, first_byte(pair, first)))
+            result += [name(part) for part in self._nibbles(both)]
+        return result
+
+    def dot(self, total: Value, weights: Value, quad: Value) -> Value:
+        """`total` (int32, a lane a column) plus the products of a vector of weights and an int32 that holds four activations."""
+        lanes = self.isa.lanes
+        spread = T.reinterpret(f"int8x{4 * lanes}", T.broadcast(quad, lanes))
+        return _DOTS[self.isa.int8_dot](self.isa, self.codes, total, weights, spread)
+
+    def _bytes(self, source: Buffer, panel: Value, group: Value, start: Value) -> Value:
+        lanes = 4 * self.isa.lanes
+        return T.reinterpret(f"int8x{lanes}", source[panel, group, T.ramp(start, 1, lanes)])
+
+    def _offset(self, weights: Value) -> Value:
+        return name(_words(weights, lambda words: words ^ _splat(-0x7F7F7F80, words)) if self.unsigned else weights)
+
+    def _nibbles(self, both: Value) -> tuple[Value, Value]:
+        low = _words(both, lambda words: words & _splat(0x0F0F0F0F, words))
+        return low, _words(both, lambda words: (words >> _splat(4, words)) & _splat(0x0F0F0F0F, words))
+
+
+def dot_pairs(isa: ISA, total: Value, numbers: Value, pair: Value) -> Value:
+    """`total` (int32, a lane or more) plus the products of each lane's two int16 and the two that the int32 `pair` holds."""
+    lanes = total.ty.dtype.lanes
+    kind = "vpdpwssd" if isa.int8_dot == "vpdpbusd" else isa.architecture
+    return _PAIR_DOTS.get((kind, lanes), _pairs_widened)(total, numbers, pair if lanes == 1 else T.broadcast(pair, lanes))
+
+
+def _words(value: Value, change: Callable[[Value], Value]) -> Value:
+    """Bytes changed as int32."""
+    lanes = value.ty.dtype.lanes
+    return T.reinterpret(f"int8x{lanes}", change(T.reinterpret(f"int32x{lanes // 4}", value)))
+
+
+def _splat(value: int, like: Value) -> Value:
+    lanes = like.ty.dtype.lanes
+    return T.int32(value) if lanes == 1 else T.broadcast(T.int32(value), lanes)
+
+
+def _intrinsic(dtype: str, function: str, *arguments: Value) -> Value:
+    return T.call_llvm_pure_intrin(dtype, function, *arguments)
+
+
+def _vpdpbusd(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> Value:
+    bits = 32 * isa.lanes
+    return _intrinsic(f"int32x{isa.lanes}", f"llvm.x86.avx512.vpdpbusd.{bits}", total, weights, x)
+
+
+def _maddubs(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> Value:
+    """Pairs in 16 bits, which 2 · 128 · 127 fits; then pairs of those. Signed weights lend their sign to x."""
+    if codes.bits == 8 and isa.lanes != 8:  # wider than the instruction that copies signs
+        return _widened(isa, codes, total, weights, x)
+    if codes.bits == 8:
+        x = name(_intrinsic("int8x32", "llvm.x86.avx2.psign.b", x, weights))
+        weights = name(_intrinsic("int8x32", "llvm.x86.avx2.psign.b", weights, weights))
+    by_pairs, by_fours = _PAIRS[isa.lanes]
+    pairs = _intrinsic(f"int16x{2 * isa.lanes}", by_pairs, weights, x)
+    return total + _intrinsic(f"int32x{isa.lanes}", by_fours, pairs, T.broadcast(T.int16(1), 2 * isa.lanes))
+
+
+def _sdot(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> Value:
+    return _intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, weights, x)
+
+
+def _widened(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> Value:
+    """Without an instruction: every fourth byte at a time, in 32 bits."""
+    words, others = (T.reinterpret(f"int32x{isa.lanes}", value) for value in (weights, x))
+    for byte in range(QUAD):
+        parts = [(value << _splat(24 - 8 * byte, value)) >> _splat(24, value) for value in (words, others)]
+        total = total + parts[0] * parts[1]
+    return name(total)
+
+
+_PAIRS = {
+    8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+    16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+}
+_DOTS: dict[str, Dot] = {"vpdpbusd": _vpdpbusd, "maddubs": _maddubs, "sdot": _sdot, "": _widened}
+
+
+def _fused(function: str) -> PairDot:
+    return lambda total, numbers, pairs: _intrinsic(str(total.ty.dtype), function, total, numbers, T.reinterpret(numbers.ty.dtype, pairs))
+
+
+def _multiplied(function: str) -> PairDot:
+    return lambda total, numbers, pairs: total + _intrinsic(str(total.ty.dtype), function, numbers, T.reinterpret(numbers.ty.dtype, pairs))
+
+
+def _smull(total: Value, numbers: Value, pairs: Value) -> Value:
+    """First numbers, then second ones: each product joins its sum in one instruction, and numbers are told apart once for all rows."""
+    for first in range(2):
+        half = [T.Shuffle([value], list(range(first, 8, 2))) for value in (numbers, T.reinterpret("int16x8", pairs))]
+        total = total + _intrinsic("int32x4", "llvm.aarch64.neon.smull.v4i32", *half)
+    return total
+
+
+def _pairs_widened(total: Value, numbers: Value, pairs: Value) -> Value:
+    """Without an instruction: the low and the high number of each pair in 32 bits."""
+    words = name(T.reinterpret(total.ty.dtype, numbers))
+    high = [value >> _splat(16, value) for value in (words, pairs)]
+    low = [(value << _splat(16, value)) >> _splat(16, value) for value in (words, pairs)]
+    return total + low[0] * low[1] + high[0] * high[1]
+
+
+_PAIR_DOTS: dict[tuple[str, int], PairDot] = {
+    **{("vpdpwssd", lanes): _fused(f"llvm.x86.avx512.vpdpwssd.{32 * lanes}") for lanes in (4, 8, 16)},
+    ("x86_64", 16): _multiplied("llvm.x86.avx512.pmaddw.d.512"),
+    ("x86_64", 8): _multiplied("llvm.x86.avx2.pmadd.wd"),
+    ("x86_64", 4): _multiplied("llvm.x86.sse2.pmadd.wd"),
+    ("aarch64", 4): _smull,
+}

@@ -1,0 +1,167 @@
+"""Matrix products of quantized weights and float32 activations: the weights become float32 on their way, as exactly as their format says.
+
+A task takes a panel of 32 columns and a block of rows. It dequantizes the panel a few groups at a time into scratch that L1
+holds and multiplies every row by them, in register tiles. Every output is one chain of multiply-adds over k, from 0 up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import tvm
+from tvm import relax
+from tvm.tirx.script import builder as T
+
+from cupola.runtime.artifact import Work
+from cupola.targets.cpu.emit.loops import in_tiles
+from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.linear.epilogue import Epilogue, adds_in_place, call_layer
+from cupola.targets.cpu.linear.floats import ROW_BLOCK, float_tiles, normalized
+from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
+from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, Codes, codes_of, first_byte, pack_groups
+from cupola.targets.ops import GROUP, GatedLinear, Linear
+from cupola.targets.work import with_work
+
+GROUP_BLOCK = 6  # groups that are dequantized at once: 24 KB
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """What distinguishes one kernel from another; `num_outputs` counts columns of the result."""
+
+    isa: ISA
+    num_outputs: int
+    depth: int
+    groups: int
+    codes: Codes
+    gated: bool
+    has_bias: bool
+    has_residual: bool
+    activation: str
+    in_place: bool
+
+    @property
+    def num_panels(self) -> int:
+        return num_panels(self.num_outputs * (2 if self.gated else 1))
+
+
+def lower_dequantized_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
+    """`Linear` and `GatedLinear` with quantized weights, whose activations stay what they are."""
+    op = Linear.match(call) or GatedLinear.match(call)
+    if op is None or op.scales is None or op.quantize_x or op.x.ty.ndim != 2 or not is_static(op.weight):
+        return None
+    gated, residual = isinstance(op, GatedLinear), op.residual if isinstance(op, Linear) else None
+    (n, k), depth, codes = shape_of(op.weight), int(op.x.ty.shape[1]), codes_of(op.weight, op.mins)
+    outputs = n // 2 if gated else n
+    kernel = _Kernel(
+        isa, outputs, depth, k // GROUP, codes, gated, op.bias is not None, residual is not None, op.activation, adds_in_place(op, call.ty)
+    )
+    arguments = [normalized(op, isa, builder), pack_groups(op.weight, op.scales, op.mins, gated, builder)]
+    arguments += [] if op.bias is None else [(pack_gated_columns if gated else pack_columns)(op.bias, builder)]
+    arguments += [] if residual is None else [residual]
+    label = f"{'gated_' if gated else ''}linear_{outputs}x{depth}_w{codes.bits}{'m' if codes.has_mins else ''}a16"
+    return call_layer(builder.add_func(_build(kernel), label), arguments, call.ty, residual if kernel.in_place else None)
+
+
+@cache
+def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
+    k = kernel
+
+    def body() -> None:
+        num_rows = T.int64()
+        x = argument("x", (num_rows, k.depth), "float32")
+        weight = argument("weight", (k.num_panels, k.groups, k.codes.group_bytes), "uint8")
+        bias = argument("bias", (k.num_panels * PANEL,), "float32") if k.has_bias else None
+        residual = argument("residual", (num_rows, k.num_outputs), "float32") if k.has_residual else None
+        out = residual if k.in_place else argument("out", (num_rows, k.num_outputs), "float32")
+        simd = Simd(k.isa)
+        product = _Product(k, simd, x, weight, Epilogue(simd, k.num_outputs, k.gated, k.activation, bias, residual, out))
+        with T.parallel((num_rows + ROW_BLOCK - 1) // ROW_BLOCK * k.num_panels) as task:
+            first = name(task // k.num_panels * ROW_BLOCK)
+            product.block(name(task % k.num_panels), first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
+
+    return with_work(prim_func(body), Work(operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)))
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Emits the loops of one task."""
+
+    kernel: _Kernel
+    simd: Simd
+    x: Buffer
+    weight: Buffer
+    epilogue: Epilogue
+
+    def block(self, panel: Value, first: Value, count: Value) -> None:
+        """`count` rows from `first` on of one panel."""
+        kernel, simd = self.kernel, self.simd
+        products, weights = local((ROW_BLOCK, PANEL)), local((GROUP_BLOCK * GROUP, PANEL))
+        with T.serial(count) as r:
+            for start in range(0, PANEL, simd.lanes):
+                simd.store(products, splat(0.0, simd.lanes), (r, start))
+        with T.serial(-(-kernel.groups // GROUP_BLOCK)) as index:
+            start = name(index * GROUP_BLOCK)
+            with T.serial(T.min(T.int64(GROUP_BLOCK), T.int64(kernel.groups) - start)) as group:
+                self.dequantize(panel, name(start + group), name(group * GROUP), weights)
+            depth = name(T.min(T.int64(GROUP_BLOCK * GROUP), T.int64(kernel.depth) - start * GROUP))
+
+            def tile(r: Value, size: int) -> None:
+                self.tile(name(first + r), size, name(start * GROUP), depth, weights, products, r)
+
+            in_tiles(count, float_tiles(kernel.isa), tile)
+        with T.serial(count) as r:
+            self.epilogue.finish(panel, first + r, r, products)
+
+    def dequantize(self, panel: Value, group: Value, row: Value, weights: Buffer) -> None:
+        """A group's weights to the rows of `weights` from `row` on, an input each."""
+        simd, codes, lanes = self.simd, self.kernel.codes, self.simd.lanes
+        with T.serial(PANEL // lanes) as vector:
+            column = name(vector * lanes)
+
+            def factor(offset: int) -> Value:
+                return simd.load_from_bytes(self.weight, (panel, group, codes.code_bytes + offset + 2 * column), "float16")
+
+            scale, low = factor(0), factor(2 * PANEL) if codes.has_mins else None
+            with T.serial(QUADS * codes.bits // 8) as block:
+                place = name(first_byte(0, column) + block * (PANEL * QUAD))
+                words = name(T.reinterpret(f"int32x{lanes}", self.weight[panel, group, T.ramp(place, 1, 4 * lanes)]))
+                for quad in range(8 // codes.bits):
+                    for byte in range(QUAD):
+                        up = 32 - 8 * (byte + 1) + (4 if codes.bits == 4 and quad == 0 else 0)
+                        code = self.code(words, up, 32 - codes.bits)
+                        value = T.cast(code, f"float32x{lanes}") * scale
+                        k = row + (block * (8 // codes.bits) + quad) * QUAD + byte
+                        simd.store(weights, value if low is None else value + low, (k, column))
+
+    def code(self, words: Value, up: int, down: int) -> Value:
+        """The bits that shifting `up` and then `down` leaves, less what stands for 0; codes of 8 bits have a sign."""
+        lanes, codes = self.simd.lanes, self.kernel.codes
+        shifted = words << T.broadcast(T.int32(up), lanes)
+        if codes.bits == 8:
+            return shifted >> T.broadcast(T.int32(down), lanes)
+        unsigned = T.reinterpret(f"uint32x{lanes}", shifted) >> T.broadcast(T.uint32(down), lanes)
+        return T.reinterpret(f"int32x{lanes}", unsigned) - T.broadcast(T.int32(codes.zero), lanes)
+
+    def tile(self, row: Value, size: int, start: Value, depth: Value, weights: Buffer, products: Buffer, r: Value) -> None:
+        """Adds the products of `size` rows and `depth` inputs from `start` on to rows `r`… of `products`."""
+        simd, lanes = self.simd, self.simd.lanes
+        vectors, registers = PANEL // lanes, self.kernel.isa.num_registers
+        beside = max(count for count in (1, 2, 4) if count == 1 or (count <= vectors and size * count + count < registers))
+        with T.serial(vectors // beside) as part:
+            columns = [name((part * beside + vector) * lanes) for vector in range(beside)]
+            sums = [[Register(lanes, None) for _ in columns] for _ in range(size)]
+            for i, totals in enumerate(sums):
+                for column, total in zip(columns, totals, strict=True):
+                    total.set(simd.load(products, (r + i, column)))
+            with T.serial(depth) as k:
+                loaded = [simd.load(weights, (k, column)) for column in columns]
+                for i, totals in enumerate(sums):
+                    value = name(splat(self.x[row + i, start + k], lanes))
+                    for total, w in zip(totals, loaded, strict=True):
+                        total.set(simd.fma(value, w, total.get()))
+            for i, totals in enumerate(sums):
+                for column, total in zip(columns, totals, strict=True):
+                    simd.store(products, total.get(), (r + i, column))

@@ -1,0 +1,152 @@
+"""Rows of activations rounded to int8 on the fly, in groups of 32 with a scale each (as llama.cpp's Q8_0), after a norm if there is one.
+
+x[k] is about scale · q[k], q from −127 to 127, scale = max |x| / 127. Beside it stands what matrix products want of a group: −zero · Σq as
+an integer to start sums from, and scale · Σq for weights with a min.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from cupola.targets.cpu.emit.loops import reduce_sum
+from cupola.targets.cpu.emit.simd import ROUND, ROUND_BITS, Buffer, Simd, Value, local, name, pieces, splat, tree
+from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS
+from cupola.targets.ops import GROUP
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Float rows [m, depth] and the RMSNorm (arXiv:1910.07467) that they go through first, if any."""
+
+    simd: Simd
+    x: Buffer
+    depth: int
+    norm: Buffer | None
+    epsilon: float
+
+    def factor(self, row: Value) -> Value:
+        """1 / √(mean of squares + epsilon) of a row; 1 without a norm."""
+        if self.norm is None:
+            return T.float32(1)
+
+        def add_square(start: Value | int, lanes: int, total: Value) -> Value:
+            value = self.simd.load(self.x, (row, start), lanes)
+            return self.simd.fma(value, value, total)
+
+        squares = reduce_sum(self.simd, self.depth, add_square)
+        return name(T.float32(1) / T.sqrt(self.simd.fma(squares, T.float32(1 / self.depth), T.float32(self.epsilon))))
+
+    def load(self, row: Value, start: Value | int, lanes: int, factor: Value) -> Value:
+        """`lanes` values of a row from `start` on."""
+        value = self.simd.load(self.x, (row, start), lanes)
+        return value if self.norm is None else name(value * splat(factor, lanes) * self.simd.load(self.norm, (start,), lanes))
+
+    def for_each_group(self, row: Value, body: Callable[..., None]) -> None:
+        """`body(group, *values)` for every group of a row, its values in vectors; inputs past the depth are zeros."""
+        factor = self.factor(row)
+        whole, lanes = self.depth // GROUP, self.simd.lanes
+        with T.serial(whole) as group:
+            body(group, *(self.load(row, group * GROUP + start, lanes, factor) for start in range(0, GROUP, lanes)))
+        if self.depth % GROUP:
+            body(whole, *self._last_group(row, whole * GROUP, factor))
+
+    def _last_group(self, row: Value, start: int, factor: Value) -> list[Value]:
+        """The rest of a row, with zeros up to a whole group."""
+        simd, rest = self.simd, local(GROUP)
+        for at in range(0, GROUP, simd.lanes):
+            simd.store(rest, splat(0.0, simd.lanes), (at,))
+        for at, lanes in pieces(self.depth - start, simd.lanes):
+            simd.store(rest, self.load(row, start + at, lanes, factor), (at,))
+        return [simd.load(rest, (at,)) for at in range(0, GROUP, simd.lanes)]
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """Scratch for quantized rows, one buffer since TVM's pool takes its time: int32 [places, words], a place for each group of each row.
+
+    Its words are `QUADS` of four int8 each, the scale (float32), −zero · Σq if there is a `zero`, and scale · Σq (float32) for weights
+    with a min.
+    """
+
+    groups: int
+    zero: int
+    has_mins: bool
+    words: Buffer
+
+    @staticmethod
+    def allocate(num_rows: Value | int, groups: int, zero: int, has_mins: bool) -> Int8Rows:
+        """Room for rows."""
+        width = QUADS + 1 + bool(zero) + has_mins
+        return Int8Rows(groups, zero, has_mins, T.alloc_buffer((num_rows * groups, width), "int32", scope="global"))
+
+    @property
+    def sum_at(self) -> int:
+        """Which word is the sum."""
+        return QUADS + 1 + bool(self.zero)
+
+    def quad(self, place: Value, quad: int) -> Value:
+        """Four int8 of a group."""
+        return name(self.words[place, quad])
+
+    def scale(self, place: Value) -> Value:
+        """What 1 stands for in a group."""
+        return name(T.reinterpret("float32", self.words[place, QUADS]))
+
+    def start(self, place: Value) -> Value:
+        """What a group's sums of products start from."""
+        return name(self.words[place, QUADS + 1]) if self.zero else T.int32(0)
+
+    def sum(self, place: Value) -> Value | None:
+        """A group's sum, if weights have mins."""
+        return name(T.reinterpret("float32", self.words[place, self.sum_at])) if self.has_mins else None
+
+    def place(self, row: Value, group: Value | int) -> Value:
+        """Where a group of a row is."""
+        return name(row * self.groups + group)
+
+    def fill(self, source: RowSource, row: Value, beside: Callable[[Value | int], None] = lambda group: None) -> None:
+        """Quantizes a row of `source`; inputs past the depth are zeros. `beside` each of its groups something else may be done."""
+
+        def fill_group(group: Value | int, *values: Value) -> None:
+            beside(group)
+            self._fill_group(source.simd, values, row, group)
+
+        source.for_each_group(row, fill_group)
+
+    def _fill_group(self, simd: Simd, values: Sequence[Value], row: Value, group: Value | int) -> None:
+        lanes, place = simd.lanes, self.place(row, group)
+        highest = _magnitude(values[0])
+        for value in values[1:]:
+            highest = name(T.max(highest, _magnitude(value)))
+        largest = tree(highest, T.max)
+        inverse = splat(name(T.Select(largest > T.float32(0), T.float32(127) / largest, T.float32(0))), lanes)
+        rounded = [_round(value * inverse) for value in values]
+        for index, codes in enumerate(rounded):
+            packed = T.reinterpret(f"int32x{lanes // QUAD}" if lanes > QUAD else "int32", T.cast(codes, f"int8x{lanes}"))
+            first = index * lanes // QUAD
+            T.buffer_store(self.words, packed, [place, T.ramp(first, 1, lanes // QUAD) if lanes > QUAD else first])
+        scale = name(largest * T.float32(1 / 127))
+        T.buffer_store(self.words, T.reinterpret("int32", scale), [place, QUADS])
+        if not self.zero and not self.has_mins:
+            return
+        total = rounded[0]
+        for codes in rounded[1:]:
+            total = name(total + codes)
+        total = tree(total, lambda a, b: a + b)
+        if self.zero:
+            T.buffer_store(self.words, total * T.int32(-self.zero), [place, QUADS + 1])
+        if self.has_mins:
+            T.buffer_store(self.words, T.reinterpret("int32", T.cast(total, "float32") * scale), [place, self.sum_at])
+
+
+def _magnitude(value: Value) -> Value:
+    return name(T.max(value, splat(0.0, value.ty.dtype.lanes) - value))
+
+
+def _round(value: Value) -> Value:
+    """To the nearest integer, ties to even: adding 1.5 · 2^23 leaves it in the low bits."""
+    lanes = value.ty.dtype.lanes
+    return name(T.reinterpret(f"int32x{lanes}", value + splat(ROUND, lanes)) - T.broadcast(T.int32(ROUND_BITS), lanes))

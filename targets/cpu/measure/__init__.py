@@ -1,0 +1,1 @@
+"""What kernels cost: the ledger of their machine code, and probes of the machine."""

@@ -1,0 +1,134 @@
+"""The ledger: what each kernel costs for each instruction set, read from its machine code. No timing, so every machine gives the same.
+
+A line is a case of the catalogue compiled for one instruction set: the instructions of its innermost loops by class
+(`assembly.CLASSES`), each loop counted once; how many such loops there are; and bytes of code, of stack, and of the
+workspaces that one task takes from TVM's pool.
+
+The ledger in the repository must be what the kernels give, figure by figure, better ones too: a line that nobody renewed
+would let the next change be worse up to it. `make ledger` renews it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+
+import tvm
+
+from cupola.runtime.environment import num_threads
+from cupola.targets.base import Target
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.measure.assembly import CLASSES, functions
+from cupola.targets.cpu.target import cpu_target
+from cupola.targets.kernel_case import SMOLLM2, KernelCase, lower_case
+from cupola.targets.kernel_cases import KERNELS
+
+Figures: TypeAlias = dict[str, int]
+Ledger: TypeAlias = dict[tuple[str, str], Figures]  # by kernel and instruction set
+_VERDICTS = ("worse", "mixed", "gone", "new", "better")
+LEDGER = Path(__file__).with_name("ledger.jsonl")
+
+
+def make_ledger() -> Ledger:
+    """Every kernel at a real model's sizes, for each instruction set that has a kernel of its own for it."""
+    cases = [(index, kernel(SMOLLM2)) for index, kernel in enumerate(KERNELS)]
+    lines = [(index, case, isa) for index, case in cases for isa in case.isas()]
+    with ProcessPoolExecutor(num_threads(), get_context("spawn")) as pool:
+        figures = pool.map(_measure_kernel, (index for index, _, _ in lines), (isa for _, _, isa in lines))
+        return {(case.name, isa.name): line for (_, case, isa), line in zip(lines, figures, strict=True)}
+
+
+def _measure_kernel(index: int, isa: ISA) -> Figures:
+    return measure(KERNELS[index](SMOLLM2), isa)
+
+
+def measure(case: KernelCase, isa: ISA) -> Figures:
+    """One line's figures; classes without instructions are left out."""
+    library = compile_kernels(case, cpu_target(isa))
+    found = functions(library.inspect_source("asm"), isa.architecture)
+    counts = sum((loop for function in found for loop in function.loops), Counter[str]())
+    figures = {"loops": sum(len(function.loops) for function in found), **{name: counts[name] for name in CLASSES}}
+    figures |= {"code_bytes": _code_bytes(library), "stack_bytes": max((function.stack_bytes for function in found), default=0)}
+    figures |= _workspaces(library.inspect_source("ll"))
+    return {name: figure for name, figure in figures.items() if figure or name == "spill"}
+
+
+def compile_kernels(case: KernelCase, target: Target) -> tvm.runtime.Module:
+    """The case's kernels as machine code, compiled as `compiler.build` does."""
+    mod = lower_case(case, target)
+    kernels = {
+        gv.name_hint: f.with_attr("global_symbol", gv.name_hint) for gv, f in mod.functions_items() if isinstance(f, tvm.tirx.PrimFunc)
+    }
+    with target.tvm, tvm.transform.PassContext(opt_level=3):
+        return tvm.tirx.build(tvm.IRModule(kernels), target=target.tvm, pipeline=target.lowering)
+
+
+def _code_bytes(library: tvm.runtime.Module) -> int:
+    """Bytes of the object file's sections of code (ELF-64, System V ABI chapter 4)."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.o"
+        library.write_to_file(str(file), "o")
+        data = file.read_bytes()
+    [table] = struct.unpack_from("<Q", data, 0x28)
+    size, count = struct.unpack_from("<HH", data, 0x3A)
+    sections = (struct.unpack_from("<IIQQQQ", data, table + size * index) for index in range(count))
+    executable = 0x4
+    return sum(num_bytes for _, _, flags, _, _, num_bytes in sections if flags & executable)
+
+
+def _workspaces(llvm_ir: str) -> Figures:
+    """Bytes taken from the pool, and how often the number is known only at run time."""
+    sizes = re.findall(r"call ptr %\w+\(i32 1, i32 [%\w]+, i64 (%?\w+), i32 \d+, i32 \d+\)", llvm_ir)
+    known = [int(size) for size in sizes if size.isdecimal()]
+    return {"workspace_bytes": sum(known), "dynamic_workspaces": len(sizes) - len(known)}
+
+
+def read_ledger(file: Path = LEDGER) -> Ledger:
+    """The ledger as the file has it; empty if there is none."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    entries = [json.loads(line) for line in lines]
+    return {(entry.pop("kernel"), entry.pop("isa")): entry for entry in entries}
+
+
+def write_ledger(ledger: Ledger, file: Path = LEDGER) -> None:
+    """A line for every kernel and instruction set, in the order of the ledger."""
+    lines = (json.dumps({"kernel": kernel, "isa": isa, **figures}) for (kernel, isa), figures in ledger.items())
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def differences(before: Ledger, now: Ledger) -> list[str]:
+    """A line of text for every line of the ledger that is not as it was, the worse ones first; "mixed" are those with more and less."""
+    texts = {}
+    for key in before.keys() | now.keys():
+        if before.get(key) != now.get(key):
+            verdict, changes = _change(before.get(key), now.get(key))
+            texts[verdict, *key] = f"{verdict}: {key[0]}, {key[1]}: {changes}"
+    return [texts[key] for key in sorted(texts, key=lambda key: (_VERDICTS.index(key[0]), key))]
+
+
+def _change(before: Mapping[str, int] | None, now: Mapping[str, int] | None) -> tuple[str, str]:
+    if before is None or now is None:
+        return ("new", "not in the ledger") if before is None else ("gone", "not in the catalogue")
+    changed = {name: (before.get(name, 0), now.get(name, 0)) for name in {**before, **now} if before.get(name) != now.get(name)}
+    grown = {new > old for old, new in changed.values()}
+    verdict = "mixed" if len(grown) == 2 else "worse" if True in grown else "better"
+    return verdict, ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
+
+
+def main() -> None:
+    """Renews the ledger and prints what changed."""
+    ledger = make_ledger()
+    print("\n".join(differences(read_ledger(), ledger)) or "no change")
+    write_ledger(ledger)
+
+
+if __name__ == "__main__":
+    main()

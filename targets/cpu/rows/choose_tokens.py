@@ -1,0 +1,85 @@
+"""The likeliest token of each row of logits, and the inputs of the step that goes on with them."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import tvm
+from tvm import relax
+from tvm.tirx.script import builder as T
+
+from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK, Work
+from cupola.targets.cpu.emit.loops import for_each
+from cupola.targets.cpu.emit.simd import Buffer, Value, argument, local, name, prim_func
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.ops import ChooseTokens
+from cupola.targets.work import with_work
+
+INFINITY_BITS, MAGNITUDE_BITS = 0x7F800000, 0x7FFFFFFF  # of float32; a magnitude of more than infinity's is NaN
+
+
+def lower_choose_tokens(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
+    """`ChooseTokens`; the same code for every instruction set."""
+    op = ChooseTokens.match(call)
+    if op is None:
+        return None
+    width = int(op.logits.ty.shape[1])
+    function = builder.add_func(_build(width, op.block_size), f"choose_tokens_{width}")
+    arguments = [op.logits, op.maxima, op.tokens, op.positions, op.slots, op.context_lens, op.block_tables]
+    return relax.op.call_tir(function, relax.Tuple(arguments), out_ty=call.ty)
+
+
+@cache
+def _build(width: int, block_size: int) -> tvm.tirx.PrimFunc:
+    num_blocks = -(-width // MAXIMA_BLOCK)
+
+    def body() -> None:
+        n, batch, rows, max_blocks = (T.int64() for _ in range(4))
+        logits = argument("logits", (rows, width), "float32")
+        maxima = argument("maxima", (rows, num_blocks), "float32")
+        tokens, positions, slots = (argument(label, (n,), "int32") for label in ("tokens", "positions", "slots"))
+        context_lens = argument("context_lens", (batch,), "int32")
+        block_tables = argument("block_tables", (batch, max_blocks), "int32")
+        out = argument("out", (MAX_STEPS, rows), "int32")
+
+        def choose(row: Value) -> None:
+            with T.serial(MAX_STEPS - 1) as step:
+                T.buffer_store(out, out[step + 1, row], [step, row])
+            start = name(_find_largest(maxima, row, T.int64(0), T.int64(num_blocks)) * MAXIMA_BLOCK)
+            token = name(start + _find_largest(logits, row, start, name(T.min(T.int64(width) - start, T.int64(MAXIMA_BLOCK)))))
+            chosen = T.Select(_any_is_nan(maxima, row, num_blocks), T.int32(-1), T.cast(token, "int32"))
+            T.buffer_store(out, chosen, [MAX_STEPS - 1, row])
+
+        for_each(rows, num_blocks, choose)
+        with T.If(T.And(n == batch, n == rows)), T.Then(), T.serial(n) as i:
+            position = name(positions[i] + 1)
+            column = T.min(T.cast(position // block_size, "int64"), max_blocks - 1)  # past the end, nobody goes on
+            T.buffer_store(tokens, T.max(out[MAX_STEPS - 1, i], 0), [i])  # a token for the embedding, whatever comes of it
+            T.buffer_store(positions, position, [i])
+            T.buffer_store(slots, block_tables[i, column] * block_size + position % block_size, [i])
+            T.buffer_store(context_lens, context_lens[i] + 1, [i])
+
+    return with_work(prim_func(body), Work(gathered_bytes_per_row=4 * MAXIMA_BLOCK))  # one block of a row's logits
+
+
+def _find_largest(x: Buffer, row: Value, start: Value, count: Value) -> Value:
+    """Where, from `start` on, the first of the largest of a row's numbers is."""
+    found, largest = local(1, "int64"), local(1)
+    T.buffer_store(found, T.int64(0), [0])
+    T.buffer_store(largest, T.float32(-math.inf), [0])
+    with T.serial(count) as i:
+        value = name(x[row, start + i])
+        with T.If(value > largest[0]), T.Then():
+            T.buffer_store(found, i, [0])
+            T.buffer_store(largest, value, [0])
+    return found[0]
+
+
+def _any_is_nan(x: Buffer, row: Value, count: int) -> Value:
+    """By their bits: TVM's simplifier takes for granted that a number equals itself."""
+    highest = local(1, "int32")
+    T.buffer_store(highest, T.int32(0), [0])
+    with T.serial(count) as i:
+        T.buffer_store(highest, T.max(highest[0], T.reinterpret("int32", x[row, i]) & T.int32(MAGNITUDE_BITS)), [0])
+    return highest[0] > T.int32(INFINITY_BITS)
