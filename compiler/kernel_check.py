@@ -17,9 +17,9 @@ from cupola.compiler.weights import lift_weights
 from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.kernel_case import ODD, SMOLLM2, Array, Arrays, KernelCase, lower_case
-from cupola.targets.kernel_cases import KERNELS, VARIANTS
 from cupola.targets.registry import get_target
+from cupola.targets.testing.case import ODD, SMOLLM2, Array, Arrays, KernelCase, lower_case
+from cupola.targets.testing.catalogue import KERNELS, VARIANTS
 
 
 @dataclass(frozen=True)

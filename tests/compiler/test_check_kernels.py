@@ -8,9 +8,9 @@ import pytest
 
 from cupola.compiler import kernel_check
 from cupola.compiler.cli.app import run
-from cupola.targets import references
 from cupola.targets.cpu.isa import ISAS, runs_here
-from cupola.targets.kernel_cases import rms_norm, rotary
+from cupola.targets.testing import references
+from cupola.targets.testing.catalogue import rms_norm, rotary
 
 HERE = next(isa.name for isa in reversed(ISAS) if runs_here(isa))
 

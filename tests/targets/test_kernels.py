@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from cupola.compiler.kernel_check import compile_case, worst_error
 from cupola.targets.cpu.isa import ISAS, runs_here, with_own_kernels
 from cupola.targets.cpu.rows.rotary import lower_rotary
-from cupola.targets.kernel_case import IN_TILES, ODD, SMOLLM2
-from cupola.targets.kernel_cases import KERNELS, VARIANTS, AttentionKernel, rotary
 from cupola.targets.ops import Rotary
-from cupola.targets.references import Expected
 from cupola.targets.registry import get_target
+from cupola.targets.testing.case import IN_TILES, ODD, SMOLLM2
+from cupola.targets.testing.catalogue import KERNELS, VARIANTS, AttentionKernel, rotary
+from cupola.targets.testing.references import Expected
 from tests.targets.harness import same_bits
 
 ISA_OF = {isa.name: isa for isa in ISAS}

@@ -9,9 +9,9 @@ from cupola.runtime.machine import missing_features
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.cpu.measure.assembly import functions
 from cupola.targets.cpu.measure.ledger import compile_kernels
-from cupola.targets.kernel_case import SMOLLM2
-from cupola.targets.kernel_cases import AttentionKernel, LinearKernel
 from cupola.targets.registry import get_target, get_targets, list_targets, target_names
+from cupola.targets.testing.case import SMOLLM2
+from cupola.targets.testing.catalogue import AttentionKernel, LinearKernel
 
 
 def test_every_target_is_listed_and_found():

@@ -28,8 +28,8 @@ from cupola.targets.base import Target
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.measure.assembly import CLASSES, functions
 from cupola.targets.cpu.target import cpu_target
-from cupola.targets.kernel_case import SMOLLM2, KernelCase, lower_case
-from cupola.targets.kernel_cases import KERNELS
+from cupola.targets.testing.case import SMOLLM2, KernelCase, lower_case
+from cupola.targets.testing.catalogue import KERNELS
 
 Figures: TypeAlias = dict[str, int]
 Ledger: TypeAlias = dict[tuple[str, str], Figures]  # by kernel and instruction set

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from cupola.targets import references
 from cupola.targets.ops import ACTIVATIONS, Linear
+from cupola.targets.testing import references
 from tests.targets.harness import RUNNABLE, Input, compile_one, size
 
 

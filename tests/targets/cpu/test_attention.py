@@ -14,7 +14,7 @@ from tvm import relax
 
 from cupola.targets.cpu.isa import runs_here, with_own_kernels
 from cupola.targets.ops import PagedAttention
-from cupola.targets.references import INT16_ROUNDING, page_keys, page_values
+from cupola.targets.testing.references import INT16_ROUNDING, page_keys, page_values
 from tests.targets import harness
 from tests.targets.harness import RUNNABLE, Input, compile_one, same_bits, size
 

@@ -10,8 +10,8 @@ import pytest
 from cupola.targets.cpu.isa import ISAS
 from cupola.targets.cpu.measure import ledger
 from cupola.targets.cpu.measure.assembly import SYNTAXES, classify, functions
-from cupola.targets.kernel_case import SMOLLM2
-from cupola.targets.kernel_cases import LinearKernel
+from cupola.targets.testing.case import SMOLLM2
+from cupola.targets.testing.catalogue import LinearKernel
 
 ISA = {isa.name: isa for isa in ISAS}
 

@@ -15,10 +15,10 @@ import numpy as np
 from tvm import relax
 
 from cupola.runtime.artifact import MAXIMA_BLOCK
-from cupola.targets import references
 from cupola.targets.cpu.emit.amx import MANY
-from cupola.targets.kernel_case import Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
 from cupola.targets.ops import GROUP, BlockMaxima, ChooseTokens, Embedding, GatedLinear, Linear, PagedAttention, Rotary
+from cupola.targets.testing import references
+from cupola.targets.testing.case import Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
 
 EPSILON = 1e-5  # of norms
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}

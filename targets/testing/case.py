@@ -15,7 +15,7 @@ from tvm import relax
 
 from cupola.targets.base import Target
 from cupola.targets.cpu.isa import ISA, ISAS, with_own_kernels
-from cupola.targets.references import Expected
+from cupola.targets.testing.references import Expected
 
 Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]

@@ -1,0 +1,1 @@
+"""Cases and references that every target's kernels are tested on."""
