@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cupola.runtime.artifact import MANIFEST
+from cupola.runtime.artifact.manifest import MANIFEST
 from cupola.runtime.errors import OptionError, SourceError
 
 if sys.platform != "win32":  # where nothing is locked, and what was left behind stays

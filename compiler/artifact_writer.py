@@ -14,18 +14,10 @@ import numpy as np
 
 from cupola.compiler.sources import Source
 from cupola.compiler.weights import PackedWeight
-from cupola.runtime.artifact import (
-    GENERATION_CONFIG,
-    MANIFEST,
-    SPECIAL_TOKENS,
-    TOKENIZER,
-    FileSpec,
-    Manifest,
-    TensorSpec,
-    WeightSpec,
-    sha256_of,
-    template_file,
-)
+from cupola.runtime.artifact.folder import sha256_of, template_file
+from cupola.runtime.artifact.manifest import GENERATION_CONFIG, MANIFEST, SPECIAL_TOKENS, TOKENIZER, FileSpec, Manifest
+from cupola.runtime.artifact.read import parse_manifest
+from cupola.runtime.artifact.tensors import TensorSpec, WeightSpec
 
 SHARD_BYTES = 256 << 20  # shards are hashed side by side when the artifact is opened
 PIECE_BYTES = 2 << 20  # a large page: what is written at once stays in memory in one, and need not be found by 512 small ones
@@ -49,7 +41,7 @@ def write_texts(folder: Path, source: Source) -> None:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """The last file of an artifact; its presence makes the folder one. Raises ArtifactError for what could not be opened again."""
     text = manifest.to_json()
-    Manifest.from_json(text, folder / MANIFEST)
+    parse_manifest(text, folder / MANIFEST)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 

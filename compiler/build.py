@@ -15,7 +15,7 @@ from tvm import IRModule, relax, tirx
 from cupola.compiler.pipeline import Dumps
 from cupola.passes.give_outputs import give_outputs
 from cupola.passes.share_tensors import share_tensors
-from cupola.runtime.artifact import FunctionSpec, TensorSpec
+from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
 from cupola.runtime.environment import debug_level, interpreter
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target

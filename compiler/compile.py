@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cupola.compiler.options import CompileOptions, short_name
 from cupola.compiler.progress import Progress, default_progress
 from cupola.compiler.signals import keep_signals
-from cupola.runtime.artifact import Artifact
+from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import UnsupportedError
 

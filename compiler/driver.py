@@ -20,7 +20,8 @@ from cupola.compiler.sources import open_source
 from cupola.compiler.variants import build_variant, check_same_weights, join_functions, join_kernels, library_names
 from cupola.compiler.weights import encoding_notes, lift_weights, overflow_notes
 from cupola.passes.schemes import scheme_of
-from cupola.runtime.artifact import FORMAT_VERSION, Artifact, Limits, Manifest, SourceSpec
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.manifest import FORMAT_VERSION, Limits, Manifest, SourceSpec
 from cupola.runtime.environment import debug_level
 from cupola.targets.registry import get_targets
 

@@ -33,7 +33,7 @@ from cupola.passes.quantize_weights import quantize_weights
 from cupola.passes.schemes.base import Scheme
 from cupola.passes.simplify import simplify
 from cupola.passes.sink_transposes import sink_transposes
-from cupola.runtime.artifact import KVSpec
+from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.environment import debug_level
 from cupola.targets.base import Target
 

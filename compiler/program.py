@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from tvm import IRModule
 
 from cupola.compiler.sources.base import LazyTensor
-from cupola.runtime.artifact import KVSpec, ModelConfig
+from cupola.runtime.artifact.manifest import ModelConfig
+from cupola.runtime.artifact.state import KVSpec
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from tvm import IRModule, relax
 from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.pipeline import Dumps, kernel_passes, run_passes
 from cupola.compiler.weights import TRANSFORM, PackedWeight
-from cupola.runtime.artifact import LIBRARY, FunctionSpec, KernelSpec, LibrarySpec
+from cupola.runtime.artifact.manifest import LIBRARY, LibrarySpec
+from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec
 from cupola.runtime.errors import OptionError
 from cupola.targets.base import Target
 from cupola.targets.work import list_kernels

@@ -24,7 +24,7 @@ from cupola.passes.rewrite import name_of
 from cupola.passes.schemes import Storage, storage_of
 from cupola.passes.schemes.blocks import Blocks
 from cupola.passes.simplify import axes_of
-from cupola.runtime.artifact import TensorSpec
+from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.weight_functions import function_of
 

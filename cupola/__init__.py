@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cupola.compiler.compile import compile
-    from cupola.runtime.artifact import Artifact
+    from cupola.runtime.artifact.folder import Artifact
+    from cupola.runtime.device.choose import choose_library
     from cupola.runtime.engine.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from cupola.runtime.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from cupola.runtime.engine.sampling_params import SamplingParams
@@ -74,6 +75,7 @@ __all__ = [
     "StructuredOutputs",
     "UnsupportedError",
     "__version__",
+    "choose_library",
     "compile",
     "evaluate",
     "measure_roofline",
@@ -84,26 +86,27 @@ __all__ = [
 
 _MODULES = {
     "compile": "compiler.compile",
-    "Artifact": "runtime.artifact",
+    "Artifact": "runtime.artifact.folder",
+    "choose_library": "runtime.device.choose",
     "LLM": "runtime.llm",
-    **dict.fromkeys(("BeamSearchOutput", "BeamSearchParams", "BeamSearchSequence"), "runtime.beam_search"),
-    "Benchmark": "runtime.benchmark",
-    "SpeedTest": "runtime.benchmark",
-    **dict.fromkeys(("KernelTime", "Profile", "Roofline", "measure_roofline", "profile"), "runtime.profile"),
-    "evaluate": "runtime.evaluation",
-    "Evaluation": "runtime.evaluation",
-    "Estimate": "runtime.evaluation",
-    "Comparison": "runtime.evaluation",
+    **dict.fromkeys(("BeamSearchOutput", "BeamSearchParams", "BeamSearchSequence"), "runtime.engine.beam_search"),
+    "Benchmark": "runtime.measure.benchmark",
+    "SpeedTest": "runtime.measure.benchmark",
+    **dict.fromkeys(("KernelTime", "Profile", "Roofline", "measure_roofline", "profile"), "runtime.measure.profile"),
+    "evaluate": "runtime.measure.evaluation",
+    "Evaluation": "runtime.measure.evaluation",
+    "Estimate": "runtime.measure.evaluation",
+    "Comparison": "runtime.measure.evaluation",
     "LoadTest": "runtime.load_generator.load_test",
     "LoadReport": "runtime.load_generator.report",
     "run_load_test": "runtime.load_generator.run",
-    "SamplingParams": "runtime.sampling_params",
-    "StructuredOutputs": "runtime.structured_outputs",
+    "SamplingParams": "runtime.engine.sampling_params",
+    "StructuredOutputs": "runtime.structured.structured_outputs",
     "serve": "runtime.server.serve",
-    "CompletionOutput": "runtime.outputs",
-    "Logprob": "runtime.outputs",
-    "RequestMetrics": "runtime.outputs",
-    "RequestOutput": "runtime.outputs",
+    "CompletionOutput": "runtime.engine.outputs",
+    "Logprob": "runtime.engine.outputs",
+    "RequestMetrics": "runtime.engine.outputs",
+    "RequestOutput": "runtime.engine.outputs",
     **{name: "runtime.errors" for name in __all__ if name.endswith("Error")},
 }
 

@@ -13,7 +13,7 @@ import tvm
 from tvm import IRModule, relax
 
 from cupola.passes.rewrite import pass_of, with_result
-from cupola.runtime.artifact import KVSpec
+from cupola.runtime.artifact.state import KVSpec
 from cupola.targets.ops import ChooseTokens
 
 _CHANGED = ("tokens", "positions", "slots.0", "context_lens", "block_tables.0")  # all K/V groups are given the same slots and tables

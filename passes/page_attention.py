@@ -18,7 +18,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 
 from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
-from cupola.runtime.artifact import KVSpec
+from cupola.runtime.artifact.state import KVSpec
 from cupola.targets import ops
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cupola.runtime.artifact import Artifact
+from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device.interface import Float32
 from cupola.runtime.device.memory import choose_num_blocks, make_swap_space
 from cupola.runtime.device.tvm_executor import load

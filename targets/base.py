@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
-from cupola.runtime.artifact import TargetSpec
+from cupola.runtime.artifact.manifest import TargetSpec
 
 # Lowers one call: adds its PrimFunc to the builder and returns the expression that replaces the call, or None for
 # "not mine". Packing of a weight is emitted as Relax ops on the weight; it is lifted out and runs at compile time.

@@ -15,7 +15,7 @@ from typing import ClassVar, Self, TypeAlias
 import tvm
 from tvm import relax, tirx
 
-from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
 
 Tensor: TypeAlias = relax.Expr
 PREFIX = "cupola."

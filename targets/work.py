@@ -8,7 +8,7 @@ from dataclasses import asdict
 import tvm
 from tvm import tirx
 
-from cupola.runtime.artifact import KernelSpec, Work
+from cupola.runtime.artifact.tensors import KernelSpec, Work
 
 _ATTRIBUTE = "cupola.work"
 

@@ -13,7 +13,7 @@ import pytest
 import cupola
 from cupola.compiler.options import KV_DTYPES, QUANTS
 from cupola.models import FAMILIES, llama
-from cupola.runtime.artifact import CHAT_TEMPLATE, GENERATION_CONFIG, LIBRARY, MANIFEST, TOKENIZER
+from cupola.runtime.artifact.manifest import CHAT_TEMPLATE, GENERATION_CONFIG, LIBRARY, MANIFEST, TOKENIZER
 from tests.conftest import Compiled
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import cupola
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.cache import cached_artifact
 from cupola.compiler.options import CompileOptions
-from cupola.runtime.artifact import CHAT_TEMPLATE
+from cupola.runtime.artifact.manifest import CHAT_TEMPLATE
 from cupola.runtime.errors import ArtifactError, OptionError
 
 if TYPE_CHECKING:

@@ -18,10 +18,9 @@ from cupola.compiler.cli.bench_kernels import show_kernels, unlike
 from cupola.compiler.cli.lists import table
 from cupola.compiler.cli.progress import console_progress
 from cupola.compiler.options import short_name
-from cupola.runtime.artifact import Artifact
+from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.environment import num_threads
 from cupola.runtime.errors import OptionError
-from cupola.runtime.machine import choose_library
 
 if TYPE_CHECKING:
     from cupola import Benchmark, SpeedTest
@@ -165,7 +164,7 @@ def _facts(artifact: Artifact, isa: str | None) -> dict[str, object]:
         "size": f"{_weight_bytes(artifact) / 2**20:.2f} MiB",
         "scheme": manifest.scheme,
         "K/V": manifest.kv.dtype,
-        "target": choose_library(artifact, isa).target.name,
+        "target": cupola.choose_library(artifact, isa).target.name,
         "threads": num_threads(),
     }
 

@@ -20,7 +20,8 @@ import typer
 
 from cupola.compiler.compile import compile_apart
 from cupola.compiler.options import CompileOptions, short_name
-from cupola.runtime.artifact import MANIFEST, Artifact
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.manifest import MANIFEST
 from cupola.runtime.environment import cache_folder
 from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.targets.registry import list_targets

@@ -13,7 +13,7 @@ import typer
 import cupola
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.progress import console_progress
-from cupola.runtime.artifact import Artifact
+from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.errors import one_line
 
 Out = Annotated[

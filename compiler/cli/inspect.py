@@ -16,7 +16,9 @@ from rich.table import Table
 from rich.tree import Tree
 
 from cupola.compiler.cli import parameters as p
-from cupola.runtime.artifact import ITEM_BYTES, Artifact, FunctionSpec, Manifest, TargetSpec, TensorSpec
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.manifest import Manifest, TargetSpec
+from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, TensorSpec
 from cupola.runtime.errors import OptionError
 
 

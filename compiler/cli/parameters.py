@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cupola.compiler.options import EMBEDDINGS, KV_DTYPES, QUANTS, CompileOptions
-from cupola.runtime.artifact import LIBRARY, MANIFEST
+from cupola.runtime.artifact.manifest import LIBRARY, MANIFEST
 from cupola.runtime.errors import OptionError
 
 DEFAULTS = CompileOptions()

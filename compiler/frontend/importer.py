@@ -17,7 +17,7 @@ from cupola.compiler.program import Program
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import Source, bind_weights, unused_tensors
 from cupola.passes.rewrite import shape_of
-from cupola.runtime.artifact import ModelConfig
+from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.errors import OptionError
 
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")

@@ -7,7 +7,7 @@ from collections import defaultdict
 from tvm import IRModule
 
 from cupola.passes.rewrite import shape_of
-from cupola.runtime.artifact import KVGroup, KVSpec
+from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets import ops
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cupola.runtime.artifact import Manifest
+from cupola.runtime.artifact.manifest import Manifest
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.errors import OptionError
 

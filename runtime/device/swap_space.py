@@ -13,7 +13,7 @@ import ml_dtypes  # noqa: F401  gives numpy the name "bfloat16"
 import numpy as np
 import numpy.typing as npt
 
-from cupola.runtime.artifact import KVSpec
+from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.errors import OptionError
 
 Array = npt.NDArray[Any]

@@ -22,12 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime import environment
-from cupola.runtime.artifact import MANIFEST, MAX_STEPS, REPEAT_IN_TEAM, Artifact, KernelSpec, KVSpec, Manifest, TensorSpec, WeightSpec
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.inputs import MAX_STEPS
+from cupola.runtime.artifact.manifest import MANIFEST, REPEAT_IN_TEAM, Manifest
+from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.artifact.tensors import KernelSpec, TensorSpec, WeightSpec
+from cupola.runtime.device.choose import choose_library
 from cupola.runtime.device.interface import Batch, Float32, Int32, Logits
 from cupola.runtime.device.library import load_library
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.errors import ArtifactError, EngineError
-from cupola.runtime.machine import choose_library
 
 Array = npt.NDArray[Any]
 SPARE_BYTES = 16 << 20  # of workspace that is kept beside the largest step's

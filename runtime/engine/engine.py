@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from cupola.runtime.artifact import ModelConfig
+from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.device.interface import Executor, Float32, Logits
 from cupola.runtime.engine.block_pool import BlockPool
 from cupola.runtime.engine.grammar_masks import GrammarMasks

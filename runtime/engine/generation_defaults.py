@@ -6,7 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from cupola.runtime.artifact import GENERATION_CONFIG, TOKENIZER, Artifact
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.manifest import GENERATION_CONFIG, TOKENIZER
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import RequestError
 

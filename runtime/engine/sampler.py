@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cupola.runtime.artifact import MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
 from cupola.runtime.device.interface import Float32, Logits
 from cupola.runtime.engine.grammar_masks import Failed, Outcome
 from cupola.runtime.engine.request import RankedLogprobs, Request, Sequence

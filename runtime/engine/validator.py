@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cupola.runtime.artifact import ModelConfig
+from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.engine.sampling_params import MAX_BAD_WORD_CHARACTERS, SamplingParams
 from cupola.runtime.errors import ContextLengthError, RequestError
 from cupola.runtime.text.tokenizer import Tokenizer

@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from cupola.runtime.artifact import Artifact, Manifest
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.manifest import Manifest
 from cupola.runtime.device.tvm_executor import TVMExecutor
 from cupola.runtime.engine.engine import Engine
 from cupola.runtime.engine.sampling_params import SamplingParams

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cupola.runtime.artifact import KernelSpec, TensorSpec, Work
+from cupola.runtime.artifact.tensors import KernelSpec, TensorSpec, Work
 from cupola.runtime.device.interface import Batch, Float32, Int32, Logits
 from cupola.runtime.device.tvm_executor import TVMExecutor, aligned_ones
 from cupola.runtime.environment import num_threads

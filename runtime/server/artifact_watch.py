@@ -11,7 +11,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cupola.runtime.artifact import COPY_AGAIN, Artifact, FileSpec, sha256_of
+from cupola.runtime.artifact.folder import Artifact, sha256_of
+from cupola.runtime.artifact.manifest import COPY_AGAIN, FileSpec
 from cupola.runtime.errors import ArtifactError
 from cupola.runtime.server.logs import log
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from cupola.runtime.artifact import Artifact
+from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.engine.engine import Engine
 from cupola.runtime.engine.outputs import TokenLogprobs
 from cupola.runtime.engine.request import Request

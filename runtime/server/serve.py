@@ -15,7 +15,7 @@ from types import FrameType
 
 import uvicorn
 
-from cupola.runtime.artifact import Artifact
+from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device.memory import parse_bytes
 from cupola.runtime.engine.engine import EngineConfig
 from cupola.runtime.errors import OptionError

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cupola.runtime.artifact import Artifact
+from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.engine.generation_defaults import default_sampling_params
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.validator import Admission, Prompt

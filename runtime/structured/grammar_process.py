@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cupola.runtime.artifact.verified import identify
 from cupola.runtime.environment import interpreter
-from cupola.runtime.verified import identify
 
 HEAD = struct.Struct("<I")
 CHUNK_BYTES = 1 << 20

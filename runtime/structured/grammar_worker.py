@@ -23,9 +23,9 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
+from cupola.runtime.artifact.verified import identify
 from cupola.runtime.structured import xgrammar_library as xgrammar
 from cupola.runtime.structured.lark_grammar import replace_lark
-from cupola.runtime.verified import identify
 
 MAX_GROWTH_BYTES = 512 << 20  # of a grammar's process over this one
 MAX_ERROR_CHARACTERS, MAX_LOG_BYTES = 200, 65536

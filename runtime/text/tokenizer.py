@@ -9,12 +9,13 @@ from pathlib import Path
 
 import tokenizers
 
-from cupola.runtime.artifact import COMPILE_AGAIN, SPECIAL_TOKENS, TOKENIZER, Artifact, template_name
+from cupola.runtime.artifact.folder import Artifact, template_name
+from cupola.runtime.artifact.manifest import COMPILE_AGAIN, SPECIAL_TOKENS, TOKENIZER
+from cupola.runtime.artifact.verified import identify
 from cupola.runtime.errors import ArtifactError, ContextLengthError, OptionError, RequestError
 from cupola.runtime.text.chat_template import ChatTemplate
 from cupola.runtime.text.token_bytes import TokenBytes
 from cupola.runtime.text.tokenizer_safety import is_harmless_decoder, is_harmless_encoder
-from cupola.runtime.verified import identify
 from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
 
 WORKER = Path(__file__).with_name("tokenizer_worker.py")

@@ -6,7 +6,7 @@ from functools import partial
 
 import tvm
 
-from cupola.runtime.artifact import TargetSpec
+from cupola.runtime.artifact.manifest import TargetSpec
 from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.cpu.attention.paged import lower_paged_attention

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from cupola.runtime.artifact import MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
 from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.ops import GROUP, BlockMaxima, ChooseTokens, Embedding, GatedLinear, Linear, PagedAttention, Rotary
 from cupola.targets.testing import references

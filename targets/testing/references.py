@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
 from cupola.targets.ops import GROUP
 
 Array: TypeAlias = npt.NDArray[Any]

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from cupola.compiler import artifact_writer
 from cupola.compiler.artifact_writer import PIECE_BYTES, Pieces, list_files, write_weights
 from cupola.compiler.weights import PackedWeight
-from cupola.runtime.artifact import TensorSpec, sha256_of
+from cupola.runtime.artifact.folder import sha256_of
+from cupola.runtime.artifact.tensors import TensorSpec
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.pipeline import kernel_passes, run_passes
-from cupola.runtime.artifact import FunctionSpec, TensorSpec
+from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
 from cupola.targets.registry import get_target
 from tests.instructions import count_instructions
 

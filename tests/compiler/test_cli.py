@@ -16,43 +16,58 @@ from cupola.compiler import sources
 from cupola.compiler.cli import cache
 from cupola.compiler.cli.app import run
 from cupola.compiler.options import CompileOptions, short_name
-from cupola.runtime import artifact as a
+from cupola.runtime.artifact.folder import Artifact, sha256_of
+from cupola.runtime.artifact.manifest import (
+    CHAT_TEMPLATE,
+    FORMAT_VERSION,
+    LIBRARY,
+    MANIFEST,
+    FileSpec,
+    LibrarySpec,
+    Limits,
+    Manifest,
+    ModelConfig,
+    SourceSpec,
+    TargetSpec,
+)
+from cupola.runtime.artifact.state import KVGroup, KVSpec
+from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, TensorSpec, WeightSpec
 from cupola.runtime.errors import EngineError, SourceError
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = ("compile", "run", "chat", "bench", "bench-serve", "eval", "inspect", "check-kernels", "models", "targets")
 
 
-def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True) -> a.Artifact:
+def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True) -> Artifact:
     """An artifact that has everything but a library that runs."""
     folder.mkdir(parents=True)
-    (folder / a.LIBRARY).write_bytes(b"\x7fELF")
+    (folder / LIBRARY).write_bytes(b"\x7fELF")
     (folder / "weights-00001.safetensors").write_bytes(bytes(264))
     if template:
-        (folder / a.CHAT_TEMPLATE).write_text("{{ messages }}")
-    files = tuple(a.FileSpec(file.name, file.stat().st_size, a.sha256_of(file)) for file in sorted(folder.iterdir()))
+        (folder / CHAT_TEMPLATE).write_text("{{ messages }}")
+    files = tuple(FileSpec(file.name, file.stat().st_size, sha256_of(file)) for file in sorted(folder.iterdir()))
     shapes: dict[str, tuple[int | str, ...]] = {
         "tokens": ("n",), "positions": ("n",), "query_starts": ("b + 1",), "context_lens": ("b",), "logit_rows": ("r",),
         "slots.0": ("n",), "block_tables.0": ("b", "max_blocks"),
     }  # fmt: skip
-    inputs = [a.TensorSpec(name, "int32", shape) for name, shape in shapes.items()]
+    inputs = [TensorSpec(name, "int32", shape) for name, shape in shapes.items()]
     inputs += [
-        a.TensorSpec("k_pages.0", "float32", (2, "num_blocks", 1, 8, 16)),
-        a.TensorSpec("v_pages.0", "float32", (2, "num_blocks", 1, 16, 8)),
-        a.TensorSpec("embed", "float32", (8, 8)),
+        TensorSpec("k_pages.0", "float32", (2, "num_blocks", 1, 8, 16)),
+        TensorSpec("v_pages.0", "float32", (2, "num_blocks", 1, 16, 8)),
+        TensorSpec("embed", "float32", (8, 8)),
     ]
-    forward = a.FunctionSpec("forward", tuple(inputs), (a.TensorSpec("logits", "float32", ("r", 8)),), 100, 20)
-    manifest = a.Manifest(
-        a.FORMAT_VERSION, "0.1.0", "0.27.0", a.SourceSpec("tiny [1]", "huggingface", "0" * 64),
-        (a.LibrarySpec(a.LIBRARY, a.TargetSpec("cpu", "x86_64", "avx2", ("avx2",))),), "f32",
-        a.ModelConfig("llama", 64, 8, (0,)), a.KVSpec((a.KVGroup((0, 1), 1, 8, 8),), "float32", 16), a.Limits(4), (forward,),
-        (a.WeightSpec("embed", "float32", (8, 8), "weights-00001.safetensors", 8, "4 bits"),), files,
-        (a.KernelSpec("matmul"), a.KernelSpec("matmul")), (), ("not verified",),
+    forward = FunctionSpec("forward", tuple(inputs), (TensorSpec("logits", "float32", ("r", 8)),), 100, 20)
+    manifest = Manifest(
+        FORMAT_VERSION, "0.1.0", "0.27.0", SourceSpec("tiny [1]", "huggingface", "0" * 64),
+        (LibrarySpec(LIBRARY, TargetSpec("cpu", "x86_64", "avx2", ("avx2",))),), "f32",
+        ModelConfig("llama", 64, 8, (0,)), KVSpec((KVGroup((0, 1), 1, 8, 8),), "float32", 16), Limits(4), (forward,),
+        (WeightSpec("embed", "float32", (8, 8), "weights-00001.safetensors", 8, "4 bits"),), files,
+        (KernelSpec("matmul"), KernelSpec("matmul")), (), ("not verified",),
     )  # fmt: skip
-    (folder / a.MANIFEST).write_text(manifest.to_json())
+    (folder / MANIFEST).write_text(manifest.to_json())
     if damaged:
-        (folder / a.LIBRARY).unlink()
-    return a.Artifact(folder, manifest)
+        (folder / LIBRARY).unlink()
+    return Artifact(folder, manifest)
 
 
 class FakeLLM:
@@ -63,7 +78,7 @@ class FakeLLM:
 
     def __init__(self, artifact: str | Path, *, max_num_seqs: int, isa: str | None) -> None:
         FakeLLM.made_from.append(Path(artifact))
-        self.artifact = a.Artifact.open(artifact)
+        self.artifact = Artifact.open(artifact)
 
     def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return [1] * text.count("<")
@@ -237,7 +252,7 @@ def test_ctrl_c_is_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compile_passes_its_options_on_and_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     asked: dict[str, object] = {}
 
-    def compile(source: str, *, progress: object, **options: object) -> a.Artifact:
+    def compile(source: str, *, progress: object, **options: object) -> Artifact:
         asked.update(options, source=source)
         with progress.stage("tracing", 2) as advance:
             advance(2)
@@ -365,13 +380,13 @@ def test_a_new_build_replaces_the_old_ones_artifact(
 
 def test_a_damaged_artifact_is_compiled_again(fake: type[FakeLLM], compiled: list[list[str]]) -> None:
     write_artifact(cache.artifact_folder("m", CompileOptions()), damaged=True)
-    assert a.Artifact.open(cache.cached_artifact("m", CompileOptions()))
+    assert Artifact.open(cache.cached_artifact("m", CompileOptions()))
     assert len(compiled) == 1
 
 
 def test_a_cached_artifact_whose_content_changed_is_compiled_again(fake: type[FakeLLM], compiled: list[list[str]], capsys: Capture) -> None:
     folder = cache.cached_artifact("m", CompileOptions())
-    (folder / a.LIBRARY).write_bytes(b"\x7fELG")
+    (folder / LIBRARY).write_bytes(b"\x7fELG")
     assert run(["run", "m", "-p", "hi"]) == 0
     assert len(compiled) == 2
     shown = capsys.readouterr()

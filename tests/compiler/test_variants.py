@@ -10,7 +10,7 @@ import cupola
 from cupola.compiler.cli.app import run
 from cupola.compiler.variants import check_same_weights, join_kernels
 from cupola.models import find_family
-from cupola.runtime.artifact import KernelSpec, Work
+from cupola.runtime.artifact.tensors import KernelSpec, Work
 from cupola.runtime.errors import OptionError
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.registry import get_targets

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cupola.models.llama import FAMILY
-from cupola.runtime.artifact import FORMAT_VERSION
+from cupola.runtime.artifact.manifest import FORMAT_VERSION
 from tests.e2e.calls import Call, Result, run_calls
 from tests.runtime.tokenizers_for_tests import byte_level, save
 

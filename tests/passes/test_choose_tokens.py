@@ -6,7 +6,8 @@ import tvm
 from tvm import relax
 
 from cupola.passes.choose_tokens import choose_tokens
-from cupola.runtime.artifact import MAX_STEPS, KVSpec
+from cupola.runtime.artifact.inputs import MAX_STEPS
+from cupola.runtime.artifact.state import KVSpec
 from cupola.targets.ops import ChooseTokens
 from tests.passes.harness import apply, stays
 

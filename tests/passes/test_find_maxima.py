@@ -6,7 +6,7 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from cupola.passes.find_maxima import find_maxima
-from cupola.runtime.artifact import MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
 from tests.passes.harness import becomes
 
 assert MAXIMA_BLOCK == 64

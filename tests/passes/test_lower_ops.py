@@ -6,7 +6,7 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from cupola.passes.lower_ops import lower_ops
-from cupola.runtime.artifact import TargetSpec
+from cupola.runtime.artifact.manifest import TargetSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 from cupola.targets.ops import Linear

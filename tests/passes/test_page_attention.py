@@ -7,7 +7,7 @@ from tvm.script import tirx as T
 
 from cupola.passes.page_attention import page_attention
 from cupola.passes.rewrite import shape_of
-from cupola.runtime.artifact import KVGroup, KVSpec
+from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.targets import ops
 from tests.passes.harness import apply
 

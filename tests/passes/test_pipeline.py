@@ -16,7 +16,7 @@ from cupola.compiler.pipeline import import_passes, pipeline
 from cupola.models import FAMILIES, find_family
 from cupola.passes.rewrite import name_of
 from cupola.passes.schemes import SCHEMES
-from cupola.runtime.artifact import TargetSpec
+from cupola.runtime.artifact.manifest import TargetSpec
 from cupola.targets.base import Target
 from cupola.targets.ops import GatedLinear, Linear, PagedAttention
 

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from cupola.runtime.artifact import ModelConfig
+from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.device.interface import Batch, Float32, Logits
 from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.outputs import RequestOutput

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 import cupola.runtime.machine
-from cupola.runtime.artifact import Artifact, FileSpec, sha256_of
+from cupola.runtime.artifact.folder import Artifact, sha256_of
+from cupola.runtime.artifact.manifest import FileSpec
+from cupola.runtime.device.choose import choose_library
 from cupola.runtime.device.memory import parse_bytes
 from cupola.runtime.device.tvm_executor import load, map_weights
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import ArtifactError, EngineError, OptionError, RequestError
 from cupola.runtime.llm import LLM
-from cupola.runtime.machine import choose_library
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from tests.runtime.tiny_artifact import CONTEXT, VOCAB, make_artifact, reference_logits
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from cupola.runtime import machine
-from cupola.runtime.artifact import Artifact, LibrarySpec, TargetSpec
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.manifest import LibrarySpec, TargetSpec
+from cupola.runtime.device.choose import choose_library
 from cupola.runtime.errors import ArtifactError, OptionError
-from cupola.runtime.machine import choose_library, missing_features
-from tests.runtime.test_artifact import GOOD
+from cupola.runtime.machine import missing_features
+from tests.runtime.artifact.test_artifact import GOOD
 
 HERE = f"{platform.machine()}-{sys.platform}-gnu"
 

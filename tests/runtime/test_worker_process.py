@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cupola.runtime import worker_process
+from cupola.runtime.artifact.verified import identify
 from cupola.runtime.errors import EngineError
-from cupola.runtime.verified import identify
 from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
 from tests.runtime.tokenizers_for_tests import byte_level, save
 

@@ -10,27 +10,23 @@ import tvm
 from tvm import relax
 from tvm.script import tirx as T
 
-from cupola.runtime.artifact import (
+from cupola.runtime.artifact.folder import Artifact, sha256_of
+from cupola.runtime.artifact.manifest import (
     CHAT_TEMPLATE,
     FORMAT_VERSION,
     GENERATION_CONFIG,
     LIBRARY,
     MANIFEST,
-    Artifact,
     FileSpec,
-    FunctionSpec,
-    KVGroup,
-    KVSpec,
     LibrarySpec,
     Limits,
     Manifest,
     ModelConfig,
     SourceSpec,
     TargetSpec,
-    TensorSpec,
-    WeightSpec,
-    sha256_of,
 )
+from cupola.runtime.artifact.state import KVGroup, KVSpec
+from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec, WeightSpec
 from tests.runtime.tokenizers_for_tests import byte_level, save
 
 VOCAB, BLOCK, CONTEXT = 264, 4, 64

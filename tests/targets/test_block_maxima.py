@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cupola.runtime.artifact import MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
 from cupola.targets.ops import BlockMaxima
 from tests.targets.harness import RUNNABLE, Input, compile_one, size
 

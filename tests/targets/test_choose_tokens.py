@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tvm
 
-from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
 from cupola.targets.ops import ChooseTokens
 from cupola.targets.registry import get_target
 from tests.targets.harness import RUNNABLE, Input, module, size

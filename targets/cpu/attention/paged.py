@@ -19,7 +19,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact import Work
+from cupola.runtime.artifact.tensors import Work
 from cupola.targets.cpu.attention.amx import RowBlock, TileKeys
 from cupola.targets.cpu.attention.amx import Scratch as RowScratch
 from cupola.targets.cpu.attention.append import Append

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tvm
 
-from cupola.runtime.artifact import REPEAT_IN_TEAM
+from cupola.runtime.artifact.manifest import REPEAT_IN_TEAM
 from cupola.targets.cpu.isa import ISA
 
 # How a core says that it waits for another one, and how often it does before it lets other programs run.

@@ -19,7 +19,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact import Work
+from cupola.runtime.artifact.tensors import Work
 from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.loops import Claims, Threads, in_tiles, parallel_region, shared_loop

@@ -11,7 +11,7 @@ from functools import cache
 import tvm
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact import Work
+from cupola.runtime.artifact.tensors import Work
 from cupola.targets.cpu.emit import amx as tiles
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, tree

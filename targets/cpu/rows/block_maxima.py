@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact import MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
 from cupola.targets.cpu.emit.loops import for_each
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, argument, pieces, prim_func, tree
 from cupola.targets.cpu.isa import ISA

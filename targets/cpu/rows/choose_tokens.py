@@ -9,7 +9,8 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact import MAX_STEPS, MAXIMA_BLOCK, Work
+from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.artifact.tensors import Work
 from cupola.targets.cpu.emit.loops import for_each
 from cupola.targets.cpu.emit.simd import Buffer, Value, argument, local, name, prim_func
 from cupola.targets.cpu.isa import ISA

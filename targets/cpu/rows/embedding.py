@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact import ITEM_BYTES, Work
+from cupola.runtime.artifact.tensors import ITEM_BYTES, Work
 from cupola.targets.cpu.emit.loops import for_each
 from cupola.targets.cpu.emit.simd import Simd, Value, argument, name, prim_func
 from cupola.targets.cpu.isa import ISA

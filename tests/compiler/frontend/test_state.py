@@ -5,7 +5,7 @@ import tvm
 from tvm import IRModule, relax
 
 from cupola.compiler.frontend.state import kv_layout
-from cupola.runtime.artifact import KVGroup, KVSpec
+from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.ops import Attention
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cupola.runtime.artifact import TensorSpec
+from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.device.tvm_executor import ALIGNMENT, SPARE_BYTES, _Results, load_runtime
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import cupola.runtime.device.library
-from cupola.runtime.artifact import LIBRARY, Artifact
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.manifest import LIBRARY
 from cupola.runtime.device.tvm_executor import load, map_weights
 from cupola.runtime.errors import ArtifactError
 from cupola.runtime.llm import LLM

@@ -16,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from cupola.runtime.artifact import MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
 from cupola.runtime.device.interface import Logits
 from cupola.runtime.engine.request import Request, RequestSpec
 from cupola.runtime.engine.sampler import (

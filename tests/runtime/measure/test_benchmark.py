@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cupola.runtime.artifact import Artifact
+from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device.interface import Batch
 from cupola.runtime.errors import OptionError
 from cupola.runtime.measure import benchmark as module

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cupola.runtime.artifact import Artifact
+from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.errors import ArtifactError, CupolaError, EngineError
 from cupola.runtime.server import messages as m
 from cupola.runtime.server import service as s

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tvm
 
-from cupola.runtime.artifact import Work
+from cupola.runtime.artifact.tensors import Work
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.cpu.measure.probes import CHAINS, MULTIPLICATIONS, TILE_MULTIPLICATIONS, probes, steps
 from cupola.targets.cpu.target import cpu_target

@@ -15,7 +15,7 @@ import pytest
 import tvm
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact import REPEAT_IN_TEAM
+from cupola.runtime.artifact.manifest import REPEAT_IN_TEAM
 from cupola.targets.cpu.emit.loops import Claims, Threads, parallel_region, shared_loop
 from cupola.targets.cpu.emit.simd import argument, prim_func
 from cupola.targets.cpu.isa import ISAS

@@ -7,19 +7,10 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cupola.runtime.artifact import (
-    COMPILE_AGAIN,
-    ITEM_BYTES,
-    MAX_STEPS,
-    MAXIMA_BLOCK,
-    FileSpec,
-    FunctionSpec,
-    KernelSpec,
-    KVSpec,
-    Manifest,
-    ModelConfig,
-    TensorSpec,
-)
+from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.artifact.manifest import COMPILE_AGAIN, FileSpec, Manifest, ModelConfig
+from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, KernelSpec, TensorSpec
 from cupola.runtime.errors import ArtifactError
 
 Fault = tuple[str, str]  # the field, and what is wrong with it

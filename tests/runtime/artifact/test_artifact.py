@@ -17,8 +17,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cupola.runtime import artifact as a
-from cupola.runtime import verified
+from cupola.runtime.artifact import verified
+from cupola.runtime.artifact.folder import Artifact, sha256_of
+from cupola.runtime.artifact.manifest import (
+    FORMAT_VERSION,
+    LIBRARY,
+    MANIFEST,
+    TOKENIZER,
+    FileSpec,
+    LibrarySpec,
+    Limits,
+    Manifest,
+    ModelConfig,
+    SourceSpec,
+    TargetSpec,
+)
+from cupola.runtime.artifact.read import MAX_MANIFEST_BYTES, parse_manifest
+from cupola.runtime.artifact.state import KVGroup, KVSpec
+from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, TensorSpec, WeightSpec, Work
 from cupola.runtime.device.memory import choose_num_blocks
 from cupola.runtime.errors import ArtifactError, InputError
 
@@ -31,62 +47,62 @@ STEP = {
 
 
 def test_pages_of_int8_hold_pairs() -> None:
-    kv = a.KVSpec((a.KVGroup((0, 2), 3, 64, 32),), "int8", 16)
+    kv = KVSpec((KVGroup((0, 2), 3, 64, 32),), "int8", 16)
     shapes = {pool.name: pool.shape for pool in kv.pools("n")}
     scales = (2, "n", 3, 16)
     pages = {"k_pages.0": (2, "n", 3, 32, 32), "v_pages.0": (2, "n", 3, 8, 64)}
     assert shapes == pages | {"k_scales.0": scales, "v_scales.0": scales}
 
 
-def make_manifest(files: tuple[a.FileSpec, ...]) -> a.Manifest:
+def make_manifest(files: tuple[FileSpec, ...]) -> Manifest:
     """Two K/V groups, two weights, a function beside `forward`."""
     pages = [
-        a.TensorSpec("k_pages.0", "float16", (2, "blocks", 2, 8, 16)),
-        a.TensorSpec("v_pages.0", "float16", (2, "blocks", 2, 16, 4)),
-        a.TensorSpec("k_pages.1", "float16", (1, "more", 1, 8, 16)),
-        a.TensorSpec("v_pages.1", "float16", (1, "more", 1, 16, 8)),
+        TensorSpec("k_pages.0", "float16", (2, "blocks", 2, 8, 16)),
+        TensorSpec("v_pages.0", "float16", (2, "blocks", 2, 16, 4)),
+        TensorSpec("k_pages.1", "float16", (1, "more", 1, 8, 16)),
+        TensorSpec("v_pages.1", "float16", (1, "more", 1, 16, 8)),
     ]
-    weights = [a.TensorSpec("embed", "float32", (10, 8)), a.TensorSpec("scale", "bfloat16", (8,))]
+    weights = [TensorSpec("embed", "float32", (10, 8)), TensorSpec("scale", "bfloat16", (8,))]
     outputs = tuple(
-        a.TensorSpec(*spec) for spec in (("logits", "float32", ("r", 10)), ("maxima", "float32", ("r", 1)), ("chosen", "int32", (8, "r")))
+        TensorSpec(*spec) for spec in (("logits", "float32", ("r", 10)), ("maxima", "float32", ("r", 1)), ("chosen", "int32", (8, "r")))
     )
-    inputs = [*(a.TensorSpec(name, "int32", shape) for name, shape in STEP.items()), *pages, *weights, *outputs]
-    forward = a.FunctionSpec("forward", tuple(inputs), outputs)
-    return a.Manifest(
-        format_version=a.FORMAT_VERSION,
+    inputs = [*(TensorSpec(name, "int32", shape) for name, shape in STEP.items()), *pages, *weights, *outputs]
+    forward = FunctionSpec("forward", tuple(inputs), outputs)
+    return Manifest(
+        format_version=FORMAT_VERSION,
         cupola_version="0.1.0",
         tvm_version="0.27.0",
-        source=a.SourceSpec("tiny é [1]", "huggingface", "0" * 64),
-        libraries=(a.LibrarySpec("lib.so", a.TargetSpec("cpu", "x86_64-linux-gnu", "avx2", ("avx2", "fma"))),),
+        source=SourceSpec("tiny é [1]", "huggingface", "0" * 64),
+        libraries=(LibrarySpec("lib.so", TargetSpec("cpu", "x86_64-linux-gnu", "avx2", ("avx2", "fma"))),),
         scheme="f32",
-        model=a.ModelConfig("llama", 64, 10, (0, 9), 1),
-        kv=a.KVSpec((a.KVGroup((0, 2), 2, 8, 4), a.KVGroup((1,), 1, 8, 8, 32)), "float16", 16),
-        limits=a.Limits(4),
-        functions=(forward, a.FunctionSpec("other", (), ())),
-        weights=(a.WeightSpec("embed", "float32", (10, 8), SHARD, 64), a.WeightSpec("scale", "bfloat16", (8,), SHARD, 384)),
+        model=ModelConfig("llama", 64, 10, (0, 9), 1),
+        kv=KVSpec((KVGroup((0, 2), 2, 8, 4), KVGroup((1,), 1, 8, 8, 32)), "float16", 16),
+        limits=Limits(4),
+        functions=(forward, FunctionSpec("other", (), ())),
+        weights=(WeightSpec("embed", "float32", (10, 8), SHARD, 64), WeightSpec("scale", "bfloat16", (8,), SHARD, 384)),
         files=files,
-        kernels=(a.KernelSpec("matmul", a.Work("int8", 24, 0, 0, 8)),),
-        probes=(a.KernelSpec("probe_read"),),
+        kernels=(KernelSpec("matmul", Work("int8", 24, 0, 0, 8)),),
+        probes=(KernelSpec("probe_read"),),
         notes=("not verified",),
     )
 
 
-def write_artifact(folder: Path) -> a.Artifact:
+def write_artifact(folder: Path) -> Artifact:
     folder.mkdir(parents=True)
-    (folder / a.LIBRARY).write_bytes(b"\x7fELF and so on")
+    (folder / LIBRARY).write_bytes(b"\x7fELF and so on")
     (folder / SHARD).write_bytes(bytes(400))
-    (folder / a.TOKENIZER).write_text("{}")
-    manifest = make_manifest(tuple(a.FileSpec(f.name, f.stat().st_size, a.sha256_of(f)) for f in sorted(folder.iterdir())))
-    (folder / a.MANIFEST).write_text(manifest.to_json())
-    return a.Artifact(folder, manifest)
+    (folder / TOKENIZER).write_text("{}")
+    manifest = make_manifest(tuple(FileSpec(f.name, f.stat().st_size, sha256_of(f)) for f in sorted(folder.iterdir())))
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return Artifact(folder, manifest)
 
 
 @pytest.fixture
-def artifact(tmp_path: Path) -> a.Artifact:
+def artifact(tmp_path: Path) -> Artifact:
     return write_artifact(tmp_path / "artifact")
 
 
-GOOD = make_manifest((a.FileSpec("lib.so", 13, "0" * 64), a.FileSpec(SHARD, 400, "1" * 64)))
+GOOD = make_manifest((FileSpec("lib.so", 13, "0" * 64), FileSpec(SHARD, 400, "1" * 64)))
 
 
 def change(path: str, value: object) -> str:
@@ -105,7 +121,7 @@ def change(path: str, value: object) -> str:
 
 def refused(text: str) -> ArtifactError:
     with pytest.raises(ArtifactError) as caught:
-        a.Manifest.from_json(text, FILE)
+        parse_manifest(text, FILE)
     return check_line(caught.value)
 
 
@@ -120,15 +136,15 @@ def check_line(error: ArtifactError) -> ArtifactError:
 
 
 def test_what_is_written_is_read() -> None:
-    assert a.Manifest.from_json(GOOD.to_json(), FILE) == GOOD
+    assert parse_manifest(GOOD.to_json(), FILE) == GOOD
     assert GOOD.function("forward").inputs[0].name == "tokens"
     assert GOOD.kv.bytes_per_block == (2 * 2 * (8 + 4) + 1 * 1 * (8 + 8)) * 16 * 2
 
 
 WRONG_FIELDS = [
-    ("format_version", a.FORMAT_VERSION + 1, "format_version"), ("format_version", 0, "format_version"),
+    ("format_version", FORMAT_VERSION + 1, "format_version"), ("format_version", 0, "format_version"),
     ("format_version", 10**400, "format_version"), ("format_version", True, "format_version"),
-    ("format_version", str(a.FORMAT_VERSION), "format_version"), ("format_version", float(a.FORMAT_VERSION), "format_version"),
+    ("format_version", str(FORMAT_VERSION), "format_version"), ("format_version", float(FORMAT_VERSION), "format_version"),
     ("model", None, "model"), ("model.extra", 1, "model"), ("model.vocab_size", ..., "model"),
     ("model.vocab_size", 0, "model.vocab_size"), ("model.vocab_size", True, "model.vocab_size"),
     ("model.vocab_size", 9.0, "model.vocab_size"), ("model.vocab_size", 10**400, "model.vocab_size"),
@@ -195,8 +211,8 @@ def test_a_wrong_field_is_named(path: str, value: object, field: str) -> None:
         ("", "is not JSON"), ("{", "is not JSON"), (GOOD.to_json()[:-9], "is not JSON"), ("[" * 10**5, "is not JSON"),
         ('{"a":' * 10**5, "is not JSON"), ("null", "format_version: is None"), ("[]", "format_version: is None"), ("1", "format_version"),
         ("9" * 5000, "is not JSON"), ('{"format_version": 1, "format_version": 1}', "a key comes twice"), ("\ufeff{}", "is not JSON"),
-        (f'{{"format_version": {a.FORMAT_VERSION}}}', "expected the fields format_version, cupola_version"),
-        (f'{{"format_version": {a.FORMAT_VERSION}, "model": ' + "[" * 900 + "]" * 900 + "}", "expected the fields"),
+        (f'{{"format_version": {FORMAT_VERSION}}}', "expected the fields format_version, cupola_version"),
+        (f'{{"format_version": {FORMAT_VERSION}, "model": ' + "[" * 900 + "]" * 900 + "}", "expected the fields"),
         ('{"format_version": ' + "[" * 900 + "]" * 900 + "}", "format_version: is [[["),
     ],
     ids=lambda value: value[:20],
@@ -206,7 +222,7 @@ def test_what_is_no_manifest(text: str, message: str) -> None:
 
 
 def test_a_newer_format_says_to_upgrade_and_an_older_one_to_compile() -> None:
-    assert refused(change("format_version", a.FORMAT_VERSION + 1)).fix == "upgrade cupola"
+    assert refused(change("format_version", FORMAT_VERSION + 1)).fix == "upgrade cupola"
     assert refused(change("format_version", 0)).fix == "compile the model again"
 
 
@@ -237,12 +253,12 @@ def test_mutations_are_read_or_refused(mutations: list[tuple[tuple[str | int, ..
     for path, kind, value in mutations:
         data = mutate(data, path, kind, value)
     try:
-        manifest = a.Manifest.from_json(json.dumps(data), FILE)
+        manifest = parse_manifest(json.dumps(data), FILE)
     except ArtifactError as error:
         check_line(error)
         return
     # What passes for a manifest can be worked with.
-    assert a.Manifest.from_json(manifest.to_json(), FILE) == manifest
+    assert parse_manifest(manifest.to_json(), FILE) == manifest
     assert manifest.function("forward").outputs and manifest.kv.bytes_per_block > 0
     assert all(name not in (".", "..") and "/" not in name for name in (file.name for file in manifest.files))
     try:
@@ -279,7 +295,7 @@ def test_flipped_characters_are_read_or_refused(data: st.DataObject) -> None:
     text = GOOD.to_json()
     at, letter = data.draw(st.integers(0, len(text) - 1)), data.draw(st.characters())
     try:
-        a.Manifest.from_json(text[:at] + letter + text[at + 1 :], FILE)
+        parse_manifest(text[:at] + letter + text[at + 1 :], FILE)
     except ArtifactError as error:
         check_line(error)
 
@@ -287,13 +303,13 @@ def test_flipped_characters_are_read_or_refused(data: st.DataObject) -> None:
 # The files
 
 
-def test_a_whole_artifact_opens(artifact: a.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert a.Artifact.open(artifact.path) == artifact
+def test_a_whole_artifact_opens(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Artifact.open(artifact.path) == artifact
     (artifact.path / "README").write_text("what the manifest does not list is not the artifact's")
     (tmp_path / "link").symlink_to(artifact.path)
-    assert a.Artifact.open(str(tmp_path / "link")).manifest == artifact.manifest
+    assert Artifact.open(str(tmp_path / "link")).manifest == artifact.manifest
     monkeypatch.chdir(artifact.path)
-    assert a.Artifact.open(".").manifest == artifact.manifest
+    assert Artifact.open(".").manifest == artifact.manifest
 
 
 def damage(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
@@ -328,49 +344,49 @@ def flip(file: Path) -> None:
 
 def grow(file: Path) -> None:
     file.write_bytes(bytes(1))
-    os.truncate(file, a.MAX_MANIFEST_BYTES + 1)
+    os.truncate(file, MAX_MANIFEST_BYTES + 1)
 
 
 DAMAGES = [
-    (damage(a.MANIFEST, Path.unlink), "manifest.json: can't be read: No such file"),
-    (damage(a.MANIFEST, as_folder), "manifest.json: is not a manifest"),
-    (damage(a.MANIFEST, as_pipe), "manifest.json: is not a manifest"),
-    (damage(a.MANIFEST, grow), "manifest.json: is not a manifest"),
-    (damage(a.MANIFEST, as_link("/dev/zero")), "manifest.json: is not a manifest"),
-    (damage(a.MANIFEST, lambda file: file.write_bytes(b"\xff\xfe")), "manifest.json: can't be read: is not UTF-8 text"),
-    (damage(a.MANIFEST, lambda file: os.truncate(file, 1000)), "manifest.json: is not JSON"),
-    (damage(a.LIBRARY, Path.unlink), "lib.so: is missing"),
-    (damage(a.LIBRARY, as_folder), "lib.so: is not a regular file"),
-    (damage(a.LIBRARY, as_pipe), "lib.so: is not a regular file"),
-    (damage(a.LIBRARY, lambda file: os.truncate(file, 5)), "lib.so: has 5 bytes, not 14"),
-    (damage(a.LIBRARY, lambda file: os.truncate(file, 15)), "lib.so: has 15 bytes, not 14"),
-    (damage(a.LIBRARY, flip), "lib.so: does not match its SHA-256"),
+    (damage(MANIFEST, Path.unlink), "manifest.json: can't be read: No such file"),
+    (damage(MANIFEST, as_folder), "manifest.json: is not a manifest"),
+    (damage(MANIFEST, as_pipe), "manifest.json: is not a manifest"),
+    (damage(MANIFEST, grow), "manifest.json: is not a manifest"),
+    (damage(MANIFEST, as_link("/dev/zero")), "manifest.json: is not a manifest"),
+    (damage(MANIFEST, lambda file: file.write_bytes(b"\xff\xfe")), "manifest.json: can't be read: is not UTF-8 text"),
+    (damage(MANIFEST, lambda file: os.truncate(file, 1000)), "manifest.json: is not JSON"),
+    (damage(LIBRARY, Path.unlink), "lib.so: is missing"),
+    (damage(LIBRARY, as_folder), "lib.so: is not a regular file"),
+    (damage(LIBRARY, as_pipe), "lib.so: is not a regular file"),
+    (damage(LIBRARY, lambda file: os.truncate(file, 5)), "lib.so: has 5 bytes, not 14"),
+    (damage(LIBRARY, lambda file: os.truncate(file, 15)), "lib.so: has 15 bytes, not 14"),
+    (damage(LIBRARY, flip), "lib.so: does not match its SHA-256"),
     (damage(SHARD, flip), f"{SHARD}: does not match its SHA-256"),
-    (damage(a.TOKENIZER, flip), "tokenizer.json: does not match its SHA-256"),
+    (damage(TOKENIZER, flip), "tokenizer.json: does not match its SHA-256"),
     (damage(SHARD, as_link("../outside")), f"{SHARD}: is a link to outside of the artifact"),
-    (damage(a.LIBRARY, as_link("../outside")), "lib.so: is a link to outside of the artifact"),
-    (damage(a.LIBRARY, as_link("nowhere")), "lib.so: is missing"),
-    (damage(a.LIBRARY, as_link("lib.so")), "lib.so: can't be read"),
+    (damage(LIBRARY, as_link("../outside")), "lib.so: is a link to outside of the artifact"),
+    (damage(LIBRARY, as_link("nowhere")), "lib.so: is missing"),
+    (damage(LIBRARY, as_link("lib.so")), "lib.so: can't be read"),
 ]
 
 
-def test_what_was_found_whole_is_not_read_again(artifact: a.Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_found_whole_is_not_read_again(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verified, "SETTLED_NS", -(10**10))  # as if the files were old
-    a.Artifact.open(artifact.path)
+    Artifact.open(artifact.path)
     with monkeypatch.context() as patch:
         patch.setattr(a, "sha256_of", lambda file: "not read")
-        a.Artifact.open(artifact.path)
+        Artifact.open(artifact.path)
     time.sleep(0.05)  # the system's clock for files moves in steps
     flip(artifact.path / SHARD)
     with pytest.raises(ArtifactError, match="does not match"):
-        a.Artifact.open(artifact.path)
+        Artifact.open(artifact.path)
 
 
 @pytest.mark.parametrize(("do", "message"), DAMAGES, ids=[f"{i}-{message}" for i, (_, message) in enumerate(DAMAGES)])
-def test_damaged_files_are_named(artifact: a.Artifact, do: Callable[[Path], object], message: str) -> None:
+def test_damaged_files_are_named(artifact: Artifact, do: Callable[[Path], object], message: str) -> None:
     do(artifact.path)
     with pytest.raises(ArtifactError) as caught:
-        a.Artifact.open(artifact.path)
+        Artifact.open(artifact.path)
     assert message in str(check_line(caught.value))
 
 
@@ -378,7 +394,7 @@ def test_what_is_no_folder_of_an_artifact(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file", tmp_path / "gone", tmp_path / ("x" * 300), "a\0b", ""):
         with pytest.raises(ArtifactError) as caught:
-            a.Artifact.open(path)
+            Artifact.open(path)
         assert "manifest.json" in str(caught.value) and caught.value.fix
 
 
@@ -393,10 +409,10 @@ def test_random_damage_to_files_is_found(tmp_path_factory: pytest.TempPathFactor
     )
     file.write_bytes(changed)
     if changed == content:
-        assert a.Artifact.open(artifact.path)
+        assert Artifact.open(artifact.path)
         return
     with pytest.raises(ArtifactError, match=file.name):
-        a.Artifact.open(artifact.path)
+        Artifact.open(artifact.path)
 
 
 # The library is native code
@@ -417,13 +433,13 @@ if len(sys.argv) > 2:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
-def test_a_library_is_not_loaded_before_its_hash_is_checked(artifact: a.Artifact, tmp_path: Path) -> None:
-    marker, library = tmp_path / "ran", artifact.path / a.LIBRARY
+def test_a_library_is_not_loaded_before_its_hash_is_checked(artifact: Artifact, tmp_path: Path) -> None:
+    marker, library = tmp_path / "ran", artifact.path / LIBRARY
     code = f'#include <stdio.h>\n__attribute__((constructor)) void run(void) {{ fclose(fopen("{marker}", "w")); }}\n'
     subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"], input=code, text=True, check=True)
     manifest = artifact.manifest
-    files = tuple(replace(file, num_bytes=library.stat().st_size) if file.name == a.LIBRARY else file for file in manifest.files)
-    (artifact.path / a.MANIFEST).write_text(replace(manifest, files=files).to_json())
+    files = tuple(replace(file, num_bytes=library.stat().st_size) if file.name == LIBRARY else file for file in manifest.files)
+    (artifact.path / MANIFEST).write_text(replace(manifest, files=files).to_json())
 
     def load(*arguments: str) -> list[str]:
         return subprocess.run(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cupola.runtime import verified
-from cupola.runtime.verified import verify_once
+from cupola.runtime.artifact import verified
+from cupola.runtime.artifact.verified import verify_once
 
 
 class Files:

@@ -1,0 +1,112 @@
+"""The artifact: a folder with everything a model needs to run, and the only contract between compiler and runtime.
+
+    manifest.json         this module's `Manifest`, as JSON
+    lib.so                the compiled module; lib.<isa>.so for further instruction sets
+    weights-NNNNN.safetensors
+    tokenizer.json, special_tokens_map.json   only if the model came with them
+    chat_template.jinja                       the template for all chats; chat_template.NAME.jinja is one of another name, such as tool_use
+    generation_config.json                    only if the model came with one
+
+Dtypes are numpy's names plus `bfloat16`. A symbolic dimension is a string, such as `"n"`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, WeightSpec
+
+FORMAT_VERSION = 4
+MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS = (
+    "manifest.json", "lib.so", "tokenizer.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json")  # fmt: skip
+REPEAT_IN_TEAM = "repeat_in_team"  # of libraries: (times, function, *arguments), which calls it with threads that wait for its regions
+COMPILE_AGAIN, COPY_AGAIN = "compile the model again", "copy or compile it again"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the runtime must know of the model."""
+
+    family: str
+    context_length: int
+    vocab_size: int
+    stop_token_ids: tuple[int, ...]
+    bos_token_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call of `forward` may be asked for."""
+
+    max_batch_size: int
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What the library was compiled for; `features` must all be there on the machine that loads it."""
+
+    name: str
+    triple: str
+    isa: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LibrarySpec:
+    """A compiled library, and what it runs on."""
+
+    file: str
+    target: TargetSpec
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Where the weights came from: a path or name, its format and the hash of its content."""
+
+    name: str
+    format: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """A file of the artifact, its size in bytes and its SHA-256."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about an artifact.
+
+    Of the `libraries`, which share all else, the first that a machine can run is loaded. `probes` are kernels that no model
+    calls: they find out what the machine can do. `notes` are for people: an unverified family, a fallback that was taken.
+    """
+
+    format_version: int
+    cupola_version: str
+    tvm_version: str
+    source: SourceSpec
+    libraries: tuple[LibrarySpec, ...]
+    scheme: str
+    model: ModelConfig
+    kv: KVSpec
+    limits: Limits
+    functions: tuple[FunctionSpec, ...]
+    weights: tuple[WeightSpec, ...]
+    files: tuple[FileSpec, ...]
+    kernels: tuple[KernelSpec, ...] = ()
+    probes: tuple[KernelSpec, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def function(self, name: str) -> FunctionSpec:
+        """The function called `name`; KeyError if there is none."""
+        return {function.name: function for function in self.functions}[name]
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        return json.dumps(asdict(self), indent=1) + "\n"

@@ -1,0 +1,52 @@
+"""Chooses the library of an artifact that this machine can run."""
+
+from __future__ import annotations
+
+import sys
+
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.manifest import MANIFEST, LibrarySpec, TargetSpec
+from cupola.runtime.errors import ArtifactError, OptionError
+from cupola.runtime.machine import architecture, here, missing_features
+
+_SYSTEMS = {"linux": ("linux",), "android": ("linux", "android"), "darwin": ("darwin", "macos", "apple"), "win32": ("windows", "win32")}
+
+
+def choose_library(artifact: Artifact, isa: str | None = None) -> LibrarySpec:
+    """The library of `artifact` for instruction set `isa`, or the first that this machine can run.
+
+    Raises:
+        ArtifactError: if there is none.
+        OptionError: if the artifact has none for `isa`, or this machine can't run it.
+    """
+    libraries = artifact.manifest.libraries
+    if isa is not None:
+        found = next((library for library in libraries if library.target.isa == isa), None)
+        if found is None:
+            known = ", ".join(library.target.isa for library in libraries)
+            raise OptionError(f"is {isa!r:.60}, and the artifact has {known}", field="isa", fix="take one of those, or leave it out")
+        fault = _fault(found.target)
+        if fault is not None:
+            raise OptionError(f"is {isa!r}: {fault[1]}", field="isa", fix="leave it out")
+        return found
+    faults = [_fault(library.target) for library in libraries]
+    for library, fault in zip(libraries, faults, strict=True):
+        if fault is None:
+            return library
+    file, fix = artifact.path / MANIFEST, "compile the model for this machine"
+    (field, problem), *others = (fault for fault in faults if fault is not None)
+    if others:
+        every = "; ".join(f"{library.target.name}: {fault[1]}" for library, fault in zip(libraries, faults, strict=True) if fault)
+        raise ArtifactError(f"none runs here ({every})", file=file, field="libraries", fix=fix)
+    raise ArtifactError(problem, file=file, field=f"libraries[0].target.{field}", fix=fix)
+
+
+def _fault(target: TargetSpec) -> tuple[str, str] | None:
+    """Why this machine can't run what was compiled for `target`: the field, and what is wrong with it."""
+    name, _, rest = target.triple.partition("-")
+    if architecture(name) != here():
+        return "triple", f"is {target.triple!r}, this machine is {here()}"
+    if not any(name in rest for name in _SYSTEMS.get(sys.platform, (sys.platform,))):
+        return "triple", f"is {target.triple!r}, this system is {sys.platform}"
+    missing = missing_features(target.features)
+    return ("features", f"this CPU lacks {', '.join(missing)}") if missing else None
