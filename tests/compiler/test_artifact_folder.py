@@ -29,7 +29,7 @@ import numpy as np
 from cupola.compiler.artifact_folder import artifact_folder
 from cupola.compiler.artifact_writer import write_weights
 from cupola.compiler.weights import PackedWeight
-from cupola.runtime.artifact.manifest import TensorSpec
+from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.errors import OptionError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 weight = PackedWeight(TensorSpec("w", "float32", (1000, 1000)), lambda: np.zeros((1000, 1000), np.float32))

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cupola.runtime.artifact import verified
+from cupola.runtime.artifact import folder, verified
 from cupola.runtime.artifact.folder import Artifact, sha256_of
 from cupola.runtime.artifact.manifest import (
     FORMAT_VERSION,
@@ -374,7 +374,7 @@ def test_what_was_found_whole_is_not_read_again(artifact: Artifact, monkeypatch:
     monkeypatch.setattr(verified, "SETTLED_NS", -(10**10))  # as if the files were old
     Artifact.open(artifact.path)
     with monkeypatch.context() as patch:
-        patch.setattr(a, "sha256_of", lambda file: "not read")
+        patch.setattr(folder, "sha256_of", lambda file: "not read")
         Artifact.open(artifact.path)
     time.sleep(0.05)  # the system's clock for files moves in steps
     flip(artifact.path / SHARD)

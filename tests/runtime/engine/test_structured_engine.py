@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
 
-from cupola.runtime.engine.engine import Engine, EngineConfig, grammar_masks
+from cupola.runtime.engine import grammar_masks
+from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler

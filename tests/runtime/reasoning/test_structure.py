@@ -32,7 +32,7 @@ BUDGET, STOP = 3, 262
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from cupola.runtime import xgrammar_library as xgrammar
+from cupola.runtime.structured import xgrammar_library as xgrammar
 vocabulary = xgrammar.Vocabulary(Path(sys.argv[1]), 264, [262], with_special_tokens=True)
 def is_allowed(grammar, token_ids):
     matcher = grammar.matcher()

@@ -1,0 +1,13 @@
+"""The operations that a target must bring kernels for, beyond Relax's own.
+
+Passes write them, `targets/` lowers them. In the IR each is `R.call_dps_packed("cupola.<name>", …)`: its fields in order,
+an absent tensor as the integer 0, without those at the end that have their defaults. Shapes: n tokens, H query heads,
+G key/value heads, D key dim, E value dim. Relax's own `take`, `nn.rms_norm` and `nn.layer_norm` are lowered the same way.
+"""
+
+from cupola.targets.ops.attention import Attention, PagedAttention, Rotary
+from cupola.targets.ops.base import PREFIX, Op, Tensor, op_name
+from cupola.targets.ops.linear import ACTIVATIONS, GROUP, Embedding, GatedLinear, Linear
+from cupola.targets.ops.sampling import BlockMaxima, ChooseTokens
+
+__all__ = ["ACTIVATIONS", "GROUP", "PREFIX", "Attention", "BlockMaxima", "ChooseTokens", "Embedding", "GatedLinear", "Linear", "Op", "PagedAttention", "Rotary", "Tensor", "op_name"]

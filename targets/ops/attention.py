@@ -1,0 +1,81 @@
+"""Attention, as it is traced and over pages of K/V, and rotary embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cupola.targets.ops.base import Op, Tensor
+
+
+@dataclass(frozen=True)
+class Attention(Op):
+    """Causal attention as the importer traced it: q [n, H, D], k [n, G, D], v [n, G, E] -> [n, H, E].
+
+    score = softcap · tanh(scale · q·k / softcap) (softcap 0: none) + slope_h · (key position − query position);
+    keys: the last `window` tokens (0: all). `sinks` [H] joins the softmax's denominator as exp(sink).
+    """
+
+    name: ClassVar[str] = "attention"
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    slopes: Tensor | None  # f32 [H], ALiBi
+    sinks: Tensor | None  # f32 [H]
+    layer: int
+    scale: float
+    window: int
+    softcap: float
+
+
+@dataclass(frozen=True)
+class PagedAttention(Op):
+    """Writes k and v to their slots in the pages, then attends over the pages, which are changed in place -> [n, H·E], f32 or bf16.
+
+    q, k and v are columns of matrices [n, columns], f32 or bf16, perhaps of one and the same: H·D of them from `q_start` on, G·D from
+    `k_start`, G·E from `v_start`. With `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated as by
+    Rotary before. `k_pages` [layers, blocks, G, D, block] and `v_pages` [layers, blocks, G, block, E] are the pools of the
+    layer's group, and `layer` is its index there. A query at index i of its sequence sees the keys 0..i (the last `window`).
+    Pages of int8 hold codes: each token's key and value of a head are codes · scale with scale = amax / 127, in `k_scales` and
+    `v_scales` f32 [layers, blocks, G, block]. Codes lie in pairs: of a key's dimensions in `k_pages` [layers, blocks, G, D / 2, block · 2],
+    of two tokens' in each dimension in `v_pages` [layers, blocks, G, block / 2, E · 2].
+    """
+
+    name: ClassVar[str] = "paged_attention"
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cos: Tensor | None
+    sin: Tensor | None
+    k_pages: Tensor
+    v_pages: Tensor
+    k_scales: Tensor | None
+    v_scales: Tensor | None
+    slots: Tensor  # i32 [n]
+    query_starts: Tensor  # i32 [b + 1]
+    context_lens: Tensor  # i32 [b]
+    block_tables: Tensor  # i32 [b, max_blocks]
+    slopes: Tensor | None
+    sinks: Tensor | None
+    q_start: int
+    k_start: int
+    v_start: int
+    layer: int
+    scale: float
+    window: int
+    softcap: float
+    interleaved: int = 0
+
+
+@dataclass(frozen=True)
+class Rotary(Op):
+    """Rotary embedding: x [n, H, D], cos and sin [n, D] -> x · cos + turned · sin.
+
+    turned is concat(−x[D/2:], x[:D/2]), or, interleaved, −x[1], x[0], −x[3], x[2], …
+    """
+
+    name: ClassVar[str] = "rotary"
+    x: Tensor
+    cos: Tensor
+    sin: Tensor
+    interleaved: int = 0

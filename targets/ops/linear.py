@@ -1,0 +1,66 @@
+"""Linear layers and embeddings, of plain and of quantized weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cupola.targets.ops.base import Op, Tensor
+
+GROUP = 32  # inputs that share a scale, of weights as of activations: GGUF's blocks of Q4_0, Q4_1 and Q8_0 (ggml-common.h)
+
+# "" is the identity; "gelu_tanh" is the tanh approximation, "gelu" the exact one (erf).
+ACTIVATIONS = ("", "silu", "gelu", "gelu_tanh", "relu")
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """activation(x @ weight.T + bias) + residual: x [m, K], weight [N, K], bias [N], residual [m, N] -> [m, N], f32 or bf16.
+
+    A quantized weight comes as codes, one a byte, in groups of GROUP along K, each with a scale: int8 codes of 8 bits,
+    scale · code; or uint8 codes of 4 bits (0 to 15), scale · (code − 8), or scale · code + min where there are `mins`.
+    With a `norm`, x is RMS-normalized by it first (arXiv:1910.07467).
+    """
+
+    name: ClassVar[str] = "linear"
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    activation: str  # a key of ACTIVATIONS
+    scales: Tensor | None = None  # f16 [N, K / GROUP]
+    mins: Tensor | None = None  # f16 [N, K / GROUP]
+    norm: Tensor | None = None  # f32 [K]
+    epsilon: float = 0.0  # of the norm
+    quantize_x: int = 0  # 1: x is rounded to int8 in groups of GROUP, amax / 127 a step, and products are summed as integers
+    in_place: int = 0  # 1: nobody reads the residual afterwards, whose memory may become the result's
+
+
+@dataclass(frozen=True)
+class GatedLinear(Op):
+    """activation(x @ gate.T + b_gate) · (x @ up.T + b_up), weight [2N, K] = gate above up, bias [2N] -> [m, N], f32 or bf16.
+
+    Quantized weights, norm and x as in `Linear`.
+    """
+
+    name: ClassVar[str] = "gated_linear"
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    activation: str
+    scales: Tensor | None = None
+    mins: Tensor | None = None
+    norm: Tensor | None = None
+    epsilon: float = 0.0
+    quantize_x: int = 0
+
+
+@dataclass(frozen=True)
+class Embedding(Op):
+    """Rows of a quantized table, as `Linear` has them: weight codes [V, K], tokens [n] -> f32 [n, K]. Token ids are trusted."""
+
+    name: ClassVar[str] = "embedding"
+    weight: Tensor
+    scales: Tensor
+    mins: Tensor | None
+    tokens: Tensor

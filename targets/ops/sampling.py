@@ -1,0 +1,51 @@
+"""What is found in logits on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tvm import relax
+
+from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
+from cupola.targets.ops.base import Op, Tensor
+
+
+@dataclass(frozen=True)
+class BlockMaxima(Op):
+    """The largest of each MAXIMA_BLOCK neighbours in a row: x f32 [r, V] -> f32 [r, ⌈V / MAXIMA_BLOCK⌉]; NaN where one of them is.
+
+    The last block of a row may be shorter.
+    """
+
+    name: ClassVar[str] = "block_maxima"
+    x: Tensor
+
+    def call(self) -> relax.Call:
+        """The call."""
+        rows, width = self.x.ty.shape
+        return self.emit(relax.TensorType((rows, -(-int(width) // MAXIMA_BLOCK)), "float32"))
+
+
+@dataclass(frozen=True)
+class ChooseTokens(Op):
+    """The likeliest token of each row, and the next step's inputs if every sequence goes on with it -> i32 [MAX_STEPS, r].
+
+    logits f32 [r, V], their maxima as of `BlockMaxima`. The result's rows move up by one, and the tokens become the last: the first of a
+    row's largest logits, or -1 if one of them is NaN. If every sequence brought one token and wants its logits, which is so if n, b and r
+    are equal, the inputs are then changed in place: each token is the chosen one, one position and one slot further.
+    """
+
+    name: ClassVar[str] = "choose_tokens"
+    logits: Tensor
+    maxima: Tensor
+    tokens: Tensor  # i32 [n]
+    positions: Tensor  # i32 [n]
+    slots: Tensor  # i32 [n]
+    context_lens: Tensor  # i32 [b]
+    block_tables: Tensor  # i32 [b, max_blocks]
+    block_size: int
+
+    def call(self) -> relax.Call:
+        """The call."""
+        return self.emit(relax.TensorType((MAX_STEPS, self.logits.ty.shape[0]), "int32"))
