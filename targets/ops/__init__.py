@@ -10,4 +10,19 @@ from cupola.targets.ops.base import PREFIX, Op, Tensor, op_name
 from cupola.targets.ops.linear import ACTIVATIONS, GROUP, Embedding, GatedLinear, Linear
 from cupola.targets.ops.sampling import BlockMaxima, ChooseTokens
 
-__all__ = ["ACTIVATIONS", "GROUP", "PREFIX", "Attention", "BlockMaxima", "ChooseTokens", "Embedding", "GatedLinear", "Linear", "Op", "PagedAttention", "Rotary", "Tensor", "op_name"]
+__all__ = [
+    "ACTIVATIONS",
+    "GROUP",
+    "PREFIX",
+    "Attention",
+    "BlockMaxima",
+    "ChooseTokens",
+    "Embedding",
+    "GatedLinear",
+    "Linear",
+    "Op",
+    "PagedAttention",
+    "Rotary",
+    "Tensor",
+    "op_name",
+]
