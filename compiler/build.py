@@ -20,7 +20,7 @@ from cupola.runtime.environment import debug_level, interpreter
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 
-OUTPUTS = ("logits", "maxima", "chosen")
+OUTPUTS = ("logits", "maxima", "argmax")
 
 
 def plan_memory(mod: IRModule) -> IRModule:

@@ -12,8 +12,8 @@ import tvm
 from tvm import IRModule, relax
 
 from cupola.passes.add_in_place import add_in_place
-from cupola.passes.choose_tokens import choose_tokens
 from cupola.passes.drop_batch import drop_batch
+from cupola.passes.find_argmax import find_argmax
 from cupola.passes.find_maxima import find_maxima
 from cupola.passes.fuse_attention_inputs import fuse_attention_inputs
 from cupola.passes.fuse_epilogue import fuse_epilogue
@@ -82,7 +82,7 @@ def pipeline(
         narrow_activations(target),
         add_in_place(),
         find_maxima(),
-        choose_tokens(kv),
+        find_argmax(kv),
         lower_ops(target),
     ]
 

@@ -16,7 +16,7 @@ from cupola.runtime.artifact.manifest import LIBRARY, LibrarySpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec
 from cupola.runtime.errors import OptionError
 from cupola.targets.base import Target
-from cupola.targets.work import list_kernels
+from cupola.targets.cost import list_kernels
 
 
 @dataclass(frozen=True)

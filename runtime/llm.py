@@ -156,9 +156,9 @@ class LLM:
         """
         if not isinstance(params, BeamSearchParams):
             raise RequestError(f"is {params!r:.60}", field="params", fix="give BeamSearchParams")
-        admission = self.engine.admission
-        token_ids = [admission.encode(prompt) for prompt in list_prompts(prompts)]
-        search = BeamSearch(self.generate, params, self.artifact.manifest.model.stop_token_ids, admission.max_length)
+        validator = self.engine.validator
+        token_ids = [validator.encode(prompt) for prompt in list_prompts(prompts)]
+        search = BeamSearch(self.generate, params, self.artifact.manifest.model.stop_token_ids, validator.max_length)
         found = search.run(token_ids)
         if self.tokenizer is not None:
             decode = self.tokenizer.decode
@@ -242,7 +242,7 @@ class LLM:
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`. Raises RequestError."""
-        return self._need_tokenizer().encode(text, max_tokens=self.engine.admission.max_length, add_special_tokens=add_special_tokens)
+        return self._need_tokenizer().encode(text, max_tokens=self.engine.validator.max_length, add_special_tokens=add_special_tokens)
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`. Raises RequestError if the artifact has no tokenizer."""

@@ -56,7 +56,7 @@ def _faults(manifest: Manifest) -> Iterator[Fault]:
 def _kernel_faults(field: str, kernels: Iterable[KernelSpec]) -> Iterator[Fault]:
     for i, kernel in enumerate(kernels):
         for name in ("operations_per_row", "operations_per_pair", "window", "gathered_bytes_per_row"):
-            yield from _out_of_range(f"{field}[{i}].work.{name}", getattr(kernel.work, name), 0, MAX_SIZE)
+            yield from _out_of_range(f"{field}[{i}].cost.{name}", getattr(kernel.cost, name), 0, MAX_SIZE)
 
 
 def _model_faults(model: ModelConfig) -> Iterator[Fault]:

@@ -52,7 +52,7 @@ class WeightSpec:
 
 
 @dataclass(frozen=True)
-class Work:
+class KernelCost:
     """What a call of a kernel does, as far as the shapes of its arguments do not tell. A multiply-add is two operations.
 
     Attributes:
@@ -75,4 +75,4 @@ class KernelSpec:
     """A kernel of the library, for those who look inside and measure."""
 
     name: str
-    work: Work = Work()
+    cost: KernelCost = KernelCost()

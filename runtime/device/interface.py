@@ -40,13 +40,13 @@ class Logits:
     Attributes:
         values: f32 [r, vocab], of the last step.
         maxima: f32 [r, blocks], the largest of every MAXIMA_BLOCK neighbours in a row. A block that holds NaN has NaN for its largest.
-        likeliest: i32 [at least as many as there were steps, r], the likeliest token of each row, the last step's last; -1 where one of
+        argmax: i32 [at least as many as there were steps, r], the likeliest token of each row, the last step's last; -1 where one of
             the row's logits is NaN.
     """
 
     values: Float32
     maxima: Float32
-    likeliest: Int32
+    argmax: Int32
 
     @classmethod
     def of(cls, values: Float32) -> Self:

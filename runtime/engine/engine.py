@@ -20,7 +20,7 @@ from cupola.runtime.engine.sampling_params import RANDOM_SEED, SamplingParams
 from cupola.runtime.engine.scheduler import Scheduler
 from cupola.runtime.engine.step import Step
 from cupola.runtime.engine.swap_pool import SwapPool
-from cupola.runtime.engine.validator import Admission, Prompt
+from cupola.runtime.engine.validator import Prompt, Validator
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler, check_installed
 from cupola.runtime.text.tokenizer import Tokenizer
@@ -94,7 +94,7 @@ class Engine:
             max_num_mixed_prefill_tokens=config.max_num_mixed_prefill_tokens,
         )
         max_length = min(model.context_length, executor.num_blocks * block_size)
-        self.admission = Admission(model, max_length, config.max_logprobs, tokenizer)
+        self.validator = Validator(model, max_length, config.max_logprobs, tokenizer)
         self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))
         self._grammars = GrammarMasks(self._compiler)
         self._num_requests = 0
@@ -129,16 +129,16 @@ class Engine:
         """
         if request_id in self.scheduler.requests:
             raise RequestError(f"is {request_id!r}, which is running already", field="request_id", fix="give another one")
-        self.admission.check_params(params)
-        num_kept = self.admission.num_kept(params)
-        token_ids = self.admission.encode(prompt, add_special_tokens=add_special_tokens, num_kept=num_kept)
+        self.validator.check_params(params)
+        num_kept = self.validator.num_kept(params)
+        token_ids = self.validator.encode(prompt, add_special_tokens=add_special_tokens, num_kept=num_kept)
         if len(cache_salt) > MAX_SALT_BYTES:
             raise RequestError(f"has {len(cache_salt)} bytes", field="cache_salt", fix=f"give at most {MAX_SALT_BYTES}")
         grammar = self._compile(params, compiled_grammar)
         all_stops = frozenset(self.model.stop_token_ids)
         model_stops = all_stops if not params.ignore_eos else frozenset()
         # A prompt as long as the context still has one token after it, whose own K/V is never needed.
-        max_length = max(len(token_ids) + 1, min(len(token_ids) + (params.max_tokens or math.inf), self.admission.max_length))
+        max_length = max(len(token_ids) + 1, min(len(token_ids) + (params.max_tokens or math.inf), self.validator.max_length))
         spec = RequestSpec(
             request_id=request_id,
             prompt=prompt if isinstance(prompt, str) else None,
@@ -154,7 +154,7 @@ class Engine:
             wants_prompt_logits=wants_prompt_logits,
             grammar=grammar,
             ignored_token_ids=all_stops - model_stops if grammar else frozenset(),
-            bad_words=self.admission.bad_words(params),
+            bad_words=self.validator.bad_words(params),
         )
         request = Request(spec, self.tokenizer)
         self._num_requests += 1

@@ -130,7 +130,7 @@ def _end(sequence: Sequence, outcome: Outcome | None) -> SequenceEnd | None:
 
 def _likeliest(logits: Logits, row: int, sequence: Sequence, back: int = 1) -> int:
     """What the model chose itself: in the last step, or (`back`) in one before."""
-    return _checked(int(logits.likeliest[-back, row]), sequence)
+    return _checked(int(logits.argmax[-back, row]), sequence)
 
 
 def _checked(token_id: int, sequence: Sequence) -> int:

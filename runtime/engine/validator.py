@@ -18,7 +18,7 @@ Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True)
-class Admission:
+class Validator:
     """Checks prompts and parameters against a model.
 
     Args:

@@ -143,7 +143,7 @@ def find_windows(num_tokens: int, context: int, stride: int | None) -> Iterator[
 
 
 def _check_context(context: int | None, models: Sequence[LLM]) -> int:
-    limit = min(model.engine.admission.max_length for model in models)
+    limit = min(model.engine.validator.max_length for model in models)
     if context is None:
         context = min(DEFAULT_CONTEXT, limit)
     if not MIN_CONTEXT <= context <= limit:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cupola.runtime.artifact.tensors import KernelSpec, TensorSpec, Work
+from cupola.runtime.artifact.tensors import KernelCost, KernelSpec, TensorSpec
 from cupola.runtime.device.interface import Batch, Float32, Int32, Logits
 from cupola.runtime.device.tvm_executor import TVMExecutor, aligned_ones
 from cupola.runtime.environment import num_threads
@@ -104,10 +104,10 @@ def measure_roofline(benchmark: Benchmark) -> Roofline:
     tasks = threads * TASKS_PER_THREAD
     found: dict[str, float] = {}
     for probe in filter(executor.has_kernel, benchmark.artifact.manifest.probes):  # those of all the artifact's libraries
-        reads = not probe.work.operations_per_row
+        reads = not probe.cost.operations_per_row
         x, out = aligned_ones(READ_BYTES // 4 if reads else 1024), aligned_ones(tasks)
-        amount = READ_BYTES if reads else tasks * probe.work.operations_per_row
-        found[MEMORY if reads else probe.work.arithmetic] = amount / _fastest(executor, probe, x, out)
+        amount = READ_BYTES if reads else tasks * probe.cost.operations_per_row
+        found[MEMORY if reads else probe.cost.arithmetic] = amount / _fastest(executor, probe, x, out)
     if MEMORY not in found:
         raise OptionError("the artifact has no probes", file=benchmark.artifact.path, field="kernels", fix="compile the model again")
     return Roofline(threads, found.pop(MEMORY), found)
@@ -139,14 +139,14 @@ class _Watch:
         self.num_blocks, self.num_swap_blocks, self.provide_swap = executor.num_blocks, executor.num_swap_blocks, executor.provide_swap
         self.max_steps = 1  # each is looked at
         self._benchmark, self._manifest = benchmark, benchmark.artifact.manifest
-        self._works = {kernel.name: kernel.work for kernel in self._manifest.kernels}
+        self._costs = {kernel.name: kernel.cost for kernel in self._manifest.kernels}
         self._clear()
 
     def samples(self, test: SpeedTest, *, look: bool) -> Iterator[_Sample]:
         """Runs `test` once, perhaps with a look at kernels: a sample for each of some decode steps, or one for the prompt."""
         if test.kind == "tg":
             test = replace(test, num_tokens=DECODE_STEPS)
-        with self._benchmark.started(test) as engine, self._executor.watched(self._works, self._on_call) if look else nullcontext():
+        with self._benchmark.started(test) as engine, self._executor.watched(self._costs, self._on_call) if look else nullcontext():
             engine.executor = self
             try:
                 while engine.has_unfinished_requests():
@@ -171,24 +171,24 @@ class _Watch:
         self._model_seconds, self._kernels = 0.0, dict[str, KernelTime]()
 
     def _on_call(self, name: str, seconds: float, arguments: Sequence[tuple[int, TensorSpec]]) -> None:
-        work, tensors = self._works[name], [tensor for _, tensor in arguments]
-        pairs = int(_seen(self._batch.positions + 1, work.window).sum()) if work.operations_per_pair else 0
-        operations = int(tensors[-1].shape[0]) * work.operations_per_row + pairs * work.operations_per_pair
-        before = self._kernels.get(name, KernelTime(name, 0, 0.0, 0, 0, work.arithmetic))
+        cost, tensors = self._costs[name], [tensor for _, tensor in arguments]
+        pairs = int(_seen(self._batch.positions + 1, cost.window).sum()) if cost.operations_per_pair else 0
+        operations = int(tensors[-1].shape[0]) * cost.operations_per_row + pairs * cost.operations_per_pair
+        before = self._kernels.get(name, KernelTime(name, 0, 0.0, 0, 0, cost.arithmetic))
         self._kernels[name] = KernelTime(
             name,
             before.num_calls + 1,
             before.seconds + seconds,
-            before.num_bytes + self._bytes(work, dict(arguments), int(tensors[-1].shape[0])),
+            before.num_bytes + self._bytes(cost, dict(arguments), int(tensors[-1].shape[0])),
             before.num_operations + operations,
-            work.arithmetic,
+            cost.arithmetic,
         )
 
-    def _bytes(self, work: Work, tensors: Mapping[int, TensorSpec], num_rows: int) -> int:
+    def _bytes(self, cost: KernelCost, tensors: Mapping[int, TensorSpec], num_rows: int) -> int:
         """Bytes of the arguments, each counted once; of K/V pools those of the keys that the batch needs and writes."""
-        sizes = [self._pool_bytes(tensor, work.window) if self._is_pool(tensor) else _num_bytes(tensor) for tensor in tensors.values()]
-        if work.gathered_bytes_per_row:
-            sizes[sizes.index(max(sizes))] = num_rows * work.gathered_bytes_per_row
+        sizes = [self._pool_bytes(tensor, cost.window) if self._is_pool(tensor) else _num_bytes(tensor) for tensor in tensors.values()]
+        if cost.gathered_bytes_per_row:
+            sizes[sizes.index(max(sizes))] = num_rows * cost.gathered_bytes_per_row
         return sum(sizes)
 
     def _is_pool(self, tensor: TensorSpec) -> bool:

@@ -157,14 +157,14 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         service.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("must be given, or messages, and not both", field="prompt", fix="give one of them")
-        admission, tokenizer = service.admission, service.need_tokenizer("prompt")
+        validator, tokenizer = service.validator, service.need_tokenizer("prompt")
         text, special = body.prompt or "", body.prompt is not None
         if body.messages is not None:
             text = await plan_prompt(service, body, body.messages).render(service, body)
         special = special if body.add_special_tokens is None else body.add_special_tokens
-        ids = await asyncio.to_thread(tokenizer.encode, text, max_tokens=admission.max_length, add_special_tokens=special)
+        ids = await asyncio.to_thread(tokenizer.encode, text, max_tokens=validator.max_length, add_special_tokens=special)
         strings = {"token_strs": [tokenizer.token(token_id) for token_id in ids]} if body.return_token_strs else {}
-        return json_response({"count": len(ids), "max_model_len": admission.max_length, "tokens": ids, **strings})
+        return json_response({"count": len(ids), "max_model_len": validator.max_length, "tokens": ids, **strings})
 
     @app.post("/apply-template")
     async def apply(body: ChatRequest) -> Response:
@@ -175,12 +175,12 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
         service.check_model(body.model)
-        admission, tokenizer = service.admission, service.need_tokenizer("tokens")
-        if len(body.tokens) > admission.max_length:
-            problem = f"has {len(body.tokens)} tokens, more than a sequence may have, {admission.max_length}"
+        validator, tokenizer = service.validator, service.need_tokenizer("tokens")
+        if len(body.tokens) > validator.max_length:
+            problem = f"has {len(body.tokens)} tokens, more than a sequence may have, {validator.max_length}"
             raise RequestError(problem, field="tokens", fix="give fewer at once")
         for token_id in body.tokens:
-            admission.token_id(token_id, "tokens")
+            validator.token_id(token_id, "tokens")
         text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=body.skip_special_tokens)
         return json_response({"prompt": text})
 

@@ -115,7 +115,7 @@ async def begin(service: Service, record: RequestRecord, body: ChatRequest) -> C
     body.refuse_unsupported()
     if body.top_logprobs and not body.logprobs:
         raise RequestError("is given without logprobs", field="top_logprobs", fix="set logprobs to true")
-    _ = service.admission  # a server that can't answer should not render
+    _ = service.validator  # a server that can't answer should not render
     plan = plan_prompt(service, body, body.messages)
     structured = structured_outputs_of(body, plan.tools.constraint)
     budget = None if body.thinking_token_budget == UNLIMITED else body.thinking_token_budget

@@ -30,7 +30,7 @@ class Start(msgspec.Struct, tag=True, frozen=True):
 
 
 class Add(msgspec.Struct, tag=True, frozen=True):
-    """A request, checked by `Admission`.
+    """A request, checked by `Validator`.
 
     `grammar` is its structured output, checked by a `GrammarCompiler`; `params` have none: a schema may hold numbers that msgpack has not.
     """

@@ -19,7 +19,7 @@ from typing import Any
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.engine.generation_defaults import default_sampling_params
 from cupola.runtime.engine.sampling_params import SamplingParams
-from cupola.runtime.engine.validator import Admission, Prompt
+from cupola.runtime.engine.validator import Prompt, Validator
 from cupola.runtime.errors import CupolaError, EngineError, OptionError, RequestError
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.artifact_watch import ArtifactWatch
@@ -128,7 +128,7 @@ class Service:
         self.stopped = asyncio.Event()
         self._client = self._new_client()
         self._ready: m.Ready | None = None
-        self._admission: Admission | None = None
+        self._validator: Validator | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._artifact_watch = ArtifactWatch(artifact)
 
@@ -168,16 +168,16 @@ class Service:
     @property
     def max_length(self) -> int:
         """Tokens that a sequence may have. Raises ServerError while the model is loading."""
-        return self.admission.max_length
+        return self.validator.max_length
 
     @property
-    def admission(self) -> Admission:
+    def validator(self) -> Validator:
         """Checks requests. Raises ServerError, a 503, if the engine can't take any now."""
         if self.draining:
             raise ServerError(503, "the server is shutting down", code="shutting_down")
-        if self._admission is None or self.health in (Health.LOADING, Health.DEAD):
+        if self._validator is None or self.health in (Health.LOADING, Health.DEAD):
             raise ServerError(503, "the model is still loading", code="loading", retry_after=1)
-        return self._admission
+        return self._validator
 
     def check_model(self, name: str | None) -> str:
         """The name that an answer gives the model: the one that its request has, or the model's own. Raises ServerError, a 404."""
@@ -234,8 +234,8 @@ class Service:
 
     async def encode(self, prompt: Prompt, params: SamplingParams, *, add_special_tokens: bool) -> tuple[int, ...]:
         """A prompt's token ids, checked. A long text does not keep other requests waiting. Raises RequestError."""
-        num_kept = self.admission.num_kept(params)
-        encode = functools.partial(self.admission.encode, prompt, add_special_tokens=add_special_tokens, num_kept=num_kept)
+        num_kept = self.validator.num_kept(params)
+        encode = functools.partial(self.validator.encode, prompt, add_special_tokens=add_special_tokens, num_kept=num_kept)
         if isinstance(prompt, str) and self.tokenizer is not None and not self.tokenizer.is_quick(prompt):
             return await asyncio.to_thread(encode)
         return encode()
@@ -277,7 +277,7 @@ class Service:
         self, prompts: Sequence[tuple[int, ...]], params: SamplingParams, priority: int, cache_salt: str | None, grammar: bytes | None
     ) -> RequestStream:
         """Hands checked prompts to the engine. Raises RequestError, or ServerError, a 429, if too much is waiting."""
-        self.admission.check_params(params)
+        self.validator.check_params(params)
         self._check_room(len(prompts) * params.n)
         # A salt may be a secret or a name: only what can't be guessed from elsewhere goes on.
         salt = b"" if cache_salt is None else hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
@@ -340,7 +340,7 @@ class Service:
         except OSError as error:  # no descriptor, process or memory is left
             raise EngineError(f"the engine's process can't be started: {error}") from None
         ready = await self._client.ready()
-        self._admission = Admission(self.artifact.manifest.model, ready.max_length, self._start.config.max_logprobs, self.tokenizer)
+        self._validator = Validator(self.artifact.manifest.model, ready.max_length, self._start.config.max_logprobs, self.tokenizer)
         log.info("ready", extra={"fields": {"model": self.config.served_model_name, "kv_blocks": ready.num_blocks}})
         return ready
 

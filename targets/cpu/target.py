@@ -17,8 +17,8 @@ from cupola.targets.cpu.linear.floats import lower_gated_linear, lower_linear
 from cupola.targets.cpu.linear.int8 import lower_int8_linear
 from cupola.targets.cpu.lowering import LOWERING
 from cupola.targets.cpu.measure.probes import probes
+from cupola.targets.cpu.rows.argmax import lower_argmax
 from cupola.targets.cpu.rows.block_maxima import lower_block_maxima
-from cupola.targets.cpu.rows.choose_tokens import lower_choose_tokens
 from cupola.targets.cpu.rows.elementwise import schedule_elementwise
 from cupola.targets.cpu.rows.embedding import lower_embedding, lower_take
 from cupola.targets.cpu.rows.norm import lower_layer_norm, lower_rms_norm
@@ -36,7 +36,7 @@ RULES = (
     lower_take,
     lower_embedding,
     lower_block_maxima,
-    lower_choose_tokens,
+    lower_argmax,
 )
 
 

@@ -28,7 +28,7 @@ class BlockMaxima(Op):
 
 
 @dataclass(frozen=True)
-class ChooseTokens(Op):
+class Argmax(Op):
     """The likeliest token of each row, and the next step's inputs if every sequence goes on with it -> i32 [MAX_STEPS, r].
 
     logits f32 [r, V], their maxima as of `BlockMaxima`. The result's rows move up by one, and the tokens become the last: the first of a
@@ -36,7 +36,7 @@ class ChooseTokens(Op):
     are equal, the inputs are then changed in place: each token is the chosen one, one position and one slot further.
     """
 
-    name: ClassVar[str] = "choose_tokens"
+    name: ClassVar[str] = "argmax"
     logits: Tensor
     maxima: Tensor
     tokens: Tensor  # i32 [n]

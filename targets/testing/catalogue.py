@@ -16,7 +16,7 @@ from tvm import relax
 
 from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
 from cupola.targets.cpu.emit.amx import MANY
-from cupola.targets.ops import GROUP, BlockMaxima, ChooseTokens, Embedding, GatedLinear, Linear, PagedAttention, Rotary
+from cupola.targets.ops import GROUP, Argmax, BlockMaxima, Embedding, GatedLinear, Linear, PagedAttention, Rotary
 from cupola.targets.testing import references
 from cupola.targets.testing.case import Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
 
@@ -155,8 +155,8 @@ def block_maxima(sizes: Sizes) -> KernelCase:
     return KernelCase(name, inputs, lambda t: BlockMaxima(t["x"]).call(), references.block_maxima, at_random(inputs))
 
 
-def choose_tokens(sizes: Sizes) -> KernelCase:
-    """`ChooseTokens`, where every sequence brings one token."""
+def argmax(sizes: Sizes) -> KernelCase:
+    """`Argmax`, where every sequence brings one token."""
     logits, num_blocks = Input("logits", ("n", sizes.vocabulary)), -(-sizes.vocabulary // MAXIMA_BLOCK)
     tokens = [Input(name, ("t",), "int32", (0, 100)) for name in ("tokens", "positions", "slots")]
     tables = [Input("context_lens", ("b",), "int32", (1, 100)), Input("block_tables", ("b", "w"), "int32", (0, 9))]
@@ -164,7 +164,7 @@ def choose_tokens(sizes: Sizes) -> KernelCase:
 
     def emit(t: Tensors) -> relax.Call:
         given: dict[str, Any] = {i.name: t[i.name] for i in inputs}
-        return ChooseTokens(**given, block_size=sizes.block).call()
+        return Argmax(**given, block_size=sizes.block).call()
 
     def draw(random: np.random.Generator, num_tokens: int) -> Arrays:
         arrays = {i.name: i.draw(random, {"n": num_tokens, "t": num_tokens, "b": num_tokens, "w": 5}) for i in inputs}
@@ -173,7 +173,7 @@ def choose_tokens(sizes: Sizes) -> KernelCase:
         logits[4::7] = -np.inf
         return arrays | {"maxima": references.block_maxima({"x": logits}).value.astype("float32")}
 
-    return KernelCase(case_name("choose_tokens", sizes.vocabulary), inputs, emit, references.choose_tokens, draw)
+    return KernelCase(case_name("argmax", sizes.vocabulary), inputs, emit, references.argmax, draw)
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ KERNELS: tuple[KernelFactory, ...] = (
     rotary,
     *(AttentionKernel(kv, joined=True) for kv in KV_DTYPES),
     block_maxima,
-    choose_tokens,
+    argmax,
 )
 # What they do besides, in combinations.
 VARIANTS: tuple[KernelFactory, ...] = (

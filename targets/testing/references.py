@@ -142,8 +142,8 @@ def block_maxima(arrays: Arrays) -> Expected:
     return Expected(value, np.full_like(value, np.finfo("float64").tiny))
 
 
-def choose_tokens(arrays: Arrays) -> Expected:
-    """`ops.ChooseTokens`; what steps before chose may be anything."""
+def argmax(arrays: Arrays) -> Expected:
+    """`ops.Argmax`; what steps before chose may be anything."""
     logits = arrays["logits"]
     value = np.zeros((MAX_STEPS, len(logits)))
     value[-1] = np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))

@@ -10,7 +10,7 @@ import cupola
 from cupola.compiler.cli.app import run
 from cupola.compiler.variants import check_same_weights, join_kernels
 from cupola.models import find_family
-from cupola.runtime.artifact.tensors import KernelSpec, Work
+from cupola.runtime.artifact.tensors import KernelCost, KernelSpec
 from cupola.runtime.errors import OptionError
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.registry import get_targets
@@ -67,5 +67,5 @@ def test_targets_that_lay_weights_out_differently_are_refused() -> None:
 
 
 def test_kernels_are_listed_once() -> None:
-    a, b = KernelSpec("a", Work("int8")), KernelSpec("b")
+    a, b = KernelSpec("a", KernelCost("int8")), KernelSpec("b")
     assert join_kernels([(b,), (a, b)]) == (a, b)

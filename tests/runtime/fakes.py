@@ -45,14 +45,14 @@ class FakeExecutor:
         chosen = []
         for _ in range(num_steps - 1):
             assert len(batch.tokens) == len(batch.context_lens) == len(batch.logit_rows)
-            chosen.append(self._step(batch).likeliest[-1])
+            chosen.append(self._step(batch).argmax[-1])
             positions = batch.positions + 1
             slots = batch.block_tables[np.arange(len(positions)), positions // BLOCK] * BLOCK + positions % BLOCK
             batch = batch._replace(
                 tokens=chosen[-1], positions=positions, slots=slots.astype(np.int32), context_lens=batch.context_lens + 1, copies=()
             )
         logits = self._step(batch)
-        return Logits(logits.values, logits.maxima, np.stack([*chosen, logits.likeliest[-1]]))
+        return Logits(logits.values, logits.maxima, np.stack([*chosen, logits.argmax[-1]]))
 
     def _step(self, batch: Batch) -> Logits:
         self.num_steps += 1

@@ -94,7 +94,7 @@ def test_the_tokenizer(llm):
 
 def test_bad_words_are_tokenized_with_and_without_a_blank(llm):
     """As vLLM does it: here " t" is one token, so that "t" has two forms; "he" is one, and two with a blank."""
-    assert llm.engine.admission.bad_words(SamplingParams(bad_words=["t", "he", " x"])) == (
+    assert llm.engine.validator.bad_words(SamplingParams(bad_words=["t", "he", " x"])) == (
         tuple(llm.tokenize("t")), tuple(llm.tokenize(" t")), tuple(llm.tokenize("he")), tuple(llm.tokenize("x")),
     )  # fmt: skip
 

@@ -19,7 +19,8 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.tensors import Work
+from cupola.runtime.artifact.tensors import KernelCost
+from cupola.targets.cost import with_cost
 from cupola.targets.cpu.attention.amx import RowBlock, TileKeys
 from cupola.targets.cpu.attention.amx import Scratch as RowScratch
 from cupola.targets.cpu.attention.append import Append
@@ -30,7 +31,6 @@ from cupola.targets.cpu.emit.loops import Claims, Parts, Threads, between, paral
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, argument, local, name, prim_func
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.ops import PagedAttention
-from cupola.targets.work import with_work
 
 
 def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -106,7 +106,9 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
         _attend(tensors)
 
     arithmetic = "bfloat16" if k.in_tiles else "float32"
-    return with_work(prim_func(body), Work(arithmetic, operations_per_pair=2 * k.num_heads * (k.key_dim + k.value_dim), window=k.window))
+    return with_cost(
+        prim_func(body), KernelCost(arithmetic, operations_per_pair=2 * k.num_heads * (k.key_dim + k.value_dim), window=k.window)
+    )
 
 
 def _attend(t: Tensors) -> None:

@@ -13,7 +13,8 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.tensors import Work
+from cupola.runtime.artifact.tensors import KernelCost
+from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.loops import in_tiles
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
@@ -22,7 +23,6 @@ from cupola.targets.cpu.linear.floats import ROW_BLOCK, float_tiles, normalized
 from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
 from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, Codes, codes_of, first_byte, pack_groups
 from cupola.targets.ops import GROUP, GatedLinear, Linear
-from cupola.targets.work import with_work
 
 GROUP_BLOCK = 6  # groups that are dequantized at once: 24 KB
 
@@ -82,7 +82,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
             first = name(task // k.num_panels * ROW_BLOCK)
             product.block(name(task % k.num_panels), first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
 
-    return with_work(prim_func(body), Work(operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)))
+    return with_cost(prim_func(body), KernelCost(operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)))
 
 
 @dataclass(frozen=True)

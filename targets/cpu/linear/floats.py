@@ -14,7 +14,8 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.tensors import Work
+from cupola.runtime.artifact.tensors import KernelCost
+from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.loops import in_tiles
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
@@ -31,7 +32,6 @@ from cupola.targets.cpu.linear.packing import (
 )
 from cupola.targets.cpu.rows.norm import lower_rms_norm
 from cupola.targets.ops import GatedLinear, Linear
-from cupola.targets.work import with_work
 
 ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
 
@@ -122,7 +122,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
             panel, first = name(task % kernel.num_panels), name(task // kernel.num_panels * ROW_BLOCK)
             panels.rows(panel, first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
 
-    return with_work(prim_func(body), Work(operations_per_row=2 * kernel.num_outputs * kernel.depth * (2 if kernel.gated else 1)))
+    return with_cost(prim_func(body), KernelCost(operations_per_row=2 * kernel.num_outputs * kernel.depth * (2 if kernel.gated else 1)))
 
 
 @dataclass(frozen=True)

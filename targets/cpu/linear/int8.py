@@ -19,7 +19,8 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.tensors import Work
+from cupola.runtime.artifact.tensors import KernelCost
+from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.loops import Claims, Threads, in_tiles, parallel_region, shared_loop
@@ -31,7 +32,6 @@ from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
 from cupola.targets.cpu.linear.quantized_packing import QUADS, Codes, codes_of, first_byte, pack_groups
 from cupola.targets.ops import GROUP, GatedLinear, Linear
-from cupola.targets.work import with_work
 
 FEW = MANY - 1  # rows
 ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
@@ -106,9 +106,9 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
                 else:
                     product.many()
 
-    return with_work(
+    return with_cost(
         prim_func(body),
-        Work("bfloat16" if k.isa.bf16_tiles else "int8", operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)),
+        KernelCost("bfloat16" if k.isa.bf16_tiles else "int8", operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)),
     )
 
 

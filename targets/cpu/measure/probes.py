@@ -11,14 +11,14 @@ from functools import cache
 import tvm
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.tensors import Work
+from cupola.runtime.artifact.tensors import KernelCost
+from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit import amx as tiles
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, tree
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.quantized_packing import COLUMNS, Codes
 from cupola.targets.ops import GROUP
-from cupola.targets.work import with_work
 
 CHAINS = 12  # at least latency times instructions a cycle, and few enough for 16 registers
 READ_VECTORS = 8
@@ -46,7 +46,7 @@ def steps(isa: ISA) -> int:
 
 
 def _with_operations(kernel: tvm.tirx.PrimFunc, arithmetic: str, multiplications: int) -> tvm.tirx.PrimFunc:
-    return with_work(kernel, Work(arithmetic, operations_per_row=2 * multiplications))
+    return with_cost(kernel, KernelCost(arithmetic, operations_per_row=2 * multiplications))
 
 
 def _kernel(simd, task) -> tvm.tirx.PrimFunc:

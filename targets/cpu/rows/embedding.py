@@ -9,14 +9,14 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.tensors import ITEM_BYTES, Work
+from cupola.runtime.artifact.tensors import ITEM_BYTES, KernelCost
+from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.loops import for_each
 from cupola.targets.cpu.emit.simd import Simd, Value, argument, name, prim_func
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_panels, shape_of
 from cupola.targets.cpu.linear.quantized_packing import QUAD, Codes, codes_of, first_byte, pack_groups
 from cupola.targets.ops import GROUP, Embedding
-from cupola.targets.work import with_work
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _build(kernel: _Kernel, token_dtype: str) -> tvm.tirx.PrimFunc:
 
         for_each(n, kernel.width, row)
 
-    return with_work(prim_func(body), Work(gathered_bytes_per_row=kernel.width * ITEM_BYTES[kernel.weight_dtype]))
+    return with_cost(prim_func(body), KernelCost(gathered_bytes_per_row=kernel.width * ITEM_BYTES[kernel.weight_dtype]))
 
 
 def lower_embedding(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -112,4 +112,4 @@ def _build_quantized(isa: ISA, num_entries: int, width: int, groups: int, codes:
 
         for_each(n, width, row)
 
-    return with_work(prim_func(body), Work(gathered_bytes_per_row=width * codes.bits // 8))
+    return with_cost(prim_func(body), KernelCost(gathered_bytes_per_row=width * codes.bits // 8))

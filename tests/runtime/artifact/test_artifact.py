@@ -34,7 +34,7 @@ from cupola.runtime.artifact.manifest import (
 )
 from cupola.runtime.artifact.read import MAX_MANIFEST_BYTES, parse_manifest
 from cupola.runtime.artifact.state import KVGroup, KVSpec
-from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, TensorSpec, WeightSpec, Work
+from cupola.runtime.artifact.tensors import FunctionSpec, KernelCost, KernelSpec, TensorSpec, WeightSpec
 from cupola.runtime.device.memory import choose_num_blocks
 from cupola.runtime.errors import ArtifactError, InputError
 
@@ -64,7 +64,7 @@ def make_manifest(files: tuple[FileSpec, ...]) -> Manifest:
     ]
     weights = [TensorSpec("embed", "float32", (10, 8)), TensorSpec("scale", "bfloat16", (8,))]
     outputs = tuple(
-        TensorSpec(*spec) for spec in (("logits", "float32", ("r", 10)), ("maxima", "float32", ("r", 1)), ("chosen", "int32", (8, "r")))
+        TensorSpec(*spec) for spec in (("logits", "float32", ("r", 10)), ("maxima", "float32", ("r", 1)), ("argmax", "int32", (8, "r")))
     )
     inputs = [*(TensorSpec(name, "int32", shape) for name, shape in STEP.items()), *pages, *weights, *outputs]
     forward = FunctionSpec("forward", tuple(inputs), outputs)
@@ -81,7 +81,7 @@ def make_manifest(files: tuple[FileSpec, ...]) -> Manifest:
         functions=(forward, FunctionSpec("other", (), ())),
         weights=(WeightSpec("embed", "float32", (10, 8), SHARD, 64), WeightSpec("scale", "bfloat16", (8,), SHARD, 384)),
         files=files,
-        kernels=(KernelSpec("matmul", Work("int8", 24, 0, 0, 8)),),
+        kernels=(KernelSpec("matmul", KernelCost("int8", 24, 0, 0, 8)),),
         probes=(KernelSpec("probe_read"),),
         notes=("not verified",),
     )
@@ -151,8 +151,8 @@ WRONG_FIELDS = [
     ("model.vocab_size", float("nan"), "model.vocab_size"), ("model.vocab_size", float("inf"), "model.vocab_size"),
     ("model.context_length", 0, "model.context_length"), ("model.context_length", -1, "model.context_length"),
     ("model.context_length", 2**31, "model.context_length"), ("model.stop_token_ids", [1, 10], r"model.stop_token_ids[1]"),
-    ("kernels", ["matmul"], "kernels[0]"), ("kernels.0.work.operations_per_row", -1, "kernels[0].work.operations_per_row"),
-    ("probes.0.work.window", 2**60, "probes[0].work.window"),
+    ("kernels", ["matmul"], "kernels[0]"), ("kernels.0.cost.operations_per_row", -1, "kernels[0].cost.operations_per_row"),
+    ("probes.0.cost.window", 2**60, "probes[0].cost.window"),
     ("model.stop_token_ids", [-1], "model.stop_token_ids[0]"), ("model.bos_token_id", 10, "model.bos_token_id"),
     ("model.family", "a\nb", "model.family"), ("notes", ["\x1b[31m"], "notes[0]"), ("source.name", "\ud800", "source.name"),
     ("kv.groups", [], "kv.groups"), ("kv.groups.0.layers", [], "kv.groups[0].layers"),

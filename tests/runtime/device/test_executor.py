@@ -8,12 +8,12 @@ from cupola.runtime.device.tvm_executor import ALIGNMENT, SPARE_BYTES, _Results,
 
 def test_results_have_the_rows_of_the_step_and_large_memory_goes_back() -> None:
     load_runtime()
-    specs = [("logits", "float32", ("r", 1000)), ("maxima", "float32", ("r", 16)), ("chosen", "int32", (8, "r"))]
+    specs = [("logits", "float32", ("r", 1000)), ("maxima", "float32", ("r", 16)), ("argmax", "int32", (8, "r"))]
     results, most = _Results([TensorSpec(*spec) for spec in specs]), SPARE_BYTES // 4000
     memory = []
     for num_rows in (0, 3, 3, 0, 2, 2 * most, 1, 0):  # a chunk of a prompt wants none
         tensors = results.hold(num_rows)
-        arrays = results.logits.values, results.logits.maxima, results.logits.likeliest
+        arrays = results.logits.values, results.logits.maxima, results.logits.argmax
         shapes = [(num_rows, 1000), (num_rows, 16), (8, num_rows)]
         assert [array.shape for array in arrays] == [tuple(tensor.shape) for tensor in tensors] == shapes
         assert [str(array.dtype) for array in arrays] == [str(tensor.dtype) for tensor in tensors] == [spec[1] for spec in specs]

@@ -139,7 +139,7 @@ def test_the_likeliest_is_numpys_first(seed, vocab, num_rows, kinds):
     values = random.choice(numbers, (num_rows, vocab))
     logits = Logits.of(values)
     np.testing.assert_array_equal(logits.maxima, [maxima_of(row) for row in values])
-    assert logits.likeliest.tolist() == [[-1 if np.isnan(row).any() else int(row.argmax()) for row in values]]
+    assert logits.argmax.tolist() == [[-1 if np.isnan(row).any() else int(row.argmax()) for row in values]]
 
 
 @settings(max_examples=60)

@@ -1,4 +1,4 @@
-"""The way from admission to the engine: whatever is raised on it, nothing stays counted."""
+"""The way from validator to the engine: whatever is raised on it, nothing stays counted."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tvm
 
-from cupola.runtime.artifact.tensors import Work
+from cupola.runtime.artifact.tensors import KernelCost
+from cupola.targets.cost import list_kernels, with_cost
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.cpu.measure.probes import CHAINS, MULTIPLICATIONS, TILE_MULTIPLICATIONS, probes, steps
 from cupola.targets.cpu.target import cpu_target
-from cupola.targets.work import list_kernels, with_work
 
 TASKS = 5
 each_isa = pytest.mark.parametrize("isa", [isa for isa in ISAS if runs_here(isa)], ids=lambda isa: isa.name)
@@ -38,11 +38,11 @@ def test_multiplying_runs_every_chain_to_its_end(isa):
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_every_instruction_set_has_the_same_work(isa):
-    tiles = {"probe_bfloat16": Work("bfloat16", operations_per_row=2 * TILE_MULTIPLICATIONS)} if isa.bf16_tiles else {}
-    assert {kernel.name: kernel.work for kernel in list_kernels(probes(isa))} == tiles | {
-        "probe_read": Work(),
-        "probe_float32": Work("float32", operations_per_row=2 * MULTIPLICATIONS),
-        "probe_int8": Work("int8", operations_per_row=8 * MULTIPLICATIONS),
+    tiles = {"probe_bfloat16": KernelCost("bfloat16", operations_per_row=2 * TILE_MULTIPLICATIONS)} if isa.bf16_tiles else {}
+    assert {kernel.name: kernel.cost for kernel in list_kernels(probes(isa))} == tiles | {
+        "probe_read": KernelCost(),
+        "probe_float32": KernelCost("float32", operations_per_row=2 * MULTIPLICATIONS),
+        "probe_int8": KernelCost("int8", operations_per_row=8 * MULTIPLICATIONS),
     }
 
 
@@ -64,6 +64,6 @@ def test_multiplying_tiles_runs_every_chain_to_its_end(isa):
 
 def test_a_kernel_keeps_what_is_written_on_it():
     kernel = probes(ISAS[0])["probe_read"]
-    work = Work("int8", 1, 2, 3, 4)
-    mod = tvm.IRModule({"b": with_work(kernel, work), "a": kernel})
-    assert [(spec.name, spec.work) for spec in list_kernels(mod)] == [("a", Work()), ("b", work)]
+    cost = KernelCost("int8", 1, 2, 3, 4)
+    mod = tvm.IRModule({"b": with_cost(kernel, cost), "a": kernel})
+    assert [(spec.name, spec.cost) for spec in list_kernels(mod)] == [("a", KernelCost()), ("b", cost)]

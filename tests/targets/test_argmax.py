@@ -7,7 +7,7 @@ import pytest
 import tvm
 
 from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
-from cupola.targets.ops import ChooseTokens
+from cupola.targets.ops import Argmax
 from cupola.targets.registry import get_target
 from tests.targets.harness import RUNNABLE, Input, module, size
 
@@ -21,7 +21,7 @@ def kernel(request) -> tvm.runtime.Function:
     inputs = [Input("logits", (r, WIDTH)), Input("maxima", (r, 3)), *(Input(name, (n,), "int32") for name in NAMES)]
     inputs += [Input("context_lens", (b,), "int32"), Input("block_tables", (b, w), "int32")]
     target = get_target(f"cpu:{request.param}")
-    lowered = module(target, inputs, lambda *tensors: ChooseTokens(*tensors, BLOCK).call())
+    lowered = module(target, inputs, lambda *tensors: Argmax(*tensors, BLOCK).call())
     [(name, func)] = [(gv.name_hint, f) for gv, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
     kernels = tvm.IRModule({name: func.with_attr("global_symbol", name)})
     return tvm.tirx.build(kernels, target=target.tvm, pipeline=target.lowering)[name]

@@ -1,8 +1,8 @@
 """Lets the model choose the likeliest tokens itself and go on with them: it then can take several steps without the host in between.
 
 Before:  return (logits, maxima)
-After:   chosen = cupola.choose_tokens(logits, maxima, tokens, positions, slots.0, context_lens, block_tables.0, block_size=16)
-         return (logits, maxima, chosen)                # i32 [8, r]
+After:   argmax = cupola.argmax(logits, maxima, tokens, positions, slots.0, context_lens, block_tables.0, block_size=16)
+         return (logits, maxima, argmax)                # i32 [8, r]
 
 The host's part of a step is small, but it runs out of memory's reach: the weights have gone through every cache.
 """
@@ -14,15 +14,15 @@ from tvm import IRModule, relax
 
 from cupola.passes.rewrite import pass_of, with_result
 from cupola.runtime.artifact.state import KVSpec
-from cupola.targets.ops import ChooseTokens
+from cupola.targets.ops import Argmax
 
 _CHANGED = ("tokens", "positions", "slots.0", "context_lens", "block_tables.0")  # all K/V groups are given the same slots and tables
 
 
-def choose_tokens(kv: KVSpec) -> tvm.transform.Pass:
+def find_argmax(kv: KVSpec) -> tvm.transform.Pass:
     """The pass, for functions whose result are logits and their maxima; those without K/V pages stay as they are."""
     return pass_of(
-        "choose_tokens", lambda mod: IRModule({var: _with_tokens(func, kv) for var, func in mod.functions_items()}, attrs=mod.attrs)
+        "find_argmax", lambda mod: IRModule({var: _with_tokens(func, kv) for var, func in mod.functions_items()}, attrs=mod.attrs)
     )
 
 
@@ -32,5 +32,5 @@ def _with_tokens(func: relax.Function, kv: KVSpec) -> relax.Function:
         return func
     logits, maxima = func.body.body.fields
     tokens, positions, slots, context_lens, block_tables = (inputs[name] for name in _CHANGED)
-    op = ChooseTokens(logits, maxima, tokens, positions, slots, context_lens, block_tables, kv.block_size)
-    return with_result(func, [logits, maxima], "chosen", op.call())
+    op = Argmax(logits, maxima, tokens, positions, slots, context_lens, block_tables, kv.block_size)
+    return with_result(func, [logits, maxima], "argmax", op.call())

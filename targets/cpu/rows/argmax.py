@@ -10,19 +10,19 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
-from cupola.runtime.artifact.tensors import Work
+from cupola.runtime.artifact.tensors import KernelCost
+from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.loops import for_each
 from cupola.targets.cpu.emit.simd import Buffer, Value, argument, local, name, prim_func
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.ops import ChooseTokens
-from cupola.targets.work import with_work
+from cupola.targets.ops import Argmax
 
 INFINITY_BITS, MAGNITUDE_BITS = 0x7F800000, 0x7FFFFFFF  # of float32; a magnitude of more than infinity's is NaN
 
 
-def lower_choose_tokens(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`ChooseTokens`; the same code for every instruction set."""
-    op = ChooseTokens.match(call)
+def lower_argmax(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
+    """`Argmax`; the same code for every instruction set."""
+    op = Argmax.match(call)
     if op is None:
         return None
     width = int(op.logits.ty.shape[1])
@@ -61,7 +61,7 @@ def _build(width: int, block_size: int) -> tvm.tirx.PrimFunc:
             T.buffer_store(slots, block_tables[i, column] * block_size + position % block_size, [i])
             T.buffer_store(context_lens, context_lens[i] + 1, [i])
 
-    return with_work(prim_func(body), Work(gathered_bytes_per_row=4 * MAXIMA_BLOCK))  # one block of a row's logits
+    return with_cost(prim_func(body), KernelCost(gathered_bytes_per_row=4 * MAXIMA_BLOCK))  # one block of a row's logits
 
 
 def _find_largest(x: Buffer, row: Value, start: Value, count: Value) -> Value:

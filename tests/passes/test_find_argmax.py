@@ -5,10 +5,10 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from cupola.passes.choose_tokens import choose_tokens
+from cupola.passes.find_argmax import find_argmax
 from cupola.runtime.artifact.inputs import MAX_STEPS
 from cupola.runtime.artifact.state import KVSpec
-from cupola.targets.ops import ChooseTokens
+from cupola.targets.ops import Argmax
 from tests.passes.harness import apply, stays
 
 KV = KVSpec((), "float32", 16)
@@ -36,8 +36,8 @@ def model(names: list[str]) -> relax.Function:
 
 
 def test_the_tokens_come_beside_the_logits() -> None:
-    func = apply(choose_tokens(KV), model(list(INPUTS)))["forward"]
-    call = ChooseTokens.match(func.body.blocks[-1].bindings[-1].value)
+    func = apply(find_argmax(KV), model(list(INPUTS)))["forward"]
+    call = Argmax.match(func.body.blocks[-1].bindings[-1].value)
     logits, maxima, chosen = func.body.body.fields
     inputs = {param.name: param for param in func.params}
     assert call is not None and call.block_size == 16
@@ -51,4 +51,4 @@ def test_the_tokens_come_beside_the_logits() -> None:
 
 
 def test_without_a_cache_nothing_changes() -> None:
-    stays(choose_tokens(KV), model(["tokens", "positions"]))
+    stays(find_argmax(KV), model(["tokens", "positions"]))
