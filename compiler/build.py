@@ -15,12 +15,13 @@ from tvm import IRModule, relax, tirx
 from cupola.compiler.pipeline import Dumps
 from cupola.passes.give_outputs import give_outputs
 from cupola.passes.share_tensors import share_tensors
+from cupola.runtime.artifact.inputs import STEP_OUTPUTS
 from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
 from cupola.runtime.environment import debug_level, interpreter
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 
-OUTPUTS = ("logits", "maxima", "argmax")
+OUTPUTS = tuple(line.name for line in STEP_OUTPUTS)
 
 
 def plan_memory(mod: IRModule) -> IRModule:

@@ -18,7 +18,9 @@ import tvm
 from tvm import IRModule, relax, tirx
 
 from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
+from cupola.runtime.artifact.inputs import input_specs
 from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.targets import ops
 
 
@@ -28,17 +30,28 @@ def page_attention(kv: KVSpec) -> tvm.transform.Pass:
 
 
 def _run(mod: IRModule, kv: KVSpec) -> IRModule:
-    batch = tirx.Var("b", "int64")
-    starts = relax.Var("query_starts", relax.TensorType([batch + 1], "int32"))
-    lens = relax.Var("context_lens", relax.TensorType([batch], "int32"))
-    num_tokens = mod["forward"].params[0].ty.shape[0]
-    groups = [_Group.declare(i, kv, num_tokens, batch) for i in range(len(kv.groups))]
-    out = rewrite_calls(mod, {"cupola.attention": _rule(kv, groups, starts, lens)})
+    tokens, positions, rows, *weights = mod["forward"].params
+    sizes = {"n": tokens.ty.shape[0], "b": tirx.Var("b", "int64"), "r": rows.ty.shape[0]}
+    inputs = {param.name: param for param in (tokens, positions, rows)}
+    for spec in input_specs(len(kv.groups)):
+        inputs.setdefault(spec.name, _declare(spec, sizes))
+    groups = [_Group.declare(i, kv, inputs) for i in range(len(kv.groups))]
+    out = rewrite_calls(mod, {"cupola.attention": _rule(kv, groups, inputs["query_starts"], inputs["context_lens"])})
     func = out["forward"]
-    tokens, positions, rows, *weights = func.params
-    inputs = [tokens, positions, starts, lens, rows, *(var for g in groups for var in (g.slots, g.tables, *g.pools))]
-    out["forward"] = relax.Function([*inputs, *weights], func.body, func.ret_ty).with_attrs({**func.attrs, "num_input": len(inputs)})
+    once = [inputs[spec.name] for spec in input_specs(0)]
+    params = [*once, *(var for group in groups for var in (group.slots, group.tables, *group.pools))]
+    out["forward"] = relax.Function([*params, *weights], func.body, func.ret_ty).with_attrs({**func.attrs, "num_input": len(params)})
     return out
+
+
+def _declare(spec: TensorSpec, sizes: dict[str, tirx.Expr]) -> relax.Var:
+    """A parameter; sizes that nobody named before are new variables, and the only sum is one with a constant, as in "b + 1"."""
+    shape = []
+    for size in spec.shape:
+        name, _, more = str(size).partition(" + ")
+        known = size if isinstance(size, int) else sizes.setdefault(name, tirx.Var(name, "int64"))
+        shape.append(known + int(more) if more else known)
+    return relax.Var(spec.name, relax.TensorType(shape, spec.dtype))
 
 
 @dataclass(frozen=True)
@@ -50,13 +63,10 @@ class _Group:
     pools: tuple[relax.Var, ...]
 
     @staticmethod
-    def declare(index: int, kv: KVSpec, num_tokens: tirx.Expr, batch: tirx.Var) -> _Group:
-        sizes = {"num_blocks": tirx.Var("num_blocks", "int64")}
-        specs = (pool for pool in kv.pools("num_blocks") if pool.name.endswith(f".{index}"))
-        pools = (relax.Var(p.name, relax.TensorType([sizes.get(str(size), size) for size in p.shape], p.dtype)) for p in specs)
-        slots = relax.Var(f"slots.{index}", relax.TensorType([num_tokens], "int32"))
-        tables = relax.Var(f"block_tables.{index}", relax.TensorType([batch, tirx.Var("max_blocks", "int64")], "int32"))
-        return _Group(slots, tables, tuple(pools))
+    def declare(index: int, kv: KVSpec, inputs: dict[str, relax.Var]) -> _Group:
+        sizes: dict[str, tirx.Expr] = {}
+        pools = (_declare(pool, sizes) for pool in kv.pools(f"num_blocks_{index}") if pool.name.endswith(f".{index}"))
+        return _Group(inputs[f"slots.{index}"], inputs[f"block_tables.{index}"], tuple(pools))
 
 
 def _rule(kv: KVSpec, groups: list[_Group], starts: relax.Var, lens: relax.Var) -> Rule:

@@ -67,7 +67,8 @@ def inspect(
 def reckon(manifest: Manifest, context: int, max_num_seqs: int, max_num_batched_tokens: int) -> Memory:
     """The memory for `max_num_seqs` sequences of `context` tokens each, `max_num_batched_tokens` of them in a step."""
     blocks = math.ceil(context / manifest.kv.block_size)
-    sizes = {"n": max_num_batched_tokens, "b": max_num_seqs, "b + 1": max_num_seqs + 1, "r": max_num_seqs, "max_blocks": blocks}
+    sizes = {"n": max_num_batched_tokens, "b": max_num_seqs, "b + 1": max_num_seqs + 1, "r": max_num_seqs}
+    sizes |= {f"max_blocks_{group}": blocks for group in range(len(manifest.kv.groups))}
     weights = {weight.name for weight in manifest.weights}
     tensors = [t for f in manifest.functions for t in (*f.inputs, *f.outputs) if t.name not in weights]
     return Memory(

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import STEP_INPUTS, STEP_OUTPUTS, input_line, input_specs, output_specs
 from cupola.runtime.artifact.manifest import COMPILE_AGAIN, FileSpec, Manifest, ModelConfig
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, KernelSpec, TensorSpec
@@ -18,9 +18,6 @@ MAX_COUNT = 2**31 - 1  # positions, slots and token ids are int32
 MAX_RANK, MAX_SIZE = 8, 2**48
 _FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# The inputs of `forward` that each step brings, with their ranks: once, and once a K/V group.
-_STEP_INPUTS = {"tokens": 1, "positions": 1, "query_starts": 1, "context_lens": 1, "logit_rows": 1}
-_GROUP_INPUTS = {"slots": 1, "block_tables": 2}
 
 
 def check_manifest(manifest: Manifest, file: Path) -> None:
@@ -128,11 +125,12 @@ def _tensor_faults(field: str, tensors: tuple[TensorSpec, ...]) -> Iterator[Faul
 def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
     """What `forward` takes must be there to give: the step's arrays, the pages that `kv` speaks of, the weights, perhaps all outputs."""
     field, kv = "functions.forward.inputs", manifest.kv
-    ranks = {**_STEP_INPUTS, **{f"{name}.{group}": rank for group in range(len(kv.groups)) for name, rank in _GROUP_INPUTS.items()}}
+    steps = {spec.name: (spec.dtype, spec.shape) for line in STEP_INPUTS for spec in line.specs(len(kv.groups))}
     given: dict[str, tuple[str, tuple[int | str, ...]]] = {weight.name: (weight.dtype, weight.shape) for weight in manifest.weights}
     given |= {pool.name: (pool.dtype, pool.shape) for pool in kv.pools("num_blocks")}
     names = {tensor.name for tensor in forward.inputs}
-    missing = next((name for name in (*ranks, *given) if name not in names), None)
+    required = [spec.name for spec in input_specs(len(kv.groups))]
+    missing = next((name for name in (*required, *given) if name not in names), None)
     if missing is not None:
         yield field, f"{reprlib.repr(missing)} is not among them"
     results = {output.name: (output.dtype, output.shape) for output in forward.outputs}
@@ -143,10 +141,11 @@ def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
         if tensor.name in given:
             if not _fits(tensor, *given[tensor.name]):
                 yield field, f"{reprlib.repr(tensor.name)} is not as the weights and the K/V cache have it"
-        elif tensor.name not in ranks:
+        elif tensor.name not in steps or input_line(tensor.name) is None:
             yield field, f"{reprlib.repr(tensor.name)} is nothing that this cupola gives"
-        elif tensor.dtype != "int32" or len(tensor.shape) != ranks[tensor.name]:
-            yield field, f"{reprlib.repr(tensor.name)} is not int32 of rank {ranks[tensor.name]}"
+        elif not _fits(tensor, *steps[tensor.name]):
+            dtype, shape = steps[tensor.name]
+            yield field, f"{reprlib.repr(tensor.name)} is not {dtype} of rank {len(shape)}"
 
 
 def _fits(tensor: TensorSpec, dtype: str, shape: tuple[int | str, ...]) -> bool:
@@ -159,14 +158,18 @@ def _fits(tensor: TensorSpec, dtype: str, shape: tuple[int | str, ...]) -> bool:
 
 
 def _output_faults(vocab_size: int, forward: FunctionSpec) -> Iterator[Fault]:
-    """The logits, then perhaps their maxima by blocks and the likeliest tokens."""
-    shapes: tuple[tuple[int | str, ...], ...] = (("r", vocab_size), ("r", -(-vocab_size // MAXIMA_BLOCK)), (MAX_STEPS, "r"))
-    wanted = tuple(zip(("float32", "float32", "int32"), shapes, strict=True))
-    if len(forward.outputs) not in (1, len(wanted)):
-        yield "functions.forward.outputs", f"there are {len(forward.outputs)}"
-    for output, (dtype, shape) in zip(forward.outputs, wanted, strict=False):
-        if not _fits(output, dtype, shape):
-            yield "functions.forward.outputs", f"{reprlib.repr(output.name)} is not {dtype} [{', '.join(map(str, shape))}]"
+    """The outputs are lines of the table, in its order, and none that every artifact gives is missing."""
+    field, names = "functions.forward.outputs", [output.name for output in forward.outputs]
+    known = [line.name for line in STEP_OUTPUTS]
+    for name in names:
+        if name not in known:
+            yield field, f"{reprlib.repr(name)} is nothing that this cupola takes"
+    missing = next((line.name for line in STEP_OUTPUTS if not line.optional and line.name not in names), None)
+    if missing is not None or names != [name for name in known if name in names]:
+        yield field, f"are {', '.join(names) or 'none'}, not {', '.join(known)} in this order"
+    for output, wanted in zip(forward.outputs, output_specs(names, vocab_size), strict=True):
+        if not _fits(output, wanted.dtype, wanted.shape):
+            yield field, f"{reprlib.repr(output.name)} is not {wanted.dtype} [{', '.join(map(str, wanted.shape))}]"
 
 
 def _out_of_range(field: str, value: int, lowest: int, highest: int = MAX_COUNT) -> Iterator[Fault]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from cupola.runtime import environment
 from cupola.runtime.artifact.folder import Artifact
-from cupola.runtime.artifact.inputs import MAX_STEPS
+from cupola.runtime.artifact.inputs import MAX_STEPS, STEP_INPUTS
 from cupola.runtime.artifact.manifest import MANIFEST, REPEAT_IN_TEAM, Manifest
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import KernelSpec, TensorSpec, WeightSpec
@@ -240,7 +240,7 @@ def _check_inputs(artifact: Artifact, names: Sequence[str]) -> None:
 
 OnKernelCall = Callable[[str, float, list[tuple[int, TensorSpec]]], None]
 _GO_ON, _SKIP = 0, 1  # tell TVM's virtual machine to make a call, or that it was made
-_STEP_INPUTS = ("tokens", "positions", "query_starts", "context_lens", "logit_rows", "slots", "block_tables")
+_STEP_INPUTS = tuple(line.name for line in STEP_INPUTS if line.name in Batch._fields)  # what the engine gives
 
 
 def load(artifact: Artifact, num_blocks: int, isa: str | None = None, swap: SwapSpace | None = None) -> TVMExecutor:

@@ -48,7 +48,7 @@ def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True
     files = tuple(FileSpec(file.name, file.stat().st_size, sha256_of(file)) for file in sorted(folder.iterdir()))
     shapes: dict[str, tuple[int | str, ...]] = {
         "tokens": ("n",), "positions": ("n",), "query_starts": ("b + 1",), "context_lens": ("b",), "logit_rows": ("r",),
-        "slots.0": ("n",), "block_tables.0": ("b", "max_blocks"),
+        "slots.0": ("n",), "block_tables.0": ("b", "max_blocks_0"),
     }  # fmt: skip
     inputs = [TensorSpec(name, "int32", shape) for name, shape in shapes.items()]
     inputs += [

@@ -57,10 +57,10 @@ def test_the_entry_takes_bounds_and_the_pages_of_every_group(after: IRModule) ->
         "tokens", "positions", "query_starts", "context_lens", "logit_rows", "slots.0", "block_tables.0", "k_pages.0", "v_pages.0",
         "slots.1", "block_tables.1", "k_pages.1", "v_pages.1", "weight",
     ]  # fmt: skip
-    assert shapes["k_pages.0"] == ([2, "num_blocks", 2, 16, 32], "float16")
-    assert shapes["v_pages.0"] == ([2, "num_blocks", 2, 32, 8], "float16")
-    assert shapes["k_pages.1"] == ([1, "num_blocks", 1, 4, 32], "float16")
-    assert shapes["slots.1"] == (["n"], "int32") and shapes["block_tables.1"] == (["b", "max_blocks"], "int32")
+    assert shapes["k_pages.0"] == ([2, "num_blocks_0", 2, 16, 32], "float16")
+    assert shapes["v_pages.0"] == ([2, "num_blocks_0", 2, 32, 8], "float16")
+    assert shapes["k_pages.1"] == ([1, "num_blocks_1", 1, 4, 32], "float16")
+    assert shapes["slots.1"] == (["n"], "int32") and shapes["block_tables.1"] == (["b", "max_blocks_1"], "int32")
     assert int(func.attrs["num_input"]) == len(shapes) - 1
 
 

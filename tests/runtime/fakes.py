@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 
+from cupola.runtime.artifact.inputs import STEP_INPUTS
 from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.device.interface import Batch, Float32, Logits
 from cupola.runtime.engine.engine import Engine, EngineConfig
@@ -20,6 +21,17 @@ def fake_logits(context: list[int]) -> Float32:
     """Logits that a change of any token in `context` changes."""
     seed = int.from_bytes(hashlib.blake2b(np.array(context, np.int64).tobytes(), digest_size=8).digest(), "little")
     return np.random.default_rng(seed).normal(0, 2, VOCAB).astype(np.float32)
+
+
+def check_step(batch: Batch) -> None:
+    """Holds a batch against the table of a step's inputs: every one that is not optional is there, with its type and sizes."""
+    sizes: dict[str, int] = {}
+    for line in (line for line in STEP_INPUTS if not line.optional):
+        array = getattr(batch, line.name)
+        assert array.dtype == np.dtype(line.dtype) and array.ndim == len(line.shape), line
+        for size, found in zip(line.shape, array.shape, strict=True):
+            name, _, more = str(size).partition(" + ")
+            assert sizes.setdefault(name, found - int(more or 0)) == found - int(more or 0), line
 
 
 class FakeExecutor:
@@ -61,7 +73,7 @@ class FakeExecutor:
         assert 0 < n == len(batch.positions) == len(batch.slots) == batch.query_starts[-1]
         assert len(batch.query_starts) == b + 1
         assert len(np.unique(batch.slots)) == n, "two tokens in one slot"
-        assert all(array.dtype == np.int32 for array in batch if isinstance(array, np.ndarray))
+        check_step(batch)
         for source, target in batch.copies:
             assert min(source, target) < self.num_blocks, "nothing is copied within the swap space"
             assert max(source, target) < self.num_blocks + self.num_provided, "a swap block that has no memory"

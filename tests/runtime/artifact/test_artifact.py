@@ -42,7 +42,7 @@ SHARD = "weights-00001.safetensors"
 FILE = Path("artifact/manifest.json")
 STEP = {
     "tokens": ("n",), "positions": ("n",), "query_starts": ("b + 1",), "context_lens": ("b",), "logit_rows": ("r",),
-    "slots.0": ("n",), "block_tables.0": ("b", "max_blocks.0"), "slots.1": ("n",), "block_tables.1": ("b", "max_blocks.1"),
+    "slots.0": ("n",), "block_tables.0": ("b", "max_blocks_0"), "slots.1": ("n",), "block_tables.1": ("b", "max_blocks_1"),
 }  # fmt: skip
 
 
