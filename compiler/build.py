@@ -14,14 +14,13 @@ from tvm import IRModule, relax, tirx
 
 from cupola.compiler.pipeline import Dumps
 from cupola.passes.give_outputs import give_outputs
+from cupola.passes.rewrite import results_of
 from cupola.passes.share_tensors import share_tensors
 from cupola.runtime.artifact.inputs import STEP_OUTPUTS
 from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
 from cupola.runtime.environment import debug_level, interpreter
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
-
-OUTPUTS = tuple(line.name for line in STEP_OUTPUTS)
 
 
 def plan_memory(mod: IRModule) -> IRModule:
@@ -32,7 +31,7 @@ def plan_memory(mod: IRModule) -> IRModule:
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
         share_tensors(),
-        give_outputs(OUTPUTS),
+        give_outputs(),
     ]
     return tvm.transform.Sequential(passes)(mod)
 
@@ -85,9 +84,8 @@ def signature_of(func: relax.Function, name: str, weights: Sequence[TensorSpec])
     params = func.params[: len(func.params) - len(weights)]
     inputs = tuple(_tensor_spec(param.name, param.ty) for param in params)
     once, twice, rows = (_storage_bytes(func, n, r) for n, r in ((1, 1), (2, 1), (1, 2)))
-    results = func.ret_ty.fields if isinstance(func.ret_ty, relax.TupleType) else [func.ret_ty]
-    given = tuple(spec for spec in inputs if spec.name in OUTPUTS)  # by the caller, to write to
-    outputs = given or tuple(_tensor_spec(output, type_) for output, type_ in zip(OUTPUTS, results, strict=False))
+    given = tuple(spec for spec in inputs if any(spec.name == line.name for line in STEP_OUTPUTS))  # by the caller, to write to
+    outputs = given or tuple(_tensor_spec(output, result.ty) for output, result in results_of(func).items())
     return FunctionSpec(name, (*inputs, *weights), outputs, twice - once, rows - once)
 
 

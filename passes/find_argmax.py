@@ -12,7 +12,7 @@ from __future__ import annotations
 import tvm
 from tvm import IRModule, relax
 
-from cupola.passes.rewrite import pass_of, with_result
+from cupola.passes.rewrite import pass_of, results_of, with_result
 from cupola.runtime.artifact.state import KVSpec
 from cupola.targets.ops import Argmax
 
@@ -30,7 +30,7 @@ def _with_tokens(func: relax.Function, kv: KVSpec) -> relax.Function:
     inputs = {param.name: param for param in func.params}
     if not inputs.keys() >= set(_CHANGED):
         return func
-    logits, maxima = func.body.body.fields
+    results = results_of(func)
     tokens, positions, slots, context_lens, block_tables = (inputs[name] for name in _CHANGED)
-    op = Argmax(logits, maxima, tokens, positions, slots, context_lens, block_tables, kv.block_size)
-    return with_result(func, [logits, maxima], "argmax", op.call())
+    op = Argmax(results["logits"], results["maxima"], tokens, positions, slots, context_lens, block_tables, kv.block_size)
+    return with_result(func, "argmax", op.call())

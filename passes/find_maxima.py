@@ -12,7 +12,7 @@ from __future__ import annotations
 import tvm
 from tvm import IRModule, relax
 
-from cupola.passes.rewrite import pass_of, with_result
+from cupola.passes.rewrite import pass_of, results_of, with_result
 from cupola.targets.ops import BlockMaxima
 
 
@@ -22,5 +22,4 @@ def find_maxima() -> tvm.transform.Pass:
 
 
 def _with_maxima(func: relax.Function) -> relax.Function:
-    logits = func.body.body
-    return with_result(func, [logits], "maxima", BlockMaxima(logits).call())
+    return with_result(func, "maxima", BlockMaxima(results_of(func)["logits"]).call())

@@ -11,27 +11,25 @@ After:   def forward(x, logits, w):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import tvm
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from cupola.passes.rewrite import pass_of
+from cupola.passes.rewrite import pass_of, results_of
 
 
-def give_outputs(names: Sequence[str]) -> tvm.transform.Pass:
-    """The pass, for functions without branches whose memory is planned: results become parameters of these names, behind the
+def give_outputs() -> tvm.transform.Pass:
+    """The pass, for functions without branches whose memory is planned: results become parameters of their names, behind the
     `num_input` ones of a step. A function whose results are not all made for them (views of something else) stays as it is.
     """
-    return pass_of("give_outputs", lambda mod: _run(mod, names))
+    return pass_of("give_outputs", _run)
 
 
-def _run(mod: IRModule, names: Sequence[str]) -> IRModule:
+def _run(mod: IRModule) -> IRModule:
     giving = _Giving(mod)
     for var, func in mod.functions_items():
         if isinstance(func, relax.Function) and func.attrs and "num_input" in func.attrs:
-            giving.builder_.update_func(var, giving.rewrite(func, names))
+            giving.builder_.update_func(var, giving.rewrite(func))
     return giving.builder_.get()
 
 
@@ -39,14 +37,13 @@ def _run(mod: IRModule, names: Sequence[str]) -> IRModule:
 class _Giving(PyExprMutator):
     """`given` holds the parameters that take the place of allocations."""
 
-    def rewrite(self, func: relax.Function, names: Sequence[str]) -> relax.Function:
+    def rewrite(self, func: relax.Function) -> relax.Function:
         values = {binding.var: binding.value for block in func.body.blocks for binding in block.bindings}
-        result = values.get(func.body.body, func.body.body)
-        results = list(result.fields) if isinstance(result, relax.Tuple) else [func.body.body]
-        if not all(_is_allocation(values.get(field)) for field in results):
+        results = results_of(func)
+        if not all(_is_allocation(values.get(result)) for result in results.values()):
             return func
-        self.given = {field: relax.Var(name, field.ty) for field, name in zip(results, names, strict=False)}
-        self.replaced = {func.body.body} - set(results)
+        self.given = {result: relax.Var(name, result.ty) for name, result in results.items()}
+        self.replaced = {func.body.body} - self.given.keys()
         body = relax.BlockBuilder().normalize(relax.SeqExpr(self.visit_expr(func.body).blocks, relax.prim_value(0)))
         num_inputs = int(func.attrs["num_input"])
         params = [*func.params[:num_inputs], *self.given.values(), *func.params[num_inputs:]]

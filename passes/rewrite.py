@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tvm
@@ -24,6 +24,8 @@ ELEMENTWISE = (
     "less", "less_equal", "equal", "not_equal", "logical_and", "logical_not", "nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu",
     "nn.softplus",
 )  # fmt: skip
+
+_RESULTS = "results"  # the attribute of a function that holds the names of its results
 
 # Gets a call whose arguments are rewritten already; returns what replaces it, or None to keep it.
 Rule = Callable[[relax.Call, "Scope"], relax.Expr | None]
@@ -124,15 +126,26 @@ def pass_of(name: str, run: Callable[[IRModule], IRModule]) -> tvm.transform.Pas
     return tvm.transform.module_pass(transform, opt_level=0, name=name)
 
 
-def with_result(func: relax.Function, results: Sequence[relax.Expr], name: str, call: relax.Call) -> relax.Function:
-    """`func`, which now gives `results` and, after them, that of `call`, made behind all else and bound to `name`."""
-    builder = relax.BlockBuilder()
+def results_of(func: relax.Function) -> dict[str, relax.Expr]:
+    """The results of `func` by their names in the table of a step's outputs; `with_result` names what it adds to the logits."""
+    names = [str(name) for name in func.attrs[_RESULTS]] if func.attrs and _RESULTS in func.attrs else ["logits"]
+    result = func.body.body
+    if isinstance(result, relax.Var):
+        bound = {binding.var: binding.value for block in func.body.blocks for binding in block.bindings}
+        result = bound[result] if isinstance(bound.get(result), relax.Tuple) else result
+    return dict(zip(names, result.fields if isinstance(result, relax.Tuple) else [result], strict=False))
+
+
+def with_result(func: relax.Function, name: str, call: relax.Call) -> relax.Function:
+    """`func`, which now also gives the result of `call`, made behind all else and bound to `name`."""
+    builder, results = relax.BlockBuilder(), results_of(func)
     *blocks, last = func.body.blocks
     call = builder.normalize(call)
     result = relax.Var(name, call.ty)
     blocks.append(type(last)([*last.bindings, relax.VarBinding(result, call)]))
-    body = builder.normalize(relax.SeqExpr(blocks, relax.Tuple([*results, result])))
-    return relax.Function(list(func.params), body, body.ty).with_attrs(func.attrs)
+    body = builder.normalize(relax.SeqExpr(blocks, relax.Tuple([*results.values(), result])))
+    attributes = {**(func.attrs or {}), _RESULTS: [*results, name]}
+    return relax.Function(list(func.params), body, body.ty).with_attrs(attributes)
 
 
 def shape_of(expr: relax.Expr) -> list[Any]:

@@ -32,7 +32,7 @@ def model(names: list[str]) -> relax.Function:
         with builder.dataflow():
             results = [builder.emit_output(relax.op.nn.relu(x)) for x in (logits, maxima)]
         builder.emit_func_output(relax.Tuple(results))
-    return builder.get()["forward"]
+    return builder.get()["forward"].with_attr("results", ["logits", "maxima"])
 
 
 def test_the_tokens_come_beside_the_logits() -> None:

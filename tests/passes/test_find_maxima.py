@@ -24,6 +24,7 @@ def before(x: R.Tensor(("r", 8), "float32"), w: R.Tensor((8, 300), "float32")):
 @R.function
 def after(x: R.Tensor(("r", 8), "float32"), w: R.Tensor((8, 300), "float32")):
     r = T.int64()
+    R.func_attr({"results": ["logits", "maxima"]})
     with R.dataflow():
         y = R.nn.relu(x)
         logits = R.matmul(y, w)

@@ -13,7 +13,7 @@ from tests.passes.harness import apply, stays
 @R.function
 def before(x: R.Tensor(("r", 8), "float32"), w: R.Tensor((8,), "float32")):
     r = T.int64()
-    R.func_attr({"relax.force_pure": True, "num_input": 1})
+    R.func_attr({"relax.force_pure": True, "num_input": 1, "results": ["logits", "maxima"]})
     a = R.builtin.alloc_tensor(R.shape([r, 4]), R.dtype("float32"), R.prim_value(0), R.str("global"))
     _ = R.call_packed("project", x, w, a, ty_args=(R.Tuple,))
     b = R.builtin.alloc_tensor(R.shape([r, 1]), R.dtype("float32"), R.prim_value(0), R.str("global"))
@@ -32,7 +32,7 @@ def a_view(x: R.Tensor(("r", 8), "float32")):
 
 
 def test_the_caller_brings_the_memory() -> None:
-    func = apply(give_outputs(["logits", "maxima"]), before)["forward"]
+    func = apply(give_outputs(), before)["forward"]
     assert [param.name for param in func.params] == ["x", "logits", "maxima", "w"]
     assert int(func.attrs["num_input"]) == 3
     x, logits, maxima, w = func.params
@@ -43,4 +43,4 @@ def test_the_caller_brings_the_memory() -> None:
 
 
 def test_a_result_that_is_a_view_stays_the_functions_own() -> None:
-    stays(give_outputs(["logits"]), a_view)
+    stays(give_outputs(), a_view)
