@@ -17,7 +17,7 @@ from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, pipeline, run_passes
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import open_source
-from cupola.compiler.variants import build_variant, check_same_weights, join_functions, join_kernels, library_names
+from cupola.compiler.variants import build_variant, check_same_weights, join_functions, join_kernels, lay_out_state, library_names
 from cupola.compiler.weights import encoding_notes, lift_weights, overflow_notes
 from cupola.passes.schemes import scheme_of
 from cupola.runtime.artifact.folder import Artifact
@@ -38,9 +38,10 @@ def compile_to(
         quant, why = choose_scheme(options.quant, model, targets[0])
         scheme = scheme_of(quant, options.embedding)
         program = import_model(model, options, DTYPES[options.kv_dtype or scheme.kv_dtype], progress, dumps)
+        kv = lay_out_state(program.kv, targets)
         with progress.stage("Running passes"):
             formats = {name: tensor.stored_as for name, tensor in program.weights.items()}
-            lowered = [run_passes(program.mod, pipeline(target, program.kv, scheme, formats, extra_passes), dumps) for target in targets]
+            lowered = [run_passes(program.mod, pipeline(target, kv, scheme, formats, extra_passes), dumps) for target in targets]
             check_same_weights(lowered, targets)
             lifted = [lift_weights(mod, program.weights) for mod in lowered]
             weights = lifted[0][1]
@@ -59,7 +60,7 @@ def compile_to(
             libraries=tuple(variant.library for variant in variants),
             scheme=scheme.name,
             model=program.config,
-            kv=program.kv,
+            kv=kv,
             limits=Limits(options.max_batch),
             functions=(join_functions(variants),),
             weights=places,

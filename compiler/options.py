@@ -47,7 +47,7 @@ class CompileOptions:
             _check_choice("kv-dtype", self.kv_dtype, KV_DTYPES)
         if self.context is not None:
             _check_range("context", self.context, 1, 2**24)
-        _check_range("block-size", self.block_size, 2 if self.kv_dtype == "int8" else 1, 1024)  # int8 takes tokens by pairs
+        _check_range("block-size", self.block_size, 1, 1024)
         if self.block_size & (self.block_size - 1):
             raise OptionError(f"is {self.block_size}, not a power of two", field="block-size", fix="take 16, 32 or 64")
         _check_range("max-batch", self.max_batch, 1, 4096)

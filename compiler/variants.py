@@ -13,6 +13,7 @@ from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.pipeline import Dumps, kernel_passes, run_passes
 from cupola.compiler.weights import TRANSFORM, PackedWeight
 from cupola.runtime.artifact.manifest import LIBRARY, LibrarySpec
+from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec
 from cupola.runtime.errors import OptionError
 from cupola.targets.base import Target
@@ -40,6 +41,21 @@ def check_same_weights(mods: Sequence[IRModule], targets: Sequence[Target]) -> N
             raise OptionError(problem, field="target", fix="compile an artifact for each of them")
 
 
+def lay_out_state(kv: KVSpec, targets: Sequence[Target]) -> KVSpec:
+    """`kv` with the pools of these targets.
+
+    Raises:
+        OptionError: they lay it out differently.
+        UnsupportedError: one can't hold it.
+    """
+    first, *others = [[target.state_pools(group, kv.dtype, kv.block_size) for group in kv.groups] for target in targets]
+    for other, target in zip(others, targets[1:], strict=True):
+        if other != first:
+            problem = f"{targets[0].spec.name} and {target.spec.name} lay the K/V cache out differently"
+            raise OptionError(problem, field="target", fix="compile an artifact for each of them")
+    return replace(kv, groups=tuple(replace(group, pools=pools) for group, pools in zip(kv.groups, first, strict=True)))
+
+
 def build_variant(mod: IRModule, target: Target, weights: Sequence[PackedWeight], file: Path, dumps: Dumps | None = None) -> Variant:
     """Builds `mod`, from which the weights were lifted, into the library `file`. Raises UnsupportedError."""
     mod = plan_memory(run_passes(mod, kernel_passes(target), dumps))
@@ -50,7 +66,7 @@ def build_variant(mod: IRModule, target: Target, weights: Sequence[PackedWeight]
 
 def library_names(targets: Sequence[Target]) -> list[str]:
     """The libraries' file names, in order."""
-    return [LIBRARY, *(f"lib.{target.spec.isa}.so" for target in targets[1:])]
+    return [LIBRARY, *(f"lib.{target.spec.device}.so" for target in targets[1:])]
 
 
 def join_functions(variants: Sequence[Variant]) -> FunctionSpec:

@@ -37,8 +37,8 @@ def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
     if q is not None and k is not None and paged.cos is None and _same_angles(q[1], k[1]):
         paged = replace(paged, q=q[0], k=k[0], cos=q[1].cos, sin=q[1].sin, interleaved=q[1].interleaved)
     (q_in, q_at), (k_in, k_at), (v_in, v_at) = (_slice(matrix, 1, scope) for matrix in (paged.q, paged.k, paged.v))
-    starts = {"q_start": paged.q_start + q_at, "k_start": paged.k_start + k_at, "v_start": paged.v_start + v_at}
-    return replace(paged, q=q_in, k=k_in, v=v_in, **starts).emit(call.ty)
+    q_at, k_at, v_at = paged.q_start + q_at, paged.k_start + k_at, paged.v_start + v_at
+    return replace(paged, q=q_in, k=k_in, v=v_in, q_start=q_at, k_start=k_at, v_start=v_at).emit(call.ty)
 
 
 def _rotation(matrix: relax.Expr, scope: Scope) -> Rotated | None:

@@ -73,7 +73,7 @@ def _rounded(call: relax.Expr) -> list[relax.Expr]:
     if layer is not None and layer.quantize_x and layer.norm is None:
         return [layer.x]
     attention = ops.PagedAttention.match(call)
-    if attention is not None and attention.k_pages.ty.dtype in ("bfloat16", "int8"):
+    if attention is not None and attention.kv_dtype in ("bfloat16", "int8"):
         return [attention.q, attention.k, attention.v]
     return []
 

@@ -3,11 +3,11 @@
 Before:  def forward(tokens, positions, logit_rows, weights…):
              lv = cupola.attention(q, k, v, layer=3)
 After:   def forward(tokens, positions, query_starts, context_lens, logit_rows, slots.0, block_tables.0, k_pages.0, v_pages.0, weights…):
-             lv1 = cupola.paged_attention(q, k, v, k_pages.0, v_pages.0, slots.0, query_starts, context_lens, block_tables.0, layer=3)
+             lv1 = cupola.paged_attention(q, k, v, (k_pages.0, v_pages.0), slots.0, query_starts, context_lens, block_tables.0, layer=3)
              lv = R.reshape(lv1, (n, H, E))         # q, k, v and lv1 are matrices, the heads side by side
 
-Every group of layers of the K/V specification gets slots, block tables and page pools of its own; pages of int8 have pools of
-scales beside them.
+Every group of layers of the K/V specification gets slots, block tables and pools of its own; which pools, and of what shape, is the
+target's affair.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tvm import IRModule, relax, tirx
 
 from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
 from cupola.runtime.artifact.inputs import input_specs
-from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.artifact.state import NUM_BLOCKS, KVSpec
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.targets import ops
 
@@ -56,7 +56,7 @@ def _declare(spec: TensorSpec, sizes: dict[str, tirx.Expr]) -> relax.Var:
 
 @dataclass(frozen=True)
 class _Group:
-    """The inputs of one group of layers; `pools` are pages of keys and of values, and perhaps their scales."""
+    """The inputs of one group of layers."""
 
     slots: relax.Var
     tables: relax.Var
@@ -65,7 +65,7 @@ class _Group:
     @staticmethod
     def declare(index: int, kv: KVSpec, inputs: dict[str, relax.Var]) -> _Group:
         sizes: dict[str, tirx.Expr] = {}
-        pools = (_declare(pool, sizes) for pool in kv.pools(f"num_blocks_{index}") if pool.name.endswith(f".{index}"))
+        pools = (_declare(pool, sizes) for pool in kv.pools_of(index, f"{NUM_BLOCKS}_{index}"))
         return _Group(inputs[f"slots.{index}"], inputs[f"block_tables.{index}"], tuple(pools))
 
 
@@ -75,11 +75,10 @@ def _rule(kv: KVSpec, groups: list[_Group], starts: relax.Var, lens: relax.Var) 
         assert marker is not None
         pairs = zip(groups, kv.groups, strict=True)
         group, place = next((group, spec.layers.index(marker.layer)) for group, spec in pairs if marker.layer in spec.layers)
-        k_pages, v_pages, k_scales, v_scales = (*group.pools, None, None)[:4]
         q, k, v = (_flatten_heads(x, scope) for x in (marker.q, marker.k, marker.v))
         paged = ops.PagedAttention(
-            q, k, v, None, None, k_pages, v_pages, k_scales, v_scales, group.slots, starts, lens, group.tables,
-            marker.slopes, marker.sinks, 0, 0, 0, place, marker.scale, marker.window, marker.softcap,
+            q, k, v, None, None, group.pools, group.slots, starts, lens, group.tables,
+            marker.slopes, marker.sinks, 0, 0, 0, kv.dtype, place, marker.scale, marker.window, marker.softcap,
         )  # fmt: skip
         n, heads, dim = shape_of(call)
         return relax.op.reshape(scope.emit(paged.emit(relax.TensorType([n, heads * dim], "float32"))), [n, heads, dim])

@@ -45,7 +45,7 @@ class LLM:
         max_logprobs: the most log-probabilities a token that a request may ask for; -1 is the whole vocabulary.
         num_scheduler_steps: tokens that may come at once where all sequences take the likeliest: the model then goes on by itself, for as
             many steps as 16 ms are enough for. 1 is a token at a time.
-        isa: the instruction set to run on, of those that the artifact was compiled for; by default the first that this machine has.
+        device: what to run on, of what the artifact was compiled for; by default the first that this machine has.
 
     Raises:
         ArtifactError: if the artifact is damaged or for another machine.
@@ -66,7 +66,7 @@ class LLM:
         seed: int | None = None,
         max_logprobs: int = 20,
         num_scheduler_steps: int = 8,
-        isa: str | None = None,
+        device: str | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         config = EngineConfig(
@@ -76,7 +76,7 @@ class LLM:
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
         self.engine = load_engine(
-            self.artifact, config, self.tokenizer, kv_memory=kv_memory, swap_memory=swap_memory, swap_folder=swap_folder, isa=isa
+            self.artifact, config, self.tokenizer, kv_memory=kv_memory, swap_memory=swap_memory, swap_folder=swap_folder, device=device
         )
         self._defaults = default_sampling_params(self.artifact)
         self._num_requests, self._schemas = 0, SchemaChecker()
@@ -341,11 +341,11 @@ def load_engine(
     kv_memory: int | str,
     swap_memory: int | str,
     swap_folder: str | Path | None,
-    isa: str | None,
+    device: str | None,
 ) -> Engine:
     """An engine that runs the artifact, with no more sequences in a step than it was compiled for. Raises as `LLM`."""
     manifest = artifact.manifest
     config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
     num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs)
     swap = make_swap_space(manifest, swap_memory, swap_folder)
-    return Engine(load(artifact, num_blocks, isa, swap), manifest.model, manifest.kv.block_size, config, tokenizer)
+    return Engine(load(artifact, num_blocks, device, swap), manifest.model, manifest.kv.block_size, config, tokenizer)

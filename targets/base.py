@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
-from cupola.runtime.artifact.manifest import TargetSpec
+from cupola.runtime.artifact.manifest import DeviceSpec
+from cupola.runtime.artifact.state import KVGroup
+from cupola.runtime.artifact.tensors import TensorSpec
+from cupola.targets.generic.state_layout import state_pools as generic_pools
 
 # Lowers one call: adds its PrimFunc to the builder and returns the expression that replaces the call, or None for
 # "not mine". Packing of a weight is emitted as Relax ops on the weight; it is lifted out and runs at compile time.
 KernelRule = Callable[[relax.Call, relax.BlockBuilder], relax.Expr | None]
+StatePools = Callable[[KVGroup, str, int], tuple[TensorSpec, ...]]
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class Target:
 
     Attributes:
         spec: what the manifest records, and the runtime checks before it loads the library.
-        description: one line for people.
         tvm: TVM's own target.
+        state_pools: the memory of a K/V group, (group, dtype, block size) -> tensors; raises UnsupportedError for what it can't hold.
         kernels: rules, first match wins.
         schedules: passes that schedule the PrimFuncs that no rule wrote, in order.
         lowering: the name, as registered with TVM, of the passes from TIR to code; its own by default.
@@ -32,11 +36,11 @@ class Target:
         modules: makes what libraries carry beside kernels, such as a way to start threads, `REPEAT_IN_TEAM`.
     """
 
-    spec: TargetSpec
-    description: str
+    spec: DeviceSpec
     tvm: tvm.target.Target
-    kernels: tuple[KernelRule, ...]
-    schedules: tuple[tvm.transform.Pass, ...]
+    state_pools: StatePools = generic_pools
+    kernels: tuple[KernelRule, ...] = ()
+    schedules: tuple[tvm.transform.Pass, ...] = ()
     lowering: str = "default"
     activations: str = "float32"
     multiplies_int8: bool = False

@@ -39,7 +39,7 @@ def get_targets(names: str) -> tuple[Target, ...]:
         OptionError: as `get_target`; one comes twice.
     """
     targets = tuple(map(get_target, names.split(",")))
-    if len({target.spec.isa for target in targets}) < len(targets):
+    if len({target.spec.device for target in targets}) < len(targets):
         raise OptionError(f"{names!r} has one twice", field="target", fix="name each once")
     return targets
 

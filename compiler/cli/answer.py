@@ -40,9 +40,9 @@ class Answer:
         return f"first token after {self.first_seconds:.2f} s; {num_tokens} tokens in {self.seconds:.2f} s, {per_second:.1f} a second"
 
 
-def load(model: str, options: CompileOptions, isa: str | None = None) -> LLM:
+def load(model: str, options: CompileOptions, device: str | None = None) -> LLM:
     """The model, for one sequence."""
-    return load_by(lambda folder: cupola.LLM(folder, max_num_seqs=1, isa=isa), model, options)
+    return load_by(lambda folder: cupola.LLM(folder, max_num_seqs=1, device=device), model, options)
 
 
 def load_by(make: Callable[[Path | str], Loaded], model: str, options: CompileOptions) -> Loaded:

@@ -74,7 +74,7 @@ def bench(
     batch: Streams = None,
     repeat: Repeats = 5,
     kernels: Kernels = False,
-    isa: p.Isa = None,
+    device: p.Device = None,
     as_json: p.Json = False,
     target: p.Target = None,
     quant: p.Quant = None,
@@ -106,12 +106,12 @@ def bench(
 
     artifact = load_by(lambda folder: cupola.Artifact.open(folder), model, options)
     fitting = _fitting(artifact, tests)
-    benchmark = cupola.Benchmark(artifact, fitting, isa)
+    benchmark = cupola.Benchmark(artifact, fitting, device)
     if kernels:
         typer.echo(show_kernels(benchmark, unlike(fitting), repeat, as_json))
         return
     speeds = measure(benchmark, fitting, repeat)
-    typer.echo(json.dumps(as_dict(artifact, isa, speeds)) if as_json else table(*rows(artifact, isa, speeds)))
+    typer.echo(json.dumps(as_dict(artifact, device, speeds)) if as_json else table(*rows(artifact, device, speeds)))
 
 
 def plan(prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int], streams: Sequence[int]) -> list[SpeedTest]:
@@ -140,31 +140,31 @@ def measure(benchmark: Benchmark, tests: Sequence[SpeedTest], repeats: int) -> l
     return speeds
 
 
-def rows(artifact: Artifact, isa: str | None, speeds: Sequence[Speed]) -> tuple[list[str], list[list[str]]]:
+def rows(artifact: Artifact, device: str | None, speeds: Sequence[Speed]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a table like llama-bench's."""
-    shared = _facts(artifact, isa)
+    shared = _facts(artifact, device)
     return [*shared, "test", "t/s"], [[*map(str, shared.values()), s.test.name, f"{s.mean:.2f} ± {s.deviation:.2f}"] for s in speeds]
 
 
-def as_dict(artifact: Artifact, isa: str | None, speeds: Sequence[Speed]) -> dict[str, object]:
+def as_dict(artifact: Artifact, device: str | None, speeds: Sequence[Speed]) -> dict[str, object]:
     """Everything, for programs; `size` in bytes, `tokens_per_second` of every repeat."""
     manifest = artifact.manifest
     tests = [
         {"test": s.test.name, **asdict(s.test), "mean": s.mean, "standard_deviation": s.deviation, "tokens_per_second": list(s.samples)}
         for s in speeds
     ]
-    facts = {**_facts(artifact, isa), "size": _weight_bytes(artifact)}
+    facts = {**_facts(artifact, device), "size": _weight_bytes(artifact)}
     return {"artifact": str(artifact.path), **facts, "cupola": manifest.cupola_version, "tvm": manifest.tvm_version, "tests": tests}
 
 
-def _facts(artifact: Artifact, isa: str | None) -> dict[str, object]:
+def _facts(artifact: Artifact, device: str | None) -> dict[str, object]:
     manifest = artifact.manifest
     return {
         "model": short_name(manifest.source.name),
         "size": f"{_weight_bytes(artifact) / 2**20:.2f} MiB",
         "scheme": manifest.scheme,
         "K/V": manifest.kv.dtype,
-        "target": cupola.choose_library(artifact, isa).target.name,
+        "target": cupola.choose_library(artifact, device).target.name,
         "threads": num_threads(),
     }
 

@@ -50,7 +50,7 @@ def eval_model(
     stride: Stride = None,
     max_windows: Windows = None,
     reference: Reference = None,
-    isa: p.Isa = None,
+    device: p.Device = None,
     as_json: p.Json = False,
     target: p.Target = None,
     quant: p.Quant = None,
@@ -66,7 +66,7 @@ def eval_model(
     Example: cupola eval my-model-bf16 --text article.txt --reference my-model-f32
     """
     content = read_text(text)
-    llm = answer.load(model, p.compile_options(target, quant, embedding, kv_dtype, None, None, None), isa)
+    llm = answer.load(model, p.compile_options(target, quant, embedding, kv_dtype, None, None, None), device)
     other = None if reference is None else answer.load(reference, p.DEFAULTS)
     with console_progress().stage("Scoring", total=100) as advance:
         result = cupola.evaluate(

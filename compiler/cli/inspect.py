@@ -17,7 +17,7 @@ from rich.tree import Tree
 
 from cupola.compiler.cli import parameters as p
 from cupola.runtime.artifact.folder import Artifact
-from cupola.runtime.artifact.manifest import Manifest, TargetSpec
+from cupola.runtime.artifact.manifest import DeviceSpec, Manifest
 from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, TensorSpec
 from cupola.runtime.errors import OptionError
 
@@ -137,8 +137,8 @@ def _show(artifact: Artifact, memory: Memory, wanted: str) -> None:
         console.print(f"note: {note}", markup=False)
 
 
-def _describe(target: TargetSpec) -> str:
-    return f"{target.name}, {target.isa}, {target.triple}, needs {' '.join(target.features) or 'nothing special'}"
+def _describe(target: DeviceSpec) -> str:
+    return f"{target.name}, {target.device}, {target.triple}, needs {' '.join(target.features) or 'nothing special'}"
 
 
 def _facts(artifact: Artifact) -> Table:

@@ -48,8 +48,8 @@ Context = Annotated[int | None, _compile_option("--context", "Tokens that a sequ
 BlockSize = Annotated[int | None, _compile_option("--block-size", f"Tokens in a block of the K/V cache (default: {DEFAULTS.block_size}).")]
 MaxBatch = Annotated[int | None, _compile_option("--max-batch", f"Sequences that one step may hold (default: {DEFAULTS.max_batch}).")]
 
-Isa = Annotated[
-    str | None, typer.Option("--isa", help="The instruction set to run on, of those compiled for (default: the best).", show_default=False)
+Device = Annotated[
+    str | None, typer.Option("--device", help="The device to run on, of those compiled for (default: the best).", show_default=False)
 ]
 System = Annotated[str | None, typer.Option("--system", help="A system message to begin with.", show_default=False)]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Tokens to generate at most.")]

@@ -28,7 +28,7 @@ def run_model(
     min_p: p.MinP = 0.0,
     seed: p.Seed = None,
     stats: p.Stats = False,
-    isa: p.Isa = None,
+    device: p.Device = None,
     target: p.Target = None,
     quant: p.Quant = None,
     embedding: p.Embedding = None,
@@ -45,7 +45,7 @@ def run_model(
     text = _standard_input() if prompt is None else prompt
     if not text:
         raise OptionError("is empty", field="prompt", fix="give some text")
-    llm = answer.load(model, options, isa)
+    llm = answer.load(model, options, device)
     if raw or not answer.has_chat_template(llm):
         if system:
             raise OptionError("needs a chat template, which this model has not", field="system", fix="put it into the prompt")

@@ -16,11 +16,10 @@ DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "int8": "int8"
 
 
 def kv_layout(mod: IRModule, dtype: str, block_size: int, file: str) -> KVSpec:
-    """One group for all layers with the same heads, dimensions and window, in the order of their first layers.
+    """One group for all layers with the same heads, dimensions and window, in the order of their first layers; without pools.
 
     Raises:
-        UnsupportedError: two attentions claim the same layer, heads do not group, or keys of int8 have an odd dimension; `file` is for
-            the message.
+        UnsupportedError: two attentions claim the same layer, or heads do not group; `file` is for the message.
     """
     layers: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
     for block in mod["forward"].body.blocks:
@@ -31,9 +30,6 @@ def kv_layout(mod: IRModule, dtype: str, block_size: int, file: str) -> KVSpec:
                 if num_heads % num_kv_heads:
                     problem = f"{num_heads} query heads do not divide into {num_kv_heads} K/V heads"
                     raise UnsupportedError(problem, file=file, field=f"layer {marker.layer}")
-                if dtype == "int8" and key_dim % 2:
-                    problem = f"int8 takes dimensions of keys by pairs, and heads have {key_dim}"
-                    raise UnsupportedError(problem, file=file, field=f"layer {marker.layer}", fix="take another --kv-dtype")
                 layers[num_kv_heads, key_dim, shape_of(marker.v)[2], marker.window].append(marker.layer)
     every = [layer for group in layers.values() for layer in group]
     if len(set(every)) != len(every):

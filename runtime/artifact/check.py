@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cupola.runtime.artifact.inputs import STEP_INPUTS, STEP_OUTPUTS, input_line, input_specs, output_specs
 from cupola.runtime.artifact.manifest import COMPILE_AGAIN, FileSpec, Manifest, ModelConfig
-from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, KernelSpec, TensorSpec
 from cupola.runtime.errors import ArtifactError
 
@@ -78,7 +78,25 @@ def _kv_faults(kv: KVSpec) -> Iterator[Fault]:
         for name in ("num_kv_heads", "key_dim", "value_dim"):
             yield from _out_of_range(f"kv.groups[{i}].{name}", getattr(group, name), 1)
         yield from _out_of_range(f"kv.groups[{i}].window", group.window, 0)
+        yield from _pool_faults(f"kv.groups[{i}].pools", group, kv)
     yield from _repeated("kv.groups.layers", (str(layer) for group in kv.groups for layer in group.layers))
+
+
+def _pool_faults(field: str, group: KVGroup, kv: KVSpec) -> Iterator[Fault]:
+    """Besides what is wrong with any tensor: its one unknown size is the number of blocks, its name is no other input's, and a block of all
+    pools has room for what the group keeps of `block_size` tokens, however the target lays it out."""
+    if not group.pools:
+        yield field, "is empty"
+    yield from _tensor_faults(field, group.pools, 1)
+    for i, pool in enumerate(group.pools):
+        if [size for size in pool.shape if isinstance(size, str)] != [NUM_BLOCKS]:
+            yield f"{field}[{i}].shape", f"does not have {NUM_BLOCKS} once, and else numbers"
+        if input_line(f"{pool.name}.0") is not None:
+            yield f"{field}[{i}].name", f"{reprlib.repr(pool.name)} is another input's"
+    numbers = len(group.layers) * group.num_kv_heads * (group.key_dim + group.value_dim) * kv.block_size
+    found, wanted = KVSpec((group,), kv.dtype, kv.block_size).bytes_per_block, numbers * ITEM_BYTES[kv.dtype]
+    if found < wanted:
+        yield field, f"hold {found} bytes a block, less than the {wanted} of its keys and values"
 
 
 def _file_faults(files: tuple[FileSpec, ...]) -> Iterator[Fault]:
@@ -98,7 +116,7 @@ def _library_faults(manifest: Manifest) -> Iterator[Fault]:
     for i, library in enumerate(manifest.libraries):
         if library.file not in listed:
             yield f"libraries[{i}].file", f"{reprlib.repr(library.file)} is not in files"
-    yield from _repeated("libraries", (library.target.isa for library in manifest.libraries))
+    yield from _repeated("libraries", (library.target.device for library in manifest.libraries))
 
 
 def _weight_faults(manifest: Manifest) -> Iterator[Fault]:
@@ -115,10 +133,10 @@ def _weight_faults(manifest: Manifest) -> Iterator[Fault]:
     yield from _repeated("weights", (weight.name for weight in manifest.weights))
 
 
-def _tensor_faults(field: str, tensors: tuple[TensorSpec, ...]) -> Iterator[Fault]:
+def _tensor_faults(field: str, tensors: tuple[TensorSpec, ...], lowest: int = 0) -> Iterator[Fault]:
     for i, tensor in enumerate(tensors):
         yield from _unknown_dtype(f"{field}[{i}].dtype", tensor.dtype)
-        yield from _wrong_shape(f"{field}[{i}].shape", tensor.shape, 0)
+        yield from _wrong_shape(f"{field}[{i}].shape", tensor.shape, lowest)
     yield from _repeated(field, (tensor.name for tensor in tensors))
 
 
@@ -127,7 +145,7 @@ def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
     field, kv = "functions.forward.inputs", manifest.kv
     steps = {spec.name: (spec.dtype, spec.shape) for line in STEP_INPUTS for spec in line.specs(len(kv.groups))}
     given: dict[str, tuple[str, tuple[int | str, ...]]] = {weight.name: (weight.dtype, weight.shape) for weight in manifest.weights}
-    given |= {pool.name: (pool.dtype, pool.shape) for pool in kv.pools("num_blocks")}
+    given |= {pool.name: (pool.dtype, pool.shape) for pool in kv.pools(NUM_BLOCKS)}
     names = {tensor.name for tensor in forward.inputs}
     required = [spec.name for spec in input_specs(len(kv.groups))]
     missing = next((name for name in (*required, *given) if name not in names), None)

@@ -1,7 +1,7 @@
 """The artifact: a folder with everything a model needs to run, and the only contract between compiler and runtime.
 
     manifest.json         this module's `Manifest`, as JSON
-    lib.so                the compiled module; lib.<isa>.so for further instruction sets
+    lib.so                the compiled module; lib.<device>.so for further devices
     weights-NNNNN.safetensors
     tokenizer.json, special_tokens_map.json   only if the model came with them
     chat_template.jinja                       the template for all chats; chat_template.NAME.jinja is one of another name, such as tool_use
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, WeightSpec
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS = (
     "manifest.json", "lib.so", "tokenizer.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json")  # fmt: skip
 REPEAT_IN_TEAM = "repeat_in_team"  # of libraries: (times, function, *arguments), which calls it with threads that wait for its regions
@@ -44,12 +44,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class TargetSpec:
-    """What the library was compiled for; `features` must all be there on the machine that loads it."""
+class DeviceSpec:
+    """What a library was compiled for.
+
+    Attributes:
+        name: the target's, such as "cpu:avx2".
+        kind: "cpu"; which part of the runtime can drive it.
+        device: what tells it from others of its kind, in a word by which a library is chosen, such as "avx2".
+        triple: of the host that loads it, as LLVM has them.
+        features: what must be there on the machine that loads it, in the system's words.
+    """
 
     name: str
+    kind: str
+    device: str
     triple: str
-    isa: str
     features: tuple[str, ...]
 
 
@@ -58,7 +67,7 @@ class LibrarySpec:
     """A compiled library, and what it runs on."""
 
     file: str
-    target: TargetSpec
+    target: DeviceSpec
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cupola.runtime.artifact.tensors import TensorSpec
+
+NUM_BLOCKS = "num_blocks"  # in a pool's shape: the axis of blocks
 
 
 @dataclass(frozen=True)
 class KVGroup:
-    """Layers that share one block table and one page pool.
+    """Layers that share one block table, and pools of memory for their keys and values.
 
-    Pages: keys `[layers, blocks, num_kv_heads, key_dim, block_size]` (transposed, so that scores vectorize over
-    tokens), values `[layers, blocks, num_kv_heads, block_size, value_dim]`. `window` is the number of latest tokens
-    that a query sees, itself included; 0 is all of them. Stored as int8, pages hold pairs: keys
-    `[layers, blocks, num_kv_heads, key_dim / 2, block_size · 2]`, each token's dimensions 2i and 2i + 1 side by side, values
-    `[layers, blocks, num_kv_heads, block_size / 2, value_dim · 2]`, each dimension's of tokens 2i and 2i + 1 side by side; and
-    each token's key and value of a head have a scale, float32 `[layers, blocks, num_kv_heads, block_size]`, in pools of their own.
+    Attributes:
+        layers: of the model.
+        num_kv_heads: of each layer, as the dimensions are.
+        window: the number of latest tokens that a query sees, itself included; 0 is all of them.
+        pools: the group's memory as the target lays it out. Each has one axis of `NUM_BLOCKS`, and all other sizes are known. `forward`
+            takes a pool under its name and the group's number, such as k_pages.0.
     """
 
     layers: tuple[int, ...]
@@ -24,11 +26,12 @@ class KVGroup:
     key_dim: int
     value_dim: int
     window: int = 0
+    pools: tuple[TensorSpec, ...] = ()
 
 
 @dataclass(frozen=True)
 class KVSpec:
-    """The K/V cache that `forward` expects: the page pools of each group."""
+    """The K/V cache that `forward` expects. `dtype` is what keys and values are rounded to; how they lie is each group's `pools`."""
 
     groups: tuple[KVGroup, ...]
     dtype: str
@@ -40,12 +43,14 @@ class KVSpec:
         return sum(pool.num_bytes for pool in self.pools(1))
 
     def pools(self, num_blocks: int | str) -> list[TensorSpec]:
-        """The pools of all groups; group 0 has `k_pages.0`, `v_pages.0` and, of int8, `k_scales.0` and `v_scales.0`."""
-        pools, side = [], 2 if self.dtype == "int8" else 1
-        for i, g in enumerate(self.groups):
-            heads: tuple[int | str, ...] = (len(g.layers), num_blocks, g.num_kv_heads)
-            pools.append(TensorSpec(f"k_pages.{i}", self.dtype, (*heads, g.key_dim // side, self.block_size * side)))
-            pools.append(TensorSpec(f"v_pages.{i}", self.dtype, (*heads, self.block_size // side, g.value_dim * side)))
-            if self.dtype == "int8":
-                pools += [TensorSpec(f"{name}.{i}", "float32", (*heads, self.block_size)) for name in ("k_scales", "v_scales")]
-        return pools
+        """The pools of all groups for so many blocks, as `forward` takes them."""
+        return [pool for i in range(len(self.groups)) for pool in self.pools_of(i, num_blocks)]
+
+    def pools_of(self, group: int, num_blocks: int | str) -> list[TensorSpec]:
+        """The pools of one group, by its number."""
+        sized = (replace(pool, shape=tuple(num_blocks if s == NUM_BLOCKS else s for s in pool.shape)) for pool in self.groups[group].pools)
+        return [replace(pool, name=f"{pool.name}.{group}") for pool in sized]
+
+    def block_axes(self) -> list[int]:
+        """The axis of blocks of each of `pools`."""
+        return [pool.shape.index(NUM_BLOCKS) for pool in self.pools(NUM_BLOCKS)]

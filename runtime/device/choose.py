@@ -5,29 +5,30 @@ from __future__ import annotations
 import sys
 
 from cupola.runtime.artifact.folder import Artifact
-from cupola.runtime.artifact.manifest import MANIFEST, LibrarySpec, TargetSpec
+from cupola.runtime.artifact.manifest import MANIFEST, DeviceSpec, LibrarySpec
 from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.runtime.machine import architecture, here, missing_features
 
+_KINDS = ("cpu",)  # of devices that there is an executor for
 _SYSTEMS = {"linux": ("linux",), "android": ("linux", "android"), "darwin": ("darwin", "macos", "apple"), "win32": ("windows", "win32")}
 
 
-def choose_library(artifact: Artifact, isa: str | None = None) -> LibrarySpec:
-    """The library of `artifact` for instruction set `isa`, or the first that this machine can run.
+def choose_library(artifact: Artifact, device: str | None = None) -> LibrarySpec:
+    """The library of `artifact` for `device`, or the first that this machine can run.
 
     Raises:
         ArtifactError: if there is none.
-        OptionError: if the artifact has none for `isa`, or this machine can't run it.
+        OptionError: if the artifact has none for `device`, or this machine can't run it.
     """
     libraries = artifact.manifest.libraries
-    if isa is not None:
-        found = next((library for library in libraries if library.target.isa == isa), None)
+    if device is not None:
+        found = next((library for library in libraries if library.target.device == device), None)
         if found is None:
-            known = ", ".join(library.target.isa for library in libraries)
-            raise OptionError(f"is {isa!r:.60}, and the artifact has {known}", field="isa", fix="take one of those, or leave it out")
+            known = ", ".join(library.target.device for library in libraries)
+            raise OptionError(f"is {device!r:.60}, and the artifact has {known}", field="device", fix="take one of those, or leave it out")
         fault = _fault(found.target)
         if fault is not None:
-            raise OptionError(f"is {isa!r}: {fault[1]}", field="isa", fix="leave it out")
+            raise OptionError(f"is {device!r}: {fault[1]}", field="device", fix="leave it out")
         return found
     faults = [_fault(library.target) for library in libraries]
     for library, fault in zip(libraries, faults, strict=True):
@@ -41,8 +42,10 @@ def choose_library(artifact: Artifact, isa: str | None = None) -> LibrarySpec:
     raise ArtifactError(problem, file=file, field=f"libraries[0].target.{field}", fix=fix)
 
 
-def _fault(target: TargetSpec) -> tuple[str, str] | None:
+def _fault(target: DeviceSpec) -> tuple[str, str] | None:
     """Why this machine can't run what was compiled for `target`: the field, and what is wrong with it."""
+    if target.kind not in _KINDS:
+        return "kind", f"is {target.kind!r}, this cupola runs {' and '.join(_KINDS)}"
     name, _, rest = target.triple.partition("-")
     if architecture(name) != here():
         return "triple", f"is {target.triple!r}, this machine is {here()}"

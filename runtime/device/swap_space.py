@@ -31,7 +31,8 @@ class SwapSpace:
 
     def __init__(self, kv: KVSpec, num_blocks: int, folder: Path | None = None) -> None:
         self.num_blocks, self._bytes_per_block = num_blocks, kv.bytes_per_block
-        self._pools = [(tuple(int(size) for size in (pool.shape[0], *pool.shape[2:])), np.dtype(pool.dtype)) for pool in kv.pools(1)]
+        pools = zip(kv.pools(1), kv.block_axes(), strict=True)
+        self._pools = [(_without(pool.shape, axis), np.dtype(pool.dtype)) for pool, axis in pools]
         self._file, self._num_provided = None, 0
         shape = num_blocks, kv.bytes_per_block
         try:
@@ -70,3 +71,7 @@ class SwapSpace:
             parts.append(memory[:num_bytes].view(dtype).reshape(shape))
             memory = memory[num_bytes:]
         return parts
+
+
+def _without(shape: tuple[int | str, ...], axis: int) -> tuple[int, ...]:
+    return tuple(int(size) for size in (*shape[:axis], *shape[axis + 1 :]))

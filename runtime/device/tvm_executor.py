@@ -51,9 +51,10 @@ class TVMExecutor:
         self._workspace = _Workspace(artifact.manifest)
         forward = artifact.manifest.function("forward")
         inputs, outputs = forward.inputs, {output.name for output in forward.outputs}
-        self._pages = make_pages(artifact.manifest.kv, num_blocks)
-        weights = map_weights(artifact)
-        fixed = {name: to_tensor(array) for name, array in {**self._pages, **weights}.items()}
+        kv, weights = artifact.manifest.kv, map_weights(artifact)
+        pages = make_pages(kv, num_blocks)
+        self._by_block = [np.moveaxis(pool, axis, 0) for pool, axis in zip(pages.values(), kv.block_axes(), strict=True)]
+        fixed = {name: to_tensor(array) for name, array in {**pages, **weights}.items()}
         self._steps = {name: _StepTensor() for name in _STEP_INPUTS}
         self._repeat = _repeat(machine)
         self._arguments = [1, machine["forward"], *(fixed.get(spec.name) for spec in inputs)]
@@ -96,7 +97,7 @@ class TVMExecutor:
         """A block's part of every pool; swap blocks come after the pages' own."""
         if block >= self.num_blocks:
             return self._swap.block(block - self.num_blocks)
-        return [pages[:, block] for pages in self._pages.values()]
+        return [pool[block] for pool in self._by_block]
 
     def has_kernel(self, kernel: KernelSpec) -> bool:
         """Whether the library that was loaded has it; others of the artifact may have more."""
@@ -243,16 +244,16 @@ _GO_ON, _SKIP = 0, 1  # tell TVM's virtual machine to make a call, or that it wa
 _STEP_INPUTS = tuple(line.name for line in STEP_INPUTS if line.name in Batch._fields)  # what the engine gives
 
 
-def load(artifact: Artifact, num_blocks: int, isa: str | None = None, swap: SwapSpace | None = None) -> TVMExecutor:
-    """Loads an artifact with a pool of `num_blocks` blocks, and the library for `isa` or the best that runs here.
+def load(artifact: Artifact, num_blocks: int, device: str | None = None, swap: SwapSpace | None = None) -> TVMExecutor:
+    """Loads an artifact with a pool of `num_blocks` blocks, and the library for `device` or the best that runs here.
 
     `swap` is where blocks can be put aside; None is nowhere.
 
     Raises:
         ArtifactError: if it was compiled for other machines or another TVM, or can't be loaded.
-        OptionError: if there is no library for `isa`, or this machine can't run it.
+        OptionError: if there is no library for `device`, or this machine can't run it.
     """
-    manifest, library = artifact.manifest, artifact.path / choose_library(artifact, isa).file
+    manifest, library = artifact.manifest, artifact.path / choose_library(artifact, device).file
     installed = importlib.metadata.version("apache-tvm")
     if manifest.tvm_version != installed:
         found = f"is {manifest.tvm_version!r}, installed is {installed!r}"

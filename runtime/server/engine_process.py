@@ -196,7 +196,7 @@ def load(start: m.Start) -> Engine:
         kv_memory=start.kv_memory,
         swap_memory=start.swap_memory,
         swap_folder=start.swap_folder,
-        isa=start.isa,
+        device=start.device,
     )
 
 

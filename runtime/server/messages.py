@@ -26,7 +26,7 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     kv_memory: int | str
     swap_memory: int | str
     swap_folder: str | None
-    isa: str | None
+    device: str | None
 
 
 class Add(msgspec.Struct, tag=True, frozen=True):

@@ -48,7 +48,7 @@ def serve(
     seed: int | None = None,
     max_logprobs: int = 20,
     num_scheduler_steps: int = 8,
-    isa: str | None = None,
+    device: str | None = None,
     max_queue: int = 256,
     request_timeout: float = 600.0,
     shutdown_timeout: float = 30.0,
@@ -119,7 +119,7 @@ def serve(
         kv_memory=kv_memory,
         swap_memory=swap_memory,
         swap_folder=None if swap_folder is None else str(Path(swap_folder).resolve()),
-        isa=isa,
+        device=device,
     )
     with listen(host, port) as listener:
         set_up_logs(log_format)

@@ -6,7 +6,7 @@ from functools import partial
 
 import tvm
 
-from cupola.runtime.artifact.manifest import TargetSpec
+from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.cpu.attention.paged import lower_paged_attention
@@ -23,6 +23,7 @@ from cupola.targets.cpu.rows.elementwise import schedule_elementwise
 from cupola.targets.cpu.rows.embedding import lower_embedding, lower_take
 from cupola.targets.cpu.rows.norm import lower_layer_norm, lower_rms_norm
 from cupola.targets.cpu.rows.rotary import lower_rotary
+from cupola.targets.cpu.state_layout import state_pools
 
 RULES = (
     lower_int8_linear,
@@ -46,11 +47,11 @@ def cpu_target(isa: ISA) -> Target:
     attributes = [f"+{attribute}" for attribute in isa.attributes]
     base = {"x86_64": "x86-64", "aarch64": "generic"}[isa.architecture]
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": base, "mattr": attributes, "num-cores": num_threads()})
-    spec = TargetSpec(f"cpu:{isa.name}", triple, isa.name, isa.features)
+    spec = DeviceSpec(f"cpu:{isa.name}", "cpu", isa.name, triple, isa.features)
     rules, schedules = tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),)
     activations = "bfloat16" if isa.bf16_tiles else "float32"
     int8 = bool(isa.int8_dot)
     return Target(
-        spec, isa.description, target, rules, schedules, LOWERING, activations, int8,
+        spec, target, state_pools, rules, schedules, LOWERING, activations, int8,
         probes=partial(probes, isa), modules=lambda: (team(isa, target),),
     )  # fmt: skip

@@ -30,15 +30,13 @@ class Attention(Op):
 
 @dataclass(frozen=True)
 class PagedAttention(Op):
-    """Writes k and v to their slots in the pages, then attends over the pages, which are changed in place -> [n, H·E], f32 or bf16.
+    """Writes k and v to their slots in the K/V cache, then attends over it; its memory is changed in place -> [n, H·E], f32 or bf16.
 
     q, k and v are columns of matrices [n, columns], f32 or bf16, perhaps of one and the same: H·D of them from `q_start` on, G·D from
     `k_start`, G·E from `v_start`. With `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated as by
-    Rotary before. `k_pages` [layers, blocks, G, D, block] and `v_pages` [layers, blocks, G, block, E] are the pools of the
-    layer's group, and `layer` is its index there. A query at index i of its sequence sees the keys 0..i (the last `window`).
-    Pages of int8 hold codes: each token's key and value of a head are codes · scale with scale = amax / 127, in `k_scales` and
-    `v_scales` f32 [layers, blocks, G, block]. Codes lie in pairs: of a key's dimensions in `k_pages` [layers, blocks, G, D / 2, block · 2],
-    of two tokens' in each dimension in `v_pages` [layers, blocks, G, block / 2, E · 2].
+    Rotary before. `pools` are those of the layer's group as the target lays them out, and `layer` is its index there. A slot is
+    block · block size + offset. A query at index i of its sequence sees the keys 0..i (the last `window`). K and V are rounded to
+    `kv_dtype` as they are written; to int8, each token's key and value of a head become codes · scale with scale = amax / 127.
     """
 
     name: ClassVar[str] = "paged_attention"
@@ -47,10 +45,7 @@ class PagedAttention(Op):
     v: Tensor
     cos: Tensor | None
     sin: Tensor | None
-    k_pages: Tensor
-    v_pages: Tensor
-    k_scales: Tensor | None
-    v_scales: Tensor | None
+    pools: tuple[Tensor, ...]
     slots: Tensor  # i32 [n]
     query_starts: Tensor  # i32 [b + 1]
     context_lens: Tensor  # i32 [b]
@@ -60,6 +55,7 @@ class PagedAttention(Op):
     q_start: int
     k_start: int
     v_start: int
+    kv_dtype: str
     layer: int
     scale: float
     window: int

@@ -49,6 +49,8 @@ def op_name(expr: relax.Expr) -> str | None:
 def _encode(value: object) -> relax.Expr:
     if value is None:
         return relax.prim_value(0)
+    if isinstance(value, tuple):
+        return relax.Tuple(list(value))
     if isinstance(value, str):
         return tvm.ir.StringImm(value)
     if isinstance(value, float):
@@ -59,6 +61,8 @@ def _encode(value: object) -> relax.Expr:
 def _decode(expr: relax.Expr, kind: object) -> object:
     if kind in (int, float, str):
         return typing.cast(typing.Any, kind)(expr.value)
+    if isinstance(expr, relax.Tuple):
+        return tuple(expr.fields)
     return None if isinstance(expr, tirx.IntImm) else expr
 
 

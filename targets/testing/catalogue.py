@@ -215,8 +215,9 @@ class AttentionKernel:
 
         def emit(t: Tensors) -> relax.Call:
             q, k, v = (t["qkv"],) * 3 if self.joined else (t[name] for name in widths)
-            pages: dict[str, Any] = {name: t[name] for name in ("k_pages", "v_pages", *tables)}
-            extras: dict[str, Any] = {name: t.get(name) for name in ("k_scales", "v_scales", "cos", "sin", "slopes", "sinks")}
+            pools = tuple(t[name] for name in ("k_pages", "v_pages", "k_scales", "v_scales") if name in t)
+            pages: dict[str, Any] = {"pools": pools, "kv_dtype": KV_DTYPES[self.kv], **{name: t[name] for name in tables}}
+            extras: dict[str, Any] = {name: t.get(name) for name in ("cos", "sin", "slopes", "sinks")}
             numbers: dict[str, Any] = {**starts, **options, "interleaved": int(self.interleaved)}
             op = PagedAttention(q=q, k=k, v=v, **pages, **extras, **numbers)
             return op.emit(relax.TensorType((q.ty.shape[0], widths["q"]), DTYPES[self.dtype]))

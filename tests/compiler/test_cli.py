@@ -22,13 +22,13 @@ from cupola.runtime.artifact.manifest import (
     FORMAT_VERSION,
     LIBRARY,
     MANIFEST,
+    DeviceSpec,
     FileSpec,
     LibrarySpec,
     Limits,
     Manifest,
     ModelConfig,
     SourceSpec,
-    TargetSpec,
 )
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, TensorSpec, WeightSpec
@@ -51,16 +51,15 @@ def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True
         "slots.0": ("n",), "block_tables.0": ("b", "max_blocks_0"),
     }  # fmt: skip
     inputs = [TensorSpec(name, "int32", shape) for name, shape in shapes.items()]
-    inputs += [
-        TensorSpec("k_pages.0", "float32", (2, "num_blocks", 1, 8, 16)),
-        TensorSpec("v_pages.0", "float32", (2, "num_blocks", 1, 16, 8)),
-        TensorSpec("embed", "float32", (8, 8)),
-    ]
+    shape: tuple[int | str, ...] = (2, "num_blocks", 1, 8, 16)
+    pools = TensorSpec("k_pages", "float32", shape), TensorSpec("v_pages", "float32", shape)
+    kv = KVSpec((KVGroup((0, 1), 1, 8, 8, pools=pools),), "float32", 16)
+    inputs += [*kv.pools("num_blocks"), TensorSpec("embed", "float32", (8, 8))]
     forward = FunctionSpec("forward", tuple(inputs), (TensorSpec("logits", "float32", ("r", 8)),), 100, 20)
     manifest = Manifest(
         FORMAT_VERSION, "0.1.0", "0.27.0", SourceSpec("tiny [1]", "huggingface", "0" * 64),
-        (LibrarySpec(LIBRARY, TargetSpec("cpu", "x86_64", "avx2", ("avx2",))),), "f32",
-        ModelConfig("llama", 64, 8, (0,)), KVSpec((KVGroup((0, 1), 1, 8, 8),), "float32", 16), Limits(4), (forward,),
+        (LibrarySpec(LIBRARY, DeviceSpec("cpu:avx2", "cpu", "avx2", "x86_64", ("avx2",))),), "f32",
+        ModelConfig("llama", 64, 8, (0,)), kv, Limits(4), (forward,),
         (WeightSpec("embed", "float32", (8, 8), "weights-00001.safetensors", 8, "4 bits"),), files,
         (KernelSpec("matmul"), KernelSpec("matmul")), (), ("not verified",),
     )  # fmt: skip
@@ -76,7 +75,7 @@ class FakeLLM:
     asked: list[object]
     made_from: list[Path]
 
-    def __init__(self, artifact: str | Path, *, max_num_seqs: int, isa: str | None) -> None:
+    def __init__(self, artifact: str | Path, *, max_num_seqs: int, device: str | None) -> None:
         FakeLLM.made_from.append(Path(artifact))
         self.artifact = Artifact.open(artifact)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tvm import IRModule, relax
 
 import cupola
 from cupola.compiler.cli.app import run
-from cupola.compiler.variants import check_same_weights, join_kernels
+from cupola.compiler.variants import check_same_weights, join_kernels, lay_out_state
 from cupola.models import find_family
+from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import KernelCost, KernelSpec
 from cupola.runtime.errors import OptionError
+from cupola.targets.base import Target
 from cupola.targets.cpu.isa import ISAS, runs_here
-from cupola.targets.registry import get_targets
+from cupola.targets.registry import get_target, get_targets
 from tests.passes.harness import module
 
 TWO = [isa.name for isa in ISAS if runs_here(isa)][-2:]
@@ -34,18 +38,18 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
 
 @pytest.mark.skipif(len(TWO) < 2, reason="this machine runs one instruction set only")
 def test_each_library_runs_on_the_same_weights(artifact: cupola.Artifact, capsys: pytest.CaptureFixture[str]) -> None:
-    assert [(library.file, library.target.isa) for library in artifact.manifest.libraries] == [
+    assert [(library.file, library.target.device) for library in artifact.manifest.libraries] == [
         ("lib.so", TWO[0]), (f"lib.{TWO[1]}.so", TWO[1])]  # fmt: skip
     tokens = [1, 2, 3, 4, 5]
-    best, first, second = (cupola.LLM(artifact, isa=isa).logits(tokens) for isa in (None, *TWO))
+    best, first, second = (cupola.LLM(artifact, device=isa).logits(tokens) for isa in (None, *TWO))
     assert (best == first).all()
     np.testing.assert_allclose(first, second, atol=1e-4)
     assert (first != second).any()  # sums of other lengths: it was another library
     assert run(["inspect", str(artifact.path)]) == 0
     shown = capsys.readouterr().out
     assert all(f"cpu:{isa}" in shown for isa in TWO)
-    with pytest.raises(OptionError, match="isa: is 'z80', and the artifact has"):
-        cupola.LLM(artifact, isa="z80")
+    with pytest.raises(OptionError, match="device: is 'z80', and the artifact has"):
+        cupola.LLM(artifact, device="z80")
 
 
 def weights_only(scale: float) -> IRModule:
@@ -69,3 +73,12 @@ def test_targets_that_lay_weights_out_differently_are_refused() -> None:
 def test_kernels_are_listed_once() -> None:
     a, b = KernelSpec("a", KernelCost("int8")), KernelSpec("b")
     assert join_kernels([(b,), (a, b)]) == (a, b)
+
+
+def test_targets_that_lay_state_out_differently_are_refused() -> None:
+    kv = KVSpec((KVGroup((0, 1), 2, 16, 16),), "float32", 16)
+    target = get_target("cpu:generic")
+    plain = Target(replace(target.spec, name="plain"), target.tvm)
+    assert [pool.name for pool in lay_out_state(kv, [plain, plain]).groups[0].pools] == ["keys", "values"]
+    with pytest.raises(OptionError, match="target: cpu:generic and plain lay the K/V cache out differently"):
+        lay_out_state(kv, [target, plain])

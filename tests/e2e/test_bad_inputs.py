@@ -258,7 +258,7 @@ artifact(
     manifest(lambda m: m["libraries"][0]["target"].update(triple="riscv64-linux-gnu")),
 )
 artifact("other CPU in a chat", "this CPU lacks", manifest(lambda m: m["libraries"][0]["target"]["features"].append("avx9000")), "chat")
-artifact("an ISA that it lacks", "isa: is 'z80', and the artifact has", lambda folder: None, "run", "--prompt", "hi", "--isa", "z80")
+artifact("a missing device", "device: is 'z80', and the artifact has", lambda folder: None, "run", "--prompt", "hi", "--device", "z80")
 artifact("zero heads", "num_kv_heads: is 0", manifest(lambda m: m["kv"]["groups"][0].update(num_kv_heads=0)))
 artifact("block size 0", "kv.block_size: is 0", manifest(lambda m: m["kv"].update(block_size=0)), "inspect")
 artifact("no forward", "functions: there is no 'forward'", manifest(lambda m: m.update(functions=[])), "inspect")

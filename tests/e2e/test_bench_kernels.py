@@ -130,9 +130,9 @@ def test_another_instruction_set_of_the_artifact(tmp_path: Path, capsys: Capture
     here = [isa.name for isa in ISAS if runs_here(isa)]
     compile_tiny(tmp_path, "llama", target=",".join(f"cpu:{name}" for name in here))
     for name in here:
-        assert run(["bench", str(tmp_path / "artifact"), "-p", "8", "-n", "0", "-r", "1", "--isa", name, "--json"]) == 0
+        assert run(["bench", str(tmp_path / "artifact"), "-p", "8", "-n", "0", "-r", "1", "--device", name, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["target"] == f"cpu:{name}"
-        assert run(["bench", str(tmp_path / "artifact"), "-p", "8", "-n", "0", "-r", "1", "--isa", name, "--kernels"]) == 0
+        assert run(["bench", str(tmp_path / "artifact"), "-p", "8", "-n", "0", "-r", "1", "--device", name, "--kernels"]) == 0
         assert "multiplies float32 at" in capsys.readouterr().out
-    assert run(["bench", str(tmp_path / "artifact"), "-p", "8", "-n", "0", "--isa", "abacus"]) == 2
-    assert "isa: is 'abacus'" in capsys.readouterr().err
+    assert run(["bench", str(tmp_path / "artifact"), "-p", "8", "-n", "0", "--device", "abacus"]) == 2
+    assert "device: is 'abacus'" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def attention(change: str = "", rotary_dim: int = DIM) -> relax.Function:
                 q3 = g.rotate(q3, cos, sin)
                 k3 = k3 if change == "q alone" else g.rotate(k3, sin, cos) if change == "other tables" else g.rotate(k3, cos, sin)
             flat = (g.flat(q3, HEADS), g.flat(k3, GROUPS)) if change != "no rotary" else (q, k)
-            op = ops.PagedAttention(*flat, v, None, None, *pages, None, None, *integers, None, None, 0, 0, 0, 0, 0.25, 0, 0.0)
+            op = ops.PagedAttention(*flat, v, None, None, tuple(pages), *integers, None, None, 0, 0, 0, "float32", 0, 0.25, 0, 0.0)
             result = g.builder.emit_output(op.emit(relax.TensorType([N, HEADS * DIM], "float32")))
         g.builder.emit_func_output(result)
     return g.builder.get()["forward"]

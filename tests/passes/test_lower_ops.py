@@ -6,13 +6,13 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from cupola.passes.lower_ops import lower_ops
-from cupola.runtime.artifact.manifest import TargetSpec
+from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 from cupola.targets.ops import Linear
 from tests.passes.harness import apply, stays
 
-SPEC = TargetSpec("toy", "x86_64", "none", ())
+SPEC = DeviceSpec("toy", "cpu", "none", "x86_64", ())
 
 
 @R.function
@@ -36,7 +36,7 @@ def never(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
 
 
 def toy(*rules) -> Target:
-    return Target(SPEC, "a toy", None, tuple(rules), ())
+    return Target(SPEC, None, kernels=tuple(rules))
 
 
 def names(mod) -> list[str]:

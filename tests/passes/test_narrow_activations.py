@@ -71,8 +71,8 @@ def test_what_attention_reads(pages: str, quantize_x: int, expected: bool) -> No
         with builder.dataflow():
             layer = Linear(x, weight, None, None, "", scales, quantize_x=quantize_x)
             qkv = builder.emit(layer.emit(R.Tensor([n, 48], "float32")))
-            pools = (k_pages, v_pages, None, None, *tables, None, None)
-            op = PagedAttention(qkv, qkv, qkv, None, None, *pools, 0, 16, 32, layer=0, scale=1.0, window=0, softcap=0.0)
+            cache = ((k_pages, v_pages), *tables, None, None)
+            op = PagedAttention(qkv, qkv, qkv, None, None, *cache, 0, 16, 32, pages, layer=0, scale=1.0, window=0, softcap=0.0)
             result = builder.emit_output(op.emit(R.Tensor([n, 16], "float32")))
         builder.emit_func_output(result)
     mod = apply(narrow_activations(target()), builder.get()["forward"])

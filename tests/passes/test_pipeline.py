@@ -13,14 +13,15 @@ from cupola.compiler.frontend.state import kv_layout
 from cupola.compiler.frontend.trace import trace
 from cupola.compiler.frontend.translate import translate
 from cupola.compiler.pipeline import import_passes, pipeline
+from cupola.compiler.variants import lay_out_state
 from cupola.models import FAMILIES, find_family
 from cupola.passes.rewrite import name_of
 from cupola.passes.schemes import SCHEMES
-from cupola.runtime.artifact.manifest import TargetSpec
+from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.targets.base import Target
 from cupola.targets.ops import GatedLinear, Linear, PagedAttention
 
-NO_TARGET = Target(TargetSpec("none", "", "none", ()), "has no kernels", None, (), ())
+NO_TARGET = Target(DeviceSpec("none", "cpu", "none", "", ()), None)
 
 # Calls in a model: paged_attention, linear (with the logits'), gated_linear, rotary, rms_norm, layer_norm; and transposes that are left.
 RECOGNIZED = {
@@ -90,7 +91,8 @@ def recognized(model_type: str) -> IRModule:
     for step in import_passes():
         mod = step(mod)
         relax.analysis.well_formed(mod)
-    for step in pipeline(NO_TARGET, kv_layout(mod, "float32", 16, "test"), SCHEMES["f32"]):
+    kv = lay_out_state(kv_layout(mod, "float32", 16, "test"), [NO_TARGET])
+    for step in pipeline(NO_TARGET, kv, SCHEMES["f32"]):
         if step.info.name != "lower_ops":
             mod = step(mod)
             relax.analysis.well_formed(mod)

@@ -11,7 +11,7 @@ import pytest
 
 from cupola.runtime import machine
 from cupola.runtime.artifact.folder import Artifact
-from cupola.runtime.artifact.manifest import LibrarySpec, TargetSpec
+from cupola.runtime.artifact.manifest import DeviceSpec, LibrarySpec
 from cupola.runtime.device.choose import choose_library
 from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.runtime.machine import missing_features
@@ -20,13 +20,13 @@ from tests.runtime.artifact.test_artifact import GOOD
 HERE = f"{platform.machine()}-{sys.platform}-gnu"
 
 
-def artifact(*targets: TargetSpec) -> Artifact:
-    libraries = tuple(LibrarySpec(f"lib.{target.isa}.so", target) for target in targets)
+def artifact(*targets: DeviceSpec) -> Artifact:
+    libraries = tuple(LibrarySpec(f"lib.{target.device}.so", target) for target in targets)
     return Artifact(Path("a"), replace(GOOD, libraries=libraries))
 
 
-def target(isa: str, *features: str, triple: str = HERE) -> TargetSpec:
-    return TargetSpec(f"cpu:{isa}", triple, isa, features)
+def target(device: str, *features: str, triple: str = HERE, kind: str = "cpu") -> DeviceSpec:
+    return DeviceSpec(f"{kind}:{device}", kind, device, triple, features)
 
 
 @pytest.fixture(autouse=True)
@@ -40,15 +40,15 @@ BOTH = artifact(target("best", "wider"), target("good", "wide"), target("any"))
 
 
 def test_the_first_that_runs_is_chosen() -> None:
-    assert choose_library(BOTH).target.isa == "good"
+    assert choose_library(BOTH).target.device == "good"
     assert choose_library(artifact(target("other", triple="riscv64-linux-gnu"), target("any"))).file == "lib.any.so"
 
 
 def test_the_one_asked_for_is_chosen_or_refused() -> None:
-    assert choose_library(BOTH, "any").target.isa == "any"
-    with pytest.raises(OptionError, match=r"isa: is 'best': this CPU lacks wider \(leave it out"):
+    assert choose_library(BOTH, "any").target.device == "any"
+    with pytest.raises(OptionError, match=r"device: is 'best': this CPU lacks wider \(leave it out"):
         choose_library(BOTH, "best")
-    with pytest.raises(OptionError, match=r"isa: is 'avx9', and the artifact has best, good, any \(take one"):
+    with pytest.raises(OptionError, match=r"device: is 'avx9', and the artifact has best, good, any \(take one"):
         choose_library(BOTH, "avx9")
 
 
@@ -57,6 +57,8 @@ def test_none_that_runs_is_one_clear_error() -> None:
         choose_library(artifact(target("a", "x"), target("b", "y", "wide", "z")))
     with pytest.raises(ArtifactError, match=r"libraries\[0\]\.target\.features: this CPU lacks x"):
         choose_library(artifact(target("a", "x")))
+    with pytest.raises(ArtifactError, match=r"libraries\[0\]\.target\.kind: is 'abacus', this cupola runs cpu"):
+        choose_library(artifact(target("a", kind="abacus")))
 
 
 def test_tiles_are_there_only_if_the_system_grants_them(monkeypatch: pytest.MonkeyPatch) -> None:

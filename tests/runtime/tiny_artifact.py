@@ -17,13 +17,13 @@ from cupola.runtime.artifact.manifest import (
     GENERATION_CONFIG,
     LIBRARY,
     MANIFEST,
+    DeviceSpec,
     FileSpec,
     LibrarySpec,
     Limits,
     Manifest,
     ModelConfig,
     SourceSpec,
-    TargetSpec,
 )
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec, WeightSpec
@@ -75,17 +75,19 @@ def make_artifact(
         "block_tables.0": ("b", "width"),
     }
     inputs = [TensorSpec(name, "int32", shape) for name, shape in shapes.items()]
-    inputs += [TensorSpec("k_pages.0", dtype, (1, "blocks", 1, 1, BLOCK)), TensorSpec("v_pages.0", dtype, (1, "blocks", 1, BLOCK, 1))]
+    pools = (TensorSpec("k_pages", dtype, (1, "num_blocks", 1, 1, BLOCK)), TensorSpec("v_pages", dtype, (1, "num_blocks", 1, BLOCK, 1)))
+    kv = KVSpec((KVGroup((0,), 1, 1, 1, pools=pools),), dtype, BLOCK)
+    inputs += kv.pools("blocks")
     inputs.append(TensorSpec("follow", dtype, (VOCAB, VOCAB)))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         cupola_version="0",
         tvm_version=tvm.__version__,
         source=SourceSpec("tiny", "test", ""),
-        libraries=(LibrarySpec(LIBRARY, TargetSpec("cpu", f"{platform.machine()}-unknown-linux-gnu", "generic", ())),),
+        libraries=(LibrarySpec(LIBRARY, DeviceSpec("cpu:generic", "cpu", "generic", f"{platform.machine()}-unknown-linux-gnu", ())),),
         scheme="f32",
         model=ModelConfig("tiny", context, VOCAB, (262,)),
-        kv=KVSpec((KVGroup((0,), 1, 1, 1),), dtype, BLOCK),
+        kv=kv,
         limits=Limits(8),
         functions=(FunctionSpec("forward", tuple(inputs), (TensorSpec("logits", "float32", ("r", VOCAB)),)),),
         weights=(WeightSpec("follow", dtype, (VOCAB, VOCAB), "weights-00001.safetensors", offset),),

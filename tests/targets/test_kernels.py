@@ -73,7 +73,7 @@ def test_names_are_unique():
 def test_a_spoiled_kernel_is_found():
     """One that takes sines for cosines."""
     target, case = get_target("cpu"), rotary(ODD[0])
-    isa = next(isa for isa in ISAS if isa.name == target.spec.isa)
+    isa = next(isa for isa in ISAS if isa.name == target.spec.device)
 
     def swapped(call, builder):
         op = Rotary.match(call)

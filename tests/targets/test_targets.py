@@ -18,7 +18,7 @@ def test_every_target_is_listed_and_found():
     assert [name for name, _, _ in list_targets()] == list(target_names())
     for isa in ISAS:
         spec = get_target(f"cpu:{isa.name}").spec
-        assert (spec.name, spec.isa) == (f"cpu:{isa.name}", isa.name)
+        assert (spec.name, spec.device) == (f"cpu:{isa.name}", isa.name)
 
 
 @pytest.mark.parametrize(("name", "fits"), [("cpu", lambda isa: True), ("cpu:batch-invariant", lambda isa: not isa.bf16_tiles)])
@@ -30,7 +30,7 @@ def test_a_name_for_this_machine_is_the_best_that_runs_here(name, fits):
 
 
 def test_several_targets_with_commas_between_them():
-    assert [target.spec.isa for target in get_targets("cpu:avx2,cpu:generic")] == ["avx2", "generic"]
+    assert [target.spec.device for target in get_targets("cpu:avx2,cpu:generic")] == ["avx2", "generic"]
     with pytest.raises(OptionError, match="has one twice"):
         get_targets("cpu:avx2,cpu:avx2")
     with pytest.raises(OptionError, match="'' is not a target"):

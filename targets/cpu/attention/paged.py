@@ -36,11 +36,11 @@ from cupola.targets.ops import PagedAttention
 def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`PagedAttention` with K/V pages in float32, float16, bfloat16 or int8."""
     op = PagedAttention.match(call)
-    if op is None or op.k_pages.ty.dtype not in ("float32", "float16", "bfloat16", "int8"):
+    if op is None or op.kv_dtype not in ("float32", "float16", "bfloat16", "int8"):
         return None
     kernel = _kernel_of(isa, op, int(call.ty.shape[1]), str(call.ty.dtype))
-    pools = (op.k_pages, op.v_pages, op.k_scales, op.v_scales)
-    arguments = (op.q, op.k, op.v, op.cos, op.sin, *pools, op.slots, op.query_starts, op.context_lens, op.block_tables, op.slopes, op.sinks)
+    step = (op.slots, op.query_starts, op.context_lens, op.block_tables)
+    arguments = (op.q, op.k, op.v, op.cos, op.sin, *op.pools, *step, op.slopes, op.sinks)
     given = [tensor for tensor in arguments if tensor is not None]
     label = f"paged_attention_{kernel.num_heads}x{kernel.num_kv_heads}x{kernel.key_dim}_{kernel.kv_dtype}"
     layer = relax.prim_value(tvm.tirx.IntImm("int64", op.layer))  # an argument, so that all layers share one kernel
@@ -48,9 +48,10 @@ def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilde
 
 
 def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int, out_dtype: str) -> Kernel:
-    _, _, groups, *key_page = (getattr(size, "value", 0) for size in op.k_pages.ty.shape)
-    side = 1 if op.k_scales is None else 2
-    value_dim = int(op.v_pages.ty.shape[4]) // side
+    k_pages, v_pages, *scales = op.pools
+    _, _, groups, *key_page = (getattr(size, "value", 0) for size in k_pages.ty.shape)
+    side = 2 if scales else 1
+    value_dim = int(v_pages.ty.shape[4]) // side
     return Kernel(
         isa=isa,
         num_heads=num_outputs // value_dim,
@@ -58,7 +59,7 @@ def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int, out_dtype: str) -
         key_dim=key_page[0] * side,
         value_dim=value_dim,
         block_size=key_page[1] // side,
-        kv_dtype=str(op.k_pages.ty.dtype),
+        kv_dtype=op.kv_dtype,
         out_dtype=out_dtype,
         dtypes=(str(op.q.ty.dtype), str(op.k.ty.dtype), str(op.v.ty.dtype)),
         columns=(int(op.q.ty.shape[1]), int(op.k.ty.shape[1]), int(op.v.ty.shape[1])),

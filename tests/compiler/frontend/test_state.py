@@ -46,13 +46,6 @@ def test_heads_that_do_not_divide_are_refused() -> None:
         kv_layout(module((0, 4, 2, 16, 16, 0), (1, 5, 2, 16, 16, 0)), "float32", 16, "file")
 
 
-def test_keys_of_an_odd_dimension_are_refused_in_int8() -> None:
-    layers = module((0, 2, 2, 5, 5, 0))
-    assert kv_layout(layers, "bfloat16", 16, "file").groups[0].key_dim == 5
-    with pytest.raises(UnsupportedError, match="file: layer 0: int8 takes dimensions of keys by pairs, and heads have 5"):
-        kv_layout(layers, "int8", 16, "file")
-
-
 def test_two_attentions_of_one_layer_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="more than one attention"):
         kv_layout(module((0, 4, 2, 16, 16, 0), (0, 4, 2, 16, 8, 0)), "float32", 16, "file")

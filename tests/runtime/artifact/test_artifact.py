@@ -24,13 +24,13 @@ from cupola.runtime.artifact.manifest import (
     LIBRARY,
     MANIFEST,
     TOKENIZER,
+    DeviceSpec,
     FileSpec,
     LibrarySpec,
     Limits,
     Manifest,
     ModelConfig,
     SourceSpec,
-    TargetSpec,
 )
 from cupola.runtime.artifact.read import MAX_MANIFEST_BYTES, parse_manifest
 from cupola.runtime.artifact.state import KVGroup, KVSpec
@@ -46,12 +46,19 @@ STEP = {
 }  # fmt: skip
 
 
-def test_pages_of_int8_hold_pairs() -> None:
-    kv = KVSpec((KVGroup((0, 2), 3, 64, 32),), "int8", 16)
-    shapes = {pool.name: pool.shape for pool in kv.pools("n")}
-    scales = (2, "n", 3, 16)
-    pages = {"k_pages.0": (2, "n", 3, 32, 32), "v_pages.0": (2, "n", 3, 8, 64)}
-    assert shapes == pages | {"k_scales.0": scales, "v_scales.0": scales}
+def test_pools_are_sized_and_named_after_their_groups() -> None:
+    first = (TensorSpec("k_pages", "int8", (2, "num_blocks", 3, 32)), TensorSpec("scales", "float32", (2, 3, "num_blocks")))
+    kv = KVSpec((KVGroup((0, 2), 3, 2, 2, pools=first), KVGroup((1,), 1, 1, 1, pools=first[:1])), "int8", 16)
+    assert [(pool.name, pool.shape) for pool in kv.pools(5)] == [
+        ("k_pages.0", (2, 5, 3, 32)), ("scales.0", (2, 3, 5)), ("k_pages.1", (2, 5, 3, 32))]  # fmt: skip
+    assert kv.pools_of(1, "n") == [TensorSpec("k_pages.1", "int8", (2, "n", 3, 32))]
+    assert kv.block_axes() == [1, 2, 1]
+    assert kv.bytes_per_block == 2 * 3 * 32 + 2 * 3 * 4 + 2 * 3 * 32
+
+
+def pools(layers: int, heads: int, key: int, value: int) -> tuple[TensorSpec, ...]:
+    whole: tuple[int | str, ...] = (layers, "num_blocks", heads)
+    return TensorSpec("k_pages", "float16", (*whole, key, 16)), TensorSpec("v_pages", "float16", (*whole, 16, value))
 
 
 def make_manifest(files: tuple[FileSpec, ...]) -> Manifest:
@@ -73,10 +80,10 @@ def make_manifest(files: tuple[FileSpec, ...]) -> Manifest:
         cupola_version="0.1.0",
         tvm_version="0.27.0",
         source=SourceSpec("tiny é [1]", "huggingface", "0" * 64),
-        libraries=(LibrarySpec("lib.so", TargetSpec("cpu", "x86_64-linux-gnu", "avx2", ("avx2", "fma"))),),
+        libraries=(LibrarySpec("lib.so", DeviceSpec("cpu:avx2", "cpu", "avx2", "x86_64-linux-gnu", ("avx2", "fma"))),),
         scheme="f32",
         model=ModelConfig("llama", 64, 10, (0, 9), 1),
-        kv=KVSpec((KVGroup((0, 2), 2, 8, 4), KVGroup((1,), 1, 8, 8, 32)), "float16", 16),
+        kv=KVSpec((KVGroup((0, 2), 2, 8, 4, 0, pools(2, 2, 8, 4)), KVGroup((1,), 1, 8, 8, 32, pools(1, 1, 8, 8))), "float16", 16),
         limits=Limits(4),
         functions=(forward, FunctionSpec("other", (), ())),
         weights=(WeightSpec("embed", "float32", (10, 8), SHARD, 64), WeightSpec("scale", "bfloat16", (8,), SHARD, 384)),
@@ -161,8 +168,14 @@ WRONG_FIELDS = [
     ("kv.groups.1.value_dim", -4, "kv.groups[1].value_dim"), ("kv.groups.1.window", -1, "kv.groups[1].window"),
     ("kv.block_size", 0, "kv.block_size"), ("kv.dtype", "float13", "kv.dtype"), ("limits.max_batch_size", 0, "limits.max_batch_size"),
     # what contradicts the signature
-    ("kv.block_size", 32, "functions.forward.inputs"), ("kv.dtype", "float32", "functions.forward.inputs"),
-    ("kv.groups.0.num_kv_heads", 4, "functions.forward.inputs"), ("kv.groups.0.layers", [0], "functions.forward.inputs"),
+    ("kv.block_size", 32, "kv.groups[0].pools"), ("kv.dtype", "float32", "kv.groups[0].pools"),
+    ("kv.groups.0.num_kv_heads", 4, "kv.groups[0].pools"), ("kv.groups.0.pools", [], "kv.groups[0].pools"),
+    ("kv.groups.1.pools.0.dtype", "float13", "kv.groups[1].pools[0].dtype"),
+    ("kv.groups.0.pools.1.shape.0", 0, "kv.groups[0].pools[1].shape"),
+    ("kv.groups.0.pools.1.shape.1", 9, "kv.groups[0].pools[1].shape"), ("kv.groups.0.pools.1.shape.1", "n", "kv.groups[0].pools[1].shape"),
+    ("kv.groups.0.pools.0.name", "slots", "kv.groups[0].pools[0].name"), ("kv.groups.0.pools.0.name", "v_pages", "kv.groups[0].pools"),
+    ("kv.groups.0.pools.0.shape.0", 3, "functions.forward.inputs"), ("kv.groups.0.pools.0.dtype", "float32", "functions.forward.inputs"),
+    ("kv.groups.0.pools.0.name", "keys", "functions.forward.inputs"),
     ("kv.groups.1", ..., "functions.forward.inputs"), ("model.vocab_size", 11, "functions.forward.outputs"),
     ("functions", [], "functions"), ("functions.0.name", "backward", "functions"), ("functions.1.name", "forward", "functions"),
     ("functions.0.outputs", [], "functions.forward.outputs"), ("functions.0.outputs.1.shape", ["r", 2], "functions.forward.outputs"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cupola.runtime.artifact.state import KVGroup, KVSpec
+from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.engine.block_pool import BlockTable, empty_table
 from cupola.runtime.engine.engine import Engine
@@ -24,9 +25,16 @@ from tests.runtime.fakes import VOCAB, completions, generate_alone, greedy_refer
 from tests.runtime.tiny_artifact import make_artifact
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-KV = {
-    dtype: KVSpec((KVGroup((0, 2), 3, 8, 4), KVGroup((1,), 1, 8, 8)), dtype, 4) for dtype in ("float32", "float16", "bfloat16", "int8")
-}  # two groups of layers
+
+
+def two_groups(dtype: str) -> KVSpec:
+    """Whose blocks lie along different axes."""
+    first = (TensorSpec("keys", dtype, (2, "num_blocks", 3, 8, 4)), TensorSpec("values", dtype, ("num_blocks", 2, 3, 4, 4)))
+    second = (TensorSpec("both", dtype, (2, 8, 4, "num_blocks")), TensorSpec("scales", "float32", (1, "num_blocks", 4)))
+    return KVSpec((KVGroup((0, 2), 3, 8, 4, pools=first), KVGroup((1,), 1, 8, 8, pools=second)), dtype, 4)
+
+
+KV = {dtype: two_groups(dtype) for dtype in ("float32", "float16", "bfloat16", "int8")}
 
 
 def make_prompts(count: int) -> list[list[int]]:
@@ -238,7 +246,7 @@ def test_a_block_comes_back_as_it_went(dtype, on_disk, tmp_path):
     rng, put = np.random.default_rng(0), []
     for i in range(3):
         parts = space.block(i)
-        shapes = [(spec.shape[0], *spec.shape[2:]) for spec in KV[dtype].pools(1)]
+        shapes = [(2, 3, 8, 4), (2, 3, 4, 4), (2, 8, 4), (1, 4)]
         assert [(part.shape, part.dtype) for part in parts] == [
             (shape, np.dtype(spec.dtype)) for shape, spec in zip(shapes, KV[dtype].pools(1), strict=True)
         ]

@@ -1,0 +1,32 @@
+"""How K and V lie in a CPU's memory.
+
+Keys are transposed within a block, `[layers, blocks, heads, key dim, tokens]`, so that scores are sums of vectors over tokens; values are
+`[layers, blocks, heads, tokens, value dim]`. Codes of int8 lie in pairs, as instructions multiply them: each token's dimensions 2i and
+2i + 1 of a key side by side, each dimension's of tokens 2i and 2i + 1 of a value; and each token's key and value of a head have a scale,
+float32 `[layers, blocks, heads, tokens]`, in pools of their own.
+"""
+
+from __future__ import annotations
+
+from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
+from cupola.runtime.artifact.tensors import TensorSpec
+from cupola.runtime.errors import UnsupportedError
+
+
+def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec, ...]:
+    """`k_pages`, `v_pages` and, of int8, `k_scales` and `v_scales`.
+
+    Raises:
+        UnsupportedError: int8 does not come in pairs.
+    """
+    pair = 2 if dtype == "int8" else 1
+    if group.key_dim % pair:
+        problem = f"int8 takes dimensions of keys by pairs, and heads have {group.key_dim}"
+        raise UnsupportedError(problem, field=f"layer {group.layers[0]}", fix="take another --kv-dtype")
+    if block_size % pair:
+        raise UnsupportedError(f"is {block_size}, and int8 takes tokens by pairs", field="block-size", fix="take 16, 32 or 64")
+    heads: tuple[int | str, ...] = (len(group.layers), NUM_BLOCKS, group.num_kv_heads)
+    keys = TensorSpec("k_pages", dtype, (*heads, group.key_dim // pair, block_size * pair))
+    values = TensorSpec("v_pages", dtype, (*heads, block_size // pair, group.value_dim * pair))
+    scales = [TensorSpec(name, "float32", (*heads, block_size)) for name in ("k_scales", "v_scales")]
+    return (keys, values, *(scales if dtype == "int8" else ()))

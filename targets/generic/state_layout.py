@@ -1,0 +1,14 @@
+"""K and V as the operations speak of them: a row of numbers for each token and head, and for int8 its scale."""
+
+from __future__ import annotations
+
+from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
+from cupola.runtime.artifact.tensors import TensorSpec
+
+
+def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec, ...]:
+    """`keys` and `values`, [layers, blocks, tokens, heads, dim], and of int8 `key_scales` and `value_scales`, without the last axis."""
+    rows: tuple[int | str, ...] = (len(group.layers), NUM_BLOCKS, block_size, group.num_kv_heads)
+    pools = TensorSpec("keys", dtype, (*rows, group.key_dim)), TensorSpec("values", dtype, (*rows, group.value_dim))
+    scales = [TensorSpec(name, "float32", rows) for name in ("key_scales", "value_scales")]
+    return (*pools, *(scales if dtype == "int8" else ()))

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+
+from cupola.runtime.artifact.state import KVGroup
+from cupola.runtime.errors import UnsupportedError
+from cupola.targets.cpu.state_layout import state_pools
+
+
+def test_keys_are_transposed_and_values_are_not():
+    shapes = {pool.name: (pool.dtype, pool.shape) for pool in state_pools(KVGroup((0, 2), 3, 64, 32), "bfloat16", 16)}
+    assert shapes == {"k_pages": ("bfloat16", (2, "num_blocks", 3, 64, 16)), "v_pages": ("bfloat16", (2, "num_blocks", 3, 16, 32))}
+
+
+def test_pages_of_int8_hold_pairs_and_have_scales():
+    shapes = {pool.name: (pool.dtype, pool.shape) for pool in state_pools(KVGroup((0, 2), 3, 64, 32), "int8", 16)}
+    scales = ("float32", (2, "num_blocks", 3, 16))
+    pages = {"k_pages": ("int8", (2, "num_blocks", 3, 32, 32)), "v_pages": ("int8", (2, "num_blocks", 3, 8, 64))}
+    assert shapes == pages | {"k_scales": scales, "v_scales": scales}
+
+
+def test_what_has_no_pairs_is_refused_in_int8():
+    odd = KVGroup((3,), 2, 5, 5)
+    assert state_pools(odd, "bfloat16", 1)
+    with pytest.raises(UnsupportedError, match="layer 3: int8 takes dimensions of keys by pairs, and heads have 5"):
+        state_pools(odd, "int8", 16)
+    with pytest.raises(UnsupportedError, match="block-size: is 1, and int8 takes tokens by pairs"):
+        state_pools(KVGroup((0,), 2, 6, 5), "int8", 1)
