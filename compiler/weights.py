@@ -212,6 +212,8 @@ class _Transform:
             return [self._evaluate(field) for field in value.fields]
         if isinstance(value, tvm.ir.GenericConst):
             return value.value.numpy()
+        if isinstance(value, tvm.ir.StringImm):
+            return str(value.value)
         if isinstance(value, relax.Call):
             return self._apply(value)
         return value  # a shape, an axis: the operation reads it as it is
@@ -249,7 +251,7 @@ class _Transform:
     def _call(self, call: relax.Call) -> Any:
         function = function_of(call)
         assert function is not None
-        return function(*(self._evaluate(weight) for weight in call.args[1].fields))
+        return function(*(self._evaluate(argument) for argument in call.args[1].fields))
 
     def _encode(self, call: relax.Call, storage: Storage) -> tuple[Array, ...]:
         found = self.encoded.get(call) or self.previous.get(call)

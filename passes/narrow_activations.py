@@ -2,8 +2,8 @@
 
 Readers that do are quantized linear layers, and attention over K/V in bfloat16 or int8; rows may be taken for them on the way.
 
-Before:  lv: R.Tensor((n, 1536), "float32") = cupola.gated_linear(x, …);  lv1 = cupola.linear(lv, …, quantize_x=1)
-After:   lv: R.Tensor((n, 1536), "bfloat16") = cupola.gated_linear(x, …);  lv1 = cupola.linear(lv, …, quantize_x=1)
+Before:  lv: R.Tensor((n, 1536), "float32") = cupola.gated_linear(x, …);  lv1 = cupola.linear(lv, …, quantize_x=32)
+After:   lv: R.Tensor((n, 1536), "bfloat16") = cupola.gated_linear(x, …);  lv1 = cupola.linear(lv, …, quantize_x=32)
 
 What a norm reads stays in float32: it is the residual stream, whose errors would add up.
 """

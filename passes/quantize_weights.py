@@ -2,7 +2,7 @@
 
 Before:  lv = cupola.linear(x, R.concat((wq, wk), axis=0))                        # weights float32
 After:   lv1 = weight.encode_w4(wq);  lv2 = weight.encode_w4(wk)                  # codes uint8 [N, K], scales f16 [N, K / 32]
-         lv = cupola.linear(x, R.concat((lv1[0], lv2[0]), axis=0), scales=R.concat((lv1[1], lv2[1]), axis=0), quantize_x=1)
+         lv = cupola.linear(x, R.concat((lv1[0], lv2[0]), axis=0), scales=R.concat((lv1[1], lv2[1]), axis=0), format="w4g32", quantize_x=32)
 
 Groups lie along rows, so the parts of joined weights are encoded one by one; where weights are packed, what came from a file in such
 blocks then stays as it is. Norms, biases and tables of positions stay in float32: they are small, and their errors are not.
@@ -18,8 +18,8 @@ from tvm import IRModule, relax
 
 from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
 from cupola.passes.schemes.base import Choice, Scheme, Storage
-from cupola.passes.schemes.blocks import num_groups
 from cupola.targets import ops
+from cupola.targets.formats.format import WeightFormat
 from cupola.targets.weight_functions import call_weight_function
 
 
@@ -39,6 +39,7 @@ class _Stored:
     """The tensors that stand for a weight."""
 
     weight: relax.Expr
+    format: str = ""
     scales: relax.Expr | None = None
     mins: relax.Expr | None = None
 
@@ -54,8 +55,10 @@ class _Quantizer:
         assert op is not None and scope.original is not None
         is_last = self.last is not None and scope.original.same_as(self.last)
         stored = self._store(op.weight, self.scheme.embedding if is_last else self.scheme.linear, scope)
-        quantize_x = int(self.scheme.quantize_x and stored.scales is not None)
-        return dataclasses.replace(op, weight=stored.weight, scales=stored.scales, mins=stored.mins, quantize_x=quantize_x).emit(call.ty)
+        quantize_x = self.scheme.quantize_x if stored.format else 0
+        return dataclasses.replace(
+            op, weight=stored.weight, scales=stored.scales, mins=stored.mins, format=stored.format, quantize_x=quantize_x
+        ).emit(call.ty)
 
     def take(self, call: relax.Call, scope: Scope) -> relax.Expr | None:
         table, tokens = call.args
@@ -63,7 +66,7 @@ class _Quantizer:
             return None
         stored = self._store(table, self.scheme.embedding, scope)
         if stored.scales is not None:
-            return ops.Embedding(stored.weight, stored.scales, stored.mins, tokens).emit(call.ty)
+            return ops.Embedding(stored.weight, stored.scales, stored.mins, stored.format, tokens).emit(call.ty)
         rows = relax.op.take(stored.weight, tokens, axis=0, mode=call.attrs.mode)
         return rows if rows.args[0].same_as(table) else relax.op.astype(scope.emit(rows), call.ty.dtype)
 
@@ -73,7 +76,8 @@ class _Quantizer:
         if storage.encode is None:
             same = weight.ty.dtype == storage.dtype
             return _Stored(weight if same else scope.emit(relax.op.astype(weight, storage.dtype)))
-        return _Stored(*_concat([_encode(part, storage, scope) for part in parts], scope))
+        codes, *factors = _concat([_encode(part, storage, scope) for part in parts], scope)
+        return _Stored(codes, storage.format, *factors)
 
 
 def _parts(weight: relax.Expr, scope: Scope) -> Iterator[relax.Expr]:
@@ -90,9 +94,10 @@ def _parts(weight: relax.Expr, scope: Scope) -> Iterator[relax.Expr]:
 def _encode(part: relax.Expr, storage: Storage, scope: Scope) -> list[relax.Var]:
     assert storage.encode is not None
     rows, width = shape_of(part)
-    groups = num_groups(width)
-    out = [relax.TensorType([rows, groups * ops.GROUP], storage.dtype)]
-    out += [relax.TensorType([rows, groups], "float16")] * (2 if storage.has_mins else 1)
+    form = WeightFormat.parse(storage.format)
+    groups = form.num_groups(width)
+    out = [relax.TensorType([rows, groups * form.group_size], form.code_dtype)]
+    out += [relax.TensorType([rows, groups], form.scale_dtype)] * (2 if form.has_mins else 1)
     encoded = scope.emit(call_weight_function(storage.encode, [part], out))
     return [scope.emit(relax.TupleGetItem(encoded, index)) for index in range(len(out))]
 

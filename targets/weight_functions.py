@@ -4,6 +4,7 @@
     def encode_w8(weight): …                                # numpy arrays in and out
 
     call_weight_function(encode_w8, [weight], [codes, scales])    # in a pass or a kernel rule: a Relax call of these types
+    call_weight_function(pack_codes, ["w4g32", codes], packed)    # texts go along as they are
     function_of(call)                                             # where weights are packed: the function again
 
 They may stand on weights alone, so that they are lifted out of the model. They take and give numpy arrays; a function of several
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tvm
 from tvm import relax
 
 from cupola.targets.ops import PREFIX, op_name
@@ -31,9 +33,10 @@ def weight_function(function: WeightFunction) -> WeightFunction:
     return function
 
 
-def call_weight_function(function: WeightFunction, weights: Sequence[relax.Expr], out: relax.Type | list[relax.Type]) -> relax.Call:
-    """The call of a registered function on `weights`, whose result has the type `out` (or types, as a tuple)."""
-    return relax.op.call_dps_packed(PREFIX + _MARK + function.__name__, relax.Tuple(list(weights)), out_ty=out)
+def call_weight_function(function: WeightFunction, arguments: Sequence[relax.Expr | str], out: relax.Type | list[relax.Type]) -> relax.Call:
+    """The call of a registered function on weights and texts, whose result has the type `out` (or types, as a tuple)."""
+    fields = [tvm.ir.StringImm(each) if isinstance(each, str) else each for each in arguments]
+    return relax.op.call_dps_packed(PREFIX + _MARK + function.__name__, relax.Tuple(fields), out_ty=out)
 
 
 def function_of(call: relax.Expr) -> WeightFunction | None:

@@ -16,6 +16,7 @@ class Storage:
     Attributes:
         name: for people.
         dtype: of the floats, or of the codes.
+        format: the name of the weight format; "": floats are stored.
         encode: from f32 [N, K] to codes, scales and perhaps mins, as `Blocks` has them; None: floats are stored.
         has_mins: whether there are mins.
         holds: ggml's types whose blocks it takes exactly as they are.
@@ -25,6 +26,7 @@ class Storage:
 
     name: str
     dtype: str
+    format: str = ""
     encode: WeightFunction | None = None
     has_mins: bool = False
     holds: tuple[str, ...] = ()
@@ -58,7 +60,7 @@ class Scheme:
         description: one line for people.
         linear: how linear layers are stored.
         embedding: the same for the embedding and the vocabulary projection.
-        quantize_x: whether activations are rounded to int8 where they meet quantized weights.
+        quantize_x: the size of the groups in which activations are quantized to int8 where they meet quantized weights; 0: they are not.
         kv_dtype: how K and V are stored if nothing else is asked for, in the terms of that option.
     """
 
@@ -66,5 +68,5 @@ class Scheme:
     description: str
     linear: Choice
     embedding: Choice
-    quantize_x: bool
+    quantize_x: int
     kv_dtype: str

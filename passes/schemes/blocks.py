@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cupola.targets.ops import GROUP
-
 Array = npt.NDArray[Any]
+GROUP = 32
 FOUR_BIT_ZERO = 8  # the code of 0 where 4-bit codes have no mins
 _CHUNK = 1 << 16  # values encoded at a time: what they need of temporary arrays stays in cache
 

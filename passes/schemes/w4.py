@@ -80,11 +80,11 @@ def _encode_mins(groups: Array) -> tuple[Array, ...]:
     return np.clip(codes, 0, 15).astype(np.uint8), scales, mins
 
 
-W4 = Storage("4 bits", "uint8", encode_w4, holds=("Q4_0",))
+W4 = Storage("4 bits", "uint8", "w4g32", encode_w4, holds=("Q4_0",))
 W4_EMBEDDING = dataclasses.replace(W4, encode=encode_w4_embedding)
-W4_MINS = Storage("4 bits with mins", "uint8", encode_w4_mins, True, ("Q4_0", "Q4_1"), ("Q4_K",), Blocks.with_mins)
+W4_MINS = Storage("4 bits with mins", "uint8", "w4g32m", encode_w4_mins, True, ("Q4_0", "Q4_1"), ("Q4_K",), Blocks.with_mins)
 _KEEPS = (W4, W4_MINS, W8)
 SCHEMES = (
-    Scheme("w4a8", "weights of 4 bits, activations rounded to 8 bits", Choice(W4, _KEEPS), Choice(W8, _KEEPS), True, "bf16"),
-    Scheme("w4a16", "weights of 4 bits, activations as they are", Choice(W4, _KEEPS), Choice(W8, _KEEPS), False, "f16"),
+    Scheme("w4a8", "weights of 4 bits, activations rounded to 8 bits", Choice(W4, _KEEPS), Choice(W8, _KEEPS), 32, "bf16"),
+    Scheme("w4a16", "weights of 4 bits, activations as they are", Choice(W4, _KEEPS), Choice(W8, _KEEPS), 0, "f16"),
 )

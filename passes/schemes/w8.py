@@ -28,9 +28,9 @@ def _encode(groups: Array) -> tuple[Array, ...]:
     return np.clip(codes, -_MAX_CODE, _MAX_CODE).astype(np.int8), scales
 
 
-W8 = Storage("8 bits", "int8", encode_w8, holds=("Q8_0", "Q5_0", "Q4_0"), nears=("Q5_1", "Q5_K", "Q6_K"), keep=Blocks.signed)
+W8 = Storage("8 bits", "int8", "w8g32", encode_w8, holds=("Q8_0", "Q5_0", "Q4_0"), nears=("Q5_1", "Q5_K", "Q6_K"), keep=Blocks.signed)
 _CHOICE = Choice(W8, (W8,))
 SCHEMES = (
-    Scheme("w8a8", "weights of 8 bits, activations rounded to 8 bits", _CHOICE, _CHOICE, True, "bf16"),
-    Scheme("w8a16", "weights of 8 bits, activations as they are", _CHOICE, _CHOICE, False, "f16"),
+    Scheme("w8a8", "weights of 8 bits, activations rounded to 8 bits", _CHOICE, _CHOICE, 32, "bf16"),
+    Scheme("w8a16", "weights of 8 bits, activations as they are", _CHOICE, _CHOICE, 0, "f16"),
 )

@@ -7,12 +7,11 @@ G key/value heads, D key dim, E value dim. Relax's own `take`, `nn.rms_norm` and
 
 from cupola.targets.ops.attention import Attention, PagedAttention, Rotary
 from cupola.targets.ops.base import PREFIX, Op, Tensor, op_name
-from cupola.targets.ops.linear import ACTIVATIONS, GROUP, Embedding, GatedLinear, Linear
+from cupola.targets.ops.linear import ACTIVATIONS, Embedding, GatedLinear, Linear
 from cupola.targets.ops.sampling import Argmax, BlockMaxima
 
 __all__ = [
     "ACTIVATIONS",
-    "GROUP",
     "PREFIX",
     "Argmax",
     "Attention",

@@ -7,8 +7,6 @@ from typing import ClassVar
 
 from cupola.targets.ops.base import Op, Tensor
 
-GROUP = 32  # inputs that share a scale, of weights as of activations: GGUF's blocks of Q4_0, Q4_1 and Q8_0 (ggml-common.h)
-
 # "" is the identity; "gelu_tanh" is the tanh approximation, "gelu" the exact one (erf).
 ACTIVATIONS = ("", "silu", "gelu", "gelu_tanh", "relu")
 
@@ -17,9 +15,8 @@ ACTIVATIONS = ("", "silu", "gelu", "gelu_tanh", "relu")
 class Linear(Op):
     """activation(x @ weight.T + bias) + residual: x [m, K], weight [N, K], bias [N], residual [m, N] -> [m, N], f32 or bf16.
 
-    A quantized weight comes as codes, one a byte, in groups of GROUP along K, each with a scale: int8 codes of 8 bits,
-    scale · code; or uint8 codes of 4 bits (0 to 15), scale · (code − 8), or scale · code + min where there are `mins`.
-    With a `norm`, x is RMS-normalized by it first (arXiv:1910.07467).
+    A quantized weight comes as codes, one a byte, in groups along K, each with a scale and perhaps a min; `format` says what they stand
+    for, and rows are padded with zeros to whole groups. With a `norm`, x is RMS-normalized by it first (arXiv:1910.07467).
     """
 
     name: ClassVar[str] = "linear"
@@ -28,11 +25,12 @@ class Linear(Op):
     bias: Tensor | None
     residual: Tensor | None
     activation: str  # a key of ACTIVATIONS
-    scales: Tensor | None = None  # f16 [N, K / GROUP]
-    mins: Tensor | None = None  # f16 [N, K / GROUP]
+    scales: Tensor | None = None  # [N, groups]
+    mins: Tensor | None = None  # [N, groups]
+    format: str = ""  # the name of a `targets.formats.format.WeightFormat`; "": weights are floats
     norm: Tensor | None = None  # f32 [K]
     epsilon: float = 0.0  # of the norm
-    quantize_x: int = 0  # 1: x is rounded to int8 in groups of GROUP, amax / 127 a step, and products are summed as integers
+    quantize_x: int = 0  # x is quantized to int8 in groups of so many, in steps of amax / 127, and products are summed as integers; 0: not
     in_place: int = 0  # 1: nobody reads the residual afterwards, whose memory may become the result's
 
 
@@ -50,6 +48,7 @@ class GatedLinear(Op):
     activation: str
     scales: Tensor | None = None
     mins: Tensor | None = None
+    format: str = ""
     norm: Tensor | None = None
     epsilon: float = 0.0
     quantize_x: int = 0
@@ -63,4 +62,5 @@ class Embedding(Op):
     weight: Tensor
     scales: Tensor
     mins: Tensor | None
+    format: str
     tokens: Tensor

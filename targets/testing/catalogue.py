@@ -16,7 +16,9 @@ from tvm import relax
 
 from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
 from cupola.targets.cpu.emit.amx import MANY
-from cupola.targets.ops import GROUP, Argmax, BlockMaxima, Embedding, GatedLinear, Linear, PagedAttention, Rotary
+from cupola.targets.cpu.linear.quantized_packing import SLICE
+from cupola.targets.formats.format import WeightFormat
+from cupola.targets.ops import Argmax, BlockMaxima, Embedding, GatedLinear, Linear, PagedAttention, Rotary
 from cupola.targets.testing import references
 from cupola.targets.testing.case import Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
 
@@ -27,24 +29,30 @@ KV_DTYPES = {**DTYPES, "int8": "int8"}
 
 @dataclass(frozen=True)
 class Weight:
-    """How a matrix is stored: the type of its values or codes, and what comes with codes."""
+    """How a matrix is stored: the type of its values, or the format of its codes."""
 
     dtype: str
-    codes: tuple[int, int] | None = None
-    has_mins: bool = False
+    format: WeightFormat | None = None
+
+    @staticmethod
+    def of(name: str) -> Weight:
+        """A key of DTYPES, or a weight format's name; groups of 32 need no word in those: w4, w4m, w8."""
+        if name in DTYPES:
+            return Weight(DTYPES[name])
+        form = WeightFormat.parse(name if "g" in name else f"{name[:2]}g{SLICE}{name[2:]}")
+        return Weight(form.code_dtype, form)
 
     def inputs(self, rows: int, depth: int) -> list[Input]:
         """The tensors of a matrix [rows, depth]."""
-        if self.codes is None:
+        if self.format is None:
             return [Input("weight", (rows, depth), self.dtype)]
-        groups = -(-depth // GROUP)
-        result = [Input("weight", (rows, groups * GROUP), self.dtype, self.codes), Input("scales", (rows, groups), "float16")]
-        return result + [Input("mins", (rows, groups), "float16")] * self.has_mins
+        groups, codes = self.format.num_groups(depth), (-128, 128) if self.dtype == "int8" else (0, 1 << self.format.bits)
+        shape = (rows, groups * self.format.group_size)
+        result = [Input("weight", shape, self.dtype, codes), Input("scales", (rows, groups), self.format.scale_dtype)]
+        return result + [Input("mins", (rows, groups), self.format.scale_dtype)] * self.format.has_mins
 
 
-WEIGHTS = {name: Weight(dtype) for name, dtype in DTYPES.items()} | {
-    "w4": Weight("uint8", (0, 16)), "w4m": Weight("uint8", (0, 16), has_mins=True), "w8": Weight("int8", (-128, 128)),
-}  # fmt: skip
+WEIGHTS = (*DTYPES, "w4", "w4m", "w8")
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class LinearKernel:
         dtype: of x and of the result.
     """
 
-    weight: str  # a key of WEIGHTS
+    weight: str  # as `Weight.of` takes it
     gated: bool = False
     bias: bool = False
     residual: bool = False
@@ -68,13 +76,13 @@ class LinearKernel:
 
     def __call__(self, sizes: Sizes) -> KernelCase:
         """The case at these sizes."""
-        n, k, weight = sizes.ffn, sizes.hidden, WEIGHTS[self.weight]
+        n, k, weight = sizes.ffn, sizes.hidden, Weight.of(self.weight)
         rows = 2 * n if self.gated else n
         inputs = [Input("x", ("n", k), DTYPES[self.dtype]), *([Input("residual", ("n", n))] * self.residual), *weight.inputs(rows, k)]
-        inputs += [Input("bias", (rows,), "float32" if weight.codes else weight.dtype)] * self.bias + [Input("norm", (k,))] * self.norm
+        inputs += [Input("bias", (rows,), "float32" if weight.format else weight.dtype)] * self.bias + [Input("norm", (k,))] * self.norm
         reference = partial(references.linear, activation=self.activation, epsilon=EPSILON, quantize_x=self.quantize_x, gated=self.gated)
-        scheme = self.weight if weight.codes is None else self.weight + ("a8" if self.quantize_x else "a16")
-        reference = partial(reference, bf16_result=self.dtype == "bf16")
+        scheme = self.weight if weight.format is None else self.weight + ("a8" if self.quantize_x else "a16")
+        reference = partial(reference, format=weight.format, bf16_result=self.dtype == "bf16")
         flags = [flag for flag in ("norm", "bias", "residual", "in_place") if getattr(self, flag)] + [self.dtype] * (self.dtype != "f32")
         name = case_name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
         in_tiles = partial(reference, bf16_from=MANY) if self.quantize_x else None
@@ -85,7 +93,9 @@ class LinearKernel:
     def emit(self, num_outputs: int, t: Tensors) -> relax.Call:
         """The call."""
         out = relax.TensorType((t["x"].ty.shape[0], num_outputs), DTYPES[self.dtype])
-        quantized = (t.get("scales"), t.get("mins"), t.get("norm"), EPSILON if self.norm else 0.0, self.quantize_x)
+        form = Weight.of(self.weight).format
+        stored = (t.get("scales"), t.get("mins"), form.name if form else "")
+        quantized = (*stored, t.get("norm"), EPSILON if self.norm else 0.0, self.quantize_x)
         if self.gated:
             return GatedLinear(t["x"], t["weight"], t.get("bias"), self.activation, *quantized).emit(out)
         return Linear(t["x"], t["weight"], t.get("bias"), t.get("residual"), self.activation, *quantized, int(self.in_place)).emit(out)
@@ -95,20 +105,20 @@ class LinearKernel:
 class EmbeddingKernel:
     """Rows of an embedding: `R.take`, or `Embedding` where it is quantized."""
 
-    weight: str
+    weight: str  # as `Weight.of` takes it
 
     def __call__(self, sizes: Sizes) -> KernelCase:
         """The case at these sizes."""
-        v, k = sizes.vocabulary, sizes.hidden
-        inputs = (Input("tokens", ("n",), "int32", (0, v)), *WEIGHTS[self.weight].inputs(v, k))
+        v, k, weight = sizes.vocabulary, sizes.hidden, Weight.of(self.weight)
+        inputs = (Input("tokens", ("n",), "int32", (0, v)), *weight.inputs(v, k))
 
         def emit(t: Tensors) -> relax.Call:
-            if "scales" not in t:
+            if weight.format is None:
                 return relax.op.take(t["weight"], t["tokens"], axis=0)
             out = relax.TensorType((t["tokens"].ty.shape[0], k), "float32")
-            return Embedding(t["weight"], t["scales"], t.get("mins"), t["tokens"]).emit(out)
+            return Embedding(t["weight"], t["scales"], t.get("mins"), weight.format.name, t["tokens"]).emit(out)
 
-        reference = partial(references.embedding, width=k)
+        reference = partial(references.embedding, width=k, format=weight.format)
         return KernelCase(case_name("embedding", f"{v}x{k}", self.weight), inputs, emit, reference, at_random(inputs))
 
 
@@ -235,9 +245,9 @@ class AttentionKernel:
 KERNELS: tuple[KernelFactory, ...] = (
     *(LinearKernel(weight) for weight in DTYPES),
     *(LinearKernel(weight, gated=True, activation="silu") for weight in DTYPES),
-    *(LinearKernel(weight, quantize_x=1) for weight in ("w4", "w4m", "w8")),
-    LinearKernel("w4", gated=True, norm=True, activation="silu", quantize_x=1),
-    LinearKernel("w4", residual=True, quantize_x=1, dtype="bf16"),
+    *(LinearKernel(weight, quantize_x=SLICE) for weight in ("w4", "w4m", "w8")),
+    LinearKernel("w4", gated=True, norm=True, activation="silu", quantize_x=SLICE),
+    LinearKernel("w4", residual=True, quantize_x=SLICE, dtype="bf16"),
     *(LinearKernel(weight) for weight in ("w4", "w8")),
     *(EmbeddingKernel(weight) for weight in WEIGHTS),
     rms_norm,
@@ -256,12 +266,12 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("f32", gated=True, bias=True, activation="gelu_tanh"),
     partial(rotary, interleaved=1),
     LinearKernel("f16", norm=True),
-    LinearKernel("w4", norm=True, bias=True, residual=True, quantize_x=1),
-    LinearKernel("w4m", residual=True, in_place=True, activation="gelu", quantize_x=1),
-    LinearKernel("w4m", gated=True, norm=True, activation="silu", quantize_x=1),
-    LinearKernel("w8", gated=True, bias=True, activation="silu", quantize_x=1),
-    LinearKernel("w4", bias=True, quantize_x=1, dtype="bf16"),
-    LinearKernel("w8", gated=True, activation="silu", quantize_x=1, dtype="bf16"),
+    LinearKernel("w4", norm=True, bias=True, residual=True, quantize_x=SLICE),
+    LinearKernel("w4m", residual=True, in_place=True, activation="gelu", quantize_x=SLICE),
+    LinearKernel("w4m", gated=True, norm=True, activation="silu", quantize_x=SLICE),
+    LinearKernel("w8", gated=True, bias=True, activation="silu", quantize_x=SLICE),
+    LinearKernel("w4", bias=True, quantize_x=SLICE, dtype="bf16"),
+    LinearKernel("w8", gated=True, activation="silu", quantize_x=SLICE, dtype="bf16"),
     LinearKernel("w4m", gated=True, norm=True, activation="silu"),
     LinearKernel("w8", bias=True, residual=True, in_place=True, activation="gelu"),
     AttentionKernel("f16"),
@@ -276,7 +286,7 @@ VARIANTS: tuple[KernelFactory, ...] = (
 def _draw_rows(inputs: Sequence[Input], random: np.random.Generator, num_tokens: int) -> Arrays:
     """Every fifth row begins with a group of zeros, which has no scale."""
     arrays = at_random(inputs)(random, num_tokens)
-    arrays["x"][::5, :GROUP] = 0
+    arrays["x"][::5, :SLICE] = 0
     return arrays
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
-from cupola.targets.ops import GROUP
+from cupola.targets.formats.format import WeightFormat
 
 Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = Mapping[str, Array]
@@ -56,24 +56,24 @@ def activation(name: str, x: Array) -> Array:
     return {"": x, "silu": x * np.exp(-np.logaddexp(0, -x)), "relu": np.maximum(x, 0)}[name]
 
 
-def dequantized(arrays: Arrays) -> tuple[Array, Array]:
-    """The weight as real numbers, and the magnitudes that add up to them. Codes of 4 bits stand around 8 unless there are minima."""
+def dequantized(arrays: Arrays, format: WeightFormat | None) -> tuple[Array, Array]:
+    """The weight as real numbers, and the magnitudes that add up to them."""
     weight = arrays["weight"].astype("float64")
-    if "scales" not in arrays:
+    if format is None:
         return weight, np.abs(weight)
-    scales, mins = (np.repeat(arrays[name].astype("float64"), GROUP, axis=1) if name in arrays else 0.0 for name in ("scales", "mins"))
-    zero = 8 if arrays["weight"].dtype == np.uint8 and "mins" not in arrays else 0
-    product = scales * (weight - zero)
+    spread = {name: np.repeat(arrays[name].astype("float64"), format.group_size, axis=1) for name in ("scales", "mins") if name in arrays}
+    product, mins = spread["scales"] * (weight - format.zero), spread.get("mins", 0.0)
     return product + mins, np.abs(product) + np.abs(mins)
 
 
-def quantized_activations(x: Array) -> tuple[Array, Array]:
-    """x rounded to steps of amax / 127 in each group, and what each value may be off: a step where it is near to the middle of two."""
-    groups = x.reshape(len(x), -1, GROUP)
+def quantized_activations(x: Array, group_size: int) -> tuple[Array, Array]:
+    """x in steps of amax / 127 of its group, and what each value may be off: a step where it is near to the middle of two."""
+    groups = np.pad(x, ((0, 0), (0, -x.shape[1] % group_size))).reshape(len(x), -1, group_size)
     step = np.abs(groups).max(-1, keepdims=True) / 127
     codes = groups / np.where(step == 0, 1, step)
     doubtful = np.abs(np.abs(codes - np.floor(codes)) - 0.5) < 5e-4
-    return (step * np.rint(codes)).reshape(x.shape), (step * doubtful).reshape(x.shape)
+    quantized, doubt = ((step * each).reshape(len(x), -1)[:, : x.shape[1]] for each in (np.rint(codes), doubtful))
+    return quantized, doubt
 
 
 def to_bf16(x: Array) -> tuple[Array, Array]:
@@ -85,10 +85,11 @@ def to_bf16(x: Array) -> tuple[Array, Array]:
 
 
 def linear(
-    arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gated: bool, bf16_result: bool = False, bf16_from: int | None = None
-) -> Expected:
+    arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gated: bool, format: WeightFormat | None = None,
+    bf16_result: bool = False, bf16_from: int | None = None,
+) -> Expected:  # fmt: skip
     """`ops.Linear` and `ops.GatedLinear`. From `bf16_from` rows on, bfloat16 takes the place of quantized activations, for weights too."""
-    x, (weight, magnitude) = arrays["x"].astype("float64"), dequantized(arrays)
+    x, (weight, magnitude) = arrays["x"].astype("float64"), dequantized(arrays, format)
     if "norm" in arrays:
         x = _rms_normalized(x, epsilon) * arrays["norm"]
     x = np.pad(x, ((0, 0), (0, weight.shape[1] - x.shape[1])))  # quantized weights have whole groups
@@ -96,7 +97,7 @@ def linear(
     if quantize_x and bf16_from is not None and len(x) >= bf16_from:
         (x, doubt), (weight, weight_doubt) = to_bf16(x), to_bf16(weight)
     elif quantize_x:
-        x, doubt = quantized_activations(x)
+        x, doubt = quantized_activations(x, quantize_x)
     product = x @ weight.T + arrays.get("bias", np.zeros(1)).astype("float64")
     slack = (ROUNDING * np.abs(x) + doubt) @ magnitude.T + np.abs(x) @ weight_doubt.T + ROUNDING * np.abs(product)
     n = len(weight) // 2 if gated else len(weight)
@@ -113,9 +114,9 @@ def linear(
 _activated = activation  # under a name that no parameter hides
 
 
-def embedding(arrays: Arrays, width: int) -> Expected:
+def embedding(arrays: Arrays, width: int, format: WeightFormat | None = None) -> Expected:
     """Rows of a table, quantized or not."""
-    rows, magnitudes = (table[arrays["tokens"], :width] for table in dequantized(arrays))
+    rows, magnitudes = (table[arrays["tokens"], :width] for table in dequantized(arrays, format))
     return Expected(rows, ROUNDING * magnitudes + 1e-12)
 
 

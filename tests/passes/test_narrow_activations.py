@@ -20,7 +20,7 @@ def target(activations: str = "bfloat16") -> Target:
     return dataclasses.replace(get_target("cpu:generic"), activations=activations)
 
 
-def function(*, quantize_x: int = 1, norm: bool = False, read_twice: bool = False, rows: bool = False) -> relax.Function:
+def function(*, quantize_x: int = 32, norm: bool = False, read_twice: bool = False, rows: bool = False) -> relax.Function:
     """A gated layer and one that reads its result, or rows of it."""
     builder, n = relax.BlockBuilder(), tvm.tirx.Var("n", "int64")
     x, scale = relax.Var("x", R.Tensor([n, 32], "float32")), relax.Var("scale", R.Tensor([32], "float32"))
@@ -29,7 +29,7 @@ def function(*, quantize_x: int = 1, norm: bool = False, read_twice: bool = Fals
     chosen = relax.Var("rows", R.Tensor([n], "int32"))
     with builder.function("forward", [x, chosen, scale, up, up_scales, down, down_scales]):
         with builder.dataflow():
-            hidden = builder.emit(GatedLinear(x, up, None, "silu", up_scales, quantize_x=1).emit(R.Tensor([n, 32], "float32")))
+            hidden = builder.emit(GatedLinear(x, up, None, "silu", up_scales, quantize_x=32).emit(R.Tensor([n, 32], "float32")))
             read = builder.emit(relax.op.take(hidden, chosen, axis=0, mode="clip")) if rows else hidden
             layer = Linear(read, down, None, None, "", down_scales, norm=scale if norm else None, quantize_x=quantize_x)
             result = builder.emit(layer.emit(R.Tensor([n, 8], "float32")))
@@ -57,7 +57,7 @@ def test_stays_where_it_is_not_rounded_or_read_elsewhere(what: dict[str, int]) -
     stays(narrow_activations(target()), function(**what))
 
 
-@pytest.mark.parametrize(("pages", "quantize_x", "expected"), [("bfloat16", 1, True), ("float16", 1, False), ("int8", 0, False)])
+@pytest.mark.parametrize(("pages", "quantize_x", "expected"), [("bfloat16", 32, True), ("float16", 32, False), ("int8", 0, False)])
 def test_what_attention_reads(pages: str, quantize_x: int, expected: bool) -> None:
     """It rounds where K/V is as narrow, and only quantized layers can write what is."""
     builder, n = relax.BlockBuilder(), tvm.tirx.Var("n", "int64")

@@ -78,14 +78,16 @@ def test_codes_of_4_bits_and_an_embedding_of_8() -> None:
             )
             t0 = t[0]
             t1 = t[1]
-            x = R.call_dps_packed("cupola.embedding", (t0, t1, 0, tokens), out_ty=R.Tensor((n, 64), dtype="float32"))
+            x = R.call_dps_packed("cupola.embedding", (t0, t1, 0, R.str("w8g32"), tokens), out_ty=R.Tensor((n, 64), dtype="float32"))
             e = R.call_dps_packed(
                 "cupola.weight.encode_w4", (w,), out_ty=[R.Tensor((32, 64), dtype="uint8"), R.Tensor((32, 2), dtype="float16")]
             )
             e0 = e[0]
             e1 = e[1]
             y = R.call_dps_packed(
-                "cupola.linear", (x, e0, b, 0, R.str("relu"), e1, 0, 0, T.float64(0.0), 1), out_ty=R.Tensor((n, 32), dtype="float32")
+                "cupola.linear",
+                (x, e0, b, 0, R.str("relu"), e1, 0, R.str("w4g32"), 0, T.float64(0.0), 32),
+                out_ty=R.Tensor((n, 32), dtype="float32"),
             )
             f = R.call_dps_packed(
                 "cupola.weight.encode_w4", (g,), out_ty=[R.Tensor((64, 32), dtype="uint8"), R.Tensor((64, 1), dtype="float16")]
@@ -93,7 +95,9 @@ def test_codes_of_4_bits_and_an_embedding_of_8() -> None:
             f0 = f[0]
             f1 = f[1]
             z = R.call_dps_packed(
-                "cupola.gated_linear", (y, f0, 0, R.str("silu"), f1, 0, 0, T.float64(0.0), 1), out_ty=R.Tensor((n, 32), dtype="float32")
+                "cupola.gated_linear",
+                (y, f0, 0, R.str("silu"), f1, 0, R.str("w4g32"), 0, T.float64(0.0), 32),
+                out_ty=R.Tensor((n, 32), dtype="float32"),
             )
             h = R.call_dps_packed(
                 "cupola.weight.encode_w8", (head,), out_ty=[R.Tensor((100, 32), dtype="int8"), R.Tensor((100, 1), dtype="float16")]
@@ -101,7 +105,9 @@ def test_codes_of_4_bits_and_an_embedding_of_8() -> None:
             h0 = h[0]
             h1 = h[1]
             out = R.call_dps_packed(
-                "cupola.linear", (z, h0, 0, 0, R.str(""), h1, 0, 0, T.float64(0.0), 1), out_ty=R.Tensor((n, 100), dtype="float32")
+                "cupola.linear",
+                (z, h0, 0, 0, R.str(""), h1, 0, R.str("w8g32"), 0, T.float64(0.0), 32),
+                out_ty=R.Tensor((n, 100), dtype="float32"),
             )
             R.output(out)
         return out
@@ -144,7 +150,9 @@ def test_parts_of_a_joined_weight_are_encoded_alone_and_rows_are_padded() -> Non
             codes = R.concat((p0, q0), axis=0)
             scales = R.concat((p1, q1), axis=0)
             mins = R.concat((p2, q2), axis=0)
-            out = R.call_dps_packed("cupola.linear", (x, codes, 0, 0, R.str(""), scales, mins), out_ty=R.Tensor((n, 40), dtype="float32"))
+            out = R.call_dps_packed(
+                "cupola.linear", (x, codes, 0, 0, R.str(""), scales, mins, R.str("w4g32m")), out_ty=R.Tensor((n, 40), dtype="float32")
+            )
             R.output(out)
         return out
 

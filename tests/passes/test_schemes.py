@@ -48,8 +48,8 @@ def test_the_names_are_the_options() -> None:
     assert ("auto", *SCHEMES) == QUANTS and {"auto", *EMBEDDINGS} == set(EMBEDDING_NAMES)
     assert {scheme.kv_dtype for scheme in SCHEMES.values()} <= set(KV_DTYPES)
     assert {name: (scheme.kv_dtype, scheme.quantize_x) for name, scheme in SCHEMES.items()} == {
-        "f32": ("f32", False), "bf16": ("bf16", False), "f16": ("f16", False), "w8a8": ("bf16", True),
-        "w8a16": ("f16", False), "w4a8": ("bf16", True), "w4a16": ("f16", False),
+        "f32": ("f32", 0), "bf16": ("bf16", 0), "f16": ("f16", 0), "w8a8": ("bf16", 32),
+        "w8a16": ("f16", 0), "w4a8": ("bf16", 32), "w4a16": ("f16", 0),
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ PairDot = Callable[[Value, Value, Value], Value]  # (sums in int32, pairs of int
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a group and how to multiply them.
+    """The weights of a slice and how to multiply them.
 
     In a dot product a weight of 4 bits is its code, one of 8 bits its code or, where the instruction takes unsigned
     weights, its code + 128. `zero` is what then stands for 0; `zero` · Σx is to be taken off the sum.
@@ -46,13 +46,14 @@ class Weights:
         """Columns of a vector of weights."""
         return self.isa.lanes
 
-    def unpack(self, source: Buffer, panel: Value, group: Value, first: Value) -> list[Value]:
-        """The vectors of columns `first` to `first + lanes` of a packed group, a quad each."""
+    def unpack(self, source: Buffer, panel: Value, at: Value, first: Value) -> list[Value]:
+        """The vectors of columns `first` to `first + lanes` of a packed slice, a quad each."""
+        group, start = self.codes.place(at)
         if self.codes.bits == 8:
-            return [self._offset(self._bytes(source, panel, group, first_byte(quad, first))) for quad in range(QUADS)]
+            return [self._offset(self._bytes(source, panel, group, first_byte(quad, first) + start)) for quad in range(QUADS)]
         result = []
         for pair in range(QUADS // 2):
-            both = name(self._bytes(source, panel, group, first_byte(pair, first)))
+            both = name(self._bytes(source, panel, group, first_byte(pair, first) + start))
             result += [name(part) for part in self._nibbles(both)]
         return result
 

@@ -1,9 +1,9 @@
 """Products of many rows and a quantized weight in bfloat16 tiles, whose sums are float32.
 
 Rows that are not bfloat16 yet are rounded once, by all threads. A task then takes a panel of 32 columns and a block of rows, and walks the
-rows two tiles at a time, over as many of the panel's groups as L1 holds in bfloat16. A product takes as long as a dozen vector
-instructions, which run beside it: while a panel's last two tiles and the next one's first two are multiplied, the next one's groups are
-dequantized, half a group a turn, in the place of those that are done; meanwhile the results of the two tiles before go through the
+rows two tiles at a time, over as many of the panel's slices of 32 inputs as L1 holds in bfloat16. A product takes as long as a dozen vector
+instructions, which run beside it: while a panel's last two tiles and the next one's first two are multiplied, the next one's slices are
+dequantized, half a slice a turn, in the place of those that are done; meanwhile the results of the two tiles before go through the
 epilogue.
 
 Both sides keep 8 significant bits, more than activations of 8 bits a group have; but a row that is multiplied here has other bits than
@@ -22,13 +22,12 @@ from cupola.targets.cpu.emit.simd import CACHE_LINE, Buffer, Simd, Value, local,
 from cupola.targets.cpu.linear.epilogue import Epilogue
 from cupola.targets.cpu.linear.int8_rows import RowSource
 from cupola.targets.cpu.linear.packing import PANEL
-from cupola.targets.cpu.linear.quantized_packing import COLUMNS, HALVES, QUAD, Codes
-from cupola.targets.ops import GROUP
+from cupola.targets.cpu.linear.quantized_packing import COLUMNS, HALVES, QUAD, SLICE, Codes
 
 ROW_BLOCK = 256  # rows of a task: their activations stay in L2 while panels stream by
-GROUP_BLOCK = 20  # groups of a panel that are dequantized at once, at most: 40 KB, which stay in L1
-LINES_AHEAD = 2  # of each group that comes next, asked for at each pair of tiles
-PAIRS = GROUP // 2  # rows of a tile of weights
+SLICE_BLOCK = 20  # slices of a panel that are dequantized at once, at most: 40 KB, which stay in L1
+LINES_AHEAD = 2  # of each slice that comes next, asked for at each pair of tiles
+PAIRS = SLICE // 2  # rows of a tile of weights
 # Tile registers: sums by tile of rows and half of a panel, two tiles of rows, two of weights.
 SUMS, ROWS, WEIGHTS = ((0, 1), (2, 3)), (4, 5), (6, 7)
 
@@ -40,24 +39,24 @@ class TileProduct:
     simd: Simd
     weight: Buffer
     codes: Codes
-    groups: int
+    slices: int
     source: RowSource
     epilogue: Epilogue
     num_rows: Value
 
     @property
     def blocks(self) -> int:
-        """Blocks of groups."""
-        return -(-self.groups // GROUP_BLOCK)
+        """Blocks of slices."""
+        return -(-self.slices // SLICE_BLOCK)
 
     @property
-    def block_groups(self) -> int:
-        """Groups of a block; the last may have fewer."""
-        return -(-self.groups // self.blocks)
+    def block_slices(self) -> int:
+        """Slices of a block; the last may have fewer."""
+        return -(-self.slices // self.blocks)
 
     def run(self) -> None:
         """One region: rows that must be rounded and a barrier, then panels by blocks of rows."""
-        panels, rows = self.epilogue.num_panels, _Rows.of(self.source, self.num_rows, self.groups)
+        panels, rows = self.epilogue.num_panels, _Rows.of(self.source, self.num_rows, self.slices)
         count, threads = name((self.num_rows + ROW_BLOCK - 1) // ROW_BLOCK * panels), Threads.of_region()
         with parallel_region():
             if rows.rounded is not None:
@@ -68,19 +67,19 @@ class TileProduct:
                 tiles.configure()
                 end = name(threads.first(thread + 1, count))
                 with threads.share(thread, count) as task:
-                    following = _Groups(name((task + 1) % panels), 0, self.block_groups, task + 1 < end)
+                    following = _Slices(name((task + 1) % panels), 0, self.block_slices, task + 1 < end)
                     self.block(rows, scratch, name(task % panels), name(task // panels * ROW_BLOCK), following)
                 tiles.release()
 
-    def block(self, rows: _Rows, scratch: _Scratch, panel: Value, first: Value, following: _Groups) -> None:
-        """A block of rows, from `first` on, of one panel, its groups in blocks; `following` are dequantized next."""
+    def block(self, rows: _Rows, scratch: _Scratch, panel: Value, first: Value, following: _Slices) -> None:
+        """A block of rows, from `first` on, of one panel, its slices in blocks; `following` are dequantized next."""
         count = T.min(self.num_rows - first, T.int64(ROW_BLOCK))
         num_tiles = name((count + tiles.ROWS - 1) // tiles.ROWS)
         results = _Results(self.epilogue, rows, panel, name(first // tiles.ROWS), num_tiles, scratch.products)
-        starts = range(0, self.groups, self.block_groups)
-        blocks = [_Groups(panel, start, min(self.block_groups, self.groups - start), T.bool(True)) for start in starts]
-        for groups, after in zip(blocks, [*blocks[1:], following], strict=True):
-            turns = _Turns(groups, after, num_tiles, name(scratch.halves_done[0]))
+        starts = range(0, self.slices, self.block_slices)
+        blocks = [_Slices(panel, start, min(self.block_slices, self.slices - start), T.bool(True)) for start in starts]
+        for slices, after in zip(blocks, [*blocks[1:], following], strict=True):
+            turns = _Turns(slices, after, num_tiles, name(scratch.halves_done[0]))
 
             def multiply(tile: Value, size: int, turns: _Turns = turns) -> None:
                 self.multiply(tile, size, rows, scratch, turns, results)
@@ -92,49 +91,52 @@ class TileProduct:
             results.write(last, r)
 
     def multiply(self, tile: Value, size: int, rows: _Rows, scratch: _Scratch, turns: _Turns, results: _Results) -> None:
-        """Adds the products of `size` tiles of rows and a block's groups. The last block's are results."""
-        groups, weights, sums = turns.groups, scratch.weights, scratch.sums
-        is_last = groups.start + groups.count == self.groups
+        """Adds the products of `size` tiles of rows and a block's slices. The last block's are results."""
+        slices, weights, sums = turns.slices, scratch.weights, scratch.sums
+        is_last = slices.start + slices.count == self.slices
         places = [(SUMS[i][half], name((tile + i) * tiles.ROWS), half * COLUMNS) for i in range(size) for half in range(HALVES)]
         for total, r, column in places:
-            if groups.start == 0 or sums is None:
+            if slices.start == 0 or sums is None:
                 tiles.clear(total)
             else:
                 tiles.load(total, sums[r, column], 4 * PANEL)
         pair, row_tile = name(tile // 2), name(results.first_tile + tile)
-        rows_beside = -(-2 * tiles.ROWS // groups.count)
-        with T.serial(T.int64(groups.count)) as group:
-            turns.dequantize(self, pair, group, weights)
+        rows_beside = -(-2 * tiles.ROWS // slices.count)
+        with T.serial(T.int64(slices.count)) as at:
+            turns.dequantize(self, pair, at, weights)
             with T.If(pair > T.int64(0)), T.Then():
-                self.fetch(groups.panel, groups.start + groups.count + group, name((pair - 1) * LINES_AHEAD * CACHE_LINE))
+                self.fetch(slices.panel, slices.start + slices.count + at, name((pair - 1) * LINES_AHEAD * CACHE_LINE))
             for i in range(size):
-                rows.load(ROWS[i], row_tile + i, groups.start + group)
+                rows.load(ROWS[i], row_tile + i, slices.start + at)
                 for half in range(HALVES):
                     if i == 0:
-                        tiles.load(WEIGHTS[half], weights[group, half, 0, 0])
+                        tiles.load(WEIGHTS[half], weights[at, half, 0, 0])
                     tiles.multiply_bf16(SUMS[i][half], ROWS[i], WEIGHTS[half])
             if is_last:
                 for r in range(rows_beside):
-                    results.write(pair - 1, name(group * rows_beside + r))
+                    results.write(pair - 1, name(at * rows_beside + r))
         for index, (total, r, column) in enumerate(places):
             if is_last:
                 tiles.store(total, results.products[index // HALVES * tiles.ROWS, column], 4 * PANEL)
             elif sums is not None:
                 tiles.store(total, sums[r, column], 4 * PANEL)
 
-    def fetch(self, panel: Value, group: Value, byte: Value) -> None:
-        """Brings some of a group into L2, from a byte on. Behind a block's groups stand those that come next, the next panel's perhaps."""
-        with T.If(byte < T.int64(self.codes.group_bytes)), T.Then():
+    def fetch(self, panel: Value, at: Value, byte: Value) -> None:
+        """Brings some of a slice into L2, from a byte on. Behind a block's slices stand those that come next, the next panel's perhaps."""
+        codes = self.codes
+        with T.If(byte < T.int64(codes.stride)), T.Then():
+            group, first = codes.group_of(at), byte if codes.slices == 1 else name(byte + at % codes.slices * codes.stride)
             for line in range(LINES_AHEAD):
-                self.simd.prefetch(self.weight, (panel, group, byte + line * CACHE_LINE), near=2)
+                self.simd.prefetch(self.weight, (panel, group, first + line * CACHE_LINE), near=2)
 
-    def dequantize(self, panel: Value, group: Value, half: Value, weights: Buffer, to: Value) -> None:
-        """Half a group's weights as a tile, in which a row has two inputs of each of 16 columns.
+    def dequantize(self, panel: Value, at: Value, half: Value, weights: Buffer, to: Value) -> None:
+        """Half a slice's weights as a tile, in which a row has two inputs of each of 16 columns.
 
         Where a code u stands in the mantissa of a float v = 1 + u / steps, its weight is one multiply-add away. Beside a minimum, what
         the 1 adds would take bits of it: there v - 1 is multiplied.
         """
         simd, codes, lanes = self.simd, self.codes, self.simd.lanes
+        group = codes.group_of(at)
         scale = self.factor(panel, group, half, 0)
         lowest = self.factor(panel, group, half, 2 * PANEL) if codes.has_mins else scale * splat(-float(codes.offset), lanes)
         factors = []  # by place of a code in its byte and by half of the lanes, whose columns come twice each
@@ -143,13 +145,13 @@ class TileProduct:
             doubled = [[lane // 2 + start for lane in range(lanes)] for start in (0, lanes // 2)]
             low = lowest if codes.has_mins else name(lowest - scaled)
             factors.append([[name(T.Shuffle([value], order)) for value in (scaled, low)] for order in doubled])
-        with T.serial(codes.code_bytes // (4 * PANEL)) as block:
-            words = self.words(panel, group, block, half)
+        with T.serial(codes.slice_bytes // (4 * PANEL)) as block:
+            words = self.words(panel, at, block, half)
             for pair in range(QUAD // 2):
                 sides = [self.pair_of_bytes(words, pair, start) for start in (0, lanes // 2)]
                 for place, (mask, pairs) in enumerate(zip(self.masks, factors, strict=True)):
                     values = [simd.fma(self.code(side, mask), *factor) for side, factor in zip(sides, pairs, strict=True)]
-                    row = block * (PAIRS * 4 * PANEL // codes.code_bytes) + place * (QUAD // 2) + pair
+                    row = block * (PAIRS * 4 * PANEL // codes.slice_bytes) + place * (QUAD // 2) + pair
                     T.buffer_store(weights, tiles.to_bf16(*values), [to, half, row, T.ramp(0, 1, 2 * COLUMNS)])
 
     @property
@@ -172,9 +174,10 @@ class TileProduct:
         place = self.codes.code_bytes + offset + 2 * half * COLUMNS
         return self.simd.load_from_bytes(self.weight, (panel, group, place), "float16")
 
-    def words(self, panel: Value, group: Value, block: Value, half: Value) -> Value:
+    def words(self, panel: Value, at: Value, block: Value, half: Value) -> Value:
         """16 columns' codes of a quad or a pair of quads, none below 0."""
-        place = block * (4 * PANEL) + half * (4 * COLUMNS)
+        group, first = self.codes.place(at)
+        place = block * (4 * PANEL) + half * (4 * COLUMNS) + first
         words = T.reinterpret("int32x16", self.weight[panel, group, T.ramp(place, 1, 64)])
         return name(words ^ _int(-0x7F7F7F80) if self.codes.bits == 8 else words)
 
@@ -184,10 +187,10 @@ class _Scratch:
     """A thread's own memory.
 
     Attributes:
-        weights: a block of groups in tiles, bits of bfloat16, [group, half of the panel, pair of inputs, column and one of the pair].
-        sums: of the blocks of groups before, [row, column].
+        weights: a block of slices in tiles, bits of bfloat16, [slice, half of the panel, pair of inputs, column and one of the pair].
+        sums: of the blocks of slices before, [row, column].
         products: of two tiles of rows, on their way out, [row, column].
-        halves_done: of the groups of the next block, how many halves are dequantized, [1].
+        halves_done: of the slices of the next block, how many halves are dequantized, [1].
     """
 
     weights: Buffer
@@ -197,15 +200,15 @@ class _Scratch:
 
     @staticmethod
     def allocate(product: TileProduct) -> _Scratch:
-        weights = local((product.block_groups, HALVES, PAIRS, 2 * COLUMNS), "uint16")
+        weights = local((product.block_slices, HALVES, PAIRS, 2 * COLUMNS), "uint16")
         sums, halves_done = local((ROW_BLOCK, PANEL)) if product.blocks > 1 else None, local(1, "int64")
         T.buffer_store(halves_done, T.int64(0), [0])
         return _Scratch(weights, sums, local((2 * tiles.ROWS, PANEL)), halves_done)
 
 
 @dataclass(frozen=True)
-class _Groups:
-    """A block of groups of a panel, `count` from `start` on, if there is one."""
+class _Slices:
+    """A block of slices of a panel, `count` from `start` on, if there is one."""
 
     panel: Value
     start: int
@@ -215,43 +218,43 @@ class _Groups:
 
 @dataclass(frozen=True)
 class _Turns:
-    """When the weights of a block of groups are dequantized, half a group at a time: each before the first pair of tiles needs it, and some
+    """When the weights of a block of slices are dequantized, half a slice at a time: each before the first pair of tiles needs it, and some
     of the next block's while the last pair is multiplied, which is done with those in their place. `halves_done` were in the block before.
     """
 
-    groups: _Groups
-    after: _Groups
+    slices: _Slices
+    after: _Slices
     num_tiles: Value
     halves_done: Value
 
     @property
     def is_shared(self) -> Value:
-        """Whether some of the next block's groups come in this one."""
+        """Whether some of the next block's slices come in this one."""
         return T.And(self.num_tiles > T.int64(2), self.after.exists)
 
     @property
     def halves_after(self) -> Value:
         """Halves of the next block that are dequantized in this one."""
-        count = min(self.groups.count, 2 * self.after.count) if self.groups.count > 1 else 0
+        count = min(self.slices.count, 2 * self.after.count) if self.slices.count > 1 else 0
         return T.Select(self.is_shared, T.int64(count), T.int64(0))
 
-    def dequantize(self, product: TileProduct, pair: Value, group: Value, weights: Buffer) -> None:
-        """What comes before `group` of a pair of tiles is multiplied."""
-        groups, after = self.groups, self.after
+    def dequantize(self, product: TileProduct, pair: Value, at: Value, weights: Buffer) -> None:
+        """What comes before slice `at` of a pair of tiles is multiplied."""
+        slices, after = self.slices, self.after
         is_first, is_last = pair == T.int64(0), T.And(pair == (self.num_tiles - 1) // 2, self.is_shared)
-        each = T.Select(self.halves_done < T.int64(groups.count), T.int64(2), T.int64(1))
-        begin = T.Select(is_first, self.halves_done + each * group, T.Select(group > T.int64(1), group, T.int64(0)))
-        end = T.Select(is_first, begin + each, T.Select(group > T.int64(0), group + 1, T.int64(0)))
-        size = T.Select(is_first, T.int64(2 * groups.count), T.int64(2 * after.count))
-        panel = name(T.Select(is_first, groups.panel, after.panel))
-        start = name(T.Select(is_first, T.int64(groups.start), T.int64(after.start)))
+        each = T.Select(self.halves_done < T.int64(slices.count), T.int64(2), T.int64(1))
+        begin = T.Select(is_first, self.halves_done + each * at, T.Select(at > T.int64(1), at, T.int64(0)))
+        end = T.Select(is_first, begin + each, T.Select(at > T.int64(0), at + 1, T.int64(0)))
+        size = T.Select(is_first, T.int64(2 * slices.count), T.int64(2 * after.count))
+        panel = name(T.Select(is_first, slices.panel, after.panel))
+        start = name(T.Select(is_first, T.int64(slices.start), T.int64(after.start)))
         with T.If(T.Or(is_first, is_last)), T.Then(), between(name(begin), name(T.max(T.min(end, size), begin))) as half:
             product.dequantize(panel, name(start + half // 2), name(half % 2), weights, name(half // 2))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Where tiles of rows come from: `rounded`, bfloat16's bits [tiles, groups, 16, 32], or the rows themselves if they need nothing.
+    """Where tiles of rows come from: `rounded`, bfloat16's bits [tiles, slices, 16, 32], or the rows themselves if they need nothing.
 
     The last tile of those begins where it ends with the last row: some rows of the tile before come again.
     """
@@ -261,18 +264,18 @@ class _Rows:
     rounded: Buffer | None
 
     @staticmethod
-    def of(source: RowSource, num_rows: Value, groups: int) -> _Rows:
-        if source.x.dtype == "bfloat16" and source.norm is None and source.depth % GROUP == 0:
+    def of(source: RowSource, num_rows: Value, slices: int) -> _Rows:
+        if source.x.dtype == "bfloat16" and source.norm is None and source.depth % SLICE == 0:
             return _Rows(source, num_rows, None)
         tile_count = (num_rows + tiles.ROWS - 1) // tiles.ROWS
-        return _Rows(source, num_rows, T.alloc_buffer((tile_count, groups, tiles.ROWS, GROUP), "uint16", scope="global"))
+        return _Rows(source, num_rows, T.alloc_buffer((tile_count, slices, tiles.ROWS, SLICE), "uint16", scope="global"))
 
     def round_row(self, row: Value) -> None:
         """Inputs past the depth become zeros; rows past the last stay what they are."""
         tile, r = name(row // tiles.ROWS), name(row % tiles.ROWS)
 
-        def store(group: Value | int, low: Value, high: Value) -> None:
-            T.buffer_store(self.rounded, tiles.to_bf16(low, high), [tile, group, r, T.ramp(0, 1, GROUP)])
+        def store(at: Value | int, low: Value, high: Value) -> None:
+            T.buffer_store(self.rounded, tiles.to_bf16(low, high), [tile, at, r, T.ramp(0, 1, SLICE)])
 
         self.source.for_each_group(row, store)
 
@@ -281,12 +284,12 @@ class _Rows:
         start = name(tile * tiles.ROWS)
         return start if self.rounded is not None else name(T.min(start, self.num_rows - tiles.ROWS))
 
-    def load(self, register: int, tile: Value, group: Value) -> None:
-        """A tile's inputs of a group."""
+    def load(self, register: int, tile: Value, at: Value) -> None:
+        """A tile's inputs of a slice."""
         if self.rounded is not None:
-            tiles.load(register, self.rounded[tile, group, 0, 0], streamed=True)
+            tiles.load(register, self.rounded[tile, at, 0, 0], streamed=True)
         else:
-            tiles.load(register, self.source.x[self.first(tile), group * GROUP], 2 * self.source.depth, streamed=True)
+            tiles.load(register, self.source.x[self.first(tile), at * SLICE], 2 * self.source.depth, streamed=True)
 
 
 @dataclass(frozen=True)

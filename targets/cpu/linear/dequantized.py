@@ -1,6 +1,6 @@
 """Matrix products of quantized weights and float32 activations: the weights become float32 on their way, as exactly as their format says.
 
-A task takes a panel of 32 columns and a block of rows. It dequantizes the panel a few groups at a time into scratch that L1
+A task takes a panel of 32 columns and a block of rows. It dequantizes the panel a few slices at a time into scratch that L1
 holds and multiplies every row by them, in register tiles. Every output is one chain of multiply-adds over k, from 0 up.
 """
 
@@ -21,10 +21,10 @@ from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.epilogue import Epilogue, adds_in_place, call_layer
 from cupola.targets.cpu.linear.floats import ROW_BLOCK, float_tiles, normalized
 from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
-from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, Codes, codes_of, first_byte, pack_groups
-from cupola.targets.ops import GROUP, GatedLinear, Linear
+from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, SLICE, Codes, codes_of, first_byte, pack_groups
+from cupola.targets.ops import GatedLinear, Linear
 
-GROUP_BLOCK = 6  # groups that are dequantized at once: 24 KB
+SLICE_BLOCK = 6  # slices that are dequantized at once: 24 KB
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class _Kernel:
     in_place: bool
 
     @property
+    def slices(self) -> int:
+        return -(-self.depth // SLICE)
+
+    @property
     def num_panels(self) -> int:
         return num_panels(self.num_outputs * (2 if self.gated else 1))
 
@@ -50,18 +54,20 @@ class _Kernel:
 def lower_dequantized_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`Linear` and `GatedLinear` with quantized weights, whose activations stay what they are."""
     op = Linear.match(call) or GatedLinear.match(call)
-    if op is None or op.scales is None or op.quantize_x or op.x.ty.ndim != 2 or not is_static(op.weight):
+    codes = None if op is None else codes_of(op)
+    if op is None or codes is None or op.quantize_x or op.x.ty.ndim != 2 or not is_static(op.weight):
         return None
     gated, residual = isinstance(op, GatedLinear), op.residual if isinstance(op, Linear) else None
-    (n, k), depth, codes = shape_of(op.weight), int(op.x.ty.shape[1]), codes_of(op.weight, op.mins)
+    (n, k), depth = shape_of(op.weight), int(op.x.ty.shape[1])
     outputs = n // 2 if gated else n
     kernel = _Kernel(
-        isa, outputs, depth, k // GROUP, codes, gated, op.bias is not None, residual is not None, op.activation, adds_in_place(op, call.ty)
-    )
-    arguments = [normalized(op, isa, builder), pack_groups(op.weight, op.scales, op.mins, gated, builder)]
+        isa, outputs, depth, k // codes.format.group_size, codes, gated, op.bias is not None, residual is not None, op.activation,
+        adds_in_place(op, call.ty),
+    )  # fmt: skip
+    arguments = [normalized(op, isa, builder), pack_groups(op, codes, builder)]
     arguments += [] if op.bias is None else [(pack_gated_columns if gated else pack_columns)(op.bias, builder)]
     arguments += [] if residual is None else [residual]
-    label = f"{'gated_' if gated else ''}linear_{outputs}x{depth}_w{codes.bits}{'m' if codes.has_mins else ''}a16"
+    label = f"{'gated_' if gated else ''}linear_{outputs}x{depth}_{codes.label}a16"
     return call_layer(builder.add_func(_build(kernel), label), arguments, call.ty, residual if kernel.in_place else None)
 
 
@@ -98,26 +104,27 @@ class _Product:
     def block(self, panel: Value, first: Value, count: Value) -> None:
         """`count` rows from `first` on of one panel."""
         kernel, simd = self.kernel, self.simd
-        products, weights = local((ROW_BLOCK, PANEL)), local((GROUP_BLOCK * GROUP, PANEL))
+        products, weights = local((ROW_BLOCK, PANEL)), local((SLICE_BLOCK * SLICE, PANEL))
         with T.serial(count) as r:
             for start in range(0, PANEL, simd.lanes):
                 simd.store(products, splat(0.0, simd.lanes), (r, start))
-        with T.serial(-(-kernel.groups // GROUP_BLOCK)) as index:
-            start = name(index * GROUP_BLOCK)
-            with T.serial(T.min(T.int64(GROUP_BLOCK), T.int64(kernel.groups) - start)) as group:
-                self.dequantize(panel, name(start + group), name(group * GROUP), weights)
-            depth = name(T.min(T.int64(GROUP_BLOCK * GROUP), T.int64(kernel.depth) - start * GROUP))
+        with T.serial(-(-kernel.slices // SLICE_BLOCK)) as index:
+            start = name(index * SLICE_BLOCK)
+            with T.serial(T.min(T.int64(SLICE_BLOCK), T.int64(kernel.slices) - start)) as at:
+                self.dequantize(panel, name(start + at), name(at * SLICE), weights)
+            depth = name(T.min(T.int64(SLICE_BLOCK * SLICE), T.int64(kernel.depth) - start * SLICE))
 
             def tile(r: Value, size: int) -> None:
-                self.tile(name(first + r), size, name(start * GROUP), depth, weights, products, r)
+                self.tile(name(first + r), size, name(start * SLICE), depth, weights, products, r)
 
             in_tiles(count, float_tiles(kernel.isa), tile)
         with T.serial(count) as r:
             self.epilogue.finish(panel, first + r, r, products)
 
-    def dequantize(self, panel: Value, group: Value, row: Value, weights: Buffer) -> None:
-        """A group's weights to the rows of `weights` from `row` on, an input each."""
+    def dequantize(self, panel: Value, at: Value, row: Value, weights: Buffer) -> None:
+        """A slice's weights to the rows of `weights` from `row` on, an input each."""
         simd, codes, lanes = self.simd, self.kernel.codes, self.simd.lanes
+        group, first = codes.place(at)
         with T.serial(PANEL // lanes) as vector:
             column = name(vector * lanes)
 
@@ -126,7 +133,7 @@ class _Product:
 
             scale, low = factor(0), factor(2 * PANEL) if codes.has_mins else None
             with T.serial(QUADS * codes.bits // 8) as block:
-                place = name(first_byte(0, column) + block * (PANEL * QUAD))
+                place = name(first_byte(0, column) + block * (PANEL * QUAD) + first)
                 words = name(T.reinterpret(f"int32x{lanes}", self.weight[panel, group, T.ramp(place, 1, 4 * lanes)]))
                 for quad in range(8 // codes.bits):
                     for byte in range(QUAD):

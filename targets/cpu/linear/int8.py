@@ -1,11 +1,13 @@
 """Matrix products of quantized weights and activations rounded to int8: integer dot products, a scale a group on both sides.
 
+Activations are quantized in groups of 32, the slices that packed weights come in; a group of weights is one slice or several.
+
 Rows are rounded once, by all threads, or a single one by each. Up to FEW of them (decoding) then multiply the packed weights
 as they come from memory. With more, a task takes a panel of 32 columns and a block of rows, unpacks the panel's weights to
-bytes, a block of groups at a time, and walks the rows in register tiles; where the machine has tiles of its own, those of
+bytes, a block of slices at a time, and walks the rows in register tiles; where the machine has tiles of its own, those of
 bfloat16 take over (`tile_product`).
 
-An output is a sum over groups in ascending order, `sum += (scale_w · Σ q_w·q_x) · scale_x`, whose inner sums are exact integers.
+An output is a sum over slices in ascending order, `sum += (scale_w · Σ q_w·q_x) · scale_x`, whose inner sums are exact integers.
 So its bits depend neither on the path nor on the tile nor on the rows beside it, unless bfloat16 took over.
 """
 
@@ -30,12 +32,12 @@ from cupola.targets.cpu.linear.amx import TileProduct
 from cupola.targets.cpu.linear.epilogue import Epilogue, adds_in_place, call_layer
 from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
-from cupola.targets.cpu.linear.quantized_packing import QUADS, Codes, codes_of, first_byte, pack_groups
-from cupola.targets.ops import GROUP, GatedLinear, Linear
+from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, Codes, codes_of, first_byte, pack_groups
+from cupola.targets.ops import GatedLinear, Linear
 
 FEW = MANY - 1  # rows
 ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
-GROUP_BLOCK = 24  # groups of a panel that are unpacked at once: 24 KB, which stay in L1
+SLICE_BLOCK = 24  # slices of a panel that are unpacked at once: 24 KB, which stay in L1
 FIRST, AHEAD = 8192, 16384  # bytes of weights that are asked for before anything else, and before those that are multiplied
 
 
@@ -59,6 +61,10 @@ class _Kernel:
     in_place: bool
 
     @property
+    def slices(self) -> int:
+        return -(-self.depth // SLICE)
+
+    @property
     def num_panels(self) -> int:
         return num_panels(self.num_outputs * (2 if self.gated else 1))
 
@@ -66,18 +72,19 @@ class _Kernel:
 def lower_int8_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`Linear` and `GatedLinear` with quantized weights, whose activations are to be rounded."""
     op = Linear.match(call) or GatedLinear.match(call)
-    if op is None or op.scales is None or not op.quantize_x or op.x.ty.ndim != 2 or not is_static(op.weight):
+    codes = None if op is None else codes_of(op)
+    if op is None or codes is None or op.quantize_x != SLICE or op.x.ty.ndim != 2 or not is_static(op.weight):
         return None
     gated, residual = isinstance(op, GatedLinear), op.residual if isinstance(op, Linear) else None
     (n, k), depth = shape_of(op.weight), int(op.x.ty.shape[1])
     kernel = _Kernel(
-        isa, n // 2 if gated else n, depth, k // GROUP, codes_of(op.weight, op.mins), gated, op.bias is not None, residual is not None,
+        isa, n // 2 if gated else n, depth, k // codes.format.group_size, codes, gated, op.bias is not None, residual is not None,
         op.activation, op.norm is not None, op.epsilon, str(op.x.ty.dtype), str(call.ty.dtype), adds_in_place(op, call.ty),
     )  # fmt: skip
-    arguments = [op.x, pack_groups(op.weight, op.scales, op.mins, gated, builder)]
+    arguments = [op.x, pack_groups(op, codes, builder)]
     arguments += [] if op.bias is None else [(pack_gated_columns if gated else pack_columns)(op.bias, builder)]
     arguments += [extra for extra in (residual, op.norm) if extra is not None]
-    label = f"{'gated_' if gated else ''}linear_{kernel.num_outputs}x{depth}_w{kernel.codes.bits}{'m' if op.mins is not None else ''}a8"
+    label = f"{'gated_' if gated else ''}linear_{kernel.num_outputs}x{depth}_{codes.label}a8"
     return call_layer(builder.add_func(_build(kernel), label), arguments, call.ty, residual if kernel.in_place else None)
 
 
@@ -102,7 +109,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
                 product.few()
             with T.Else():
                 if k.isa.bf16_tiles:
-                    TileProduct(simd, weight, k.codes, k.groups, source, epilogue, num_rows).run()
+                    TileProduct(simd, weight, k.codes, k.slices, source, epilogue, num_rows).run()
                 else:
                     product.many()
 
@@ -124,8 +131,13 @@ class _Product:
     weights: Weights
     num_rows: Value
 
+    @property
+    def stream_slices(self) -> int:
+        """Slices of a panel in memory: whole groups."""
+        return self.kernel.groups * self.kernel.codes.slices
+
     def allocate(self, num_rows: Value | int) -> Int8Rows:
-        return Int8Rows.allocate(num_rows, self.kernel.groups, self.weights.zero, self.kernel.codes.has_mins)
+        return Int8Rows.allocate(num_rows, self.kernel.slices, self.weights.zero, self.kernel.codes.has_mins)
 
     def few(self) -> None:
         """One region: the rows, then panels. One row is rounded by every thread for itself: to wait for another core takes longer."""
@@ -144,8 +156,8 @@ class _Product:
         with parallel_region(), threads.each(barrier=False) as thread:
             first = self.first_stream(claims, thread)
             self.fetch_first(first, FIRST)
-            rows, num_asked = self.allocate(1), FIRST // self.kernel.codes.group_bytes
-            rows.fill(self.source, T.int64(0), lambda group: self.fetch(first, group + num_asked))  # memory is busy meanwhile
+            rows, num_asked = self.allocate(1), FIRST // self.kernel.codes.stride
+            rows.fill(self.source, T.int64(0), lambda at: self.fetch(first, at + num_asked))  # memory is busy meanwhile
             with claims.each(thread) as panel:
                 known.panel(rows, panel, claims.left_of(thread, panel), (1,))
 
@@ -165,11 +177,11 @@ class _Product:
         with T.serial(self.num_rows) as row:
             self.epilogue.prefetch(panel, row)
         products = local((self.kernel.isa.int8_row_tile, PANEL))
-        packed, groups = _Packed(self.kernel, self.simd, self.weights, self.weight, panel), self.kernel.groups
-        stream = _Stream(panel, name(num_left * groups))
+        packed, slices = _Packed(self.kernel, self.simd, self.weights, self.weight, panel), self.kernel.slices
+        stream = _Stream(panel, name(num_left * self.stream_slices))
 
         def tile(row: Value, count: int) -> None:
-            self.tile(rows, row, count, packed, T.int64(0), groups, products, T.int64(0), True, stream)
+            self.tile(rows, row, count, packed, T.int64(0), slices, products, T.int64(0), True, stream)
             with T.serial(count) as r:
                 self.epilogue.finish(panel, row + r, r, products)
 
@@ -178,23 +190,25 @@ class _Product:
     def first_stream(self, claims: Claims, thread: Value) -> _Stream:
         """A thread's whole share."""
         panel = name(claims.threads.first(thread, claims.count))
-        return _Stream(panel, name(claims.left_of(thread, panel) * self.kernel.groups))
+        return _Stream(panel, name(claims.left_of(thread, panel) * self.stream_slices))
 
     def fetch_first(self, stream: _Stream, num_bytes: int) -> None:
         """Asks for the beginning of a stream, which nothing was ahead of."""
-        with T.serial(num_bytes // self.kernel.codes.group_bytes) as group:
-            self.fetch(stream, group)
+        with T.serial(num_bytes // self.kernel.codes.stride) as at:
+            self.fetch(stream, at)
 
-    def fetch(self, stream: _Stream, group: Value) -> None:
-        """Asks for the weights of a group of a stream, if it has so many. What the hardware foresees ends with a page."""
-        with T.If(group < stream.num_left), T.Then():
-            for byte in range(0, self.kernel.codes.group_bytes, CACHE_LINE):
-                self.simd.prefetch(self.weight, (stream.panel, group, byte), near=2)  # past the end it is one of the next panel
+    def fetch(self, stream: _Stream, at: Value) -> None:
+        """Asks for the weights of a slice of a stream, if it has so many. What the hardware foresees ends with a page."""
+        codes = self.kernel.codes
+        with T.If(at < stream.num_left), T.Then():
+            group, first = codes.group_of(at), 0 if codes.slices == 1 else name(at % codes.slices * codes.stride)
+            for byte in range(0, codes.stride, CACHE_LINE):
+                self.simd.prefetch(self.weight, (stream.panel, group, byte + first), near=2)  # past the end it is one of the next panel
 
-    def fetch_ahead(self, stream: _Stream, group: Value, first: Value, last: Value) -> None:
-        """Asks for the weights `AHEAD` bytes after a group, if it is one of a tile's share. All tiles of rows together ask for all."""
-        with T.If(T.And(group >= first, group < last)), T.Then():
-            self.fetch(stream, name(group + AHEAD // self.kernel.codes.group_bytes))
+    def fetch_ahead(self, stream: _Stream, at: Value, first: Value, last: Value) -> None:
+        """Asks for the weights `AHEAD` bytes after a slice, if it is one of a tile's share. All tiles of rows together ask for all."""
+        with T.If(T.And(at >= first, at < last)), T.Then():
+            self.fetch(stream, name(at + AHEAD // self.kernel.codes.stride))
 
     def many(self) -> None:
         """One region: all rows, a barrier, then panels by blocks of rows."""
@@ -208,21 +222,21 @@ class _Product:
                 self.block(rows, name(task % panels), first, name(T.min(self.num_rows - first, T.int64(ROW_BLOCK))))
 
     def block(self, rows: Int8Rows, panel: Value, first: Value, count: Value) -> None:
-        """`count` rows from `first` on of one panel, its groups in blocks."""
-        groups = self.kernel.groups
+        """`count` rows from `first` on of one panel, its slices in blocks."""
+        slices = self.kernel.slices
         products, unpacked = local((ROW_BLOCK, PANEL)), _Unpacked.allocate(self.kernel, self.simd)
         packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
         with T.serial(count) as r:
             for start in range(0, PANEL, self.simd.lanes):
                 self.simd.store(products, splat(0.0, self.simd.lanes), (r, start))
-        with T.serial(-(-groups // GROUP_BLOCK)) as index:
-            start = name(index * GROUP_BLOCK)
-            num_groups = name(T.min(T.int64(GROUP_BLOCK), T.int64(groups) - start))
-            with T.serial(num_groups) as group:
-                unpacked.fill(packed, name(start + group), group)
+        with T.serial(-(-slices // SLICE_BLOCK)) as index:
+            start = name(index * SLICE_BLOCK)
+            num_slices = name(T.min(T.int64(SLICE_BLOCK), T.int64(slices) - start))
+            with T.serial(num_slices) as at:
+                unpacked.fill(packed, name(start + at), at)
 
             def tile(r: Value, size: int) -> None:
-                self.tile(rows, name(first + r), size, unpacked, start, num_groups, products, r, fresh=False)
+                self.tile(rows, name(first + r), size, unpacked, start, num_slices, products, r, fresh=False)
 
             in_tiles(count, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
         with T.serial(count) as r:
@@ -236,20 +250,20 @@ class _Product:
             total.set(self.simd.fma(low, splat(x_sum, lanes), total.get()))
 
     def tile(
-        self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_groups: Value | int,
+        self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_slices: Value | int,
         products: Buffer, r: Value, fresh: bool, stream: _Stream | None = None,
     ) -> None:  # fmt: skip
-        """Adds the products of `size` rows and a panel's groups from `start` on to rows `r`… of `products`, or puts them there; `stream`
+        """Adds the products of `size` rows and a panel's slices from `start` on to rows `r`… of `products`, or puts them there; `stream`
         is where the panel comes from memory."""
         lanes, vectors = self.simd.lanes, self.vectors_beside(size)
-        share = [] if stream is None else [name(end * num_groups // self.num_rows) for end in (row, row + size)]
+        share = [] if stream is None else [name(end * num_slices // self.num_rows) for end in (row, row + size)]
         with T.serial(PANEL // lanes // vectors) as part:
             columns = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
             sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
-            with T.serial(num_groups) as group:
+            with T.serial(num_slices) as at:
                 if stream is not None:
-                    self.fetch_ahead(stream, group, *share)
-                self.group(rows, row, name(start + group), panel, group, columns, sums)
+                    self.fetch_ahead(stream, at, *share)
+                self.add_slice(rows, row, name(start + at), panel, at, columns, sums)
             for i in range(size):
                 for column, total in zip(columns, sums[i], strict=True):
                     self.simd.store(products, total.get(), (r + i, column))
@@ -260,22 +274,22 @@ class _Product:
             total.set(self.simd.load(products, (r, column)))
         return total
 
-    def group(
-        self, rows: Int8Rows, row: Value, at: Value, panel: _Panel, group: Value, columns: list[Value], sums: list[list[Register]]
+    def add_slice(
+        self, rows: Int8Rows, row: Value, of_rows: Value, panel: _Panel, at: Value, columns: list[Value], sums: list[list[Register]]
     ) -> None:
-        """Adds one group's products: `at` is its place in the rows, `group` that in the panel."""
+        """Adds one slice's products: `of_rows` is its place in the rows, `at` that in the panel."""
         lanes = self.simd.lanes
-        places = [rows.place(row + i, at) for i in range(len(sums))]
+        places = [rows.place(row + i, of_rows) for i in range(len(sums))]
         starts = [rows.start(place) for place in places]
         integers = [[Register(lanes, start, "int32") for _ in columns] for start in starts]
-        weights = [panel.quads(group, column) for column in columns]
+        weights = [panel.quads(at, column) for column in columns]
         for quad in range(QUADS):
             for i, totals in enumerate(integers):
                 x = rows.quad(places[i], quad)
                 for total, vectors in zip(totals, weights, strict=True):
                     total.set(self.weights.dot(total.get(), vectors[quad], x))
         for vector, column in enumerate(columns):
-            scale, low = panel.scale(group, column), panel.min(group, column)
+            scale, low = panel.scale(at, column), panel.min(at, column)
             for i, totals in enumerate(integers):
                 exact = name(T.cast(totals[vector].get(), f"float32x{lanes}") * scale)
                 self.add(sums[i][vector], exact, low, rows, places[i])
@@ -288,7 +302,7 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Stream:
-    """A panel that comes from memory, and how many groups, its own with them, a thread has still to read from there on."""
+    """A panel that comes from memory, and how many slices, its own with them, a thread has still to read from there on."""
 
     panel: Value
     num_left: Value
@@ -297,11 +311,11 @@ class _Stream:
 class _Panel(Protocol):
     """Where a tile has a panel's weights from."""
 
-    def quads(self, group: Value, column: Value) -> list[Value]: ...
+    def quads(self, at: Value, column: Value) -> list[Value]: ...
 
-    def scale(self, group: Value, column: Value) -> Value: ...
+    def scale(self, at: Value, column: Value) -> Value: ...
 
-    def min(self, group: Value, column: Value) -> Value | None: ...
+    def min(self, at: Value, column: Value) -> Value | None: ...
 
 
 @dataclass(frozen=True)
@@ -314,23 +328,23 @@ class _Packed:
     weight: Buffer
     panel: Value
 
-    def quads(self, group: Value, column: Value) -> list[Value]:
-        return self.weights.unpack(self.weight, self.panel, group, column)
+    def quads(self, at: Value, column: Value) -> list[Value]:
+        return self.weights.unpack(self.weight, self.panel, at, column)
 
-    def scale(self, group: Value, column: Value) -> Value:
-        return self.factor(group, column, 0)
+    def scale(self, at: Value, column: Value) -> Value:
+        return self.factor(at, column, 0)
 
-    def min(self, group: Value, column: Value) -> Value | None:
-        return self.factor(group, column, 2 * PANEL) if self.kernel.codes.has_mins else None
+    def min(self, at: Value, column: Value) -> Value | None:
+        return self.factor(at, column, 2 * PANEL) if self.kernel.codes.has_mins else None
 
-    def factor(self, group: Value, column: int, offset: int) -> Value:
+    def factor(self, at: Value, column: Value, offset: int) -> Value:
         place = self.kernel.codes.code_bytes + offset + 2 * column
-        return self.simd.load_from_bytes(self.weight, (self.panel, group, place), "float16")
+        return self.simd.load_from_bytes(self.weight, (self.panel, self.kernel.codes.group_of(at), place), "float16")
 
 
 @dataclass(frozen=True)
 class _Unpacked:
-    """Some of a panel's groups as bytes and float32: int8 [groups · 1024], float32 [groups, 32]."""
+    """Some of a panel's slices as bytes and float32: int8 [slices · 1024], float32 [slices, 32]: each with its group's scales."""
 
     simd: Simd
     codes: Buffer
@@ -339,28 +353,28 @@ class _Unpacked:
 
     @staticmethod
     def allocate(kernel: _Kernel, simd: Simd) -> _Unpacked:
-        mins = local((GROUP_BLOCK, PANEL)) if kernel.codes.has_mins else None
-        return _Unpacked(simd, local(GROUP_BLOCK * GROUP * PANEL, "int8"), local((GROUP_BLOCK, PANEL)), mins)
+        mins = local((SLICE_BLOCK, PANEL)) if kernel.codes.has_mins else None
+        return _Unpacked(simd, local(SLICE_BLOCK * SLICE * PANEL, "int8"), local((SLICE_BLOCK, PANEL)), mins)
 
-    def fill(self, packed: _Packed, group: Value, to: Value) -> None:
-        """Takes in group `group` of a packed panel as number `to`."""
+    def fill(self, packed: _Packed, at: Value, to: Value) -> None:
+        """Takes in slice `at` of a packed panel as number `to`."""
         with T.serial(PANEL // self.simd.lanes) as vector:
             column = name(vector * self.simd.lanes)
-            for quad, vector in enumerate(packed.quads(group, column)):
+            for quad, vector in enumerate(packed.quads(at, column)):
                 T.buffer_store(self.codes, vector, [T.ramp(self.place(to, quad, column), 1, 4 * self.simd.lanes)])
-            self.simd.store(self.scales, packed.scale(group, column), (to, column))
+            self.simd.store(self.scales, packed.scale(at, column), (to, column))
             if self.mins is not None:
-                self.simd.store(self.mins, packed.min(group, column), (to, column))
+                self.simd.store(self.mins, packed.min(at, column), (to, column))
 
-    def place(self, group: Value, quad: int, column: Value) -> Value:
-        return group * GROUP * PANEL + first_byte(quad, column)
+    def place(self, at: Value, quad: int, column: Value) -> Value:
+        return at * SLICE * PANEL + first_byte(quad, column)
 
-    def quads(self, group: Value, column: Value) -> list[Value]:
+    def quads(self, at: Value, column: Value) -> list[Value]:
         lanes = 4 * self.simd.lanes
-        return [name(self.codes[T.ramp(self.place(group, quad, column), 1, lanes)]) for quad in range(QUADS)]
+        return [name(self.codes[T.ramp(self.place(at, quad, column), 1, lanes)]) for quad in range(QUADS)]
 
-    def scale(self, group: Value, column: Value) -> Value:
-        return self.simd.load(self.scales, (group, column))
+    def scale(self, at: Value, column: Value) -> Value:
+        return self.simd.load(self.scales, (at, column))
 
-    def min(self, group: Value, column: Value) -> Value | None:
-        return None if self.mins is None else self.simd.load(self.mins, (group, column))
+    def min(self, at: Value, column: Value) -> Value | None:
+        return None if self.mins is None else self.simd.load(self.mins, (at, column))

@@ -13,8 +13,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.emit.loops import reduce_sum
 from cupola.targets.cpu.emit.simd import ROUND, ROUND_BITS, Buffer, Simd, Value, local, name, pieces, splat, tree
-from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS
-from cupola.targets.ops import GROUP
+from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, SLICE
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,20 @@ class RowSource:
     def for_each_group(self, row: Value, body: Callable[..., None]) -> None:
         """`body(group, *values)` for every group of a row, its values in vectors; inputs past the depth are zeros."""
         factor = self.factor(row)
-        whole, lanes = self.depth // GROUP, self.simd.lanes
+        whole, lanes = self.depth // SLICE, self.simd.lanes
         with T.serial(whole) as group:
-            body(group, *(self.load(row, group * GROUP + start, lanes, factor) for start in range(0, GROUP, lanes)))
-        if self.depth % GROUP:
-            body(whole, *self._last_group(row, whole * GROUP, factor))
+            body(group, *(self.load(row, group * SLICE + start, lanes, factor) for start in range(0, SLICE, lanes)))
+        if self.depth % SLICE:
+            body(whole, *self._last_group(row, whole * SLICE, factor))
 
     def _last_group(self, row: Value, start: int, factor: Value) -> list[Value]:
         """The rest of a row, with zeros up to a whole group."""
-        simd, rest = self.simd, local(GROUP)
-        for at in range(0, GROUP, simd.lanes):
+        simd, rest = self.simd, local(SLICE)
+        for at in range(0, SLICE, simd.lanes):
             simd.store(rest, splat(0.0, simd.lanes), (at,))
         for at, lanes in pieces(self.depth - start, simd.lanes):
             simd.store(rest, self.load(row, start + at, lanes, factor), (at,))
-        return [simd.load(rest, (at,)) for at in range(0, GROUP, simd.lanes)]
+        return [simd.load(rest, (at,)) for at in range(0, SLICE, simd.lanes)]
 
 
 @dataclass(frozen=True)

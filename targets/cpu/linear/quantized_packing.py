@@ -1,10 +1,12 @@
 """How a quantized weight lies in memory: one stream of bytes a panel of 32 output columns, the same on every instruction set.
 
-A panel is a row of groups, 32 inputs each; a group holds its codes, then 32 f16 scales, then 32 f16 mins if there are any.
-Codes lie as dot-product instructions take them, four inputs (a quad) of 16 columns in 64 bytes:
+A panel is a row of groups of inputs; a group holds its codes, then 32 f16 scales, then 32 f16 mins if there are any. Codes lie in slices
+of 32 inputs, as dot-product instructions take them, four inputs (a quad) of 16 columns in 64 bytes:
 
     8 bits:  quad 0 of columns 0–15, quad 0 of columns 16–31, quad 1 of columns 0–15, …         8 · 2 · 64 bytes
     4 bits:  the same for pairs of quads; the even quad in the low half of a byte, the odd in the high    4 · 2 · 64 bytes
+
+Kernels go slice by slice, whatever the size of a group: so does the quantization of activations.
 """
 
 from __future__ import annotations
@@ -16,27 +18,44 @@ import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
-from cupola.targets.cpu.emit.simd import Value, name
+from cupola.targets.cpu.emit.simd import CACHE_LINE, Value, name
 from cupola.targets.cpu.linear.packing import PANEL, num_panels, shape_of
-from cupola.targets.ops import GROUP
+from cupola.targets.formats.format import WeightFormat
+from cupola.targets.ops import Embedding, GatedLinear, Linear
 from cupola.targets.weight_functions import call_weight_function, weight_function
 
 Array = npt.NDArray[Any]
 QUAD, COLUMNS = 4, 16  # inputs that a dot-product instruction sums; columns of 64 bytes of codes
-HALVES, QUADS = PANEL // COLUMNS, GROUP // QUAD
+SLICE = 32  # inputs whose products are summed before they are scaled: a group of activations, and one or a part of one of weights
+HALVES, QUADS = PANEL // COLUMNS, SLICE // QUAD
 
 
 @dataclass(frozen=True)
 class Codes:
-    """What a quantized weight's bytes mean. A code of 4 bits stands for code − 8, unless there are mins."""
+    """What a quantized weight's bytes mean, and where they are."""
 
-    bits: int
-    has_mins: bool
+    format: WeightFormat
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self.format.bits
+
+    @property
+    def has_mins(self) -> bool:
+        """Whether each group has a min."""
+        return self.format.has_mins
 
     @property
     def zero(self) -> int:
         """The code that stands for 0."""
-        return 8 if self.bits == 4 and not self.has_mins else 0
+        return self.format.zero
+
+    @property
+    def label(self) -> str:
+        """In the names of kernels."""
+        size = self.format.group_size
+        return f"w{self.bits}{'m' if self.has_mins else ''}{f'g{size}' if size != SLICE else ''}"
 
     @property
     def offset(self) -> int:
@@ -46,12 +65,35 @@ class Codes:
     @property
     def code_bytes(self) -> int:
         """Bytes of codes in a group of a panel; the scales follow them."""
-        return PANEL * GROUP * self.bits // 8
+        return PANEL * self.format.group_size * self.bits // 8
+
+    @property
+    def slice_bytes(self) -> int:
+        """Bytes of codes in a slice of a panel."""
+        return PANEL * SLICE * self.bits // 8
+
+    @property
+    def stride(self) -> int:
+        """Bytes of a panel's stream that come with a slice, in whole cache lines: its codes and a share of what follows the group's."""
+        return -(-self.group_bytes // (self.slices * CACHE_LINE)) * CACHE_LINE
+
+    @property
+    def slices(self) -> int:
+        """Slices of a group."""
+        return self.format.group_size // SLICE
 
     @property
     def group_bytes(self) -> int:
         """Bytes of a group of a panel."""
         return self.code_bytes + PANEL * 2 * (1 + self.has_mins)
+
+    def group_of(self, at: Value) -> Value:
+        """The group that slice `at` of a panel is of."""
+        return at if self.slices == 1 else name(at // self.slices)
+
+    def place(self, at: Value) -> tuple[Value, Value | int]:
+        """The group that slice `at` of a panel is of, and the first byte of its codes in it."""
+        return self.group_of(at), 0 if self.slices == 1 else name(at % self.slices * self.slice_bytes)
 
 
 def first_byte(block: Value | int, column: Value) -> Value:
@@ -59,31 +101,36 @@ def first_byte(block: Value | int, column: Value) -> Value:
     return name(column // COLUMNS * (COLUMNS * QUAD) + column % COLUMNS * QUAD) + block * (HALVES * COLUMNS * QUAD)
 
 
-def codes_of(weight: relax.Expr, mins: relax.Expr | None) -> Codes:
-    """The meaning of an operation's codes."""
-    return Codes({"uint8": 4, "int8": 8}[str(weight.ty.dtype)], mins is not None)
+def codes_of(op: Linear | GatedLinear | Embedding) -> Codes | None:
+    """How an operation's weight is packed, or None if these kernels have no way to store its format."""
+    if not op.format:
+        return None
+    form = WeightFormat.parse(op.format)
+    is_known = form.bits == 4 or (form.bits == 8 and not form.has_mins)
+    return Codes(form) if is_known and form.scale_dtype == "float16" and not form.table and form.group_size % SLICE == 0 else None
 
 
-def pack_groups(weight: relax.Expr, scales: relax.Expr, mins: relax.Expr | None, gated: bool, builder: relax.BlockBuilder) -> relax.Expr:
-    """Codes [N, K], scales and mins [N, K / 32] -> uint8 [panels, K / 32, bytes of a group].
+def pack_groups(op: Linear | GatedLinear | Embedding, codes: Codes, builder: relax.BlockBuilder) -> relax.Expr:
+    """Codes [N, K], scales and mins [N, groups] -> uint8 [panels, groups, bytes of a group].
 
-    `gated`: N gates above N ups, of which each panel gets 16 and 16.
+    Of N gates above N ups, each panel gets 16 and 16.
     """
-    n, k = shape_of(weight)
-    out = relax.TensorType([num_panels(n), k // GROUP, codes_of(weight, mins).group_bytes], "uint8")
-    arguments = [weight, scales, *([] if mins is None else [mins])]
-    return builder.emit(call_weight_function(pack_gated_codes if gated else pack_codes, arguments, out))
+    n, k = shape_of(op.weight)
+    out = relax.TensorType([num_panels(n), k // codes.format.group_size, codes.group_bytes], "uint8")
+    assert op.scales is not None
+    arguments = [op.format, op.weight, op.scales, *([] if op.mins is None else [op.mins])]
+    return builder.emit(call_weight_function(pack_gated_codes if isinstance(op, GatedLinear) else pack_codes, arguments, out))
 
 
 @weight_function
-def pack_codes(codes: Array, scales: Array, mins: Array | None = None) -> Array:
+def pack_codes(format: str, codes: Array, scales: Array, mins: Array | None = None) -> Array:
     """The bytes that the module describes; columns past N are zero."""
-    n, k = codes.shape
-    panels, groups = num_panels(n), k // GROUP
+    form, (n, k) = WeightFormat.parse(format), codes.shape
+    panels, groups = num_panels(n), k // form.group_size
     padded = np.zeros((panels * PANEL, k), np.uint8)
     padded[:n] = codes.view(np.uint8)
-    quads: Array = padded.reshape(panels, HALVES, COLUMNS, groups, QUADS, QUAD).transpose(0, 3, 4, 1, 2, 5)
-    if codes.dtype == np.uint8:
+    quads: Array = padded.reshape(panels, HALVES, COLUMNS, groups, -1, QUAD).transpose(0, 3, 4, 1, 2, 5)
+    if form.bits == 4:
         quads = quads[:, :, 0::2] | quads[:, :, 1::2] << 4
     parts = [quads.reshape(panels, groups, -1)]
     for factors in (scales, mins):
@@ -95,9 +142,9 @@ def pack_codes(codes: Array, scales: Array, mins: Array | None = None) -> Array:
 
 
 @weight_function
-def pack_gated_codes(codes: Array, scales: Array, mins: Array | None = None) -> Array:
+def pack_gated_codes(format: str, codes: Array, scales: Array, mins: Array | None = None) -> Array:
     """`pack_codes` after gates and ups were put side by side, 16 and 16."""
-    return pack_codes(*(_interleave(rows) for rows in (codes, scales, *([] if mins is None else [mins]))))
+    return pack_codes(format, *(_interleave(rows) for rows in (codes, scales, *([] if mins is None else [mins]))))
 
 
 def _interleave(rows: Array) -> Array:

@@ -17,8 +17,8 @@ from cupola.targets.cpu.emit import amx as tiles
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, tree
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.linear.quantized_packing import COLUMNS, Codes
-from cupola.targets.ops import GROUP
+from cupola.targets.cpu.linear.quantized_packing import COLUMNS, SLICE, Codes
+from cupola.targets.formats.format import WeightFormat
 
 CHAINS = 12  # at least latency times instructions a cycle, and few enough for 16 registers
 READ_VECTORS = 8
@@ -81,7 +81,7 @@ def _multiply(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
 
 def _multiply_bytes(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
     """Dot products of the bytes of x with small constants."""
-    lanes, weights = simd.lanes, Weights(simd.isa, Codes(4, has_mins=False))  # 4 bits: what goes in as it is
+    lanes, weights = simd.lanes, Weights(simd.isa, Codes(WeightFormat(4, SLICE)))  # 4 bits: what goes in as it is
     chains = [Register(lanes, None, "int32") for _ in range(CHAINS)]
     for i, chain in enumerate(chains):
         chain.set(T.broadcast(T.int32(i), lanes))
@@ -100,7 +100,7 @@ def _multiply_tiles(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
         tiles.load(tile, x[0])
     for tile in sums:
         tiles.clear(tile)
-    with T.serial(TILE_MULTIPLICATIONS // (tiles.ROWS * COLUMNS * GROUP * len(sums))):
+    with T.serial(TILE_MULTIPLICATIONS // (tiles.ROWS * COLUMNS * SLICE * len(sums))):
         for tile in sums:
             tiles.multiply_bf16(tile, left, right)
     totals = local((tiles.ROWS, COLUMNS))

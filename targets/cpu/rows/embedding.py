@@ -16,7 +16,7 @@ from cupola.targets.cpu.emit.simd import Simd, Value, argument, name, prim_func
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_panels, shape_of
 from cupola.targets.cpu.linear.quantized_packing import QUAD, Codes, codes_of, first_byte, pack_groups
-from cupola.targets.ops import GROUP, Embedding
+from cupola.targets.ops import Embedding
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,19 @@ def _build(kernel: _Kernel, token_dtype: str) -> tvm.tirx.PrimFunc:
 def lower_embedding(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`Embedding` of a quantized table."""
     op = Embedding.match(call)
-    if op is None:
+    codes = None if op is None else codes_of(op)
+    if op is None or codes is None:
         return None
     num_entries, padded = shape_of(op.weight)
-    width, codes = int(call.ty.shape[1]), codes_of(op.weight, op.mins)
-    gv = builder.add_func(
-        _build_quantized(isa, num_entries, width, padded // GROUP, codes), f"embedding_{num_entries}x{width}_w{codes.bits}"
-    )
-    packed = pack_groups(op.weight, op.scales, op.mins, False, builder)
-    return relax.op.call_tir(gv, relax.Tuple([packed, op.tokens]), out_ty=call.ty)
+    width, groups = int(call.ty.shape[1]), padded // codes.format.group_size
+    gv = builder.add_func(_build_quantized(isa, num_entries, width, groups, codes), f"embedding_{num_entries}x{width}_{codes.label}")
+    return relax.op.call_tir(gv, relax.Tuple([pack_groups(op, codes, builder), op.tokens]), out_ty=call.ty)
 
 
 @cache
 def _build_quantized(isa: ISA, num_entries: int, width: int, groups: int, codes: Codes) -> tvm.tirx.PrimFunc:
     """A row is scale · (code − zero) + min, rounded as a linear kernel's float weights are."""
-    simd = Simd(isa)
+    simd, size = Simd(isa), codes.format.group_size
 
     def body() -> None:
         n = T.int64()
@@ -96,12 +94,12 @@ def _build_quantized(isa: ISA, num_entries: int, width: int, groups: int, codes:
         def row(i: Value) -> None:
             token = name(T.cast(tokens[i], "int64"))
             panel, column = name(token // PANEL), name(token % PANEL)
-            with T.serial(-(-width // GROUP)) as group:
+            with T.serial(-(-width // size)) as group:
                 scale = factor(panel, group, column, 0)
                 low = factor(panel, group, column, 2 * PANEL) if codes.has_mins else None
-                with T.serial(T.min(T.int64(GROUP), T.int64(width) - group * GROUP)) as k:
+                with T.serial(T.min(T.int64(size), T.int64(width) - group * size)) as k:
                     value = name(T.cast(code(panel, group, column, k) - T.int32(codes.zero), "float32") * scale)
-                    T.buffer_store(out, value if low is None else value + low, [i, group * GROUP + k])
+                    T.buffer_store(out, value if low is None else value + low, [i, group * size + k])
 
         def code(panel: Value, group: Value, column: Value, k: Value) -> Value:
             quad, byte = k // QUAD, k % QUAD

@@ -1,0 +1,1 @@
+"""How quantized weights are stored: `format.py` says what their numbers mean, `tensor.py` holds them."""

@@ -1,0 +1,100 @@
+"""A weight format: what the codes and scales of a quantized weight stand for. Sources, schemes, operations and kernels read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, TypeAlias, get_args
+
+from cupola.runtime.errors import UnsupportedError
+
+ZeroPoint: TypeAlias = Literal["none", "mins"]
+SCALE_DTYPES = ("float16", "bfloat16", "float32")
+TABLES: Mapping[str, tuple[float, ...]] = {}
+"""Codebooks by name: what each code stands for before it is scaled."""
+_NAME = re.compile(r"w(?P<bits>\d+)g(?P<group>\d+)(?P<mins>m?)(?:-(?P<table>(?!b?f\d)[a-z]\w*))?(?:-(?P<scales>b?f\d+))?")
+_SHORT_DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How a weight [N, K] is quantized: in groups along K, each with a scale.
+
+    A value is scale · (code − zero), or scale · code + min, or scale · table[code].
+
+    Attributes:
+        bits: of a code.
+        group_size: values of a row that share a scale. Rows are padded with zeros to whole groups.
+        scale_dtype: the type of scales, and of mins.
+        zero_point: "mins": each group has a min too; "none": codes lie around `zero`.
+        table: a key of TABLES, or "": codes are numbers.
+
+    Raises:
+        UnsupportedError: these do not make a format.
+    """
+
+    bits: int
+    group_size: int
+    scale_dtype: str = "float16"
+    zero_point: ZeroPoint = "none"
+    table: str = ""
+
+    def __post_init__(self) -> None:
+        _check("bits", self.bits, 2 <= self.bits <= 8, "2 to 8")
+        _check("group size", self.group_size, self.group_size > 0, "1 or more")
+        _check("scale type", self.scale_dtype, self.scale_dtype in SCALE_DTYPES, ", ".join(SCALE_DTYPES))
+        _check("zero point", self.zero_point, self.zero_point in get_args(ZeroPoint), ", ".join(get_args(ZeroPoint)))
+        tables = [name for name, values in TABLES.items() if len(values) == 1 << self.bits]
+        _check("table", self.table, not self.table or (self.table in tables and not self.has_mins), ", ".join(tables) or "none")
+
+    @staticmethod
+    @cache
+    def parse(name: str) -> WeightFormat:
+        """The format of that name.
+
+        Raises:
+            UnsupportedError: it is not the name of one.
+        """
+        found = _NAME.fullmatch(name)
+        scales = _SHORT_DTYPES.get(found["scales"] or "f16") if found else None
+        if found is None or scales is None:
+            raise UnsupportedError(f"{name!r} is not a weight format", field="weight format", fix="such as w4g32 or w4g128m")
+        return WeightFormat(int(found["bits"]), int(found["group"]), scales, "mins" if found["mins"] else "none", found["table"] or "")
+
+    @property
+    def name(self) -> str:
+        """What operations carry: w4g32 is 4 bits in groups of 32; an m after it says that there are mins."""
+        scales = next(short for short, dtype in _SHORT_DTYPES.items() if dtype == self.scale_dtype)
+        extras = [part for part in (self.table, "" if scales == "f16" else scales) if part]
+        return "-".join([f"w{self.bits}g{self.group_size}{'m' if self.has_mins else ''}", *extras])
+
+    @property
+    def has_mins(self) -> bool:
+        """Whether each group has a min."""
+        return self.zero_point == "mins"
+
+    @property
+    def code_dtype(self) -> str:
+        """The type of codes, one a byte: 8 bits around zero have a sign."""
+        return "int8" if self.bits == 8 and not self.has_mins and not self.table else "uint8"
+
+    @property
+    def zero(self) -> int:
+        """The code that stands for 0, where there are neither mins nor a table."""
+        return 0 if self.has_mins or self.table or self.code_dtype == "int8" else 1 << self.bits - 1
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits of a value, with its share of the scale and the min."""
+        return self.bits + (32 if self.scale_dtype == "float32" else 16) * (1 + self.has_mins) / self.group_size
+
+    def num_groups(self, width: int) -> int:
+        """Groups in a row of `width` values."""
+        return -(-width // self.group_size)
+
+
+def _check(field: str, value: object, is_right: bool, choices: str) -> None:
+    if not is_right:
+        raise UnsupportedError(f"a weight format has no {field} {value!r}", field="weight format", fix=f"choose from {choices}")

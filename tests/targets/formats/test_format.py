@@ -1,0 +1,50 @@
+"""Weight formats by name, and what is no format."""
+
+from __future__ import annotations
+
+import pytest
+
+from cupola.runtime.errors import UnsupportedError
+from cupola.targets.formats import format as formats
+from cupola.targets.formats.format import WeightFormat
+
+FORMATS = {
+    "w4g32": WeightFormat(4, 32),
+    "w4g128m": WeightFormat(4, 128, zero_point="mins"),
+    "w8g64": WeightFormat(8, 64),
+    "w8g64m": WeightFormat(8, 64, zero_point="mins"),
+    "w3g16-f32": WeightFormat(3, 16, "float32"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_name_says_all(name: str) -> None:
+    assert WeightFormat.parse(name) == FORMATS[name] and FORMATS[name].name == name
+
+
+def test_what_codes_stand_for() -> None:
+    assert [(form.code_dtype, form.zero) for form in FORMATS.values()] == [
+        ("uint8", 8), ("uint8", 0), ("int8", 0), ("uint8", 0), ("uint8", 4),
+    ]  # fmt: skip
+    assert [form.bits_per_value for form in FORMATS.values()] == [4.5, 4.25, 8.25, 8.5, 5.0]
+    assert FORMATS["w4g128m"].num_groups(576) == 5
+
+
+def test_a_table_takes_the_place_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "TABLES", {"quarters": (0.0, 0.25, 0.5, 1.0)})
+    form = WeightFormat(2, 64, table="quarters")
+    assert form.name == "w2g64-quarters" and WeightFormat.parse(form.name) == form and form.zero == 0
+    with pytest.raises(UnsupportedError, match="table 'quarters'"):
+        WeightFormat(4, 64, table="quarters")
+
+
+@pytest.mark.parametrize("name", ["", "w4", "g32", "w4g32x", "w4g32-f64", "w1g32", "w9g32", "w4g0", "w4g32-nf4", "W4G32"])
+def test_what_is_no_format_is_refused(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="weight format"):
+        WeightFormat.parse(name)
+
+
+@pytest.mark.parametrize(("field", "value"), [("scale_dtype", "float64"), ("zero_point", "some")])
+def test_a_field_must_have_one_of_its_values(field: str, value: str) -> None:
+    with pytest.raises(UnsupportedError, match=value):
+        WeightFormat(4, 32, **{field: value})
