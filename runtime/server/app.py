@@ -112,7 +112,7 @@ def build_app(service: Service) -> FastAPI:
 
 
 def _add_middleware(app: FastAPI, config: ServerConfig) -> None:
-    """What each request goes through, the last added first."""
+    """Adds the middleware that each request passes, the last added first."""
     app.add_middleware(Content, max_bytes=config.max_body_bytes)
     app.add_middleware(Guard, api_keys=config.api_keys, max_body_bytes=config.max_body_bytes)
     if config.allowed_origins:  # before the key is asked for: browsers send none with their own questions, and pages read refusals too
@@ -215,7 +215,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/props")
     async def props() -> Response:
-        """What llama-server's clients want to know: the context, the defaults, the chat template."""
+        """The context's size, the defaults and the chat template, for llama-server's clients."""
         return json_response(server_props(service))
 
     @app.get("/version")
@@ -225,5 +225,5 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """What Prometheus reads."""
+        """The metrics in Prometheus's text format."""
         return Response(service.metrics.text(), media_type=METRICS_TYPE)

@@ -51,7 +51,7 @@ class ChatPlan:
         )
 
     def thinks(self, prompt: str, body: ChatPrompt) -> bool:
-        """Whether the answer to the rendered `prompt` begins within the model's thinking."""
+        """True if the answer to the rendered `prompt` begins within the model's thinking."""
         if body.continue_final_message:
             return goes_on_thinking(self.reasoning, str(self.tools.messages[-1].get("content") or ""))
         return starts_thinking(self.reasoning, prompt)

@@ -20,7 +20,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(frozen=True)
 class Limits:
-    """What clients may make a server wait for, in seconds, and how many may be connected.
+    """Limits on how long clients may make a server wait, in seconds, and on how many may be connected.
 
     Args:
         send_timeout: for a client to take some of its answer.
@@ -132,13 +132,13 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _is_idle(self) -> bool:
-        """Whether nobody would miss an answer."""
+        """True if no request is waiting for an answer and no answer for its client."""
         answered = self.cycle is None or self.cycle.response_complete
         return answered and not (self.transport.is_closing() or self.transport.get_write_buffer_size())
 
     @property
     def _is_served(self) -> bool:
-        """Whether a whole request is being answered."""
+        """True while a request that has come whole is being answered."""
         return self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete)
 
     def _make_room(self) -> None:

@@ -22,7 +22,7 @@ PINGS = 4  # in the time after which an engine that does not answer is stalled
 
 
 class Health(Enum):
-    """What `/health` says."""
+    """The states that `/health` reports."""
 
     LOADING = "loading"
     READY = "ready"
@@ -31,7 +31,7 @@ class Health(Enum):
 
 
 class RequestStream:
-    """What some requests give, as it comes. Closing it before their end aborts those that are unfinished."""
+    """The outputs of some requests, as they come. Closing it before their end aborts those that are unfinished."""
 
     def __init__(self, client: EngineClient, request_ids: Sequence[str]) -> None:
         self.request_ids = tuple(request_ids)

@@ -121,7 +121,7 @@ class EngineLoop:
         return deltas
 
     def _give_up(self, reason: str) -> None:
-        """Whose fault it is, is not known: all that are unfinished are told, and their blocks are free again."""
+        """Refuses all unfinished requests, since the fault may be any one's, and frees their blocks."""
         for request_id in list(self._sent):
             self._engine.abort(request_id)
             del self._sent[request_id]
@@ -139,7 +139,7 @@ class Sent:
         self._prompt_was_sent = False
 
     def delta(self) -> m.RequestDelta:
-        """What is new since the last call."""
+        """The request's output since the last call."""
         request = self._request
         delta = m.RequestDelta(
             request_id=request.spec.request_id,

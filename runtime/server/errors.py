@@ -32,7 +32,7 @@ TYPES = {
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, and where."""
+    """The body of an error."""
 
     message: str
     type: str

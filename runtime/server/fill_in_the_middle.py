@@ -22,7 +22,7 @@ class MiddleFormat:
 
 
 def _in_order(prefix: str, suffix: str, middle: str) -> MiddleFormat:
-    """What most write: the prefix, the suffix, then the middle."""
+    """The most common format: the prefix, the suffix, then the middle."""
     return MiddleFormat((prefix, suffix, middle), f"{prefix}{{prefix}}{suffix}{{suffix}}{middle}")
 
 

@@ -110,7 +110,7 @@ REFUSED: Mapping[str, Refusal] = {
     "tfs_z": Refusal((1,)),
     "top_a": Refusal((0,)),
     # Ollama's and Hugging Face's
-    "do_sample": Refusal((True,), "give temperature 0 for the likeliest tokens"),
+    "do_sample": Refusal((True,), "give temperature 0 for the most likely tokens"),
     "num_predict": Refusal(fix="use max_tokens"),
     "options": Refusal(({},), "give each option as a field of the request"),
     "parameters": Refusal(({},), "give each parameter as a field of the request"),

@@ -41,7 +41,7 @@ class Choice:
 
     @property
     def faults(self) -> dict[str, str]:
-        """What is wrong with it, as fields of an answer: none that a client doesn't know, if nothing is."""
+        """Fields of an answer that report a fault; empty without one, so that clients see no unknown fields."""
         return {} if self.schema_error is None else {"schema_error": self.schema_error}
 
     def add(self, delta: m.CompletionDelta) -> None:
@@ -91,7 +91,7 @@ class Generation:
         record.num_prompt_tokens = sum(map(len, prompts))
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, m.CompletionDelta]]:
-        """What is new of which choice. Raises RequestError, EngineError, TimeoutError."""
+        """Yields the index of a choice and its new output. Raises RequestError, EngineError, TimeoutError."""
         async for delta in self._stream:
             prompt = self._index_of[delta.request_id]
             self._observe(prompt, delta)
@@ -176,7 +176,7 @@ class Answer(Protocol):
 
     @property
     def generation(self) -> Generation:
-        """What the engine says."""
+        """The generation that the answer is made of."""
         ...
 
     def whole(self) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def json_response(body: dict[str, Any]) -> Response:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives; if the client goes away before, `work` is cancelled and ServerError raised for nobody to read."""
+    """Awaits `work`; if the client goes away before, cancels it and raises ServerError, which nobody reads."""
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(wait_until_gone(request.receive))]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

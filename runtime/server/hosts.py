@@ -29,7 +29,7 @@ def check_hosts(hosts: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name or address, without a port, is this machine's own for itself."""
+    """True if a name or address, without a port, is a loopback one."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

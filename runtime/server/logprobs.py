@@ -21,7 +21,7 @@ class TokenNames:
     as_ids: bool = False
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What the token writes."""
+        """The bytes of the token's text."""
         return b"" if self.tokenizer is None else self.tokenizer.token_bytes(token_id)
 
     def text_of(self, token_id: int) -> str:
@@ -35,12 +35,12 @@ class TokenNames:
 
 
 def chat_logprobs(entries: Sequence[TokenLogprobs], num_top: int, names: TokenNames) -> dict[str, Any]:
-    """A chat choice's `logprobs`; `num_top` likeliest tokens beside each chosen one."""
+    """A chat choice's `logprobs`; the `num_top` most likely tokens beside each chosen one."""
     content = []
     for entry in entries:
         chosen = next(iter(entry.items()))
-        likeliest = [_token(token_id, logprob, names) for token_id, logprob in _likeliest(entry, num_top)]
-        content.append({**_token(*chosen, names), "top_logprobs": likeliest})
+        top = [_token(token_id, logprob, names) for token_id, logprob in _most_likely(entry, num_top)]
+        content.append({**_token(*chosen, names), "top_logprobs": top})
     return {"content": content}
 
 
@@ -49,7 +49,7 @@ class CompletionLogprobs:
     whether or not that text was sent yet; a token that goes on with a character has that character's offset.
 
     Args:
-        num_top: likeliest tokens beside each chosen one.
+        num_top: most likely tokens beside each chosen one.
         skip_special_tokens: whether the completion's text has no special tokens.
     """
 
@@ -84,7 +84,7 @@ class CompletionLogprobs:
         """By the tokens' texts; of those that share one, the less likely are named by their ids."""
         chosen = next(iter(entry.items()))
         found: dict[str, float] = {}
-        for token_id, logprob in [chosen, *(other for other in _likeliest(entry, self._num_top) if other[0] != chosen[0])]:
+        for token_id, logprob in [chosen, *(other for other in _most_likely(entry, self._num_top) if other[0] != chosen[0])]:
             name = self._names.exact(token_id)
             found[f"token_id:{token_id}" if name in found else name] = _finite(logprob.logprob)
         return found
@@ -100,8 +100,8 @@ def prompt_logprobs(entries: Sequence[TokenLogprobs | None]) -> list[dict[str, A
     ]
 
 
-def _likeliest(entry: TokenLogprobs, num_top: int) -> list[tuple[int, Logprob]]:
-    """The `num_top` likeliest of an entry, in order; -1 is all."""
+def _most_likely(entry: TokenLogprobs, num_top: int) -> list[tuple[int, Logprob]]:
+    """The `num_top` most likely tokens of an entry, in order; -1 is all."""
     ranked = sorted(entry.items(), key=lambda item: item[1].rank)
     return ranked if num_top < 0 else [item for item in ranked if item[1].rank <= num_top][:num_top]
 

@@ -69,7 +69,7 @@ class OnceAWhile(logging.Filter):
         self._held_back: Counter[tuple[str, int]] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is written."""
+        """True if the record is to be written."""
         place, now = (record.pathname, record.lineno) if record.exc_info is None else (str(record.exc_info[1]), 0), self._now()
         if now - self._last.get(place, -math.inf) < self._seconds:
             self._held_back[place] += 1

@@ -1,4 +1,4 @@
-"""What the server's process and the engine's say to each other: msgspec structs in msgpack, never pickle.
+"""The messages between the server's process and the engine's: msgspec structs in msgpack, never pickle.
 
 A frame is the length of its message in four bytes, little-endian, and the message.
 """
@@ -69,7 +69,7 @@ class LoadFailed(msgspec.Struct, tag=True, frozen=True):
 
 
 class CompletionDelta(msgspec.Struct, array_like=True, frozen=True):
-    """What is new of one completion; `token_ids` may be ahead of `text`, which holds back what may yet be taken back."""
+    """New output of one completion; `token_ids` may be ahead of `text`, which holds back what a stop string may yet remove."""
 
     index: int
     text: str
@@ -81,7 +81,7 @@ class CompletionDelta(msgspec.Struct, array_like=True, frozen=True):
 
 
 class RequestDelta(msgspec.Struct, array_like=True, frozen=True):
-    """What is new of one request. The last one has `finished`; `queue_seconds` are from its arrival until it was first scheduled."""
+    """New output of one request. The last one has `finished`; `queue_seconds` are from its arrival until it was first scheduled."""
 
     request_id: str
     completions: list[CompletionDelta]

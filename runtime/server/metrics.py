@@ -23,7 +23,7 @@ COUNTERS = {
     "num_preemptions": "Sequences that had to give their K/V blocks up.",
     "prefix_cache_queries": "Tokens that were looked for in the prefix cache.",
     "prefix_cache_hits": "Tokens that were found there.",
-    "num_swapped_out": "K/V blocks put into the swap space for sequences that had to give way.",
+    "num_swapped_out": "K/V blocks swapped out for preempted sequences.",
     "num_swapped_in": "K/V blocks that came back from the swap space.",
     "prompt_tokens": "Tokens of prompts whose first token came.",
     "generation_tokens": "Tokens generated.",
@@ -50,7 +50,7 @@ OLD_NAMES = {"time_per_output_token_seconds": "inter_token_latency_seconds"}  # 
 
 
 class PromptProgress:
-    """What the metrics know of one prompt and its completions. Times are those of `time.monotonic()`; None is not yet."""
+    """The progress of one prompt and its completions. Times are those of `time.monotonic()`; None is not yet."""
 
     def __init__(self, arrival: float, num_prompt_tokens: int, params: SamplingParams) -> None:
         self.arrival, self.num_prompt_tokens, self.params = arrival, num_prompt_tokens, params
@@ -165,7 +165,7 @@ def _sizes(progress: PromptProgress) -> dict[str, float]:
 
 
 def _seconds(progress: PromptProgress, now: float) -> dict[str, float]:
-    """What a request took, as far as it came."""
+    """The durations of a request's stages, as far as it came."""
     found = {"e2e_request_latency_seconds": now - progress.arrival}
     first = progress.first_token
     if first is None:
@@ -188,7 +188,7 @@ class _OldNames:
         self._registry = registry
 
     def describe(self) -> list[HistogramMetricFamily]:
-        """What `collect` gives, without figures: the registry asks for it when this is registered."""
+        """The metrics of `collect` without values: the registry calls this when the collector is registered."""
         return [HistogramMetricFamily(f"cupola:{old}", f"The same as {new}.") for old, new in OLD_NAMES.items()]
 
     def collect(self) -> Iterator[HistogramMetricFamily]:

@@ -1,4 +1,4 @@
-"""What happens to every request before its route: a record and an id, the API key, the size of its body."""
+"""The middleware before every route: a record and an id, the API key, the size of the body."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from cupola.runtime.text.tokenizer import special_tokens
 
 
 def server_props(service: Service) -> dict[str, Any]:
-    """What a client may want to know. Nothing of it is a path of this machine."""
+    """The server's properties for clients. None of them is a path of this machine."""
     artifact, template = service.artifact, service.chat_template
     tokens = special_tokens(artifact)
     length = service.max_length if service.health is Health.READY else artifact.manifest.model.context_length
@@ -32,7 +32,7 @@ def server_props(service: Service) -> dict[str, Any]:
 
 
 def _defaults(params: SamplingParams) -> dict[str, Any]:
-    """What a request gets that says nothing."""
+    """The parameters of a request that sets none."""
     return {
         "seed": RANDOM_SEED,
         "temperature": params.temperature,

@@ -1,4 +1,4 @@
-"""What requests look like: OpenAI's API, and the fields that vLLM and llama-server add to it.
+"""The requests' fields: OpenAI's API, and those that vLLM and llama-server add to it.
 
 Types are strict (a bool is no number, but 2.0 is a whole one), null means the default, and `foreign_fields.py` says what becomes of
 fields that are not here. Ranges are checked by `SamplingParams`, which knows them for every other interface too.
@@ -49,7 +49,7 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    """What a stream tells beside the answer."""
+    """Options of a stream."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -64,7 +64,7 @@ class ResponseFormat(Body):
 
 
 class Sampling(Body):
-    """What both completions endpoints take. What is left out is as the model's generation_config.json has it."""
+    """Sampling fields of both completions endpoints. Those left out are as the model's generation_config.json has them."""
 
     model: str | None = None
     n: Integer = 1
@@ -195,7 +195,7 @@ class CompletionRequest(Sampling):
 
     @property
     def is_silent(self) -> bool:
-        """Whether only the prompt is wanted again. The engine then generates a token that nobody asked for."""
+        """True if only the prompt is wanted again. The engine then generates a token that is thrown away."""
         return self.max_tokens == 0
 
     def prompts(self) -> list[str | list[int]]:
@@ -210,7 +210,7 @@ class CompletionRequest(Sampling):
 
 
 class ChatPrompt(Body):
-    """What makes a prompt of a chat, beside its messages."""
+    """The fields that make a prompt of a chat, beside its messages."""
 
     tools: Annotated[list[Object], Field(fail_fast=True)] | None = None
     tool_choice: Literal["auto", "none", "required"] | Object | None = None

@@ -1,4 +1,4 @@
-"""What is known of one HTTP request, for its line in the log."""
+"""The record of one HTTP request, for its line in the log."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import httptools
 
 
 class RequestCallbacks(Protocol):
-    """What is told of a request, in this order."""
+    """The parser's callbacks for a request, in this order."""
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -83,11 +83,11 @@ class RequestParser:
         return version
 
     def should_keep_alive(self) -> bool:
-        """Whether the connection may have another request."""
+        """True if the connection may have another request."""
         return bool(self._parser.should_keep_alive())
 
     def should_upgrade(self) -> bool:
-        """Whether another protocol is spoken from now on: never."""
+        """False: the server never switches to another protocol."""
         return False
 
     def on_message_begin(self) -> None:

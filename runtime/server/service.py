@@ -1,4 +1,4 @@
-"""What all routes share: the model as it is known without an engine, the engine's process, and how much may be asked of it."""
+"""The service that all routes share: the model as it is known without an engine, the engine's process, and limits on the load."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ class Service:
             self._num_grammars -= 1
 
     async def schema_check(self, structured_outputs: StructuredOutputs | None) -> Callable[[str], Awaitable[str | None]] | None:
-        """What says how a text breaks its schema, where no grammar holds it to all of that. Raises RequestError, EngineError."""
+        """A function that finds schema errors in a text; None if the grammar enforces the schema. Raises RequestError, EngineError."""
         if structured_outputs is None:
             return None
         schema = await asyncio.to_thread(self._schemas.prepare, structured_outputs)

@@ -39,7 +39,7 @@ def structured_outputs_of(body: Sampling, of_tools: Mapping[str, object] | None 
 
 
 def _of_format(given: ResponseFormat) -> Object | None:
-    """What a `response_format` asks for; None for plain text. Raises RequestError."""
+    """The structured output that a `response_format` requires; None for plain text. Raises RequestError."""
     json_schema = given.json_schema
     schema = given.plain_schema if json_schema is None else json_schema.get("schema")
     if given.type == "structural_tag":

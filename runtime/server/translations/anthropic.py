@@ -37,7 +37,7 @@ class MessageAnswer:
 
     @property
     def generation(self) -> Generation:
-        """What the engine says."""
+        """The generation that the answer is made of."""
         return self.chat.generation
 
     def whole(self) -> Object:

@@ -25,7 +25,7 @@ TYPES = {
 
 
 class MessageErrorDetail(BaseModel):
-    """What went wrong."""
+    """The detail in an error's body."""
 
     type: str
     message: str

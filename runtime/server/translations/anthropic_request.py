@@ -1,4 +1,4 @@
-"""What `POST /v1/messages` takes, and the chat request that is made of it. Source: Anthropic's reference of the Messages API."""
+"""The fields of `POST /v1/messages`, and the chat request that is made of them. Source: Anthropic's reference of the Messages API."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Choice(Body):
 
 
 class PromptRequest(Translated):
-    """What makes the prompt: all that `POST /v1/messages/count_tokens` takes."""
+    """The fields that make the prompt: all that `POST /v1/messages/count_tokens` takes."""
 
     model: str | None = None
     messages: Annotated[list[Object], Field(fail_fast=True)]
@@ -101,7 +101,7 @@ def chat_request(body: PromptRequest, messages: list[Object]) -> ChatRequest:
 
 
 def _thinking(body: PromptRequest) -> Object:
-    """What chats call it: a switch, and a budget. An adaptive model thinks as it likes."""
+    """The fields of a chat request for it: a switch, and a budget. An adaptive model thinks as it likes."""
     thinking = body.thinking
     if thinking is None or thinking.type == "adaptive":
         return {}

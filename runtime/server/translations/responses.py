@@ -47,7 +47,7 @@ class ResponseAnswer:
 
     @property
     def generation(self) -> Generation:
-        """What the engine says."""
+        """The generation that the answer is made of."""
         return self.chat.generation
 
     @property
@@ -160,7 +160,7 @@ def _add_stored(app: FastAPI, store: ResponseStore) -> None:
 
     @app.get("/v1/responses/{response_id}/input_items")
     async def list_input_items(response_id: str, limit: int = 20, order: str = "desc", after: str | None = None) -> Response:
-        """What a response was asked."""
+        """The input items of a response."""
         return json_response(_listed(store.get(response_id).input_items, limit, order, after))
 
     @app.post("/v1/responses/{response_id}/cancel")
@@ -186,7 +186,7 @@ async def _begin(service: Service, store: ResponseStore, record: RequestRecord, 
 
 
 def _conversation(store: ResponseStore, body: InputRequest) -> tuple[Items, Items, Conversation]:
-    """What is asked, the items of the whole conversation, and its chat. Raises RequestError, ServerError."""
+    """The request's new input items, the items of the whole conversation, and its chat. Raises RequestError, ServerError."""
     given = body.input or []
     items = [{"type": "message", "role": "user", "content": given}] if isinstance(given, str) else given
     found = [store.item(item.get("id"), f"input[{i}]") if item.get("type") == "item_reference" else item for i, item in enumerate(items)]
@@ -217,7 +217,7 @@ def _names(body: InputRequest, conversation: Conversation) -> dict[str, str]:
 
 
 def _head(service: Service, body: ResponseRequest, chat: Chat) -> Object:
-    """What a response says from its beginning on."""
+    """The fields of a response that are known from its beginning."""
     given = body.model_dump(by_alias=True, exclude_unset=True)
     defaults = service.defaults
     return {

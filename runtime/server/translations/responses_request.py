@@ -1,4 +1,4 @@
-"""What `POST /v1/responses` takes, and the chat request that is made of it."""
+"""The fields of `POST /v1/responses`, and the chat request that is made of them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ResponseStreamOptions(Body):
 
 
 class InputRequest(Translated):
-    """What makes the prompt: all that `POST /v1/responses/input_tokens` takes."""
+    """The fields that make the prompt: all that `POST /v1/responses/input_tokens` takes."""
 
     model: str | None = None
     input: str | Annotated[list[Object], Field(fail_fast=True)] | None = None
