@@ -47,7 +47,7 @@ def num_threads() -> int:
 
 
 def api_key() -> str | None:
-    """What clients of a server must send; None is nothing."""
+    """The key that a server demands of its clients; None if there is none."""
     return os.environ.get("CUPOLA_API_KEY") or None
 
 

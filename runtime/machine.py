@@ -1,4 +1,4 @@
-"""What this machine is and can run: the one place that reads it, for the compiler's targets as for whoever loads an artifact."""
+"""The CPU and what it can run: the one place that reads it, for the compiler's targets as for whoever loads an artifact."""
 
 from __future__ import annotations
 

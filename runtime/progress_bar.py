@@ -15,7 +15,7 @@ Advance = Callable[[int], object]
 
 @contextmanager
 def progress_bar(use_tqdm: UseTqdm, total: int) -> Iterator[Advance | None]:
-    """What is told how many more of `total` prompts are done; None if nobody wants to know. Raises OptionError without tqdm."""
+    """A function that takes the number of newly finished prompts; None without a progress bar. Raises OptionError without tqdm."""
     if use_tqdm is False:
         yield None
         return

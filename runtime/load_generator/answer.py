@@ -23,7 +23,7 @@ class Delta(msgspec.Struct):
 
     @property
     def text(self) -> str:
-        """What it adds to the answer; anything for a part of a tool call."""
+        """The text that a chunk adds to the answer; a space for a part of a tool call."""
         return self.content or self.reasoning_content or self.reasoning or ("" if not self.tool_calls else " ")
 
 

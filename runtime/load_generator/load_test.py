@@ -1,4 +1,4 @@
-"""What a load test asks for: vLLM's `bench serve` options by name, checked before anything is sent."""
+"""The options of a load test: vLLM's `bench serve` options by name, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -115,12 +115,12 @@ class LoadTest:
 
     @property
     def is_chat(self) -> bool:
-        """Whether requests are of chats."""
+        """True if requests are chats."""
         return self.endpoint.rstrip("/").endswith("/chat/completions")
 
     @property
     def ignores_eos(self) -> bool:
-        """Whether answers go on to their full length."""
+        """True if answers go on to their full length."""
         return self.dataset_name != "sharegpt" if self.ignore_eos is None else self.ignore_eos
 
     def length(self, name: str) -> int:
@@ -168,7 +168,7 @@ class LoadTest:
 
 
 def _is_token(text: str) -> bool:
-    """Whether `text` may stand in a request's head."""
+    """True if `text` may stand in a request's head."""
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 

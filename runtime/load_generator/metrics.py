@@ -28,7 +28,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What was measured. `request_goodput` is None without objectives, `num_cached_tokens` if the server doesn't say."""
+    """The metrics of a load test. `request_goodput` is None without objectives, `num_cached_tokens` if the server doesn't report it."""
 
     num_completed: int
     num_failed: int
@@ -85,7 +85,7 @@ def latency(samples: Sequence[float], percentiles: Sequence[float]) -> Latency:
 
 
 def is_good(record: RequestRecord, goodput: Mapping[str, float]) -> bool:
-    """Whether a request met every objective, in milliseconds; an answer of one token has a TPOT of 0."""
+    """True if a request met every objective, in milliseconds; an answer of one token has a TPOT of 0."""
     taken_s = {"ttft": record.ttft_s, "tpot": record.tpot_s or 0.0, "e2el": record.e2el_s}
     return all(taken_s[name] * MS_PER_S <= limit for name, limit in goodput.items())
 

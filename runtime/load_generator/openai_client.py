@@ -1,4 +1,4 @@
-"""What a load test asks of an OpenAI-compatible server: whether it is there, its model, tokens of a text, and answers."""
+"""A client of an OpenAI-compatible server: is it there, its model, the tokens of a text, and answers."""
 
 from __future__ import annotations
 

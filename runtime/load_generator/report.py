@@ -1,4 +1,4 @@
-"""What a load test found: for people as vLLM shows it, and as JSON with vLLM's keys, so that what reads its results reads these."""
+"""The report of a load test: for people as vLLM shows it, and as JSON with vLLM's keys, so that tools for its results read these."""
 
 from __future__ import annotations
 

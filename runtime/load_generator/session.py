@@ -30,7 +30,7 @@ _REFUSED = (400, 404, 405, 422)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is to be sent, and what is to be known of it."""
+    """The prompts of a load test, and how they were made."""
 
     prompts: list[Prompt]
     vocabulary: Vocabulary
@@ -98,7 +98,7 @@ async def _warm_up(test: LoadTest, client: OpenAIClient, prepared: Prepared) -> 
 
 
 def _doubts(report: LoadReport) -> Iterator[str]:
-    """What makes figures other than they look."""
+    """Reasons to doubt the figures."""
     uncounted = sum(record.error is None and not record.is_counted for record in report.records)
     if uncounted:
         yield f"{uncounted} answers came without usage: their chunks were counted as tokens"

@@ -34,7 +34,7 @@ WORDS = tuple(_TEXT.split())
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What prompts are made of.
+    """The words, or token ids, that prompts are made of.
 
     Args:
         words: for texts, with a space before each.

@@ -62,12 +62,12 @@ def find_format(template: str, added_tokens: Collection[str] = ()) -> ReasoningF
 
 
 def starts_thinking(format: ReasoningFormat | None, prompt: str) -> bool:
-    """Whether the answer begins within the thinking, because the prompt ends with the marker that opens it."""
+    """True if the answer begins within the thinking, because the prompt ends with the marker that starts it."""
     return format is not None and prompt.rstrip().endswith(format.begins)
 
 
 def goes_on_thinking(format: ReasoningFormat | None, text: str) -> bool:
-    """Whether an assistant's unfinished message breaks off within its thinking."""
+    """True if an assistant's unfinished message breaks off within its thinking."""
     if format is None or not text.lstrip().startswith(format.begins):
         return False
     return not any(end in text for end in format.ends)

@@ -104,7 +104,7 @@ class AnswerStream:
         return self._read(self._splitter.push(text))
 
     def finish(self) -> list[Delta]:
-        """What was held back, at the end of the answer."""
+        """The deltas that were held back, at the end of the answer."""
         return self._read(self._splitter.push("", is_last=True)) + self._tools.finish()
 
     def finish_reason(self, reason: str) -> str:

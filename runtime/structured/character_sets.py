@@ -44,7 +44,7 @@ def subtract(characters: Characters, others: Characters) -> Characters:
 
 @functools.cache
 def find_matches(pattern: str, flags: int = 0) -> Characters:
-    """What a pattern for one character, such as `\\w`, matches."""
+    """The characters that a pattern for one character, such as `\\w`, matches."""
     codes = np.arange(0x80 if flags & re.ASCII else LAST + 1, dtype="<u4")
     runs = re.finditer(f"{pattern}+", codes.tobytes().decode("utf-32-le", "surrogatepass"), flags)
     return make_set((ord(run[0][0]), ord(run[0][-1])) for run in runs)
@@ -70,12 +70,12 @@ def write_set(characters: Characters) -> str:
 
 
 def as_in_expressions(written: str) -> str:
-    """What `write_set` wrote, as XGrammar's regular expressions have it: there, eight hexadecimal digits stand in braces."""
+    """Rewrites the output of `write_set` for XGrammar's regular expressions: there, eight hexadecimal digits stand in braces."""
     return re.sub(r"\\U([0-9a-f]{8})", lambda code: f"\\u{{{int(code[1], 16):x}}}", written.replace(" ", ""))
 
 
 def join_classes(written: str) -> str:
-    """What is written with the choices of `write_set` as one class each: in rules XGrammar gets those right, and choices take it long."""
+    """Writes each choice made by `write_set` as one class: in rules XGrammar gets classes right, and takes long over choices."""
     return re.sub(r"\((\[[^]]*\](?: ?\| ?\[[^]]*\])+)\)", lambda choice: re.sub(r"\] ?\| ?\[", "", choice[1]), written)
 
 

@@ -116,7 +116,7 @@ class GrammarCompiler:
         self._server.close()
 
     def _judge(self, source: bytes) -> str:
-        """What is wrong with the grammar, or nothing. Where its process was killed or stopped, another one tries."""
+        """The grammar's fault, or "". Where its process was killed or stopped, another one tries."""
         for _ in range(2):
             start = time.monotonic()
             process = self.acquire(source)
@@ -169,7 +169,7 @@ def _end_if_idle(compiler: weakref.ref[GrammarCompiler]) -> None:
 
 
 def check_installed() -> None:
-    """Whether XGrammar's library is there, and is the one that cupola knows. Raises RequestError."""
+    """Checks that XGrammar's library is installed in the version that cupola knows. Raises RequestError."""
     field, fix = "structured_outputs", f"pip install --no-deps xgrammar=={XGRAMMAR_VERSION}"
     if sys.platform == "win32":
         raise RequestError("needs a system that can fork", field=field, fix="run cupola on Linux or macOS")

@@ -24,7 +24,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Allowed:
-    """What may come after a sequence's tokens.
+    """The tokens allowed after those of a sequence.
 
     `state` is "open", "done" (nothing but the end may come) or "stuck" (not even that); `mask` has a bit for each token,
     the lowest of each byte first.
@@ -59,17 +59,17 @@ class GrammarProcess:
 
     @property
     def compiling(self) -> bool:
-        """Whether it is still to be seen if the grammar is sound."""
+        """True until the process has said whether the grammar is sound."""
         return self.num_bytes is None and self.failure is None
 
     @property
     def idle(self) -> bool:
-        """Whether the grammar is sound and no answer is still to come."""
+        """True if the grammar is sound and no answer is outstanding."""
         return self.num_bytes is not None and self.failure is None and not self._questions
 
     @property
     def sending(self) -> bool:
-        """Whether `poll` has something left to send."""
+        """True if `poll` has something left to send."""
         return bool(self._unsent)
 
     def ask(self, rows: Sequence[tuple[str, Sequence[int]]]) -> None:

@@ -38,12 +38,12 @@ CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 
 class SchemaError(ValueError):
-    """What about a schema is not supported, and where."""
+    """Raised for a part of a schema that is not supported; says where it is."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a grammar would get wrong about a schema.
+    """A part of a schema that a grammar would get wrong.
 
     Args:
         text: for errors.
@@ -99,7 +99,7 @@ def subschemas(schema: object, path: str) -> Iterator[tuple[str, object]]:
 
 
 def _find_problem(path: str, schema: object, schemas: dict[str, object]) -> Problem | None:
-    """What answers to one schema, without those inside of it, might get wrong."""
+    """The part of one schema, without those inside of it, that a grammar might get wrong."""
     if not isinstance(schema, dict):
         return None
     is_string = path.endswith("/propertyNames")  # only strings come to it
@@ -136,7 +136,7 @@ def _find_odd_value(schema: Schema, choosing: str) -> Problem | None:
 
 
 def _has_wide_integer(value: object) -> bool:
-    """Whether a whole number in `value` is one that XGrammar rounds to a float."""
+    """True if a whole number in `value` is one that XGrammar rounds to a float."""
     if isinstance(value, dict | list):
         return any(map(_has_wide_integer, value.values() if isinstance(value, dict) else value))
     return isinstance(value, int) and not -(2**63) <= value < 2**63
@@ -178,7 +178,7 @@ def _find_object_problem(schema: Schema) -> Problem | None:
 
 
 def _find_misfit(schema: Schema, schemas: dict[str, object]) -> Problem | None:
-    """What is wrong with a schema's use of others."""
+    """The fault in a schema's use of others, if any."""
     ref = schema.get("$ref", "#")
     if isinstance(schema.get("oneOf"), list) and not are_apart(schema["oneOf"], schemas):
         text = "oneOf of what may hold for the same value is not supported; use anyOf, or a required property whose const differs"

@@ -1,4 +1,4 @@
-"""Whether no value can satisfy two JSON schemas: then `oneOf` says no more than `anyOf`, which is what grammars can express."""
+"""Proves that no value satisfies two JSON schemas: `oneOf` then says no more than `anyOf`, which is what grammars can express."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 
 
 def are_apart(branches: list[Any], schemas: Mapping[str, object]) -> bool:
-    """Whether each two of the branches exclude each other, as far as that is plain to see.
+    """True if each two of the branches exclude each other, as far as that is plain to see.
 
     Args:
         schemas: what `$ref` may name.
@@ -29,7 +29,7 @@ def are_apart(branches: list[Any], schemas: Mapping[str, object]) -> bool:
 
 
 def has_type(value: object, name: object) -> bool:
-    """Whether a JSON value is of the type of that name; true where there is no such type."""
+    """True if a JSON value is of the type of that name, or there is no such type."""
     kinds = TYPES.get(name) if isinstance(name, str) else None
     return kinds is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)))
 
@@ -64,7 +64,7 @@ def _exclude(a: Mapping[str, Any], b: Mapping[str, Any], schemas: Mapping[str, o
 
 
 def _exclude_by_names(a: Mapping[str, Any], b: Mapping[str, Any], schemas: Mapping[str, object]) -> bool:
-    """Whether both need a property of which they say what excludes each other, such as a tag."""
+    """True if both require a property whose schemas exclude each other, such as a tag."""
     shared = _required(a) & _required(b) & _properties(a).keys() & _properties(b).keys()
     return any(_exclude(_resolve(_properties(a)[name], schemas), _resolve(_properties(b)[name], schemas), schemas) for name in shared)
 

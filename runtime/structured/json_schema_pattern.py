@@ -29,7 +29,7 @@ _ONLY_ECMASCRIPT = re.compile(r"(?P<category>\\[dDwWsS])-|(?P<group>\(\?)<(?![=!
 
 
 class PatternError(ValueError):
-    """What about a pattern can't be written."""
+    """Raised for a part of a pattern that can't be written as a grammar."""
 
 
 def rewrite_patterns(schema: Any) -> Any:
@@ -95,7 +95,7 @@ def _write_item(item: Item, flags: int, *, is_first: bool, is_last: bool) -> str
 
 
 def _characters_of(item: Item, flags: int) -> Characters | None:
-    """What an item stands for with ASCII's categories and with Unicode's, which agree about ASCII; without what JSON must escape."""
+    """The characters that match an item in ASCII's categories and in Unicode's, without those that JSON must escape."""
     characters = characters_of(item, flags | re.ASCII)
     if characters is None:
         return None

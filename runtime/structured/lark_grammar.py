@@ -37,21 +37,21 @@ _LARK_RULE = re.compile(r"^[ \t]*[?!]{0,2}[a-zA-Z_]\w*(\{[^}\n]*\})?(\.[+-]?\d+)
 
 
 class LarkGrammarError(ValueError):
-    """What is wrong with a grammar, or what of it can't be written as GBNF."""
+    """Raised for a fault in a grammar, or a part of it that can't be written as GBNF."""
 
 
 def is_lark(text: str) -> bool:
-    """Whether a grammar is written as Lark's are, and not as GBNF."""
+    """True if a grammar is written in Lark's form, and not as GBNF."""
     return _GBNF_RULE.search(text) is None and _LARK_RULE.search(text) is not None
 
 
 def is_installed() -> bool:
-    """Whether the library lark is there."""
+    """True if the library lark is installed."""
     return importlib.util.find_spec("lark") is not None
 
 
 def replace_lark(kind: str, text: str) -> str:
-    """What was given, or for a grammar in Lark's form, and for those inside of a structural tag, GBNF. Raises LarkGrammarError."""
+    """Replaces a grammar in Lark's form, also inside of a structural tag, by GBNF. Raises LarkGrammarError."""
     if kind == "grammar":
         return write_gbnf(text) if is_lark(text) else text
     if kind != "structural_tag":

@@ -1,4 +1,4 @@
-"""What a Lark grammar ignores, as GBNF: where it may stand, and that it comes to an end.
+"""Writes what a Lark grammar ignores as GBNF, in the places where it may stand and of limited length.
 
 It may stand before each terminal and at the end, as in Lark, but not without end, or a small model would write spaces for ever: at
 most 20 pieces in a row, each a character of white space or a whole comment. Lark takes what it ignores as long as it is: behind
@@ -64,14 +64,14 @@ class Ignored:
             self.rules["ignored."] = f"({' | '.join(ways)}){{0,{MAX_IGNORED}}}" if ways else '""'
 
     def before(self, regexp: str) -> str:
-        """What may stand before a terminal, as the beginning of a sequence in GBNF."""
+        """Ignored pieces that may stand before a terminal, as the beginning of a sequence in GBNF."""
         if not self.rules:
             return ""
         first = begins(*parse(regexp))
         return self._write(piece for piece in self._open if subtract(first, piece.goes_on_with) == first)
 
     def at_end(self) -> str:
-        """What may stand at the end, as the beginning of a sequence."""
+        """Ignored pieces that may stand at the end, as the beginning of a sequence."""
         return self._write(self._open) if self.rules else ""
 
     def _write(self, others: Iterable[Piece]) -> str:

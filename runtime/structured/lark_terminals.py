@@ -20,7 +20,7 @@ BACKSLASH = ((ord("\\"), ord("\\")),)
 
 
 class TerminalError(ValueError):
-    """What about a regular expression can't be written."""
+    """Raised for a part of a regular expression that can't be written as GBNF."""
 
 
 class TerminalWriter:
@@ -132,7 +132,7 @@ class TerminalWriter:
         return onward.strip()
 
     def _steps_back(self, repeated: Characters, end: list[Characters], state: int) -> dict[int, list[str]]:
-        """What leads from a state to itself or to those before it, in one step each."""
+        """The classes that lead from a state to itself or to those before it, in one step each."""
         steps, others = dict[int, list[str]](), subtract(repeated, end[state])
         for letter in dict.fromkeys(end):
             seen = [*end[:state], letter]
@@ -163,7 +163,7 @@ def _is_after_no_backslash(item: Item) -> bool:
 
 
 def _is_lazy_pairs(item: Item) -> bool:
-    r"""Whether it is `(\\\\)*?`."""
+    r"""True if it is `(\\\\)*?`."""
     if item[0] is not ops.MIN_REPEAT or item[1][:2] != (0, ops.MAXREPEAT) or len(item[1][2]) != 1:
         return False
     kind, argument = item[1][2][0]

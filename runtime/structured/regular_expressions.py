@@ -29,14 +29,14 @@ _NOT_CATEGORIES = {ops.CATEGORY_NOT_DIGIT: r"\d", ops.CATEGORY_NOT_SPACE: r"\s",
 
 
 def parse(regexp: str) -> tuple[Items, int]:
-    """What stands one after the other in an expression, and its flags. Raises re.error."""
+    """Parses an expression into its items, one after the other, and its flags. Raises re.error."""
     with warnings.catch_warnings(action="ignore"):  # of what may mean something else some day
         parsed = parser.parse(regexp)
     return list(parsed), parsed.state.flags
 
 
 def counts_too_much(written: str) -> bool:
-    """Whether XGrammar would count more in an automaton of `written`, with all counts as {m,n} or {m,}, than it gets right."""
+    """True if XGrammar would count further in an automaton of `written`, with all counts as {m,n} or {m,}, than it gets right."""
     return any(int(count) > _MOST_COUNTED for counts in _COUNTS.findall(written) for count in counts if count)
 
 
@@ -46,7 +46,7 @@ def _inner_flags(argument: Any, flags: int) -> int:
 
 
 def alternatives(item: Item, flags: int) -> list[tuple[Items, int]]:
-    """What an item is a choice of, each with its flags: many of an alternation, one of a group; none if it is neither."""
+    """The alternatives of an item, each with its flags: several of an alternation, one of a group, none of any other item."""
     kind, argument = item
     if kind is ops.BRANCH:
         return [(list(items), flags) for items in argument[1]]
@@ -93,7 +93,7 @@ def _of_class_item(item: Item, flags: int) -> Characters:
 
 
 def is_letter(characters: Characters, flags: int) -> bool:
-    """Whether it is one character, in any case if case says nothing: two of those are the same or have nothing in common."""
+    """True for one character, in any case if case is ignored: two of those are the same or have nothing in common."""
     first = characters[0][0] if characters else 0
     one = ((first, first),)
     return characters == (in_any_case(one, flags & re.ASCII) if flags & re.IGNORECASE else one)

@@ -45,7 +45,7 @@ class SchemaChecker:
         return schema
 
     def find_error(self, schema: str, text: str) -> str | None:
-        """What in a JSON text does not validate, and where; None if it does. Raises EngineError."""
+        """The part of a JSON text that does not validate, and why; None if all does. Raises EngineError."""
         return self._ask({"schema": json.loads(schema), "text": text})
 
     def close(self) -> None:

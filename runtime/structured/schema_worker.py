@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def find_error(schema: Any, text: str | None) -> str | None:
-    """What is wrong with the JSON text, or with the schema if there is no text; None if nothing is."""
+    """The fault of a JSON text, or of the schema if there is no text; None if there is none."""
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     if text is None:
         schema_error = jsonschema.exceptions.best_match(kind(kind.META_SCHEMA).iter_errors(schema))

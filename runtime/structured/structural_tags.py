@@ -9,7 +9,7 @@ Format = dict[str, Any]
 
 
 def has_schema(part: Format) -> bool:
-    """Whether it is a format that is said by a JSON schema, in any style."""
+    """True for a format that is given by a JSON schema, in any style."""
     return "type" in part and "json_schema" in part
 
 

@@ -1,4 +1,4 @@
-"""What form a request's output must have, in vLLM's names."""
+"""The form that a request's output must have, in vLLM's names."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ _classes = _load()
 
 
 class Vocabulary:
-    """What each token id adds to the text, read from a `tokenizer.json`.
+    """The text that each token id adds to the output, read from a `tokenizer.json`.
 
     Args:
         file: the tokenizer.json.
@@ -137,7 +137,7 @@ class Grammar:
         return _classes["GrammarMatcher"](self._compiled, stop_token_ids, ends_without_stop, max_rollback, temperature)
 
     def fill(self, matchers: Sequence[Any]) -> tuple[Masks, list[str]]:
-        """What may come next, a row for each matcher, and how each stands.
+        """Masks of the tokens that may come next, a row for each matcher, and each one's state.
 
         Returns:
             The masks, and for each "open", "done" (nothing but the end may come) or "stuck" (not even that).

@@ -43,11 +43,11 @@ class IncrementalDecoder:
         return self._advance_before(num_held) if num_held and self._has_fallback else self._advance(text, num_held)
 
     def flush(self) -> str:
-        """What was held back, at the end: bytes that never became a character are replacement characters."""
+        """The text that was held back, at the end: bytes that never became a character are replacement characters."""
         return self._advance(self._decode()[0], 0)
 
     def _advance_before(self, num_waiting: int) -> str:
-        """What is new before the last byte tokens: a run of them reads as nothing but replacements until its last character is whole."""
+        """The new text before the last byte tokens: a run of them reads as nothing but replacements until its last character is whole."""
         waiting = self._window[-num_waiting:]
         del self._window[-num_waiting:]
         piece = self._advance(self._text_of(self._window), 0) if len(self._window) > self._num_settled_tokens else ""
@@ -55,7 +55,7 @@ class IncrementalDecoder:
         return piece
 
     def _advance(self, text: str, num_held: int) -> str:
-        """What is new in the window's text but for the last `num_held` characters, which is settled then."""
+        """The window's new text but for the last `num_held` characters; it is settled then."""
         piece = text[len(self._settled) : len(text) - num_held]
         if not text.startswith(self._settled):  # byte tokens that are no characters make replacements of those before them, too
             piece = self._text_of(self._window[self._num_settled_tokens :])

@@ -88,7 +88,7 @@ def tojson(
 
 
 def raise_exception(message: object) -> NoReturn:
-    """What templates call on messages that they can't take."""
+    """The function that templates call on messages that they can't take."""
     raise ValueError(str(message))
 
 

@@ -26,7 +26,7 @@ BYTE_OF = dict(_letters())
 
 
 class TokenBytes:
-    """What each token of a vocabulary writes in the middle of a text, as its decoder has it.
+    """The bytes that each token of a vocabulary writes in the middle of a text, as its decoder has it.
 
     Attributes:
         has_fallback: whether the decoder writes a run of `<0xE4>` and the like as U+FFFD for each, unless all of them are characters.

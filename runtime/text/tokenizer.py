@@ -68,7 +68,7 @@ class Tokenizer:
         return ids
 
     def is_quick(self, text: str) -> bool:
-        """Whether encoding the text takes so little time that others may wait for it."""
+        """True if encoding the text takes so little time that others may wait for it."""
         return self._is_harmless and len(text) <= INLINE_CHARACTERS
 
     def _encode_apart(self, worker: WorkerProcess, text: str, add_special_tokens: bool) -> list[int]:
@@ -102,7 +102,7 @@ class Tokenizer:
         return frozenset(token_id for token_id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
 
     def token_text(self, token_id: int) -> str:
-        """What the token writes in the middle of a text; bytes that are no character are replacement characters."""
+        """The token's text in the middle of a text; bytes that are no character are replacement characters."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     @property

@@ -37,7 +37,7 @@ MAX_COST = 1  # so that a text is at worst gone through once for each of its cha
 
 
 def is_harmless_encoder(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether encoding a short text takes little time and memory."""
+    """True if encoding a short text takes little time and memory."""
     normalizer, splitters = _describe(tokenizer.normalizer), list(_steps(_describe(tokenizer.pre_tokenizer)))
     return (
         growth(normalizer) <= MAX_GROWTH
@@ -47,7 +47,7 @@ def is_harmless_encoder(tokenizer: tokenizers.Tokenizer) -> bool:
 
 
 def is_harmless_decoder(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether decoding some tokens takes little time and memory."""
+    """True if decoding some tokens takes little time and memory."""
     decoder = _describe(tokenizer.decoder)
     return growth(decoder) <= MAX_GROWTH and _has_simple_patterns(list(_steps(decoder)))
 
@@ -76,7 +76,7 @@ def _step_growth(step: Mapping[str, Any]) -> float:
 
 
 def _steps(component: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """What a component does, in order; a sequence of steps may hold others."""
+    """The steps of a component, in order; a sequence of steps may hold others."""
     if component is None:
         return
     inner = next((component[name] for name in ("normalizers", "pretokenizers", "decoders") if name in component), None)
@@ -93,7 +93,7 @@ def _has_simple_patterns(steps: list[Mapping[str, Any]]) -> bool:
 
 
 def is_simple(pattern: str) -> bool:
-    """Whether matching a regular expression against a text takes at most quadratic time, as far as its form shows."""
+    """True if matching a regular expression against a text takes at most quadratic time, as far as its form shows."""
     try:
         found = _Parser(pattern).alternatives(0)
     except _Unclear:

@@ -55,7 +55,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True)
 class ReasoningDelta:
-    """What the model thinks before it answers."""
+    """A piece of the model's thinking before it answers."""
 
     text: str
 
@@ -106,7 +106,7 @@ def parse_object(text: str) -> dict[str, object] | None:
 
 
 def is_deeper(value: object, max_depth: int) -> bool:
-    """Whether lists and objects are nested in more than `max_depth` levels, with the scalars in them as one."""
+    """True if lists and objects are nested in more than `max_depth` levels, with the scalars in them as one."""
     level = [value]
     for _ in range(max_depth):
         level = [inner for outer in level for inner in _children(outer)]

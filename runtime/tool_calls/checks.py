@@ -39,7 +39,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """Whether tools are called: as the model likes, not at all, at least one, or the one called `name`."""
+    """The choice of tools: as the model likes, none, at least one, or the one called `name`."""
 
     mode: Literal["auto", "none", "required", "named"]
     name: str | None = None

@@ -1,4 +1,4 @@
-"""What a grammar must hold the model to, so that a call that was asked for is sure to be read."""
+"""The grammars that hold the model to a required call, so that it is sure to be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VALUES = ("enum", "const", "default", "examples", "required")
 
 
 def constraint_for(tools: Sequence[Tool], choice: ToolChoice, parallel: bool, format: ToolFormat, *, can_wait: bool) -> Constraint | None:
-    """What the answer must be, with no part of it left to be checked afterwards; None if anything goes.
+    """The constraint on the answer, which leaves nothing to be checked afterwards; None if anything goes.
 
     A named function's answer is its arguments alone: {"json": its schema}. "required" is a list of {"name", "parameters"}:
     {"json": schema}. "auto" with strict functions is {"structural_tag": …}, text with calls in the model's own format, if

@@ -156,7 +156,7 @@ NAMED = ToolFormat(name="named", signs=(), begins=(), opens="{")
 
 @dataclass(frozen=True)
 class TemplateTraits:
-    """What a chat template does by itself, judged by its text.
+    """The abilities of a chat template, judged by its text.
 
     Args:
         format: in what the model writes its calls.
@@ -180,7 +180,7 @@ class TemplateTraits:
 
 @lru_cache(maxsize=8)
 def read_template(text: str) -> TemplateTraits:
-    """What the template does by itself. Nothing is rendered: a template may be hostile, so this takes linear time."""
+    """The template's traits. Nothing is rendered: a template may be hostile, so this takes linear time."""
     found = next((entry for entry in FORMATS if any(sign in text for sign in entry.signs)), None)
     lists_tools = found is not None and "tools" in variables_of(text)
     return TemplateTraits(

@@ -71,12 +71,12 @@ class ToolCallStream:
 
     @property
     def cut_off(self) -> bool:
-        """Whether the answer ended within the arguments of its last call."""
+        """True if the answer ended within the arguments of its last call."""
         return self._cut_off
 
     @property
     def done(self) -> bool:
-        """Whether nothing more is wanted: the one call that may be made is complete, and generation may be ended."""
+        """True if nothing more is wanted: the one call that may be made is complete, and generation may be ended."""
         return self._done
 
     def push(self, text: str) -> list[Delta]:
@@ -85,7 +85,7 @@ class ToolCallStream:
         return self._run(is_last=False)
 
     def finish(self) -> list[Delta]:
-        """What was held back, at the end of the answer."""
+        """The deltas that were held back, at the end of the answer."""
         deltas = self._run(is_last=True)
         if self._space and not self._num_calls:
             deltas.append(ContentDelta(self._space))
