@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuations as a whole, in vLLM's terms and with its scores."""
+"""Beam search: the most likely continuations as a whole, in vLLM's terms and with its scores."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class BeamSearch:
 
 
 def _extend(beam: BeamSearchSequence, logprobs: TokenLogprobs, most: int) -> list[BeamSearchSequence]:
-    """The beam with each of the `most` likeliest tokens behind it."""
+    """The beam with each of the `most` most likely tokens behind it."""
     return [
         replace(beam, tokens=[*beam.tokens, token_id], logprobs=[*beam.logprobs, logprobs], cum_logprob=beam.cum_logprob + entry.logprob)
         for token_id, entry in list(logprobs.items())[:most]

@@ -1,4 +1,4 @@
-"""What a model's own `generation_config.json` says of sampling."""
+"""The sampling defaults in a model's own `generation_config.json`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # t
 
 
 def default_sampling_params(artifact: Artifact) -> SamplingParams:
-    """What the artifact's `generation_config.json` asks for; fields that it lacks or gets wrong have their usual defaults."""
+    """The artifact's `generation_config.json` as sampling parameters; fields that it lacks or gets wrong have their usual defaults."""
     return _lenient(_configured(artifact))[1]
 
 
 def model_sampling(artifact: Artifact) -> dict[str, Any]:
-    """What the artifact's `generation_config.json` itself says of sampling, by SamplingParams' names; empty if it says nothing."""
+    """The fields that the artifact's `generation_config.json` itself sets, by SamplingParams' names; empty if it sets none."""
     return {name: value for name, value in _lenient(_configured(artifact))[0].items() if name in DEFAULTS}
 
 

@@ -1,4 +1,4 @@
-"""What a request gives back, in vLLM's names."""
+"""The outputs of a request, in vLLM's names."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token's natural log-probability under the model's own distribution, and its rank there (1 is the likeliest)."""
+    """A token's natural log-probability under the model's own distribution, and its rank there (1 is the most likely)."""
 
     logprob: float
     rank: int
     decoded_token: str | None = None
 
 
-TokenLogprobs = dict[int, Logprob]  # the token itself first, then the likeliest ones
+TokenLogprobs = dict[int, Logprob]  # the token itself first, then the most likely ones
 
 
 @dataclass(frozen=True)

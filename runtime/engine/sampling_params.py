@@ -18,14 +18,14 @@ MAX_INT = 2**63 - 1
 
 @dataclass(frozen=True)
 class SamplingParams(ChainParams):
-    """What to generate. Everything is checked here, but for what needs the vocabulary, which `Engine.add_request` checks.
+    """Parameters of a request. All are checked here, but for those that need the vocabulary, which `Engine.add_request` checks.
 
     Args:
         n: completions a prompt, sharing the prompt's K/V.
         temperature: 0 is greedy.
-        top_k: sample from the k likeliest tokens; 0, -1 or more than there are is all of them.
+        top_k: sample from the k most likely tokens; 0, -1 or more than there are is all of them.
         top_p: sample from the smallest set of tokens with this much probability, 0 to 1; 0 is greedy.
-        min_p: drop tokens with less than this times the likeliest one's probability, 0 to 1.
+        min_p: drop tokens with less than this times the most likely one's probability, 0 to 1.
         repetition_penalty: divides (or multiplies, if negative) the logits of tokens seen in prompt or output; 1 is off.
         presence_penalty, frequency_penalty: subtracted for each token (each occurrence) in the output, -2 to 2.
         repeat_last_n: penalties look at so many of the latest tokens; -1 is all, 0 none.
@@ -41,7 +41,7 @@ class SamplingParams(ChainParams):
         ignore_eos: go on after the model's own stop tokens.
         max_tokens: new tokens at most; None is as many as the context holds.
         min_tokens: new tokens before anything may stop the output.
-        logprobs: log-probabilities of the chosen and of this many likeliest tokens, of the model's own distribution; -1 is
+        logprobs: log-probabilities of the chosen and of this many most likely tokens, of the model's own distribution; -1 is
             all tokens. `LLM(max_logprobs=…)` says how many may be asked for.
         prompt_logprobs: the same for the prompt's tokens.
         detokenize: whether to make text (False: token ids only).
@@ -99,12 +99,12 @@ class SamplingParams(ChainParams):
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """True if the most likely token is taken."""
         return self.temperature < GREEDY_TEMPERATURE or self.top_p == 0
 
     @property
     def penalized(self) -> bool:
-        """Whether tokens seen before change the logits."""
+        """True if tokens seen before change the logits."""
         given = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
         return given and self.repeat_last_n != 0
 

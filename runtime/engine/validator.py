@@ -1,4 +1,4 @@
-"""What a request must be before an engine takes it. Needs no engine: a server asks in a process of its own."""
+"""Validates a request before an engine takes it. Needs no engine: a server does it in a process of its own."""
 
 from __future__ import annotations
 

@@ -43,13 +43,13 @@ def keep_top_k(candidates: Candidates, top_k: int) -> None:
 
 
 def keep_top_p(candidates: Candidates, top_p: float) -> None:
-    """The likeliest tokens that have this much probability together."""
+    """The most likely tokens that have this much probability together."""
     if top_p < 1:
         _keep_first(candidates, np.argsort(-candidates.logits, kind="stable"), top_p, at_least=True)
 
 
 def keep_min_p(candidates: Candidates, min_p: float) -> None:
-    """The tokens with at least `min_p` times the likeliest one's probability."""
+    """The tokens with at least `min_p` times the most likely one's probability."""
     if min_p > 0:
         candidates.keep(candidates.logits >= candidates.logits.max() + np.log(min_p))
 

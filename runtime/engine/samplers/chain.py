@@ -75,7 +75,7 @@ def _temperature(chain: Chain, candidates: Candidates, _token_ids: Sequence[int]
 
 
 def _mirostat(chain: Chain, candidates: Candidates, _token_ids: Sequence[int], _rng: np.random.Generator) -> None:
-    """Mirostat 2 (arXiv:2007.14966): drops what is more surprising than the surprise that is allowed now, but for the likeliest token."""
+    """Mirostat 2 (arXiv:2007.14966): drops what is more surprising than the surprise that is allowed now, but for the most likely token."""
     probabilities = candidates.probabilities()
     allowed = -np.log2(np.maximum(probabilities, np.finfo(np.float64).tiny)) <= chain.max_surprise
     allowed[probabilities.argmax()] = True

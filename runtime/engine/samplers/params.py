@@ -1,4 +1,4 @@
-"""What a request says of the samplers of llama.cpp, in llama-server's names."""
+"""The parameters of llama.cpp's samplers, in llama-server's names."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ChainParams:
 
     @property
     def uses_chain(self) -> bool:
-        """Whether samplers run as a chain: one is switched on that is in no other order, or an order is given."""
+        """True if samplers run as a chain: one is switched on that is in no other order, or an order is given."""
         off = self.typical_p == 1 and self.xtc_probability == self.dry_multiplier == self.mirostat == self.dynatemp_range == 0
         return not (off and self.top_n_sigma <= 0 and self.samplers is None)
 

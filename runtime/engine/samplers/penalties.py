@@ -30,5 +30,5 @@ def find_seen(params: SamplingParams, token_ids: Sequence[int], num_prompt_token
 
 
 def repetition_factors(logits: npt.NDArray[np.floating], penalty: float) -> npt.NDArray[np.floating]:
-    """What makes each logit less likely: 1/`penalty` for positive ones, else `penalty`."""
+    """The factor by which each logit becomes less likely: 1/`penalty` for positive ones, else `penalty`."""
     return np.where(logits > 0, 1 / penalty, penalty).astype(logits.dtype)
