@@ -1,4 +1,4 @@
-"""What a compile may be asked for, checked before anything heavy is imported."""
+"""The options of a compile, checked before anything heavy is imported."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ Pass: TypeAlias = tvm.transform.Pass
 
 
 def import_passes() -> list[Pass]:
-    """What makes a traced model flat and plain; the K/V cache is read off the result."""
+    """The passes that make a traced model flat and plain; the K/V cache is read off the result."""
     return [drop_batch(), simplify()]
 
 
@@ -88,7 +88,7 @@ def pipeline(
 
 
 def kernel_passes(target: Target) -> list[Pass]:
-    """What remains after the weights were lifted out: Relax's own lowering, fusion, and schedules for the rest."""
+    """The passes after the weights were lifted out: Relax's own lowering, fusion, and schedules for the rest."""
     return [
         relax.transform.FoldConstant(),
         relax.transform.LegalizeOps(),

@@ -1,4 +1,4 @@
-"""What flows through the compiler."""
+"""The program: the data that flows through the compiler."""
 
 from __future__ import annotations
 

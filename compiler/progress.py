@@ -14,7 +14,7 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """What a compile reports to."""
+    """The interface to which a compile reports its progress."""
 
     def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Advance]:
         """Opens a stage, such as "tracing"; call what it yields with the units done since the last call.

@@ -13,7 +13,7 @@ Handler = Callable[[int, FrameType | None], object]
 
 @contextmanager
 def keep_signals() -> Iterator[None]:
-    """What a signal's handler raises, KeyboardInterrupt most often, leaves the block as itself.
+    """Raises what a signal's handler raised, KeyboardInterrupt most often, unchanged at the end of the block.
 
     TVM turns it into a RuntimeError where Python code runs inside of TVM, as passes do.
     """

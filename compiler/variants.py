@@ -22,7 +22,7 @@ from cupola.targets.cost import list_kernels
 
 @dataclass(frozen=True)
 class Variant:
-    """What was built for one target."""
+    """The parts of the artifact that were built for one target."""
 
     library: LibrarySpec
     forward: FunctionSpec

@@ -43,7 +43,7 @@ class Encoding:
         name: the tensor's.
         stored_as: its type in the source.
         kept: what of that is taken as it is: its blocks, its codes with rounded scales, or ""; nothing.
-        storage: what they, or its rounded values, are stored as.
+        storage: what they, or its quantized values, are stored as.
     """
 
     name: str
@@ -92,11 +92,11 @@ def encoding_notes(weights: Sequence[PackedWeight]) -> list[str]:
     """For people: how many of the source's tensors keep their blocks, and how many were quantized here."""
     every = {each for weight in weights for each in weight.encodings}
     kept = Counter((each.stored_as, each.kept) for each in every if each.kept)
-    rounded = Counter((each.stored_as, each.storage) for each in every if not each.kept)
+    quantized = Counter((each.stored_as, each.storage) for each in every if not each.kept)
     clauses = [f"{count} keep{'s its' if count == 1 else ' their'} {kind} {what}" for (kind, what), count in sorted(kept.items())]
     clauses += [
-        f"{count} {'is' if count == 1 else 'are'} rounded from {kind or 'floats'} to {storage}"
-        for (kind, storage), count in sorted(rounded.items())
+        f"{count} {'is' if count == 1 else 'are'} quantized from {kind or 'floats'} to {storage}"
+        for (kind, storage), count in sorted(quantized.items())
     ]
     return [f"of the weights, {', '.join(clauses)}"] if every else []
 
@@ -145,11 +145,11 @@ class _Transform:
             self.results = [normalize(relax.TupleGetItem(results, index)) for index in range(len(sources))]
 
     def computer(self, index: int) -> Callable[[], Array]:
-        """What computes result `index`."""
+        """A function that computes result `index`."""
         return lambda: self._compute(self.results[index])
 
     def encodings(self, index: int) -> tuple[Encoding, ...]:
-        """What is quantized for result `index`."""
+        """The encodings of the quantized weights in result `index`."""
         calls = (value for value in self._values_of(self.results[index]) if isinstance(value, relax.Call))
         found = ((call, storage) for call in calls if (storage := _storage_of(call)) is not None)
         return tuple(encoding for call, storage in found for encoding in self._encodings_of(call, storage))

@@ -23,7 +23,7 @@ def test_the_first_answer_is_paris(smollm2: Compiled) -> None:
     out = run("01_first_answer.py", str(smollm2.path))
     assert "Answer: The capital of Japan is Tokyo." in out
     assert "out; it ended because of: stop" in out
-    assert "' Paris'" in out.partition("After 'The capital of France is'")[2].splitlines()[1]  # the likeliest token comes first
+    assert "' Paris'" in out.partition("After 'The capital of France is'")[2].splitlines()[1]  # the most likely token comes first
     assert "5 tokens × 49152 words" in out
 
 

@@ -38,7 +38,7 @@ print(f"Loaded {llm.artifact.manifest.source.name}, compiled for {llm.artifact.m
 # --- 3. Chat -----------------------------------------------------------------------------------------------------------
 #
 # A chat model was trained on conversations in a certain form, which its chat template writes. Temperature 0 always takes
-# the likeliest token, so the answer is the same each time.
+# the most likely token, so the answer is the same each time.
 
 question = [{"role": "user", "content": "What is the capital of Japan?"}]
 careful = cupola.SamplingParams(temperature=0, max_tokens=48)
@@ -82,7 +82,7 @@ for completion in llm.generate("The robot opened the door and", daring)[0].outpu
 
 # --- 7. How sure is it? ------------------------------------------------------------------------------------------------
 #
-# With logprobs=3 each token comes with its log-probability and those of the three likeliest ones. exp() makes
+# With logprobs=3 each token comes with its log-probability and those of the three most likely ones. exp() makes
 # probabilities of them.
 
 [sure] = llm.generate("The capital of France is", cupola.SamplingParams(temperature=0, max_tokens=1, logprobs=3))

@@ -1,4 +1,4 @@
-"""What `run` and `chat` share: a model made ready, and an answer shown while it is generated."""
+"""Parts that `run` and `chat` share: loading a model, and showing an answer while it is generated."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def load(model: str, options: CompileOptions, device: str | None = None) -> LLM:
 
 
 def load_by(make: Callable[[Path | str], Loaded], model: str, options: CompileOptions) -> Loaded:
-    """What `make` makes of the model's artifact, compiled first if `model` is a source that the cache has no artifact of."""
+    """Calls `make` on the model's artifact, compiled first if `model` is a source without a cached artifact."""
     if p.is_artifact(model):
         p.refuse_compile_options(model, options)
         return make(model)
@@ -60,7 +60,7 @@ def load_by(make: Callable[[Path | str], Loaded], model: str, options: CompileOp
 
 
 def has_chat_template(llm: LLM) -> bool:
-    """Whether the model came with a chat template."""
+    """True if the model came with a chat template."""
     return any(file.name == CHAT_TEMPLATE for file in llm.artifact.manifest.files)
 
 

@@ -50,7 +50,7 @@ Repeats = Annotated[int, typer.Option("--repeat", "-r", help="Measure each test 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of one test: tokens a second, each time."""
+    """The samples of one test, in tokens a second."""
 
     test: SpeedTest
     samples: tuple[float, ...]

@@ -44,7 +44,7 @@ def _machine(roofline: Roofline) -> str:
 
 
 def _title(test: SpeedTest) -> str:
-    """What is looked at: a prompt, or one step of generation."""
+    """The table's title: the prompt, or the step of generation, that was measured."""
     if test.kind == "pp":
         return test.name
     streams = f" × {test.num_streams}" if test.num_streams > 1 else ""

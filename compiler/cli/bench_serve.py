@@ -90,7 +90,7 @@ IgnoreEos = Annotated[
     bool | None,
     _requests("--ignore-eos/--no-ignore-eos", help="Generate to the full length (default: yes, but not for sharegpt).", show_default=False),
 ]
-Temperature = Annotated[float, _requests("--temperature", help="0 takes the likeliest token.")]
+Temperature = Annotated[float, _requests("--temperature", help="0 takes the most likely token.")]
 ExtraBody = Annotated[
     str | None, _requests("--extra-body", help="""Further fields of each request, such as '{"top_p": 0.9}'.""", show_default=False)
 ]

@@ -74,7 +74,7 @@ def _digest(data: bytes) -> str:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether an artifact can be opened there; a damaged one is removed."""
+    """True if an artifact can be opened there; a damaged one is removed."""
     if not folder.exists():
         return False
     try:

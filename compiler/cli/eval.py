@@ -37,7 +37,7 @@ Reference = Annotated[
     str | None,
     typer.Option(
         help="Another artifact of the same model, such as the one in f32: also show the ratio of the perplexities, the mean KL "
-        "divergence from its predictions, and how often both find the same token the likeliest.",
+        "divergence from its predictions, and how often both find the same token the most likely.",
         show_default=False,
     ),
 ]

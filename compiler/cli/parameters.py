@@ -53,10 +53,10 @@ Device = Annotated[
 ]
 System = Annotated[str | None, typer.Option("--system", help="A system message to begin with.", show_default=False)]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Tokens to generate at most.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token; higher is more varied.")]
-TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K likeliest tokens; 0 is all.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens that hold P of the probability.")]
-MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens less likely than P times the likeliest.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the most likely token; higher is more varied.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K most likely tokens; 0 is all.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Sample from the most likely tokens that hold P of the probability.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens less likely than P times the most likely.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="For the same sample again.", show_default=False)]
 Stats = Annotated[bool, typer.Option("--stats", help="Say how fast it was, on standard error.")]
 
@@ -88,7 +88,7 @@ def compile_options(
 
 
 def is_artifact(model: str) -> bool:
-    """Whether `model` is an artifact's folder, perhaps a damaged one, and not a source."""
+    """True if `model` is an artifact's folder, perhaps a damaged one, and not a source."""
     try:
         return any((Path(model) / name).exists() for name in (MANIFEST, LIBRARY))
     except OSError:  # too long for a path

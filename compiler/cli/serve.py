@@ -39,11 +39,11 @@ MixedTokens = Annotated[
 ]
 SchedulerSteps = Annotated[
     int,
-    typer.Option("--num-scheduler-steps", help="Tokens of an answer that may come at once, within 16 ms, where the likeliest is taken."),
+    typer.Option("--num-scheduler-steps", help="Tokens of an answer that may come at once, within 16 ms, where the most likely is taken."),
 ]
 KVMemory = Annotated[str, typer.Option("--kv-memory", help="Memory for K and V, such as 2GB or 512MiB.")]
 SwapMemory = Annotated[
-    str, typer.Option("--swap-memory", help="Memory for K and V of answers that must give way, such as 1GB; 0 computes them again.")
+    str, typer.Option("--swap-memory", help="Memory for K and V of preempted answers, such as 1GB; 0 computes them again.")
 ]
 SwapFolder = Annotated[
     Path | None, typer.Option("--swap-folder", help="A folder on a disk that stands in for that memory.", show_default=False)
@@ -177,5 +177,5 @@ def serve_model(
 
 
 def _split(given: str) -> list[str]:
-    """What stands between commas."""
+    """The parts between commas."""
     return [part.strip() for part in given.split(",") if part.strip()]

@@ -15,7 +15,7 @@ _NO_THREAD = "can't start new thread"
 
 
 def shortage(error: BaseException) -> str | None:
-    """What there was too little of; None if the error is about something else."""
+    """Names the resource that ran out, and the fix; None if the error is about something else."""
     text = str(error).lower()
     if isinstance(error, RuntimeError) and _NO_THREAD in text:
         problem, fix = "the system lets this process start no more threads", "raise `ulimit -u`"

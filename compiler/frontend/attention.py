@@ -113,7 +113,7 @@ def _mask(*_: Any, mask_function: Callable[..., Any] = causal_mask_function, att
 
 
 def _is_of_ones(mask: Any) -> bool:
-    """Whether it masks nothing: a model that wants a mask where none is given, as BioGPT does, traces as a call of `torch.ones`."""
+    """True if the mask masks nothing: a model that wants a mask where none is given, as BioGPT does, traces as a call of `torch.ones`."""
     mode = get_proxy_mode()
     made = get_proxy_slot(mask, mode.tracer, None) if mode is not None and isinstance(mask, torch.Tensor) else None
     node = made.proxy.node if made is not None else None

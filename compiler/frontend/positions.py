@@ -33,13 +33,13 @@ class Positions:
                 module.forward = types.MethodType(_at_given_positions(self._given), module)
 
     def arguments(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the model is called with, for tokens at `positions` [n]."""
+        """The arguments that the model takes for tokens at `positions` [n]."""
         self._given.positions = positions
         return {"position_ids": positions[None] + self.first if self.first else positions[None]} if self.takes_argument else {}
 
 
 def _counts_tokens(module: nn.Module) -> bool:
-    """Whether it is a table of positions which numbers the tokens of a call, as BART's decoder and its descendants have."""
+    """True for a table of positions which numbers the tokens of a call, as BART's decoder and its descendants have."""
     return isinstance(module, nn.Embedding) and "PositionalEmbedding" in type(module).__name__
 
 

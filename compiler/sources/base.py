@@ -1,4 +1,4 @@
-"""What every source of a model gives the compiler."""
+"""The interface through which every source gives the compiler a model."""
 
 from __future__ import annotations
 

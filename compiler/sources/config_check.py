@@ -72,7 +72,7 @@ def _check_heads(sizes: Mapping[str, int], file: object) -> None:
 
 
 def _has_own_class(config: Mapping[str, Any]) -> bool:
-    """Whether transformers ships the class that a configuration asks for by name, so that the model's own code is not needed."""
+    """True if transformers ships the class that a configuration names, so that the model's own code is not needed."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     shipped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")), ())

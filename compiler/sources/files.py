@@ -89,7 +89,7 @@ def typed(data: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
 
 
 def one_line(error: Exception) -> str:
-    """What another library says, fit for a message of one line."""
+    """Another library's error on one line, short enough for a message."""
     return " ".join(str(error).split())[:200]
 
 

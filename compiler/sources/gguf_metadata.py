@@ -56,7 +56,7 @@ class Metadata:
         raise UnsupportedError(message, file=self.header.path, field=f"{self.architecture}.{key}", fix=USE_CHECKPOINT)
 
     def value(self, key: str) -> Any:
-        """What the file says, of any type; None if it says nothing."""
+        """The file's value of a key of the architecture, of any type; None if there is none."""
         self._read.add(key)
         return self.header.metadata.get(f"{self.architecture}.{key}")
 

@@ -68,7 +68,7 @@ def _special_tokens(metadata: Mapping[str, Any], tokens: list[str], file: object
 
 
 def _adds(metadata: Mapping[str, Any], which: str) -> bool:
-    """Whether text gets a `bos` or an `eos`; files that do not say mean what llama.cpp takes them to mean."""
+    """True if text gets a `bos` or an `eos`; files without the field have llama.cpp's default."""
     stated = metadata.get(f"{_PREFIX}add_{which}_token")
     if stated is not None:
         return bool(stated)

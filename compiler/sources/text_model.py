@@ -25,7 +25,7 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def has_text_model(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` describes a model of text and images whose text model compiles alone."""
+    """True if a `config.json` describes a model of text and images whose text model compiles alone."""
     return str(config.get("model_type")) in _WRAPPERS and isinstance(config.get("text_config"), dict)
 
 

@@ -1,4 +1,4 @@
-"""What stands beside a `tokenizer.json` and changes the ids that it gives, put into it.
+"""Merges into a `tokenizer.json` what the files beside it change about its ids.
 
 transformers reads further tokens from `tokenizer_config.json` (`added_tokens_decoder`, the named special tokens), from
 `added_tokens.json` and `special_tokens_map.json`, and `add_prefix_space`. The file's own way to split text stays: classes such as

@@ -88,17 +88,17 @@ def test_blocks_are_kept_bit_for_bit(case: str) -> None:
     blocks = stored(weights, *(f"w{i}" for i in range(len(kinds))))
     assert [str(tensor.dtype) for tensor in blocks.tensors] == dtypes
     np.testing.assert_array_equal(blocks.values(), np.concatenate([file.values[f"w{i}"] for i in range(len(kinds))]))
-    assert encoding_notes(weights) == [f"of the weights, {note}, 1 is rounded from F32 to 8 bits"]
+    assert encoding_notes(weights) == [f"of the weights, {note}, 1 is quantized from F32 to 8 bits"]
     assert not any("w" in read and "floats" in read for read in file.reads)
 
 
 ROUNDED = {
-    "floats": ("w4a8", ["F16", "F16"], "2 are rounded from F16 to 4 bits", 0.01),
-    "Q5_1": ("w4a8", ["Q5_1", "F16"], "1 is rounded from F16 to 8 bits, 1 is rounded from Q5_1 to 8 bits", 1e-4),
-    "floats in 8 bits": ("w8a16", ["F16", "Q5_1"], "1 is rounded from F16 to 8 bits, 1 is rounded from Q5_1 to 8 bits", 1e-4),
-    "Q4_1 in 8 bits": ("w8a8", ["Q4_1"], "1 is rounded from Q4_1 to 8 bits", 1e-4),
-    "floats beside Q4_1": ("w4a8", ["F16", "Q4_1"], "1 keeps its Q4_1 blocks, 1 is rounded from F16 to 4 bits with mins", 0.01),
-    "Q4_1 beside Q8_0": ("w4a8", ["Q4_1", "Q8_0"], "1 keeps its Q8_0 blocks, 1 is rounded from Q4_1 to 8 bits", 1e-4),
+    "floats": ("w4a8", ["F16", "F16"], "2 are quantized from F16 to 4 bits", 0.01),
+    "Q5_1": ("w4a8", ["Q5_1", "F16"], "1 is quantized from F16 to 8 bits, 1 is quantized from Q5_1 to 8 bits", 1e-4),
+    "floats in 8 bits": ("w8a16", ["F16", "Q5_1"], "1 is quantized from F16 to 8 bits, 1 is quantized from Q5_1 to 8 bits", 1e-4),
+    "Q4_1 in 8 bits": ("w8a8", ["Q4_1"], "1 is quantized from Q4_1 to 8 bits", 1e-4),
+    "floats beside Q4_1": ("w4a8", ["F16", "Q4_1"], "1 keeps its Q4_1 blocks, 1 is quantized from F16 to 4 bits with mins", 0.01),
+    "Q4_1 beside Q8_0": ("w4a8", ["Q4_1", "Q8_0"], "1 keeps its Q8_0 blocks, 1 is quantized from Q4_1 to 8 bits", 1e-4),
 }
 
 
