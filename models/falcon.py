@@ -24,7 +24,7 @@ def use_marker(model: Any, attention: AttentionMarker) -> None:
 
 
 def _slopes(module: Any) -> Any:
-    """What a score gains for each token that its key is nearer: ALiBi's slopes, in bf16 as Falcon has them, times the scale."""
+    """ALiBi's slopes, in bf16 as Falcon has them, times the scale: what a score gains for each token that its key is nearer."""
     import torch
     from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 

@@ -1,4 +1,4 @@
-"""What a model family tells the compiler: only what tracing cannot know."""
+"""The interface of a model family: it tells the compiler only what tracing cannot know."""
 
 from __future__ import annotations
 

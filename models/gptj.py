@@ -15,7 +15,7 @@ def use_marker(model: Any, attention: AttentionMarker) -> None:
 
 
 def scores_by_marker(attention: AttentionMarker, scale: float, window: int = 0) -> Any:
-    """What GPT-J, CodeGen and GPT-Neo call `_attn`: q, k, v [1, H, n, D] -> [1, H, n, D] and no weights."""
+    """A replacement for the `_attn` of GPT-J, CodeGen and GPT-Neo: q, k, v [1, H, n, D] -> [1, H, n, D] and no weights."""
 
     def attend(query: Any, key: Any, value: Any, _mask: Any = None) -> tuple[Any, None]:
         return attention(query, key, value, None, None, 0, scale, window, 0.0).transpose(1, 2), None

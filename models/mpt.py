@@ -16,7 +16,7 @@ def use_marker(model: Any, attention: AttentionMarker) -> None:
 
 
 def _slopes(num_heads: int) -> Any:
-    """What a score gains for each token that its key is nearer, as transformers' own table of biases has it."""
+    """ALiBi's slopes, read from transformers' own table of biases: what a score gains for each token that its key is nearer."""
     import torch
     from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 

@@ -56,7 +56,7 @@ def platform_options(machine: str, python: str) -> list[str]:
 
 
 def would_install(requirements: list[str], *options: str) -> list[tuple[str, str, str]]:
-    """What pip would install: each package's normalized name, version and SHA-256."""
+    """The packages that pip would install: normalized name, version and SHA-256 of each."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

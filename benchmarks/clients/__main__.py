@@ -48,7 +48,7 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one client saw: its version, and the checks that went well."""
+    """The outcome for one client: its version, and the checks that passed."""
 
     client: Client
     version: str
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def run(command: list[str], name: str, folder: Path = HERE) -> str:
-    """What a command printed; all of it goes to a log. Raises ClientError with its end."""
+    """Runs a command and returns what it printed; all of it goes to a log. Raises ClientError with its end."""
     log = BUILD / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     try:

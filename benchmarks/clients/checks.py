@@ -1,4 +1,4 @@
-"""What each client's script begins with: where the server is, and a line for each thing that was seen to work."""
+"""The beginning of each client's script: where the server is, and a line for each check that passed."""
 
 from __future__ import annotations
 

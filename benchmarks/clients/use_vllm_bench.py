@@ -33,12 +33,12 @@ def load() -> ModuleType:
 
 
 def salt(number: int) -> dict[str, Any]:
-    """What keeps a request from finding its prompt in the cache."""
+    """Fields that keep a request from finding its prompt in the prefix cache."""
     return {"cache_salt": f"round {number} {time.time()}", "temperature": 0}
 
 
 async def by_vllm(vllm: ModuleType, number: int) -> Any:
-    """What vLLM's client measures of one request."""
+    """One request, measured by vLLM's client."""
     url = f"{URL}/v1/chat/completions"
     asked = vllm.RequestFuncInput(
         prompt=PROMPT, api_url=url, prompt_len=0, output_len=NUM_TOKENS, model=MODEL, ignore_eos=True, extra_body=salt(number)

@@ -1,4 +1,4 @@
-"""Who is measured, on which files, and at what. Another engine, variant or workload is a line here."""
+"""The tables of engines, files and workloads. Another engine, variant or workload is a line here."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Entrant:
 
     @property
     def is_peer(self) -> bool:
-        """Whether it is somebody else's."""
+        """True for another project's engine."""
         return self.venv != "cupola"
 
 

@@ -1,4 +1,4 @@
-"""What is known of the machine, and how fast it reads memory."""
+"""A description of the machine, and how fast it reads memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker speaks: JSON lines on stdin and stdout. Runs in every peer's environment, so it needs the standard library alone.
+"""The worker protocol: JSON lines on stdin and stdout. Runs in every peer's environment, so it needs the standard library alone.
 
     driver                                              worker
                                                         {"version": "0.3.36", "about": "what it tells of itself"}
@@ -33,7 +33,7 @@ class Times:
 
 
 class Engine(Protocol):
-    """What a worker's file implements; its imports are done when the file is."""
+    """The interface that a worker's file implements; its imports are done when the file is imported."""
 
     version: str
     about: str

@@ -95,7 +95,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do; names are keys of the tables in contest.py."""
+    """The runs to make; names are keys of the tables in contest.py."""
 
     engines: tuple[str, ...]
     workloads: tuple[str, ...]
@@ -119,7 +119,7 @@ def set_up(plan: Plan, progress: Progress) -> tuple[dict[str, Path], dict[str, R
 
 
 def worker_command(entrant: Entrant) -> list[str]:
-    """What starts an entrant's worker."""
+    """The command that starts an entrant's worker."""
     return [python_of(entrant.venv), str(HERE / entrant.worker)]
 
 

@@ -35,7 +35,7 @@ def run_logged(command: list[str], log: Path, variables: tuple[tuple[str, str], 
 
 
 def last_line(log: Path) -> str:
-    """What a command said last."""
+    """The last line that a command printed."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1][:200] if lines else "it said nothing"
 

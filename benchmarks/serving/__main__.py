@@ -1,4 +1,4 @@
-"""What a server's users feel, over its real HTTP API.
+"""Measures what a server's users notice, over its real HTTP API.
 
     python benchmarks/serving latency ARTIFACT [--bounds 128,512]     a long prompt arrives among streams
     python benchmarks/serving chat ARTIFACT                           the second turn of a long chat

@@ -1,4 +1,4 @@
-"""What a chat's second turn gains from the first."""
+"""Measures how much a chat's second turn gains from the first."""
 
 from __future__ import annotations
 

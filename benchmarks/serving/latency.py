@@ -1,4 +1,4 @@
-"""What a long prompt does to streams that are under way."""
+"""Measures how a long prompt delays streams that are under way."""
 
 from __future__ import annotations
 

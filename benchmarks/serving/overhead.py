@@ -1,4 +1,4 @@
-"""What HTTP costs: an engine's output tokens a second by itself, and behind a server whose clients stream."""
+"""Measures the cost of HTTP: an engine's output tokens a second by itself, and behind a server whose clients stream."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ GREEDY = cupola.SamplingParams(temperature=0, max_tokens=NUM_DECODED, ignore_eos
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one model type.
+    """The result for one model type.
 
     Attributes:
         model_type: transformers' name.
@@ -124,5 +124,5 @@ def _compare(made: Result, llm: cupola.LLM, model: Any, prompts: list[list[int]]
         rows = _logits(model, prompt + chosen[:-1])[len(prompt) - 1 :]
         gap = max(float(row.max() - row[token]) for row, token in zip(rows, chosen, strict=True))
         if not gap < BOUND:
-            return replace(made, error=error, reason=f"a decoded token is {gap:.1e} below the likeliest")
+            return replace(made, error=error, reason=f"a decoded token is {gap:.1e} below the most likely")
     return replace(made, outcome="match", error=error)

@@ -81,7 +81,7 @@ class _Worker:
         self.folder.cleanup()
 
     def result(self, limit_seconds: float) -> Result:
-        """What it wrote, or how it ended without writing; the process and its folder are gone then."""
+        """The result that it wrote, or how it ended without writing; ends the process and removes its folder."""
         if not self.has_ended():
             found = Result(self.model_type, "failed", f"takes more than {limit_seconds:g} seconds", seconds=limit_seconds)
         elif self.answer.exists():
