@@ -100,7 +100,7 @@ class _Flattener:
         return self.builder.emit(relax.op.reshape(self._plain(arg), list(type_.shape)[1:])) if _is_one(type_.shape[0]) else None
 
     def _keeps_batch(self, call: relax.Call) -> bool:
-        """Whether the call leaves the batch axis of its arguments where it is, and moves nothing along it."""
+        """True if the call leaves the batch axis of its arguments where it is, and moves nothing along it."""
         name, first = name_of(call), call.args[0]
         if name == "permute_dims":
             return axes_of(call)[0] == 0

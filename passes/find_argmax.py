@@ -1,4 +1,4 @@
-"""Lets the model choose the likeliest tokens itself and go on with them: it then can take several steps without the host in between.
+"""Lets the model take the argmax of its logits and go on with it: it then can run several steps without the host in between.
 
 Before:  return (logits, maxima)
 After:   argmax = cupola.argmax(logits, maxima, tokens, positions, slots.0, context_lens, block_tables.0, block_size=16)

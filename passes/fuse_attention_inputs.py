@@ -42,7 +42,7 @@ def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
 
 
 def _rotation(matrix: relax.Expr, scope: Scope) -> Rotated | None:
-    """What `matrix` is the rotation of, if it is the rotated heads side by side."""
+    """The heads that `matrix` rotates and how, if it is rotated heads side by side."""
     flat = scope.call(matrix, "reshape")
     found = _rotated_heads(flat.args[0], scope) if flat is not None else None
     if flat is None or found is None:

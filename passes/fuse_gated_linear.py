@@ -61,5 +61,5 @@ def _halves(gate: relax.Expr, up: relax.Expr, scope: Scope) -> tuple[relax.Expr,
 
 
 def is_plain(linear: ops.Linear) -> bool:
-    """Whether nothing but a bias follows the product."""
+    """True if nothing but a bias follows the product."""
     return linear.residual is None and not linear.activation

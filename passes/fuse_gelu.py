@@ -48,7 +48,7 @@ def _plus_one(total: relax.Call | None, scope: Scope) -> relax.Call | None:
 
 
 def _is_inner(expr: relax.Expr, x: relax.Expr, scope: Scope) -> bool:
-    """Whether `expr` is sqrt(2 / pi) (x + 0.044715 x^3)."""
+    """True if `expr` is sqrt(2 / pi) (x + 0.044715 x^3)."""
     total = _scaled(expr, math.sqrt(2 / math.pi), scope)
     add = scope.call(total, "add") if total is not None else None
     for linear, cubic in (add.args, reversed(add.args)) if add is not None else ():

@@ -48,7 +48,7 @@ def _epsilon(factor: relax.Expr, x: relax.Expr, scope: Scope) -> float | None:
 
 
 def is_mean_square(expr: relax.Expr, x: relax.Expr, scope: Scope) -> bool:
-    """Whether `expr` is the mean of x² over the last axis, which it keeps."""
+    """True if `expr` is the mean of x² over the last axis, which it keeps."""
     mean = scope.call(expr, "mean")
     if mean is None or not is_over_last_axis(mean):
         return False
@@ -59,6 +59,6 @@ def is_mean_square(expr: relax.Expr, x: relax.Expr, scope: Scope) -> bool:
 
 
 def is_over_last_axis(mean: relax.Call) -> bool:
-    """Whether a mean is taken over the last axis alone, and keeps it."""
+    """True if a mean is taken over the last axis alone, and keeps it."""
     rank, axes = len(mean.args[0].ty.shape), mean.attrs.axis
     return bool(mean.attrs.keepdims) and axes is not None and [int(axis) % rank for axis in axes] == [rank - 1]

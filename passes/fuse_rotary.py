@@ -59,13 +59,13 @@ def _is_table(table: relax.Expr, x: relax.Expr) -> bool:
 
 
 def _halves_turned(expr: relax.Expr, x: relax.Expr, scope: Scope) -> bool:
-    """Whether `expr` is concat(−x[dim/2:], x[:dim/2]) along the last axis."""
+    """True if `expr` is concat(−x[dim/2:], x[:dim/2]) along the last axis."""
     parts, dim = _two_parts(scope.call(expr, "concat"), 2, scope), shape_of(x)[2]
     return parts is not None and _is_half(parts[0], x, dim // 2, 1, scope) and _is_half(parts[1], x, 0, 1, scope)
 
 
 def _pairs_turned(expr: relax.Expr, x: relax.Expr, scope: Scope) -> bool:
-    """Whether `expr` is stack(−x[1::2], x[::2]) along a new last axis, made flat."""
+    """True if `expr` is stack(−x[1::2], x[::2]) along a new last axis, made flat."""
     flat = scope.call(expr, "reshape")
     parts = _two_parts(scope.call(flat.args[0], "stack"), 3, scope) if flat is not None else None
     same = tvm_ffi.structural_equal(expr.ty.shape, x.ty.shape)
@@ -82,7 +82,7 @@ def _two_parts(joined: relax.Call | None, axis: int, scope: Scope) -> tuple[rela
 
 
 def _is_half(expr: relax.Expr, x: relax.Expr, start: int, step: int, scope: Scope) -> bool:
-    """Whether `expr` is the half of x's last dimensions that begins at `start`, each `step`-th of them."""
+    """True if `expr` is the half of x's last dimensions that begins at `start`, each `step`-th of them."""
     part = scope.call(expr, "strided_slice")
     if part is None or not part.args[0].same_as(x) or shape_of(expr)[2] * 2 != shape_of(x)[2]:
         return False

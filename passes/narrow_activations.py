@@ -45,7 +45,7 @@ class _Narrowing(PyExprMutator):
         self.narrow: set[relax.Var] = set()
 
     def find(self, func: relax.Function) -> None:
-        """Notes which variables of `func` are only read by who rounds them."""
+        """Notes which variables of `func` only have readers that round them."""
         self.narrow = set()
         uses, rounded = count_uses(func), Counter[relax.Var]()
         for binding in reversed([binding for block in func.body.blocks for binding in block.bindings]):
@@ -55,7 +55,7 @@ class _Narrowing(PyExprMutator):
                     self.narrow.add(x)
 
     def _picks_rows(self, binding: relax.Binding) -> bool:
-        """Whether it takes rows for readers who round them, which are known by now."""
+        """True if it takes rows for readers that round them, which are known by now."""
         return binding.var in self.narrow and isinstance(binding.value, relax.Call) and name_of(binding.value) == "take"
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
@@ -68,7 +68,7 @@ class _Narrowing(PyExprMutator):
 
 
 def _rounded(call: relax.Expr) -> list[relax.Expr]:
-    """What `call` rounds as it reads it, as often as it does."""
+    """The arguments that `call` rounds as it reads them, one as often as it does."""
     layer = ops.Linear.match(call) or ops.GatedLinear.match(call)
     if layer is not None and layer.quantize_x and layer.norm is None:
         return [layer.x]
@@ -79,6 +79,6 @@ def _rounded(call: relax.Expr) -> list[relax.Expr]:
 
 
 def _may_narrow(call: relax.Expr) -> bool:
-    """Whether a kernel of this kind can write the type."""
+    """True if a kernel of this kind can write the type."""
     layer = ops.Linear.match(call) or ops.GatedLinear.match(call)
     return bool(layer.quantize_x) if layer is not None else ops.op_name(call) == ops.PagedAttention.name

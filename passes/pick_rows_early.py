@@ -92,7 +92,7 @@ class _Picking(PyExprMutator):
 
 
 def _is_choice(value: relax.Expr) -> bool:
-    """Whether `value` takes rows that the caller names from as many as there are tokens; tables of weights have a known size."""
+    """True if `value` takes rows that the caller names from as many as there are tokens; tables of weights have a known size."""
     if not isinstance(value, relax.Call) or name_of(value) != "take" or value.attrs.axis is None or value.attrs.mode != "clip":
         return False
     x, rows = value.args

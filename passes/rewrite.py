@@ -32,7 +32,7 @@ Rule = Callable[[relax.Call, "Scope"], relax.Expr | None]
 
 
 class Scope:
-    """What a rule may ask of the function that it rewrites."""
+    """A rule's view of the function that it rewrites."""
 
     def __init__(self, mutator: PyExprMutator) -> None:
         self._mutator = mutator
@@ -49,7 +49,7 @@ class Scope:
         return self.builder.emit(expr)
 
     def value(self, expr: relax.Expr) -> relax.Expr:
-        """What a variable is bound to, a field of a known tuple included; other expressions come back as they are."""
+        """The value that a variable is bound to, a field of a known tuple included; other expressions come back as they are."""
         bound = self._mutator.lookup_binding(expr) if isinstance(expr, relax.Var) else None
         if isinstance(bound, relax.TupleGetItem):
             whole = self.value(bound.tuple_value)
@@ -62,7 +62,7 @@ class Scope:
         return value if isinstance(value, relax.Call) and name_of(value) == name else None
 
     def used_once(self, index: int) -> bool:
-        """Whether argument `index` of the call being rewritten has no other use, so that it may be fused away."""
+        """True if argument `index` of the call being rewritten has no other use, so that it may be fused away."""
         assert self.original is not None
         return self.num_uses[self.original.args[index]] == 1
 

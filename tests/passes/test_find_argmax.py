@@ -1,4 +1,4 @@
-"""The result gets the likeliest tokens beside it, where there is a K/V cache to go on in."""
+"""The result gets the argmax tokens beside it, where there is a K/V cache to go on in."""
 
 from __future__ import annotations
 
