@@ -13,7 +13,7 @@ import msgspec
 from cupola.runtime.load_generator.record import RequestRecord
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, frozen=True):
     """Of a chat's chunk, what counts as content."""
 
     content: str | None = None
@@ -27,7 +27,7 @@ class Delta(msgspec.Struct):
         return self.content or self.reasoning_content or self.reasoning or ("" if not self.tool_calls else " ")
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, frozen=True):
     """One of a chunk's choices: `text` in completions, `delta` in chats."""
 
     text: str | None = None
@@ -35,13 +35,13 @@ class Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class PromptDetails(msgspec.Struct):
+class PromptDetails(msgspec.Struct, frozen=True):
     """Where a prompt's tokens came from."""
 
     cached_tokens: int | None = None
 
 
-class Usage(msgspec.Struct):
+class Usage(msgspec.Struct, frozen=True):
     """The server's count of tokens."""
 
     prompt_tokens: int | None = None
@@ -49,7 +49,7 @@ class Usage(msgspec.Struct):
     prompt_tokens_details: PromptDetails | None = None
 
 
-class Event(msgspec.Struct):
+class Event(msgspec.Struct, frozen=True):
     """One chunk of a stream."""
 
     choices: list[Choice] | None = None

@@ -26,7 +26,7 @@ STREAMED: dict[int | str, Object] = {200: {"content": {"text/event-stream": {}}}
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class MessageAnswer:
     """A message on its way."""
 
