@@ -18,6 +18,7 @@ from cupola.passes.quantize_weights import quantize_weights
 from cupola.passes.schemes import scheme_of
 from cupola.passes.schemes.blocks import Blocks
 from cupola.targets import ops
+from tests.passes.harness import verified
 
 
 class File:
@@ -60,7 +61,8 @@ def packed(file: File, groups: Sequence[Sequence[str]], quant: str, embedding: s
             result = builder.emit_output(relax.Tuple(out))
         builder.emit_func_output(result)
     formats = {name: tensor.stored_as for name, tensor in file.tensors.items()}
-    mod = relax.transform.EliminateCommonSubexpr()(quantize_weights(scheme_of(quant, embedding), formats)(builder.get()))
+    mod = verified(quantize_weights(scheme_of(quant, embedding), formats), builder.get())
+    mod = verified(relax.transform.EliminateCommonSubexpr(), mod)
     return list(lift_weights(mod, file.tensors)[1])
 
 

@@ -12,12 +12,17 @@ def module(func: relax.Function) -> IRModule:
     return IRModule({"forward": func.without_attr("global_symbol").with_attr("global_symbol", "forward")})
 
 
-def apply(step: tvm.transform.Pass, before: relax.Function) -> IRModule:
-    """What `step` makes of `before`, which must be well-formed; well_formed raises where it is not."""
-    relax.analysis.well_formed(module(before))
-    after = step(module(before))
+def verified(step: tvm.transform.Pass, mod: IRModule) -> IRModule:
+    """Applies `step` to `mod`. Before and after it the IR is verified: `well_formed` raises on the first fault."""
+    relax.analysis.well_formed(mod)
+    after = step(mod)
     relax.analysis.well_formed(after)
     return after
+
+
+def apply(step: tvm.transform.Pass, before: relax.Function) -> IRModule:
+    """The module that `step` makes of `before`, with the IR verified before and after."""
+    return verified(step, module(before))
 
 
 def becomes(step: tvm.transform.Pass, before: relax.Function, expected: relax.Function) -> None:

@@ -20,6 +20,7 @@ from cupola.passes.schemes import SCHEMES
 from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.targets.base import Target
 from cupola.targets.ops import GatedLinear, Linear, PagedAttention
+from tests.passes.harness import verified
 
 NO_TARGET = Target(DeviceSpec("none", "cpu", "none", "", ()), None)
 
@@ -84,18 +85,16 @@ RECOGNIZED = {
 
 @functools.cache
 def recognized(model_type: str) -> IRModule:
-    """The module before `lower_ops`, well-formed after every pass on the way; well_formed raises where it is not."""
+    """The module before `lower_ops`, verified after every pass on the way."""
     family = find_family(model_type)
     assert family is not None
     mod = translate(trace({"model_type": model_type, **family.tiny}, "test", 64), "test")
     for step in import_passes():
-        mod = step(mod)
-        relax.analysis.well_formed(mod)
+        mod = verified(step, mod)
     kv = lay_out_state(kv_layout(mod, "float32", 16, "test"), [NO_TARGET])
     for step in pipeline(NO_TARGET, kv, SCHEMES["f32"]):
         if step.info.name != "lower_ops":
-            mod = step(mod)
-            relax.analysis.well_formed(mod)
+            mod = verified(step, mod)
     return mod
 
 

@@ -16,6 +16,7 @@ from cupola.compiler.frontend.translate import INPUTS, translate
 from cupola.compiler.pipeline import import_passes
 from cupola.models import find_family
 from cupola.runtime.errors import SourceError, UnsupportedError
+from tests.passes.harness import verified
 
 
 def config_of(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def test_a_window_that_comes_as_a_mask_alone_reaches_attention(monkeypatch: pyte
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "cupola", forgetful)
     mod = translate(trace(config_of("mistral"), "config.json", 64), "config.json")
     for step in import_passes():
-        mod = step(mod)
+        mod = verified(step, mod)
     assert [group.window for group in kv_layout(mod, "float32", 16, "config.json").groups] == [8]
 
 
