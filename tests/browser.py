@@ -54,5 +54,5 @@ def opened_page(browser: Browser, url: str, width: int = 1100, height: int = 760
 
 
 def is_failure(kind: str, text: str) -> bool:
-    """Whether a line of the console is the page's fault; Chromium itself writes one for each answer that is an error."""
+    """True if a line of the console is the page's fault; Chromium itself writes one for each answer that is an error."""
     return kind in ("error", "warning") and not text.startswith("Failed to load resource")

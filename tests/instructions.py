@@ -1,4 +1,4 @@
-"""What TVM's virtual machine does in one call of `forward`, counted."""
+"""Counts the instructions of TVM's virtual machine in one call of `forward`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What DESIGN.md records: each decision has its form and its number, and what it and the notes point to exists."""
+"""DESIGN.md's decisions have their form and their number, and the files that it and the notes point to exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def decisions(text: str) -> list[str]:
 
 
 def faults(paragraphs: list[str]) -> list[str]:
-    """What is wrong with the form of decisions, in order."""
+    """Faults in the form of decisions, in order."""
     found = []
     for number, paragraph in enumerate(paragraphs, 1):
         words = paragraph.split()

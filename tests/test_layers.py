@@ -69,7 +69,7 @@ def is_allowed(name: str, rules: tuple[str, ...]) -> bool:
 
 
 def broken_imports(path: str, tree: ast.AST) -> list[str]:
-    """What `path` imports and may not."""
+    """Imports of `path` that its room's rules forbid."""
     faults = []
     for line, name in imported_modules(tree):
         top = name.split(".")[0]

@@ -1,4 +1,4 @@
-"""What a compile reports, and to whom."""
+"""The kinds of progress that a compile may report to: silent, lines with times, bars."""
 
 from __future__ import annotations
 

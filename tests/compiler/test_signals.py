@@ -1,4 +1,4 @@
-"""What is raised inside of TVM, by Ctrl-C or by a pass, is the same outside of it."""
+"""An exception raised inside of TVM, by Ctrl-C or by a pass, is the same outside of it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a call. A negative code is a signal."""
+    """The result of a call. A negative code is a signal."""
 
     code: int
     out: str

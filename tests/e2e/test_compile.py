@@ -1,4 +1,4 @@
-"""What compiling promises: memory, speed of a second start, the runtime alone."""
+"""Promises of compiling: memory, speed of a second start, the runtime alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an importer easily gets wrong, model by model: compiled, against transformers in float32."""
+"""Cases that an importer easily gets wrong, model by model: compiled, against transformers in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What schemes cost in perplexity: SmolLM2 on technical English, beside the same weights in float32."""
+"""The cost of schemes in perplexity: SmolLM2 on technical English, beside the same weights in float32."""
 
 from __future__ import annotations
 

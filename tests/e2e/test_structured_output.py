@@ -1,4 +1,4 @@
-"""What SmolLM2 says at temperature 1 under a grammar: JSON that validates, and nothing that a bad grammar can harm."""
+"""SmolLM2 at temperature 1 under a grammar: JSON that validates, and nothing that a bad grammar can harm."""
 
 from __future__ import annotations
 

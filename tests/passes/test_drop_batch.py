@@ -50,7 +50,7 @@ def test_a_block_comes_out_flat_with_the_same_numbers() -> None:
 
 
 def has_batch_axis(mod: IRModule) -> bool:
-    """Whether a value of the function has a first axis of 1."""
+    """True if a value of the function has a first axis of 1."""
     bindings = [binding for part in mod["forward"].body.blocks for binding in part.bindings]
     tensors = [b.var.ty for b in bindings if isinstance(b.var.ty, relax.TensorType) and len(b.var.ty.shape)]
     return any(isinstance(t.shape[0], tvm.tirx.IntImm) and int(t.shape[0]) == 1 for t in tensors)

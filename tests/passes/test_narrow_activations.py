@@ -1,4 +1,4 @@
-"""What only quantized linear layers read passes between kernels in the target's type."""
+"""Activations that only quantized linear layers read pass between kernels in the target's type."""
 
 from __future__ import annotations
 

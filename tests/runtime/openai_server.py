@@ -24,7 +24,7 @@ class Plan:
 
 @dataclass
 class FakeServer:
-    """What it is like, and what it saw. A text has a token for each word, and one more for each letter z."""
+    """The server's settings, and the requests it saw. A text has a token for each word, and one more for each letter z."""
 
     plan: Callable[[int], Plan] = lambda number: Plan()
     model: str = "org/fake"

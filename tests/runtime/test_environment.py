@@ -19,7 +19,7 @@ from cupola.runtime.environment import interpreter
     ],
 )
 def test_a_file_of_the_current_folder_is_never_run(tmp_path, hidden, arguments):
-    """What a model's folder brings must not stand in for a module of that name."""
+    """A file that comes with a model's folder must not stand in for a module of that name."""
     (tmp_path / hidden).write_text("open('OWNED', 'w').close()\nraise SystemExit(7)\n")
     done = subprocess.run([*interpreter(), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert not (tmp_path / "OWNED").exists() and done.returncode != 7, done.stderr

@@ -1,4 +1,4 @@
-"""What `LLM` takes as vLLM's does: prompts as dictionaries, priorities, bars, beams."""
+"""`LLM` takes arguments as vLLM's does: prompts as dictionaries, priorities, bars, beams."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_bad_words_are_tokenized_with_and_without_a_blank(llm):
 
 
 def score_all(weight: np.ndarray, prompt: list[int], length: int, stops: tuple[int, ...], penalty: float) -> list[tuple[float, list[int]]]:
-    """Every continuation and its score, from the definition: the likeliest ones have no rival that a wide search could miss."""
+    """Every continuation and its score, from the definition: the most likely ones have no rival that a wide search could miss."""
     likely = np.argsort(reference_logits(weight, prompt)[-1])[-6:]
     found = []
     for tail in itertools.product(likely.tolist(), repeat=length):
@@ -116,7 +116,7 @@ def score_all(weight: np.ndarray, prompt: list[int], length: int, stops: tuple[i
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_beams_are_the_likeliest_continuations(llm, penalty):
+def test_beams_are_the_most_likely_continuations(llm, penalty):
     """A search that is as wide as the choice is exhaustive: its best is the best there is."""
     stops = llm.artifact.manifest.model.stop_token_ids
     weight = np.array(map_weights(llm.artifact)["follow"], np.float64)

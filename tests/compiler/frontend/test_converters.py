@@ -1,4 +1,4 @@
-"""What torch computes is what the translated module computes: operations that TVM's importer lacks or has wrong, and in-place ones."""
+"""The translated module computes what torch does: operations that TVM's importer lacks or has wrong, and in-place ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model has that cupola lacks is said before anything is traced. Types and parts are those of the published models."""
+"""Parts of a model that cupola lacks are named before anything is traced. Types and parts are those of the published models."""
 
 from __future__ import annotations
 

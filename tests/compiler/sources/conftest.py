@@ -51,7 +51,7 @@ def vocabulary() -> tuple[list[str], list[int]]:
 
 
 def to_llama_cpp(values: np.ndarray, num_heads: int) -> np.ndarray:
-    """What llama.cpp's converter does to the rows of llama's q and k."""
+    """Reorders the rows of llama's q and k as llama.cpp's converter does."""
     return values.reshape(num_heads, 2, values.shape[0] // num_heads // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 

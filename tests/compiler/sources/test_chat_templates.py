@@ -108,7 +108,7 @@ def test_named_tokens_are_transformers_ones(describe, fields):
 
 
 def by_config(folder, fields):
-    """What config.json says of tokens that the tokenizer's files don't mention."""
+    """The tokens that config.json names and the tokenizer's files don't mention."""
     ids = json.loads((folder / "config.json").read_text())
     return {name: TOKENS[ids[f"{name}_id"]] for name in ("bos_token", "eos_token", "pad_token") if name not in fields}
 

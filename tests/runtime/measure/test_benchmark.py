@@ -1,4 +1,4 @@
-"""What `Benchmark` times is what its tests say: which tokens, at which depth, of how many streams."""
+"""`Benchmark` times the tokens that its tests name, at their depth and of as many streams."""
 
 from __future__ import annotations
 

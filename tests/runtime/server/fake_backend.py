@@ -21,7 +21,7 @@ KEY = "open sesame"
 
 @dataclass
 class Backend:
-    """What the server answers, and what it saw. Tests set the first part, and read the second."""
+    """The server's answers, and the requests it saw. Tests set the first part, and read the second."""
 
     pieces: list[str] = field(default_factory=lambda: ["Hello", " there"])
     thoughts: list[str] = field(default_factory=list)  # reasoning before the pieces

@@ -104,7 +104,7 @@ class Server:
         return text, token_ids
 
     def greedy_alone(self) -> tuple[str, list[int]]:
-        """What `greedy` gives when nothing runs beside it."""
+        """The result of `greedy` when nothing runs beside it."""
         if self._greedy is None:
             self.wait_idle()
             self._greedy = self.greedy()
@@ -168,7 +168,7 @@ def engine_of(server_id: int) -> psutil.Process:
 
 
 def eventually(probe: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """What `probe` gives once it is true."""
+    """The result of `probe` once it is true."""
     deadline = time.monotonic() + seconds
     while not (found := probe()):
         assert time.monotonic() < deadline, f"{getattr(probe, '__name__', probe)} was not true in {seconds} s"

@@ -1,4 +1,4 @@
-"""What becomes of fields that are not the server's: ignored if they can't change the answer, else refused by name."""
+"""Fields that are not the server's are ignored if they can't change the answer, else refused by name."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FOREIGN = [
 
 
 def status_of(hosts: list[str], allowed: tuple[str, ...]) -> int:
-    """What a request with these `Host` headers gets, where 200 is the route's answer."""
+    """The status of a request with these `Host` headers, where 200 is the route's answer."""
     statuses = []
 
     async def app(scope, receive, send):

@@ -32,7 +32,7 @@ def test_parts_of_a_character_have_its_bytes(tokenizer):
     assert [token["top_logprobs"][1]["bytes"] for token in content] == [[97]] * 4
 
 
-def test_likeliest_tokens_of_one_text_are_all_told(tokenizer):
+def test_most_likely_tokens_of_one_text_are_all_told(tokenizer):
     top = write(tokenizer, entry(*SMILE), num_top=4)["top_logprobs"][0]
     assert top == {r"bytes:\xf0": -1.0, r"bytes:\x9f": -2.0, r"bytes:\x98": -3.0, r"bytes:\x80": -4.0}
     unknown = write(tokenizer, entry(1000, 1001, 1002), num_top=3)["top_logprobs"][0]

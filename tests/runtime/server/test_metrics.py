@@ -1,4 +1,4 @@
-"""What the metrics count of prompts and their completions, against what is written out here."""
+"""The metrics of prompts and their completions, against counts that are written out here."""
 
 from __future__ import annotations
 

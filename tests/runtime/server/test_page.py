@@ -108,7 +108,7 @@ def test_the_figures_move(page: Page, backend: Backend) -> None:
 
 
 def heights(page: Page, name: str) -> list[float]:
-    """What a figure's line shows, upwards from its lowest point."""
+    """The heights of a figure's line, upwards from its lowest point."""
     points = page.locator(f"#figure-{name} .line").get_attribute("points").split()
     ordinates = [float(point.split(",")[1]) for point in points]
     return [max(ordinates) - y for y in ordinates]

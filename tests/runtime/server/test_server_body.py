@@ -181,7 +181,7 @@ def test_content_length_too_long(server: Server):
 
 
 def test_content_length_too_short(server: Server):
-    """What is left over is no request."""
+    """Bytes left over are no request."""
     with server.connect() as connection:
         connection.sendall(request(GOOD, f"Content-Length: {len(GOOD) - 1}"))
         connection.shutdown(socket.SHUT_WR)

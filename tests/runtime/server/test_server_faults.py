@@ -1,4 +1,4 @@
-"""What goes wrong beneath the server, and how it ends: group 8 of the bad inputs."""
+"""Faults beneath the server, and how they end: group 8 of the bad inputs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def in_flight(server: Server, count: int) -> None:
 
 
 def test_the_engine_is_killed(faulty: Server):
-    """Who waits is told at once; the server says that it can't answer, and soon it can."""
+    """Clients that wait are told at once; the server says that it can't answer, and soon it can."""
     expected, engine = faulty.greedy_alone(), faulty.engine()
     with ThreadPoolExecutor(4) as pool:
         whole = [pool.submit(ask, faulty, LONG) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""What HTTP allows beside a plain request: offers of another protocol, HEAD, compressed bodies, schemes in any case."""
+"""HTTP beside plain requests: offers of another protocol, HEAD, compressed bodies, schemes in any case."""
 
 from __future__ import annotations
 

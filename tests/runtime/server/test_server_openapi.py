@@ -1,4 +1,4 @@
-"""What the server says of itself in its OpenAPI document is true, whatever schemathesis makes of it."""
+"""The server's OpenAPI document is true, whatever schemathesis makes of it."""
 
 from __future__ import annotations
 

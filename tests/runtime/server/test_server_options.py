@@ -1,4 +1,4 @@
-"""What a server may be told of its clients: names, keys, origins, a path, certificates, patience."""
+"""The server's options for its clients: names, keys, origins, a path, certificates, patience."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_edges(server: Server, field: str):
 
 
 def test_max_tokens_without_an_end(server: Server):
-    """What is left of the context is all that there can be."""
+    """The output may fill the rest of the context, and no more."""
     for max_tokens in (-1, 6, HUGE, MAX):
         choice = server.complete(prompt=[7] * (CONTEXT - 5), max_tokens=max_tokens, ignore_eos=True, return_token_ids=True)["choices"][0]
         assert (len(choice["token_ids"]), choice["finish_reason"]) == (5, "length")

@@ -134,7 +134,7 @@ def draw_prompts(vocabulary: int, longest: int) -> list[list[int]]:
 
 @pytest.mark.by_turns
 def test_answers_are_what_they_are_alone(tiny: Path, tmp_path: Path):
-    """Blocks are few, so that sequences must give way to each other."""
+    """Blocks are few, so that sequences preempt each other."""
     with run_server(tiny, tmp_path, "--kv-memory", "2KiB") as server:
         soak(server, draw_prompts(256, 100), 60, compare=True)
         assert server.metrics()["num_preemptions_total"] > 0

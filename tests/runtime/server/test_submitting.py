@@ -110,7 +110,7 @@ def extremes() -> Iterator[SamplingParams]:
 
 
 def plain(message: m.ToEngine) -> object:
-    """What a message says, whether its lists are tuples or lists."""
+    """The content of a message, with tuples and lists alike."""
     return json.loads(msgspec.json.encode(message))
 
 

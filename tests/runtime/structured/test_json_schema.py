@@ -188,7 +188,7 @@ def in_a_tag(schema: dict, style: str = "json") -> StructuredOutputs:
 
 
 def write_digits(process, start: str = "") -> str:
-    """What a model says that would always write another digit, and else goes on as soon as it can."""
+    """The text of a model that would always write another digit, and else goes on as soon as it can."""
     text = bytearray(start.encode())
     new = list(text)
     for _ in range(400):
@@ -318,7 +318,7 @@ def test_what_leaving_out_does_not_mend_is_always_refused(words):
 
 @pytest.mark.parametrize("schema", LOOSENED.values(), ids=LOOSENED)
 def test_what_no_grammar_says_is_checked_afterwards(compiler, checker, schema):
-    """What validates is said, too, and the checker's verdict is jsonschema's own."""
+    """Texts that validate are among those written, and the checker's verdict is jsonschema's own."""
     wanted = StructuredOutputs(json=schema)
     process = compiler.acquire(compiler.compile(wanted))
     first = 100 * list(LOOSENED.values()).index(schema)  # some share a grammar, whose process knows what was said before

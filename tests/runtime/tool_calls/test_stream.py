@@ -121,7 +121,7 @@ cuts = st.lists(st.integers(0, 400), max_size=12)
 
 
 def gather(deltas: list) -> Answer:
-    """What a client makes of a stream."""
+    """Collects a stream as a client does."""
     content, calls = "", []
     for delta in deltas:
         shape = ChoiceDelta.model_validate(delta.as_openai(), strict=True)
