@@ -4,7 +4,8 @@ Before:  return (logits, maxima)
 After:   argmax = cupola.argmax(logits, maxima, tokens, positions, slots.0, context_lens, block_tables.0, block_size=16)
          return (logits, maxima, argmax)                # i32 [8, r]
 
-The host's part of a step is small, but it runs out of memory's reach: the weights have gone through every cache.
+Further state groups' slots and block tables come in one more argument, a tuple. The host's part of a step is small, but it runs out of
+memory's reach: the weights have gone through every cache.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cupola.passes.rewrite import pass_of, results_of, with_result
 from cupola.runtime.artifact.state import KVSpec
 from cupola.targets.ops import Argmax
 
-_CHANGED = ("tokens", "positions", "slots.0", "context_lens", "block_tables.0")  # all K/V groups are given the same slots and tables
+_CHANGED = ("tokens", "positions", "slots.0", "context_lens", "block_tables.0")
 
 
 def find_argmax(kv: KVSpec) -> tvm.transform.Pass:
@@ -32,5 +33,6 @@ def _with_tokens(func: relax.Function, kv: KVSpec) -> relax.Function:
         return func
     results = results_of(func)
     tokens, positions, slots, context_lens, block_tables = (inputs[name] for name in _CHANGED)
-    op = Argmax(results["logits"], results["maxima"], tokens, positions, slots, context_lens, block_tables, kv.block_size)
-    return with_result(func, "argmax", op.call())
+    further = [inputs[f"{name}.{group}"] for group in range(1, len(kv.groups)) for name in ("slots", "block_tables")]
+    given = (results["logits"], results["maxima"], tokens, positions, slots, context_lens, block_tables, kv.block_size)
+    return with_result(func, "argmax", Argmax(*given, relax.Tuple(further) if further else None).call())

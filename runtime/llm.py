@@ -346,6 +346,6 @@ def load_engine(
     """An engine that runs the artifact, with no more sequences in a step than it was compiled for. Raises as `LLM`."""
     manifest = artifact.manifest
     config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
-    num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs)
-    swap = make_swap_space(manifest, swap_memory, swap_folder)
-    return Engine(load(artifact, num_blocks, device, swap), manifest.model, manifest.kv.block_size, config, tokenizer)
+    num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs, config.max_num_batched_tokens)
+    swap = make_swap_space(manifest, swap_memory, swap_folder, config.max_num_batched_tokens)
+    return Engine(load(artifact, num_blocks, device, swap), manifest.model, manifest.kv, config, tokenizer)

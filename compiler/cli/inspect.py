@@ -66,14 +66,14 @@ def inspect(
 
 def reckon(manifest: Manifest, context: int, max_num_seqs: int, max_num_batched_tokens: int) -> Memory:
     """The memory for `max_num_seqs` sequences of `context` tokens each, `max_num_batched_tokens` of them in a step."""
-    blocks = math.ceil(context / manifest.kv.block_size)
+    blocks, held = math.ceil(context / manifest.kv.block_size), manifest.kv.most_blocks(context, max_num_batched_tokens)
     sizes = {"n": max_num_batched_tokens, "b": max_num_seqs, "b + 1": max_num_seqs + 1, "r": max_num_seqs}
     sizes |= {f"max_blocks_{group}": blocks for group in range(len(manifest.kv.groups))}
     weights = {weight.name for weight in manifest.weights}
     tensors = [t for f in manifest.functions for t in (*f.inputs, *f.outputs) if t.name not in weights]
     return Memory(
         weights=sum(_num_bytes(weight.dtype, weight.shape) for weight in manifest.weights),
-        kv=max_num_seqs * blocks * manifest.kv.bytes_per_block,
+        kv=max_num_seqs * sum(manifest.kv.group_bytes_per_block(i) * count for i, count in enumerate(held)),
         workspace=sum(_step_bytes(tensor, sizes) for tensor in tensors) + _intermediate_bytes(manifest.functions, sizes),
     )
 

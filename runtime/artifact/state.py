@@ -42,6 +42,24 @@ class KVSpec:
         """Bytes that one block of `block_size` tokens takes over all groups and layers."""
         return sum(pool.num_bytes for pool in self.pools(1))
 
+    def group_bytes_per_block(self, group: int) -> int:
+        """Bytes that one block of a group takes over its layers."""
+        return sum(pool.num_bytes for pool in self.pools_of(group, 1))
+
+    def most_held(self, group: int, max_num_new_tokens: int) -> int | None:
+        """The most blocks of a group that a sequence holds at a time if a step brings at most so many tokens of it.
+
+        None for as many as its tokens need. Behind a window, these are the blocks that it and a step's tokens lie in, wherever they begin.
+        """
+        window = self.groups[group].window
+        return -(-(window + max_num_new_tokens - 2) // self.block_size) + 1 if window else None
+
+    def most_blocks(self, num_tokens: int, max_num_new_tokens: int) -> tuple[int, ...]:
+        """The most blocks of each group that a sequence holds at a time until it has `num_tokens` tokens."""
+        num_blocks = -(-num_tokens // self.block_size)
+        most = (self.most_held(group, max_num_new_tokens) for group in range(len(self.groups)))
+        return tuple(num_blocks if count is None else min(count, num_blocks) for count in most)
+
     def pools(self, num_blocks: int | str) -> list[TensorSpec]:
         """The pools of all groups for so many blocks, as `forward` takes them."""
         return [pool for i in range(len(self.groups)) for pool in self.pools_of(i, num_blocks)]
@@ -51,6 +69,6 @@ class KVSpec:
         sized = (replace(pool, shape=tuple(num_blocks if s == NUM_BLOCKS else s for s in pool.shape)) for pool in self.groups[group].pools)
         return [replace(pool, name=f"{pool.name}.{group}") for pool in sized]
 
-    def block_axes(self) -> list[int]:
-        """The axis of blocks of each of `pools`."""
-        return [pool.shape.index(NUM_BLOCKS) for pool in self.pools(NUM_BLOCKS)]
+    def block_axes(self, group: int) -> list[int]:
+        """The axis of blocks of each of a group's pools."""
+        return [pool.shape.index(NUM_BLOCKS) for pool in self.groups[group].pools]

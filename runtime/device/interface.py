@@ -18,19 +18,20 @@ class Batch(NamedTuple):
     """All sequences' new tokens, flat and without padding (n tokens, b sequences, r rows that want logits).
 
     A sequence's tokens are `query_starts[i]` to `query_starts[i + 1]`; `context_lens[i]` counts all its tokens with
-    the new ones. `slots` says where each token's K/V goes: block id × block size + offset. `block_tables` is padded
-    with 0. `copies` are (from, to) blocks to copy, in order, before anything runs: copy-on-write, and K/V that goes to
-    the swap space or comes back from there, whose blocks' ids go on where those of the pages end.
+    the new ones. Each state group has its own slots and block tables. `slots` says where each token's K/V goes: block id ×
+    block size + offset. `block_tables` is padded with 0, which also stands for blocks behind the group's window. `copies`
+    are (group, from, to) blocks to copy, in order, before anything runs: copy-on-write, and K/V that goes to the swap space
+    or comes back from there, whose blocks' ids go on where those of the group's pages end.
     """
 
     tokens: Int32  # [n]
     positions: Int32  # [n]
-    slots: Int32  # [n]
+    slots: tuple[Int32, ...]  # of each group, [n]
     query_starts: Int32  # [b + 1]
     context_lens: Int32  # [b]
-    block_tables: Int32  # [b, max_blocks]
+    block_tables: tuple[Int32, ...]  # of each group, [b, max_blocks]
     logit_rows: Int32  # [r], indices into the n tokens
-    copies: tuple[tuple[int, int], ...] = ()
+    copies: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ class Logits:
 class Executor(Protocol):
     """Runs the model; the engine's only view of it."""
 
-    num_blocks: int
-    num_swap_blocks: int
+    num_blocks: tuple[int, ...]  # of each group
+    num_swap_blocks: tuple[int, ...]  # of each group
     max_steps: int  # that one run may take
 
-    def provide_swap(self, num_blocks: int) -> bool:
-        """Makes sure that the first `num_blocks` swap blocks can be written; False if there is no room for them after all."""
+    def provide_swap(self, group: int, num_blocks: int) -> bool:
+        """Makes sure that the first `num_blocks` swap blocks of a group can be written; False if there is no room for them after all."""
         ...
 
     def run(self, batch: Batch, num_steps: int = 1) -> Logits:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 
 from cupola.runtime.artifact.manifest import Manifest
+from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.errors import OptionError
 
@@ -23,28 +26,54 @@ def parse_bytes(value: int | str, field: str, *, lowest: int = 1) -> int:
     raise OptionError(f"is {value!r:.60}", field=field, fix='give a size such as "1GB", "512MiB" or a number of bytes')
 
 
-def choose_num_blocks(manifest: Manifest, kv_memory: int | str, max_num_seqs: int) -> int:
-    """The blocks that fit into `kv_memory`, but no more than `max_num_seqs` full contexts can use.
+def choose_num_blocks(manifest: Manifest, kv_memory: int | str, max_num_seqs: int, max_num_new_tokens: int) -> tuple[int, ...]:
+    """The blocks of each group that fit into `kv_memory`, if a step brings at most `max_num_new_tokens` tokens of a sequence.
+
+    First, one sequence gets as long as it can: all groups have the same number of blocks, but none more than it holds at a time with its
+    full context. What is left lets all groups grow to the same number again, but none to more than `max_num_seqs` such sequences hold. So
+    a group with a window has what sequences can use of it, and the rest goes to those that keep everything.
 
     Raises:
-        OptionError: if the size is malformed or holds not even one block.
+        OptionError: if the size is malformed or holds not even one block of each.
     """
-    kv = manifest.kv
-    num_blocks = parse_bytes(kv_memory, "kv_memory") // kv.bytes_per_block
-    if num_blocks == 0:
-        raise OptionError(f"is {kv_memory!r}, less than one block", field="kv_memory", fix=f"give at least {kv.bytes_per_block} bytes")
-    return min(num_blocks, max_num_seqs * -(-manifest.model.context_length // kv.block_size))
+    kv, num_bytes = manifest.kv, parse_bytes(kv_memory, "kv_memory")
+    most = kv.most_blocks(manifest.model.context_length, max_num_new_tokens)
+    num_blocks = _split(kv, num_bytes, most, max_num_seqs)
+    if num_blocks is None:
+        lowest = kv.bytes_per_block
+        raise OptionError(f"is {kv_memory!r}, less than one block", field="kv_memory", fix=f"give at least {lowest} bytes")
+    return num_blocks
 
 
-def make_swap_space(manifest: Manifest, swap_memory: int | str, swap_folder: str | Path | None) -> SwapSpace:
-    """The swap space that `swap_memory` bytes give, in a file in `swap_folder` or in memory.
+def _split(kv: KVSpec, num_bytes: int, most: Sequence[int], max_num_seqs: int) -> tuple[int, ...] | None:
+    """As many blocks of each group as there is memory for, where one sequence holds `most`; None if that is not one of each."""
+    sizes, longest = [kv.group_bytes_per_block(i) for i in range(len(kv.groups))], max(most)
+
+    def blocks(step: int) -> tuple[int, ...]:
+        if step <= longest:
+            return tuple(min(step, count) for count in most)
+        return tuple(min(max(count, step - longest), max_num_seqs * count) for count in most)
+
+    def needed(step: int) -> int:
+        return sum(size * count for size, count in zip(sizes, blocks(step), strict=True))
+
+    found = bisect_right(range(longest * (max_num_seqs + 1) + 1), num_bytes, key=needed) - 1
+    return blocks(found) if found else None
+
+
+def make_swap_space(manifest: Manifest, swap_memory: int | str, swap_folder: str | Path | None, max_num_new_tokens: int) -> SwapSpace:
+    """The swap space that `swap_memory` bytes give, in a file in `swap_folder` or in memory, for sequences of a full context.
 
     Raises:
         OptionError: if the size is malformed or the memory can't be had.
     """
-    num_bytes, block_bytes = parse_bytes(swap_memory, "swap_memory", lowest=0), manifest.kv.bytes_per_block
-    if 0 < num_bytes < block_bytes:
-        raise OptionError(f"is {swap_memory!r}, less than one block", field="swap_memory", fix=f"give at least {block_bytes} bytes, or 0")
+    kv, num_bytes = manifest.kv, parse_bytes(swap_memory, "swap_memory", lowest=0)
+    most = kv.most_blocks(manifest.model.context_length, max_num_new_tokens)
+    num_seqs = -(-num_bytes // sum(kv.group_bytes_per_block(i) * count for i, count in enumerate(most)))
+    num_blocks = _split(kv, num_bytes, most, max(1, num_seqs))
+    if num_bytes and num_blocks is None:
+        problem = f"is {swap_memory!r}, less than one block"
+        raise OptionError(problem, field="swap_memory", fix=f"give at least {kv.bytes_per_block} bytes, or 0")
     if swap_folder is not None and not num_bytes:
         raise OptionError("is of no use without swap_memory", field="swap_folder", fix="say with swap_memory how much it may hold")
-    return SwapSpace(manifest.kv, num_bytes // block_bytes, None if swap_folder is None else Path(swap_folder))
+    return SwapSpace(kv, num_blocks or (0,) * len(kv.groups), None if swap_folder is None else Path(swap_folder))

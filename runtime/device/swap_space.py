@@ -6,6 +6,8 @@ import math
 import os
 import tempfile
 import weakref
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ Array = npt.NDArray[Any]
 
 
 class SwapSpace:
-    """Room for the K/V of `num_blocks` blocks outside the page pools. Memory is taken from the system only as blocks are written.
+    """Room for the K/V of `num_blocks` blocks of each group outside the page pools. Memory is taken from the system only as it is written.
 
     Args:
         folder: where a file stands in for memory. It has no name, so that nothing is left behind however the process ends.
@@ -29,47 +31,50 @@ class SwapSpace:
         OptionError: if there can be no file in `folder`, or not so much memory.
     """
 
-    def __init__(self, kv: KVSpec, num_blocks: int, folder: Path | None = None) -> None:
-        self.num_blocks, self._bytes_per_block = num_blocks, kv.bytes_per_block
-        pools = zip(kv.pools(1), kv.block_axes(), strict=True)
-        self._pools = [(_without(pool.shape, axis), np.dtype(pool.dtype)) for pool, axis in pools]
-        self._file, self._num_provided = None, 0
-        shape = num_blocks, kv.bytes_per_block
+    def __init__(self, kv: KVSpec, num_blocks: Sequence[int], folder: Path | None = None) -> None:
+        self.num_blocks, groups = tuple(num_blocks), range(len(kv.groups))
+        self._sizes = [kv.group_bytes_per_block(group) for group in groups]
+        self._starts = [0, *accumulate(size * count for size, count in zip(self._sizes, num_blocks, strict=True))]
+        pools = [zip(kv.pools_of(group, 1), kv.block_axes(group), strict=True) for group in groups]
+        self._pools = [[(_without(pool.shape, axis), np.dtype(pool.dtype)) for pool, axis in of_group] for of_group in pools]
+        self._file, self._num_provided = None, [0 for _ in groups]
+        num_bytes = self._starts[-1]
         try:
-            if folder is None or not num_blocks:
-                self._memory: Array = np.zeros(shape, np.uint8)
+            if folder is None or not num_bytes:
+                self._memory: Array = np.zeros(num_bytes, np.uint8)
             else:
                 self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open as long as this object lives
                 weakref.finalize(self, self._file.close)
-                self._file.truncate(num_blocks * kv.bytes_per_block)
-                self._memory = np.memmap(self._file, np.uint8, mode="r+", shape=shape)
+                self._file.truncate(num_bytes)
+                self._memory = np.memmap(self._file, np.uint8, mode="r+", shape=(num_bytes,))
         except MemoryError:
-            raise OptionError(f"asks for {math.prod(shape)} bytes, which are not to be had", field="swap_memory", fix="give less") from None
+            raise OptionError(f"asks for {num_bytes} bytes, which are not to be had", field="swap_memory", fix="give less") from None
         except OSError as error:
-            problem = f"{folder} can't hold a file of {math.prod(shape)} bytes: {error.strerror}"
+            problem = f"{folder} can't hold a file of {num_bytes} bytes: {error.strerror}"
             raise OptionError(problem, field="swap_folder", fix="give a folder that can be written to, or less swap_memory") from None
 
-    def provide(self, num_blocks: int) -> bool:
-        """Makes sure that the first `num_blocks` blocks can be written; False if the disk is full.
+    def provide(self, group: int, num_blocks: int) -> bool:
+        """Makes sure that the first `num_blocks` blocks of a group can be written; False if the disk is full.
 
         A write to a mapped file for which the disk has no room would end the process, so the room is taken before.
         """
-        if self._file is not None and num_blocks > self._num_provided:
-            start, end = (count * self._bytes_per_block for count in (self._num_provided, num_blocks))
+        num_provided = self._num_provided[group]
+        if self._file is not None and num_blocks > num_provided:
+            start, end = (self._starts[group] + count * self._sizes[group] for count in (num_provided, num_blocks))
             try:
                 os.posix_fallocate(self._file.fileno(), start, end - start)
             except OSError:
                 return False
-            self._num_provided = num_blocks
+            self._num_provided[group] = num_blocks
         return True
 
-    def block(self, index: int) -> list[Array]:
-        """A block's part of every pool, in the order of `KVSpec.pools`, shaped as the pool is without its axis of blocks."""
-        parts, memory = [], self._memory[index]
-        for shape, dtype in self._pools:
+    def block(self, group: int, index: int) -> list[Array]:
+        """A block's part of every pool of its group, in the order of `KVSpec.pools`, shaped as the pool is without its axis of blocks."""
+        parts, at = [], self._starts[group] + index * self._sizes[group]
+        for shape, dtype in self._pools[group]:
             num_bytes = math.prod(shape) * dtype.itemsize
-            parts.append(memory[:num_bytes].view(dtype).reshape(shape))
-            memory = memory[num_bytes:]
+            parts.append(self._memory[at : at + num_bytes].view(dtype).reshape(shape))
+            at += num_bytes
         return parts
 
 

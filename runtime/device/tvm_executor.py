@@ -44,8 +44,8 @@ class TVMExecutor:
     Made by `load`. Page memory is touched, and so taken from the system, only as blocks are written.
     """
 
-    def __init__(self, machine: Any, artifact: Artifact, num_blocks: int, swap: SwapSpace) -> None:
-        self.num_blocks, self.num_swap_blocks, self.provide_swap = num_blocks, swap.num_blocks, swap.provide
+    def __init__(self, machine: Any, artifact: Artifact, num_blocks: Sequence[int], swap: SwapSpace) -> None:
+        self.num_blocks, self.num_swap_blocks, self.provide_swap = tuple(num_blocks), swap.num_blocks, swap.provide
         self._swap = swap
         self._machine = machine
         self._workspace = _Workspace(artifact.manifest)
@@ -53,18 +53,21 @@ class TVMExecutor:
         inputs, outputs = forward.inputs, {output.name for output in forward.outputs}
         kv, weights = artifact.manifest.kv, map_weights(artifact)
         pages = make_pages(kv, num_blocks)
-        self._by_block = [np.moveaxis(pool, axis, 0) for pool, axis in zip(pages.values(), kv.block_axes(), strict=True)]
+        self._by_block = [
+            [np.moveaxis(pages[pool.name], axis, 0) for pool, axis in zip(kv.pools_of(group, 1), kv.block_axes(group), strict=True)]
+            for group in range(len(kv.groups))
+        ]
         fixed = {name: to_tensor(array) for name, array in {**pages, **weights}.items()}
-        self._steps = {name: _StepTensor() for name in _STEP_INPUTS}
         self._repeat = _repeat(machine)
         self._arguments = [1, machine["forward"], *(fixed.get(spec.name) for spec in inputs)]
-        # An input of a K/V group is called after what it takes of the step, such as slots.0.
         known, places = fixed.keys() | outputs, dict(enumerate(inputs, 2))
-        self._places = [(i, spec.name.partition(".")[0]) for i, spec in places.items() if spec.name not in known]
+        steps = {i: spec.name for i, spec in places.items() if spec.name not in known}
+        # Each with the field of `Batch` that fills it and, as slots.0 has one, a group.
+        self._places = [(i, _StepTensor(), *_split_name(name)) for i, name in steps.items()]
         self._result_places = [i for i, spec in places.items() if spec.name in outputs]
         self._results = _Results([places[i] for i in self._result_places])
         self.max_steps = MAX_STEPS if self._result_places else 1
-        _check_inputs(artifact, [name for _, name in self._places])
+        _check_inputs(artifact, [name for *_, name, _ in self._places])
 
     def run(self, batch: Batch, num_steps: int = 1) -> Logits:
         """Copies the batch's blocks, appends its K/V to the pages and returns the logits of `logit_rows`, all as `Executor.run`.
@@ -72,12 +75,12 @@ class TVMExecutor:
         Raises:
             EngineError: if the compiled code fails.
         """
-        for source, target in batch.copies:
-            for read, written in zip(self._block(source), self._block(target), strict=True):
+        for group, source, target in batch.copies:
+            for read, written in zip(self._block(group, source), self._block(group, target), strict=True):
                 written[...] = read
-        steps = {name: step.hold(getattr(batch, name)) for name, step in self._steps.items()}
-        for i, name in self._places:
-            self._arguments[i] = steps[name]
+        for i, tensor, name, group_or_none in self._places:
+            value = getattr(batch, name)
+            self._arguments[i] = tensor.hold(value if group_or_none is None else value[group_or_none])
         num_rows = len(batch.logit_rows)
         if self._result_places:
             for i, tensor in zip(self._result_places, self._results.hold(num_rows), strict=True):
@@ -93,11 +96,11 @@ class TVMExecutor:
         values: Any = np.from_dlpack(returned if hasattr(returned, "__dlpack__") else returned[0])
         return Logits.of(values)
 
-    def _block(self, block: int) -> list[Array]:
-        """A block's part of every pool; swap blocks come after the pages' own."""
-        if block >= self.num_blocks:
-            return self._swap.block(block - self.num_blocks)
-        return [pool[block] for pool in self._by_block]
+    def _block(self, group: int, block: int) -> list[Array]:
+        """A block's part of every pool of its group; swap blocks come after the pages' own."""
+        if block >= self.num_blocks[group]:
+            return self._swap.block(group, block - self.num_blocks[group])
+        return [pool[block] for pool in self._by_block[group]]
 
     def has_kernel(self, kernel: KernelSpec) -> bool:
         """Whether the library that was loaded has it; others of the artifact may have more."""
@@ -232,6 +235,12 @@ def _repeat_plainly(times: int, function: Callable[..., Any], *arguments: Any) -
     return returned
 
 
+def _split_name(name: str) -> tuple[str, int | None]:
+    """What an input takes of the step, and the group that it is of, if it is of one."""
+    stem, _, group = name.partition(".")
+    return stem, int(group) if group.isdecimal() else None
+
+
 def _check_inputs(artifact: Artifact, names: Sequence[str]) -> None:
     for name in names:
         if name not in _STEP_INPUTS:
@@ -244,8 +253,8 @@ _GO_ON, _SKIP = 0, 1  # tell TVM's virtual machine to make a call, or that it wa
 _STEP_INPUTS = tuple(line.name for line in STEP_INPUTS if line.name in Batch._fields)  # what the engine gives
 
 
-def load(artifact: Artifact, num_blocks: int, device: str | None = None, swap: SwapSpace | None = None) -> TVMExecutor:
-    """Loads an artifact with a pool of `num_blocks` blocks, and the library for `device` or the best that runs here.
+def load(artifact: Artifact, num_blocks: Sequence[int], device: str | None = None, swap: SwapSpace | None = None) -> TVMExecutor:
+    """Loads an artifact with the library for `device` or the best that runs here, and pools of `num_blocks` blocks, a number for each group.
 
     `swap` is where blocks can be put aside; None is nowhere.
 
@@ -270,7 +279,7 @@ def load(artifact: Artifact, num_blocks: int, device: str | None = None, swap: S
         raise ArtifactError(
             f"can't be loaded: {str(error).strip().splitlines()[-1]}", file=library, fix="compile the model again"
         ) from error
-    return TVMExecutor(machine, artifact, num_blocks, swap or SwapSpace(manifest.kv, 0))
+    return TVMExecutor(machine, artifact, num_blocks, swap or SwapSpace(manifest.kv, [0] * len(num_blocks)))
 
 
 def _load_module(path: str) -> Any:
@@ -308,9 +317,10 @@ def tvm_ffi() -> ModuleType:
             del sys.modules["torch"]
 
 
-def make_pages(kv: KVSpec, num_blocks: int) -> dict[str, Array]:
-    """Zeroed page pools by input name."""
-    return {pool.name: _aligned_zeros(tuple(int(size) for size in pool.shape), np.dtype(pool.dtype)) for pool in kv.pools(num_blocks)}
+def make_pages(kv: KVSpec, num_blocks: Sequence[int]) -> dict[str, Array]:
+    """Zeroed page pools by input name, of `num_blocks` blocks in each group."""
+    pools = (pool for group, count in enumerate(num_blocks) for pool in kv.pools_of(group, count))
+    return {pool.name: _aligned_zeros(tuple(int(size) for size in pool.shape), np.dtype(pool.dtype)) for pool in pools}
 
 
 def map_weights(artifact: Artifact) -> dict[str, Array]:

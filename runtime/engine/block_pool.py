@@ -1,4 +1,4 @@
-"""Who holds which K/V blocks: reference counts, prefix cache, copy-on-write. Pure Python; knows no tensors."""
+"""Who holds which K/V blocks of a state group: reference counts, prefix cache, copy-on-write. Pure Python; knows no tensors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TypeAlias
 from cupola.runtime.errors import EngineError
 
 BlockTable: TypeAlias = "array[int]"  # the blocks of one sequence, in order: int32, as the model takes them
+HOLE = 0  # stands in a table for a block that was given back; who attends reads nothing there, but it must be some block's number
 
 
 def empty_table() -> BlockTable:
@@ -54,6 +55,10 @@ class BlockPool:
         """How many blocks `table` lacks for tokens up to `end`."""
         return max(0, self.num_blocks_for(end) - len(table))
 
+    def knows(self, name: bytes) -> bool:
+        """Whether a published block of that hash is still there."""
+        return name in self._block_of
+
     def match(self, hashes: Iterable[bytes]) -> BlockTable:
         """The published blocks of the longest known prefix of `hashes`, now held by the caller."""
         table = empty_table()
@@ -65,11 +70,18 @@ class BlockPool:
             table.append(block)
         return table
 
-    def fork(self, table: BlockTable) -> BlockTable:
-        """A second holder of the same blocks; the first one to write to a shared block gets a copy of it."""
-        for block in table:
+    def fork(self, table: BlockTable, first: int = 0) -> BlockTable:
+        """A second holder of the blocks from index `first` on; the first one to write to a shared block gets a copy of it."""
+        for block in table[first:]:
             self._hold(block)
         return table[:]
+
+    def num_needed(self, table: BlockTable, start: int, end: int) -> int:
+        """How many free blocks `reserve` takes."""
+        num_refs, num_shared = self._num_refs, 0
+        for i in range(start // self.block_size, len(table)):
+            num_shared += num_refs[table[i]] > 1
+        return num_shared + max(0, -(-end // self.block_size) - len(table))
 
     def reserve(self, table: BlockTable, start: int, end: int) -> list[tuple[int, int]] | None:
         """Makes `table` ready for writing tokens `start` to `end`: grows it and takes shared blocks apart.
@@ -100,13 +112,20 @@ class BlockPool:
             if block not in self._hash_of and name not in self._block_of:
                 self._hash_of[block], self._block_of[name] = name, block
 
-    def release(self, table: BlockTable) -> None:
-        """Lets go of every block of `table` and empties it."""
-        while table:  # from the end: the head of a prefix is of use to more requests, so it goes last
-            self._drop(table.pop())
+    def drop(self, table: BlockTable, start: int, end: int) -> None:
+        """Lets go of blocks `start` to `end` of `table`, in whose places it then has holes: the number of no block of its own."""
+        for i in range(start, end):
+            self._drop(table[i])
+            table[i] = HOLE
 
-    def check_integrity(self, tables: Iterable[BlockTable]) -> None:
-        """Checks that exactly `tables` hold blocks. Raises EngineError naming the first block that is wrong."""
+    def release(self, table: BlockTable, first: int = 0) -> None:
+        """Lets go of every block of `table`, which has holes up to index `first`, and empties it."""
+        while len(table) > first:  # from the end: the head of a prefix is of use to more requests, so it goes last
+            self._drop(table.pop())
+        del table[:]
+
+    def check_integrity(self, tables: Iterable[Iterable[int]]) -> None:
+        """Checks that exactly `tables`, given without holes, hold blocks. Raises EngineError naming the first block that is wrong."""
         held = Counter(block for table in tables for block in table)
         free = Counter([*self._unused, *self._cached])
         for block in range(self.num_blocks):

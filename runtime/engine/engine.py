@@ -10,16 +10,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from cupola.runtime.artifact.manifest import ModelConfig
+from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.device.interface import Executor, Float32, Logits
-from cupola.runtime.engine.block_pool import BlockPool
 from cupola.runtime.engine.grammar_masks import GrammarMasks
 from cupola.runtime.engine.outputs import EngineStats
 from cupola.runtime.engine.request import Request, RequestSpec
 from cupola.runtime.engine.sampler import sample
 from cupola.runtime.engine.sampling_params import RANDOM_SEED, SamplingParams
 from cupola.runtime.engine.scheduler import Scheduler
+from cupola.runtime.engine.state_manager import StateManager
 from cupola.runtime.engine.step import Step
-from cupola.runtime.engine.swap_pool import SwapPool
 from cupola.runtime.engine.validator import Prompt, Validator
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler, check_installed
@@ -67,9 +67,9 @@ class Engine:
     """Schedules requests over an executor. For one thread.
 
     Args:
-        executor: runs the model; its `num_blocks` pages and its swap blocks are the engine's to give away.
+        executor: runs the model; its blocks and swap blocks of each state group are the engine's to give away.
         model: the model's context length, vocabulary and stop tokens.
-        block_size: tokens a page holds.
+        kv: the state groups.
         tokenizer: None for a model that takes and gives token ids only.
         grammar_compiler: for structured outputs; by default one of the engine's own.
     """
@@ -78,22 +78,27 @@ class Engine:
         self,
         executor: Executor,
         model: ModelConfig,
-        block_size: int,
+        kv: KVSpec,
         config: EngineConfig,
         tokenizer: Tokenizer | None = None,
         grammar_compiler: GrammarCompiler | None = None,
     ) -> None:
         self.executor, self.model, self.config, self.tokenizer = executor, model, config, tokenizer
-        pool = BlockPool(executor.num_blocks, block_size, enable_prefix_caching=config.enable_prefix_caching)
-        swap = SwapPool(executor.num_swap_blocks, executor.num_blocks, executor.provide_swap)
+        states = StateManager(
+            kv,
+            executor.num_blocks,
+            executor.num_swap_blocks,
+            executor.provide_swap,
+            max_num_new_tokens=config.max_num_batched_tokens,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
         self.scheduler = Scheduler(
-            pool,
-            swap,
+            states,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_num_mixed_prefill_tokens=config.max_num_mixed_prefill_tokens,
         )
-        max_length = min(model.context_length, executor.num_blocks * block_size)
+        max_length = min(model.context_length, states.max_length or model.context_length)
         self.validator = Validator(model, max_length, config.max_logprobs, tokenizer)
         self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))
         self._grammars = GrammarMasks(self._compiler)
@@ -221,11 +226,11 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What the engine holds now, and has done so far."""
-        scheduler, pool = self.scheduler, self.scheduler.pool
+        scheduler = self.scheduler
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
-            kv_usage=1 - pool.num_free_blocks / pool.num_blocks,
+            kv_usage=scheduler.states.usage,
             num_preemptions=scheduler.num_preemptions,
             num_prefix_queries=scheduler.num_prefix_queries,
             num_prefix_hits=scheduler.num_prefix_hits,
@@ -238,9 +243,7 @@ class Engine:
     def check_idle(self) -> None:
         """Checks that every block is free again. Raises EngineError; for tests and health checks when nothing runs."""
         self.scheduler.check_integrity()
-        for name, pool in (("blocks", self.scheduler.pool), ("swap blocks", self.scheduler.swap)):
-            if pool.num_free_blocks != pool.num_blocks:
-                raise EngineError(f"{pool.num_blocks - pool.num_free_blocks} {name} are still held")
+        self.scheduler.states.check_idle()
 
 
 def _make_compiler(tokenizer: Tokenizer, model: ModelConfig) -> GrammarCompiler:

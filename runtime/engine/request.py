@@ -11,10 +11,11 @@ from functools import cached_property
 import numpy as np
 
 from cupola.runtime.device.interface import Float32
-from cupola.runtime.engine.block_pool import chain_hash, empty_table
+from cupola.runtime.engine.block_pool import chain_hash
 from cupola.runtime.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from cupola.runtime.engine.samplers.chain import Chain
 from cupola.runtime.engine.sampling_params import SamplingParams
+from cupola.runtime.engine.state_manager import State
 from cupola.runtime.text.detokenizer import Detokenizer
 from cupola.runtime.text.stop_strings import StopStrings
 from cupola.runtime.text.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ class Status(Enum):
 
 
 class Sequence:
-    """One completion of a request: its tokens, and how many of them have their K/V in `block_table`."""
+    """One completion of a request: its tokens, and how many of them have their K/V in the blocks of `state`."""
 
     def __init__(self, request: Request, index: int) -> None:
         self.request, self.index = request, index
@@ -71,10 +72,7 @@ class Sequence:
         self.status = Status.UNBORN
         self.token_ids = list(request.spec.prompt_token_ids)
         self.num_computed_tokens = 0
-        self.block_table = empty_table()
-        self.num_swapped_tokens = 0  # of a waiting sequence: so many have their K/V in the swap space, in `swap_table`
-        self.swap_table = empty_table()
-        self.num_published_blocks = 0
+        self.state = State()
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.error: str | None = None

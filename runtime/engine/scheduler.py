@@ -12,28 +12,25 @@ import time
 from bisect import insort
 from collections.abc import Mapping
 
-from cupola.runtime.engine.block_pool import BlockPool
 from cupola.runtime.engine.request import RankedLogprobs, Request, Sequence, Status
 from cupola.runtime.engine.sampler import Samples
+from cupola.runtime.engine.state_manager import Copies, StateManager
 from cupola.runtime.engine.step import Chunk, Step, build_step
-from cupola.runtime.engine.swap_pool import SwapPool
 
 
 class Scheduler:
     """Holds all unfinished requests, and the only writer of their state.
 
     Args:
-        pool: the K/V blocks.
-        swap: where the K/V of sequences that give way is put, as far as there is room.
+        states: the blocks of all state groups, and those of the swap space, to which the K/V of sequences that give way is put, as far as
+            there is room.
         max_num_seqs: sequences in one step.
         max_num_batched_tokens: tokens in one step.
         max_num_mixed_prefill_tokens: of those, prompt tokens in a step in which running sequences decode: they wait for each other.
     """
 
-    def __init__(
-        self, pool: BlockPool, swap: SwapPool, *, max_num_seqs: int, max_num_batched_tokens: int, max_num_mixed_prefill_tokens: int
-    ) -> None:
-        self.pool, self.swap, self.max_num_seqs = pool, swap, max_num_seqs
+    def __init__(self, states: StateManager, *, max_num_seqs: int, max_num_batched_tokens: int, max_num_mixed_prefill_tokens: int) -> None:
+        self.states, self.max_num_seqs = states, max_num_seqs
         self.max_num_batched_tokens, self.max_num_mixed_prefill_tokens = max_num_batched_tokens, max_num_mixed_prefill_tokens
         self.requests: dict[str, Request] = {}
         self.waiting: list[Sequence] = []  # by rank
@@ -56,7 +53,7 @@ class Scheduler:
         waiting sequences in the order of their ranks, unless a preemption just showed that there is no room.
         """
         plan: dict[Sequence, int] = {}
-        copies: list[tuple[int, int]] = []
+        copies: Copies = []
         decodes = [sequence for sequence in self.running if sequence.decoding]
         budget, preempted = self._budgets(len(decodes)), False
         for sequence in decodes + [sequence for sequence in self.running if not sequence.decoding]:
@@ -81,7 +78,7 @@ class Scheduler:
             plan[sequence] = num_tokens = min(sequence.num_new_tokens, budget[False])
             copies += self._reserve(sequence, num_tokens) or []
             budget[False] -= num_tokens
-        return build_step(plan, copies, self.pool.block_size, self._choose_num_steps(plan, max_steps))
+        return build_step(plan, copies, self.states.block_size, self._choose_num_steps(plan, max_steps))
 
     def update(self, step: Step, samples: Samples) -> list[Request]:
         """Takes in what a step computed. Returns the requests that have something new."""
@@ -114,7 +111,7 @@ class Scheduler:
         So does what waits with blocks in the swap space: the step may have been about to fill them.
         """
         for sequence in self.waiting:
-            self._forget_swapped(sequence)
+            self.states.forget_swapped(sequence.state)
         for sequence in list(self.running):
             self._preempt(sequence)
 
@@ -124,14 +121,14 @@ class Scheduler:
         self._changed.pop(request_id, None)
         for sequence in request.sequences if request else ():
             self._retire(sequence)
-            self._forget_swapped(sequence)
+            self.states.forget_swapped(sequence.state)
             sequence.status = Status.FINISHED
         return request
 
     def check_integrity(self) -> None:
         """Checks that running sequences, and nothing else, hold blocks, and waiting ones swap blocks. Raises EngineError."""
-        self.pool.check_integrity(sequence.block_table for sequence in self.running)
-        self.swap.check_integrity(sequence.swap_table for sequence in self.waiting)
+        running, waiting = ([sequence.state for sequence in sequences] for sequences in (self.running, self.waiting))
+        self.states.check_integrity(running, waiting)
 
     def _budgets(self, num_decodes: int) -> dict[bool, int]:
         """How many tokens a step may take of decoding sequences (True) and of prompts (False).
@@ -147,60 +144,44 @@ class Scheduler:
         if max_steps == 1 or self.waiting or not all(sequence.goes_on_alone for sequence in plan):
             return 1
         num_steps = min(max_steps, *(sequence.request.spec.max_length - len(sequence.token_ids) for sequence in plan))
-        num_missing = sum(self.pool.num_missing(sequence.block_table, sequence.num_computed_tokens + num_steps) for sequence in plan)
-        if num_missing > self.pool.num_free_blocks:
-            return 1
-        for sequence in plan:
-            self._reserve(sequence, num_steps)
-        return num_steps
+        states = [(sequence.state, sequence.num_computed_tokens) for sequence in plan]
+        return num_steps if self.states.reserve_all(states, num_steps) else 1
 
-    def _reserve(self, sequence: Sequence, num_tokens: int) -> list[tuple[int, int]] | None:
+    def _reserve(self, sequence: Sequence, num_tokens: int) -> Copies | None:
         start = sequence.num_computed_tokens
-        return self.pool.reserve(sequence.block_table, start, start + num_tokens)
+        return self.states.reserve(sequence.state, start, start + num_tokens)
 
     def _admit(self, sequence: Sequence) -> bool:
         """Lets a waiting sequence run if all its tokens fit, with a block for each running sequence to grow into."""
-        request, block_size = sequence.request, self.pool.block_size
-        if self.pool.enable_prefix_caching and not request.wants_scores:  # the last token is always computed: its logits are wanted
+        request, states, block_size, hashes = sequence.request, self.states, self.states.block_size, list[bytes]()
+        if states.enable_prefix_caching and not request.wants_scores:  # the last token is always computed: its logits are wanted
             hashes = sequence.block_hashes((len(sequence.token_ids) - 1) // block_size, block_size)
-            sequence.block_table = self.pool.match(hashes)
-        num_cached = len(sequence.block_table)
-        num_needed = self.pool.num_blocks_for(len(sequence.token_ids)) - num_cached
-        if num_needed + len(self.running) > self.pool.num_free_blocks:
-            self.pool.release(sequence.block_table)
+        num_cached = states.begin(sequence.state, hashes)
+        if not states.has_room(sequence.state, len(sequence.token_ids), len(self.running)):
+            states.release(sequence.state)
             return False
         self.waiting.remove(sequence)
         self.running.append(sequence)
         sequence.status = Status.RUNNING
-        sequence.num_computed_tokens, sequence.num_published_blocks = num_cached * block_size, num_cached
+        sequence.num_computed_tokens = num_cached * block_size
         if request.num_cached_tokens is None:  # else it is here again, or is a completion of a prompt that was
             self.num_prefix_queries += len(sequence.token_ids)
             self.num_prefix_hits += num_cached * block_size
             request.num_cached_tokens, request.first_scheduled_time = num_cached * block_size, time.monotonic()
         return True
 
-    def _swap_out(self, sequence: Sequence) -> list[tuple[int, int]]:
+    def _swap_out(self, sequence: Sequence) -> Copies:
         """The copies that put what is computed of a sequence into the swap space; none if there is no room."""
-        blocks = sequence.block_table[: self.pool.num_blocks_for(sequence.num_computed_tokens)]
-        if not self.swap.take(sequence.swap_table, len(blocks)):
-            return []
-        sequence.num_swapped_tokens = sequence.num_computed_tokens
-        self.num_swapped_out += len(blocks)
-        return list(zip(blocks, sequence.swap_table, strict=True))
-
-    def _swap_in(self, sequence: Sequence) -> list[tuple[int, int]]:
-        """Takes blocks for what an admitted sequence has in the swap space beyond its cached prefix. Returns the copies that fill them."""
-        table, num_cached = sequence.block_table, len(sequence.block_table)
-        self.pool.reserve(table, sequence.num_computed_tokens, sequence.num_swapped_tokens)  # `_admit` saw that all its tokens fit
-        copies = list(zip(sequence.swap_table[num_cached:], table[num_cached:], strict=True))
-        sequence.num_computed_tokens = max(sequence.num_computed_tokens, sequence.num_swapped_tokens)
-        self.num_swapped_in += len(copies)
-        self._forget_swapped(sequence)
+        copies = self.states.swap_out(sequence.state, sequence.num_computed_tokens)
+        self.num_swapped_out += len(copies)
         return copies
 
-    def _forget_swapped(self, sequence: Sequence) -> None:
-        self.swap.release(sequence.swap_table)
-        sequence.num_swapped_tokens = 0
+    def _swap_in(self, sequence: Sequence) -> Copies:
+        """The copies that bring back what an admitted sequence has in the swap space beyond its cached prefix."""
+        sequence.num_computed_tokens = max(sequence.num_computed_tokens, sequence.state.num_swapped_tokens)
+        copies = self.states.swap_in(sequence.state)
+        self.num_swapped_in += len(copies)
+        return copies
 
     def _advance(self, chunk: Chunk, num_computed_tokens: int) -> None:
         sequence, request = chunk.sequence, chunk.sequence.request
@@ -209,11 +190,11 @@ class Scheduler:
         self._note_computed(sequence, num_computed_tokens)
 
     def _note_computed(self, sequence: Sequence, num_computed_tokens: int) -> None:
-        sequence.num_computed_tokens = num_computed_tokens
-        old, new = sequence.num_published_blocks, num_computed_tokens // self.pool.block_size
-        if new > old and self.pool.enable_prefix_caching:
-            self.pool.publish(sequence.block_table[old:new], sequence.block_hashes(new, self.pool.block_size)[old:])
-            sequence.num_published_blocks = new
+        sequence.num_computed_tokens, states = num_computed_tokens, self.states
+        num_blocks = num_computed_tokens // states.block_size
+        if num_blocks > sequence.state.num_published and states.enable_prefix_caching:
+            states.publish(sequence.state, num_blocks, sequence.block_hashes(num_blocks, states.block_size))
+        states.drop_unseen(sequence.state, num_computed_tokens)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: RankedLogprobs | None) -> None:
         request = sequence.request
@@ -237,8 +218,7 @@ class Scheduler:
         if len(self.running) == self.max_num_seqs:
             self._wait(child)
             return
-        child.block_table = self.pool.fork(parent.block_table)
-        child.num_computed_tokens, child.num_published_blocks = parent.num_computed_tokens, parent.num_published_blocks
+        child.state, child.num_computed_tokens = self.states.fork(parent.state), parent.num_computed_tokens
         child.status = Status.RUNNING
         self.running.append(child)
 
@@ -257,5 +237,5 @@ class Scheduler:
         for sequences in (self.running, self.waiting):
             if sequence in sequences:
                 sequences.remove(sequence)
-        self.pool.release(sequence.block_table)
-        sequence.num_computed_tokens = sequence.num_published_blocks = 0
+        self.states.release(sequence.state)
+        sequence.num_computed_tokens = 0

@@ -31,7 +31,7 @@ class Step(NamedTuple):
     num_steps: int  # of the model; after the first, it goes on with the likeliest tokens
 
 
-def build_step(plan: Mapping[Sequence, int], copies: Iterable[tuple[int, int]], block_size: int, num_steps: int = 1) -> Step:
+def build_step(plan: Mapping[Sequence, int], copies: Iterable[tuple[int, int, int]], block_size: int, num_steps: int = 1) -> Step:
     """The step that computes the next `plan[sequence]` tokens of each sequence, and then perhaps more; their blocks must be reserved."""
     chunks, num_rows = [], 0
     for sequence, num_tokens in plan.items():
@@ -50,35 +50,41 @@ def _chunk(sequence: Sequence, num_tokens: int, first_row: int) -> Chunk:
     return Chunk(sequence, start, end, logits_start, first_row, samples)
 
 
-def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int], ...], block_size: int) -> Batch:
+def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_size: int) -> Batch:
     """Lists, which become arrays at the end: most steps bring a token or a few, and a call of numpy takes as long as twenty of them."""
     tokens: list[int] = []
     positions: list[int] = []
-    slots: list[int] = []
     logit_rows: list[int] = []
     query_starts = [0]
     for chunk in chunks:
-        ids, table = chunk.sequence.token_ids, chunk.sequence.block_table
         logit_rows += range(len(tokens) + chunk.logits_start - chunk.start, len(tokens) + chunk.end - chunk.start)
-        tokens += ids[chunk.start : chunk.end]
+        tokens += chunk.sequence.token_ids[chunk.start : chunk.end]
         positions += range(chunk.start, chunk.end)
-        for block in range(chunk.start // block_size, -(-chunk.end // block_size)):
-            first = (table[block] - block) * block_size
-            slots += range(first + max(chunk.start, block * block_size), first + min(chunk.end, (block + 1) * block_size))
         query_starts.append(len(tokens))
+    tables_of_groups = list(zip(*(chunk.sequence.state.tables for chunk in chunks), strict=True))
     return Batch(
         tokens=np.array(tokens, np.int32),
         positions=np.array(positions, np.int32),
-        slots=np.array(slots, np.int32),
+        slots=tuple([_slots(chunks, tables, block_size) for tables in tables_of_groups]),
         query_starts=np.array(query_starts, np.int32),
         context_lens=np.array([chunk.end for chunk in chunks], np.int32),
-        block_tables=_stacked([chunk.sequence.block_table for chunk in chunks]),
+        block_tables=tuple([_stacked(tables) for tables in tables_of_groups]),
         logit_rows=np.array(logit_rows, np.int32),
         copies=copies,
     )
 
 
-def _stacked(tables: list[BlockTable]) -> Int32:
+def _slots(chunks: list[Chunk], tables: tuple[BlockTable, ...], block_size: int) -> Int32:
+    """Where a group keeps each new token."""
+    slots: list[int] = []
+    for chunk, table in zip(chunks, tables, strict=True):
+        for block in range(chunk.start // block_size, -(-chunk.end // block_size)):
+            first = (table[block] - block) * block_size
+            slots += range(first + max(chunk.start, block * block_size), first + min(chunk.end, (block + 1) * block_size))
+    return np.array(slots, np.int32)
+
+
+def _stacked(tables: tuple[BlockTable, ...]) -> Int32:
     """The tables as rows, padded with 0."""
     width = max(map(len, tables))
     rows = b"".join([table.tobytes().ljust(width * table.itemsize, b"\0") for table in tables])

@@ -192,11 +192,13 @@ class _Watch:
         return sum(sizes)
 
     def _is_pool(self, tensor: TensorSpec) -> bool:
-        return tensor.shape[:2] in {(len(group.layers), self.num_blocks) for group in self._manifest.kv.groups}
+        return tensor.shape[:2] in {
+            (len(group.layers), count) for group, count in zip(self._manifest.kv.groups, self.num_blocks, strict=True)
+        }
 
     def _pool_bytes(self, pool: TensorSpec, window: int) -> int:
         """Of one layer: each sequence's keys (or values) read once, the new ones written."""
-        per_key = _num_bytes(pool) // (int(pool.shape[0]) * self.num_blocks * self._manifest.kv.block_size)
+        per_key = _num_bytes(pool) // (int(pool.shape[0]) * int(pool.shape[1]) * self._manifest.kv.block_size)
         first = self._batch.positions[self._batch.query_starts[:-1]]
         read = self._batch.context_lens - (first + 1 - _seen(first + 1, window))
         return per_key * (int(read.sum()) + len(self._batch.tokens))

@@ -209,7 +209,7 @@ def serve(channel: Channel) -> None:
     except (CupolaError, OSError, MemoryError) as error:
         channel.send(m.LoadFailed(str(error) or "there is not enough memory", isinstance(error, InputError)))
         return
-    channel.send(m.Ready(engine.validator.max_length, engine.executor.num_blocks, engine.config.max_num_seqs))
+    channel.send(m.Ready(engine.validator.max_length, sum(engine.executor.num_blocks), engine.config.max_num_seqs))
     try:
         EngineLoop(engine, channel).run()
     finally:

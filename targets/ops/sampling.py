@@ -33,7 +33,7 @@ class Argmax(Op):
 
     logits f32 [r, V], their maxima as of `BlockMaxima`. The result's rows move up by one, and the tokens become the last: the first of a
     row's largest logits, or -1 if one of them is NaN. If every sequence brought one token and wants its logits, which is so if n, b and r
-    are equal, the inputs are then changed in place: each token is the chosen one, one position and one slot further.
+    are equal, the inputs are then changed in place: each token is the chosen one, one position and, in each state group, one slot further.
     """
 
     name: ClassVar[str] = "argmax"
@@ -45,6 +45,7 @@ class Argmax(Op):
     context_lens: Tensor  # i32 [b]
     block_tables: Tensor  # i32 [b, max_blocks]
     block_size: int
+    further: relax.Tuple | None = None  # slots and block tables of the second state group, then those of the third, …
 
     def call(self) -> relax.Call:
         """The call."""

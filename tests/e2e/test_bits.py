@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cupola
-from cupola.runtime.engine.engine import engine as engine_module
+import cupola.runtime.engine.engine as engine_module
 from cupola.runtime.engine.step import Step
 from tests.conftest import Compiled, compiled
 

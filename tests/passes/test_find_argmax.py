@@ -7,11 +7,11 @@ from tvm import relax
 
 from cupola.passes.find_argmax import find_argmax
 from cupola.runtime.artifact.inputs import MAX_STEPS
-from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.targets.ops import Argmax
 from tests.passes.harness import apply, stays
 
-KV = KVSpec((), "float32", 16)
+KV = KVSpec((KVGroup((0,), 1, 8, 8), KVGroup((1,), 1, 8, 8, 32)), "float32", 16)
 INPUTS = {
     "tokens": "n",
     "positions": "n",
@@ -44,6 +44,9 @@ def test_the_tokens_come_beside_the_logits() -> None:
     assert call.logits.same_as(logits) and call.maxima.same_as(maxima)
     for field, name in {"slots": "slots.0", "block_tables": "block_tables.0"}.items():
         assert getattr(call, field).same_as(inputs[name])
+    assert call.further is not None
+    for field, name in zip(call.further.fields, ("slots.1", "block_tables.1"), strict=True):
+        assert field.same_as(inputs[name])
     for name in ("tokens", "positions", "context_lens"):
         assert getattr(call, name).same_as(inputs[name])
     assert int(chosen.ty.shape[0]) == MAX_STEPS and chosen.ty.shape[1].same_as(logits.ty.shape[0]) and str(chosen.ty.dtype) == "int32"

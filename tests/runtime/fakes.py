@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from cupola.runtime.artifact.inputs import STEP_INPUTS
 from cupola.runtime.artifact.manifest import ModelConfig
+from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup, KVSpec
+from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.device.interface import Batch, Float32, Logits
 from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.outputs import RequestOutput
@@ -15,6 +18,7 @@ from cupola.runtime.engine.sampling_params import SamplingParams
 
 VOCAB, CONTEXT, BLOCK, STOP = 61, 48, 4, 60
 MODEL = ModelConfig("fake", CONTEXT, VOCAB, (STOP,))
+Counts = int | Sequence[int]  # of every group, or of each
 
 
 def fake_logits(context: list[int]) -> Float32:
@@ -26,31 +30,42 @@ def fake_logits(context: list[int]) -> Float32:
 def check_step(batch: Batch) -> None:
     """Holds a batch against the table of a step's inputs: every one that is not optional is there, with its type and sizes."""
     sizes: dict[str, int] = {}
+    num_groups = len(batch.slots)
     for line in (line for line in STEP_INPUTS if not line.optional):
-        array = getattr(batch, line.name)
-        assert array.dtype == np.dtype(line.dtype) and array.ndim == len(line.shape), line
-        for size, found in zip(line.shape, array.shape, strict=True):
-            name, _, more = str(size).partition(" + ")
-            assert sizes.setdefault(name, found - int(more or 0)) == found - int(more or 0), line
+        arrays = getattr(batch, line.name) if line.each_group else (getattr(batch, line.name),)
+        for array, spec in zip(arrays, line.specs(num_groups), strict=True):
+            assert array.dtype == np.dtype(spec.dtype) and array.ndim == len(spec.shape), spec
+            for size, found in zip(spec.shape, array.shape, strict=True):
+                name, _, more = str(size).partition(" + ")
+                assert sizes.setdefault(name, found - int(more or 0)) == found - int(more or 0), spec
+
+
+def make_kv(windows: Sequence[int] = (0,)) -> KVSpec:
+    """A state group for each window; 0 sees everything."""
+    pools = (TensorSpec("pages", "int64", (NUM_BLOCKS, BLOCK, 2)),)
+    return KVSpec(tuple(KVGroup((i,), 1, 1, 1, window, pools) for i, window in enumerate(windows)), "float32", BLOCK)
 
 
 class FakeExecutor:
-    """Keeps each token and its position in its slot, and predicts from the whole context as the block table shows it."""
+    """Keeps each token and its position in its slot of each group, and predicts from what the group that sees most shows it."""
 
     max_steps = 5
 
-    def __init__(self, num_blocks: int, num_swap_blocks: int) -> None:
-        self.num_blocks, self.num_swap_blocks = num_blocks, num_swap_blocks
-        self.pages = np.full((num_blocks + num_swap_blocks, BLOCK, 2), -1)
+    def __init__(self, num_blocks: Counts = 64, num_swap_blocks: Counts = 0, windows: Sequence[int] = (0,)) -> None:
+        self.windows, self.kv = windows, make_kv(windows)
+        self.num_blocks, self.num_swap_blocks = (
+            (count,) * len(windows) if isinstance(count, int) else tuple(count) for count in (num_blocks, num_swap_blocks)
+        )
+        self.pages = [np.full((sum(counts), BLOCK, 2), -1) for counts in zip(self.num_blocks, self.num_swap_blocks, strict=True)]
         self.disk_is_full = False
-        self.num_provided = 0  # swap blocks
+        self.num_provided = [0 for _ in windows]  # swap blocks
         self.num_failures = 0  # steps that are still to fail
         self.num_steps = self.num_tokens = 0
 
-    def provide_swap(self, num_blocks: int) -> bool:
+    def provide_swap(self, group: int, num_blocks: int) -> bool:
         if not self.disk_is_full:
-            self.num_provided = max(self.num_provided, num_blocks)
-        return num_blocks <= self.num_provided
+            self.num_provided[group] = max(self.num_provided[group], num_blocks)
+        return num_blocks <= self.num_provided[group]
 
     def run(self, batch: Batch, num_steps: int = 1) -> Logits:
         assert 1 <= num_steps <= self.max_steps
@@ -58,10 +73,14 @@ class FakeExecutor:
         for _ in range(num_steps - 1):
             assert len(batch.tokens) == len(batch.context_lens) == len(batch.logit_rows)
             chosen.append(self._step(batch).argmax[-1])
-            positions = batch.positions + 1
-            slots = batch.block_tables[np.arange(len(positions)), positions // BLOCK] * BLOCK + positions % BLOCK
+            positions, rows = batch.positions + 1, np.arange(len(batch.positions))
+            slots = [tables[rows, positions // BLOCK] * BLOCK + positions % BLOCK for tables in batch.block_tables]
             batch = batch._replace(
-                tokens=chosen[-1], positions=positions, slots=slots.astype(np.int32), context_lens=batch.context_lens + 1, copies=()
+                tokens=chosen[-1],
+                positions=positions,
+                slots=tuple(s.astype(np.int32) for s in slots),
+                context_lens=batch.context_lens + 1,
+                copies=(),
             )
         logits = self._step(batch)
         return Logits(logits.values, logits.maxima, np.stack([*chosen, logits.argmax[-1]]))
@@ -70,37 +89,56 @@ class FakeExecutor:
         self.num_steps += 1
         n, b = len(batch.tokens), len(batch.context_lens)
         self.num_tokens += n
-        assert 0 < n == len(batch.positions) == len(batch.slots) == batch.query_starts[-1]
+        assert 0 < n == len(batch.positions) == batch.query_starts[-1]
         assert len(batch.query_starts) == b + 1
-        assert len(np.unique(batch.slots)) == n, "two tokens in one slot"
         check_step(batch)
-        for source, target in batch.copies:
-            assert min(source, target) < self.num_blocks, "nothing is copied within the swap space"
-            assert max(source, target) < self.num_blocks + self.num_provided, "a swap block that has no memory"
-            self.pages[target] = self.pages[source]
-            if source >= self.num_blocks:
-                self.pages[source] = -1  # what came back is gone
-        assert max(batch.slots) < self.num_blocks * BLOCK
-        assert batch.block_tables.max() < self.num_blocks
-        self.pages[batch.slots // BLOCK, batch.slots % BLOCK] = np.stack([batch.tokens, batch.positions], 1)
+        self._copy(batch)
+        for pages, slots, tables, num_blocks in zip(self.pages, batch.slots, batch.block_tables, self.num_blocks, strict=True):
+            assert len(np.unique(slots)) == n, "two tokens in one slot"
+            assert max(slots) < num_blocks * BLOCK
+            assert tables.max() < num_blocks
+            pages[slots // BLOCK, slots % BLOCK] = np.stack([batch.tokens, batch.positions], 1)
         if self.num_failures:
-            self.num_failures -= 1
-            self.pages[[target for _, target in batch.copies]] = -1
-            self.pages[batch.slots // BLOCK, batch.slots % BLOCK] = -1
-            raise RuntimeError("the device is on fire")
+            self._fail(batch)
+        for row in batch.query_starts[:-1]:  # who looks back the furthest
+            self._row(batch, int(row))
         return Logits.of(np.array([self._row(batch, int(row)) for row in batch.logit_rows], np.float32).reshape(-1, VOCAB))
+
+    def _copy(self, batch: Batch) -> None:
+        for group, source, target in batch.copies:
+            pages, num_blocks = self.pages[group], self.num_blocks[group]
+            assert min(source, target) < num_blocks, "nothing is copied within the swap space"
+            assert max(source, target) < num_blocks + self.num_provided[group], "a swap block that has no memory"
+            pages[target] = pages[source]
+            if source >= num_blocks:
+                pages[source] = -1  # what came back is gone
+
+    def _fail(self, batch: Batch) -> None:
+        self.num_failures -= 1
+        for group, _, target in batch.copies:
+            self.pages[group][target] = -1
+        for pages, slots in zip(self.pages, batch.slots, strict=True):
+            pages[slots // BLOCK, slots % BLOCK] = -1
+        raise RuntimeError("the device is on fire")
 
     def _row(self, batch: Batch, row: int) -> Float32:
         sequence = int(np.searchsorted(batch.query_starts, row, side="right")) - 1
         length = int(batch.positions[row]) + 1
-        context = self.pages[batch.block_tables[sequence]].reshape(-1, 2)[:length]
         assert batch.context_lens[sequence] >= length
-        assert context[:, 1].tolist() == list(range(length)), "positions are not where the block table says"
-        return fake_logits(context[:, 0].tolist())
+        contexts = []
+        for pages, tables, window in zip(self.pages, batch.block_tables, self.windows, strict=True):
+            first = max(0, length - window) if window else 0
+            context = pages[tables[sequence]].reshape(-1, 2)[first:length]
+            assert context[:, 1].tolist() == list(range(first, length)), "positions are not where the block table says"
+            contexts.append(context[:, 0].tolist())
+        longest = max(contexts, key=len)
+        assert all(longest[len(longest) - len(context) :] == context for context in contexts), "groups hold different tokens"
+        return fake_logits(longest)
 
 
-def make_engine(num_blocks: int = 64, num_swap_blocks: int = 0, **config: object) -> Engine:
-    return Engine(FakeExecutor(num_blocks, num_swap_blocks), MODEL, BLOCK, EngineConfig(**config))
+def make_engine(num_blocks: Counts = 64, num_swap_blocks: Counts = 0, windows: Sequence[int] = (0,), **config: object) -> Engine:
+    executor = FakeExecutor(num_blocks, num_swap_blocks, windows)
+    return Engine(executor, MODEL, executor.kv, EngineConfig(**config))
 
 
 def run_all(engine: Engine) -> dict[str, RequestOutput]:
@@ -125,11 +163,11 @@ def completions(output: RequestOutput) -> list[tuple[list[int], str | None]]:
     return [(completion.token_ids, completion.finish_reason) for completion in output.outputs]
 
 
-def greedy_reference(prompt: list[int], num_tokens: int, *, stop: bool = True) -> list[int]:
-    """Greedy tokens straight from the definition, without an engine."""
+def greedy_reference(prompt: list[int], num_tokens: int, *, stop: bool = True, window: int = 0) -> list[int]:
+    """Greedy tokens straight from the definition, without an engine, of a model that sees `window` tokens (0: all)."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + num_tokens:
-        tokens.append(int(fake_logits(tokens).argmax()))
+        tokens.append(int(fake_logits(tokens[-window:]).argmax()))
         if stop and tokens[-1] == STOP:
             break
     return tokens[len(prompt) :]

@@ -221,7 +221,7 @@ def test_memory(artifact):
             parse_bytes(text, "kv_memory")
     with pytest.raises(OptionError, match="at least 32 bytes"):
         LLM(artifact, kv_memory=31)
-    assert LLM(artifact, max_num_seqs=2).engine.executor.num_blocks == 2 * CONTEXT // 4
+    assert LLM(artifact, max_num_seqs=2).engine.executor.num_blocks == (2 * CONTEXT // 4,)
     assert LLM(artifact, max_num_seqs=100).engine.config.max_num_seqs == 8
 
 
@@ -237,14 +237,14 @@ def test_artifacts_for_other_machines_are_refused(artifact, monkeypatch):
     triple = library.target.triple
     for other in ("riscv64-unknown-linux-gnu", triple.replace("linux-gnu", "windows-msvc")):
         with pytest.raises(ArtifactError, match=r"target\.triple"):
-            load(change_target(triple=other), 4)
+            load(change_target(triple=other), [4])
     with pytest.raises(ArtifactError, match="this CPU lacks avx9000"):
-        load(change_target(features=("avx9000",)), 4)
+        load(change_target(features=("avx9000",)), [4])
     with pytest.raises(ArtifactError, match="tvm_version"):
-        load(change(tvm_version="0.1"), 4)
+        load(change(tvm_version="0.1"), [4])
     function = artifact.manifest.functions[0]
     with pytest.raises(ArtifactError, match="takes 'mystery'"):
-        load(change(functions=(replace(function, inputs=(replace(function.inputs[0], name="mystery"),)),)), 4)
+        load(change(functions=(replace(function, inputs=(replace(function.inputs[0], name="mystery"),)),)), [4])
     monkeypatch.setattr(cupola.runtime.machine, "cpu_flags", lambda: frozenset({"avx512vnni", "asimddp"}))
     choose_library(change_target(features=("avx512_vnni", "+dotprod")))
 
@@ -255,7 +255,7 @@ def test_a_library_that_is_none_is_refused(tmp_path):
     library.write_bytes(b"not a library")
     files = tuple(replace(entry, sha256=sha256_of(library)) if entry.name == library.name else entry for entry in artifact.manifest.files)
     with pytest.raises(ArtifactError, match=r"lib\.so: can't be loaded"):
-        load(replace(artifact, manifest=replace(artifact.manifest, files=files)), 4)
+        load(replace(artifact, manifest=replace(artifact.manifest, files=files)), [4])
 
 
 SCRIPT = """

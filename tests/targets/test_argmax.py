@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
 
 from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
 from cupola.targets.ops import Argmax
@@ -17,11 +20,21 @@ NAMES = ("tokens", "positions", "slots")
 
 @pytest.fixture(scope="module", params=RUNNABLE)
 def kernel(request) -> tvm.runtime.Function:
+    return build(request.param, 1)
+
+
+def build(isa: str, num_groups: int) -> tvm.runtime.Function:
     n, b, r, w = (size(name) for name in "nbrw")
     inputs = [Input("logits", (r, WIDTH)), Input("maxima", (r, 3)), *(Input(name, (n,), "int32") for name in NAMES)]
     inputs += [Input("context_lens", (b,), "int32"), Input("block_tables", (b, w), "int32")]
-    target = get_target(f"cpu:{request.param}")
-    lowered = module(target, inputs, lambda *tensors: Argmax(*tensors, BLOCK).call())
+    for i in range(1, num_groups):
+        inputs += [Input(f"slots_{i}", (n,), "int32"), Input(f"block_tables_{i}", (b, size(f"w{i}")), "int32")]
+    target = get_target(f"cpu:{isa}")
+
+    def emit(*tensors: relax.Var) -> relax.Call:
+        return Argmax(*tensors[:7], BLOCK, relax.Tuple(tensors[7:]) if num_groups > 1 else None).call()
+
+    lowered = module(target, inputs, emit)
     [(name, func)] = [(gv.name_hint, f) for gv, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
     kernels = tvm.IRModule({name: func.with_attr("global_symbol", name)})
     return tvm.tirx.build(kernels, target=target.tvm, pipeline=target.lowering)[name]
@@ -45,11 +58,11 @@ class Step:
         self.held = {name: tvm.runtime.tensor(array) for name, array in self.given.items()}
         self.out = tvm.runtime.tensor(np.arange(MAX_STEPS * len(self.logits), dtype="int32").reshape(MAX_STEPS, -1))
 
-    def run(self, kernel: tvm.runtime.Function, times: int = 1) -> None:
+    def run(self, kernel: tvm.runtime.Function, times: int = 1, further: Sequence[tvm.runtime.Tensor] = ()) -> None:
         maxima = np.stack([self.logits[:, at : at + MAXIMA_BLOCK].max(axis=1) for at in range(0, WIDTH, MAXIMA_BLOCK)], axis=1)
         arrays = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in (self.logits, maxima)]
         for _ in range(times):
-            kernel(*arrays, *self.held.values(), tvm.runtime.tensor(self.tables), self.out)
+            kernel(*arrays, *self.held.values(), tvm.runtime.tensor(self.tables), *further, self.out)
 
     def holds(self, **expected: np.ndarray) -> bool:
         return all((self.held[name].numpy() == array).all() for name, array in {**self.given, **expected}.items())
@@ -61,6 +74,18 @@ def test_each_sequence_goes_on_by_one(kernel):
     positions = step.lengths
     slots = np.take_along_axis(step.tables, positions[:, None] // BLOCK, axis=1)[:, 0] * BLOCK + positions % BLOCK
     assert step.holds(tokens=step.logits.argmax(axis=1), positions=positions, slots=slots, context_lens=positions + 1)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+def test_each_state_group_has_slots_of_its_own(isa):
+    kernel, step = build(isa, 3), Step([1, 4, 5, 7, 20, 23])
+    tables = [np.random.default_rng(i).permutation(len(step.lengths) * 7).astype("int32").reshape(-1, 7) for i in range(2)]
+    slots = [tvm.runtime.tensor(np.full(len(step.lengths), 99, "int32")) for _ in tables]
+    step.run(kernel, further=[tensor for pair in zip(slots, map(tvm.runtime.tensor, tables), strict=True) for tensor in pair])
+    index = step.lengths[:, None]
+    for table, found in [(step.tables, step.held["slots"]), *zip(tables, slots, strict=True)]:
+        expected = np.take_along_axis(table, index // BLOCK, axis=1) * BLOCK + index % BLOCK
+        assert found.numpy().tolist() == expected[:, 0].tolist()
 
 
 def test_what_was_chosen_moves_up(kernel):

@@ -25,14 +25,14 @@ def lower_argmax(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> rel
     op = Argmax.match(call)
     if op is None:
         return None
-    width = int(op.logits.ty.shape[1])
-    function = builder.add_func(_build(width, op.block_size), f"choose_tokens_{width}")
-    arguments = [op.logits, op.maxima, op.tokens, op.positions, op.slots, op.context_lens, op.block_tables]
+    width, further = int(op.logits.ty.shape[1]), list(op.further.fields) if op.further is not None else []
+    function = builder.add_func(_build(width, op.block_size, len(further) // 2), f"choose_tokens_{width}")
+    arguments = [op.logits, op.maxima, op.tokens, op.positions, op.slots, op.context_lens, op.block_tables, *further]
     return relax.op.call_tir(function, relax.Tuple(arguments), out_ty=call.ty)
 
 
 @cache
-def _build(width: int, block_size: int) -> tvm.tirx.PrimFunc:
+def _build(width: int, block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
     num_blocks = -(-width // MAXIMA_BLOCK)
 
     def body() -> None:
@@ -41,7 +41,10 @@ def _build(width: int, block_size: int) -> tvm.tirx.PrimFunc:
         maxima = argument("maxima", (rows, num_blocks), "float32")
         tokens, positions, slots = (argument(label, (n,), "int32") for label in ("tokens", "positions", "slots"))
         context_lens = argument("context_lens", (batch,), "int32")
-        block_tables = argument("block_tables", (batch, max_blocks), "int32")
+        groups = [(slots, argument("block_tables", (batch, max_blocks), "int32"), max_blocks)]
+        for group in range(1, num_further + 1):
+            more_slots, width_of_table = argument(f"slots_{group}", (n,), "int32"), T.int64()
+            groups.append((more_slots, argument(f"block_tables_{group}", (batch, width_of_table), "int32"), width_of_table))
         out = argument("out", (MAX_STEPS, rows), "int32")
 
         def choose(row: Value) -> None:
@@ -55,10 +58,11 @@ def _build(width: int, block_size: int) -> tvm.tirx.PrimFunc:
         for_each(rows, num_blocks, choose)
         with T.If(T.And(n == batch, n == rows)), T.Then(), T.serial(n) as i:
             position = name(positions[i] + 1)
-            column = T.min(T.cast(position // block_size, "int64"), max_blocks - 1)  # past the end, nobody goes on
             T.buffer_store(tokens, T.max(out[MAX_STEPS - 1, i], 0), [i])  # a token for the embedding, whatever comes of it
             T.buffer_store(positions, position, [i])
-            T.buffer_store(slots, block_tables[i, column] * block_size + position % block_size, [i])
+            for its_slots, tables, num_columns in groups:
+                column = T.min(T.cast(position // block_size, "int64"), num_columns - 1)  # past the end, nobody goes on
+                T.buffer_store(its_slots, tables[i, column] * block_size + position % block_size, [i])
             T.buffer_store(context_lens, context_lens[i] + 1, [i])
 
     return with_cost(prim_func(body), KernelCost(gathered_bytes_per_row=4 * MAXIMA_BLOCK))  # one block of a row's logits

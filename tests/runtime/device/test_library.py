@@ -58,7 +58,7 @@ def test_a_library_that_was_replaced_since_the_manifest_was_read_is_refused(two,
     with (artifact.path / LIBRARY).open("ab") as stream:
         stream.write(b"\0")
     with pytest.raises(ArtifactError, match=r"lib\.so: does not match its SHA-256 in the manifest \(it was replaced"):
-        load(artifact, 4)
+        load(artifact, [4])
 
 
 def test_where_memory_may_not_be_run_a_file_is(two, monkeypatch):

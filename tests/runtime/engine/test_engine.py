@@ -97,7 +97,7 @@ def test_a_fork_copies_one_block_and_shares_the_rest():
     engine = make_engine(enable_prefix_caching=False)
     engine.add_request("a", prompts([10])[0], SamplingParams(n=3, max_tokens=3, ignore_eos=True))
     engine.step()
-    pool = engine.scheduler.pool
+    (pool,) = engine.scheduler.states.pools
     assert pool.num_blocks - pool.num_free_blocks == 3  # ten tokens; nothing copied yet
     engine.step()
     assert pool.num_blocks - pool.num_free_blocks == 5  # two full blocks shared, the third is everyone's own

@@ -20,7 +20,7 @@ from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from cupola.runtime.text.tokenizer import Tokenizer
-from tests.runtime.fakes import BLOCK, MODEL, STOP, VOCAB, FakeExecutor, fake_logits, run_all
+from tests.runtime.fakes import MODEL, STOP, VOCAB, FakeExecutor, fake_logits, make_engine, run_all
 
 TOKENS = [*'abcdefghijklmnopqrstuvwxyz0123456789{}[]":,._-+*/()<>=!?; \n', "a" * 24]
 SCHEMA = {
@@ -58,7 +58,8 @@ def engines(tokenizer):
     compiler = GrammarCompiler(tokenizer.file, VOCAB, [STOP], max_kept=16)
 
     def make(num_blocks: int = 64, num_swap_blocks: int = 0, **config: object) -> Engine:
-        return Engine(FakeExecutor(num_blocks, num_swap_blocks), MODEL, BLOCK, EngineConfig(**config), tokenizer, compiler)
+        executor = FakeExecutor(num_blocks, num_swap_blocks)
+        return Engine(executor, MODEL, executor.kv, EngineConfig(**config), tokenizer, compiler)
 
     yield make
     compiler.close()
@@ -288,6 +289,6 @@ def test_a_bad_grammar_that_nobody_checked_fails_its_request_alone(engines):
 
 
 def test_without_a_tokenizer_there_is_no_structured_output():
-    engine = Engine(FakeExecutor(8, 0), MODEL, BLOCK, EngineConfig())
+    engine = make_engine(8)
     with pytest.raises(RequestError, match="no tokenizer"):
         engine.add_request("a", [1], SamplingParams(structured_outputs=TEXTS[1]))

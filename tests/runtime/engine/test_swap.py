@@ -75,10 +75,10 @@ def test_blocks_that_the_prefix_cache_still_has_are_not_copied():
     (sequence,) = scheduler.running
     copies = scheduler._swap_out(sequence)
     scheduler._preempt(sequence)
-    assert [source for source, _ in copies] != [] and len(copies) == 5  # 17 tokens
-    for source, target in copies:
-        engine.executor.provide_swap(16)
-        engine.executor.pages[target] = engine.executor.pages[source]
+    assert len(copies) == 5  # 17 tokens
+    for group, source, target in copies:
+        engine.executor.provide_swap(group, 16)
+        engine.executor.pages[group][target] = engine.executor.pages[group][source]
     output = run_all(engine)["first"]
     assert (engine.stats().num_swapped_out, engine.stats().num_swapped_in) == (5, 1)  # four were full, and are known
     assert output.outputs[0].token_ids == greedy_reference(prompt, 12, stop=False)
@@ -86,7 +86,7 @@ def test_blocks_that_the_prefix_cache_still_has_are_not_copied():
 
 
 def run_until_swapped(engine: Engine) -> None:
-    while not engine.stats().num_swapped_out or not any(sequence.swap_table for sequence in engine.scheduler.waiting):
+    while not engine.stats().num_swapped_out or not any(sequence.state.swap_tables for sequence in engine.scheduler.waiting):
         engine.step()
         engine.scheduler.check_integrity()
 
@@ -95,11 +95,11 @@ def test_a_request_that_goes_away_frees_its_swap_blocks():
     engine, prompts = make_engine(12, 40, enable_prefix_caching=False, max_num_seqs=8), make_prompts(8)
     start(engine, prompts)
     run_until_swapped(engine)
-    gone = [sequence.request.spec.request_id for sequence in engine.scheduler.waiting if sequence.swap_table]
+    gone = [sequence.request.spec.request_id for sequence in engine.scheduler.waiting if sequence.state.swap_tables]
     for name in gone:
         engine.abort(name)
         engine.scheduler.check_integrity()
-    assert engine.scheduler.swap.num_free_blocks == 40
+    assert engine.scheduler.states.swap_pools[0].num_free_blocks == 40
     outputs = run_all(engine)
     assert outputs.keys().isdisjoint(gone)
 
@@ -111,7 +111,7 @@ def test_a_failed_step_is_computed_again(fails):
     run, sides, failed = engine.executor.run, {"as it puts blocks aside": 1, "as it brings them back": 0}, []
 
     def fail_once(batch, num_steps):
-        if not failed and any(copy[sides[fails]] >= 12 for copy in batch.copies):
+        if not failed and any(copy[1 + sides[fails]] >= 12 for copy in batch.copies):
             failed.append(batch.copies)
             engine.executor.num_failures = 1
         return run(batch, num_steps)
@@ -123,7 +123,7 @@ def test_a_failed_step_is_computed_again(fails):
             outputs.update({request.spec.request_id: request.output() for request in engine.step()})
         except EngineError as error:
             assert "on fire" in str(error)
-            assert engine.scheduler.swap.num_free_blocks == 40
+            assert engine.scheduler.states.swap_pools[0].num_free_blocks == 40
         engine.scheduler.check_integrity()
     assert failed
     engine.check_idle()
@@ -162,11 +162,11 @@ def test_copies_depend_on_their_order():
 
 def watch_copies(engine: Engine) -> set[str]:
     """What a step's copies did to each other, filled in as the engine runs."""
-    run, num_blocks, seen = engine.executor.run, engine.executor.num_blocks, set()
+    run, (num_blocks,), seen = engine.executor.run, engine.executor.num_blocks, set()
 
     def watched(batch, num_steps):
         copied, put_aside = set(), set()
-        for source, target in batch.copies:
+        for _, source, target in batch.copies:
             if target >= num_blocks:
                 put_aside.add(source)
                 seen.update({"a copy is put aside"} if source in copied else ())
@@ -240,36 +240,37 @@ TestSwapPool = SwapMachine.TestCase
 @pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("dtype", KV)
 def test_a_block_comes_back_as_it_went(dtype, on_disk, tmp_path):
-    space = SwapSpace(KV[dtype], 3, tmp_path if on_disk else None)
+    space = SwapSpace(KV[dtype], (3, 2), tmp_path if on_disk else None)
     assert list(tmp_path.iterdir()) == []
-    assert space.provide(1) and space.provide(3)
-    rng, put = np.random.default_rng(0), []
-    for i in range(3):
-        parts = space.block(i)
-        shapes = [(2, 3, 8, 4), (2, 3, 4, 4), (2, 8, 4), (1, 4)]
-        assert [(part.shape, part.dtype) for part in parts] == [
-            (shape, np.dtype(spec.dtype)) for shape, spec in zip(shapes, KV[dtype].pools(1), strict=True)
-        ]
-        put.append([rng.integers(-128, 128, part.shape).astype(part.dtype) for part in parts])
-        for part, values in zip(parts, put[-1], strict=True):
-            part[...] = values
-    for i in range(3):
-        for part, values in zip(space.block(i), put[i], strict=True):
+    rng, put = np.random.default_rng(0), {}
+    for group, count in enumerate(space.num_blocks):
+        assert space.provide(group, 1) and space.provide(group, count)
+        shapes = [[(2, 3, 8, 4), (2, 3, 4, 4)], [(2, 8, 4), (1, 4)]][group]
+        specs = list(zip(shapes, (np.dtype(pool.dtype) for pool in KV[dtype].pools_of(group, 1)), strict=True))
+        for i in range(count):
+            parts = space.block(group, i)
+            assert [(part.shape, part.dtype) for part in parts] == specs
+            put[group, i] = [rng.integers(-128, 128, part.shape).astype(part.dtype) for part in parts]
+            for part, values in zip(parts, put[group, i], strict=True):
+                part[...] = values
+    for place, blocks in put.items():
+        for part, values in zip(space.block(*place), blocks, strict=True):
             np.testing.assert_array_equal(part, values)
 
 
 def test_room_on_the_disk_is_taken_before_it_is_written(tmp_path, monkeypatch):
-    space, taken = SwapSpace(KV["int8"], 8, tmp_path), []
-    size = KV["int8"].bytes_per_block
+    space, taken = SwapSpace(KV["int8"], (8, 8), tmp_path), []
+    size, other = (KV["int8"].group_bytes_per_block(group) for group in range(2))
 
     def allocate(descriptor: int, start: int, length: int) -> None:
-        if start + length > 4 * size:
+        if 4 * size < start + length <= 8 * size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         taken.append((start, length))
 
     monkeypatch.setattr(os, "posix_fallocate", allocate)
-    assert [space.provide(count) for count in (1, 3, 2, 5, 4, 8)] == [True, True, True, False, True, False]
-    assert taken == [(0, size), (size, 2 * size), (3 * size, size)]
+    assert [space.provide(0, count) for count in (1, 3, 2, 5, 4, 8)] == [True, True, True, False, True, False]
+    assert space.provide(1, 2)
+    assert taken == [(0, size), (size, 2 * size), (3 * size, size), (8 * size, 2 * other)]
 
 
 def test_bad_options_are_refused(tmp_path):

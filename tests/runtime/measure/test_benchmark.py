@@ -60,7 +60,7 @@ def test_exactly_the_tests_tokens_are_timed(benchmark, test, monkeypatch):
 
 def test_streams_share_no_blocks(benchmark, monkeypatch):
     for step, _ in timed_batches(benchmark, SpeedTest("tg", 5, 48, 8), monkeypatch):
-        used = np.concatenate([table[: -(-length // BLOCK)] for table, length in zip(step.block_tables, step.context_lens, strict=True)])
+        used = np.concatenate([table[: -(-length // BLOCK)] for table, length in zip(step.block_tables[0], step.context_lens, strict=True)])
         assert len(np.unique(used)) == len(used)
 
 

@@ -34,7 +34,7 @@ class Failing(FakeExecutor):
         logits = super()._step(batch)
         error = self.failures.get(self.num_steps)
         if error is not None:
-            self.pages[batch.slots // BLOCK] = -7  # what a kernel left half done
+            self.pages[0][batch.slots[0] // BLOCK] = -7  # what a kernel left half done
             raise error
         return logits
 
@@ -43,7 +43,7 @@ class Side:
     """The server's end, and the loop in a thread."""
 
     def __init__(self, executor: FakeExecutor) -> None:
-        self.engine = Engine(executor, MODEL, BLOCK, EngineConfig(max_num_seqs=4))
+        self.engine = Engine(executor, MODEL, executor.kv, EngineConfig(max_num_seqs=4))
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(60)
         self._frames, self._decoder = m.Frames(), msgspec.msgpack.Decoder(m.ToServer)

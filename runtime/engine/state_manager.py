@@ -1,0 +1,235 @@
+"""Which blocks hold the state of which sequence, over all state groups. Pure Python; knows no tensors.
+
+Layers that keep the same of the past form a group, and each group has a pool of blocks of its own. A sequence has one table a group.
+Blocks that lie wholly behind a group's window are given back while the sequence runs; its table has holes in their places, so that a
+token's index still says where it is. A prefix is in the cache as far as every group still has what its window sees there.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.engine.block_pool import HOLE, BlockPool, BlockTable, empty_table
+from cupola.runtime.engine.swap_pool import SwapPool
+from cupola.runtime.errors import EngineError
+
+Copies: TypeAlias = list[tuple[int, int, int]]  # (group, from block, to block), in order
+
+
+class State:
+    """The blocks of one sequence. Without tables it has none.
+
+    Attributes:
+        tables: of each group; entry i holds the tokens from i · block size on.
+        starts: of each group, the index of the first block that is held; before it are holes.
+        num_published: blocks that the prefix cache was told of.
+        swap_tables: of each group, the swap blocks that hold what it had when `num_swapped_tokens` were computed; None if that is nothing.
+    """
+
+    __slots__ = ("num_published", "num_swapped_tokens", "starts", "swap_tables", "tables")
+
+    def __init__(self) -> None:
+        self.tables: tuple[BlockTable, ...] = ()
+        self.starts: list[int] = []
+        self.num_published = self.num_swapped_tokens = 0
+        self.swap_tables: tuple[BlockTable, ...] = ()
+
+    def held(self, group: int) -> BlockTable:
+        """The blocks of a group that it holds."""
+        return self.tables[group][self.starts[group] :] if self.tables else empty_table()
+
+
+class StateManager:
+    """Gives the blocks of all groups to sequences. A verb changes all groups, or none if one of them lacks blocks.
+
+    Args:
+        kv: the groups.
+        num_blocks: blocks of each group.
+        num_swap_blocks: swap blocks of each group; their numbers go on where those of its blocks end.
+        provide_swap: makes sure that the first so many swap blocks of a group have their memory; False if it can't be had.
+        max_num_new_tokens: the most tokens of one sequence in a step.
+    """
+
+    def __init__(
+        self,
+        kv: KVSpec,
+        num_blocks: Sequence[int],
+        num_swap_blocks: Sequence[int],
+        provide_swap: Callable[[int, int], bool],
+        *,
+        max_num_new_tokens: int,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self.block_size, self.enable_prefix_caching = kv.block_size, enable_prefix_caching
+        self.pools = tuple(BlockPool(count, kv.block_size, enable_prefix_caching=enable_prefix_caching) for count in num_blocks)
+        self.swap_pools = tuple(
+            SwapPool(num_swap, count, lambda num_blocks, group=group: provide_swap(group, num_blocks))  # type: ignore[misc]
+            for group, (num_swap, count) in enumerate(zip(num_swap_blocks, num_blocks, strict=True))
+        )
+        self._windows = tuple((i, group.window) for i, group in enumerate(kv.groups) if group.window)
+        self._full = tuple(pool for pool, group in zip(self.pools, kv.groups, strict=True) if not group.window)
+        self._most_held = [kv.most_held(i, max_num_new_tokens) for i in range(len(kv.groups))]
+        self._bytes = [kv.group_bytes_per_block(i) for i in range(len(kv.groups))]
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a sequence that its groups can hold; None if all of them hold any number."""
+        sizes = zip(self.pools, self._most_held, strict=True)
+        return min((pool.num_blocks * self.block_size for pool, most in sizes if most is None or most > pool.num_blocks), default=None)
+
+    @property
+    def usage(self) -> float:
+        """The part of the memory for K/V that sequences hold."""
+        total = sum(pool.num_blocks * size for pool, size in zip(self.pools, self._bytes, strict=True))
+        return 1 - sum(pool.num_free_blocks * size for pool, size in zip(self.pools, self._bytes, strict=True)) / total
+
+    def begin(self, state: State, hashes: Sequence[bytes]) -> int:
+        """Gives a state tables, with what the prefix cache has of blocks of these hashes. Returns how many blocks that are."""
+        length = self._longest_hit(hashes) if hashes else 0
+        state.starts = [0] * len(self.pools)
+        for i, window in self._windows:
+            state.starts[i] = self._first_seen(window, length)
+        found = [pool.match(hashes[start:length]) for pool, start in zip(self.pools, state.starts, strict=True)]
+        state.tables = tuple(_holes(start) + table for start, table in zip(state.starts, found, strict=True))
+        state.num_published = length
+        return length
+
+    def has_room(self, state: State, num_tokens: int, num_spare: int) -> bool:
+        """Whether a state can grow to `num_tokens` with `num_spare` blocks left in each group."""
+        num_blocks = -(-num_tokens // self.block_size)
+        for pool, table, start, most in zip(self.pools, state.tables, state.starts, self._most_held, strict=True):
+            num_needed = num_blocks - len(table)
+            if most is not None:  # blocks behind the window come back meanwhile
+                num_needed = min(num_needed, most - len(table) + start)
+            if num_needed + num_spare > pool.num_free_blocks:
+                return False
+        return True
+
+    def reserve(self, state: State, start: int, end: int) -> Copies | None:
+        """Makes tables ready for writing tokens `start` to `end`: they grow, and shared blocks are taken apart.
+
+        Returns:
+            The copies to make before writing; None, with nothing changed, if a group has too few free blocks.
+        """
+        needed = [pool.num_needed(table, start, end) for pool, table in zip(self.pools, state.tables, strict=True)]
+        if not any(needed):
+            return []
+        if any(count > pool.num_free_blocks for count, pool in zip(needed, self.pools, strict=True)):
+            return None
+        reserved = (pool.reserve(table, start, end) for pool, table in zip(self.pools, state.tables, strict=True))
+        return [(group, *copy) for group, copies in enumerate(reserved) for copy in copies or ()]
+
+    def reserve_all(self, states: Sequence[tuple[State, int]], num_tokens: int) -> bool:
+        """Lets every state, whose last blocks are its own, grow by `num_tokens` from its length on; False if not all can."""
+        for group, pool in enumerate(self.pools):
+            if sum(pool.num_missing(state.tables[group], length + num_tokens) for state, length in states) > pool.num_free_blocks:
+                return False
+        for state, length in states:
+            self.reserve(state, length, length + num_tokens)
+        return True
+
+    def publish(self, state: State, num_blocks: int, hashes: Sequence[bytes]) -> None:
+        """Lets later sequences find the first `num_blocks` blocks, which are full and computed, by their hashes."""
+        old, state.num_published = state.num_published, num_blocks
+        for pool, table, start in zip(self.pools, state.tables, state.starts, strict=True):
+            first = max(old, start)  # what came back from the swap space has holes that were never published
+            pool.publish(table[first:num_blocks], hashes[first:num_blocks])
+
+    def drop_unseen(self, state: State, num_tokens: int) -> None:
+        """Gives back the blocks that no query from index `num_tokens` on sees."""
+        for i, window in self._windows:
+            first, start = (num_tokens - window + 1) // self.block_size, state.starts[i]
+            if first > start:
+                table, state.starts[i] = state.tables[i], first
+                self.pools[i].drop(table, start, min(first, len(table)))
+                table.extend(_holes(first - len(table)))  # of tokens that are in the swap space
+
+    def fork(self, state: State) -> State:
+        """A second holder of the same blocks; the first one to write to a shared block gets a copy of it."""
+        child = State()
+        held = zip(self.pools, state.tables, state.starts, strict=True)
+        child.tables = tuple(pool.fork(table, start) for pool, table, start in held)
+        child.starts, child.num_published = list(state.starts), state.num_published
+        return child
+
+    def release(self, state: State) -> None:
+        """Lets go of every block."""
+        for pool, table, start in zip(self.pools, state.tables, state.starts, strict=bool(state.tables)):
+            pool.release(table, start)
+        state.tables, state.starts, state.num_published = (), [], 0
+
+    def swap_out(self, state: State, num_tokens: int) -> Copies:
+        """The copies that put what is computed of `num_tokens` tokens into swap blocks; none if there is no room."""
+        end = -(-num_tokens // self.block_size)
+        held = [table[start:end] for table, start in zip(state.tables, state.starts, strict=True)]
+        state.swap_tables = tuple(empty_table() for _ in held)
+        wanted = zip(self.swap_pools, state.swap_tables, held, strict=True)
+        if not num_tokens or not all(not blocks or pool.take(table, len(blocks)) for pool, table, blocks in wanted):
+            self.forget_swapped(state)
+            return []
+        state.num_swapped_tokens = num_tokens
+        pairs = zip(held, state.swap_tables, strict=True)
+        return [(group, *copy) for group, (blocks, swapped) in enumerate(pairs) for copy in zip(blocks, swapped, strict=True)]
+
+    def swap_in(self, state: State) -> Copies:
+        """Takes blocks for what swap blocks hold beyond the cached prefix; `has_room` was asked. Returns the copies that fill them."""
+        num_tokens, copies = state.num_swapped_tokens, []
+        if num_tokens:
+            self.drop_unseen(state, num_tokens)
+            lengths = [len(table) for table in state.tables]
+            self.reserve(state, max(lengths) * self.block_size, num_tokens)
+            for group, (table, length, swapped) in enumerate(zip(state.tables, lengths, state.swap_tables, strict=True)):
+                first = -(-num_tokens // self.block_size) - len(swapped)  # the index of the first swapped block
+                copies += [(group, *copy) for copy in zip(swapped[length - first :], table[length:], strict=True)]
+            self.forget_swapped(state)
+        return copies
+
+    def forget_swapped(self, state: State) -> None:
+        """Lets go of every swap block."""
+        for pool, table in zip(self.swap_pools, state.swap_tables, strict=bool(state.swap_tables)):
+            pool.release(table)
+        state.swap_tables, state.num_swapped_tokens = (), 0
+
+    def check_integrity(self, running: Sequence[State], waiting: Sequence[State]) -> None:
+        """Checks that `running` states, and nothing else, hold blocks, and `waiting` ones swap blocks. Raises EngineError."""
+        for group, (pool, swap) in enumerate(zip(self.pools, self.swap_pools, strict=True)):
+            pool.check_integrity(state.held(group) for state in running)
+            swap.check_integrity(state.swap_tables[group] for state in waiting if state.swap_tables)
+
+    def check_idle(self) -> None:
+        """Checks that every block is free. Raises EngineError."""
+        for name, pools in (("blocks", self.pools), ("swap blocks", self.swap_pools)):
+            num_held = sum(pool.num_blocks - pool.num_free_blocks for pool in pools)
+            if num_held:
+                raise EngineError(f"{num_held} {name} are still held")
+
+    def _longest_hit(self, hashes: Sequence[bytes]) -> int:
+        """The most leading blocks of these hashes that every group can go on from."""
+        length = len(hashes)
+        for pool in self._full:
+            length = next((i for i in range(length) if not pool.knows(hashes[i])), length)
+        while True:
+            fitting = min((self._longest_seen(i, window, hashes, length) for i, window in self._windows), default=length)
+            if fitting == length:
+                return length
+            length = fitting
+
+    def _longest_seen(self, group: int, window: int, hashes: Sequence[bytes], length: int) -> int:
+        """At most `length` leading blocks, of which a window's group knows all that the token after them sees."""
+        knows, i = self.pools[group].knows, length - 1
+        while i >= self._first_seen(window, length):
+            if not knows(hashes[i]):
+                length = i
+            i -= 1
+        return length
+
+    def _first_seen(self, window: int, num_blocks: int) -> int:
+        """The index of the first block that the token after `num_blocks` blocks sees."""
+        return max(0, (num_blocks * self.block_size - window + 1) // self.block_size)
+
+
+def _holes(count: int) -> BlockTable:
+    return array("i", [HOLE]) * count
