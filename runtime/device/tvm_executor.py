@@ -254,9 +254,9 @@ _STEP_INPUTS = tuple(line.name for line in STEP_INPUTS if line.name in Batch._fi
 
 
 def load(artifact: Artifact, num_blocks: Sequence[int], device: str | None = None, swap: SwapSpace | None = None) -> TVMExecutor:
-    """Loads an artifact with the library for `device` or the best that runs here, and pools of `num_blocks` blocks, a number for each group.
+    """Loads an artifact, with the library for `device` or the best that runs here.
 
-    `swap` is where blocks can be put aside; None is nowhere.
+    `num_blocks` are those of each group's pools. `swap` is where blocks can be put aside; None is nowhere.
 
     Raises:
         ArtifactError: if it was compiled for other machines or another TVM, or can't be loaded.

@@ -237,7 +237,7 @@ class AttentionKernel:
         flags += [self.dtype] * (self.dtype != "f32")
         name = case_name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
         in_tiles = partial(reference, in_tiles=True) if self.kv in ("bf16", "int8") else None
-        draw = partial(_draw_attention, inputs, block)
+        draw = partial(_draw_attention, inputs, block, self.window)
         return KernelCase(name, tuple(inputs), emit, reference, draw, multiplies_int8=self.kv == "int8", in_tiles=in_tiles)
 
 
@@ -290,20 +290,24 @@ def _draw_rows(inputs: Sequence[Input], random: np.random.Generator, num_tokens:
     return arrays
 
 
-def _draw_attention(inputs: Sequence[Input], block: int, random: np.random.Generator, num_tokens: int) -> Arrays:
-    """Up to four sequences of `num_tokens` new tokens in all, each after up to 150 that stand in pages. Other pages hold NaN."""
+def _draw_attention(inputs: Sequence[Input], block: int, window: int, random: np.random.Generator, num_tokens: int) -> Arrays:
+    """Up to four sequences of `num_tokens` new tokens in all, each after up to 150 that stand in pages. Other pages hold NaN, and one
+    of them stands in tables for all blocks behind the window."""
     starts = np.unique([0, num_tokens, *random.integers(0, num_tokens + 1, 3)])
     lens = np.diff(starts) + random.integers(0, 151, len(starts) - 1)
     width = int(lens.max() + block - 1) // block
     num_blocks = width * len(lens) + 2
-    tables = random.permutation(num_blocks)[: width * len(lens)].reshape(-1, width)
+    *blocks, hole, _ = random.permutation(num_blocks)
+    tables = np.reshape(blocks, (-1, width))
     positions = [np.arange(length - count, length) for length, count in zip(lens, np.diff(starts), strict=True)]
     slots = np.concatenate([table[p // block] * block + p % block for table, p in zip(tables, positions, strict=True)])
+    for row, length, count in zip(tables, lens, np.diff(starts), strict=True):
+        row[: max(0, length - count + 1 - window) // block if window else 0] = hole
     integers = {"slots": slots, "query_starts": starts, "context_lens": lens, "block_tables": tables}
     arrays = {i.name: i.draw(random, {"n": num_tokens, "blocks": num_blocks}) for i in inputs if i.name not in integers}
     for pages in ("k_pages", "v_pages", "k_scales", "v_scales"):
         if pages in arrays and arrays[pages].dtype != np.int8:
-            arrays[pages][:, np.setdiff1d(np.arange(num_blocks), tables)] = np.nan
+            arrays[pages][:, np.setdiff1d(np.arange(num_blocks), tables[tables != hole])] = np.nan
         if pages.endswith("scales") and pages in arrays:
             arrays[pages] = np.abs(arrays[pages]) / 64
     return arrays | {name: array.astype("int32") for name, array in integers.items()}

@@ -200,11 +200,14 @@ def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, sof
     """The results of one sequence's tokens, [n, H·E], and their slack."""
     first, end = arrays["query_starts"][i : i + 2]
     q, (heads, length) = arrays["q"][first:end], (arrays["q"].shape[1], int(arrays["context_lens"][i]))
-    k, v, k_doubt, v_doubt, v_step = (np.repeat(x, heads // x.shape[1], 1) for x in _keys_and_values(arrays, i, layer))
-    scores = scale * np.einsum("qhd,khd->hqk", q, k)
-    scores = softcap * np.tanh(scores / softcap) if softcap else scores
     distance = np.arange(length)[None] - np.arange(length - len(q), length)[:, None]
     seen = (distance <= 0) & ((distance > -window) if window else True)
+    stored = (
+        np.where(np.any(seen, axis=0)[:, None, None], x, 0) for x in _keys_and_values(arrays, i, layer)
+    )  # blocks of others may be gone
+    k, v, k_doubt, v_doubt, v_step = (np.repeat(x, heads // x.shape[1], 1) for x in stored)
+    scores = scale * np.einsum("qhd,khd->hqk", q, k)
+    scores = softcap * np.tanh(scores / softcap) if softcap else scores
     slopes = arrays.get("slopes", np.zeros(heads)).astype("float64")[:, None, None]
     scores = np.where(seen, scores + slopes * distance, -np.inf)
     sinks = arrays["sinks"].astype("float64")[:, None, None] if "sinks" in arrays else np.full((heads, 1, 1), -np.inf)
