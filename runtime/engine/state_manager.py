@@ -26,15 +26,16 @@ class State:
         tables: of each group; entry i holds the tokens from i · block size on.
         starts: of each group, the index of the first block that is held; before it are holes.
         num_published: blocks that the prefix cache was told of.
+        num_reserved: tokens up to which it can write as it is; 0 if it must be looked into.
         swap_tables: of each group, the swap blocks that hold what it had when `num_swapped_tokens` were computed; None if that is nothing.
     """
 
-    __slots__ = ("num_published", "num_swapped_tokens", "starts", "swap_tables", "tables")
+    __slots__ = ("num_published", "num_reserved", "num_swapped_tokens", "starts", "swap_tables", "tables")
 
     def __init__(self) -> None:
         self.tables: tuple[BlockTable, ...] = ()
         self.starts: list[int] = []
-        self.num_published = self.num_swapped_tokens = 0
+        self.num_published = self.num_reserved = self.num_swapped_tokens = 0
         self.swap_tables: tuple[BlockTable, ...] = ()
 
     def held(self, group: int) -> BlockTable:
@@ -114,21 +115,23 @@ class StateManager:
         Returns:
             The copies to make before writing; None, with nothing changed, if a group has too few free blocks.
         """
-        needed = [pool.num_needed(table, start, end) for pool, table in zip(self.pools, state.tables, strict=True)]
-        if not any(needed):
+        if end <= state.num_reserved:  # as in most steps
             return []
+        needed = [pool.num_needed(table, start, end) for pool, table in zip(self.pools, state.tables, strict=True)]
         if any(count > pool.num_free_blocks for count, pool in zip(needed, self.pools, strict=True)):
             return None
-        reserved = (pool.reserve(table, start, end) for pool, table in zip(self.pools, state.tables, strict=True))
+        reserved = [pool.reserve(table, start, end) for pool, table in zip(self.pools, state.tables, strict=True)]
+        state.num_reserved = -(-end // self.block_size) * self.block_size
         return [(group, *copy) for group, copies in enumerate(reserved) for copy in copies or ()]
 
     def reserve_all(self, states: Sequence[tuple[State, int]], num_tokens: int) -> bool:
         """Lets every state, whose last blocks are its own, grow by `num_tokens` from its length on; False if not all can."""
-        for group, pool in enumerate(self.pools):
-            if sum(pool.num_missing(state.tables[group], length + num_tokens) for state, length in states) > pool.num_free_blocks:
+        growing = [(state, length, length + num_tokens) for state, length in states if length + num_tokens > state.num_reserved]
+        for group, pool in enumerate(self.pools if growing else ()):
+            if sum(pool.num_missing(state.tables[group], end) for state, _, end in growing) > pool.num_free_blocks:
                 return False
-        for state, length in states:
-            self.reserve(state, length, length + num_tokens)
+        for state, length, end in growing:
+            self.reserve(state, length, end)
         return True
 
     def publish(self, state: State, num_blocks: int, hashes: Sequence[bytes]) -> None:
@@ -152,14 +155,14 @@ class StateManager:
         child = State()
         held = zip(self.pools, state.tables, state.starts, strict=True)
         child.tables = tuple(pool.fork(table, start) for pool, table, start in held)
-        child.starts, child.num_published = list(state.starts), state.num_published
+        child.starts, child.num_published, state.num_reserved = list(state.starts), state.num_published, 0
         return child
 
     def release(self, state: State) -> None:
         """Lets go of every block."""
         for pool, table, start in zip(self.pools, state.tables, state.starts, strict=bool(state.tables)):
             pool.release(table, start)
-        state.tables, state.starts, state.num_published = (), [], 0
+        state.tables, state.starts, state.num_published, state.num_reserved = (), [], 0, 0
 
     def swap_out(self, state: State, num_tokens: int) -> Copies:
         """The copies that put what is computed of `num_tokens` tokens into swap blocks; none if there is no room."""

@@ -61,7 +61,7 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_
         tokens += chunk.sequence.token_ids[chunk.start : chunk.end]
         positions += range(chunk.start, chunk.end)
         query_starts.append(len(tokens))
-    tables_of_groups = list(zip(*(chunk.sequence.state.tables for chunk in chunks), strict=True))
+    tables_of_groups = list(zip(*[chunk.sequence.state.tables for chunk in chunks], strict=True))
     return Batch(
         tokens=np.array(tokens, np.int32),
         positions=np.array(positions, np.int32),
