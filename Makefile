@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers clients requirements quality sweep browser pictures test check lint types layers format hooks clean
+.PHONY: help setup run bench-peers clients requirements quality sweep browser pictures test check lint types layers ledger sanitize format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -105,6 +105,9 @@ layers: $(STAMP) ## the rooms' import rules and the house rules
 
 ledger: $(STAMP) ## renew the ledger of what kernels cost, after a change to one
 	$(BIN)/python -m cupola.targets.cpu.measure.ledger
+
+sanitize: $(STAMP) ## run the C of compiled libraries under the thread, address and undefined-behaviour sanitizers
+	$(BIN)/python -m pytest --quiet tests/targets/native/test_sanitizers.py
 
 format: $(STAMP) ## rewrite the code as ruff would have it
 	$(BIN)/ruff check --fix

@@ -1,30 +1,30 @@
-"""From lowered Relax to a shared library."""
+"""From lowered Relax to a shared library and its plan."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import tvm
 from tvm import IRModule, relax, tirx
 
+from cupola.compiler.native_source import forward_source
 from cupola.compiler.pipeline import Dumps
+from cupola.compiler.plan import Extracted
 from cupola.passes.give_outputs import give_outputs
-from cupola.passes.rewrite import results_of
+from cupola.passes.rewrite import result_names, results_of
 from cupola.passes.share_tensors import share_tensors
-from cupola.runtime.artifact.inputs import STEP_OUTPUTS
 from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
-from cupola.runtime.environment import debug_level, interpreter
-from cupola.runtime.errors import UnsupportedError
+from cupola.runtime.environment import debug_level
 from cupola.targets.base import Target
+from cupola.targets.native.interface import SYMBOL, compile_kernels
+from cupola.targets.native.link import RUNTIME
 
 
 def plan_memory(mod: IRModule) -> IRModule:
-    """Gives every intermediate result a place in storage that others use before and after it."""
+    """Gives every intermediate result a place in storage that others use before and after it; results become parameters."""
     passes = [
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
@@ -36,56 +36,35 @@ def plan_memory(mod: IRModule) -> IRModule:
     return tvm.transform.Sequential(passes)(mod)
 
 
-def build_library(mod: IRModule, target: Target, file: Path, dumps: Dumps | None = None) -> None:
-    """Compiles `mod`, whose memory is planned, and what the target's libraries carry beside it, into the shared library `file`.
+def build_library(mod: IRModule, extracted: Extracted, target: Target, file: Path, dumps: Dumps | None = None) -> None:
+    """Compiles the kernels of `mod`, and a function that does what the plan says, into the shared library `file`.
 
     Raises:
         UnsupportedError: there is no linker on this machine.
     """
-    mod = IRModule({**dict(mod.functions_items()), **dict(target.probes().functions_items())}, attrs=mod.attrs)
-    with target.tvm, tvm.transform.PassContext(opt_level=3):
-        executable = relax.build(mod, target.tvm, relax_pipeline=_virtual_machine_passes(), tir_pipeline=target.lowering)
-    for module in target.modules():
-        executable.mod.import_module(module)
+    kernels, source = compile_kernels(mod, target), forward_source(extracted.plan, extracted.constants, SYMBOL)
     if dumps is not None and debug_level() >= 4:
-        for module in executable.mod.imports:
-            dumps.write("kernels", module.inspect_source("asm"), "s")
-    executable.export_library(str(file), fcompile=_link)
+        dumps.write("kernels", kernels.inspect_source("asm"), "s")
+        dumps.write("forward", source, "c")
+    with TemporaryDirectory() as folder:
+        objects, code = Path(folder) / "kernels.o", Path(folder) / "forward.c"
+        kernels.write_to_file(str(objects), "o")
+        code.write_text(source, encoding="utf-8")
+        target.link([objects], [code, RUNTIME], file)
 
 
-def _virtual_machine_passes() -> tvm.transform.Pass:
-    """Relax without operators, to calls that TVM's virtual machine makes."""
-    return tvm.transform.Sequential(
-        [
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            relax.transform.AttachGlobalSymbol(),
-        ]
-    )
-
-
-def _link(output: str, objects: Sequence[str], *_: object, **__: object) -> None:
-    """Links with the machine's C compiler, else with the linker that the package ziglang brings."""
-    driver = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
-    command = [driver] if driver else [*interpreter(), "-m", "ziglang", "cc"]
-    if driver is None and find_spec("ziglang") is None:
-        raise UnsupportedError("found no C compiler to link the library with", fix="install gcc or clang, or `pip install ziglang`")
-    done = subprocess.run([*command, "-shared", "-fPIC", "-o", output, *objects], capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["without a message"])[-1]
-        raise UnsupportedError(f"the linker failed: {last}", field=command[0], fix="is there room on the disk, and a working C compiler?")
-
-
-def signature_of(func: relax.Function, name: str, weights: Sequence[TensorSpec]) -> FunctionSpec:
+def signature_of(
+    func: relax.Function,
+    name: str,
+    weights: Sequence[TensorSpec],
+) -> FunctionSpec:
     """What `func`, whose memory is planned, takes and gives; `weights` are its last parameters, under their own names."""
     params = func.params[: len(func.params) - len(weights)]
     inputs = tuple(_tensor_spec(param.name, param.ty) for param in params)
     once, twice, rows = (_storage_bytes(func, n, r) for n, r in ((1, 1), (2, 1), (1, 2)))
-    given = tuple(spec for spec in inputs if any(spec.name == line.name for line in STEP_OUTPUTS))  # by the caller, to write to
-    outputs = given or tuple(_tensor_spec(output, result.ty) for output, result in results_of(func).items())
+    given = tuple(spec for spec in inputs if spec.name in result_names(func))  # by the caller, to write to
+    results = {name: result.ty for name, result in results_of(func).items() if isinstance(result.ty, relax.TensorType)}
+    outputs = given or tuple(_tensor_spec(name, type_) for name, type_ in results.items())
     return FunctionSpec(name, (*inputs, *weights), outputs, twice - once, rows - once)
 
 

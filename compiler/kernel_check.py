@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import tvm
-from tvm import relax
 
+from cupola.compiler.native_function import compile_function
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources.base import LazyTensor
 from cupola.compiler.weights import lift_weights
-from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.registry import get_target
@@ -49,12 +46,12 @@ def compile_case(case: KernelCase, target: Target) -> CompiledCase:
 
     weights = {i.name: lazy(i.name, tuple(int(size) for size in i.shape), i.dtype) for i in case.inputs if i.is_weight}
     lifted, packed = lift_weights(lower_case(case, target), weights)
-    machine = relax.VirtualMachine(tvm.compile(lifted, target=target.tvm, tir_pipeline=target.lowering), tvm.cpu())
+    function = compile_function(lifted, target)
 
     def run(arrays: Arrays) -> Array:
         now.update(arrays)
-        tensors = [arrays[i.name] for i in case.inputs if not i.is_weight] + [weight.compute() for weight in packed]
-        return machine["forward"](*(tvm.runtime.tensor(np.ascontiguousarray(tensor)) for tensor in tensors)).numpy()
+        tensors = [arrays[i.name].copy() for i in case.inputs if not i.is_weight] + [weight.compute() for weight in packed]
+        return function(*tensors)[0]
 
     return run
 
@@ -73,7 +70,6 @@ def check_kernels(isas: Sequence[ISA], progress: Progress) -> Iterator[KernelRes
 
     A kernel that several of them share runs on one.
     """
-    os.environ.setdefault("TVM_NUM_THREADS", str(num_threads()))
     cases = [kernel(sizes) for kernel in (*KERNELS, *VARIANTS) for sizes in (SMOLLM2, *ODD)]
     for isa in isas:
         target = get_target(f"cpu:{isa.name}")

@@ -119,8 +119,9 @@ class Dumps:
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
         folder.mkdir(parents=True, exist_ok=True)
-        for old in (*folder.glob("[0-9][0-9]_*.py"), *folder.glob("[0-9][0-9]_*.s")):
-            old.unlink()
+        for old in folder.glob("[0-9][0-9]_*.*"):
+            if old.suffix in (".py", ".s", ".c"):
+                old.unlink()
         print(f"cupola: dumps go to {folder}", file=sys.stderr, flush=True)
 
     def write(self, name: str, text: str, suffix: str = "py") -> None:

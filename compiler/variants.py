@@ -11,8 +11,10 @@ from tvm import IRModule, relax
 
 from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.pipeline import Dumps, kernel_passes, run_passes
+from cupola.compiler.plan import extract_plan
 from cupola.compiler.weights import TRANSFORM, PackedWeight
 from cupola.runtime.artifact.manifest import LIBRARY, LibrarySpec
+from cupola.runtime.artifact.read import read_plan
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec
 from cupola.runtime.errors import OptionError
@@ -57,16 +59,26 @@ def lay_out_state(kv: KVSpec, targets: Sequence[Target]) -> KVSpec:
 
 
 def build_variant(mod: IRModule, target: Target, weights: Sequence[PackedWeight], file: Path, dumps: Dumps | None = None) -> Variant:
-    """Builds `mod`, from which the weights were lifted, into the library `file`. Raises UnsupportedError."""
+    """Builds `mod`, from which the weights were lifted, into the library `file`, its plan beside it. Raises UnsupportedError."""
     mod = plan_memory(run_passes(mod, kernel_passes(target), dumps))
-    build_library(mod, target, file, dumps)
+    with_probes = IRModule({**dict(mod.functions_items()), **dict(target.probes().functions_items())}, attrs=mod.attrs)
+    extracted = extract_plan(with_probes)
+    build_library(with_probes, extracted, target, file, dumps)
+    plan_file = file.with_name(plan_name(file.name))
+    plan_file.write_text(extracted.plan.to_json(), encoding="utf-8")
     forward = signature_of(mod["forward"], "forward", [weight.spec for weight in weights])
-    return Variant(LibrarySpec(file.name, target.spec), forward, list_kernels(mod), list_kernels(target.probes()))
+    read_plan(plan_file, forward)
+    return Variant(LibrarySpec(file.name, plan_file.name, target.spec), forward, list_kernels(mod), list_kernels(target.probes()))
 
 
 def library_names(targets: Sequence[Target]) -> list[str]:
     """The libraries' file names, in order."""
     return [LIBRARY, *(f"lib.{target.spec.device}.so" for target in targets[1:])]
+
+
+def plan_name(library: str) -> str:
+    """The file of a library's plan: plan.json for lib.so."""
+    return library.replace("lib", "plan", 1).removesuffix(".so") + ".json"
 
 
 def join_functions(variants: Sequence[Variant]) -> FunctionSpec:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from types import FrameType
 
 from cupola.compiler.cli.shortage import shortage
@@ -13,13 +15,22 @@ def main() -> None:
     """Runs the command line and exits with its code. On SIGTERM it cleans up first."""
     signal.signal(signal.SIGTERM, _leave)
     try:
-        from cupola.compiler.cli.app import run  # here, since memory may end while it is imported
+        run = _command_line()
     except (ImportError, MemoryError, OSError) as error:
         problem = shortage(error)
         if problem is None:
             raise
         sys.exit(f"error: {problem}")
     sys.exit(run(sys.argv[1:]))
+
+
+def _command_line() -> Callable[[Sequence[str]], int]:
+    """The reader of the command line: all of it needs typer, running an artifact does not."""
+    if find_spec("typer") is None:
+        from cupola.compiler.cli.plain import run
+    else:
+        from cupola.compiler.cli.app import run  # here, since memory may end while it is imported
+    return run
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:

@@ -11,7 +11,10 @@ After:   def forward(x, logits, w):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import tvm
+import tvm_ffi
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -20,7 +23,8 @@ from cupola.passes.rewrite import pass_of, results_of
 
 def give_outputs() -> tvm.transform.Pass:
     """The pass, for functions without branches whose memory is planned: results become parameters of their names, behind the
-    `num_input` ones of a step. A function whose results are not all made for them (views of something else) stays as it is.
+    `num_input` ones of a step, under the shapes that the function returned. A function stays as it is where a result is not made in it,
+    or two are views of one tensor.
     """
     return pass_of("give_outputs", _run)
 
@@ -40,9 +44,10 @@ class _Giving(PyExprMutator):
     def rewrite(self, func: relax.Function) -> relax.Function:
         values = {binding.var: binding.value for block in func.body.blocks for binding in block.bindings}
         results = results_of(func)
-        if not all(_is_allocation(values.get(result)) for result in results.values()):
+        made = [_allocated(result, values) for result in results.values()]
+        if None in made or len(set(made)) < len(made):
             return func
-        self.given = {result: relax.Var(name, result.ty) for name, result in results.items()}
+        self.given = {tensor: relax.Var(name, result.ty) for tensor, (name, result) in zip(made, results.items(), strict=True)}
         self.replaced = {func.body.body} - self.given.keys()
         body = relax.BlockBuilder().normalize(relax.SeqExpr(self.visit_expr(func.body).blocks, relax.prim_value(0)))
         num_inputs = int(func.attrs["num_input"])
@@ -52,10 +57,18 @@ class _Giving(PyExprMutator):
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         if binding.var in self.given:
-            self.set_var_remap(binding.var, self.given[binding.var])
+            param, shape = self.given[binding.var], binding.var.ty.shape
+            same = tvm_ffi.structural_equal(param.ty, binding.var.ty)
+            self.set_var_remap(binding.var, param if same else self.builder_.emit(relax.op.reshape(param, shape)))
         elif binding.var not in self.replaced:
             super().visit_var_binding_(binding)
 
 
-def _is_allocation(value: relax.Expr | None) -> bool:
-    return isinstance(value, relax.Call) and value.op == tvm.ir.Op.get("relax.builtin.alloc_tensor")
+def _allocated(tensor: relax.Expr, values: Mapping[relax.Var, relax.Expr]) -> relax.Var | None:
+    """The tensor of this function's own that `tensor` is, or is a view of; None if there is none."""
+    value = values.get(tensor)
+    if not isinstance(value, relax.Call):
+        return None
+    if value.op == tvm.ir.Op.get("relax.reshape"):
+        return _allocated(value.args[0], values)
+    return tensor if value.op == tvm.ir.Op.get("relax.builtin.alloc_tensor") else None

@@ -126,14 +126,18 @@ def pass_of(name: str, run: Callable[[IRModule], IRModule]) -> tvm.transform.Pas
     return tvm.transform.module_pass(transform, opt_level=0, name=name)
 
 
+def result_names(func: relax.Function) -> list[str]:
+    """The names of the results of `func`, under which a caller may bring their memory."""
+    return [str(name) for name in func.attrs[_RESULTS]] if func.attrs and _RESULTS in func.attrs else ["logits"]
+
+
 def results_of(func: relax.Function) -> dict[str, relax.Expr]:
     """The results of `func` by their names in the table of a step's outputs; `with_result` names what it adds to the logits."""
-    names = [str(name) for name in func.attrs[_RESULTS]] if func.attrs and _RESULTS in func.attrs else ["logits"]
     result = func.body.body
     if isinstance(result, relax.Var):
         bound = {binding.var: binding.value for block in func.body.blocks for binding in block.bindings}
         result = bound[result] if isinstance(bound.get(result), relax.Tuple) else result
-    return dict(zip(names, result.fields if isinstance(result, relax.Tuple) else [result], strict=False))
+    return dict(zip(result_names(func), result.fields if isinstance(result, relax.Tuple) else [result], strict=False))
 
 
 def with_result(func: relax.Function, name: str, call: relax.Call) -> relax.Function:

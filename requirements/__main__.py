@@ -22,7 +22,7 @@ from cupola.runtime.structured.grammar import XGRAMMAR_VERSION
 HERE = Path(__file__).parent
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
-GLIBC_MINORS = (28, 27, 26, 24, 17, 12, 5)  # whose wheels run on glibc 2.28, the oldest that TVM's run on
+GLIBC_MINORS = (28, 27, 26, 24, 17, 12, 5)  # whose wheels run on glibc 2.28, the oldest that all of them run on
 HEAD = """# {what}
 # Written by `make requirements`. Hashes are those of wheels for CPython {pythons} on Linux with glibc 2.28 or later, {machines}.
 #

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.device.executor import load
 from cupola.runtime.device.interface import Float32
 from cupola.runtime.device.memory import choose_num_blocks, make_swap_space
-from cupola.runtime.device.tvm_executor import load
 from cupola.runtime.engine.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from cupola.runtime.engine.engine import Engine, EngineConfig, stack_logits
 from cupola.runtime.engine.generation_defaults import add_model_stops, default_sampling_params
@@ -19,11 +19,11 @@ from cupola.runtime.engine.request import Request
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.validator import Prompt
 from cupola.runtime.errors import EngineError, RequestError
+from cupola.runtime.machine import trim_heap
 from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
 from cupola.runtime.structured.schema_checker import SchemaChecker
 from cupola.runtime.text.chat_template import Message
 from cupola.runtime.text.tokenizer import Tokenizer, load_chat_template, load_tokenizer
-from cupola.runtime.tool_calls.plan import plan_chat
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -230,6 +230,8 @@ class LLM:
         if not isinstance(chat_template_kwargs, Mapping | None):
             raise RequestError(f"is {chat_template_kwargs!r:.60}", field="chat_template_kwargs", fix="give a dictionary")
         name = template.choose(has_tools=bool(tools))
+        from cupola.runtime.tool_calls.plan import plan_chat  # here, since who continues texts has no use for it
+
         plan = plan_chat(template.text(name), messages, tools=tools)
         return template.render(
             plan.messages,
@@ -348,4 +350,6 @@ def load_engine(
     config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
     num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs, config.max_num_batched_tokens)
     swap = make_swap_space(manifest, swap_memory, swap_folder, config.max_num_batched_tokens)
-    return Engine(load(artifact, num_blocks, device, swap), manifest.model, manifest.kv, config, tokenizer)
+    engine = Engine(load(artifact, num_blocks, device, swap), manifest.model, manifest.kv, config, tokenizer)
+    trim_heap()  # reading a tokenizer leaves as much behind as it takes
+    return engine

@@ -57,6 +57,13 @@ def _request_tiles() -> bool:
     return bool(syscall(*map(ctypes.c_long, arguments)) == 0)
 
 
+def trim_heap() -> None:
+    """Gives freed memory back to the system where the C library, glibc, keeps it: all that lies below memory in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
 def architecture(name: str) -> str:
     """An architecture's name as LLVM has it, whatever the system calls it."""
     return _ARCHITECTURES.get(name.lower(), name.lower())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import tvm
 from tvm import relax
@@ -12,6 +13,7 @@ from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.runtime.artifact.state import KVGroup
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.targets.generic.state_layout import state_pools as generic_pools
+from cupola.targets.native.link import link_here
 
 # Lowers one call: adds its PrimFunc to the builder and returns the expression that replaces the call, or None for
 # "not mine". Packing of a weight is emitted as Relax ops on the weight; it is lifted out and runs at compile time.
@@ -33,7 +35,7 @@ class Target:
         activations: the type in which one kernel hands another what quantized layers read and round.
         multiplies_int8: whether sums of products of int8 are faster than those of float32.
         probes: makes the kernels that find out what the machine can do; every library carries them.
-        modules: makes what libraries carry beside kernels, such as a way to start threads, `REPEAT_IN_TEAM`.
+        link: makes a shared library of objects and C sources, for this machine or another one: `link(objects, sources, output)`.
     """
 
     spec: DeviceSpec
@@ -45,4 +47,4 @@ class Target:
     activations: str = "float32"
     multiplies_int8: bool = False
     probes: Callable[[], tvm.IRModule] = tvm.IRModule
-    modules: Callable[[], Sequence[tvm.runtime.Module]] = tuple
+    link: Callable[[Sequence[Path], Sequence[Path], Path], None] = link_here

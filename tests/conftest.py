@@ -40,7 +40,7 @@ def plain_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         for name in ("CUPOLA_DEBUG", "OPENAI_API_KEY"):
             patch.delenv(name, raising=False)
-        patch.setenv("TVM_NUM_THREADS", str(max(2, num_threads())))  # kernels run in threads, or their races would not show
+        patch.setenv("CUPOLA_NUM_THREADS", str(max(2, num_threads())))  # kernels run in threads, or their races would not show
         patch.setenv("CUPOLA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -13,8 +13,10 @@ SCRIPT = Path(__file__).with_name("save_and_tensorize.py")  # a process of its o
 
 
 def test_the_pinned_tvm_ffi_is_installed() -> None:
-    pins = dict(line.split("==") for line in tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"] if "==" in line)
-    assert importlib.metadata.version("apache-tvm-ffi") == pins["apache-tvm-ffi"]
+    extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+    for extra in ("compiler", "serve"):
+        pins = dict(line.split("==") for line in extras[extra] if "==" in line)
+        assert importlib.metadata.version("apache-tvm-ffi") == pins["apache-tvm-ffi"], extra
 
 
 def test_saving_a_module_and_tensorizing_do_not_crash() -> None:

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 import transformers
-import tvm
 from torch import fx
 from tvm import IRModule
 
@@ -26,6 +25,7 @@ from cupola.compiler.pipeline import import_passes, pipeline, run_passes
 from cupola.compiler.sources import open_source
 from cupola.models import find_family
 from cupola.passes.schemes import SCHEMES
+from cupola.targets.native.interface import compile_kernels
 from cupola.targets.registry import get_target
 
 # --- How things are printed; skip this at first ------------------------------------------------------------------------
@@ -186,7 +186,6 @@ show([line for line in lines[first:] if "call_tir" in line][:8])
 # generating a token runs: a piece of the weight times one number of x, added up in registers.
 
 name, kernel = next((var.name_hint, func) for var, func in lowered.functions_items() if var.name_hint.startswith("linear"))
-kernel = kernel.with_attr("global_symbol", name)
 script = kernel.script()
 title(5, f"The kernel {name} in TIR: its beginning, and its innermost loop for one row")
 text = script.splitlines()
@@ -198,9 +197,9 @@ show([*text[begin : begin + 6], "    …", *min(reversed(innermost_loops(script)
 # LLVM turns TIR into machine code. The same loop again: vmovups loads a vector, vbroadcastss repeats one number in all
 # lanes, vfmadd multiplies and adds. Registers named zmm hold 16 numbers of 32 bits (AVX-512), ymm 8 (AVX2), xmm 4.
 
-library = tvm.compile(IRModule({name: kernel}), target.tvm, tir_pipeline=target.lowering)
+library = compile_kernels(IRModule({name: kernel}), target)
 title(6, f"The same loop in assembly, for {target.spec.name}")
-show(min(reversed(hot_loops(library.mod.inspect_source("asm"))), key=len))
+show(min(reversed(hot_loops(library.inspect_source("asm"))), key=len))
 
 # --- 7. The artifact ---------------------------------------------------------------------------------------------------
 #

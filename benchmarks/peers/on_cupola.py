@@ -8,9 +8,6 @@ import time
 from protocol import CHUNK, KV_TOKENS, MAX_STREAMS, Times, serve
 
 from cupola import LLM, Artifact, SamplingParams, __version__
-from cupola.runtime.device.tvm_executor import tvm_ffi
-
-tvm_ffi()  # its import is none of the loading of a model
 
 
 class Cupola:

@@ -1,16 +1,8 @@
-"""The `cupola` command: its subcommands, and what becomes of an error.
-
-Exit codes: 0 fine, 1 the engine or the machine failed, 2 bad input, 130 stopped by Ctrl-C, 143 by SIGTERM.
-"""
+"""The `cupola` command: its subcommands."""
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
-import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -24,12 +16,10 @@ from cupola.compiler.cli.compile import compile_model
 from cupola.compiler.cli.eval import eval_model
 from cupola.compiler.cli.inspect import inspect
 from cupola.compiler.cli.lists import models, targets
+from cupola.compiler.cli.outcome import Described, outcome
 from cupola.compiler.cli.parameters import flowing
 from cupola.compiler.cli.run import run_model
 from cupola.compiler.cli.serve import serve_model
-from cupola.compiler.cli.shortage import shortage
-from cupola.runtime.environment import debug_level, num_threads
-from cupola.runtime.errors import CupolaError, InputError, one_line
 
 app = typer.Typer(
     name="cupola", add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -62,47 +52,14 @@ def root(
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code; an error becomes one line on standard error."""
-    debugging = True
-    try:
-        debugging = debug_level() > 0
-        num_threads()  # read later; a mistyped value is refused at once
-        if not debugging:
-            warnings.simplefilter("ignore")
-        return int(app(args=list(arguments), prog_name="cupola", standalone_mode=False) or 0)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:  # noqa: BLE001 - the last stop before the user, who gets a line and not a traceback
-        if debugging and not isinstance(error, typer.TyperException | InputError):
-            traceback.print_exception(error)
-        code = _report(error)
-        if isinstance(error, OSError):
-            _drop_output()
-        return code
+    return outcome(lambda: app(args=list(arguments), prog_name="cupola", standalone_mode=False), _describe)
 
 
-def _drop_output() -> None:
-    """Lets go of what standard output can't take, or Python would complain of it again at its end."""
-    with suppress(OSError, ValueError):
-        if sys.stdout is not None:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())
-            os.close(null)
-
-
-def _report(error: Exception) -> int:
-    lack = shortage(error)
+def _describe(error: Exception) -> Described | None:
     match error:
         case typer.TyperException():
-            message, code = error.format_message(), 2
-        case CupolaError():
-            message, code = str(error), 2 if isinstance(error, InputError) else 1
+            return error.format_message(), 2
         case typer.Abort():
-            message, code = "no input", 1
-        case _ if lack is not None:
-            message, code = lack, 1
-        case OSError():
-            message, code = str(error), 1
+            return "no input", 1
         case _:
-            message, code = f"{type(error).__name__}: {error} (a bug in cupola; CUPOLA_DEBUG=1 shows where)", 1
-    print("error:", one_line(" ".join(message.split())), file=sys.stderr)
-    return code
+            return None

@@ -56,7 +56,7 @@ def _show(profile: Profile, roofline: Roofline) -> str:
     whole, around = profile.seconds, profile.model_seconds - profile.kernel_seconds
     rows = [[kernel.name, str(kernel.num_calls), *_cells(kernel.seconds, whole, [kernel], roofline)] for kernel in profile.kernels]
     rows.append(["all kernels", "", *_cells(profile.kernel_seconds, whole, profile.kernels, roofline)])
-    rows.append(["around them: the virtual machine", "", *_cells(around, whole, [], roofline)])
+    rows.append(["around them", "", *_cells(around, whole, [], roofline)])
     rows.append(["scheduling and sampling", "", *_cells(whole - profile.model_seconds, whole, [], roofline)])
     rows.append(["whole step" if profile.test.kind == "tg" else "whole prompt", "", *_cells(whole, whole, profile.kernels, roofline)])
     return f"{_title(profile.test)}: {1e3 * whole:.2f} ms, {tokens / whole:.1f} tokens/s\n\n{table(HEAD, rows)}"

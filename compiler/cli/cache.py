@@ -16,17 +16,17 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import typer
-
+from cupola.compiler.cli.declare import Exit
 from cupola.compiler.compile import compile_apart
 from cupola.compiler.options import CompileOptions, short_name
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import MANIFEST
 from cupola.runtime.environment import cache_folder
-from cupola.runtime.errors import ArtifactError, OptionError
+from cupola.runtime.errors import ArtifactError, OptionError, UnsupportedError
 from cupola.targets.registry import list_targets
 
 _COMPILED_BY = ("compiler", "passes", "targets", "models", "runtime.artifact")
+_SOURCES = (".py", ".c")
 
 
 def cached_artifact(source: str, options: CompileOptions) -> Path:
@@ -34,15 +34,18 @@ def cached_artifact(source: str, options: CompileOptions) -> Path:
 
     Raises:
         InputError: the source can't be read.
-        typer.Exit: the compile failed, and has said why.
+        Exit: the compile failed, and has said why.
     """
+    if importlib.util.find_spec("tvm") is None:
+        fix = "pip install 'cupola[compiler]', or compile it on another machine"
+        raise UnsupportedError("is no artifact's folder, and the compiler's packages are not installed", file=source, fix=fix)
     folder = artifact_folder(source, options)
     if not _is_whole(folder):
         _make_folder(folder.parent)
         print(f"Compiling {source} for this machine, once.", file=sys.stderr, flush=True)
         code = compile_apart(source, options, folder).returncode
         if not _is_whole(folder):
-            raise typer.Exit(code or 1)
+            raise Exit(code or 1)
         _remove_older(folder)
     return folder
 
@@ -63,8 +66,8 @@ def build_id() -> str:
         spec = importlib.util.find_spec(f"cupola.{room}")
         assert spec is not None and spec.origin is not None
         origin = Path(spec.origin)
-        for file in sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]:
-            if "cli" not in file.parts:
+        for file in sorted(origin.parent.rglob("*.*")) if spec.submodule_search_locations else [origin]:
+            if file.suffix in _SOURCES and "cli" not in file.parts:
                 digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

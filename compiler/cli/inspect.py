@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from cupola.compiler.cli import parameters as p
+from cupola.compiler.cli.inspect_plan import show_plans
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import DeviceSpec, Manifest
 from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, TensorSpec
@@ -40,6 +41,9 @@ Tokens = Annotated[
     int | None, typer.Option("--context", help="Reckon K/V memory for this many tokens a sequence (default: all).", show_default=False)
 ]
 Sequences = Annotated[int, typer.Option("--max-num-seqs", help="Reckon for this many sequences at once.")]
+ShowPlan = Annotated[
+    bool, typer.Option("--plan", help="Show each library's plan instead: its workspace, and its calls of kernels in order.")
+]
 StepTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Reckon for this many tokens in a step.")]
 
 
@@ -48,10 +52,14 @@ def inspect(
     context: Tokens = None,
     max_num_seqs: Sequences = 1,
     max_num_batched_tokens: StepTokens = 512,
+    show_plan: ShowPlan = False,
     as_json: p.Json = False,
 ) -> None:
     """Show what is inside an artifact: functions, kernels, weights, memory."""
     opened = Artifact.open(artifact, verify=False)
+    if show_plan:
+        show_plans(opened, as_json=as_json)
+        return
     limit = opened.manifest.model.context_length
     context = limit if context is None else context
     _check_range("context", context, limit)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from cupola.compiler.cli.declare import Argument, Option
 from cupola.compiler.options import EMBEDDINGS, KV_DTYPES, QUANTS, CompileOptions
 from cupola.runtime.artifact.manifest import LIBRARY, MANIFEST
 from cupola.runtime.errors import OptionError
@@ -17,7 +16,7 @@ DEFAULTS = CompileOptions()
 
 
 def _compile_option(flag: str, help: str) -> Any:
-    return typer.Option(flag, help=help, rich_help_panel="How to compile", show_default=False)
+    return Option(flag, help=help, rich_help_panel="How to compile", show_default=False)
 
 
 def _choices(values: tuple[str, ...], default: str) -> str:
@@ -25,10 +24,10 @@ def _choices(values: tuple[str, ...], default: str) -> str:
 
 
 Source = Annotated[
-    str, typer.Argument(help="A Hugging Face folder, a GGUF file, a hub id, or a built-in name such as smollm2.", show_default=False)
+    str, Argument(help="A Hugging Face folder, a GGUF file, a hub id, or a built-in name such as smollm2.", show_default=False)
 ]
-Model = Annotated[str, typer.Argument(help="An artifact's folder; or a source, which is compiled first, once.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Model = Annotated[str, Argument(help="An artifact's folder; or a source, which is compiled first, once.", show_default=False)]
+Json = Annotated[bool, Option("--json", help="Print JSON, for programs.")]
 
 Target = Annotated[
     str | None,
@@ -49,16 +48,16 @@ BlockSize = Annotated[int | None, _compile_option("--block-size", f"Tokens in a 
 MaxBatch = Annotated[int | None, _compile_option("--max-batch", f"Sequences that one step may hold (default: {DEFAULTS.max_batch}).")]
 
 Device = Annotated[
-    str | None, typer.Option("--device", help="The device to run on, of those compiled for (default: the best).", show_default=False)
+    str | None, Option("--device", help="The device to run on, of those compiled for (default: the best).", show_default=False)
 ]
-System = Annotated[str | None, typer.Option("--system", help="A system message to begin with.", show_default=False)]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Tokens to generate at most.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the most likely token; higher is more varied.")]
-TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K most likely tokens; 0 is all.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Sample from the most likely tokens that hold P of the probability.")]
-MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens less likely than P times the most likely.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="For the same sample again.", show_default=False)]
-Stats = Annotated[bool, typer.Option("--stats", help="Say how fast it was, on standard error.")]
+System = Annotated[str | None, Option("--system", help="A system message to begin with.", show_default=False)]
+MaxTokens = Annotated[int, Option("--max-tokens", help="Tokens to generate at most.")]
+Temperature = Annotated[float, Option("--temperature", help="0 takes the most likely token; higher is more varied.")]
+TopK = Annotated[int, Option("--top-k", help="Sample from the K most likely tokens; 0 is all.")]
+TopP = Annotated[float, Option("--top-p", help="Sample from the most likely tokens that hold P of the probability.")]
+MinP = Annotated[float, Option("--min-p", help="Drop tokens less likely than P times the most likely.")]
+Seed = Annotated[int | None, Option("--seed", help="For the same sample again.", show_default=False)]
+Stats = Annotated[bool, Option("--stats", help="Say how fast it was, on standard error.")]
 
 
 def flowing(command: Callable[..., object]) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import typer
-
 from cupola.compiler.cli import answer
 from cupola.compiler.cli import parameters as p
+from cupola.compiler.cli.declare import Option
 from cupola.runtime.errors import OptionError
 
 MAX_PROMPT_BYTES = 16 << 20  # more than any context; what a model takes is checked once it is known
-Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="What to answer (default: standard input).", show_default=False)]
-Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")]
+Prompt = Annotated[str | None, Option("--prompt", "-p", help="What to answer (default: standard input).", show_default=False)]
+Raw = Annotated[bool, Option("--raw", help="Continue the text as it is, without the chat template.")]
 
 
 def run_model(

@@ -4,84 +4,74 @@ from __future__ import annotations
 
 import gc
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 import cupola
 from cupola.compiler.cli import answer
 from cupola.compiler.cli import parameters as p
+from cupola.compiler.cli.declare import Option
 from cupola.compiler.options import short_name
 from cupola.runtime.environment import api_key as api_key_of_environment
-from cupola.runtime.errors import OptionError
+from cupola.runtime.errors import OptionError, UnsupportedError
 
 LOG_FORMATS = ("text", "json")
-Host = Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is every one.")]
-Port = Annotated[int, typer.Option("--port", help="The port; 0 takes a free one.")]
+Host = Annotated[str, Option("--host", help="The address to listen on; 0.0.0.0 is every one.")]
+Port = Annotated[int, Option("--port", help="The port; 0 takes a free one.")]
 ApiKey = Annotated[
     list[str] | None,
-    typer.Option(
-        "--api-key", help="What clients must send (default: $CUPOLA_API_KEY, else nothing); repeat it for more.", show_default=False
-    ),
+    Option("--api-key", help="What clients must send (default: $CUPOLA_API_KEY, else nothing); repeat it for more.", show_default=False),
 ]
 Name = Annotated[
     list[str] | None,
-    typer.Option(
-        "--served-model-name", help="How requests call the model (default: its own name); repeat it for more.", show_default=False
-    ),
+    Option("--served-model-name", help="How requests call the model (default: its own name); repeat it for more.", show_default=False),
 ]
-MaxSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Sequences that run together.")]
-MaxTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Tokens of one step; longer prompts are computed in chunks.")]
+MaxSeqs = Annotated[int, Option("--max-num-seqs", help="Sequences that run together.")]
+MaxTokens = Annotated[int, Option("--max-num-batched-tokens", help="Tokens of one step; longer prompts are computed in chunks.")]
 MixedTokens = Annotated[
     int,
-    typer.Option("--max-num-mixed-prefill-tokens", help="Prompt tokens of a step in which other answers go on: more hold those up longer."),
+    Option("--max-num-mixed-prefill-tokens", help="Prompt tokens of a step in which other answers go on: more hold those up longer."),
 ]
 SchedulerSteps = Annotated[
     int,
-    typer.Option("--num-scheduler-steps", help="Tokens of an answer that may come at once, within 16 ms, where the most likely is taken."),
+    Option("--num-scheduler-steps", help="Tokens of an answer that may come at once, within 16 ms, where the most likely is taken."),
 ]
-KVMemory = Annotated[str, typer.Option("--kv-memory", help="Memory for K and V, such as 2GB or 512MiB.")]
-SwapMemory = Annotated[
-    str, typer.Option("--swap-memory", help="Memory for K and V of preempted answers, such as 1GB; 0 computes them again.")
-]
-SwapFolder = Annotated[
-    Path | None, typer.Option("--swap-folder", help="A folder on a disk that stands in for that memory.", show_default=False)
-]
-PrefixCaching = Annotated[bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Share the K/V of prompts that begin equally.")]
-MaxQueue = Annotated[int, typer.Option("--max-queue", help="Sequences that may wait; more are refused with 429.")]
-MaxLogprobs = Annotated[int, typer.Option("--max-logprobs", help="The most log-probabilities a token that may be asked for.")]
-Timeout = Annotated[float, typer.Option("--request-timeout", help="Seconds that a request may take.")]
-Shutdown = Annotated[float, typer.Option("--shutdown-timeout", help="Seconds that unfinished requests get after SIGTERM.")]
-Send = Annotated[float, typer.Option("--send-timeout", help="Seconds after which a client that takes nothing of its answer is cut off.")]
-Stall = Annotated[float, typer.Option("--stall-timeout", help="Seconds without a step after which /health says 503.")]
-Read = Annotated[float, typer.Option("--read-timeout", help="Seconds that a client may take to send a request.")]
-Connections = Annotated[int, typer.Option("--max-connections", help="Clients that may be connected.")]
+KVMemory = Annotated[str, Option("--kv-memory", help="Memory for K and V, such as 2GB or 512MiB.")]
+SwapMemory = Annotated[str, Option("--swap-memory", help="Memory for K and V of preempted answers, such as 1GB; 0 computes them again.")]
+SwapFolder = Annotated[Path | None, Option("--swap-folder", help="A folder on a disk that stands in for that memory.", show_default=False)]
+PrefixCaching = Annotated[bool, Option("--prefix-caching/--no-prefix-caching", help="Share the K/V of prompts that begin equally.")]
+MaxQueue = Annotated[int, Option("--max-queue", help="Sequences that may wait; more are refused with 429.")]
+MaxLogprobs = Annotated[int, Option("--max-logprobs", help="The most log-probabilities a token that may be asked for.")]
+Timeout = Annotated[float, Option("--request-timeout", help="Seconds that a request may take.")]
+Shutdown = Annotated[float, Option("--shutdown-timeout", help="Seconds that unfinished requests get after SIGTERM.")]
+Send = Annotated[float, Option("--send-timeout", help="Seconds after which a client that takes nothing of its answer is cut off.")]
+Stall = Annotated[float, Option("--stall-timeout", help="Seconds without a step after which /health says 503.")]
+Read = Annotated[float, Option("--read-timeout", help="Seconds that a client may take to send a request.")]
+Connections = Annotated[int, Option("--max-connections", help="Clients that may be connected.")]
 IgnoredFields = Annotated[
-    str, typer.Option("--ignored-fields", help="Request fields to ignore, with commas between; other unknown ones are refused.")
+    str, Option("--ignored-fields", help="Request fields to ignore, with commas between; other unknown ones are refused.")
 ]
 AllowedOrigins = Annotated[
     list[str] | None,
-    typer.Option(
-        "--allowed-origins", help="Origins of web pages that may use the server, * for all; repeat it for more.", show_default=False
-    ),
+    Option("--allowed-origins", help="Origins of web pages that may use the server, * for all; repeat it for more.", show_default=False),
 ]
 AllowedHosts = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--allowed-hosts",
         help="Names that clients may reach the server by (default: any; on a loopback address localhost); repeat it for more.",
         show_default=False,
     ),
 ]
-RootPath = Annotated[str, typer.Option("--root-path", help="The path under which a proxy shows the server, such as /llm.")]
-CertFile = Annotated[Path | None, typer.Option("--ssl-certfile", help="A certificate in PEM, for HTTPS.", show_default=False)]
-KeyFile = Annotated[Path | None, typer.Option("--ssl-keyfile", help="Its key in PEM.", show_default=False)]
-KeepAlive = Annotated[float, typer.Option("--sse-keep-alive", help="Seconds after which a silent stream sends a comment; 0 is never.")]
+RootPath = Annotated[str, Option("--root-path", help="The path under which a proxy shows the server, such as /llm.")]
+CertFile = Annotated[Path | None, Option("--ssl-certfile", help="A certificate in PEM, for HTTPS.", show_default=False)]
+KeyFile = Annotated[Path | None, Option("--ssl-keyfile", help="Its key in PEM.", show_default=False)]
+KeepAlive = Annotated[float, Option("--sse-keep-alive", help="Seconds after which a silent stream sends a comment; 0 is never.")]
 ChatTemplate = Annotated[
-    Path | None, typer.Option("--chat-template", help="A file with a template that stands in for the model's own.", show_default=False)
+    Path | None, Option("--chat-template", help="A file with a template that stands in for the model's own.", show_default=False)
 ]
-LogFormat = Annotated[str, typer.Option("--log-format", help="text or json.")]
+LogFormat = Annotated[str, Option("--log-format", help="text or json.")]
 
 
 def serve_model(
@@ -136,8 +126,10 @@ def serve_model(
     names = served_model_name or [re.sub(r"[^\w.:/@+-]", "-", own_name)]
     keys = api_key or [key for key in [api_key_of_environment()] if key is not None]
 
+    run_server = _server()
+
     def serve(folder: Path | str) -> None:
-        cupola.serve(
+        run_server(
             folder,
             host=host,
             port=port,
@@ -174,6 +166,14 @@ def serve_model(
 
     answer.load_by(serve, model, options)
     gc.freeze()  # the process ends: collecting what its libraries leave behind would take it 0.4 s
+
+
+def _server() -> Callable[..., None]:
+    try:
+        return cupola.serve
+    except ModuleNotFoundError as error:
+        problem = f"needs the package {error.name}, which isn't installed"
+        raise UnsupportedError(problem, field="serve", fix="pip install 'cupola[serve]'") from None
 
 
 def _split(given: str) -> list[str]:

@@ -116,6 +116,8 @@ def _library_faults(manifest: Manifest) -> Iterator[Fault]:
     for i, library in enumerate(manifest.libraries):
         if library.file not in listed:
             yield f"libraries[{i}].file", f"{reprlib.repr(library.file)} is not in files"
+        if library.plan not in listed:
+            yield f"libraries[{i}].plan", f"{reprlib.repr(library.plan)} is not in files"
     yield from _repeated("libraries", (library.target.device for library in manifest.libraries))
 
 

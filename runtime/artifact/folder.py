@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import reprlib
 import stat
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +48,8 @@ class Artifact:
         return any(entry.name == name for entry in self.manifest.files)
 
     def _check_hashes(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # here, since this is done once
+
         with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock
             list(pool.map(self._check_hash, self.manifest.files))
 

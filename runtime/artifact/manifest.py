@@ -1,7 +1,7 @@
 """The artifact: a folder with everything a model needs to run, and the only contract between compiler and runtime.
 
     manifest.json         this module's `Manifest`, as JSON
-    lib.so                the compiled module; lib.<device>.so for further devices
+    lib.so, plan.json     the compiled module and what it does; lib.<device>.so and plan.<device>.json for further devices
     weights-NNNNN.safetensors
     tokenizer.json, special_tokens_map.json   only if the model came with them
     chat_template.jinja                       the template for all chats; chat_template.NAME.jinja is one of another name, such as tool_use
@@ -19,9 +19,9 @@ from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, WeightSpec
 
 FORMAT_VERSION = 5
-MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS = (
-    "manifest.json", "lib.so", "tokenizer.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json")  # fmt: skip
-REPEAT_IN_TEAM = "repeat_in_team"  # of libraries: (times, function, *arguments), which calls it with threads that wait for its regions
+MANIFEST, LIBRARY, PLAN, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS = (
+    "manifest.json", "lib.so", "plan.json", "tokenizer.json", "chat_template.jinja", "generation_config.json",
+    "special_tokens_map.json")  # fmt: skip
 COMPILE_AGAIN, COPY_AGAIN = "compile the model again", "copy or compile it again"
 
 
@@ -64,9 +64,10 @@ class DeviceSpec:
 
 @dataclass(frozen=True)
 class LibrarySpec:
-    """A compiled library, and what it runs on."""
+    """A compiled library, the plan that it follows (`runtime/artifact/plan.py`), and what it runs on."""
 
     file: str
+    plan: str
     target: DeviceSpec
 
 

@@ -1,15 +1,19 @@
-"""What one step of the engine asks of the executor and gets, and nothing more."""
+"""A step, as the engine submits it and gets it back, and devices, as executors use them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.device.swap_space import SwapSpace
 
+Array = npt.NDArray[Any]
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 
@@ -34,26 +38,44 @@ class Batch(NamedTuple):
     copies: tuple[tuple[int, int, int], ...] = ()
 
 
-@dataclass(frozen=True)
-class Logits:
-    """What a run gives.
+class SamplingPlan(NamedTuple):
+    """The uses of a step's logits, so that a device may choose tokens itself and keep logits that nobody reads.
 
-    Attributes:
-        values: f32 [r, vocab], of the last step.
-        maxima: f32 [r, blocks], the largest of every MAXIMA_BLOCK neighbours in a row. A block that holds NaN has NaN for its largest.
-        argmax: i32 [at least as many as there were steps, r], the likeliest token of each row, the last step's last; -1 where one of
-            the row's logits is NaN.
+    The model takes `num_steps`, each after the first on the argmax of the one before, in the blocks that follow in `block_tables`: more
+    than one only if every sequence brings one token and wants its logits. Of the last step the host reads logits or maxima of `rows`,
+    and takes the argmax of the others.
     """
 
-    values: Float32
-    maxima: Float32
-    argmax: Int32
+    num_steps: int = 1
+    rows: tuple[int, ...] = ()
 
-    @classmethod
-    def of(cls, values: Float32) -> Self:
-        """Of one step, for an executor that finds nothing itself."""
-        maxima = np.maximum.reduceat(values, np.arange(0, values.shape[1], MAXIMA_BLOCK), axis=1)
-        return cls(values, maxima, np.where(np.isnan(maxima).any(axis=1), -1, values.argmax(axis=1)).astype(np.int32)[None])
+
+class StepOutput(Protocol):
+    """A step's results, for the host to read until the next one is submitted. Rows are those of the batch's `logit_rows`."""
+
+    def argmax(self) -> Int32:
+        """The likeliest token of each row, i32 [at least as many as there were steps, r], the last step's last; -1 where a logit is NaN."""
+        ...
+
+    def row(self, index: int) -> Float32:
+        """The logits of one row, f32 [vocab]."""
+        ...
+
+    def rows(self, indices: Sequence[int]) -> Float32:
+        """The logits of some rows, f32 [rows, vocab]."""
+        ...
+
+    def maxima(self, index: int) -> Float32:
+        """The largest of every MAXIMA_BLOCK neighbours in a row of logits, f32 [blocks]; NaN where one of them is."""
+        ...
+
+
+class StepHandle(Protocol):
+    """A step under way."""
+
+    def result(self) -> StepOutput:
+        """Waits for the step's end. Raises EngineError if the model failed."""
+        ...
 
 
 class Executor(Protocol):
@@ -61,16 +83,79 @@ class Executor(Protocol):
 
     num_blocks: tuple[int, ...]  # of each group
     num_swap_blocks: tuple[int, ...]  # of each group
-    max_steps: int  # that one run may take
+    max_steps: int  # that a sampling plan may ask for
 
     def provide_swap(self, group: int, num_blocks: int) -> bool:
         """Makes sure that the first `num_blocks` swap blocks of a group can be written; False if there is no room for them after all."""
         ...
 
-    def run(self, batch: Batch, num_steps: int = 1) -> Logits:
-        """Appends the batch's K/V to the pages and returns the logits of `logit_rows`, which the next call may overwrite.
+    def submit(self, batch: Batch, sampling: SamplingPlan) -> StepHandle:
+        """Starts a step: appends the batch's K/V to the pages and computes the logits of `logit_rows`. Raises EngineError."""
+        ...
 
-        A batch in which every sequence brings one token and wants its logits may take several steps: each goes on with the likeliest
-        tokens of the one before, in the blocks that follow in `block_tables`.
-        """
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a device's memory, without gaps; `memory` is what the device knows it by, on the host an array.
+
+    An array's dtype stands for that of the tensor where numpy has none of its own: bfloat16 is uint16 there.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    address: int
+    memory: Any
+
+
+class PagePools(Protocol):
+    """The memory of a K/V cache, by blocks.
+
+    Attributes:
+        tensors: the pools, by the names of the inputs that they are.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int, int]]) -> None:
+        """Copies blocks: (group, from, to), in order, each in all pools of its group."""
+        ...
+
+
+class Device(Protocol):
+    """Memory that kernels run in, and the ways into it and out of it."""
+
+    def empty(self, dtype: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor with any content."""
+        ...
+
+    def zeros(self, dtype: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor of zeros, whose memory may be taken from the system only as it is written."""
+        ...
+
+    def head(self, tensor: Tensor, dtype: str, shape: tuple[int, ...]) -> Tensor:
+        """The beginning of a tensor's memory as another tensor."""
+        ...
+
+    def upload(self, array: Array, tensor: Tensor) -> None:
+        """Writes an array of the tensor's shape and dtype to the tensor."""
+        ...
+
+    def download(self, tensor: Tensor) -> Array:
+        """The tensor's content. On the host it is the tensor's own memory."""
+        ...
+
+    def page_pools(self, kv: KVSpec, num_blocks: Sequence[int], swap: SwapSpace) -> PagePools:
+        """Pools of so many blocks in each group; the swap space's blocks have the ids that follow."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits until all that was asked for is done."""
+        ...
+
+    def memory_budget(self) -> int:
+        """Bytes that the device has, for weights, K/V and all else."""
+        ...
+
+    def map_weights(self, artifact: Artifact) -> Mapping[str, Tensor]:
+        """The artifact's weights by name."""
         ...

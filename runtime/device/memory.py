@@ -61,6 +61,14 @@ def _split(kv: KVSpec, num_bytes: int, most: Sequence[int], max_num_seqs: int) -
     return blocks(found) if found else None
 
 
+def check_budget(kv: KVSpec, num_blocks: Sequence[int], memory_budget: int) -> None:
+    """Raises OptionError if so many blocks of each group take more memory than a device has."""
+    num_bytes = sum(kv.group_bytes_per_block(group) * count for group, count in enumerate(num_blocks))
+    if num_bytes > memory_budget:
+        problem = f"gives blocks of {num_bytes >> 20} MiB, and there is memory of {memory_budget >> 20}"
+        raise OptionError(problem, field="kv_memory", fix="give less")
+
+
 def make_swap_space(manifest: Manifest, swap_memory: int | str, swap_folder: str | Path | None, max_num_new_tokens: int) -> SwapSpace:
     """The swap space that `swap_memory` bytes give, in a file in `swap_folder` or in memory, for sequences of a full context.
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import weakref
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes  # noqa: F401  gives numpy the name "bfloat16"
 import numpy as np
-import numpy.typing as npt
 
 from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.device.arrays import Array, numpy_dtype
 from cupola.runtime.errors import OptionError
-
-Array = npt.NDArray[Any]
 
 
 class SwapSpace:
@@ -36,13 +31,15 @@ class SwapSpace:
         self._sizes = [kv.group_bytes_per_block(group) for group in groups]
         self._starts = [0, *accumulate(size * count for size, count in zip(self._sizes, num_blocks, strict=True))]
         pools = [zip(kv.pools_of(group, 1), kv.block_axes(group), strict=True) for group in groups]
-        self._pools = [[(_without(pool.shape, axis), np.dtype(pool.dtype)) for pool, axis in of_group] for of_group in pools]
+        self._pools = [[(_without(pool.shape, axis), numpy_dtype(pool.dtype)) for pool, axis in of_group] for of_group in pools]
         self._file, self._num_provided = None, [0 for _ in groups]
         num_bytes = self._starts[-1]
         try:
             if folder is None or not num_bytes:
                 self._memory: Array = np.zeros(num_bytes, np.uint8)
             else:
+                import tempfile  # here, since it is seldom wanted
+
                 self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open as long as this object lives
                 weakref.finalize(self, self._file.close)
                 self._file.truncate(num_bytes)

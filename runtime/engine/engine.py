@@ -11,7 +11,7 @@ import numpy as np
 
 from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.artifact.state import KVSpec
-from cupola.runtime.device.interface import Executor, Float32, Logits
+from cupola.runtime.device.interface import Executor, Float32, StepOutput
 from cupola.runtime.engine.grammar_masks import GrammarMasks
 from cupola.runtime.engine.outputs import EngineStats
 from cupola.runtime.engine.request import Request, RequestSpec
@@ -179,8 +179,8 @@ class Engine:
         try:
             step = self.scheduler.schedule(min(self._max_steps, self.executor.max_steps))
             self._grammars.ask(step)  # they think while the model runs
-            logits = self._run(step)
-            changed = self.scheduler.update(step, sample(logits, step, self._grammars.take(step)))
+            output = self._run(step)
+            changed = self.scheduler.update(step, sample(output, step, self._grammars.take(step)))
             for request in changed:
                 if request.finished:
                     self._grammars.forget(request)
@@ -202,14 +202,14 @@ class Engine:
         """Ends the processes that grammars run in. The engine may go on and start new ones."""
         self._grammars.close()
 
-    def _run(self, step: Step) -> Logits:
+    def _run(self, step: Step) -> StepOutput:
         """Runs the model, and finds out how many steps of it may come next."""
         start = time.perf_counter()
-        logits = self.executor.run(step.batch, step.num_steps)
+        output = self.executor.submit(step.batch, step.sampling).result()
         seconds = (time.perf_counter() - start) / step.num_steps
         fitting = int(PATIENCE / max(seconds, 1e-6))
         self._max_steps = max(1, min(fitting, self.config.num_scheduler_steps))
-        return logits
+        return output
 
     def _compile(self, params: SamplingParams, compiled_grammar: bytes | None) -> bytes | None:
         wanted = params.structured_outputs

@@ -53,6 +53,11 @@ class RequestSpec:
         """Whether a bias, tokens that may not come or penalties change logits throughout."""
         return self.is_restricted or bool(self.params.logit_bias) or self.params.penalized
 
+    @cached_property
+    def takes_likeliest(self) -> bool:
+        """True if every token is the one with the model's largest logit, but for stop tokens that may not come yet."""
+        return self.params.greedy and not self.params.uses_chain and self.grammar is None and not self.moves_logits
+
 
 class Status(Enum):
     """Where a sequence is. A completion beyond the first is unborn until the prompt was computed."""
@@ -127,14 +132,17 @@ class Sequence:
     @property
     def takes_likeliest(self) -> bool:
         """Whether its next token is the one with the model's largest logit."""
-        spec = self.request.spec
-        return spec.params.greedy and self.chain is None and spec.grammar is None and not self.adjusts_logits
+        return self.request.spec.takes_likeliest and not self.banned_token_ids
+
+    @property
+    def needs_argmax_alone(self) -> bool:
+        """True if nothing is wanted of its next token's logits but which is the largest."""
+        return self.takes_likeliest and self.request.spec.params.logprobs is None
 
     @property
     def goes_on_alone(self) -> bool:
-        """Whether the model can go on by itself: nobody wants to know more of the likeliest token than that."""
-        wants_no_more = self.takes_likeliest and self.request.spec.params.logprobs is None
-        return wants_no_more and self.decoding and self.num_output_tokens > 0  # the first one may have to be shared out
+        """Whether the model can go on by itself."""
+        return self.needs_argmax_alone and self.decoding and self.num_output_tokens > 0  # the first one may have to be shared out
 
     def output_from(self, start: int) -> list[int]:
         """The tokens generated so far but for the first `start`."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
-from cupola.runtime.device.interface import Float32, Logits
+from cupola.runtime.device.interface import Float32, StepOutput
 from cupola.runtime.engine.grammar_masks import Failed, Outcome
 from cupola.runtime.engine.request import RankedLogprobs, Request, Sequence
 from cupola.runtime.engine.samplers.penalties import find_seen, repetition_factors
@@ -69,7 +69,7 @@ class Samples(NamedTuple):
     delayed: frozenset[Sequence] = frozenset()
 
 
-def sample(logits: Logits, step: Step, outcomes: Mapping[Sequence, Outcome | None]) -> Samples:
+def sample(output: StepOutput, step: Step, outcomes: Mapping[Sequence, Outcome | None]) -> Samples:
     """Chooses the step's new tokens. The logits are never changed.
 
     Args:
@@ -85,15 +85,15 @@ def sample(logits: Logits, step: Step, outcomes: Mapping[Sequence, Outcome | Non
     scores: list[PromptScores] = []
     for chunk in step.chunks:
         if chunk.sequence.request.wants_scores:
-            scores.append(_score_prompt(logits.values, chunk))
+            scores.append(_score_prompt(output, chunk))
         if chunk.samples:
             row = chunk.first_row + chunk.end - chunk.logits_start - 1
             rows |= {sequence: row for sequence in chunk.sequence.samplers if sequence not in silent}
-    masked = _masked(logits, rows, outcomes) if outcomes else {}
+    masked = _masked(output, rows, outcomes) if outcomes else {}
     before = range(step.num_steps, 1, -1)
-    tokens = [SampledToken(sequence, _likeliest(logits, row, sequence, back), None) for back in before for sequence, row in rows.items()]
+    tokens = [SampledToken(sequence, _likeliest(output, row, sequence, back), None) for back in before for sequence, row in rows.items()]
     for sequence, row in rows.items():
-        sampled = _sample_one(logits, row, masked.get(sequence), sequence)
+        sampled = _sample_one(output, row, masked.get(sequence), sequence)
         if isinstance(sampled, SampledToken):
             tokens.append(sampled)
         else:
@@ -101,22 +101,22 @@ def sample(logits: Logits, step: Step, outcomes: Mapping[Sequence, Outcome | Non
     return Samples(tokens, scores, ends, delayed)
 
 
-def _masked(logits: Logits, rows: Mapping[Sequence, int], outcomes: Mapping[Sequence, Outcome | None]) -> dict[Sequence, Float32]:
+def _masked(output: StepOutput, rows: Mapping[Sequence, int], outcomes: Mapping[Sequence, Outcome | None]) -> dict[Sequence, Float32]:
     """The rows of sequences whose grammar says which tokens may come."""
     masks = {sequence: outcome.mask for sequence in rows if isinstance(outcome := outcomes.get(sequence), Allowed)}
-    return dict(zip(masks, apply_masks(logits.values, [rows[sequence] for sequence in masks], list(masks.values())), strict=True))
+    return dict(zip(masks, apply_masks(output.rows([rows[sequence] for sequence in masks]), list(masks.values())), strict=True))
 
 
-def apply_masks(logits: Float32, rows: list[int], masks: SequenceOf[bytes]) -> Float32:
-    """Some rows of the logits, with -inf for every token whose bit in its row's mask, the lowest of each byte first, is 0.
+def apply_masks(logits: Float32, masks: SequenceOf[bytes]) -> Float32:
+    """Rows of logits, with -inf for every token whose bit in its row's mask, the lowest of each byte first, is 0.
 
     The masks' bytes become eight summands each, 0 or -inf: half the time of choosing by single bits.
     """
-    if not rows:
-        return logits[:0]
-    bits = np.frombuffer(b"".join(masks), np.uint8).reshape(len(rows), -1)
-    summands = np.take(SUMMANDS, bits, axis=0).reshape(len(rows), -1)[:, : logits.shape[1]]
-    summands += logits[rows]
+    if not masks:
+        return logits
+    bits = np.frombuffer(b"".join(masks), np.uint8).reshape(len(masks), -1)
+    summands = np.take(SUMMANDS, bits, axis=0).reshape(len(masks), -1)[:, : logits.shape[1]]
+    summands += logits
     return summands
 
 
@@ -128,9 +128,9 @@ def _end(sequence: Sequence, outcome: Outcome | None) -> SequenceEnd | None:
     return SequenceEnd(sequence, None if outcome.state == "done" else "the grammar allows no token here")
 
 
-def _likeliest(logits: Logits, row: int, sequence: Sequence, back: int = 1) -> int:
+def _likeliest(output: StepOutput, row: int, sequence: Sequence, back: int = 1) -> int:
     """What the model chose itself: in the last step, or (`back`) in one before."""
-    return _checked(int(logits.argmax[-back, row]), sequence)
+    return _checked(int(output.argmax()[-back, row]), sequence)
 
 
 def _checked(token_id: int, sequence: Sequence) -> int:
@@ -140,17 +140,17 @@ def _checked(token_id: int, sequence: Sequence) -> int:
     return token_id
 
 
-def _sample_one(step_logits: Logits, row: int, masked: Float32 | None, sequence: Sequence) -> SampledToken | SequenceEnd:
+def _sample_one(output: StepOutput, row: int, masked: Float32 | None, sequence: Sequence) -> SampledToken | SequenceEnd:
     num_top = sequence.request.spec.params.logprobs
     if sequence.takes_likeliest:
-        token_id = _likeliest(step_logits, row, sequence)
+        token_id = _likeliest(output, row, sequence)
     else:
-        logits = step_logits.values[row]
-        token_id = choose(logits, step_logits.maxima[row], sequence) if masked is None else choose(masked, None, sequence)
+        logits = output.row(row)
+        token_id = choose(logits, output.maxima(row), sequence) if masked is None else choose(masked, None, sequence)
         if token_id == NO_TOKEN:
             return SequenceEnd(sequence, "what the request says of tokens leaves none that may come here")
         _checked(-1 if math.isnan(logits[token_id]) else token_id, sequence)
-    return SampledToken(sequence, token_id, None if num_top is None else rank_logprobs(step_logits.values[row], token_id, num_top))
+    return SampledToken(sequence, token_id, None if num_top is None else rank_logprobs(output.row(row), token_id, num_top))
 
 
 def choose(logits: Float32, maxima: Float32 | None, sequence: Sequence) -> int:
@@ -284,9 +284,9 @@ def rank_logprobs(logits: Float32, token_id: int, num_top: int) -> RankedLogprob
     return (chosen, *likeliest)
 
 
-def _score_prompt(logits: Float32, chunk: Chunk) -> PromptScores:
+def _score_prompt(output: StepOutput, chunk: Chunk) -> PromptScores:
     spec = chunk.sequence.request.spec
-    rows = logits[chunk.first_row : chunk.first_row + chunk.end - chunk.logits_start]
+    rows = output.rows(range(chunk.first_row, chunk.first_row + chunk.end - chunk.logits_start))
     num_top = spec.params.prompt_logprobs
     next_ids = () if num_top is None else spec.prompt_token_ids[chunk.logits_start + 1 : chunk.end + 1]
     logprobs = tuple(rank_logprobs(row, token_id, num_top or 0) for row, token_id in zip(rows, next_ids, strict=False))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from cupola.runtime.device.interface import Batch, Int32
+from cupola.runtime.device.interface import Batch, Int32, SamplingPlan
 from cupola.runtime.engine.block_pool import BlockTable
 from cupola.runtime.engine.request import Sequence
 
@@ -28,7 +28,12 @@ class Step(NamedTuple):
 
     batch: Batch
     chunks: tuple[Chunk, ...]
-    num_steps: int  # of the model; after the first, it goes on with the likeliest tokens
+    sampling: SamplingPlan
+
+    @property
+    def num_steps(self) -> int:
+        """Of the model; after the first, it goes on with the likeliest tokens."""
+        return self.sampling.num_steps
 
 
 def build_step(plan: Mapping[Sequence, int], copies: Iterable[tuple[int, int, int]], block_size: int, num_steps: int = 1) -> Step:
@@ -38,7 +43,7 @@ def build_step(plan: Mapping[Sequence, int], copies: Iterable[tuple[int, int, in
         chunk = _chunk(sequence, num_tokens, num_rows)
         chunks.append(chunk)
         num_rows += chunk.end - chunk.logits_start
-    return Step(_batch(chunks, tuple(copies), block_size), tuple(chunks), num_steps)
+    return Step(_batch(chunks, tuple(copies), block_size), tuple(chunks), SamplingPlan(num_steps, tuple(_read_rows(chunks))))
 
 
 def _chunk(sequence: Sequence, num_tokens: int, first_row: int) -> Chunk:
@@ -48,6 +53,16 @@ def _chunk(sequence: Sequence, num_tokens: int, first_row: int) -> Chunk:
     request = sequence.request
     logits_start = min(max(start, request.num_scored_tokens), end) if request.wants_scores else end - samples
     return Chunk(sequence, start, end, logits_start, first_row, samples)
+
+
+def _read_rows(chunks: list[Chunk]) -> Iterator[int]:
+    """The rows of logits that sampling and scoring look at."""
+    for chunk in chunks:
+        end = chunk.first_row + chunk.end - chunk.logits_start
+        if chunk.sequence.request.wants_scores:
+            yield from range(chunk.first_row, end)
+        elif chunk.samples and not all(sequence.needs_argmax_alone for sequence in chunk.sequence.samplers):
+            yield end - 1
 
 
 def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_size: int) -> Batch:

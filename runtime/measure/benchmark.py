@@ -16,7 +16,7 @@ import numpy as np
 
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import Manifest
-from cupola.runtime.device.tvm_executor import TVMExecutor
+from cupola.runtime.device.executor import NativeExecutor
 from cupola.runtime.engine.engine import Engine
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError, OptionError
@@ -84,7 +84,7 @@ class Benchmark:
             device=device,
         )
         executor = self._llm.engine.executor
-        assert isinstance(executor, TVMExecutor)
+        assert isinstance(executor, NativeExecutor)
         self.executor = executor
         self._num_prompts = 0
 

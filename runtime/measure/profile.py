@@ -7,7 +7,6 @@ divided by its time. What lies in a cache can be read faster than memory, so tha
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,10 +14,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cupola.runtime.artifact.tensors import KernelCost, KernelSpec, TensorSpec
-from cupola.runtime.device.interface import Batch, Float32, Int32, Logits
-from cupola.runtime.device.tvm_executor import TVMExecutor, aligned_ones
-from cupola.runtime.environment import num_threads
+from cupola.runtime.artifact.expressions import evaluate
+from cupola.runtime.artifact.plan import INPUT, Place, PlanCall, num_bytes
+from cupola.runtime.artifact.tensors import KernelCost, TensorSpec
+from cupola.runtime.device.executor import NativeExecutor
+from cupola.runtime.device.interface import Batch, Int32, SamplingPlan, StepHandle
 from cupola.runtime.errors import OptionError
 from cupola.runtime.measure.benchmark import Benchmark, SpeedTest
 
@@ -100,24 +100,27 @@ def profile(benchmark: Benchmark, test: SpeedTest, repeats: int) -> Profile:
 
 def measure_roofline(benchmark: Benchmark) -> Roofline:
     """Runs the probes that the artifact's library carries; the best of several runs is what the machine can do."""
-    executor, threads = benchmark.executor, num_threads()
+    executor, threads = benchmark.executor, benchmark.executor.num_threads
     tasks = threads * TASKS_PER_THREAD
     found: dict[str, float] = {}
     for probe in filter(executor.has_kernel, benchmark.artifact.manifest.probes):  # those of all the artifact's libraries
         reads = not probe.cost.operations_per_row
-        x, out = aligned_ones(READ_BYTES // 4 if reads else 1024), aligned_ones(tasks)
         amount = READ_BYTES if reads else tasks * probe.cost.operations_per_row
-        found[MEMORY if reads else probe.cost.arithmetic] = amount / _fastest(executor, probe, x, out)
+        seconds = _fastest(executor, probe.name, READ_BYTES // 4 if reads else 1024, tasks)
+        found[MEMORY if reads else probe.cost.arithmetic] = amount / seconds
     if MEMORY not in found:
         raise OptionError("the artifact has no probes", file=benchmark.artifact.path, field="kernels", fix="compile the model again")
     return Roofline(threads, found.pop(MEMORY), found)
 
 
-def _fastest(executor: TVMExecutor, probe: KernelSpec, x: Float32, out: Float32) -> float:
-    kernel, seconds = executor.kernel(probe.name), []
+def _fastest(executor: NativeExecutor, probe: str, size: int, num_tasks: int) -> float:
+    """The least seconds that a probe takes on float32 ones, each written to, so that they lie in memory of their own."""
+    tensors, seconds = [executor.device.empty("float32", (count,)) for count in (size, num_tasks)], []
+    for tensor in tensors:
+        executor.device.upload(np.ones(tensor.shape, np.float32), tensor)
     for _ in range(PROBE_REPEATS):
         start = time.perf_counter()
-        kernel(x, out)
+        executor.run_kernel(probe, tensors)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -140,13 +143,22 @@ class _Watch:
         self.max_steps = 1  # each is looked at
         self._benchmark, self._manifest = benchmark, benchmark.artifact.manifest
         self._costs = {kernel.name: kernel.cost for kernel in self._manifest.kernels}
+        self._kernels = {kernel.name: kernel for kernel in executor.plan.kernels}
+        places = {tensor.name: Place(INPUT, i) for i, tensor in enumerate(self._manifest.function("forward").inputs)}
+        kv = self._manifest.kv
+        # Bytes of a layer's part of a pool for each token.
+        self._pools = {
+            places[pool.name]: pool.num_bytes // (len(group.layers) * kv.block_size)
+            for i, group in enumerate(kv.groups)
+            for pool in kv.pools_of(i, 1)
+        }
         self._clear()
 
     def samples(self, test: SpeedTest, *, look: bool) -> Iterator[_Sample]:
         """Runs `test` once, perhaps with a look at kernels: a sample for each of some decode steps, or one for the prompt."""
         if test.kind == "tg":
             test = replace(test, num_tokens=DECODE_STEPS)
-        with self._benchmark.started(test) as engine, self._executor.watched(self._costs, self._on_call) if look else nullcontext():
+        with self._benchmark.started(test) as engine, self._executor.clocked(self._on_step) if look else nullcontext():
             engine.executor = self
             try:
                 while engine.has_unfinished_requests():
@@ -155,50 +167,62 @@ class _Watch:
                     engine.step()
                     while test.kind == "pp" and engine.has_unfinished_requests():
                         engine.step()
-                    yield _Sample(time.perf_counter() - start, self._model_seconds, self._kernels)
+                    yield _Sample(time.perf_counter() - start, self._model_seconds, self._times)
             finally:
                 engine.executor = self._executor
 
-    def run(self, batch: Batch, num_steps: int = 1) -> Logits:
-        """As the executor."""
+    def submit(self, batch: Batch, sampling: SamplingPlan) -> StepHandle:
+        """As the executor; waits for the step."""
         self._batch = batch
         start = time.perf_counter()
-        logits = self._executor.run(batch, num_steps)
+        handle = self._executor.submit(batch, sampling)
+        handle.result()
         self._model_seconds += time.perf_counter() - start
-        return logits
+        return handle
 
     def _clear(self) -> None:
-        self._model_seconds, self._kernels = 0.0, dict[str, KernelTime]()
+        self._model_seconds, self._times = 0.0, dict[str, KernelTime]()
 
-    def _on_call(self, name: str, seconds: float, arguments: Sequence[tuple[int, TensorSpec]]) -> None:
-        cost, tensors = self._costs[name], [tensor for _, tensor in arguments]
+    def _on_step(self, nanoseconds: Sequence[int], sizes: Mapping[str, int]) -> None:
+        for call, duration in zip(self._executor.plan.calls, nanoseconds, strict=True):
+            if call.kernel in self._costs:
+                self._add(call, duration, sizes)
+
+    def _add(self, call: PlanCall, duration: int, sizes: Mapping[str, int]) -> None:
+        name, cost = call.kernel, self._costs[call.kernel]
+        tensors = self._tensors(call, sizes)
+        num_rows = int(tensors[-1][1].shape[0])
         pairs = int(_seen(self._batch.positions + 1, cost.window).sum()) if cost.operations_per_pair else 0
-        operations = int(tensors[-1].shape[0]) * cost.operations_per_row + pairs * cost.operations_per_pair
-        before = self._kernels.get(name, KernelTime(name, 0, 0.0, 0, 0, cost.arithmetic))
-        self._kernels[name] = KernelTime(
+        before = self._times.get(name, KernelTime(name, 0, 0.0, 0, 0, cost.arithmetic))
+        self._times[name] = KernelTime(
             name,
             before.num_calls + 1,
-            before.seconds + seconds,
-            before.num_bytes + self._bytes(cost, dict(arguments), int(tensors[-1].shape[0])),
-            before.num_operations + operations,
+            before.seconds + 1e-9 * duration,
+            before.num_bytes + self._bytes(cost, dict(tensors), num_rows),
+            before.num_operations + num_rows * cost.operations_per_row + pairs * cost.operations_per_pair,
             cost.arithmetic,
         )
 
-    def _bytes(self, cost: KernelCost, tensors: Mapping[int, TensorSpec], num_rows: int) -> int:
+    def _tensors(self, call: PlanCall, sizes: Mapping[str, int]) -> list[tuple[Place, TensorSpec]]:
+        """What a call is given, as its kernel sees it."""
+        kernel = self._kernels[call.kernel]
+        own = {name: evaluate(size, sizes) for name, size in zip(kernel.sizes, call.sizes, strict=True)}
+        shapes = (tuple(evaluate(size, own) for size in tensor.shape) for tensor in kernel.pointers)
+        specs = (replace(tensor, shape=shape) for tensor, shape in zip(kernel.pointers, shapes, strict=True))
+        return list(zip(call.pointers, specs, strict=True))
+
+    def _bytes(self, cost: KernelCost, tensors: Mapping[Place, TensorSpec], num_rows: int) -> int:
         """Bytes of the arguments, each counted once; of K/V pools those of the keys that the batch needs and writes."""
-        sizes = [self._pool_bytes(tensor, cost.window) if self._is_pool(tensor) else _num_bytes(tensor) for tensor in tensors.values()]
+        sizes = [
+            self._pool_bytes(self._pools[place], cost.window) if place in self._pools else num_bytes(tensor, {})
+            for place, tensor in tensors.items()
+        ]
         if cost.gathered_bytes_per_row:
             sizes[sizes.index(max(sizes))] = num_rows * cost.gathered_bytes_per_row
         return sum(sizes)
 
-    def _is_pool(self, tensor: TensorSpec) -> bool:
-        return tensor.shape[:2] in {
-            (len(group.layers), count) for group, count in zip(self._manifest.kv.groups, self.num_blocks, strict=True)
-        }
-
-    def _pool_bytes(self, pool: TensorSpec, window: int) -> int:
+    def _pool_bytes(self, per_key: int, window: int) -> int:
         """Of one layer: each sequence's keys (or values) read once, the new ones written."""
-        per_key = _num_bytes(pool) // (int(pool.shape[0]) * int(pool.shape[1]) * self._manifest.kv.block_size)
         first = self._batch.positions[self._batch.query_starts[:-1]]
         read = self._batch.context_lens - (first + 1 - _seen(first + 1, window))
         return per_key * (int(read.sum()) + len(self._batch.tokens))
@@ -207,7 +231,3 @@ class _Watch:
 def _seen(num_keys: Int32, window: int) -> Int32:
     """How many of its latest `num_keys` keys a query sees."""
     return np.minimum(num_keys, window) if window else num_keys
-
-
-def _num_bytes(tensor: TensorSpec) -> int:
-    return math.prod(int(size) for size in tensor.shape) * np.dtype(tensor.dtype).itemsize

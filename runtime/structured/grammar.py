@@ -9,7 +9,6 @@ longer than compiling it anew.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import sys
 import threading
@@ -170,12 +169,14 @@ def _end_if_idle(compiler: weakref.ref[GrammarCompiler]) -> None:
 
 def check_installed() -> None:
     """Checks that XGrammar's library is installed in the version that cupola knows. Raises RequestError."""
-    field, fix = "structured_outputs", f"pip install --no-deps xgrammar=={XGRAMMAR_VERSION}"
+    from importlib import metadata  # here, since it takes longer to import than all else of this file
+
+    field, fix = "structured_outputs", f"pip install apache-tvm-ffi, and pip install --no-deps xgrammar=={XGRAMMAR_VERSION}"
     if sys.platform == "win32":
         raise RequestError("needs a system that can fork", field=field, fix="run cupola on Linux or macOS")
     try:
-        version = importlib.metadata.version("xgrammar")
-    except importlib.metadata.PackageNotFoundError:
-        raise RequestError("needs the library xgrammar, which isn't installed", field=field, fix=fix) from None
+        version, _ = metadata.version("xgrammar"), metadata.version("apache-tvm-ffi")  # by which it is called
+    except metadata.PackageNotFoundError as error:
+        raise RequestError(f"needs the library {error.name}, which isn't installed", field=field, fix=fix) from None
     if version != XGRAMMAR_VERSION:
         raise RequestError(f"needs xgrammar {XGRAMMAR_VERSION}, and {version} is installed", field=field, fix=fix)

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cupola.runtime.errors import RequestError
-from cupola.runtime.structured.json_schema import SchemaError, check_schema, loosen_schema
-from cupola.runtime.structured.json_schema_restate import restate_schema
-from cupola.runtime.structured.lark_grammar import is_installed, is_lark
 from cupola.runtime.structured.structural_tags import has_schema, parts_of
 
 MAX_BYTES = 256 * 1024  # of a schema, a pattern, a grammar or all choices
@@ -97,6 +94,8 @@ class StructuredOutputs:
 
 
 def _check_grammar(text: str, field: str) -> None:
+    from cupola.runtime.structured.lark_grammar import is_installed, is_lark  # here, since most who generate have no use for it
+
     if is_lark(text):
         if not is_installed():
             raise RequestError("is written as Lark's are, and the library lark isn't installed", field=field, fix="pip install lark")
@@ -106,6 +105,9 @@ def _check_grammar(text: str, field: str) -> None:
 
 def _restate(text: str, field: str, *, strict: bool) -> tuple[str, list[str]]:
     """A schema that grammars can hold answers to, and what it leaves out, which is nothing if it is `strict`. Raises RequestError."""
+    from cupola.runtime.structured.json_schema import SchemaError, check_schema, loosen_schema  # here as above
+    from cupola.runtime.structured.json_schema_restate import restate_schema
+
     schema = restate_schema(json.loads(text))
     left_out = [] if strict else loosen_schema(schema)
     try:

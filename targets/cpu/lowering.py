@@ -11,6 +11,8 @@ from tvm.ir import transform
 from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
+from cupola.targets.native.interface import plain_interface
+
 LOWERING = "cupola_cpu"
 
 
@@ -36,8 +38,7 @@ def lowering() -> tuple[transform.Pass, object, object]:
         tirx.transform.VerifyMemory(),
         tirx.transform.AnnotateEntryFunc(),
         tirx.transform.SplitHostDevice(),
-        tirx.transform.MakePackedAPI(),
-        tirx.transform.BF16StorageLegalize(),
+        plain_interface(),
     ]
     return transform.Sequential(passes), finalize_host_passes, finalize_device_passes
 

@@ -10,7 +10,6 @@ from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.cpu.attention.paged import lower_paged_attention
-from cupola.targets.cpu.emit.team import team
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.dequantized import lower_dequantized_linear
 from cupola.targets.cpu.linear.floats import lower_gated_linear, lower_linear
@@ -24,6 +23,7 @@ from cupola.targets.cpu.rows.embedding import lower_embedding, lower_take
 from cupola.targets.cpu.rows.norm import lower_layer_norm, lower_rms_norm
 from cupola.targets.cpu.rows.rotary import lower_rotary
 from cupola.targets.cpu.state_layout import state_pools
+from cupola.targets.native.link import link_elf
 
 RULES = (
     lower_int8_linear,
@@ -52,6 +52,5 @@ def cpu_target(isa: ISA) -> Target:
     activations = "bfloat16" if isa.bf16_tiles else "float32"
     int8 = bool(isa.int8_dot)
     return Target(
-        spec, target, state_pools, rules, schedules, LOWERING, activations, int8,
-        probes=partial(probes, isa), modules=lambda: (team(isa, target),),
+        spec, target, state_pools, rules, schedules, LOWERING, activations, int8, partial(probes, isa), partial(link_elf, triple)
     )  # fmt: skip

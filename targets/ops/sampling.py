@@ -45,7 +45,7 @@ class Argmax(Op):
     context_lens: Tensor  # i32 [b]
     block_tables: Tensor  # i32 [b, max_blocks]
     block_size: int
-    further: relax.Tuple | None = None  # slots and block tables of the second state group, then those of the third, …
+    further: tuple[Tensor, ...] = ()  # slots and block tables of the second state group, then those of the third, …
 
     def call(self) -> relax.Call:
         """The call."""

@@ -22,6 +22,7 @@ from cupola.runtime.artifact.manifest import (
     FORMAT_VERSION,
     LIBRARY,
     MANIFEST,
+    PLAN,
     DeviceSpec,
     FileSpec,
     LibrarySpec,
@@ -30,6 +31,7 @@ from cupola.runtime.artifact.manifest import (
     ModelConfig,
     SourceSpec,
 )
+from cupola.runtime.artifact.plan import Place, Plan, PlanBuffer, PlanCall, PlanKernel
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, TensorSpec, WeightSpec
 from cupola.runtime.errors import EngineError, SourceError
@@ -42,6 +44,7 @@ def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True
     """An artifact that has everything but a library that runs."""
     folder.mkdir(parents=True)
     (folder / LIBRARY).write_bytes(b"\x7fELF")
+    (folder / PLAN).write_text("{}")
     (folder / "weights-00001.safetensors").write_bytes(bytes(264))
     if template:
         (folder / CHAT_TEMPLATE).write_text("{{ messages }}")
@@ -58,7 +61,7 @@ def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True
     forward = FunctionSpec("forward", tuple(inputs), (TensorSpec("logits", "float32", ("r", 8)),), 100, 20)
     manifest = Manifest(
         FORMAT_VERSION, "0.1.0", "0.27.0", SourceSpec("tiny [1]", "huggingface", "0" * 64),
-        (LibrarySpec(LIBRARY, DeviceSpec("cpu:avx2", "cpu", "avx2", "x86_64", ("avx2",))),), "f32",
+        (LibrarySpec(LIBRARY, PLAN, DeviceSpec("cpu:avx2", "cpu", "avx2", "x86_64", ("avx2",))),), "f32",
         ModelConfig("llama", 64, 8, (0,)), kv, Limits(4), (forward,),
         (WeightSpec("embed", "float32", (8, 8), "weights-00001.safetensors", 8, "4 bits"),), files,
         (KernelSpec("matmul"), KernelSpec("matmul")), (), ("not verified",),
@@ -283,7 +286,7 @@ def test_compile_passes_its_options_on_and_prints_json(tmp_path: Path, monkeypat
     )
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    assert (result["artifact"], result["num_bytes"], result["notes"]) == (out, 282, ["not verified"])
+    assert (result["artifact"], result["num_bytes"], result["notes"]) == (out, 284, ["not verified"])
     assert asked == {
         "source": "m.gguf", "target": "cpu", "quant": "w4a8", "embedding": "w4", "out": Path(out),
         "context": 32, "kv_dtype": "f16", "block_size": 16, "max_batch": 3,
@@ -467,6 +470,31 @@ def test_inspect_json_reckons_memory(artifact: str, capsys: Capture) -> None:
     workspace = given_and_taken + 10 * 100 + 2 * 20  # what the manifest says of intermediate results
     assert shown["memory"] == {"weights": 256, "kv": kv, "workspace": workspace, "total": 256 + kv + workspace}
     assert shown["functions"][0]["name"] == "forward"
+
+
+def test_inspect_shows_plans(artifact: str, capsys: Capture) -> None:
+    kernel = PlanKernel("scale", (TensorSpec("x", "float32", ("m",)), TensorSpec("out", "float32", ("m",))), ("int64",), ("m",))
+    places = [Place("input", 9), Place("buffer", 0), Place("constant", 0)]
+    calls = (PlanCall("scale", (places[0], places[1]), (3,), (64,)), PlanCall("scale", (places[2], places[1]), (4,), (64,)))
+    plan = Plan(
+        1,
+        ("n",),
+        ("n * 256 + 16",),
+        (TensorSpec("constant_0", "float32", (64,)),),
+        (PlanBuffer("gv", "float32", (64,), 0, 16, 0, 1),),
+        (kernel,),
+        calls,
+    )
+    (Path(artifact) / PLAN).write_text(plan.to_json())
+    manifest = Path(artifact) / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"num_bytes": 2,', f'"num_bytes": {len(plan.to_json())},'))
+    assert run(["inspect", artifact, "--plan"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "lib.so: 2 calls of 1 kernels; sizes n; ABI 1"
+    assert {"0  n * 256 + 16 bytes", "gv: float32[64], 16 bytes in, calls 0 to 1", "constant_0: float32[64]"} < set(lines)
+    assert {"0  scale(embed, gv, 3, 64)", "1  scale(constant_0, gv, 4, 64)"} < set(lines)
+    assert run(["inspect", artifact, "--plan", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["lib.so"]["calls"][0]["numbers"] == [3]
 
 
 def test_inspect_shows_what_is_inside(artifact: str, capsys: Capture) -> None:

@@ -18,10 +18,9 @@ except cupola.UnsupportedError as error:
 """
 AFTER_AN_LLM = """
 import sys
-from cupola.runtime.device.tvm_executor import load_runtime
-load_runtime()
-assert not {"tvm", "torch"} & set(sys.modules)
 import cupola
+cupola.LLM
+assert not {"tvm", "torch"} & set(sys.modules)
 try:
     cupola.compile(sys.argv[1], out=sys.argv[2])
 except cupola.InputError as error:

@@ -38,14 +38,14 @@ class Recorder:
         self.bits: Bits = {}
         self.sample = engine_module.sample
 
-    def __call__(self, logits, step: Step, *rest, **named):
+    def __call__(self, output, step: Step, *rest, **named):
         for chunk in step.chunks:
             if chunk.samples:
-                row = logits.values[chunk.first_row + chunk.end - chunk.logits_start - 1]
+                row = output.row(chunk.first_row + chunk.end - chunk.logits_start - 1)
                 key = chunk.sequence.request.spec.prompt_token_ids, chunk.end + step.num_steps - 1
                 digest = hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()
                 assert self.bits.setdefault(key, digest) == digest, "a row that was computed again"
-        return self.sample(logits, step, *rest, **named)
+        return self.sample(output, step, *rest, **named)
 
 
 @pytest.fixture(scope="module", params=["f32", "w4a8"])

@@ -8,7 +8,6 @@ import sys
 
 import cupola
 from tests.conftest import Compiled
-from tests.instructions import count_instructions
 
 ANSWER = """
 import json, sys
@@ -50,7 +49,3 @@ def test_running_takes_little_beside_weights_and_pages(smollm2: Compiled) -> Non
 def test_a_tied_embedding_is_stored_once(smollm2: Compiled) -> None:
     manifest = cupola.Artifact.open(smollm2.path, verify=False).manifest
     assert sum(weight.shape[0] * 32 >= manifest.model.vocab_size for weight in manifest.weights if len(weight.shape) == 3) == 1
-
-
-def test_a_step_is_little_else_than_its_kernels(smollm2: Compiled) -> None:
-    assert count_instructions(smollm2.path / "lib.so").others < 120  # each takes a tenth of a microsecond and more; they were 1,500

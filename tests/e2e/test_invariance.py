@@ -57,8 +57,8 @@ def test_in_several_steps_at_once(
     monkeypatch.setattr("cupola.runtime.engine.engine.PATIENCE", 60.0)  # f32 takes longer than 16 ms
     llm = cupola.LLM(smollm2.path, max_num_seqs=8, enable_prefix_caching=False)
     executor, num_steps = llm.engine.executor, []
-    run = executor.run
-    monkeypatch.setattr(executor, "run", lambda batch, count: num_steps.append(count) or run(batch, count))
+    submit = executor.submit
+    monkeypatch.setattr(executor, "submit", lambda batch, plan: num_steps.append(plan.num_steps) or submit(batch, plan))
     assert [answer for batch in ([prompts] if together else [[prompt] for prompt in prompts]) for answer in answers(llm, batch)] == alone
     assert max(num_steps) == 8
 

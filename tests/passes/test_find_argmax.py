@@ -45,7 +45,7 @@ def test_the_tokens_come_beside_the_logits() -> None:
     for field, name in {"slots": "slots.0", "block_tables": "block_tables.0"}.items():
         assert getattr(call, field).same_as(inputs[name])
     assert call.further is not None
-    for field, name in zip(call.further.fields, ("slots.1", "block_tables.1"), strict=True):
+    for field, name in zip(call.further, ("slots.1", "block_tables.1"), strict=True):
         assert field.same_as(inputs[name])
     for name in ("tokens", "positions", "context_lens"):
         assert getattr(call, name).same_as(inputs[name])

@@ -11,7 +11,8 @@ from cupola.runtime.artifact.inputs import STEP_INPUTS
 from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import TensorSpec
-from cupola.runtime.device.interface import Batch, Float32, Logits
+from cupola.runtime.device.host import HostOutput
+from cupola.runtime.device.interface import Batch, Float32, Int32, SamplingPlan, StepOutput
 from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.outputs import RequestOutput
 from cupola.runtime.engine.sampling_params import SamplingParams
@@ -46,6 +47,30 @@ def make_kv(windows: Sequence[int] = (0,)) -> KVSpec:
     return KVSpec(tuple(KVGroup((i,), 1, 1, 1, window, pools) for i, window in enumerate(windows)), "float32", BLOCK)
 
 
+class FakeOutput:
+    """Shows no more of a step than its sampling plan asks for."""
+
+    def __init__(self, output: HostOutput, sampling: SamplingPlan) -> None:
+        self._output, self._readable = output, set(sampling.rows)
+
+    def result(self) -> StepOutput:
+        return self
+
+    def argmax(self) -> Int32:
+        return self._output.argmax()
+
+    def row(self, index: int) -> Float32:
+        return self.rows([index])[0]
+
+    def rows(self, indices: Sequence[int]) -> Float32:
+        assert self._readable.issuperset(indices), "rows that were not asked for"
+        return self._output.rows(indices)
+
+    def maxima(self, index: int) -> Float32:
+        assert index in self._readable, "a row that was not asked for"
+        return self._output.maxima(index)
+
+
 class FakeExecutor:
     """Keeps each token and its position in its slot of each group, and predicts from what the group that sees most shows it."""
 
@@ -67,12 +92,12 @@ class FakeExecutor:
             self.num_provided[group] = max(self.num_provided[group], num_blocks)
         return num_blocks <= self.num_provided[group]
 
-    def run(self, batch: Batch, num_steps: int = 1) -> Logits:
-        assert 1 <= num_steps <= self.max_steps
+    def submit(self, batch: Batch, sampling: SamplingPlan) -> FakeOutput:
+        assert 1 <= sampling.num_steps <= self.max_steps
         chosen = []
-        for _ in range(num_steps - 1):
+        for _ in range(sampling.num_steps - 1):
             assert len(batch.tokens) == len(batch.context_lens) == len(batch.logit_rows)
-            chosen.append(self._step(batch).argmax[-1])
+            chosen.append(self._step(batch).tokens[-1])
             positions, rows = batch.positions + 1, np.arange(len(batch.positions))
             slots = [tables[rows, positions // BLOCK] * BLOCK + positions % BLOCK for tables in batch.block_tables]
             batch = batch._replace(
@@ -82,10 +107,11 @@ class FakeExecutor:
                 context_lens=batch.context_lens + 1,
                 copies=(),
             )
-        logits = self._step(batch)
-        return Logits(logits.values, logits.maxima, np.stack([*chosen, logits.argmax[-1]]))
+        output = self._step(batch)
+        tokens = np.stack([*chosen, output.tokens[-1]])
+        return FakeOutput(HostOutput(output.logits, output.block_maxima, tokens), sampling)
 
-    def _step(self, batch: Batch) -> Logits:
+    def _step(self, batch: Batch) -> HostOutput:
         self.num_steps += 1
         n, b = len(batch.tokens), len(batch.context_lens)
         self.num_tokens += n
@@ -102,7 +128,7 @@ class FakeExecutor:
             self._fail(batch)
         for row in batch.query_starts[:-1]:  # who looks back the furthest
             self._row(batch, int(row))
-        return Logits.of(np.array([self._row(batch, int(row)) for row in batch.logit_rows], np.float32).reshape(-1, VOCAB))
+        return HostOutput.of(np.array([self._row(batch, int(row)) for row in batch.logit_rows], np.float32).reshape(-1, VOCAB))
 
     def _copy(self, batch: Batch) -> None:
         for group, source, target in batch.copies:

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from cupola.runtime.device.tvm_executor import map_weights
 from cupola.runtime.engine.beam_search import BeamSearchParams
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import OptionError, RequestError
 from cupola.runtime.llm import LLM
-from tests.runtime.tiny_artifact import CONTEXT, VOCAB, make_artifact, reference_logits
+from tests.runtime.tiny_artifact import CONTEXT, VOCAB, follow_of, make_artifact, reference_logits
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
@@ -119,7 +118,7 @@ def score_all(weight: np.ndarray, prompt: list[int], length: int, stops: tuple[i
 def test_beams_are_the_most_likely_continuations(llm, penalty):
     """A search that is as wide as the choice is exhaustive: its best is the best there is."""
     stops = llm.artifact.manifest.model.stop_token_ids
-    weight = np.array(map_weights(llm.artifact)["follow"], np.float64)
+    weight = np.array(follow_of(llm.artifact), np.float64)
     for prompt in ([1, 2], [7, 3, 9]):
         (output,) = llm.beam_search([prompt], BeamSearchParams(beam_width=10, max_tokens=2, length_penalty=penalty))
         assert len(output.sequences) == 10

@@ -21,7 +21,7 @@ HERE = f"{platform.machine()}-{sys.platform}-gnu"
 
 
 def artifact(*targets: DeviceSpec) -> Artifact:
-    libraries = tuple(LibrarySpec(f"lib.{target.device}.so", target) for target in targets)
+    libraries = tuple(LibrarySpec(f"lib.{target.device}.so", f"plan.{target.device}.json", target) for target in targets)
     return Artifact(Path("a"), replace(GOOD, libraries=libraries))
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.script import tirx as T
 
+from cupola.compiler.build import build_library, plan_memory
+from cupola.compiler.plan import extract_plan
 from cupola.runtime.artifact.folder import Artifact, sha256_of
 from cupola.runtime.artifact.manifest import (
     CHAT_TEMPLATE,
@@ -17,6 +20,7 @@ from cupola.runtime.artifact.manifest import (
     GENERATION_CONFIG,
     LIBRARY,
     MANIFEST,
+    PLAN,
     DeviceSpec,
     FileSpec,
     LibrarySpec,
@@ -27,6 +31,8 @@ from cupola.runtime.artifact.manifest import (
 )
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec, WeightSpec
+from cupola.runtime.device.weights import map_weights
+from cupola.targets.registry import get_target
 from tests.runtime.tokenizers_for_tests import byte_level, save
 
 VOCAB, BLOCK, CONTEXT = 264, 4, 64
@@ -42,6 +48,12 @@ def reference_logits(weight: np.ndarray, token_ids: list[int]) -> np.ndarray:
     return np.array(rows, np.float32)
 
 
+def follow_of(artifact: Artifact) -> np.ndarray:
+    """The artifact's one weight."""
+    weight = map_weights(artifact)["follow"]
+    return weight.view(ml_dtypes.bfloat16) if artifact.manifest.weights[0].dtype == "bfloat16" else weight
+
+
 def make_artifact(
     folder: Path,
     *,
@@ -55,8 +67,10 @@ def make_artifact(
 ) -> Artifact:
     """Compiles and writes the artifact; `dtype` is the pages' and the weight's, `offset` the weight's place in its file."""
     folder.mkdir(parents=True, exist_ok=True)
-    module = _module(dtype)
-    relax.build(module, "llvm").export_library(str(folder / LIBRARY))
+    module = plan_memory(_module(dtype))
+    extracted = extract_plan(module)
+    build_library(module, extracted, get_target("cpu:generic"), folder / LIBRARY)
+    (folder / PLAN).write_text(extracted.plan.to_json())
     if weight is None:
         weight = np.random.default_rng(seed).normal(0, 2, (VOCAB, VOCAB)).astype(np.dtype(dtype))
     (folder / "weights-00001.safetensors").write_bytes(bytes(offset) + weight.tobytes())
@@ -78,18 +92,19 @@ def make_artifact(
     pools = (TensorSpec("k_pages", dtype, (1, "num_blocks", 1, 1, BLOCK)), TensorSpec("v_pages", dtype, (1, "num_blocks", 1, BLOCK, 1)))
     kv = KVSpec((KVGroup((0,), 1, 1, 1, pools=pools),), dtype, BLOCK)
     inputs += kv.pools("blocks")
-    inputs.append(TensorSpec("follow", dtype, (VOCAB, VOCAB)))
+    logits = TensorSpec("logits", "float32", ("r", VOCAB))
+    inputs += [logits, TensorSpec("follow", dtype, (VOCAB, VOCAB))]
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         cupola_version="0",
         tvm_version=tvm.__version__,
         source=SourceSpec("tiny", "test", ""),
-        libraries=(LibrarySpec(LIBRARY, DeviceSpec("cpu:generic", "cpu", "generic", f"{platform.machine()}-unknown-linux-gnu", ())),),
+        libraries=(LibrarySpec(LIBRARY, PLAN, DeviceSpec("cpu:generic", "cpu", "generic", f"{platform.machine()}-unknown-linux-gnu", ())),),
         scheme="f32",
         model=ModelConfig("tiny", context, VOCAB, (262,)),
         kv=kv,
         limits=Limits(8),
-        functions=(FunctionSpec("forward", tuple(inputs), (TensorSpec("logits", "float32", ("r", VOCAB)),)),),
+        functions=(FunctionSpec("forward", tuple(inputs), (logits,)),),
         weights=(WeightSpec("follow", dtype, (VOCAB, VOCAB), "weights-00001.safetensors", offset),),
         files=files,
     )
@@ -107,9 +122,10 @@ def _module(dtype: str) -> tvm.IRModule:
     ]
     inputs += [*pages, relax.Var("follow", relax.TensorType((VOCAB, VOCAB), dtype))]
     builder = relax.BlockBuilder()
-    with builder.function("forward", inputs):
+    with builder.function("forward", inputs, attrs={"num_input": len(inputs) - 1}):
         kernel = builder.add_func(_kernel(dtype), "kernel")
-        result = builder.emit(relax.call_tir(kernel, inputs, relax.TensorType((r, VOCAB), "float32")))
+        with builder.dataflow():
+            result = builder.emit_output(relax.call_tir(kernel, inputs, relax.TensorType((r, VOCAB), "float32")))
         builder.emit_func_output(result)
     return builder.get()
 

@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from cupola.compiler.native_function import compile_function
 from cupola.targets.base import Target
 from cupola.targets.cpu.isa import runs_here, with_own_kernels
 from cupola.targets.registry import get_target
@@ -43,14 +44,12 @@ def module(target: Target, inputs: Sequence[Input], make: Callable[..., relax.Ca
 
 
 def compile_one(isa: str, inputs: Sequence[Input], make: Callable[..., relax.Call]) -> Callable[..., np.ndarray]:
-    """A function of arrays that runs the compiled operation. Arrays that it writes to must be tvm tensors."""
+    """A function of arrays that runs the compiled operation. Arrays that it writes to are changed."""
     target = get_target(f"cpu:{isa}")
-    machine = relax.VirtualMachine(tvm.compile(module(target, inputs, make), target=target.tvm, tir_pipeline=target.lowering), tvm.cpu())
-
-    def run(*arrays: np.ndarray | tvm.runtime.Tensor) -> np.ndarray:
-        return machine["main"](*(tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arrays)).numpy()
-
-    return run
+    with target.tvm:
+        mod = relax.transform.LegalizeOps()(module(target, inputs, make))  # what packs weights
+    function = compile_function(mod, target, "main")
+    return lambda *arrays: function(*arrays)[0]
 
 
 def size(name: str) -> tvm.tirx.Var:

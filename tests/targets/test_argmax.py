@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 import tvm
 from tvm import relax
 
+from cupola.compiler.native_function import compile_kernels_alone
 from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
 from cupola.targets.ops import Argmax
 from cupola.targets.registry import get_target
@@ -19,11 +21,11 @@ NAMES = ("tokens", "positions", "slots")
 
 
 @pytest.fixture(scope="module", params=RUNNABLE)
-def kernel(request) -> tvm.runtime.Function:
+def kernel(request) -> Callable[..., None]:
     return build(request.param, 1)
 
 
-def build(isa: str, num_groups: int) -> tvm.runtime.Function:
+def build(isa: str, num_groups: int) -> Callable[..., None]:
     n, b, r, w = (size(name) for name in "nbrw")
     inputs = [Input("logits", (r, WIDTH)), Input("maxima", (r, 3)), *(Input(name, (n,), "int32") for name in NAMES)]
     inputs += [Input("context_lens", (b,), "int32"), Input("block_tables", (b, w), "int32")]
@@ -32,12 +34,11 @@ def build(isa: str, num_groups: int) -> tvm.runtime.Function:
     target = get_target(f"cpu:{isa}")
 
     def emit(*tensors: relax.Var) -> relax.Call:
-        return Argmax(*tensors[:7], BLOCK, relax.Tuple(tensors[7:]) if num_groups > 1 else None).call()
+        return Argmax(*tensors[:7], BLOCK, tensors[7:]).call()
 
     lowered = module(target, inputs, emit)
     [(name, func)] = [(gv.name_hint, f) for gv, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
-    kernels = tvm.IRModule({name: func.with_attr("global_symbol", name)})
-    return tvm.tirx.build(kernels, target=target.tvm, pipeline=target.lowering)[name]
+    return partial(compile_kernels_alone(tvm.IRModule({name: func}), target), name)
 
 
 class Step:
@@ -55,17 +56,16 @@ class Step:
             "slots": np.full(count + num_more, 99, "int32"),
             "context_lens": self.lengths,
         }
-        self.held = {name: tvm.runtime.tensor(array) for name, array in self.given.items()}
-        self.out = tvm.runtime.tensor(np.arange(MAX_STEPS * len(self.logits), dtype="int32").reshape(MAX_STEPS, -1))
+        self.held = {name: array.copy() for name, array in self.given.items()}
+        self.out = np.arange(MAX_STEPS * len(self.logits), dtype="int32").reshape(MAX_STEPS, -1)
 
-    def run(self, kernel: tvm.runtime.Function, times: int = 1, further: Sequence[tvm.runtime.Tensor] = ()) -> None:
+    def run(self, kernel: Callable[..., None], times: int = 1, further: Sequence[np.ndarray] = ()) -> None:
         maxima = np.stack([self.logits[:, at : at + MAXIMA_BLOCK].max(axis=1) for at in range(0, WIDTH, MAXIMA_BLOCK)], axis=1)
-        arrays = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in (self.logits, maxima)]
         for _ in range(times):
-            kernel(*arrays, *self.held.values(), tvm.runtime.tensor(self.tables), *further, self.out)
+            kernel(self.logits, maxima, *self.held.values(), self.tables, *further, self.out)
 
     def holds(self, **expected: np.ndarray) -> bool:
-        return all((self.held[name].numpy() == array).all() for name, array in {**self.given, **expected}.items())
+        return all((self.held[name] == array).all() for name, array in {**self.given, **expected}.items())
 
 
 def test_each_sequence_goes_on_by_one(kernel):
@@ -80,27 +80,27 @@ def test_each_sequence_goes_on_by_one(kernel):
 def test_each_state_group_has_slots_of_its_own(isa):
     kernel, step = build(isa, 3), Step([1, 4, 5, 7, 20, 23])
     tables = [np.random.default_rng(i).permutation(len(step.lengths) * 7).astype("int32").reshape(-1, 7) for i in range(2)]
-    slots = [tvm.runtime.tensor(np.full(len(step.lengths), 99, "int32")) for _ in tables]
-    step.run(kernel, further=[tensor for pair in zip(slots, map(tvm.runtime.tensor, tables), strict=True) for tensor in pair])
+    slots = [np.full(len(step.lengths), 99, "int32") for _ in tables]
+    step.run(kernel, further=[tensor for pair in zip(slots, tables, strict=True) for tensor in pair])
     index = step.lengths[:, None]
     for table, found in [(step.tables, step.held["slots"]), *zip(tables, slots, strict=True)]:
         expected = np.take_along_axis(table, index // BLOCK, axis=1) * BLOCK + index % BLOCK
-        assert found.numpy().tolist() == expected[:, 0].tolist()
+        assert found.tolist() == expected[:, 0].tolist()
 
 
 def test_what_was_chosen_moves_up(kernel):
     step = Step([3, 9])
     step.run(kernel)
     before = np.arange(2 * MAX_STEPS).reshape(MAX_STEPS, 2)
-    assert step.out.numpy().tolist() == [*before[1:].tolist(), step.logits.argmax(axis=1).tolist()]
+    assert step.out.tolist() == [*before[1:].tolist(), step.logits.argmax(axis=1).tolist()]
     step.run(kernel, MAX_STEPS - 2)
-    assert step.out.numpy()[0].tolist() == before[-1].tolist()
+    assert step.out[0].tolist() == before[-1].tolist()
 
 
 def test_past_the_table_the_last_block_stands_for_more(kernel):
     step = Step([6 * BLOCK])
     step.run(kernel)
-    assert step.held["slots"].numpy() == step.tables[0, -1] * BLOCK
+    assert step.held["slots"] == step.tables[0, -1] * BLOCK
 
 
 def test_what_is_no_number_is_told_and_does_not_go_on(kernel):
@@ -108,8 +108,8 @@ def test_what_is_no_number_is_told_and_does_not_go_on(kernel):
     step.logits[1, WIDTH - 1] = np.nan
     step.logits[2, :] = -np.inf
     step.run(kernel)
-    assert step.out.numpy()[-1].tolist() == [step.logits[0].argmax(), -1, 0]
-    assert step.held["tokens"].numpy().tolist() == [step.logits[0].argmax(), 0, 0]
+    assert step.out[-1].tolist() == [step.logits[0].argmax(), -1, 0]
+    assert step.held["tokens"].tolist() == [step.logits[0].argmax(), 0, 0]
 
 
 @pytest.mark.parametrize("changed", [{"num_rows": 1}, {"num_more": 3}, {"num_rows": 0}], ids=str)
@@ -117,4 +117,4 @@ def test_prompts_are_left_alone(kernel, changed):
     step = Step([3, 9, 5], **changed)
     step.run(kernel)
     assert step.holds()
-    assert step.out.numpy()[-1].tolist() == step.logits.argmax(axis=1).tolist()
+    assert step.out[-1].tolist() == step.logits.argmax(axis=1).tolist()

@@ -8,9 +8,9 @@ from cupola.runtime.errors import OptionError
 from cupola.runtime.machine import missing_features
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.cpu.measure.assembly import functions
-from cupola.targets.cpu.measure.ledger import compile_kernels
+from cupola.targets.native.interface import compile_kernels
 from cupola.targets.registry import get_target, get_targets, list_targets, target_names
-from cupola.targets.testing.case import SMOLLM2
+from cupola.targets.testing.case import SMOLLM2, lower_case
 from cupola.targets.testing.catalogue import AttentionKernel, LinearKernel
 
 
@@ -44,7 +44,8 @@ def test_an_unknown_target_is_refused_with_the_names():
 
 def loops_of(kernel, isa, num_multiply_adds):
     """The innermost loops with that many multiply-adds, each with its instructions by class."""
-    library = compile_kernels(kernel(SMOLLM2), get_target(f"cpu:{isa}"))
+    target = get_target(f"cpu:{isa}")
+    library = compile_kernels(lower_case(kernel(SMOLLM2), target), target)
     found = functions(library.inspect_source("asm"), "x86_64")
     return [loop for function in found for loop in function.loops if loop["fma"] == num_multiply_adds]
 

@@ -64,7 +64,7 @@ class Threads:
     @staticmethod
     def of_region() -> Threads:
         """Asked before the region."""
-        return Threads(name(T.cast(T.min(T.call_packed("runtime.NumThreads"), T.int32(MAX_THREADS)), "int64")))
+        return Threads(name(T.cast(T.min(T.call_extern("int32", "cupola_num_threads"), T.int32(MAX_THREADS)), "int64")))
 
     @contextmanager
     def each(self, *, barrier: bool = True) -> Iterator[Value]:

@@ -24,10 +24,10 @@ from typing import TypeAlias
 import tvm
 
 from cupola.runtime.environment import num_threads
-from cupola.targets.base import Target
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.measure.assembly import CLASSES, functions
 from cupola.targets.cpu.target import cpu_target
+from cupola.targets.native.interface import compile_kernels
 from cupola.targets.testing.case import SMOLLM2, KernelCase, lower_case
 from cupola.targets.testing.catalogue import KERNELS
 
@@ -52,23 +52,14 @@ def _measure_kernel(index: int, isa: ISA) -> Figures:
 
 def measure(case: KernelCase, isa: ISA) -> Figures:
     """One line's figures; classes without instructions are left out."""
-    library = compile_kernels(case, cpu_target(isa))
+    target = cpu_target(isa)
+    library = compile_kernels(lower_case(case, target), target)
     found = functions(library.inspect_source("asm"), isa.architecture)
     counts = sum((loop for function in found for loop in function.loops), Counter[str]())
     figures = {"loops": sum(len(function.loops) for function in found), **{name: counts[name] for name in CLASSES}}
     figures |= {"code_bytes": _code_bytes(library), "stack_bytes": max((function.stack_bytes for function in found), default=0)}
     figures |= _workspaces(library.inspect_source("ll"))
     return {name: figure for name, figure in figures.items() if figure or name == "spill"}
-
-
-def compile_kernels(case: KernelCase, target: Target) -> tvm.runtime.Module:
-    """The case's kernels as machine code, compiled as `compiler.build` does."""
-    mod = lower_case(case, target)
-    kernels = {
-        gv.name_hint: f.with_attr("global_symbol", gv.name_hint) for gv, f in mod.functions_items() if isinstance(f, tvm.tirx.PrimFunc)
-    }
-    with target.tvm, tvm.transform.PassContext(opt_level=3):
-        return tvm.tirx.build(tvm.IRModule(kernels), target=target.tvm, pipeline=target.lowering)
 
 
 def _code_bytes(library: tvm.runtime.Module) -> int:

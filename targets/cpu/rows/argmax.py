@@ -25,9 +25,9 @@ def lower_argmax(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> rel
     op = Argmax.match(call)
     if op is None:
         return None
-    width, further = int(op.logits.ty.shape[1]), list(op.further.fields) if op.further is not None else []
-    function = builder.add_func(_build(width, op.block_size, len(further) // 2), f"choose_tokens_{width}")
-    arguments = [op.logits, op.maxima, op.tokens, op.positions, op.slots, op.context_lens, op.block_tables, *further]
+    width = int(op.logits.ty.shape[1])
+    function = builder.add_func(_build(width, op.block_size, len(op.further) // 2), f"argmax_{width}")
+    arguments = [op.logits, op.maxima, op.tokens, op.positions, op.slots, op.context_lens, op.block_tables, *op.further]
     return relax.op.call_tir(function, relax.Tuple(arguments), out_ty=call.ty)
 
 

@@ -23,6 +23,7 @@ from cupola.runtime.artifact.manifest import (
     FORMAT_VERSION,
     LIBRARY,
     MANIFEST,
+    PLAN,
     TOKENIZER,
     DeviceSpec,
     FileSpec,
@@ -80,7 +81,7 @@ def make_manifest(files: tuple[FileSpec, ...]) -> Manifest:
         cupola_version="0.1.0",
         tvm_version="0.27.0",
         source=SourceSpec("tiny é [1]", "huggingface", "0" * 64),
-        libraries=(LibrarySpec("lib.so", DeviceSpec("cpu:avx2", "cpu", "avx2", "x86_64-linux-gnu", ("avx2", "fma"))),),
+        libraries=(LibrarySpec("lib.so", "plan.json", DeviceSpec("cpu:avx2", "cpu", "avx2", "x86_64-linux-gnu", ("avx2", "fma"))),),
         scheme="f32",
         model=ModelConfig("llama", 64, 10, (0, 9), 1),
         kv=KVSpec((KVGroup((0, 2), 2, 8, 4, 0, pools(2, 2, 8, 4)), KVGroup((1,), 1, 8, 8, 32, pools(1, 1, 8, 8))), "float16", 16),
@@ -97,6 +98,7 @@ def make_manifest(files: tuple[FileSpec, ...]) -> Manifest:
 def write_artifact(folder: Path) -> Artifact:
     folder.mkdir(parents=True)
     (folder / LIBRARY).write_bytes(b"\x7fELF and so on")
+    (folder / PLAN).write_text("{}")
     (folder / SHARD).write_bytes(bytes(400))
     (folder / TOKENIZER).write_text("{}")
     manifest = make_manifest(tuple(FileSpec(f.name, f.stat().st_size, sha256_of(f)) for f in sorted(folder.iterdir())))
@@ -109,7 +111,7 @@ def artifact(tmp_path: Path) -> Artifact:
     return write_artifact(tmp_path / "artifact")
 
 
-GOOD = make_manifest((FileSpec("lib.so", 13, "0" * 64), FileSpec(SHARD, 400, "1" * 64)))
+GOOD = make_manifest((FileSpec("lib.so", 13, "0" * 64), FileSpec(SHARD, 400, "1" * 64), FileSpec("plan.json", 2, "2" * 64)))
 
 
 def change(path: str, value: object) -> str:

@@ -12,10 +12,10 @@ import pytest
 import cupola.runtime.device.library
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import LIBRARY
-from cupola.runtime.device.tvm_executor import load, map_weights
+from cupola.runtime.device.executor import load
 from cupola.runtime.errors import ArtifactError
 from cupola.runtime.llm import LLM
-from tests.runtime.tiny_artifact import make_artifact, reference_logits
+from tests.runtime.tiny_artifact import follow_of, make_artifact, reference_logits
 
 PROMPT = list(range(20))
 
@@ -43,11 +43,11 @@ def test_a_second_artifact_at_the_same_path_runs_its_own_code(two, tmp_path, cha
     folder = tmp_path / "artifact"
     shutil.copytree(two[0], folder)
     first = LLM(folder)
-    expected = reference_logits(map_weights(first.artifact)["follow"].copy(), PROMPT)
+    expected = reference_logits(follow_of(first.artifact).copy(), PROMPT)
     np.testing.assert_allclose(first.logits(PROMPT), expected, atol=1e-4)
     change(folder, two[1])
     second = LLM(folder)
-    np.testing.assert_allclose(second.logits(PROMPT), reference_logits(map_weights(second.artifact)["follow"], PROMPT), atol=1e-4)
+    np.testing.assert_allclose(second.logits(PROMPT), reference_logits(follow_of(second.artifact), PROMPT), atol=1e-4)
     if change is replace_folder:  # the first one's files live on; written over, its mapped weights are the second's
         np.testing.assert_allclose(first.logits(PROMPT), expected, atol=1e-4)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupola.runtime.device.interface import Logits
+from cupola.runtime.device.host import HostOutput
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from tests.runtime.fakes import (
@@ -166,8 +166,8 @@ def test_decodes_are_not_stalled_by_a_long_prompt():
 def test_decodes_wait_for_few_prompt_tokens_and_prompts_for_few_steps(lengths, budget, mixed, max_num_seqs, num_blocks, num_swap_blocks):
     options = {"max_num_batched_tokens": budget, "max_num_mixed_prefill_tokens": mixed, "max_num_seqs": max_num_seqs}
     engine = make_engine(num_blocks, num_swap_blocks, enable_prefix_caching=False, **options)
-    scheduler, run, batches = engine.scheduler, engine.executor.run, []
-    engine.executor.run = lambda batch, num_steps: batches.append(batch) or run(batch, num_steps)
+    scheduler, submit, batches = engine.scheduler, engine.executor.submit, []
+    engine.executor.submit = lambda batch, sampling: batches.append(batch) or submit(batch, sampling)
     for i, prompt in enumerate(prompts(lengths)):
         engine.add_request(str(i), prompt, GREEDY)
     while engine.has_unfinished_requests():
@@ -276,7 +276,7 @@ def test_a_step_that_ends_early_leaves_the_engine_usable(error, monkeypatch):
     engine.add_request("a", [1, 2, 3], GREEDY)
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(engine.executor, "run", lambda *_: (_ for _ in ()).throw(error()))
+        patch.setattr(engine.executor, "submit", lambda *_: (_ for _ in ()).throw(error()))
         with pytest.raises(EngineError if error is MemoryError else KeyboardInterrupt):
             engine.step()
     engine.scheduler.check_integrity()
@@ -305,7 +305,9 @@ def test_a_failed_step_loses_nothing():
 
 def test_nan_logits_are_an_error_and_the_request_can_be_aborted(monkeypatch):
     engine = make_engine()
-    monkeypatch.setattr(engine.executor, "run", lambda batch, _: Logits.of(np.full((len(batch.logit_rows), VOCAB), np.nan, np.float32)))
+    monkeypatch.setattr(
+        engine.executor, "submit", lambda batch, _: HostOutput.of(np.full((len(batch.logit_rows), VOCAB), np.nan, np.float32))
+    )
     engine.add_request("a", [1], SamplingParams(temperature=0))
     engine.add_request("b", [1], SamplingParams(temperature=1))
     with pytest.raises(EngineError, match="NaN"):

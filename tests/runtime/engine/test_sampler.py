@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
-from cupola.runtime.device.interface import Logits
+from cupola.runtime.device.host import HostOutput
 from cupola.runtime.engine.request import Request, RequestSpec
 from cupola.runtime.engine.sampler import (
     NO_TOKEN,
@@ -137,9 +137,9 @@ def test_the_likeliest_is_numpys_first(seed, vocab, num_rows, kinds):
     random = np.random.default_rng(seed)
     numbers = random.choice(np.array([0.0, -0.0, 1, -1, 5, np.inf, -np.inf, np.nan], np.float32), kinds)
     values = random.choice(numbers, (num_rows, vocab))
-    logits = Logits.of(values)
-    np.testing.assert_array_equal(logits.maxima, [maxima_of(row) for row in values])
-    assert logits.argmax.tolist() == [[-1 if np.isnan(row).any() else int(row.argmax()) for row in values]]
+    output = HostOutput.of(values)
+    np.testing.assert_array_equal(output.block_maxima, [maxima_of(row) for row in values])
+    assert output.argmax().tolist() == [[-1 if np.isnan(row).any() else int(row.argmax()) for row in values]]
 
 
 @settings(max_examples=60)
@@ -230,7 +230,7 @@ def test_masks_leave_what_they_allow_and_nothing_else(vocab):
     allowed = random.random((3, -(-vocab // 32) * 32)) < 0.5
     masks = [np.packbits(row, bitorder="little").tobytes() for row in allowed]
     expected = np.where(allowed[:, :vocab], logits[[4, 0, 4]], -np.inf)
-    np.testing.assert_array_equal(apply_masks(logits, [4, 0, 4], masks), expected)
+    np.testing.assert_array_equal(apply_masks(logits[[4, 0, 4]], masks), expected)
 
 
 def test_streams_are_each_sequences_own():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cupola.runtime.engine.engine as module
-from cupola.runtime.device.interface import Logits
+from cupola.runtime.device.host import HostOutput
 from cupola.runtime.engine.engine import Engine
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError
@@ -114,9 +114,9 @@ class Broken(FakeExecutor):
 
     broken = 7
 
-    def _step(self, batch) -> Logits:
-        logits = super()._step(batch)
-        return Logits.of(np.full_like(logits.values, np.nan)) if self.num_steps == self.broken else logits
+    def _step(self, batch) -> HostOutput:
+        output = super()._step(batch)
+        return HostOutput.of(np.full_like(output.logits, np.nan)) if self.num_steps == self.broken else output
 
 
 def test_what_is_no_number_in_the_middle_is_an_error_and_nothing_of_the_step_is_taken():

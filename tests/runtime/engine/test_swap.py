@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import TensorSpec
+from cupola.runtime.device.arrays import numpy_dtype
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.engine.block_pool import BlockTable, empty_table
 from cupola.runtime.engine.engine import Engine
@@ -108,15 +109,15 @@ def test_a_request_that_goes_away_frees_its_swap_blocks():
 def test_a_failed_step_is_computed_again(fails):
     engine, prompts = make_engine(12, 40, enable_prefix_caching=False, max_num_seqs=8), make_prompts(8)
     start(engine, prompts)
-    run, sides, failed = engine.executor.run, {"as it puts blocks aside": 1, "as it brings them back": 0}, []
+    submit, sides, failed = engine.executor.submit, {"as it puts blocks aside": 1, "as it brings them back": 0}, []
 
-    def fail_once(batch, num_steps):
+    def fail_once(batch, sampling):
         if not failed and any(copy[1 + sides[fails]] >= 12 for copy in batch.copies):
             failed.append(batch.copies)
             engine.executor.num_failures = 1
-        return run(batch, num_steps)
+        return submit(batch, sampling)
 
-    engine.executor.run = fail_once
+    engine.executor.submit = fail_once
     outputs = {}
     while engine.has_unfinished_requests():
         try:
@@ -162,9 +163,9 @@ def test_copies_depend_on_their_order():
 
 def watch_copies(engine: Engine) -> set[str]:
     """What a step's copies did to each other, filled in as the engine runs."""
-    run, (num_blocks,), seen = engine.executor.run, engine.executor.num_blocks, set()
+    submit, (num_blocks,), seen = engine.executor.submit, engine.executor.num_blocks, set()
 
-    def watched(batch, num_steps):
+    def watched(batch, sampling):
         copied, put_aside = set(), set()
         for _, source, target in batch.copies:
             if target >= num_blocks:
@@ -173,9 +174,9 @@ def watch_copies(engine: Engine) -> set[str]:
             elif source < num_blocks:
                 copied.add(target)
                 seen.update({"what was put aside is copied over"} if target in put_aside else ())
-        return run(batch, num_steps)
+        return submit(batch, sampling)
 
-    engine.executor.run = watched
+    engine.executor.submit = watched
     return seen
 
 
@@ -246,7 +247,7 @@ def test_a_block_comes_back_as_it_went(dtype, on_disk, tmp_path):
     for group, count in enumerate(space.num_blocks):
         assert space.provide(group, 1) and space.provide(group, count)
         shapes = [[(2, 3, 8, 4), (2, 3, 4, 4)], [(2, 8, 4), (1, 4)]][group]
-        specs = list(zip(shapes, (np.dtype(pool.dtype) for pool in KV[dtype].pools_of(group, 1)), strict=True))
+        specs = list(zip(shapes, (numpy_dtype(pool.dtype) for pool in KV[dtype].pools_of(group, 1)), strict=True))
         for i in range(count):
             parts = space.block(group, i)
             assert [(part.shape, part.dtype) for part in parts] == specs

@@ -35,8 +35,8 @@ def timed_batches(benchmark: Benchmark, test: SpeedTest, monkeypatch) -> list[tu
     """The batches between the two looks at the clock, and how many steps each took."""
     events: list[object] = []
     executor = benchmark._llm.engine.executor
-    run = executor.run
-    monkeypatch.setattr(executor, "run", lambda batch, num_steps: events.append((batch, num_steps)) or run(batch, num_steps))
+    submit = executor.submit
+    monkeypatch.setattr(executor, "submit", lambda batch, sampling: events.append((batch, sampling.num_steps)) or submit(batch, sampling))
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: events.append("tick") or float(len(events))))
     benchmark.seconds(test)
     monkeypatch.undo()

@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from cupola.runtime.device.interface import Batch, Logits
+from cupola.runtime.device.host import HostOutput
+from cupola.runtime.device.interface import Batch
 from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.server import messages as m
@@ -30,7 +31,7 @@ class Failing(FakeExecutor):
         super().__init__(64, 0)
         self.failures = failures
 
-    def _step(self, batch: Batch) -> Logits:
+    def _step(self, batch: Batch) -> HostOutput:
         logits = super()._step(batch)
         error = self.failures.get(self.num_steps)
         if error is not None:

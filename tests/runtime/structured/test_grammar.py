@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import re
 import socket
@@ -334,10 +335,10 @@ def test_no_process_outlives_the_one_that_it_serves(tokenizer_file):
 
 def test_without_xgrammar_the_error_says_how_to_get_it(compiler, monkeypatch):
     def missing(name: str) -> str:
-        raise cupola.runtime.structured.grammar.importlib.metadata.PackageNotFoundError(name)
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(cupola.runtime.structured.grammar.importlib.metadata, "version", missing)
-    with pytest.raises(RequestError, match=r"pip install --no-deps xgrammar==0\.2\.8"):
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(RequestError, match=r"the library xgrammar, .* --no-deps xgrammar==0\.2\.8"):
         compiler.compile(StructuredOutputs(choice=["a"]))
 
 

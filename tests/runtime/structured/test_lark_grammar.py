@@ -389,7 +389,7 @@ def test_a_long_grammar_is_refused_at_once():
 
 @pytest.mark.parametrize("field", ["grammar", "structural_tag"])
 def test_without_the_library_the_error_says_how_to_get_it(monkeypatch, field):
-    monkeypatch.setattr(cupola.runtime.structured.structured_outputs, "is_installed", lambda: False)
+    monkeypatch.setattr(cupola.runtime.structured.lark_grammar, "is_installed", lambda: False)
     text = 'start: "a"'
     tag = {"type": "structural_tag", "format": {"type": "grammar", "grammar": text}}
     with pytest.raises(RequestError, match="pip install lark") as error:

@@ -8,6 +8,7 @@ import tvm
 from tvm import relax
 from tvm.relax import op
 
+from cupola.compiler.native_function import compile_function
 from cupola.targets.registry import get_target
 from tests.targets.harness import DTYPES, RUNNABLE, Input, size
 
@@ -35,7 +36,13 @@ def scheduled(target, inputs, make):
         with builder.dataflow():
             result = builder.emit_output(make(builder, *variables))
         builder.emit_func_output(result)
-    fuse = [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps(), relax.transform.FuseTIR()]
+    fuse = [
+        relax.backend.DispatchSortScan(),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+    ]
     with target.tvm:
         return tvm.transform.Sequential([*fuse, *target.schedules])(builder.get())
 
@@ -45,14 +52,14 @@ def scheduled(target, inputs, make):
 def test_scheduled(isa, case):
     inputs, make, reference = CASES[case]
     target, random = get_target(f"cpu:{isa}"), np.random.default_rng(0)
-    machine = relax.VirtualMachine(tvm.compile(scheduled(target, inputs, make), target=target.tvm, tir_pipeline=target.lowering), tvm.cpu())
+    function = compile_function(scheduled(target, inputs, make), target, "main")
     for n in (1, 9, 700):
         shapes = [[s if isinstance(s, int) else {"n": n, "r": 5}[s.name] for s in i.shape] for i in inputs]
         arrays = [
             random.integers(0, n, shape).astype("int32") if i.dtype == "int32" else random.standard_normal(shape).astype("float32")
             for i, shape in zip(inputs, shapes, strict=True)
         ]
-        actual = machine["main"](*(tvm.runtime.tensor(array) for array in arrays)).numpy()
+        actual = function(*arrays)[0]
         np.testing.assert_allclose(actual.astype("float64"), reference(*arrays).astype("float64"), atol=2e-5, rtol=1e-5)
 
 

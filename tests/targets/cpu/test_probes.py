@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tvm
 
+from cupola.compiler.native_function import compile_kernels_alone
 from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.cost import list_kernels, with_cost
 from cupola.targets.cpu.isa import ISAS, runs_here
@@ -17,10 +18,9 @@ each_isa = pytest.mark.parametrize("isa", [isa for isa in ISAS if runs_here(isa)
 
 
 def run(isa, name: str, x: np.ndarray) -> np.ndarray:
-    library = tvm.tirx.build(probes(isa), target=cpu_target(isa).tvm)
-    out = tvm.runtime.tensor(np.zeros(TASKS, np.float32))
-    library[name](tvm.runtime.tensor(x), out)
-    return out.numpy()
+    kernels, out = compile_kernels_alone(probes(isa), cpu_target(isa)), np.zeros(TASKS, np.float32)
+    kernels(name, x, out)
+    return out
 
 
 @each_isa

@@ -1,0 +1,139 @@
+"""A function of a module, compiled and loaded into this process: how the compiler runs kernels, to hold them against references."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from tvm import IRModule
+
+from cupola.compiler.build import build_library, plan_memory, signature_of
+from cupola.compiler.plan import Extracted, extract_plan, plan_of_kernels
+from cupola.runtime.artifact.expressions import evaluate
+from cupola.runtime.artifact.plan import ALIGNMENT, Plan
+from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
+from cupola.runtime.environment import num_threads
+from cupola.runtime.errors import EngineError, InputError
+from cupola.targets.base import Target
+
+Array: TypeAlias = npt.NDArray[Any]
+_MAX_RESULTS = 8
+
+
+@dataclass(frozen=True)
+class NativeFunction:
+    """Takes arrays for the inputs and returns the outputs. Arrays that kernels write to are changed."""
+
+    extracted: Extracted
+    signature: FunctionSpec
+    library: ctypes.CDLL
+
+    def __call__(self, *arrays: Array) -> list[Array]:
+        """Runs the function once.
+
+        Raises:
+            InputError: an array is not as the signature says.
+            EngineError: a kernel failed.
+        """
+        outputs = {output.name for output in self.signature.outputs}
+        with _held([spec for spec in self.signature.inputs if spec.name not in outputs], arrays) as (held, sizes):
+            for spec in self.signature.outputs:
+                held[spec.name] = aligned(tuple(evaluate(size, sizes) for size in spec.shape), np.dtype(spec.dtype))
+            pointers = (ctypes.c_void_p * len(held))(*(held[spec.name].ctypes.data for spec in self.signature.inputs))
+            plan = self.extracted.plan
+            dims = (ctypes.c_int64 * len(plan.dims))(*(sizes[dim] for dim in plan.dims))
+            workspace = aligned((self.library.cupola_workspace_bytes(dims),), np.dtype(np.uint8))
+            failed = self.library.cupola_run(ctypes.c_int64(1), dims, pointers, ctypes.c_void_p(workspace.ctypes.data), None)
+        if failed:
+            raise EngineError(f"{plan.calls[failed - 1].kernel} failed")
+        returned = [self.signature.inputs[index] for index in self.extracted.returned] or self.signature.outputs
+        return [held[spec.name] for spec in returned]
+
+
+@dataclass(frozen=True)
+class NativeKernels:
+    """Kernels by name. They are given arrays for all tensors, results too."""
+
+    plan: Plan
+    library: ctypes.CDLL
+
+    def __call__(self, name: str, *arrays: Array) -> None:
+        """Calls a kernel that takes no numbers.
+
+        Raises:
+            InputError: an array is not as the kernel takes it.
+            EngineError: it failed.
+        """
+        kernel = self.plan.kernel(name)
+        with _held(kernel.pointers, arrays) as (held, sizes):
+            pointers = [ctypes.c_void_p(array.ctypes.data) for array in held.values()]
+            failed = self.library[f"cupola_kernel_{name}"](*pointers, *(ctypes.c_int64(sizes[size]) for size in kernel.sizes))
+        if failed:
+            raise EngineError(f"{name} failed")
+
+
+def compile_function(mod: IRModule, target: Target, name: str = "forward") -> NativeFunction:
+    """Compiles the function `name` of `mod`, whose calls are of kernels, and loads it."""
+    function = mod[name]
+    if not function.attrs or "num_input" not in function.attrs:
+        function = function.with_attr("num_input", len(function.params))
+    kernels = {var: f for var, f in mod.functions_items() if var.name_hint != name}
+    function = function.with_attr("results", [f"result.{i}" for i in range(_MAX_RESULTS)])  # which no input is called
+    planned = plan_memory(IRModule({**kernels, "forward": function}))
+    extracted = extract_plan(planned)
+    library = _load(planned, extracted, target)
+    return NativeFunction(extracted, signature_of(planned["forward"], "forward", []), library)
+
+
+def compile_kernels_alone(mod: IRModule, target: Target) -> NativeKernels:
+    """Compiles the kernels of `mod`, and loads them."""
+    extracted = plan_of_kernels(mod)
+    return NativeKernels(extracted.plan, _load(mod, extracted, target))
+
+
+def _load(mod: IRModule, extracted: Extracted, target: Target) -> ctypes.CDLL:
+    """A library with as many threads as this process may use. Its file is not needed any more once it is loaded."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "lib.so"
+        build_library(mod, extracted, target, file)
+        library = ctypes.CDLL(str(file))
+    library.cupola_workspace_bytes.restype = ctypes.c_int64
+    library.cupola_set_threads(num_threads())
+    return library
+
+
+@contextmanager
+def _held(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> Iterator[tuple[dict[str, Array], dict[str, int]]]:
+    """The arrays by name where kernels want them to be, and the sizes that they bring; what was written comes back in the end."""
+    sizes: dict[str, int] = {}
+    for spec, array in zip(specs, arrays, strict=True):
+        if array.dtype != np.dtype(spec.dtype) or array.ndim != len(spec.shape):
+            raise InputError(f"is not {spec.dtype} of rank {len(spec.shape)}", field=spec.name, fix="give such an array")
+        sizes |= {size: found for size, found in zip(spec.shape, array.shape, strict=True) if isinstance(size, str)}
+    for spec, array in zip(specs, arrays, strict=True):
+        if tuple(evaluate(size, sizes) for size in spec.shape) != array.shape:
+            raise InputError(f"has the shape {array.shape}, not {spec.shape}", field=spec.name, fix="give an array of that shape")
+    held = {}
+    for spec, array in zip(specs, arrays, strict=True):
+        held[spec.name] = aligned(array.shape, array.dtype)
+        held[spec.name][...] = array
+    yield held, sizes
+    for array, copy in zip(arrays, list(held.values()), strict=False):
+        if array.flags.writeable:
+            array[...] = copy
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Zeros that begin where kernels want them to."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(num_bytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + num_bytes].view(dtype).reshape(shape)

@@ -1,0 +1,144 @@
+"""Checks of a plan beyond the types of its fields: indices, sizes, names, and that calls fit their kernels."""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from cupola.runtime.artifact.expressions import evaluate
+from cupola.runtime.artifact.manifest import COMPILE_AGAIN
+from cupola.runtime.artifact.plan import ABI, BUFFER, CONSTANT, INPUT, Place, Plan, PlanBuffer, PlanCall, PlanKernel, num_bytes
+from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, TensorSpec
+from cupola.runtime.errors import ArtifactError
+
+Fault = tuple[str, str]  # the field, and what is wrong with it
+MAX_RANK, MAX_BYTES = 8, 2**48
+NUMBERS = ("int32", "int64", "bool", "int8", "uint8")
+_NAME = re.compile(r"[A-Za-z_]\w{0,254}", re.ASCII)
+
+
+def check_plan(plan: Plan, forward: FunctionSpec, file: Path) -> None:
+    """Raises ArtifactError naming `file` and the first field that is out of range or contradicts another."""
+    for field, problem in _faults(plan, forward):
+        raise ArtifactError(problem, file=file, field=field, fix=COMPILE_AGAIN)
+
+
+def _faults(plan: Plan, forward: FunctionSpec) -> Iterator[Fault]:
+    """All faults, in an order that lets a later check rely on the earlier ones."""
+    if plan.abi != ABI:
+        yield "abi", f"is {reprlib.repr(plan.abi)}, this cupola runs {ABI}"
+    given = [size for tensor in forward.inputs for size in tensor.shape]
+    for i, dim in enumerate(plan.dims):
+        if dim not in given:
+            yield f"dims[{i}]", f"{reprlib.repr(dim)} is no dimension of an input of forward"
+    yield from _unfit_names("dims", plan.dims)
+    for i, size in enumerate(plan.storages):
+        yield from _unfit_size(f"storages[{i}]", size, plan.dims)
+    for i, constant in enumerate(plan.constants):
+        yield from _tensor_faults(f"constants[{i}]", constant, ())
+    yield from _unfit_names("kernels", [kernel.name for kernel in plan.kernels])
+    for i, kernel in enumerate(plan.kernels):
+        yield from _kernel_faults(f"kernels[{i}]", kernel)
+    for i, buffer in enumerate(plan.buffers):
+        yield from _buffer_faults(f"buffers[{i}]", buffer, plan)
+    kernels = {kernel.name: kernel for kernel in plan.kernels}
+    for i, call in enumerate(plan.calls):
+        yield from _call_faults(f"calls[{i}]", call, plan, forward, kernels)
+
+
+def _kernel_faults(field: str, kernel: PlanKernel) -> Iterator[Fault]:
+    yield from _unfit_names(f"{field}.sizes", kernel.sizes)
+    for i, tensor in enumerate(kernel.pointers):
+        yield from _tensor_faults(f"{field}.pointers[{i}]", tensor, kernel.sizes)
+    for i, dtype in enumerate(kernel.numbers):
+        if dtype not in NUMBERS:
+            yield f"{field}.numbers[{i}]", f"{reprlib.repr(dtype)} is unknown"
+
+
+def _buffer_faults(field: str, buffer: PlanBuffer, plan: Plan) -> Iterator[Fault]:
+    yield from _tensor_faults(field, buffer, plan.dims)
+    yield from _unfit_size(f"{field}.offset", buffer.offset, plan.dims)
+    if not 0 <= buffer.first <= buffer.last < len(plan.calls):
+        yield f"{field}.first", f"it is used from call {buffer.first} to {buffer.last} of {len(plan.calls)}"
+    if not 0 <= buffer.storage < len(plan.storages):
+        yield f"{field}.storage", f"there is none of index {buffer.storage}"
+    for sizes in _samples(plan.dims):
+        start, room = evaluate(buffer.offset, sizes), evaluate(plan.storages[buffer.storage], sizes)
+        if start + num_bytes(buffer, sizes) > room:
+            yield f"{field}.offset", f"it ends outside of storage {buffer.storage}"
+
+
+def _call_faults(field: str, call: PlanCall, plan: Plan, forward: FunctionSpec, kernels: Mapping[str, PlanKernel]) -> Iterator[Fault]:
+    if call.kernel not in kernels:
+        yield f"{field}.kernel", f"{reprlib.repr(call.kernel)} is not among the kernels"
+    kernel = kernels[call.kernel]
+    for name in ("pointers", "numbers", "sizes"):
+        count, wanted = len(getattr(call, name)), len(getattr(kernel, name))
+        if count != wanted:
+            yield f"{field}.{name}", f"there are {count}, the kernel takes {wanted}"
+    for name in ("numbers", "sizes"):
+        for i, size in enumerate(getattr(call, name)):
+            yield from _unfit_size(f"{field}.{name}[{i}]", size, plan.dims)
+    for i, (place, tensor) in enumerate(zip(call.pointers, kernel.pointers, strict=True)):
+        yield from _missing_place(f"{field}.pointers[{i}]", place, plan, forward)
+        if not _fits(plan.tensor(place, forward.inputs), tensor, call, kernel, plan.dims):
+            yield f"{field}.pointers[{i}]", f"{place.kind} {place.index} is not what the kernel takes as {reprlib.repr(tensor.name)}"
+
+
+def _missing_place(field: str, place: Place, plan: Plan, forward: FunctionSpec) -> Iterator[Fault]:
+    counts = {INPUT: len(forward.inputs), CONSTANT: len(plan.constants), BUFFER: len(plan.buffers)}
+    if place.kind not in counts:
+        yield f"{field}.kind", f"{reprlib.repr(place.kind)} is none of {', '.join(counts)}"
+    if not 0 <= place.index < counts[place.kind]:
+        yield f"{field}.index", f"there is no {place.kind} of index {reprlib.repr(place.index)}"
+
+
+def _fits(given: TensorSpec | PlanBuffer, wanted: TensorSpec, call: PlanCall, kernel: PlanKernel, dims: Collection[str]) -> bool:
+    """True if the tensor has the dtype and as many elements as the kernel takes, whatever the sizes; shapes may differ by a view."""
+    if given.dtype != wanted.dtype:
+        return False
+    for sizes in _samples(dims):
+        own = {name: evaluate(size, sizes) for name, size in zip(kernel.sizes, call.sizes, strict=True)}
+        if num_bytes(given, sizes) != num_bytes(wanted, own):
+            return False
+    return True
+
+
+def _samples(dims: Collection[str]) -> list[dict[str, int]]:
+    """Sizes that are affine in others are equal if they are so for these, or nearly certainly."""
+    return [{dim: base + step * i for i, dim in enumerate(dims)} for base, step in ((1, 0), (7, 10), (1009, 333))]
+
+
+def _tensor_faults(field: str, tensor: TensorSpec | PlanBuffer, names: Collection[str]) -> Iterator[Fault]:
+    if tensor.dtype not in ITEM_BYTES:
+        yield f"{field}.dtype", f"{reprlib.repr(tensor.dtype)} is unknown"
+    if len(tensor.shape) > MAX_RANK:
+        yield f"{field}.shape", f"has {len(tensor.shape)} dimensions"
+    for size in tensor.shape:
+        yield from _unfit_size(f"{field}.shape", size, names)
+    for sizes in _samples(names):
+        if math.prod(evaluate(size, sizes) for size in tensor.shape) > MAX_BYTES:
+            yield f"{field}.shape", "is too large"
+
+
+def _unfit_size(field: str, size: int | str, names: Collection[str]) -> Iterator[Fault]:
+    try:
+        values = [evaluate(size, sizes) for sizes in _samples(names)]
+    except ValueError as error:
+        yield field, f"{reprlib.repr(size)}: {error}"
+        return
+    if not all(0 <= value <= MAX_BYTES for value in values):
+        yield field, f"{reprlib.repr(size)} is negative or too large"
+
+
+def _unfit_names(field: str, names: Iterable[str]) -> Iterator[Fault]:
+    seen: set[str] = set()
+    for i, name in enumerate(names):
+        if not _NAME.fullmatch(name):
+            yield f"{field}[{i}]", f"{reprlib.repr(name)} is no name"
+        if name in seen:
+            yield field, f"{reprlib.repr(name)} comes twice"
+        seen.add(name)
