@@ -10,6 +10,7 @@ from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device.executor import load
 from cupola.runtime.device.interface import Float32
 from cupola.runtime.device.memory import choose_num_blocks, make_swap_space
+from cupola.runtime.engine.attention_sinks import choose_sink_window
 from cupola.runtime.engine.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from cupola.runtime.engine.engine import Engine, EngineConfig, stack_logits
 from cupola.runtime.engine.generation_defaults import add_model_stops, default_sampling_params
@@ -45,6 +46,10 @@ class LLM:
         max_logprobs: the most log-probabilities a token that a request may ask for; -1 is the whole vocabulary.
         num_scheduler_steps: tokens that may come at once where all sequences take the likeliest: the model then goes on by itself, for as
             many steps as 16 ms are enough for. 1 is a token at a time.
+        attention_sinks: of a sequence's first tokens, keep so many, in whole blocks, and of its latest `attention_window`: it may then go
+            on past the context, in the same memory and time a token, and forgets what lies between. For models that see distances between
+            tokens and no positions, and have no windows of their own.
+        attention_window: see `attention_sinks`; the two go together.
         device: what to run on, of what the artifact was compiled for; by default the first that this machine has.
 
     Raises:
@@ -66,12 +71,14 @@ class LLM:
         seed: int | None = None,
         max_logprobs: int = 20,
         num_scheduler_steps: int = 8,
+        attention_sinks: int | None = None,
+        attention_window: int | None = None,
         device: str | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         config = EngineConfig(
             max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
-            num_scheduler_steps,
+            num_scheduler_steps, attention_sinks, attention_window,
         )  # fmt: skip
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
@@ -164,6 +171,12 @@ class LLM:
             decode = self.tokenizer.decode
             found = [[replace(sequence, text=decode(sequence.tokens)) for sequence in sequences] for sequences in found]
         return [BeamSearchOutput(sequences) for sequences in found]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how it was set up: what sequences forget."""
+        sinks = self.engine.scheduler.states.sinks
+        return (sinks.note,) if sinks else ()
 
     def get_tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. Raises RequestError if it has none."""
@@ -348,8 +361,11 @@ def load_engine(
     """An engine that runs the artifact, with no more sequences in a step than it was compiled for. Raises as `LLM`."""
     manifest = artifact.manifest
     config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
-    num_blocks = choose_num_blocks(manifest, kv_memory, config.max_num_seqs, config.max_num_batched_tokens)
-    swap = make_swap_space(manifest, swap_memory, swap_folder, config.max_num_batched_tokens)
-    engine = Engine(load(artifact, num_blocks, device, swap), manifest.model, manifest.kv, config, tokenizer)
+    model, kv = manifest.model, manifest.kv
+    sinks = choose_sink_window(config.attention_sinks, config.attention_window, model, kv)
+    most = kv.most_blocks(sinks.num_kept if sinks else model.context_length, config.max_num_batched_tokens)
+    num_blocks = choose_num_blocks(kv, kv_memory, most, config.max_num_seqs)
+    swap = make_swap_space(kv, swap_memory, swap_folder, most)
+    engine = Engine(load(artifact, num_blocks, device, swap), model, kv, config, tokenizer)
     trim_heap()  # reading a tokenizer leaves as much behind as it takes
     return engine

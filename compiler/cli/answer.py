@@ -40,9 +40,18 @@ class Answer:
         return f"first token after {self.first_seconds:.2f} s; {num_tokens} tokens in {self.seconds:.2f} s, {per_second:.1f} a second"
 
 
-def load(model: str, options: CompileOptions, device: str | None = None) -> LLM:
+def load(
+    model: str, options: CompileOptions, device: str | None = None, attention_sinks: int | None = None, attention_window: int | None = None
+) -> LLM:
     """The model, for one sequence."""
-    return load_by(lambda folder: cupola.LLM(folder, max_num_seqs=1, device=device), model, options)
+
+    def make(folder: Path | str) -> LLM:
+        return cupola.LLM(folder, max_num_seqs=1, device=device, attention_sinks=attention_sinks, attention_window=attention_window)
+
+    llm = load_by(make, model, options)
+    for note in llm.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return llm
 
 
 def load_by(make: Callable[[Path | str], Loaded], model: str, options: CompileOptions) -> Loaded:

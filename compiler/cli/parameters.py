@@ -47,6 +47,15 @@ Context = Annotated[int | None, _compile_option("--context", "Tokens that a sequ
 BlockSize = Annotated[int | None, _compile_option("--block-size", f"Tokens in a block of the K/V cache (default: {DEFAULTS.block_size}).")]
 MaxBatch = Annotated[int | None, _compile_option("--max-batch", f"Sequences that one step may hold (default: {DEFAULTS.max_batch}).")]
 
+AttentionSinks = Annotated[
+    int | None,
+    typer.Option(
+        "--attention-sinks", help="Go on past the context: keep so many first tokens, and --attention-window.", show_default=False
+    ),
+]
+AttentionWindow = Annotated[
+    int | None, typer.Option("--attention-window", help="With --attention-sinks: keep so many of the latest tokens.", show_default=False)
+]
 Device = Annotated[
     str | None, Option("--device", help="The device to run on, of those compiled for (default: the best).", show_default=False)
 ]

@@ -27,6 +27,8 @@ def run_model(
     min_p: p.MinP = 0.0,
     seed: p.Seed = None,
     stats: p.Stats = False,
+    attention_sinks: p.AttentionSinks = None,
+    attention_window: p.AttentionWindow = None,
     device: p.Device = None,
     target: p.Target = None,
     quant: p.Quant = None,
@@ -44,7 +46,7 @@ def run_model(
     text = _standard_input() if prompt is None else prompt
     if not text:
         raise OptionError("is empty", field="prompt", fix="give some text")
-    llm = answer.load(model, options, device)
+    llm = answer.load(model, options, device, attention_sinks, attention_window)
     if raw or not answer.has_chat_template(llm):
         if system:
             raise OptionError("needs a chat template, which this model has not", field="system", fix="put it into the prompt")

@@ -8,6 +8,7 @@ from typing import Any
 
 from tvm import IRModule
 
+from cupola.compiler.frontend.distances import sees_distances_only
 from cupola.compiler.frontend.state import kv_layout
 from cupola.compiler.frontend.trace import TracedModel, trace
 from cupola.compiler.frontend.translate import INPUTS, translate
@@ -75,7 +76,8 @@ def _model_config(source: Source, mod: IRModule, context: int) -> ModelConfig:
     bos = _token_ids(source.generation_config.get("bos_token_id", source.config.get("bos_token_id")))
     vocab_size = shape_of(mod["forward"].body.body)[1]
     stops, bos = (tuple(token for token in ids if token < vocab_size) for ids in (stops, bos))
-    return ModelConfig(source.config["model_type"], context, vocab_size, stops, bos[0] if bos else None)
+    relative = sees_distances_only(mod)
+    return ModelConfig(source.config["model_type"], context, vocab_size, stops, bos[0] if bos else None, relative)
 
 
 def _context_limit(config: Mapping[str, Any]) -> int | None:

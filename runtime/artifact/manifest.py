@@ -27,13 +27,17 @@ COMPILE_AGAIN, COPY_AGAIN = "compile the model again", "copy or compile it again
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the runtime must know of the model."""
+    """What the runtime must know of the model.
+
+    `relative_positions` says that it sees distances between tokens and no positions, so that a sequence may begin at any.
+    """
 
     family: str
     context_length: int
     vocab_size: int
     stop_token_ids: tuple[int, ...]
     bos_token_id: int | None = None
+    relative_positions: bool = False
 
 
 @dataclass(frozen=True)

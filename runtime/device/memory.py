@@ -7,7 +7,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
-from cupola.runtime.artifact.manifest import Manifest
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.errors import OptionError
@@ -26,19 +25,17 @@ def parse_bytes(value: int | str, field: str, *, lowest: int = 1) -> int:
     raise OptionError(f"is {value!r:.60}", field=field, fix='give a size such as "1GB", "512MiB" or a number of bytes')
 
 
-def choose_num_blocks(manifest: Manifest, kv_memory: int | str, max_num_seqs: int, max_num_new_tokens: int) -> tuple[int, ...]:
-    """The blocks of each group that fit into `kv_memory`, if a step brings at most `max_num_new_tokens` tokens of a sequence.
+def choose_num_blocks(kv: KVSpec, kv_memory: int | str, most: Sequence[int], max_num_seqs: int) -> tuple[int, ...]:
+    """The blocks of each group that fit into `kv_memory`, if the longest sequence holds `most` of them at a time.
 
-    First, one sequence gets as long as it can: all groups have the same number of blocks, but none more than it holds at a time with its
-    full context. What is left lets all groups grow to the same number again, but none to more than `max_num_seqs` such sequences hold. So
-    a group with a window has what sequences can use of it, and the rest goes to those that keep everything.
+    First, one sequence gets as long as it can: all groups have the same number of blocks, but none more than its `most`. What is left lets
+    all groups grow to the same number again, but none to more than `max_num_seqs` such sequences hold. So a group with a window has what
+    sequences can use of it, and the rest goes to those that keep everything.
 
     Raises:
         OptionError: if the size is malformed or holds not even one block of each.
     """
-    kv, num_bytes = manifest.kv, parse_bytes(kv_memory, "kv_memory")
-    most = kv.most_blocks(manifest.model.context_length, max_num_new_tokens)
-    num_blocks = _split(kv, num_bytes, most, max_num_seqs)
+    num_blocks = _split(kv, parse_bytes(kv_memory, "kv_memory"), most, max_num_seqs)
     if num_blocks is None:
         lowest = kv.bytes_per_block
         raise OptionError(f"is {kv_memory!r}, less than one block", field="kv_memory", fix=f"give at least {lowest} bytes")
@@ -69,14 +66,13 @@ def check_budget(kv: KVSpec, num_blocks: Sequence[int], memory_budget: int) -> N
         raise OptionError(problem, field="kv_memory", fix="give less")
 
 
-def make_swap_space(manifest: Manifest, swap_memory: int | str, swap_folder: str | Path | None, max_num_new_tokens: int) -> SwapSpace:
-    """The swap space that `swap_memory` bytes give, in a file in `swap_folder` or in memory, for sequences of a full context.
+def make_swap_space(kv: KVSpec, swap_memory: int | str, swap_folder: str | Path | None, most: Sequence[int]) -> SwapSpace:
+    """The swap space that `swap_memory` bytes give, in a file in `swap_folder` or in memory, for sequences that hold up to `most` blocks.
 
     Raises:
         OptionError: if the size is malformed or the memory can't be had.
     """
-    kv, num_bytes = manifest.kv, parse_bytes(swap_memory, "swap_memory", lowest=0)
-    most = kv.most_blocks(manifest.model.context_length, max_num_new_tokens)
+    num_bytes = parse_bytes(swap_memory, "swap_memory", lowest=0)
     num_seqs = -(-num_bytes // sum(kv.group_bytes_per_block(i) * count for i, count in enumerate(most)))
     num_blocks = _split(kv, num_bytes, most, max(1, num_seqs))
     if num_bytes and num_blocks is None:

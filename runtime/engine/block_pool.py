@@ -76,6 +76,10 @@ class BlockPool:
             self._hold(block)
         return table[:]
 
+    def num_freed(self, blocks: Iterable[int]) -> int:
+        """How many of these held blocks would be free if one of their holders let go of them."""
+        return sum(self._num_refs[block] == 1 for block in blocks)
+
     def num_needed(self, table: BlockTable, start: int, end: int) -> int:
         """How many free blocks `reserve` takes."""
         num_refs, num_shared = self._num_refs, 0

@@ -12,6 +12,7 @@ import numpy as np
 from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.device.interface import Executor, Float32, StepOutput
+from cupola.runtime.engine.attention_sinks import MAX_POSITIONS, choose_sink_window
 from cupola.runtime.engine.grammar_masks import GrammarMasks
 from cupola.runtime.engine.outputs import EngineStats
 from cupola.runtime.engine.request import Request, RequestSpec
@@ -40,6 +41,9 @@ class EngineConfig:
     Where all sequences take the likeliest token and nobody waits, the model takes up to `num_scheduler_steps` in a step of the engine, as
     long as these are over within PATIENCE.
 
+    With `attention_sinks` and `attention_window` sequences keep so many of their first and latest tokens, in whole blocks, and may go on
+    past the context.
+
     Raises:
         OptionError: naming the field and the fix.
     """
@@ -51,11 +55,13 @@ class EngineConfig:
     max_logprobs: int = 20
     max_num_mixed_prefill_tokens: int = 192
     num_scheduler_steps: int = 8
+    attention_sinks: int | None = None
+    attention_window: int | None = None
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self) if field.type.startswith("int")):
-            value, lowest = getattr(self, name), {"seed": 0, "max_logprobs": -1}.get(name, 1)
-            if name == "seed" and value is None:
+        for name, kind in ((field.name, field.type) for field in fields(self) if field.type.startswith("int")):
+            value, lowest = getattr(self, name), {"seed": 0, "max_logprobs": -1, "attention_sinks": 0}.get(name, 1)
+            if kind.endswith("None") and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value < 2**31:
                 raise OptionError(f"is {value!r:.60}", field=name, fix=f"give a whole number of at least {lowest}")
@@ -84,6 +90,7 @@ class Engine:
         grammar_compiler: GrammarCompiler | None = None,
     ) -> None:
         self.executor, self.model, self.config, self.tokenizer = executor, model, config, tokenizer
+        sinks = choose_sink_window(config.attention_sinks, config.attention_window, model, kv)
         states = StateManager(
             kv,
             executor.num_blocks,
@@ -91,6 +98,7 @@ class Engine:
             executor.provide_swap,
             max_num_new_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
+            sinks=sinks,
         )
         self.scheduler = Scheduler(
             states,
@@ -98,7 +106,8 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_num_mixed_prefill_tokens=config.max_num_mixed_prefill_tokens,
         )
-        max_length = min(model.context_length, states.max_length or model.context_length)
+        limit = MAX_POSITIONS if sinks else model.context_length
+        max_length = min(limit, states.max_length or limit)
         self.validator = Validator(model, max_length, config.max_logprobs, tokenizer)
         self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))
         self._grammars = GrammarMasks(self._compiler)

@@ -57,7 +57,7 @@ class Scheduler:
         decodes = [sequence for sequence in self.running if sequence.decoding]
         budget, preempted = self._budgets(len(decodes)), False
         for sequence in decodes + [sequence for sequence in self.running if not sequence.decoding]:
-            num_tokens = min(sequence.num_new_tokens, budget[sequence.decoding])
+            num_tokens = self._num_fitting(sequence, budget[sequence.decoding])
             while num_tokens and sequence.status is Status.RUNNING:
                 moved = self._reserve(sequence, num_tokens)
                 if moved is not None:
@@ -75,10 +75,11 @@ class Scheduler:
             if not self._admit(sequence):
                 break
             copies += self._swap_in(sequence)
-            plan[sequence] = num_tokens = min(sequence.num_new_tokens, budget[False])
+            plan[sequence] = num_tokens = self._num_fitting(sequence, budget[False])
             copies += self._reserve(sequence, num_tokens) or []
             budget[False] -= num_tokens
-        return build_step(plan, copies, self.states.block_size, self._choose_num_steps(plan, max_steps))
+        num_steps = self._choose_num_steps(plan, max_steps)
+        return build_step(plan, copies, self.states.block_size, self.states.num_sinks, num_steps)
 
     def update(self, step: Step, samples: Samples) -> list[Request]:
         """Takes in what a step computed. Returns the requests that have something new."""
@@ -141,11 +142,16 @@ class Scheduler:
 
     def _choose_num_steps(self, plan: Mapping[Sequence, int], max_steps: int) -> int:
         """As many steps as all sequences can go on for with nobody waiting for them to end, and reserves blocks for these."""
-        if max_steps == 1 or self.waiting or not all(sequence.goes_on_alone for sequence in plan):
+        if max_steps == 1 or self.waiting or not all(sequence.goes_on_alone and not sequence.state.runs_sinks for sequence in plan):
             return 1
-        num_steps = min(max_steps, *(sequence.request.spec.max_length - len(sequence.token_ids) for sequence in plan))
+        fitting = (sequence.request.spec.max_length - len(sequence.token_ids) for sequence in plan)
+        alike = (self.states.most_new_tokens(sequence.num_computed_tokens) for sequence in plan)
+        num_steps = min(max_steps, *fitting, *alike)
         states = [(sequence.state, sequence.num_computed_tokens) for sequence in plan]
         return num_steps if self.states.reserve_all(states, num_steps) else 1
+
+    def _num_fitting(self, sequence: Sequence, budget: int) -> int:
+        return min(sequence.num_new_tokens, budget, self.states.most_new_tokens(sequence.num_computed_tokens))
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> Copies | None:
         start = sequence.num_computed_tokens
@@ -194,7 +200,7 @@ class Scheduler:
         num_blocks = num_computed_tokens // states.block_size
         if num_blocks > sequence.state.num_published and states.enable_prefix_caching:
             states.publish(sequence.state, num_blocks, sequence.block_hashes(num_blocks, states.block_size))
-        states.drop_unseen(sequence.state, num_computed_tokens)
+        states.advance(sequence.state, num_computed_tokens)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: RankedLogprobs | None) -> None:
         request = sequence.request

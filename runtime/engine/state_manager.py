@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.engine.attention_sinks import SinkWindow
 from cupola.runtime.engine.block_pool import HOLE, BlockPool, BlockTable, empty_table
 from cupola.runtime.engine.swap_pool import SwapPool
 from cupola.runtime.errors import EngineError
 
+MAX_COUNT = 2**31 - 1
 Copies: TypeAlias = list[tuple[int, int, int]]  # (group, from block, to block), in order
 
 
@@ -23,20 +25,28 @@ class State:
     """The blocks of one sequence. Without tables it has none.
 
     Attributes:
-        tables: of each group; entry i holds the tokens from i · block size on.
+        num_dropped: tokens that are forgotten, of a sequence with sinks; tables have no room for them.
+        runs_sinks: whether the next step must run the sinks again, whose blocks are new.
+        tables: of each group; entry i holds the tokens from i · block size on, of those that are not forgotten.
         starts: of each group, the index of the first block that is held; before it are holes.
         num_published: blocks that the prefix cache was told of.
         num_reserved: tokens up to which it can write as it is; 0 if it must be looked into.
-        swap_tables: of each group, the swap blocks that hold what it had when `num_swapped_tokens` were computed; None if that is nothing.
+        swap_tables: of each group, the swap blocks that hold what it had when `num_swapped_tokens` were computed and `num_swap_dropped`
+            forgotten; none if that is nothing.
     """
 
-    __slots__ = ("num_published", "num_reserved", "num_swapped_tokens", "starts", "swap_tables", "tables")
+    __slots__ = (
+        "num_dropped", "num_published", "num_reserved", "num_swap_dropped", "num_swapped_tokens", "runs_sinks", "starts", "swap_tables",
+        "tables",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.tables: tuple[BlockTable, ...] = ()
         self.starts: list[int] = []
-        self.num_published = self.num_reserved = self.num_swapped_tokens = 0
+        self.num_dropped = self.num_published = self.num_reserved = 0
+        self.runs_sinks = False
         self.swap_tables: tuple[BlockTable, ...] = ()
+        self.num_swapped_tokens = self.num_swap_dropped = 0
 
     def held(self, group: int) -> BlockTable:
         """The blocks of a group that it holds."""
@@ -52,6 +62,7 @@ class StateManager:
         num_swap_blocks: swap blocks of each group; their numbers go on where those of its blocks end.
         provide_swap: makes sure that the first so many swap blocks of a group have their memory; False if it can't be had.
         max_num_new_tokens: the most tokens of one sequence in a step.
+        sinks: what sequences keep if they forget; groups have no windows then.
     """
 
     def __init__(
@@ -63,7 +74,9 @@ class StateManager:
         *,
         max_num_new_tokens: int,
         enable_prefix_caching: bool = True,
+        sinks: SinkWindow | None = None,
     ) -> None:
+        self.sinks, self.num_sinks = sinks, sinks.num_sinks if sinks else 0
         self.block_size, self.enable_prefix_caching = kv.block_size, enable_prefix_caching
         self.pools = tuple(BlockPool(count, kv.block_size, enable_prefix_caching=enable_prefix_caching) for count in num_blocks)
         self.swap_pools = tuple(
@@ -71,8 +84,7 @@ class StateManager:
             for group, (num_swap, count) in enumerate(zip(num_swap_blocks, num_blocks, strict=True))
         )
         self._windows = tuple((i, group.window) for i, group in enumerate(kv.groups) if group.window)
-        self._full = tuple(pool for pool, group in zip(self.pools, kv.groups, strict=True) if not group.window)
-        self._most_held = [kv.most_held(i, max_num_new_tokens) for i in range(len(kv.groups))]
+        self._most_held = [sinks.num_kept // kv.block_size if sinks else kv.most_held(i, max_num_new_tokens) for i in range(len(kv.groups))]
         self._bytes = [kv.group_bytes_per_block(i) for i in range(len(kv.groups))]
 
     @property
@@ -89,7 +101,9 @@ class StateManager:
 
     def begin(self, state: State, hashes: Sequence[bytes]) -> int:
         """Gives a state tables, with what the prefix cache has of blocks of these hashes. Returns how many blocks that are."""
-        length = self._longest_hit(hashes) if hashes else 0
+        length = self._longest_hit(hashes) if hashes and not (self.sinks and state.num_swapped_tokens) else 0
+        if self.sinks and (num_dropped := self.sinks.num_dropped(length * self.block_size)):
+            return self._begin_after_sinks(state, self.sinks, num_dropped, hashes[:length])
         state.starts = [0] * len(self.pools)
         for i, window in self._windows:
             state.starts[i] = self._first_seen(window, length)
@@ -97,6 +111,18 @@ class StateManager:
         state.tables = tuple(_holes(start) + table for start, table in zip(state.starts, found, strict=True))
         state.num_published = length
         return length
+
+    def _begin_after_sinks(self, state: State, sinks: SinkWindow, num_dropped: int, hashes: Sequence[bytes]) -> int:
+        """`begin` where only the end of what the cache has of a sequence is seen, and the sinks must run again."""
+        num_sinks, first = sinks.num_sinks, (sinks.num_sinks + num_dropped) // self.block_size
+        state.tables = tuple(pool.match(hashes[first:]) for pool in self.pools)
+        state.starts = [0] * len(self.pools)
+        if any(pool.num_free_blocks * self.block_size < num_sinks for pool in self.pools):
+            self.release(state)
+            return self.begin(state, ())
+        self._place_sinks(state, num_sinks, 0)
+        state.num_dropped, state.num_published = num_dropped, len(hashes)
+        return len(hashes)
 
     def has_room(self, state: State, num_tokens: int, num_spare: int) -> bool:
         """Whether a state can grow to `num_tokens` with `num_spare` blocks left in each group."""
@@ -109,6 +135,10 @@ class StateManager:
                 return False
         return True
 
+    def most_new_tokens(self, num_tokens: int) -> int:
+        """How many tokens may follow after `num_tokens` in one step."""
+        return self.sinks.num_alike(num_tokens) if self.sinks else MAX_COUNT
+
     def reserve(self, state: State, start: int, end: int) -> Copies | None:
         """Makes tables ready for writing tokens `start` to `end`: they grow, and shared blocks are taken apart.
 
@@ -117,18 +147,44 @@ class StateManager:
         """
         if end <= state.num_reserved:  # as in most steps
             return []
-        needed = [pool.num_needed(table, start, end) for pool, table in zip(self.pools, state.tables, strict=True)]
+        if self.sinks and not self._move_on(state, self.sinks, start):
+            return None
+        first, last = start - state.num_dropped, end - state.num_dropped
+        needed = [pool.num_needed(table, first, last) for pool, table in zip(self.pools, state.tables, strict=True)]
         if any(count > pool.num_free_blocks for count, pool in zip(needed, self.pools, strict=True)):
             return None
-        reserved = [pool.reserve(table, start, end) for pool, table in zip(self.pools, state.tables, strict=True)]
+        reserved = [pool.reserve(table, first, last) for pool, table in zip(self.pools, state.tables, strict=True)]
         state.num_reserved = -(-end // self.block_size) * self.block_size
         return [(group, *copy) for group, copies in enumerate(reserved) for copy in copies or ()]
+
+    def _move_on(self, state: State, sinks: SinkWindow, start: int) -> bool:
+        """Forgets what the token at `start` does not see. The sinks get new blocks, to run again; False if too few are free."""
+        num_more = sinks.num_dropped(start) - state.num_dropped
+        if num_more <= 0:
+            return True
+        num_sinks, end = sinks.num_sinks // self.block_size, (sinks.num_sinks + num_more) // self.block_size
+        for pool, table in zip(self.pools, state.tables, strict=True):
+            if pool.num_free_blocks + pool.num_freed(table[:end]) < num_sinks:
+                return False
+        for pool, table in zip(self.pools, state.tables, strict=True):
+            pool.release(table[:end])
+        self._place_sinks(state, sinks.num_sinks, end)
+        state.num_dropped += num_more
+        return True
+
+    def _place_sinks(self, state: State, num_sinks: int, end: int) -> None:
+        """Puts new blocks for the sinks in the place of blocks 0 to `end` of the tables."""
+        for pool, table in zip(self.pools, state.tables, strict=True):
+            blocks = empty_table()
+            pool.reserve(blocks, 0, num_sinks)
+            table[:end] = blocks
+        state.runs_sinks = True
 
     def reserve_all(self, states: Sequence[tuple[State, int]], num_tokens: int) -> bool:
         """Lets every state, whose last blocks are its own, grow by `num_tokens` from its length on; False if not all can."""
         growing = [(state, length, length + num_tokens) for state, length in states if length + num_tokens > state.num_reserved]
         for group, pool in enumerate(self.pools if growing else ()):
-            if sum(pool.num_missing(state.tables[group], end) for state, _, end in growing) > pool.num_free_blocks:
+            if sum(pool.num_missing(state.tables[group], end - state.num_dropped) for state, _, end in growing) > pool.num_free_blocks:
                 return False
         for state, length, end in growing:
             self.reserve(state, length, end)
@@ -136,13 +192,19 @@ class StateManager:
 
     def publish(self, state: State, num_blocks: int, hashes: Sequence[bytes]) -> None:
         """Lets later sequences find the first `num_blocks` blocks, which are full and computed, by their hashes."""
-        old, state.num_published = state.num_published, num_blocks
+        old, state.num_published, num_dropped = state.num_published, num_blocks, state.num_dropped // self.block_size
         for pool, table, start in zip(self.pools, state.tables, state.starts, strict=True):
             first = max(old, start)  # what came back from the swap space has holes that were never published
-            pool.publish(table[first:num_blocks], hashes[first:num_blocks])
+            if num_dropped and self.sinks:  # neither are sinks that ran again
+                first = max(first, num_dropped + self.sinks.num_sinks // self.block_size)
+            pool.publish(table[first - num_dropped : num_blocks - num_dropped], hashes[first:num_blocks])
 
-    def drop_unseen(self, state: State, num_tokens: int) -> None:
-        """Gives back the blocks that no query from index `num_tokens` on sees."""
+    def advance(self, state: State, num_tokens: int) -> None:
+        """Takes note that so many tokens are computed, and gives back the blocks that no query after them sees."""
+        state.runs_sinks = False
+        self._drop_unseen(state, num_tokens)
+
+    def _drop_unseen(self, state: State, num_tokens: int) -> None:
         for i, window in self._windows:
             first, start = (num_tokens - window + 1) // self.block_size, state.starts[i]
             if first > start:
@@ -155,25 +217,27 @@ class StateManager:
         child = State()
         held = zip(self.pools, state.tables, state.starts, strict=True)
         child.tables = tuple(pool.fork(table, start) for pool, table, start in held)
-        child.starts, child.num_published, state.num_reserved = list(state.starts), state.num_published, 0
+        child.starts, child.num_published, child.num_dropped = list(state.starts), state.num_published, state.num_dropped
+        state.num_reserved = 0
         return child
 
     def release(self, state: State) -> None:
         """Lets go of every block."""
         for pool, table, start in zip(self.pools, state.tables, state.starts, strict=bool(state.tables)):
             pool.release(table, start)
-        state.tables, state.starts, state.num_published, state.num_reserved = (), [], 0, 0
+        state.tables, state.starts, state.runs_sinks = (), [], False
+        state.num_dropped = state.num_published = state.num_reserved = 0
 
     def swap_out(self, state: State, num_tokens: int) -> Copies:
         """The copies that put what is computed of `num_tokens` tokens into swap blocks; none if there is no room."""
-        end = -(-num_tokens // self.block_size)
+        end = -(-(num_tokens - state.num_dropped) // self.block_size)
         held = [table[start:end] for table, start in zip(state.tables, state.starts, strict=True)]
         state.swap_tables = tuple(empty_table() for _ in held)
         wanted = zip(self.swap_pools, state.swap_tables, held, strict=True)
-        if not num_tokens or not all(not blocks or pool.take(table, len(blocks)) for pool, table, blocks in wanted):
+        if not num_tokens or state.runs_sinks or not all(not blocks or pool.take(table, len(blocks)) for pool, table, blocks in wanted):
             self.forget_swapped(state)
             return []
-        state.num_swapped_tokens = num_tokens
+        state.num_swapped_tokens, state.num_swap_dropped = num_tokens, state.num_dropped
         pairs = zip(held, state.swap_tables, strict=True)
         return [(group, *copy) for group, (blocks, swapped) in enumerate(pairs) for copy in zip(blocks, swapped, strict=True)]
 
@@ -181,11 +245,12 @@ class StateManager:
         """Takes blocks for what swap blocks hold beyond the cached prefix; `has_room` was asked. Returns the copies that fill them."""
         num_tokens, copies = state.num_swapped_tokens, []
         if num_tokens:
-            self.drop_unseen(state, num_tokens)
+            self._drop_unseen(state, num_tokens)
+            state.num_dropped = num_dropped = state.num_swap_dropped
             lengths = [len(table) for table in state.tables]
-            self.reserve(state, max(lengths) * self.block_size, num_tokens)
+            self.reserve(state, max(lengths) * self.block_size + num_dropped, num_tokens)
             for group, (table, length, swapped) in enumerate(zip(state.tables, lengths, state.swap_tables, strict=True)):
-                first = -(-num_tokens // self.block_size) - len(swapped)  # the index of the first swapped block
+                first = -(-(num_tokens - num_dropped) // self.block_size) - len(swapped)  # the index of the first swapped block
                 copies += [(group, *copy) for copy in zip(swapped[length - first :], table[length:], strict=True)]
             self.forget_swapped(state)
         return copies
@@ -194,7 +259,7 @@ class StateManager:
         """Lets go of every swap block."""
         for pool, table in zip(self.swap_pools, state.swap_tables, strict=bool(state.swap_tables)):
             pool.release(table)
-        state.swap_tables, state.num_swapped_tokens = (), 0
+        state.swap_tables, state.num_swapped_tokens, state.num_swap_dropped = (), 0, 0
 
     def check_integrity(self, running: Sequence[State], waiting: Sequence[State]) -> None:
         """Checks that `running` states, and nothing else, hold blocks, and `waiting` ones swap blocks. Raises EngineError."""
@@ -211,26 +276,29 @@ class StateManager:
 
     def _longest_hit(self, hashes: Sequence[bytes]) -> int:
         """The most leading blocks of these hashes that every group can go on from."""
-        length = len(hashes)
-        for pool in self._full:
-            length = next((i for i in range(length) if not pool.knows(hashes[i])), length)
+        length, windows = len(hashes), dict(self._windows)
         while True:
-            fitting = min((self._longest_seen(i, window, hashes, length) for i, window in self._windows), default=length)
+            fitting = min(self._longest_seen(pool, windows.get(i, 0), hashes, length) for i, pool in enumerate(self.pools))
             if fitting == length:
                 return length
             length = fitting
 
-    def _longest_seen(self, group: int, window: int, hashes: Sequence[bytes], length: int) -> int:
-        """At most `length` leading blocks, of which a window's group knows all that the token after them sees."""
-        knows, i = self.pools[group].knows, length - 1
+    def _longest_seen(self, pool: BlockPool, window: int, hashes: Sequence[bytes], length: int) -> int:
+        """At most `length` leading blocks, of which a group knows all that the token after them sees."""
+        if not window and not self.sinks:
+            return next((i for i in range(length) if not pool.knows(hashes[i])), length)
+        i = length - 1
         while i >= self._first_seen(window, length):
-            if not knows(hashes[i]):
+            if not pool.knows(hashes[i]):
                 length = i
             i -= 1
         return length
 
     def _first_seen(self, window: int, num_blocks: int) -> int:
-        """The index of the first block that the token after `num_blocks` blocks sees."""
+        """The index of the first block that the token after `num_blocks` blocks sees; sinks that run again are none."""
+        if self.sinks:
+            num_dropped = self.sinks.num_dropped(num_blocks * self.block_size)
+            return (self.sinks.num_sinks + num_dropped) // self.block_size if num_dropped else 0
         return max(0, (num_blocks * self.block_size - window + 1) // self.block_size)
 
 

@@ -21,6 +21,8 @@ class Chunk(NamedTuple):
     logits_start: int
     first_row: int
     samples: bool  # whether a token comes out of the last row: no known token is left after `end`
+    first_index: int  # of the first token among those that the sequence's tables show
+    first_position: int
 
 
 class Step(NamedTuple):
@@ -36,14 +38,22 @@ class Step(NamedTuple):
         return self.sampling.num_steps
 
 
-def build_step(plan: Mapping[Sequence, int], copies: Iterable[tuple[int, int, int]], block_size: int, num_steps: int = 1) -> Step:
-    """The step that computes the next `plan[sequence]` tokens of each sequence, and then perhaps more; their blocks must be reserved."""
+def build_step(
+    plan: Mapping[Sequence, int], copies: Iterable[tuple[int, int, int]], block_size: int, num_sinks: int = 0, num_steps: int = 1
+) -> Step:
+    """The step that computes the next `plan[sequence]` tokens of each sequence, and then perhaps more; their blocks must be reserved.
+
+    Where a sequence's window moved on, its first `num_sinks` tokens run besides, at the positions before the window.
+    """
     chunks, num_rows = [], 0
     for sequence, num_tokens in plan.items():
         chunk = _chunk(sequence, num_tokens, num_rows)
         chunks.append(chunk)
         num_rows += chunk.end - chunk.logits_start
-    return Step(_batch(chunks, tuple(copies), block_size), tuple(chunks), SamplingPlan(num_steps, tuple(_read_rows(chunks))))
+    again = [sequence for sequence in plan if sequence.state.runs_sinks]
+    sinks = [Chunk(sequence, 0, num_sinks, num_sinks, num_rows, False, 0, sequence.state.num_dropped) for sequence in again]
+    sampling = SamplingPlan(num_steps, tuple(_read_rows(chunks)))
+    return Step(_batch(chunks + sinks, tuple(copies), block_size), tuple(chunks), sampling)
 
 
 def _chunk(sequence: Sequence, num_tokens: int, first_row: int) -> Chunk:
@@ -52,7 +62,7 @@ def _chunk(sequence: Sequence, num_tokens: int, first_row: int) -> Chunk:
     samples = end == len(sequence.token_ids)
     request = sequence.request
     logits_start = min(max(start, request.num_scored_tokens), end) if request.wants_scores else end - samples
-    return Chunk(sequence, start, end, logits_start, first_row, samples)
+    return Chunk(sequence, start, end, logits_start, first_row, samples, start - sequence.state.num_dropped, start)
 
 
 def _read_rows(chunks: list[Chunk]) -> Iterator[int]:
@@ -74,7 +84,7 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_
     for chunk in chunks:
         logit_rows += range(len(tokens) + chunk.logits_start - chunk.start, len(tokens) + chunk.end - chunk.start)
         tokens += chunk.sequence.token_ids[chunk.start : chunk.end]
-        positions += range(chunk.start, chunk.end)
+        positions += range(chunk.first_position, chunk.first_position + chunk.end - chunk.start)
         query_starts.append(len(tokens))
     tables_of_groups = list(zip(*[chunk.sequence.state.tables for chunk in chunks], strict=True))
     return Batch(
@@ -82,7 +92,7 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_
         positions=np.array(positions, np.int32),
         slots=tuple([_slots(chunks, tables, block_size) for tables in tables_of_groups]),
         query_starts=np.array(query_starts, np.int32),
-        context_lens=np.array([chunk.end for chunk in chunks], np.int32),
+        context_lens=np.array([chunk.first_index + chunk.end - chunk.start for chunk in chunks], np.int32),
         block_tables=tuple([_stacked(tables) for tables in tables_of_groups]),
         logit_rows=np.array(logit_rows, np.int32),
         copies=copies,
@@ -93,9 +103,10 @@ def _slots(chunks: list[Chunk], tables: tuple[BlockTable, ...], block_size: int)
     """Where a group keeps each new token."""
     slots: list[int] = []
     for chunk, table in zip(chunks, tables, strict=True):
-        for block in range(chunk.start // block_size, -(-chunk.end // block_size)):
+        start, end = chunk.first_index, chunk.first_index + chunk.end - chunk.start
+        for block in range(start // block_size, -(-end // block_size)):
             first = (table[block] - block) * block_size
-            slots += range(first + max(chunk.start, block * block_size), first + min(chunk.end, (block + 1) * block_size))
+            slots += range(first + max(start, block * block_size), first + min(end, (block + 1) * block_size))
     return np.array(slots, np.int32)
 
 

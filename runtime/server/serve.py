@@ -17,6 +17,7 @@ import uvicorn
 
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device.memory import parse_bytes
+from cupola.runtime.engine.attention_sinks import choose_sink_window
 from cupola.runtime.engine.engine import EngineConfig
 from cupola.runtime.errors import OptionError
 from cupola.runtime.server import descriptors
@@ -48,6 +49,8 @@ def serve(
     seed: int | None = None,
     max_logprobs: int = 20,
     num_scheduler_steps: int = 8,
+    attention_sinks: int | None = None,
+    attention_window: int | None = None,
     device: str | None = None,
     max_queue: int = 256,
     request_timeout: float = 600.0,
@@ -100,7 +103,7 @@ def serve(
     # Refused here, before a process starts.
     engine = EngineConfig(
         max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
-        num_scheduler_steps,
+        num_scheduler_steps, attention_sinks, attention_window,
     )  # fmt: skip
     parse_bytes(kv_memory, "kv_memory")
     parse_bytes(swap_memory, "swap_memory", lowest=0)
@@ -112,6 +115,7 @@ def serve(
     hosts = check_hosts(allowed_hosts)
     tls = check_tls(ssl_certfile, ssl_keyfile)
     opened = Artifact.open(folder)
+    sinks = choose_sink_window(attention_sinks, attention_window, opened.manifest.model, opened.manifest.kv)
     start = m.Start(
         artifact=str(folder.resolve()),
         sha256=opened.sha256,
@@ -123,6 +127,8 @@ def serve(
     )
     with listen(host, port) as listener:
         set_up_logs(log_format)
+        if sinks:
+            log.info(sinks.note)
         if not hosts and not is_loopback(listener.getsockname()[0]):
             hosts = (ANY,)
         config = dataclasses.replace(config, allowed_hosts=hosts, max_connections=descriptors.max_connections(max_connections))

@@ -40,7 +40,7 @@ def keep_all(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Lets engines that are made from then on keep all blocks, as a group without a window does."""
 
     def patch() -> None:
-        monkeypatch.setattr(StateManager, "drop_unseen", lambda *_: None)
+        monkeypatch.setattr(StateManager, "_drop_unseen", lambda *_: None)
         monkeypatch.setattr(KVSpec, "most_held", lambda *_: None)
 
     return patch

@@ -13,12 +13,13 @@ from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.device.host import HostOutput
 from cupola.runtime.device.interface import Batch, Float32, Int32, SamplingPlan, StepOutput
+from cupola.runtime.engine.attention_sinks import SinkWindow
 from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.outputs import RequestOutput
 from cupola.runtime.engine.sampling_params import SamplingParams
 
 VOCAB, CONTEXT, BLOCK, STOP = 61, 48, 4, 60
-MODEL = ModelConfig("fake", CONTEXT, VOCAB, (STOP,))
+MODEL = ModelConfig("fake", CONTEXT, VOCAB, (STOP,), relative_positions=True)
 Counts = int | Sequence[int]  # of every group, or of each
 
 
@@ -82,6 +83,7 @@ class FakeExecutor:
             (count,) * len(windows) if isinstance(count, int) else tuple(count) for count in (num_blocks, num_swap_blocks)
         )
         self.pages = [np.full((sum(counts), BLOCK, 2), -1) for counts in zip(self.num_blocks, self.num_swap_blocks, strict=True)]
+        self.forgets = False  # whether sequences may show it less than their tokens
         self.disk_is_full = False
         self.num_provided = [0 for _ in windows]  # swap blocks
         self.num_failures = 0  # steps that are still to fail
@@ -98,11 +100,11 @@ class FakeExecutor:
         for _ in range(sampling.num_steps - 1):
             assert len(batch.tokens) == len(batch.context_lens) == len(batch.logit_rows)
             chosen.append(self._step(batch).tokens[-1])
-            positions, rows = batch.positions + 1, np.arange(len(batch.positions))
-            slots = [tables[rows, positions // BLOCK] * BLOCK + positions % BLOCK for tables in batch.block_tables]
+            index, rows = batch.context_lens, np.arange(len(batch.positions))
+            slots = [tables[rows, index // BLOCK] * BLOCK + index % BLOCK for tables in batch.block_tables]
             batch = batch._replace(
                 tokens=chosen[-1],
-                positions=positions,
+                positions=batch.positions + 1,
                 slots=tuple(s.astype(np.int32) for s in slots),
                 context_lens=batch.context_lens + 1,
                 copies=(),
@@ -149,13 +151,14 @@ class FakeExecutor:
 
     def _row(self, batch: Batch, row: int) -> Float32:
         sequence = int(np.searchsorted(batch.query_starts, row, side="right")) - 1
-        length = int(batch.positions[row]) + 1
-        assert batch.context_lens[sequence] >= length
+        last, num_later = int(batch.positions[row]), int(batch.query_starts[sequence + 1]) - 1 - row
+        length = int(batch.context_lens[sequence]) - num_later
+        assert length == last + 1 or (self.forgets and length <= last)
         contexts = []
         for pages, tables, window in zip(self.pages, batch.block_tables, self.windows, strict=True):
             first = max(0, length - window) if window else 0
             context = pages[tables[sequence]].reshape(-1, 2)[first:length]
-            assert context[:, 1].tolist() == list(range(first, length)), "positions are not where the block table says"
+            assert context[:, 1].tolist() == list(range(last + 1 - len(context), last + 1)), "positions are not where the block table says"
             contexts.append(context[:, 0].tolist())
         longest = max(contexts, key=len)
         assert all(longest[len(longest) - len(context) :] == context for context in contexts), "groups hold different tokens"
@@ -164,6 +167,7 @@ class FakeExecutor:
 
 def make_engine(num_blocks: Counts = 64, num_swap_blocks: Counts = 0, windows: Sequence[int] = (0,), **config: object) -> Engine:
     executor = FakeExecutor(num_blocks, num_swap_blocks, windows)
+    executor.forgets = "attention_window" in config
     return Engine(executor, MODEL, executor.kv, EngineConfig(**config))
 
 
@@ -189,11 +193,16 @@ def completions(output: RequestOutput) -> list[tuple[list[int], str | None]]:
     return [(completion.token_ids, completion.finish_reason) for completion in output.outputs]
 
 
-def greedy_reference(prompt: list[int], num_tokens: int, *, stop: bool = True, window: int = 0) -> list[int]:
-    """Greedy tokens straight from the definition, without an engine, of a model that sees `window` tokens (0: all)."""
+def greedy_reference(
+    prompt: list[int], num_tokens: int, *, stop: bool = True, window: int = 0, sinks: SinkWindow | None = None
+) -> list[int]:
+    """Greedy tokens straight from the definition, without an engine. The model sees `window` tokens (0: all), or what `sinks` keep."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + num_tokens:
-        tokens.append(int(fake_logits(tokens[-window:]).argmax()))
+        seen = tokens[-window:]
+        if sinks:
+            seen = tokens[: sinks.num_sinks] + tokens[sinks.num_sinks + sinks.num_dropped(len(tokens) - 1) :]
+        tokens.append(int(fake_logits(seen).argmax()))
         if stop and tokens[-1] == STOP:
             break
     return tokens[len(prompt) :]

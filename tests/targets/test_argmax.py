@@ -88,6 +88,19 @@ def test_each_state_group_has_slots_of_its_own(isa):
         assert found.tolist() == expected[:, 0].tolist()
 
 
+def test_where_a_token_goes_does_not_depend_on_its_position(kernel):
+    """Tables may show less of a sequence than it had tokens."""
+    step = Step([5, 9])
+    step.held["positions"] = tvm.runtime.tensor(np.array([105, 1009], "int32"))
+    step.run(kernel)
+    assert step.holds(
+        tokens=step.logits.argmax(axis=1),
+        positions=np.array([106, 1010]),
+        slots=np.array([step.tables[0, 1] * BLOCK + 1, step.tables[1, 2] * BLOCK + 1]),
+        context_lens=step.lengths + 1,
+    )
+
+
 def test_what_was_chosen_moves_up(kernel):
     step = Step([3, 9])
     step.run(kernel)

@@ -57,13 +57,13 @@ def _build(width: int, block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
 
         for_each(rows, num_blocks, choose)
         with T.If(T.And(n == batch, n == rows)), T.Then(), T.serial(n) as i:
-            position = name(positions[i] + 1)
+            index = name(context_lens[i])  # of the next token, among those that the tables show
             T.buffer_store(tokens, T.max(out[MAX_STEPS - 1, i], 0), [i])  # a token for the embedding, whatever comes of it
-            T.buffer_store(positions, position, [i])
+            T.buffer_store(positions, positions[i] + 1, [i])
             for its_slots, tables, num_columns in groups:
-                column = T.min(T.cast(position // block_size, "int64"), num_columns - 1)  # past the end, nobody goes on
-                T.buffer_store(its_slots, tables[i, column] * block_size + position % block_size, [i])
-            T.buffer_store(context_lens, context_lens[i] + 1, [i])
+                column = T.min(T.cast(index // block_size, "int64"), num_columns - 1)  # past the end, nobody goes on
+                T.buffer_store(its_slots, tables[i, column] * block_size + index % block_size, [i])
+            T.buffer_store(context_lens, index + 1, [i])
 
     return with_cost(prim_func(body), KernelCost(gathered_bytes_per_row=4 * MAXIMA_BLOCK))  # one block of a row's logits
 

@@ -277,7 +277,7 @@ def test_mutations_are_read_or_refused(mutations: list[tuple[tuple[str | int, ..
     assert manifest.function("forward").outputs and manifest.kv.bytes_per_block > 0
     assert all(name not in (".", "..") and "/" not in name for name in (file.name for file in manifest.files))
     try:
-        assert min(choose_num_blocks(manifest, "1GB", 4, 512)) > 0
+        assert min(choose_num_blocks(manifest.kv, "1GB", manifest.kv.most_blocks(manifest.model.context_length, 512), 4)) > 0
     except InputError as error:
         assert str(error).isprintable()
 

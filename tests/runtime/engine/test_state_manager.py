@@ -36,7 +36,7 @@ def compute(manager: StateManager, state: State, tokens: list[int], start: int =
         end = min(at + 8, len(tokens))
         assert manager.reserve(state, at, end) is not None
         manager.publish(state, end // BLOCK, hashes(tokens[:end]))
-        manager.drop_unseen(state, end)
+        manager.advance(state, end)
 
 
 def num_held(manager: StateManager) -> list[int]:
@@ -75,7 +75,7 @@ def test_most_held_is_never_exceeded_and_sometimes_reached():
                 assert manager.reserve(state, at, at + count) is not None
                 found = max(found, num_held(manager)[1])
                 at += count
-                manager.drop_unseen(state, at)
+                manager.advance(state, at)
         assert found == most
     assert (kv.most_held(0, 8), kv.most_blocks(30, 8), kv.most_blocks(5, 8)) == (None, (8, 5), (2, 2))
 
@@ -180,7 +180,7 @@ class StateMachine(RuleBasedStateMachine):
                 memory[table[i // BLOCK], i % BLOCK] = i, tokens[i]
         self.check(state, tokens, start, end)
         self.manager.publish(state, end // BLOCK, hashes(tokens[:end]))
-        self.manager.drop_unseen(state, end)
+        self.manager.advance(state, end)
         return True
 
     def check(self, state: State, tokens: list[int], start: int, end: int) -> None:
