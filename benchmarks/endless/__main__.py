@@ -43,9 +43,10 @@ def main() -> None:
     ids = llm.get_tokenizer().encode(text, max_tokens=len(text))
     ids = [*ids[: options.tokens - 2 * PART], *ids[: 2 * PART]]
     print(f"{'tokens':>8} {'ms a token':>10} {'perplexity':>10} {'resident MB':>11} {'K/V blocks':>10}")
-    parts = list(measure(llm, ids))
-    for part in parts:
-        if part.end in (PART, 2 * PART) or part.end % options.every == 0 or part is parts[-1]:
+    parts: list[Part] = []
+    for part in measure(llm, ids):
+        parts.append(part)
+        if part.end <= 2 * PART or part.end % options.every == 0:
             print(
                 f"{part.end:>8} {part.milliseconds:>10.2f} {part.perplexity:>10.2f} {part.resident / 1e6:>11.1f} {part.num_blocks:>10}",
                 flush=True,

@@ -78,9 +78,12 @@ class FakeLLM:
     asked: list[object]
     made_from: list[Path]
 
-    def __init__(self, artifact: str | Path, *, max_num_seqs: int, device: str | None) -> None:
+    def __init__(
+        self, artifact: str | Path, *, max_num_seqs: int, device: str | None, attention_sinks: int | None, attention_window: int | None
+    ) -> None:
         FakeLLM.made_from.append(Path(artifact))
         self.artifact = Artifact.open(artifact)
+        self.notes = (f"{attention_sinks} and {attention_window} are kept",) if attention_window else ()
 
     def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return [1] * text.count("<")
@@ -311,6 +314,18 @@ def test_run_streams_the_answer_through_the_chat_template(artifact: str, fake: t
     assert captured.out == "<two><words>\n"
     assert fake.asked == [[("system", "Be brief."), ("user", "two words")]]
     assert "2 tokens" in captured.err
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_note_says_what_is_forgotten(
+    command: str, artifact: str, fake: type[FakeLLM], type_lines: Callable[..., None], capsys: Capture
+) -> None:
+    type_lines("hello")
+    prompt = ["-p", "hello"] if command == "run" else []
+    assert main([command, artifact, *prompt, "--attention-sinks", "4", "--attention-window", "64"]) == 0
+    output = capsys.readouterr()
+    assert "<hello>" in output.out
+    assert "note: 4 and 64 are kept\n" in output.err
 
 
 def test_run_raw_or_without_a_template_continues_the_text(artifact: str, untemplated: str, fake: type[FakeLLM], capsys: Capture) -> None:
