@@ -151,7 +151,8 @@ class Scheduler:
         return num_steps if self.states.reserve_all(states, num_steps) else 1
 
     def _num_fitting(self, sequence: Sequence, budget: int) -> int:
-        return min(sequence.num_new_tokens, budget, self.states.most_new_tokens(sequence.num_computed_tokens))
+        num_tokens = min(sequence.num_new_tokens, budget)
+        return min(num_tokens, self.states.most_new_tokens(sequence.num_computed_tokens)) if self.states.sinks else num_tokens
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> Copies | None:
         start = sequence.num_computed_tokens

@@ -202,7 +202,8 @@ class StateManager:
     def advance(self, state: State, num_tokens: int) -> None:
         """Takes note that so many tokens are computed, and gives back the blocks that no query after them sees."""
         state.runs_sinks = False
-        self._drop_unseen(state, num_tokens)
+        if self._windows:
+            self._drop_unseen(state, num_tokens)
 
     def _drop_unseen(self, state: State, num_tokens: int) -> None:
         for i, window in self._windows:

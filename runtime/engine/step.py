@@ -50,10 +50,14 @@ def build_step(
         chunk = _chunk(sequence, num_tokens, num_rows)
         chunks.append(chunk)
         num_rows += chunk.end - chunk.logits_start
-    again = [sequence for sequence in plan if sequence.state.runs_sinks]
-    sinks = [Chunk(sequence, 0, num_sinks, num_sinks, num_rows, False, 0, sequence.state.num_dropped) for sequence in again]
+    sinks = _sinks(plan, num_sinks, num_rows) if num_sinks else []
     sampling = SamplingPlan(num_steps, tuple(_read_rows(chunks)))
     return Step(_batch(chunks + sinks, tuple(copies), block_size), tuple(chunks), sampling)
+
+
+def _sinks(sequences: Iterable[Sequence], num_sinks: int, num_rows: int) -> list[Chunk]:
+    again = [sequence for sequence in sequences if sequence.state.runs_sinks]
+    return [Chunk(sequence, 0, num_sinks, num_sinks, num_rows, False, 0, sequence.state.num_dropped) for sequence in again]
 
 
 def _chunk(sequence: Sequence, num_tokens: int, first_row: int) -> Chunk:

@@ -322,7 +322,7 @@ def test_a_note_says_what_is_forgotten(
 ) -> None:
     type_lines("hello")
     prompt = ["-p", "hello"] if command == "run" else []
-    assert main([command, artifact, *prompt, "--attention-sinks", "4", "--attention-window", "64"]) == 0
+    assert run([command, artifact, *prompt, "--attention-sinks", "4", "--attention-window", "64"]) == 0
     output = capsys.readouterr()
     assert "<hello>" in output.out
     assert "note: 4 and 64 are kept\n" in output.err
