@@ -49,12 +49,10 @@ MaxBatch = Annotated[int | None, _compile_option("--max-batch", f"Sequences that
 
 AttentionSinks = Annotated[
     int | None,
-    typer.Option(
-        "--attention-sinks", help="Go on past the context: keep so many first tokens, and --attention-window.", show_default=False
-    ),
+    Option("--attention-sinks", help="Go on past the context: keep so many first tokens, and --attention-window.", show_default=False),
 ]
 AttentionWindow = Annotated[
-    int | None, typer.Option("--attention-window", help="With --attention-sinks: keep so many of the latest tokens.", show_default=False)
+    int | None, Option("--attention-window", help="With --attention-sinks: keep so many of the latest tokens.", show_default=False)
 ]
 Device = Annotated[
     str | None, Option("--device", help="The device to run on, of those compiled for (default: the best).", show_default=False)
