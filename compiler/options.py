@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cupola.passes import schemes
 from cupola.runtime.errors import OptionError
 from cupola.targets.registry import target_names
 
-QUANTS = ("auto", "f32", "bf16", "f16", "w8a8", "w8a16", "w4a8", "w4a16")
-EMBEDDINGS = ("auto", "f32", "bf16", "f16", "w8", "w4")
+QUANTS = ("auto", *schemes.SCHEMES)
+EMBEDDINGS = ("auto", *schemes.EMBEDDINGS)
 KV_DTYPES = ("f32", "bf16", "f16", "int8")
 
 

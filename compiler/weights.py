@@ -20,12 +20,13 @@ import tvm
 from tvm import IRModule, relax
 
 from cupola.compiler.sources.base import LazyTensor
+from cupola.passes.encoders import encoded_weight
 from cupola.passes.rewrite import name_of
-from cupola.passes.schemes import Storage, storage_of
-from cupola.passes.schemes.blocks import Blocks
+from cupola.passes.schemes import Storage
 from cupola.passes.simplify import axes_of
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.errors import UnsupportedError
+from cupola.targets.formats.tensor import QuantizedTensor
 from cupola.targets.weight_functions import function_of
 
 Array = npt.NDArray[Any]
@@ -150,9 +151,8 @@ class _Transform:
 
     def encodings(self, index: int) -> tuple[Encoding, ...]:
         """The encodings of the quantized weights in result `index`."""
-        calls = (value for value in self._values_of(self.results[index]) if isinstance(value, relax.Call))
-        found = ((call, storage) for call in calls if (storage := _storage_of(call)) is not None)
-        return tuple(encoding for call, storage in found for encoding in self._encodings_of(call, storage))
+        found = (encoded for value in self._values_of(self.results[index]) if (encoded := encoded_weight(value)) is not None)
+        return tuple(encoding for storage, weight in found for encoding in self._encodings_of(weight, storage))
 
     def label(self, index: int) -> str:
         """A name for result `index`, from the tensors that it is made of."""
@@ -187,14 +187,14 @@ class _Transform:
     def _sources_of(self, expr: relax.Expr) -> Iterator[LazyTensor]:
         return (source for value in self._values_of(expr) if (source := self._source(value)) is not None)
 
-    def _encodings_of(self, call: relax.Call, storage: Storage) -> Iterator[Encoding]:
-        source = self._source(call.args[1].fields[0])
+    def _encodings_of(self, weight: relax.Expr, storage: Storage) -> Iterator[Encoding]:
+        source = self._source(weight)
         exact = source is not None and source.stored_as in storage.holds
         kept = ("blocks" if exact else "codes, their scales rounded") if self._may_keep(source, storage) else ""
-        return (Encoding(each.name, each.stored_as, kept, storage.name) for each in self._sources_of(call))
+        return (Encoding(each.name, each.stored_as, kept, storage.name) for each in self._sources_of(weight))
 
     def _may_keep(self, source: LazyTensor | None, storage: Storage) -> bool:
-        return source is not None and source.blocks is not None and source.stored_as in storage.holds + storage.nears
+        return source is not None and source.format is not None and storage.format is not None and source.format.fits(storage.format)
 
     def _compute(self, result: relax.Expr) -> Array:
         # The parts of an encoded weight are results that follow each other: it is encoded once, and then forgotten.
@@ -236,9 +236,9 @@ class _Transform:
         self.overflows[names or "a constant"] = what
 
     def _apply(self, call: relax.Call) -> Any:
-        storage = _storage_of(call)
-        if storage is not None:
-            return self._encode(call, storage)
+        encoded = encoded_weight(call)
+        if encoded is not None:
+            return self._encode(call, *encoded)
         if function_of(call) is not None:
             return self._call(call)
         if name_of(call) == "astype":
@@ -253,10 +253,10 @@ class _Transform:
         assert function is not None
         return function(*(self._evaluate(argument) for argument in call.args[1].fields))
 
-    def _encode(self, call: relax.Call, storage: Storage) -> tuple[Array, ...]:
+    def _encode(self, call: relax.Call, storage: Storage, weight: relax.Expr) -> tuple[Array, ...]:
         found = self.encoded.get(call) or self.previous.get(call)
         if found is None:
-            blocks = self._blocks(call.args[1].fields[0], storage)
+            blocks = self._blocks(weight, storage)
             found = self._call(call) if blocks is None else blocks.tensors
             full = sum(np.count_nonzero(abs(part) >= _MAX_F16) for part in found if part.dtype == np.float16)
             if full and blocks is None:  # schemes clip a group's scale where float16 ends, and its codes with it
@@ -264,15 +264,12 @@ class _Transform:
         self.encoded[call] = found
         return found
 
-    def _blocks(self, weight: relax.Expr, storage: Storage) -> Blocks | None:
-        """The blocks that a weight comes in, as `storage` has them; None where there are none or it has no place for them."""
+    def _blocks(self, weight: relax.Expr, storage: Storage) -> QuantizedTensor | None:
+        """The blocks that a weight comes in, in the format of `storage`; None where there are none or it has no place for them."""
         source = self._source(weight)
-        return storage.keep(source.blocks()) if source is not None and source.blocks and self._may_keep(source, storage) else None
-
-
-def _storage_of(call: relax.Call) -> Storage | None:
-    function = function_of(call)
-    return None if function is None else storage_of(function)
+        if source is None or source.blocks is None or storage.format is None or not self._may_keep(source, storage):
+            return None
+        return source.blocks().in_format(storage.format)
 
 
 def _numpy_dtype(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Stores the weights of linear layers and the embedding as a scheme says.
 
 Before:  lv = cupola.linear(x, R.concat((wq, wk), axis=0))                        # weights float32
-After:   lv1 = weight.encode_w4(wq);  lv2 = weight.encode_w4(wk)                  # codes uint8 [N, K], scales f16 [N, K / 32]
+After:   lv1 = weight.encode("w4g32", wq);  lv2 = weight.encode("w4g32", wk)      # codes uint8 [N, K], scales f16 [N, K / 32]
          lv = cupola.linear(x, R.concat((lv1[0], lv2[0]), axis=0), scales=R.concat((lv1[1], lv2[1]), axis=0), format="w4g32", quantize_x=32)
 
 Groups lie along rows, so the parts of joined weights are encoded one by one; where weights are packed, what came from a file in such
@@ -16,11 +16,10 @@ from collections.abc import Iterator, Mapping
 import tvm
 from tvm import IRModule, relax
 
+from cupola.passes.encoders import encode_call
 from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
 from cupola.passes.schemes.base import Choice, Scheme, Storage
 from cupola.targets import ops
-from cupola.targets.formats.format import WeightFormat
-from cupola.targets.weight_functions import call_weight_function
 
 
 def quantize_weights(scheme: Scheme, formats: Mapping[str, str] | None = None) -> tvm.transform.Pass:
@@ -73,11 +72,11 @@ class _Quantizer:
     def _store(self, weight: relax.Expr, choice: Choice, scope: Scope) -> _Stored:
         parts = list(_parts(weight, scope))
         storage = choice.pick([self.formats.get(part.name, "") if isinstance(part, relax.Var) else "" for part in parts])
-        if storage.encode is None:
+        if storage.format is None:
             same = weight.ty.dtype == storage.dtype
             return _Stored(weight if same else scope.emit(relax.op.astype(weight, storage.dtype)))
         codes, *factors = _concat([_encode(part, storage, scope) for part in parts], scope)
-        return _Stored(codes, storage.format, *factors)
+        return _Stored(codes, storage.format.name, *factors)
 
 
 def _parts(weight: relax.Expr, scope: Scope) -> Iterator[relax.Expr]:
@@ -92,14 +91,8 @@ def _parts(weight: relax.Expr, scope: Scope) -> Iterator[relax.Expr]:
 
 
 def _encode(part: relax.Expr, storage: Storage, scope: Scope) -> list[relax.Var]:
-    assert storage.encode is not None
-    rows, width = shape_of(part)
-    form = WeightFormat.parse(storage.format)
-    groups = form.num_groups(width)
-    out = [relax.TensorType([rows, groups * form.group_size], form.code_dtype)]
-    out += [relax.TensorType([rows, groups], form.scale_dtype)] * (2 if form.has_mins else 1)
-    encoded = scope.emit(call_weight_function(storage.encode, [part], out))
-    return [scope.emit(relax.TupleGetItem(encoded, index)) for index in range(len(out))]
+    encoded = scope.emit(encode_call(storage, part))
+    return [scope.emit(relax.TupleGetItem(encoded, index)) for index in range(len(encoded.ty.fields))]
 
 
 def _concat(encoded: list[list[relax.Var]], scope: Scope) -> list[relax.Var]:

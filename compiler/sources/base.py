@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cupola.targets.formats.format import WeightFormat
+
 if TYPE_CHECKING:
-    from cupola.passes.schemes.blocks import Blocks
+    from cupola.targets.formats.tensor import QuantizedTensor
 
 Array = npt.NDArray[Any]
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
@@ -23,8 +25,8 @@ class LazyTensor:
 
     `load` returns a C-contiguous array of `shape` whose dtype is `dtype` ("float32", "float16" or "bfloat16", the
     latter as `ml_dtypes.bfloat16`); it may be a read-only view of a mapped file. `stored_as` is the file's own name of the
-    type, such as BF16 or Q4_1. Where those are blocks of a kind that cupola has too, `blocks` returns them as they are:
-    their values are those of `load`, bit for bit (but see `gguf_blocks` for Q4_K).
+    type, such as BF16 or Q4_1. Where those are blocks that a weight format of cupola's holds, `format` names it, and `blocks` returns
+    them as they are: their values are those of `load`, bit for bit (but see `gguf_blocks` for Q4_K).
     """
 
     name: str
@@ -32,7 +34,8 @@ class LazyTensor:
     dtype: str
     load: Callable[[], Array]
     stored_as: str = ""
-    blocks: Callable[[], Blocks] | None = None
+    format: WeightFormat | None = None
+    blocks: Callable[[], QuantizedTensor] | None = None
 
     @property
     def num_bytes(self) -> int:

@@ -11,7 +11,17 @@ from collections.abc import Callable
 import numpy as np
 
 from cupola.compiler.sources.base import Array
-from cupola.passes.schemes.blocks import Blocks
+from cupola.targets.formats.format import WeightFormat
+from cupola.targets.formats.tensor import QuantizedTensor
+
+# By ggml type: the format that holds its blocks. Codes of 5 bits take up 8.
+FORMATS = {
+    "Q4_0": WeightFormat(4, 32),
+    "Q4_1": WeightFormat(4, 32, zero_point="mins"),
+    "Q4_K": WeightFormat(4, 32, zero_point="mins"),
+    "Q5_0": WeightFormat(8, 32),
+    "Q8_0": WeightFormat(8, 32),
+}
 
 
 def _fields(data: Array, num_rows: int, *sizes: int) -> list[Array]:
@@ -33,28 +43,28 @@ def _rows(codes: Array) -> Array:
     return codes.reshape(codes.shape[0], -1)
 
 
-def _q4_0(data: Array, num_rows: int) -> Blocks:
+def _q4_0(data: Array, num_rows: int) -> QuantizedTensor:
     scales, nibbles = _fields(data, num_rows, 2, 16)
-    return Blocks(_rows(_nibbles(nibbles)), _f16(scales))
+    return QuantizedTensor(FORMATS["Q4_0"], _rows(_nibbles(nibbles)), _f16(scales))
 
 
-def _q4_1(data: Array, num_rows: int) -> Blocks:
+def _q4_1(data: Array, num_rows: int) -> QuantizedTensor:
     scales, mins, nibbles = _fields(data, num_rows, 2, 2, 16)
-    return Blocks(_rows(_nibbles(nibbles)), _f16(scales), _f16(mins))
+    return QuantizedTensor(FORMATS["Q4_1"], _rows(_nibbles(nibbles)), _f16(scales), _f16(mins))
 
 
-def _q5_0(data: Array, num_rows: int) -> Blocks:
+def _q5_0(data: Array, num_rows: int) -> QuantizedTensor:
     scales, fifth, nibbles = _fields(data, num_rows, 2, 4, 16)
     fifth_bits = np.unpackbits(fifth, axis=2, bitorder="little")
-    return Blocks(_rows((_nibbles(nibbles) | fifth_bits << 4).view(np.int8) - np.int8(16)), _f16(scales))
+    return QuantizedTensor(FORMATS["Q5_0"], _rows((_nibbles(nibbles) | fifth_bits << 4).view(np.int8) - np.int8(16)), _f16(scales))
 
 
-def _q8_0(data: Array, num_rows: int) -> Blocks:
+def _q8_0(data: Array, num_rows: int) -> QuantizedTensor:
     scales, codes = _fields(data, num_rows, 2, 32)
-    return Blocks(_rows(codes.view(np.int8)), _f16(scales))
+    return QuantizedTensor(FORMATS["Q8_0"], _rows(codes.view(np.int8)), _f16(scales))
 
 
-def _q4_k(data: Array, num_rows: int) -> Blocks:
+def _q4_k(data: Array, num_rows: int) -> QuantizedTensor:
     scale, min_scale, packed, nibbles = _fields(data, num_rows, 2, 2, 12, 128)
     from gguf.quants import Q4_K
 
@@ -65,8 +75,8 @@ def _q4_k(data: Array, num_rows: int) -> Blocks:
             for unit, factor in zip((scale, min_scale), factors, strict=True)
         )
     chunks = nibbles.reshape(num_rows, -1, 32)  # the low halves of 32 bytes are one group, the high ones the next
-    return Blocks(_rows(np.stack((chunks & 15, chunks >> 4), axis=2)), scales, -mins)
+    return QuantizedTensor(FORMATS["Q4_K"], _rows(np.stack((chunks & 15, chunks >> 4), axis=2)), scales, -mins)
 
 
 # By ggml type: from a tensor's bytes and its number of rows.
-BLOCKS: dict[str, Callable[[Array, int], Blocks]] = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q4_K": _q4_k, "Q5_0": _q5_0, "Q8_0": _q8_0}
+BLOCKS: dict[str, Callable[[Array, int], QuantizedTensor]] = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q4_K": _q4_k, "Q5_0": _q5_0, "Q8_0": _q8_0}

@@ -1,22 +1,32 @@
-"""The quantization schemes by name, and the ways to store an embedding."""
+"""The quantization schemes by name, and the ways to store an embedding.
+
+Each file of this folder that has `SCHEMES` adds them, by being there: a group size is such a file. What the options allow follows from it,
+so none of them imports anything heavy.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 
-from cupola.passes.schemes import floats, w4, w8
+from cupola.passes.schemes import floats
 from cupola.passes.schemes.base import Choice, Scheme, Storage
-from cupola.targets.weight_functions import WeightFunction
+from cupola.passes.schemes.integers import DEFAULT_GROUP, embedding_choice
 
-SCHEMES = {scheme.name: scheme for scheme in (*floats.SCHEMES, *w8.SCHEMES, *w4.SCHEMES)}
-EMBEDDINGS = {
-    "w4": Choice(w4.W4_EMBEDDING, (w4.W4, w4.W4_MINS)),
-    "w8": Choice(w8.W8, (w8.W8,)),
-    "f16": Choice(floats.F16),
-    "bf16": Choice(floats.BF16),
-    "f32": Choice(floats.F32),
-}
-_BY_FUNCTION = {storage.encode: storage for storage in (w4.W4, w4.W4_EMBEDDING, w4.W4_MINS, w8.W8)}
+_FLOATS = {"f32": floats.F32, "bf16": floats.BF16, "f16": floats.F16}
+_BITS = {"w8": 8, "w4": 4}
+EMBEDDINGS = (*_FLOATS, *_BITS)
+
+
+def _schemes() -> dict[str, Scheme]:
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    found: list[Scheme] = [scheme for module in modules for scheme in getattr(module, "SCHEMES", ())]
+    return {scheme.name: scheme for scheme in sorted(found, key=lambda scheme: scheme.group_size)}
+
+
+SCHEMES = _schemes()
+"""Floats first, then by group size."""
 
 
 def scheme_of(name: str, embedding: str = "auto") -> Scheme:
@@ -24,12 +34,9 @@ def scheme_of(name: str, embedding: str = "auto") -> Scheme:
     scheme = SCHEMES[name]
     if embedding == "auto":
         return scheme
-    return dataclasses.replace(scheme, name=f"{name}, embedding {embedding}", embedding=EMBEDDINGS[embedding])
+    floats = _FLOATS.get(embedding)
+    choice = embedding_choice(_BITS[embedding], scheme.group_size or DEFAULT_GROUP) if floats is None else Choice(floats)
+    return dataclasses.replace(scheme, name=f"{name}, embedding {embedding}", embedding=choice)
 
 
-def storage_of(function: WeightFunction) -> Storage | None:
-    """The storage that `function` encodes for, or None if it is another function of weights."""
-    return _BY_FUNCTION.get(function)
-
-
-__all__ = ["EMBEDDINGS", "SCHEMES", "Choice", "Scheme", "Storage", "scheme_of", "storage_of"]
+__all__ = ["EMBEDDINGS", "SCHEMES", "Choice", "Scheme", "Storage", "scheme_of"]

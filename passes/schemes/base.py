@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from cupola.passes.schemes.blocks import Blocks
-from cupola.targets.weight_functions import WeightFunction
+from cupola.targets.formats.format import WeightFormat
 
 
 @dataclass(frozen=True)
@@ -16,22 +15,18 @@ class Storage:
     Attributes:
         name: for people.
         dtype: of the floats, or of the codes.
-        format: the name of the weight format; "": floats are stored.
-        encode: from f32 [N, K] to codes, scales and perhaps mins, as `Blocks` has them; None: floats are stored.
-        has_mins: whether there are mins.
+        format: what codes stand for; None: floats are stored.
+        weighted: whether errors of large weights count more where it is quantized.
         holds: ggml's types whose blocks it takes exactly as they are.
-        nears: ggml's types that it comes so close to that they are not to be stored in less.
-        keep: makes its own of the blocks of either; None where the numbers do not allow it.
+        nears: ggml's types that are not to be stored in fewer bits.
     """
 
     name: str
     dtype: str
-    format: str = ""
-    encode: WeightFunction | None = None
-    has_mins: bool = False
+    format: WeightFormat | None = None
+    weighted: bool = False
     holds: tuple[str, ...] = ()
     nears: tuple[str, ...] = ()
-    keep: Callable[[Blocks], Blocks | None] = lambda blocks: blocks
 
 
 @dataclass(frozen=True)
@@ -56,17 +51,19 @@ class Scheme:
     """How a model's numbers are stored and multiplied.
 
     Attributes:
-        name: in the field's terms, such as w4a8: weights of 4 bits, activations of 8.
+        name: in the field's terms, such as w4a8: weights of 4 bits, activations of 8; or w4a8-g64, in groups of 64.
         description: one line for people.
         linear: how linear layers are stored.
         embedding: the same for the embedding and the vocabulary projection.
-        quantize_x: the size of the groups in which activations are quantized to int8 where they meet quantized weights; 0: they are not.
         kv_dtype: how K and V are stored if nothing else is asked for, in the terms of that option.
+        group_size: values that share a scale, where weights are quantized; 0: they are not.
+        quantize_x: the same of activations, which become int8 where they meet quantized weights; 0: they stay as they are.
     """
 
     name: str
     description: str
     linear: Choice
     embedding: Choice
-    quantize_x: int
     kv_dtype: str
+    group_size: int = 0
+    quantize_x: int = 0

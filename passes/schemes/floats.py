@@ -8,7 +8,7 @@ F32, BF16, F16 = Storage("float32", "float32"), Storage("bfloat16", "bfloat16"),
 
 
 def _scheme(name: str, description: str, storage: Storage) -> Scheme:
-    return Scheme(name, description, Choice(storage), Choice(storage), 0, name)
+    return Scheme(name, description, Choice(storage), Choice(storage), name)
 
 
 SCHEMES = (

@@ -90,6 +90,12 @@ class WeightFormat:
         """Bits of a value, with its share of the scale and the min."""
         return self.bits + (32 if self.scale_dtype == "float32" else 16) * (1 + self.has_mins) / self.group_size
 
+    def fits(self, other: WeightFormat) -> bool:
+        """Whether `other` can hold the values of this format exactly, as long as mins do not overflow its type."""
+        alike = (self.group_size, self.scale_dtype, self.table) == (other.group_size, other.scale_dtype, other.table)
+        plain = alike and not self.has_mins and self.code_dtype == "uint8"
+        return self == other or (plain and not self.table and (other.code_dtype == "int8" or (other.has_mins and other.bits == self.bits)))
+
     def num_groups(self, width: int) -> int:
         """Groups in a row of `width` values."""
         return -(-width // self.group_size)

@@ -15,7 +15,7 @@ import cupola
 from cupola.compiler import sources
 from cupola.compiler.cli import cache
 from cupola.compiler.cli.app import run
-from cupola.compiler.options import CompileOptions, short_name
+from cupola.compiler.options import QUANTS, CompileOptions, short_name
 from cupola.runtime.artifact.folder import Artifact, sha256_of
 from cupola.runtime.artifact.manifest import (
     CHAT_TEMPLATE,
@@ -186,7 +186,7 @@ def test_version(capsys: Capture) -> None:
     [
         (["frobnicate"], "frobnicate"),
         (["compile"], "source"),
-        (["compile", "x", "--quant", "q9"], "quant: 'q9' is unknown (choose from auto, f32, bf16, f16, w8a8, w8a16, w4a8, w4a16)"),
+        (["compile", "x", "--quant", "q9"], f"quant: 'q9' is unknown (choose from {', '.join(QUANTS)})"),
         (["compile", "x", "--embedding", "q9"], "embedding: 'q9' is unknown (choose from auto, f32, bf16, f16, w8, w4)"),
         (["compile", "x", "--kv-dtype", "q9"], "kv-dtype: 'q9' is unknown (choose from f32, bf16, f16, int8)"),
         (["compile", "x", "--target", "abacus"], "target: 'abacus' is unknown (choose from cpu"),

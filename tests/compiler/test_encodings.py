@@ -12,12 +12,13 @@ from gguf import GGMLQuantizationType
 from tvm import relax, tirx
 
 from cupola.compiler.sources.base import LazyTensor
-from cupola.compiler.sources.gguf_blocks import BLOCKS
+from cupola.compiler.sources.gguf_blocks import BLOCKS, FORMATS
 from cupola.compiler.weights import PackedWeight, encoding_notes, lift_weights, overflow_notes
 from cupola.passes.quantize_weights import quantize_weights
 from cupola.passes.schemes import scheme_of
-from cupola.passes.schemes.blocks import Blocks
 from cupola.targets import ops
+from cupola.targets.formats.format import WeightFormat
+from cupola.targets.formats.tensor import QuantizedTensor
 from tests.passes.harness import verified
 
 
@@ -38,11 +39,11 @@ class File:
             self.reads.append(f"{name} floats")
             return self.values[name]
 
-        def blocks() -> Blocks:
+        def blocks() -> QuantizedTensor:
             self.reads.append(f"{name} blocks")
             return BLOCKS[kind](data.reshape(-1), shape[0])
 
-        return LazyTensor(name, shape, "float32", load, kind, blocks if kind in BLOCKS else None)
+        return LazyTensor(name, shape, "float32", load, kind, FORMATS.get(kind), blocks)
 
 
 def packed(file: File, groups: Sequence[Sequence[str]], quant: str, embedding: str = "auto") -> list[PackedWeight]:
@@ -66,9 +67,11 @@ def packed(file: File, groups: Sequence[Sequence[str]], quant: str, embedding: s
     return list(lift_weights(mod, file.tensors)[1])
 
 
-def stored(weights: Sequence[PackedWeight], *names: str) -> Blocks:
-    """The blocks that are stored for the weight that is made of these tensors."""
-    return Blocks(*(weight.compute() for weight in weights if {each.name for each in weight.encodings} == set(names)))
+def stored(weights: Sequence[PackedWeight], *names: str, group_size: int = 32) -> QuantizedTensor:
+    """What is stored for the weight that is made of these tensors."""
+    codes, scales, *mins = (weight.compute() for weight in weights if {each.name for each in weight.encodings} == set(names))
+    form = WeightFormat(8 if codes.dtype == np.int8 else 4, group_size, zero_point="mins" if mins else "none")
+    return QuantizedTensor(form, codes, scales, *mins)
 
 
 CASES = {
@@ -143,8 +146,8 @@ def test_a_weight_is_read_and_encoded_once_for_all_that_is_stored_of_it() -> Non
 def test_scales_that_leave_no_room_for_mins_are_encoded_again() -> None:
     """A Q4_0 block joined with Q4_1 needs mins of −8 times its scale."""
     file = File({"a": "Q4_0", "b": "Q4_1", "e": "F32"})
-    huge = Blocks(np.full((48, 96), 9, "uint8"), np.full((48, 3), 9000, "float16"))
-    file.tensors["a"] = LazyTensor("a", (48, 96), "float32", lambda: huge.values(), "Q4_0", lambda: huge)
+    huge = QuantizedTensor(FORMATS["Q4_0"], np.full((48, 96), 9, "uint8"), np.full((48, 3), 9000, "float16"))
+    file.tensors["a"] = LazyTensor("a", (48, 96), "float32", lambda: huge.values(), "Q4_0", huge.format, lambda: huge)
     np.testing.assert_allclose(stored(packed(file, [["a", "b"], ["e"]], "w4a8"), "a", "b").values()[:48], 9000, rtol=1e-3)
 
 

@@ -10,8 +10,9 @@ import pytest
 
 import cupola
 from cupola.models import find_family
+from cupola.passes.encoders import encode
 from cupola.passes.schemes import SCHEMES
-from cupola.passes.schemes.blocks import Blocks
+from cupola.targets.formats.tensor import QuantizedTensor
 
 WIDTHS = {
     "whole groups": {},
@@ -38,9 +39,10 @@ def quantized(model: Any, quant: str) -> Any:
         if not isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             continue
         storage = (scheme.embedding if "embed" in name or "lm_head" in name else scheme.linear).pick([])
-        assert storage.encode is not None
+        assert storage.format is not None
         weight = module.weight.detach().numpy().copy()
-        module.weight.data = torch.from_numpy(Blocks(*storage.encode(weight)).values()[:, : weight.shape[1]].copy())
+        stored = QuantizedTensor(storage.format, *encode(storage.format.name, weight))
+        module.weight.data = torch.from_numpy(stored.values()[:, : weight.shape[1]].copy())
         if scheme.quantize_x and isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(lambda _, args: (rounded(args[0]),))
     return model

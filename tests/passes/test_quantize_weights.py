@@ -74,13 +74,15 @@ def test_codes_of_4_bits_and_an_embedding_of_8() -> None:
         n = T.int64()
         with R.dataflow():
             t = R.call_dps_packed(
-                "cupola.weight.encode_w8", (table,), out_ty=[R.Tensor((100, 64), dtype="int8"), R.Tensor((100, 2), dtype="float16")]
+                "cupola.weight.encode",
+                (R.str("w8g32"), table),
+                out_ty=[R.Tensor((100, 64), dtype="int8"), R.Tensor((100, 2), dtype="float16")],
             )
             t0 = t[0]
             t1 = t[1]
             x = R.call_dps_packed("cupola.embedding", (t0, t1, 0, R.str("w8g32"), tokens), out_ty=R.Tensor((n, 64), dtype="float32"))
             e = R.call_dps_packed(
-                "cupola.weight.encode_w4", (w,), out_ty=[R.Tensor((32, 64), dtype="uint8"), R.Tensor((32, 2), dtype="float16")]
+                "cupola.weight.encode", (R.str("w4g32"), w), out_ty=[R.Tensor((32, 64), dtype="uint8"), R.Tensor((32, 2), dtype="float16")]
             )
             e0 = e[0]
             e1 = e[1]
@@ -90,7 +92,7 @@ def test_codes_of_4_bits_and_an_embedding_of_8() -> None:
                 out_ty=R.Tensor((n, 32), dtype="float32"),
             )
             f = R.call_dps_packed(
-                "cupola.weight.encode_w4", (g,), out_ty=[R.Tensor((64, 32), dtype="uint8"), R.Tensor((64, 1), dtype="float16")]
+                "cupola.weight.encode", (R.str("w4g32"), g), out_ty=[R.Tensor((64, 32), dtype="uint8"), R.Tensor((64, 1), dtype="float16")]
             )
             f0 = f[0]
             f1 = f[1]
@@ -100,7 +102,9 @@ def test_codes_of_4_bits_and_an_embedding_of_8() -> None:
                 out_ty=R.Tensor((n, 32), dtype="float32"),
             )
             h = R.call_dps_packed(
-                "cupola.weight.encode_w8", (head,), out_ty=[R.Tensor((100, 32), dtype="int8"), R.Tensor((100, 1), dtype="float16")]
+                "cupola.weight.encode",
+                (R.str("w8g32"), head),
+                out_ty=[R.Tensor((100, 32), dtype="int8"), R.Tensor((100, 1), dtype="float16")],
             )
             h0 = h[0]
             h1 = h[1]
@@ -132,16 +136,16 @@ def test_parts_of_a_joined_weight_are_encoded_alone_and_rows_are_padded() -> Non
         n = T.int64()
         with R.dataflow():
             p = R.call_dps_packed(
-                "cupola.weight.encode_w4_mins",
-                (a,),
+                "cupola.weight.encode",
+                (R.str("w4g32m"), a),
                 out_ty=[R.Tensor((32, 64), dtype="uint8"), R.Tensor((32, 2), dtype="float16"), R.Tensor((32, 2), dtype="float16")],
             )
             p0 = p[0]
             p1 = p[1]
             p2 = p[2]
             q = R.call_dps_packed(
-                "cupola.weight.encode_w4_mins",
-                (b,),
+                "cupola.weight.encode",
+                (R.str("w4g32m"), b),
                 out_ty=[R.Tensor((8, 64), dtype="uint8"), R.Tensor((8, 2), dtype="float16"), R.Tensor((8, 2), dtype="float16")],
             )
             q0 = q[0]
@@ -180,21 +184,24 @@ def test_a_tied_embedding_is_encoded_once(quant: str) -> None:
         return out
 
     mod = relax.transform.EliminateCommonSubexpr()(apply(quantize_weights(SCHEMES[quant]), tied))
-    assert mod.script().count("cupola.weight.encode_w8") == 1
+    assert mod.script().count('"cupola.weight.encode", (R.str("w8g32"), table)') == 1
     assert mod.script().count("[0]") == mod.script().count("[1]") == 1
 
 
 def test_only_the_last_linear_is_stored_as_the_embedding_is() -> None:
     text = apply(quantize_weights(scheme_of("w8a16", "w4")), joined).script()
     first, last = (line for line in text.splitlines() if '"cupola.linear"' in line)
-    assert text.count("encode_w8") == text.count("encode_w4_embedding") == 2 and 'dtype="int8"' in text
-    assert text.index("encode_w8") < text.index(first) < text.index("encode_w4") < text.index(last)
+    assert (
+        text.count('weight.encode", (R.str("w8g32")') == text.count('weight.encode_weighted", (R.str("w4g32")') == 2
+        and 'dtype="int8"' in text
+    )
+    assert text.index("weight.encode") < text.index(first) < text.index("weight.encode_weighted") < text.index(last)
 
 
 def test_an_embedding_of_floats_beside_quantized_layers() -> None:
     after = apply(quantize_weights(scheme_of("w8a8", "f16")), before)
     last = [line for line in after.script().splitlines() if '"cupola.linear"' in line][-1]
-    assert after.script().count('"float16")') and "encode_w8" in after.script() and "T.float64" not in last
+    assert after.script().count('"float16")') and '"cupola.weight.encode", (R.str("w8g32")' in after.script() and "T.float64" not in last
 
 
 def test_rows_of_activations_and_tables_of_positions_stay() -> None:
@@ -231,5 +238,5 @@ def test_a_weight_that_is_computed_is_encoded_whole() -> None:
 
     text = apply(quantize_weights(SCHEMES["w8a8"], {"w": "Q8_0"}), scaled).script()
     turned = next(line.split(":")[0].strip() for line in text.splitlines() if "permute_dims" in line)
-    assert f'"cupola.weight.encode_w8", ({turned},)' in text
+    assert f'"cupola.weight.encode", (R.str("w8g32"), {turned})' in text
     assert isinstance(tvm.script.from_source(text), tvm.IRModule)

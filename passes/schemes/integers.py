@@ -1,0 +1,61 @@
+"""w4a8, w4a16, w8a8 and w8a16: weights of 4 or 8 bits in groups, each with a float16 scale and perhaps a min.
+
+The embedding and the vocabulary projection, which suffer most, get 8 bits unless they come in fewer. So do ggml's types of more than 5
+bits, which 4 would spoil. Of groups of 32, ggml's blocks are kept.
+"""
+
+from __future__ import annotations
+
+from cupola.passes.schemes.base import Choice, Scheme, Storage
+from cupola.targets.formats.format import WeightFormat, ZeroPoint
+
+DEFAULT_GROUP = 32  # of ggml's blocks too: the one that names of schemes leave out
+ACTIVATION_GROUP = 32  # activations that share a scale, whatever weights have: groups of 64 lose a fifth more, in perplexity
+# By bits and zero point: ggml's types whose blocks such a format of groups of 32 holds, and those that come near to them.
+_BLOCKS: dict[tuple[int, ZeroPoint], tuple[tuple[str, ...], tuple[str, ...]]] = {
+    (4, "none"): (("Q4_0",), ()),
+    (4, "mins"): (("Q4_0", "Q4_1"), ("Q4_K",)),
+    (8, "none"): (("Q8_0", "Q5_0", "Q4_0"), ("Q5_1", "Q5_K", "Q6_K")),
+}
+
+
+def storage(format: WeightFormat, weighted: bool = False) -> Storage:
+    """How a weight is stored in a format."""
+    mins, size = " with mins" if format.has_mins else "", format.group_size
+    groups = "" if size == DEFAULT_GROUP else f" in groups of {size}"
+    holds, nears = _BLOCKS.get((format.bits, format.zero_point), ((), ()))
+    if groups:
+        holds, nears = (), holds + nears
+    return Storage(f"{format.bits} bits{mins}{groups}", format.code_dtype, format, weighted, holds, nears)
+
+
+def embedding_choice(bits: int, group_size: int) -> Choice:
+    """An embedding of 4 or 8 bits, whatever it comes in."""
+    w4, w4_mins, w8 = _storages(group_size)
+    if bits == 8:
+        return Choice(w8, (w8,))
+    assert w4.format is not None
+    return Choice(storage(w4.format, weighted=True), (w4, w4_mins))
+
+
+def integer_schemes(group_size: int) -> tuple[Scheme, ...]:
+    """The schemes whose weights have groups of that size."""
+    w4, w4_mins, w8 = _storages(group_size)
+    in_w8, keeps = Choice(w8, (w8,)), (w4, w4_mins, w8)
+    choices = {8: (in_w8, in_w8), 4: (Choice(w4, keeps), Choice(w8, keeps))}
+    suffix = "" if group_size == DEFAULT_GROUP else f"-g{group_size}"
+    activations = {8: ("quantized to 8 bits", "bf16", ACTIVATION_GROUP), 16: ("as they are", "f16", 0)}
+
+    def scheme(bits: int, x_bits: int) -> Scheme:
+        linear, embedding = choices[bits]
+        how, kv_dtype, quantize_x = activations[x_bits]
+        description = f"weights of {bits} bits in groups of {group_size}, activations {how}"
+        return Scheme(f"w{bits}a{x_bits}{suffix}", description, linear, embedding, kv_dtype, group_size, quantize_x)
+
+    return tuple(scheme(bits, x_bits) for bits in choices for x_bits in activations)
+
+
+def _storages(group_size: int) -> tuple[Storage, Storage, Storage]:
+    """4 bits, 4 bits with mins, 8 bits."""
+    w4, w4_mins, w8 = WeightFormat(4, group_size), WeightFormat(4, group_size, zero_point="mins"), WeightFormat(8, group_size)
+    return storage(w4), storage(w4_mins), storage(w8)

@@ -1,0 +1,68 @@
+"""Quantized tensors: the same values in other formats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cupola.targets.formats import format as formats
+from cupola.targets.formats import tensor as tensors
+from cupola.targets.formats.format import WeightFormat
+from cupola.targets.formats.tensor import QuantizedTensor
+
+W4, W4_MINS, W8 = WeightFormat(4, 32), WeightFormat(4, 32, zero_point="mins"), WeightFormat(8, 32)
+
+
+def w4(*scales: float) -> QuantizedTensor:
+    codes = np.random.default_rng(1).integers(0, 16, (len(scales), 32)).astype("uint8")
+    return QuantizedTensor(W4, codes, np.array(scales, "float16")[:, None])
+
+
+def test_values_are_those_of_the_format() -> None:
+    tensor = w4(0.01, -3.3)
+    np.testing.assert_array_equal(tensor.values(), tensor.scales.astype("float32") * (tensor.codes.astype("float32") - 8))
+    np.testing.assert_array_equal(tensor.in_order(np.array([1, 0])).values(), tensor.values()[::-1])
+    assert tensor.in_order(None) is tensor
+
+
+def test_mins_take_the_place_of_a_zero_exactly() -> None:
+    tensor = w4(0.01, -3.3, 6e-8, 0, -8188)
+    again = tensor.in_format(W4_MINS)
+    assert again is not None and again.format == W4_MINS and again.mins is not None
+    np.testing.assert_array_equal(again.values(), tensor.values())
+    assert w4(0.01, 9000).in_format(W4_MINS) is None  # float16 ends at 65504
+    assert again.in_format(W4_MINS) is again
+
+
+def test_codes_of_4_bits_fit_8() -> None:
+    tensor = w4(0.01, -3.3)
+    signed = tensor.in_format(W8)
+    assert signed is not None and signed.codes.dtype == np.int8
+    np.testing.assert_array_equal(signed.values(), tensor.values())
+    assert signed.in_format(W8) is signed
+
+
+@pytest.mark.parametrize("name", ["w4g64", "w4g64m", "w8g64", "w3g32", "w4g32-f32"])
+def test_other_groups_fewer_bits_and_other_scales_do_not_fit(name: str) -> None:
+    assert w4(0.01).in_format(WeightFormat.parse(name)) is None
+
+
+def test_what_has_mins_or_a_sign_fits_nothing_else() -> None:
+    assert not any(one.fits(other) for one in (W4_MINS, W8) for other in (W4, W4_MINS, W8) if one != other)
+
+
+def test_codes_may_stand_for_entries_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (formats, tensors):
+        monkeypatch.setattr(module, "TABLES", {"quarters": (0.0, 0.25, 0.5, 1.0)})
+    codes = np.array([[0, 1, 2, 3]], "uint8")
+    tensor = QuantizedTensor(WeightFormat(2, 4, table="quarters"), codes, np.array([[2]], "float16"))
+    assert tensor.values().tolist() == [[0, 0.5, 1, 2]]
+
+
+def test_parts_must_be_of_the_format() -> None:
+    with pytest.raises(AssertionError):
+        QuantizedTensor(W8, np.zeros((1, 32), "uint8"), np.zeros((1, 1), "float16"))
+    with pytest.raises(AssertionError):
+        QuantizedTensor(W4, np.zeros((1, 64), "uint8"), np.zeros((1, 1), "float16"))
+    with pytest.raises(AssertionError):
+        QuantizedTensor(W4_MINS, np.zeros((1, 32), "uint8"), np.zeros((1, 1), "float16"))
