@@ -241,7 +241,7 @@ class AttentionKernel:
         return KernelCase(name, tuple(inputs), emit, reference, draw, multiplies_int8=self.kv == "int8", in_tiles=in_tiles)
 
 
-# Each kernel for each kind of weight or page; these are in the ledger too.
+# Each kernel for each kind of weight or page; these are in the ledger too. Groups of 64 stand for all that are more than a slice.
 KERNELS: tuple[KernelFactory, ...] = (
     *(LinearKernel(weight) for weight in DTYPES),
     *(LinearKernel(weight, gated=True, activation="silu") for weight in DTYPES),
@@ -250,6 +250,9 @@ KERNELS: tuple[KernelFactory, ...] = (
     LinearKernel("w4", residual=True, quantize_x=SLICE, dtype="bf16"),
     *(LinearKernel(weight) for weight in ("w4", "w8")),
     *(EmbeddingKernel(weight) for weight in WEIGHTS),
+    LinearKernel("w4g64", quantize_x=SLICE),
+    LinearKernel("w4g64"),
+    EmbeddingKernel("w4g64"),
     rms_norm,
     head_norm,
     layer_norm,
@@ -274,6 +277,12 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("w8", gated=True, activation="silu", quantize_x=SLICE, dtype="bf16"),
     LinearKernel("w4m", gated=True, norm=True, activation="silu"),
     LinearKernel("w8", bias=True, residual=True, in_place=True, activation="gelu"),
+    LinearKernel("w8g64", gated=True, norm=True, activation="silu", quantize_x=SLICE),
+    LinearKernel("w4g96m", bias=True, residual=True, quantize_x=SLICE, dtype="bf16"),
+    LinearKernel("w8g96", gated=True, norm=True, activation="silu"),
+    LinearKernel("w4g64m", residual=True, in_place=True),
+    EmbeddingKernel("w8g96"),
+    EmbeddingKernel("w4g64m"),
     AttentionKernel("f16"),
     AttentionKernel("bf16", joined=True, dtype="bf16"),
     AttentionKernel("f32", joined=True, interleaved=True),

@@ -48,7 +48,7 @@ class Weights:
 
     def unpack(self, source: Buffer, panel: Value, at: Value, first: Value) -> list[Value]:
         """The vectors of columns `first` to `first + lanes` of a packed slice, a quad each."""
-        group, start = self.codes.place(at)
+        group, start = self.codes.place(at, self.codes.slice_bytes)
         if self.codes.bits == 8:
             return [self._offset(self._bytes(source, panel, group, first_byte(quad, first) + start)) for quad in range(QUADS)]
         result = []

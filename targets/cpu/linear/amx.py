@@ -125,9 +125,9 @@ class TileProduct:
         """Brings some of a slice into L2, from a byte on. Behind a block's slices stand those that come next, the next panel's perhaps."""
         codes = self.codes
         with T.If(byte < T.int64(codes.stride)), T.Then():
-            group, first = codes.group_of(at), byte if codes.slices == 1 else name(byte + at % codes.slices * codes.stride)
+            group, first = codes.place(at, codes.stride)
             for line in range(LINES_AHEAD):
-                self.simd.prefetch(self.weight, (panel, group, first + line * CACHE_LINE), near=2)
+                self.simd.prefetch(self.weight, (panel, group, byte + line * CACHE_LINE + first), near=2)
 
     def dequantize(self, panel: Value, at: Value, half: Value, weights: Buffer, to: Value) -> None:
         """Half a slice's weights as a tile, in which a row has two inputs of each of 16 columns.
@@ -176,7 +176,7 @@ class TileProduct:
 
     def words(self, panel: Value, at: Value, block: Value, half: Value) -> Value:
         """16 columns' codes of a quad or a pair of quads, none below 0."""
-        group, first = self.codes.place(at)
+        group, first = self.codes.place(at, self.codes.slice_bytes)
         place = block * (4 * PANEL) + half * (4 * COLUMNS) + first
         words = T.reinterpret("int32x16", self.weight[panel, group, T.ramp(place, 1, 64)])
         return name(words ^ _int(-0x7F7F7F80) if self.codes.bits == 8 else words)

@@ -124,7 +124,7 @@ class _Product:
     def dequantize(self, panel: Value, at: Value, row: Value, weights: Buffer) -> None:
         """A slice's weights to the rows of `weights` from `row` on, an input each."""
         simd, codes, lanes = self.simd, self.kernel.codes, self.simd.lanes
-        group, first = codes.place(at)
+        group, first = codes.place(at, codes.slice_bytes)
         with T.serial(PANEL // lanes) as vector:
             column = name(vector * lanes)
 

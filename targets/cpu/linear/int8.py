@@ -197,11 +197,11 @@ class _Product:
         with T.serial(num_bytes // self.kernel.codes.stride) as at:
             self.fetch(stream, at)
 
-    def fetch(self, stream: _Stream, at: Value) -> None:
+    def fetch(self, stream: _Stream, at: Value | int) -> None:
         """Asks for the weights of a slice of a stream, if it has so many. What the hardware foresees ends with a page."""
         codes = self.kernel.codes
         with T.If(at < stream.num_left), T.Then():
-            group, first = codes.group_of(at), 0 if codes.slices == 1 else name(at % codes.slices * codes.stride)
+            group, first = codes.place(at, codes.stride)
             for byte in range(0, codes.stride, CACHE_LINE):
                 self.simd.prefetch(self.weight, (stream.panel, group, byte + first), near=2)  # past the end it is one of the next panel
 

@@ -87,13 +87,14 @@ class Codes:
         """Bytes of a group of a panel."""
         return self.code_bytes + PANEL * 2 * (1 + self.has_mins)
 
-    def group_of(self, at: Value) -> Value:
+    def group_of(self, at: Value | int) -> Value | int:
         """The group that slice `at` of a panel is of."""
-        return at if self.slices == 1 else name(at // self.slices)
+        return at if self.slices == 1 else at // self.slices if isinstance(at, int) else name(at // self.slices)
 
-    def place(self, at: Value) -> tuple[Value, Value | int]:
-        """The group that slice `at` of a panel is of, and the first byte of its codes in it."""
-        return self.group_of(at), 0 if self.slices == 1 else name(at % self.slices * self.slice_bytes)
+    def place(self, at: Value | int, num_bytes: int) -> tuple[Value | int, Value | int]:
+        """The group that slice `at` of a panel is of, and where it begins in it if each slice takes up `num_bytes`."""
+        start = 0 if self.slices == 1 else at % self.slices * num_bytes
+        return self.group_of(at), start if isinstance(start, int) else name(start)
 
 
 def first_byte(block: Value | int, column: Value) -> Value:
