@@ -80,7 +80,7 @@ class _Quantizer:
 
 
 def _parts(weight: relax.Expr, scope: Scope) -> Iterator[relax.Expr]:
-    """What was joined, row under row, to make a weight."""
+    """The parts that were joined, row under row, to make a weight."""
     joined = scope.call(weight, "concat")
     whole = scope.value(joined.args[0]) if joined is not None and int(joined.attrs.axis) == 0 else None
     if not isinstance(whole, relax.Tuple):

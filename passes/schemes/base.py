@@ -1,4 +1,4 @@
-"""What a quantization scheme is: data that `quantize_weights` follows."""
+"""A quantization scheme: data that `quantize_weights` follows."""
 
 from __future__ import annotations
 

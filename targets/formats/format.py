@@ -65,14 +65,14 @@ class WeightFormat:
 
     @property
     def name(self) -> str:
-        """What operations carry: w4g32 is 4 bits in groups of 32; an m after it says that there are mins."""
+        """The text that operations carry: w4g32 is 4 bits in groups of 32; an m after it says that there are mins."""
         scales = next(short for short, dtype in _SHORT_DTYPES.items() if dtype == self.scale_dtype)
         extras = [part for part in (self.table, "" if scales == "f16" else scales) if part]
         return "-".join([f"w{self.bits}g{self.group_size}{'m' if self.has_mins else ''}", *extras])
 
     @property
     def has_mins(self) -> bool:
-        """Whether each group has a min."""
+        """True if each group has a min."""
         return self.zero_point == "mins"
 
     @property
@@ -91,7 +91,7 @@ class WeightFormat:
         return self.bits + (32 if self.scale_dtype == "float32" else 16) * (1 + self.has_mins) / self.group_size
 
     def fits(self, other: WeightFormat) -> bool:
-        """Whether `other` can hold the values of this format exactly, as long as mins do not overflow its type."""
+        """True if `other` can hold the values of this format exactly, as long as mins do not overflow its type."""
         alike = (self.group_size, self.scale_dtype, self.table) == (other.group_size, other.scale_dtype, other.table)
         plain = alike and not self.has_mins and self.code_dtype == "uint8"
         return self == other or (plain and not self.table and (other.code_dtype == "int8" or (other.has_mins and other.bits == self.bits)))

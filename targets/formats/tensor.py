@@ -59,7 +59,7 @@ class QuantizedTensor:
         return QuantizedTensor(format, self.codes, self.scales, stored) if np.array_equal(stored.astype(np.float32), mins) else None
 
     def values(self) -> Array:
-        """What the codes stand for: f32 [N, K]."""
+        """The values that the codes stand for: f32 [N, K]."""
         shape = (*self.scales.shape, self.format.group_size)
         codes = self.codes if not self.format.table else np.array(TABLES[self.format.table], np.float32)[self.codes]
         values = self.scales.astype(np.float32)[..., None] * (codes.reshape(shape).astype(np.float32) - np.float32(self.format.zero))

@@ -66,7 +66,7 @@ def packed(file: File, groups: Sequence[Sequence[str]], quant: str, embedding: s
 
 
 def stored(weights: Sequence[PackedWeight], *names: str, group_size: int = 32) -> QuantizedTensor:
-    """What is stored for the weight that is made of these tensors."""
+    """The numbers that are stored for the weight that is made of these tensors."""
     codes, scales, *mins = (weight.compute() for weight in weights if {each.name for each in weight.encodings} == set(names))
     form = WeightFormat(8 if codes.dtype == np.int8 else 4, group_size, zero_point="mins" if mins else "none")
     return QuantizedTensor(form, codes, scales, *mins)

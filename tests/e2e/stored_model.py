@@ -72,7 +72,7 @@ def prompts_of(model: Any) -> Any:
 
 
 def logits_of(model: Any) -> Any:
-    """What torch computes for them."""
+    """Torch's logits for them."""
     import torch
 
     with torch.no_grad():

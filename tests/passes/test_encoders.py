@@ -1,4 +1,4 @@
-"""What encoders do to numbers: against float64, and against the gguf package's own quantization."""
+"""Encoders, against float64, and against the gguf package's own quantization."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_row_that_fills_no_group_is_padded_with_zeros(storage: Storage) -> Non
 
 @by_storage
 def test_rows_are_encoded_alone(storage: Storage) -> None:
-    """What lets the parts of a joined weight be encoded one by one; long enough for several chunks."""
+    """So the parts of a joined weight may be encoded one by one. The weight is long enough for several chunks."""
     weight = normal(300, 1024)
     blocks, parts = encode(storage, weight), [encode(storage, part) for part in (weight[:1], weight[1:77], weight[77:])]
     for index, whole in enumerate(blocks.tensors):

@@ -229,7 +229,7 @@ class _Turns:
 
     @property
     def is_shared(self) -> Value:
-        """Whether some of the next block's slices come in this one."""
+        """True if some of the next block's slices come in this one."""
         return T.And(self.num_tiles > T.int64(2), self.after.exists)
 
     @property
@@ -239,7 +239,7 @@ class _Turns:
         return T.Select(self.is_shared, T.int64(count), T.int64(0))
 
     def dequantize(self, product: TileProduct, pair: Value, at: Value, weights: Buffer) -> None:
-        """What comes before slice `at` of a pair of tiles is multiplied."""
+        """Dequantizes what is due before slice `at` of a pair of tiles is multiplied."""
         slices, after = self.slices, self.after
         is_first, is_last = pair == T.int64(0), T.And(pair == (self.num_tiles - 1) // 2, self.is_shared)
         each = T.Select(self.halves_done < T.int64(slices.count), T.int64(2), T.int64(1))

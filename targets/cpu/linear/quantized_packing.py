@@ -32,7 +32,7 @@ HALVES, QUADS = PANEL // COLUMNS, SLICE // QUAD
 
 @dataclass(frozen=True)
 class Codes:
-    """What a quantized weight's bytes mean, and where they are."""
+    """A weight format as panels have it: where its bytes are."""
 
     format: WeightFormat
 
@@ -43,7 +43,7 @@ class Codes:
 
     @property
     def has_mins(self) -> bool:
-        """Whether each group has a min."""
+        """True if each group has a min."""
         return self.format.has_mins
 
     @property

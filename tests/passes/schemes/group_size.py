@@ -1,4 +1,4 @@
-"""What every group size is held to, from its names to logits: the test of one is a class that says which."""
+"""The tests that every group size is held to, from its names to logits: those of one are a class that says which."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from cupola.targets.testing.case import ODD
 from cupola.targets.testing.catalogue import EmbeddingKernel, LinearKernel
 from tests.compiler.encodings import File, packed, stored
 from tests.e2e.stored_model import distances
+from tests.passes.harness import verified
 
 KINDS = ("w8a8", "w8a16", "w4a8", "w4a16")
 BLOCKS = {"Q4_0": "4 bits", "Q4_1": "4 bits with mins", "Q4_K": "4 bits with mins", "Q8_0": "8 bits", "Q6_K": "8 bits", "F16": "4 bits"}
@@ -64,7 +65,7 @@ class GroupSizeTests:
                 logits = ops.Linear(hidden, head, None, None, "").emit(relax.TensorType((n, 100), "float32"))
                 result = builder.emit_output(logits)
             builder.emit_func_output(result)
-        mod = quantize_weights(SCHEMES[f"{kind}-g{self.size}"])(builder.get())
+        mod = verified(quantize_weights(SCHEMES[f"{kind}-g{self.size}"]), builder.get())
         bindings = [binding for block in mod["forward"].body.blocks for binding in block.bindings]
         layers = [op for binding in bindings if (op := ops.Linear.match(binding.value)) is not None]
         assert [layer.format for layer in layers] == [f"w{kind[1]}g{self.size}", f"w8g{self.size}"]
