@@ -71,7 +71,7 @@ def squared(b: relax.BlockBuilder, x: relax.Var, positions: relax.Var) -> relax.
 
 
 def shifted(b: relax.BlockBuilder, x: relax.Var, positions: relax.Var) -> relax.Expr:
-    """What may be a maximum over positions, as where frequencies depend on the length, is not looked through."""
+    """A maximum over positions that may stand in a model, as where frequencies depend on the length, is not looked through."""
     return rotary(b, x, b.emit(op.subtract(positions, b.emit(op.max(positions)))))
 
 
