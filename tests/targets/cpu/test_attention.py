@@ -90,6 +90,8 @@ def attention(isa, s):
         names = [field.name for field in fields(PagedAttention)]
         numbers = dict(zip(("q_start", "k_start", "v_start"), s.starts, strict=True))
         numbers |= {"layer": LAYER, "scale": s.key_dim**-0.5, "window": s.window, "softcap": s.softcap}
+        given["pools"] = tuple(given.pop(name) for name in ("k_pages", "v_pages", "k_scales", "v_scales") if name in given)
+        numbers["kv_dtype"] = s.dtype
         op = PagedAttention(**{name: numbers.get(name, given.get(name)) for name in names})
         return op.emit(relax.TensorType((n, s.heads * s.value_dim), "float32"))
 
