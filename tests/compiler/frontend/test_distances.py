@@ -71,7 +71,7 @@ def squared(b: relax.BlockBuilder, x: relax.Var, positions: relax.Var) -> relax.
 
 
 def shifted(b: relax.BlockBuilder, x: relax.Var, positions: relax.Var) -> relax.Expr:
-    """A maximum over positions that may stand in a model, as where frequencies depend on the length, is not looked through."""
+    """Positions less their maximum, which may stand for a length that frequencies depend on: it is not looked through."""
     return rotary(b, x, b.emit(op.subtract(positions, b.emit(op.max(positions)))))
 
 
