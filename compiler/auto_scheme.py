@@ -23,6 +23,6 @@ def choose_scheme(quant: str, source: Source, target: Target) -> tuple[str, tupl
     for tensor in source.tensors.values():
         counts[tensor.stored_as] += math.prod(tensor.shape) if len(tensor.shape) > 1 else 0
     kind = max(counts, key=lambda name: counts[name], default="")
-    name = _SCHEMES[kind.startswith(_FOUR_BITS), target.multiplies_int8]
-    does = "multiplies" if target.multiplies_int8 else "has no fast way to multiply"
+    name = _SCHEMES[kind.startswith(_FOUR_BITS), target.abilities.multiplies_int8]
+    does = "multiplies" if target.abilities.multiplies_int8 else "has no fast way to multiply"
     return name, (f"quant auto is {name} here: most weights come in {kind}, and {target.spec.name} {does} integers of 8 bits",)

@@ -17,7 +17,7 @@ from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, pipeline, run_passes
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import open_source
-from cupola.compiler.variants import build_variant, check_same_weights, join_functions, join_kernels, lay_out_state, library_names
+from cupola.compiler.variants import build_variant, check_agreement, join_functions, join_kernels, lay_out_state, library_names
 from cupola.compiler.weights import encoding_notes, lift_weights, overflow_notes
 from cupola.passes.schemes import scheme_of
 from cupola.runtime.artifact.folder import Artifact
@@ -42,7 +42,7 @@ def compile_to(
         with progress.stage("Running passes"):
             formats = {name: tensor.stored_as for name, tensor in program.weights.items()}
             lowered = [run_passes(program.mod, pipeline(target, kv, scheme, formats, extra_passes), dumps) for target in targets]
-            check_same_weights(lowered, targets)
+            check_agreement(lowered, targets)
             lifted = [lift_weights(mod, program.weights) for mod in lowered]
             weights = lifted[0][1]
         with progress.stage("Building kernels"):

@@ -36,6 +36,7 @@ from cupola.passes.sink_transposes import sink_transposes
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.environment import debug_level
 from cupola.targets.base import Target
+from cupola.targets.ops import Argmax, BlockMaxima
 
 Pass: TypeAlias = tvm.transform.Pass
 
@@ -81,8 +82,8 @@ def pipeline(
         quantize_weights(scheme, formats),
         narrow_activations(target),
         add_in_place(),
-        find_maxima(),
-        find_argmax(kv),
+        *([find_maxima()] if target.implements(BlockMaxima) else []),
+        *([find_argmax(kv)] if target.implements(Argmax) and target.implements(BlockMaxima) else []),
         lower_ops(target),
     ]
 

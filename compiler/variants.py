@@ -17,7 +17,7 @@ from cupola.runtime.artifact.manifest import LIBRARY, LibrarySpec
 from cupola.runtime.artifact.read import read_plan
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec
-from cupola.runtime.errors import OptionError
+from cupola.runtime.errors import OptionError, UnsupportedError
 from cupola.targets.base import Target
 from cupola.targets.cost import list_kernels
 
@@ -32,15 +32,21 @@ class Variant:
     probes: tuple[KernelSpec, ...]
 
 
-def check_same_weights(mods: Sequence[IRModule], targets: Sequence[Target]) -> None:
-    """Raises OptionError unless the modules, lowered for these targets, make the same of the model's weights."""
+def check_agreement(mods: Sequence[IRModule], targets: Sequence[Target]) -> None:
+    """Raises OptionError unless the modules, lowered for these targets, make the same of the model's weights, and give the same outputs."""
     if len(mods) == 1:
         return
-    first, *others = (relax.transform.LiftTransformParams()(mod)[TRANSFORM] for mod in mods)
-    for other, target in zip(others, targets[1:], strict=True):
-        if not tvm_ffi.structural_equal(first, other, map_free_vars=True):
-            problem = f"{targets[0].spec.name} and {target.spec.name} lay weights out differently"
-            raise OptionError(problem, field="target", fix="compile an artifact for each of them")
+    results = [mod["forward"].ret_ty for mod in mods]
+    transforms = [relax.transform.LiftTransformParams()(mod)[TRANSFORM] for mod in mods]
+    for problem, values in (("give different outputs", results), ("lay weights out differently", transforms)):
+        for value, target in zip(values[1:], targets[1:], strict=True):
+            if not tvm_ffi.structural_equal(values[0], value, map_free_vars=True):
+                raise _disagreement(targets[0], target, problem)
+
+
+def _disagreement(first: Target, other: Target, problem: str) -> OptionError:
+    names = f"{first.spec.name} and {other.spec.name}"
+    return OptionError(f"{names} {problem}", field="target", fix="compile an artifact for each of them")
 
 
 def lay_out_state(kv: KVSpec, targets: Sequence[Target]) -> KVSpec:
@@ -50,11 +56,15 @@ def lay_out_state(kv: KVSpec, targets: Sequence[Target]) -> KVSpec:
         OptionError: they lay it out differently.
         UnsupportedError: one can't hold it.
     """
+    for target in targets:
+        known = target.abilities.kv_dtypes
+        if kv.dtype not in known:
+            problem = f"can't store K and V as {kv.dtype}"
+            raise UnsupportedError(problem, field=f"target {target.spec.name}", fix=f"it can as {', '.join(known)}")
     first, *others = [[target.state_pools(group, kv.dtype, kv.block_size) for group in kv.groups] for target in targets]
     for other, target in zip(others, targets[1:], strict=True):
         if other != first:
-            problem = f"{targets[0].spec.name} and {target.spec.name} lay the K/V cache out differently"
-            raise OptionError(problem, field="target", fix="compile an artifact for each of them")
+            raise _disagreement(targets[0], target, "lay the K/V cache out differently")
     return replace(kv, groups=tuple(replace(group, pools=pools) for group, pools in zip(kv.groups, first, strict=True)))
 
 

@@ -39,7 +39,7 @@ class _Lowering(PyExprMutator):
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
-        for rule in self.target.kernels:
+        for rule in self.target.rules:
             lowered = rule(call, self.builder_)
             if lowered is not None:
                 return lowered

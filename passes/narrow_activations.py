@@ -27,9 +27,9 @@ def narrow_activations(target: Target) -> tvm.transform.Pass:
 
 
 def _run(mod: IRModule, target: Target) -> IRModule:
-    if target.activations == "float32":
+    if target.abilities.activations == "float32":
         return mod
-    narrowing = _Narrowing(mod, target.activations)
+    narrowing = _Narrowing(mod, target.abilities.activations)
     for var, func in mod.functions_items():
         if isinstance(func, relax.Function):
             narrowing.find(func)

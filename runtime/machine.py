@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
-# Linux's names for Arm features that LLVM calls otherwise; the rest differ in punctuation only (avx512_vnni, avx512vnni).
-_FEATURE_ALIASES = {"neon": "asimd", "dotprod": "asimddp", "fullfp16": "asimdhp", "lse": "atomics"}
 _ON_REQUEST = "amx"  # how features begin whose registers Linux keeps from a process until it asks for them
 # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), in https://docs.kernel.org/arch/x86/xstate.html
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
@@ -23,19 +21,18 @@ def here() -> str:
 
 
 def missing_features(features: Sequence[str]) -> list[str]:
-    """Those of `features`, in Linux's or LLVM's spelling, that this process can't use; none where the system does not list any.
+    """Those of `features`, in Linux's words, that this process can't use; none where the system does not list any.
 
     What Linux grants on request only is asked for here, and so is the process's from then on.
     """
     flags = cpu_flags()
-    missing = [name for name in features if flags is not None and _flag(name) not in flags]
-    if not missing and any(_flag(name).startswith(_ON_REQUEST) for name in features) and not _request_tiles():
-        return [name for name in features if _flag(name).startswith(_ON_REQUEST)]
-    return missing
+    missing = [name for name in features if flags is not None and name not in flags]
+    on_request = [name for name in features if name.startswith(_ON_REQUEST)]
+    return on_request if on_request and not missing and not _request_tiles() else missing
 
 
 def cpu_flags() -> frozenset[str] | None:
-    """The CPU's features, without punctuation; None where the system does not list them."""
+    """The CPU's features; None where the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -43,7 +40,7 @@ def cpu_flags() -> frozenset[str] | None:
     for line in lines:
         name, _, value = line.partition(":")
         if name.strip().lower() in ("flags", "features"):
-            return frozenset(map(_plain, value.split()))
+            return frozenset(value.split())
     return None
 
 
@@ -67,12 +64,3 @@ def trim_heap() -> None:
 def architecture(name: str) -> str:
     """An architecture's name as LLVM has it, whatever the system calls it."""
     return _ARCHITECTURES.get(name.lower(), name.lower())
-
-
-def _flag(feature: str) -> str:
-    name = feature.removeprefix("+").lower()
-    return _plain(_FEATURE_ALIASES.get(name, name))
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace(".", "").replace("-", "")

@@ -12,39 +12,75 @@ from tvm import relax
 from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.runtime.artifact.state import KVGroup
 from cupola.runtime.artifact.tensors import TensorSpec
-from cupola.targets.generic.state_layout import state_pools as generic_pools
+from cupola.targets.generic.rules import RULES, STATE_RULES
+from cupola.targets.generic.state_layout import LAYOUT
 from cupola.targets.native.link import link_here
+from cupola.targets.native.lowering import LOWERING
+from cupola.targets.ops import Op
+from cupola.targets.state import StateLayout
 
 # Lowers one call: adds its PrimFunc to the builder and returns the expression that replaces the call, or None for
 # "not mine". Packing of a weight is emitted as Relax ops on the weight; it is lifted out and runs at compile time.
 KernelRule = Callable[[relax.Call, relax.BlockBuilder], relax.Expr | None]
-StatePools = Callable[[KVGroup, str, int], tuple[TensorSpec, ...]]
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """The capabilities of a target. Whoever would ask for its name asks one of these.
+
+    Attributes:
+        activations: the type in which one kernel hands another what quantized layers and attention round anyway.
+        kv_dtypes: what K and V may be stored as.
+        multiplies_int8: whether sums of products of int8 are faster than those of float32.
+        batch_invariant: whether a row of every result has the same bits whatever rows stand beside it.
+        bf16_rows: from how many rows on a quantized layer multiplies in bfloat16, activations and weights; attention then does so too, for
+            several tokens of a sequence and where K and V are no wider. 0: never.
+    """
+
+    activations: str = "float32"
+    kv_dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16", "int8")
+    multiplies_int8: bool = False
+    batch_invariant: bool = True
+    bf16_rows: int = 0
 
 
 @dataclass(frozen=True)
 class Target:
-    """A machine to compile for.
+    """A machine to compile for. What it does not bring is the generic one's.
 
     Attributes:
         spec: what the manifest records, and the runtime checks before it loads the library.
         tvm: TVM's own target.
-        state_pools: the memory of a K/V group, (group, dtype, block size) -> tensors; raises UnsupportedError for what it can't hold.
-        kernels: rules, first match wins.
+        abilities: what passes and options ask.
+        state: how K and V lie in memory.
+        kernels: its own rules; the first match wins.
+        optional: the optional operations that `kernels` implement.
         schedules: passes that schedule the PrimFuncs that no rule wrote, in order.
-        lowering: the name, as registered with TVM, of the passes from TIR to code; its own by default.
-        activations: the type in which one kernel hands another what quantized layers read and round.
-        multiplies_int8: whether sums of products of int8 are faster than those of float32.
+        lowering: the name, as registered with TVM, of the passes from TIR to code; they end in `plain_interface`.
         probes: makes the kernels that find out what the machine can do; every library carries them.
         link: makes a shared library of objects and C sources, for this machine or another one: `link(objects, sources, output)`.
     """
 
     spec: DeviceSpec
     tvm: tvm.target.Target
-    state_pools: StatePools = generic_pools
+    abilities: Abilities = Abilities()
+    state: StateLayout = LAYOUT
     kernels: tuple[KernelRule, ...] = ()
+    optional: tuple[type[Op], ...] = ()
     schedules: tuple[tvm.transform.Pass, ...] = ()
-    lowering: str = "default"
-    activations: str = "float32"
-    multiplies_int8: bool = False
+    lowering: str = LOWERING
     probes: Callable[[], tvm.IRModule] = tvm.IRModule
     link: Callable[[Sequence[Path], Sequence[Path], Path], None] = link_here
+
+    @property
+    def rules(self) -> tuple[KernelRule, ...]:
+        """All rules, the generic ones last. A target with a layout of its own attends over it with a kernel of its own."""
+        return (*self.kernels, *RULES, *(STATE_RULES if self.state == LAYOUT else ()))
+
+    def state_pools(self, group: KVGroup, kv_dtype: str, block_size: int) -> tuple[TensorSpec, ...]:
+        """The memory of a group's K and V, which the manifest records. Raises UnsupportedError for what the target can't hold."""
+        return self.state.pools(group, kv_dtype, block_size)
+
+    def implements(self, op: type[Op]) -> bool:
+        """True if there is a kernel for the operation; an optional one is left out of models where there is none."""
+        return not op.is_optional or op in self.optional

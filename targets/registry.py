@@ -1,35 +1,41 @@
-"""The targets by name: `cpu` is this machine, `cpu:<isa>` one instruction set.
-
-`cpu:batch-invariant` is this machine without what makes a token's logits depend on the rows beside it: batch, chunks, caches.
-"""
+"""The targets by name. Each folder here that has a `target.py` declares some in its `TARGETS`; others are registered."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cupola.runtime.errors import OptionError
-from cupola.targets.cpu.isa import ISA, ISAS, runs_here
+from cupola.targets.entry import TargetEntry
 
 if TYPE_CHECKING:
     from cupola.targets.base import Target
 
-_HERE = {
-    "cpu": "the best of the below that this machine has",
-    "cpu:batch-invariant": "the best of them whose answers never depend, by a bit, on what else a step holds",
-}
+_REGISTERED: dict[str, TargetEntry] = {}
+
+
+def register_target(entry: TargetEntry) -> None:
+    """Makes a target known to this process that no folder here declares.
+
+    Raises:
+        OptionError: there is one of that name.
+    """
+    if entry.name in target_names():
+        raise OptionError(f"there is a {entry.name!r} already", field="target", fix="give it another name")
+    _REGISTERED[entry.name] = entry
 
 
 def target_names() -> tuple[str, ...]:
     """Every name that `get_target` takes."""
-    return (*_HERE, *(f"cpu:{isa.name}" for isa in ISAS))
+    return tuple(entry.name for entry in list_targets())
 
 
-def list_targets() -> tuple[tuple[str, str, bool], ...]:
-    """For `cupola targets`: (name, description, whether this machine runs it)."""
-    return (
-        *((name, description, _best(name) is not None) for name, description in _HERE.items()),
-        *((f"cpu:{isa.name}", isa.description, runs_here(isa)) for isa in ISAS),
-    )
+def list_targets() -> tuple[TargetEntry, ...]:
+    """All targets, those of a folder side by side."""
+    return (*_declared(), *_REGISTERED.values())
 
 
 def get_targets(names: str) -> tuple[Target, ...]:
@@ -48,18 +54,17 @@ def get_target(name: str) -> Target:
     """The target called `name`.
 
     Raises:
-        OptionError: no such target, or one of this machine, which none of the instruction sets fits.
+        OptionError: no such target, or one of this machine, which has nothing that it could stand for.
     """
-    isas = {f"cpu:{isa.name}": isa for isa in ISAS}
-    found = _best(name) if name in _HERE else isas.get(name)
+    found = next((entry for entry in list_targets() if entry.name == name), None)
     if found is None:
-        problem = "none of the known instruction sets fits this machine" if name in _HERE else f"{name!r} is not a target"
-        raise OptionError(problem, field="target", fix=f"one of {', '.join(target_names())}")
-    from cupola.targets.cpu.target import cpu_target  # here, so that names are known without tvm, seconds of start-up
-
-    return cpu_target(found)
+        raise OptionError(f"{name!r} is not a target", field="target", fix=f"one of {', '.join(target_names())}")
+    return found.make()
 
 
-def _best(name: str) -> ISA | None:
-    """What a name of `_HERE` stands for."""
-    return next((isa for isa in ISAS if runs_here(isa) and (name == "cpu" or isa.batch_invariant)), None)
+@functools.cache
+def _declared() -> tuple[TargetEntry, ...]:
+    """The targets that folders declare, in the order of the folders' names."""
+    folders = sorted(file.parent.name for file in Path(__file__).parent.glob("*/target.py"))
+    declared: Sequence[Sequence[TargetEntry]] = [import_module(f"cupola.targets.{folder}.target").TARGETS for folder in folders]
+    return tuple(entry for entries in declared for entry in entries)

@@ -34,7 +34,6 @@ TESTED_BY = {
     "targets/cpu/linear": "tests/targets/test_kernels.py",
     "targets/cpu/measure": "tests/targets/cpu/test_ledger.py",
     "targets/cpu/rows": "tests/targets/cpu/test_elementwise.py",
-    "targets/generic": "tests/targets/cpu/test_state_layout.py",
     "targets/ops": "tests/targets/test_kernels.py",
     "targets/testing": "tests/targets/test_kernels.py",
 }

@@ -30,6 +30,10 @@ MAY_IMPORT = {
     "benchmarks": ("cupola",),
 }  # "cupola!" is the facade alone
 FFI_FILES = ("runtime/structured/xgrammar_library.py",)  # XGrammar's library is bound by tvm_ffi, and lives in processes of its own
+TARGETS = sorted(file.parent.name for file in ROOT.glob("targets/*/target.py"))
+INSTRUCTION_SET = re.compile(r"(?<![a-z])(avx|sse\d|amx|vnni|neon|asimd|sve\d?(?![a-z])|dotprod)", re.IGNORECASE)
+# File -> the instruction sets that it may name. Linux lends AMX's registers on request, which is a fact about Linux.
+MAY_NAME = {"runtime/machine.py": ("amx",)}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|work|Users)/")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 TIR_DECORATORS = ("prim_func", "ir_module")
@@ -83,6 +87,23 @@ def broken_imports(path: str, tree: ast.AST) -> list[str]:
         elif top in ("torch", "transformers") and not path.startswith(("compiler/", "models/", "tutorials/", "benchmarks/")):
             faults.append(f"{path}:{line}: only the compiler and the models import {top}")
     return faults
+
+
+def imported_targets(path: str, tree: ast.AST) -> list[str]:
+    """The imports of a folder in `targets/` that has a `target.py`, by a file that is not in that folder."""
+    return [
+        f"{path}:{line}: imports {name}"
+        for line, name in imported_modules(tree)
+        for folder in TARGETS
+        if f"{name}.".startswith(f"cupola.targets.{folder}.") and not path.startswith(f"targets/{folder}/")
+    ]
+
+
+def named_instruction_sets(path: str, text: str) -> list[str]:
+    """Lines that name an instruction set, but for the names that the file may."""
+    allowed = MAY_NAME.get(path, ())
+    found = ((number, name.group()) for number, line in enumerate(text.splitlines(), 1) for name in INSTRUCTION_SET.finditer(line))
+    return [f"{path}:{number}: names {name}" for number, name in found if name.lower() not in allowed]
 
 
 def long_functions(path: str, tree: ast.AST) -> list[str]:
@@ -151,6 +172,18 @@ def parse(file: Path) -> tuple[str, ast.Module]:
 @each_file
 def test_a_room_imports_only_what_its_row_allows(file: Path) -> None:
     assert broken_imports(*parse(file)) == []
+
+
+@each_file
+def test_targets_are_found_by_name(file: Path) -> None:
+    """Only a target's own folder imports it, and the list of targets finds it: elsewhere an ability is asked."""
+    assert imported_targets(*parse(file)) == []
+
+
+@each_source
+def test_no_instruction_set_is_named_outside_targets(file: Path) -> None:
+    path = file.relative_to(ROOT).as_posix()
+    assert path.startswith("targets/") or named_instruction_sets(path, file.read_text(encoding="utf-8")) == []
 
 
 @each_source
@@ -251,6 +284,15 @@ def test_the_environment_rule_itself() -> None:
     ]:
         assert len(environment_reads("file.py", ast.parse(code))) == num_faults, code
     assert len(unsafe_interpreters("file.py", ast.parse("run([sys.executable, '-m', 'pip'])"))) == 1
+
+
+def test_the_rules_of_targets_themselves() -> None:
+    imports = ast.parse("from cupola.targets.cpu.isa import ISAS\nfrom cupola.targets.generic.rules import RULES")
+    assert imported_targets("targets/cpu/kernels.py", imports) == []
+    assert imported_targets("compiler/build.py", imports) == ["compiler/build.py:1: imports cupola.targets.cpu.isa.ISAS"]
+    text = "if 'avx512f' in flags:  # and AMX\n    ask_save(answer)"
+    assert named_instruction_sets("runtime/llm.py", text) == ["runtime/llm.py:1: names avx", "runtime/llm.py:1: names AMX"]
+    assert named_instruction_sets("runtime/machine.py", text) == ["runtime/machine.py:1: names avx"]
 
 
 def test_the_length_rule_itself() -> None:

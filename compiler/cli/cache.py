@@ -60,7 +60,7 @@ def artifact_folder(source: str, options: CompileOptions) -> Path:
 
 def build_id() -> str:
     """A hash of all that decides what a compile makes of its input: cupola's own source, TVM, what this machine can run."""
-    runs_here = [name for name, _, here in list_targets() if here]
+    runs_here = [target.name for target in list_targets() if target.runs_here()]
     digest = hashlib.sha256(f"{importlib.metadata.version('apache-tvm')} {runs_here}".encode())
     for room in _COMPILED_BY:
         spec = importlib.util.find_spec(f"cupola.{room}")

@@ -13,21 +13,25 @@ from rich.table import Table
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.progress import console_progress
 from cupola.runtime.errors import EngineError, OptionError
-from cupola.targets.cpu.isa import ISA, ISAS, runs_here
+from cupola.targets.registry import list_targets
 
 if TYPE_CHECKING:
     from cupola.compiler.kernel_check import KernelResult
 
 
-OnlyISA = Annotated[str | None, typer.Option("--isa", help="Check this instruction set alone: avx2, …", show_default=False)]
+OnlyTarget = Annotated[
+    str | None, typer.Option("--target", help="Check this one alone, as `cupola targets` lists them.", show_default=False)
+]
 
 
-def check_kernels(isa: OnlyISA = None, as_json: p.Json = False) -> None:
+def check_kernels(target: OnlyTarget = None, as_json: p.Json = False) -> None:
     """Run every kernel that this machine can run, on random data of many shapes, against a float64 reference."""
-    isas = _chosen(isa)
+    names = _chosen(target)
     from cupola.compiler.kernel_check import check_kernels as check  # here, so that a mistyped option answers at once
+    from cupola.targets.registry import get_target
 
-    results = list(check(isas, console_progress()))
+    targets = {found.spec.name: found for found in map(get_target, names)}  # several names may stand for one
+    results = list(check(list(targets.values()), console_progress()))
     if as_json:
         typer.echo(json.dumps([{**asdict(result), "is_right": result.is_right} for result in results]))
     else:
@@ -37,12 +41,12 @@ def check_kernels(isa: OnlyISA = None, as_json: p.Json = False) -> None:
         raise EngineError(f"{len(wrong)} of {len(results)} kernels are wrong on this machine: {', '.join(wrong)}")
 
 
-def _chosen(name: str | None) -> list[ISA]:
-    here = [isa for isa in ISAS if runs_here(isa)]
-    chosen = here if name is None else [isa for isa in here if isa.name == name.removeprefix("cpu:")]
+def _chosen(name: str | None) -> list[str]:
+    here = [target.name for target in list_targets() if target.runs_here()]
+    chosen = [known for known in here if name in (None, known)]
     if not chosen:
-        problem = "none of the known instruction sets fits this machine" if name is None else f"{name!r} is none that this machine runs"
-        raise OptionError(problem, field="isa", fix=f"one of {', '.join(isa.name for isa in here)}" if here else "see `cupola targets`")
+        problem = "this machine runs none of the known targets" if name is None else f"{name!r} is none that this machine runs"
+        raise OptionError(problem, field="target", fix=f"one of {', '.join(here)}" if here else "see `cupola targets`")
     return chosen
 
 

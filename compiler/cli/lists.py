@@ -29,10 +29,11 @@ def models(as_json: p.Json = False) -> None:
 
 def targets(as_json: p.Json = False) -> None:
     """List what a model can be compiled for."""
+    listed = [(target.name, target.description, target.runs_here()) for target in list_targets()]
     if as_json:
-        typer.echo(json.dumps([{"name": name, "description": about, "runs_here": here} for name, about, here in list_targets()]))
+        typer.echo(json.dumps([{"name": name, "description": about, "runs_here": here} for name, about, here in listed]))
         return
-    _print_table(("TARGET", "RUNS HERE", ""), [(name, "yes" if here else "no", about) for name, about, here in list_targets()])
+    _print_table(("TARGET", "RUNS HERE", ""), [(name, "yes" if here else "no", about) for name, about, here in listed])
 
 
 def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

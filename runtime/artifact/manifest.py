@@ -52,9 +52,9 @@ class DeviceSpec:
     """What a library was compiled for.
 
     Attributes:
-        name: the target's, such as "cpu:avx2".
+        name: the target's, as `cupola targets` lists it.
         kind: "cpu"; which part of the runtime can drive it.
-        device: what tells it from others of its kind, in a word by which a library is chosen, such as "avx2".
+        device: what tells it from others of its kind, by which a library is chosen.
         triple: of the host that loads it, as LLVM has them.
         features: what must be there on the machine that loads it, in the system's words.
     """

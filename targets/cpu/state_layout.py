@@ -8,9 +8,12 @@ float32 `[layers, blocks, heads, tokens]`, in pools of their own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.errors import UnsupportedError
+from cupola.targets.state import Array, StateContents, StateLayout
 
 
 def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec, ...]:
@@ -30,3 +33,19 @@ def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec
     values = TensorSpec("v_pages", dtype, (*heads, block_size // pair, group.value_dim * pair))
     scales = [TensorSpec(name, "float32", (*heads, block_size)) for name in ("k_scales", "v_scales")]
     return (keys, values, *(scales if dtype == "int8" else ()))
+
+
+def read_state(pools: Sequence[Array], layer: int) -> StateContents:
+    """The pools' contents, pairs taken apart and keys turned back."""
+    k_pages, v_pages, *scales = (pool[layer] for pool in pools)
+    pair = 2 if scales else 1
+    blocks, heads, rows, columns = k_pages.shape
+    keys = k_pages.reshape(blocks, heads, rows, columns // pair, pair).transpose(0, 3, 1, 2, 4)
+    keys = keys.reshape(blocks, columns // pair, heads, rows * pair)
+    blocks, heads, rows, columns = v_pages.shape
+    values = v_pages.reshape(blocks, heads, rows, columns // pair, pair).transpose(0, 2, 4, 1, 3)
+    values = values.reshape(blocks, rows * pair, heads, columns // pair)
+    return StateContents(keys, values, *(scale.transpose(0, 2, 1) for scale in scales))
+
+
+LAYOUT = StateLayout(state_pools, read_state)

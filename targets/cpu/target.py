@@ -1,56 +1,46 @@
-"""A CPU as a target: TVM's target string, the kernels in order, the schedules for what is left."""
+"""The names of CPUs as targets: `cpu` is this machine, `cpu:<isa>` one instruction set.
+
+`cpu:batch-invariant` is this machine without what makes a token's logits depend on the rows beside it: batch, chunks, caches.
+"""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
-import tvm
+from cupola.runtime.errors import OptionError
+from cupola.targets.cpu.isa import ISA, ISAS, runs_here
+from cupola.targets.entry import TargetEntry
 
-from cupola.runtime.artifact.manifest import DeviceSpec
-from cupola.runtime.environment import num_threads
-from cupola.targets.base import Target
-from cupola.targets.cpu.attention.paged import lower_paged_attention
-from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.linear.dequantized import lower_dequantized_linear
-from cupola.targets.cpu.linear.floats import lower_gated_linear, lower_linear
-from cupola.targets.cpu.linear.int8 import lower_int8_linear
-from cupola.targets.cpu.lowering import LOWERING
-from cupola.targets.cpu.measure.probes import probes
-from cupola.targets.cpu.rows.argmax import lower_argmax
-from cupola.targets.cpu.rows.block_maxima import lower_block_maxima
-from cupola.targets.cpu.rows.elementwise import schedule_elementwise
-from cupola.targets.cpu.rows.embedding import lower_embedding, lower_take
-from cupola.targets.cpu.rows.norm import lower_layer_norm, lower_rms_norm
-from cupola.targets.cpu.rows.rotary import lower_rotary
-from cupola.targets.cpu.state_layout import state_pools
-from cupola.targets.native.link import link_elf
+if TYPE_CHECKING:
+    from cupola.targets.base import Target
 
-RULES = (
-    lower_int8_linear,
-    lower_dequantized_linear,
-    lower_linear,
-    lower_gated_linear,
-    lower_paged_attention,
-    lower_rms_norm,
-    lower_layer_norm,
-    lower_rotary,
-    lower_take,
-    lower_embedding,
-    lower_block_maxima,
-    lower_argmax,
+
+def _make(isa: ISA) -> Target:
+    from cupola.targets.cpu.kernels import cpu_target  # here, so that names are known without tvm, seconds of start-up
+
+    return cpu_target(isa)
+
+
+def _best(batch_invariant: bool) -> ISA | None:
+    """The first that this machine has."""
+    return next((isa for isa in ISAS if runs_here(isa) and (isa.batch_invariant or not batch_invariant)), None)
+
+
+def _make_best(batch_invariant: bool) -> Target:
+    isa = _best(batch_invariant)
+    if isa is None:
+        names = ", ".join(f"cpu:{isa.name}" for isa in ISAS)
+        raise OptionError("none of the known instruction sets fits this machine", field="target", fix=f"one of {names}")
+    return _make(isa)
+
+
+def _here(name: str, description: str, batch_invariant: bool) -> TargetEntry:
+    return TargetEntry(name, description, partial(_make_best, batch_invariant), lambda: _best(batch_invariant) is not None)
+
+
+TARGETS = (
+    _here("cpu", "the best of the below that this machine has", False),
+    _here("cpu:batch-invariant", "the best of them whose answers never depend, by a bit, on what else a step holds", True),
+    *(TargetEntry(f"cpu:{isa.name}", isa.description, partial(_make, isa), partial(runs_here, isa)) for isa in ISAS),
 )
-
-
-def cpu_target(isa: ISA) -> Target:
-    """Linux on `isa`. Features are listed, never "native": what the code needs is what the manifest says."""
-    triple = f"{isa.architecture}-linux-gnu"
-    attributes = [f"+{attribute}" for attribute in isa.attributes]
-    base = {"x86_64": "x86-64", "aarch64": "generic"}[isa.architecture]
-    target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": base, "mattr": attributes, "num-cores": num_threads()})
-    spec = DeviceSpec(f"cpu:{isa.name}", "cpu", isa.name, triple, isa.features)
-    rules, schedules = tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),)
-    activations = "bfloat16" if isa.bf16_tiles else "float32"
-    int8 = bool(isa.int8_dot)
-    return Target(
-        spec, target, state_pools, rules, schedules, LOWERING, activations, int8, partial(probes, isa), partial(link_elf, triple)
-    )  # fmt: skip

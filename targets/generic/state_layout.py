@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
 from cupola.runtime.artifact.tensors import TensorSpec
+from cupola.targets.state import Array, StateContents, StateLayout
 
 
 def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec, ...]:
@@ -12,3 +15,11 @@ def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec
     pools = TensorSpec("keys", dtype, (*rows, group.key_dim)), TensorSpec("values", dtype, (*rows, group.value_dim))
     scales = [TensorSpec(name, "float32", rows) for name in ("key_scales", "value_scales")]
     return (*pools, *(scales if dtype == "int8" else ()))
+
+
+def read_state(pools: Sequence[Array], layer: int) -> StateContents:
+    """The pools' contents, which lie as tests want them."""
+    return StateContents(*(pool[layer] for pool in pools))
+
+
+LAYOUT = StateLayout(state_pools, read_state)

@@ -7,7 +7,7 @@ here the compiler does it once.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import IRModule, tirx
@@ -15,8 +15,10 @@ from tvm.ir import transform
 
 from cupola.runtime.artifact.plan import PlanKernel
 from cupola.runtime.artifact.tensors import TensorSpec
-from cupola.targets.base import Target
 from cupola.targets.native.sizes import size_of
+
+if TYPE_CHECKING:
+    from cupola.targets.base import Target
 
 SYMBOL = "cupola_code_"  # how the symbols of kernels begin: a kernel called exp must not stand in for the C library's
 _CPU = 1  # DLPack's number

@@ -19,6 +19,7 @@ class Op:
     """A call with named, typed fields. `emit` writes it into the IR, `match` reads it back."""
 
     name: ClassVar[str]
+    is_optional: ClassVar[bool] = False  # a model can do without
 
     def emit(self, out: relax.TensorType) -> relax.Call:
         """The call, whose result has the type `out`."""

@@ -19,6 +19,7 @@ class BlockMaxima(Op):
     """
 
     name: ClassVar[str] = "block_maxima"
+    is_optional: ClassVar[bool] = True
     x: Tensor
 
     def call(self) -> relax.Call:
@@ -37,6 +38,7 @@ class Argmax(Op):
     """
 
     name: ClassVar[str] = "argmax"
+    is_optional: ClassVar[bool] = True
     logits: Tensor
     maxima: Tensor
     tokens: Tensor  # i32 [n]

@@ -14,7 +14,6 @@ import tvm
 from tvm import relax
 
 from cupola.targets.base import Target
-from cupola.targets.cpu.isa import ISA, ISAS, with_own_kernels
 from cupola.targets.testing.references import Expected
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -79,34 +78,24 @@ class KernelCase:
         name: unique in the catalogue at one set of sizes.
         inputs: in order, weights last.
         emit: the call on them.
-        reference: what the call should give for such arrays.
+        expected: of such arrays, on the target that the case was made for.
         draw: arrays for so many tokens, at random.
         multiplies_int8: whether it sums products of int8.
-        in_tiles: what it should give where the instruction set has `bf16_tiles`, if that is something else.
+        may_use_bf16: whether targets whose abilities have `bf16_rows` round to bfloat16 in it.
+        batch_invariant: whether a row has the same bits whatever rows stand beside it.
     """
 
     name: str
     inputs: tuple[Input, ...]
     emit: Callable[[Tensors], relax.Call]
-    reference: Callable[[Arrays], Expected]
+    expected: Callable[[Arrays], Expected]
     draw: Callable[[np.random.Generator, int], Arrays]
     multiplies_int8: bool = False
-    in_tiles: Callable[[Arrays], Expected] | None = None
-
-    def expected(self, arrays: Arrays, isa: ISA) -> Expected:
-        """What the call should give on `isa`."""
-        return (self.in_tiles if isa.bf16_tiles and self.in_tiles else self.reference)(arrays)
-
-    def isas(self, isas: Sequence[ISA] = ISAS) -> tuple[ISA, ...]:
-        """Those of `isas` that have a kernel of their own for it."""
-        return with_own_kernels(self.multiplies_int8, isas, in_tiles=self.in_tiles is not None)
-
-    def is_batch_invariant(self, isa: ISA) -> bool:
-        """Whether a row has the same bits whatever rows stand beside it."""
-        return not isa.bf16_tiles or self.in_tiles is None
+    may_use_bf16: bool = False
+    batch_invariant: bool = True
 
 
-KernelFactory: TypeAlias = Callable[[Sizes], KernelCase]
+KernelFactory: TypeAlias = Callable[[Sizes, Target], KernelCase]
 
 
 def lower_case(case: KernelCase, target: Target) -> tvm.IRModule:
@@ -123,7 +112,7 @@ def lower_case(case: KernelCase, target: Target) -> tvm.IRModule:
     with builder.function("forward", variables, attrs={"num_input": sum(not i.is_weight for i in case.inputs)}):
         with builder.dataflow():
             call = builder.normalize(case.emit({variable.name: variable for variable in variables}))
-            lowered = next((result for rule in target.kernels if (result := rule(call, builder)) is not None), None)
+            lowered = next((result for rule in target.rules if (result := rule(call, builder)) is not None), None)
             if lowered is None:
                 raise LookupError(f"{target.spec.name} has no kernel for {case.name}")
             result = builder.emit_output(lowered)

@@ -1,4 +1,4 @@
-"""The catalogue of the calls that kernels are held to (`kernel_case.py`).
+"""The catalogue of the calls that kernels are held to (`case.py`).
 
 A new kernel, or a new kind of weight, is a line in `KERNELS`. Each is made at several sizes: those of a real model, which the
 ledger takes, and odd ones.
@@ -6,7 +6,7 @@ ledger takes, and odd ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,14 +15,15 @@ import numpy as np
 from tvm import relax
 
 from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
-from cupola.targets.cpu.emit.amx import MANY
-from cupola.targets.cpu.linear.quantized_packing import SLICE
+from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
+from cupola.targets.base import Target
 from cupola.targets.formats.format import WeightFormat
-from cupola.targets.ops import Argmax, BlockMaxima, Embedding, GatedLinear, Linear, PagedAttention, Rotary
+from cupola.targets.ops import Argmax, BlockMaxima, Embedding, GatedLinear, Linear, Op, PagedAttention, Rotary
 from cupola.targets.testing import references
 from cupola.targets.testing.case import Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
 
 EPSILON = 1e-5  # of norms
+GROUP = 32  # of quantized numbers, where nothing else is said
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 KV_DTYPES = {**DTYPES, "int8": "int8"}
 
@@ -39,7 +40,7 @@ class Weight:
         """A key of DTYPES, or a weight format's name; groups of 32 need no word in those: w4, w4m, w8."""
         if name in DTYPES:
             return Weight(DTYPES[name])
-        form = WeightFormat.parse(name if "g" in name else f"{name[:2]}g{SLICE}{name[2:]}")
+        form = WeightFormat.parse(name if "g" in name else f"{name[:2]}g{GROUP}{name[2:]}")
         return Weight(form.code_dtype, form)
 
     def inputs(self, rows: int, depth: int) -> list[Input]:
@@ -74,7 +75,7 @@ class LinearKernel:
     activation: str = ""
     dtype: str = "f32"  # a key of DTYPES
 
-    def __call__(self, sizes: Sizes) -> KernelCase:
+    def __call__(self, sizes: Sizes, target: Target) -> KernelCase:
         """The case at these sizes."""
         n, k, weight = sizes.ffn, sizes.hidden, Weight.of(self.weight)
         rows = 2 * n if self.gated else n
@@ -82,13 +83,14 @@ class LinearKernel:
         inputs += [Input("bias", (rows,), "float32" if weight.format else weight.dtype)] * self.bias + [Input("norm", (k,))] * self.norm
         reference = partial(references.linear, activation=self.activation, epsilon=EPSILON, quantize_x=self.quantize_x, gated=self.gated)
         scheme = self.weight if weight.format is None else self.weight + ("a8" if self.quantize_x else "a16")
-        reference = partial(reference, format=weight.format, bf16_result=self.dtype == "bf16")
+        in_bf16 = self.quantize_x and target.abilities.bf16_rows
+        reference = partial(reference, format=weight.format, bf16_result=self.dtype == "bf16", bf16_from=in_bf16 or None)
         flags = [flag for flag in ("norm", "bias", "residual", "in_place") if getattr(self, flag)] + [self.dtype] * (self.dtype != "f32")
         name = case_name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
-        in_tiles = partial(reference, bf16_from=MANY) if self.quantize_x else None
         return KernelCase(
-            name, tuple(inputs), partial(self.emit, n), reference, partial(_draw_rows, inputs), bool(self.quantize_x), in_tiles
-        )
+            name, tuple(inputs), partial(self.emit, n), reference, partial(_draw_rows, inputs), bool(self.quantize_x),
+            may_use_bf16=bool(self.quantize_x), batch_invariant=target.abilities.batch_invariant or not in_bf16,
+        )  # fmt: skip
 
     def emit(self, num_outputs: int, t: Tensors) -> relax.Call:
         """The call."""
@@ -107,7 +109,7 @@ class EmbeddingKernel:
 
     weight: str  # as `Weight.of` takes it
 
-    def __call__(self, sizes: Sizes) -> KernelCase:
+    def __call__(self, sizes: Sizes, target: Target) -> KernelCase:
         """The case at these sizes."""
         v, k, weight = sizes.vocabulary, sizes.hidden, Weight.of(self.weight)
         inputs = (Input("tokens", ("n",), "int32", (0, v)), *weight.inputs(v, k))
@@ -122,17 +124,17 @@ class EmbeddingKernel:
         return KernelCase(case_name("embedding", f"{v}x{k}", self.weight), inputs, emit, reference, at_random(inputs))
 
 
-def rms_norm(sizes: Sizes) -> KernelCase:
+def rms_norm(sizes: Sizes, target: Target) -> KernelCase:
     """`R.nn.rms_norm` of rows."""
     return _norm("rms_norm", (sizes.hidden,), ("scale",))
 
 
-def head_norm(sizes: Sizes) -> KernelCase:
+def head_norm(sizes: Sizes, target: Target) -> KernelCase:
     """`R.nn.rms_norm` of each head."""
     return _norm("rms_norm", (sizes.heads, sizes.head_dim), ("scale",))
 
 
-def layer_norm(sizes: Sizes) -> KernelCase:
+def layer_norm(sizes: Sizes, target: Target) -> KernelCase:
     """`R.nn.layer_norm` of rows."""
     return _norm("layer_norm", (sizes.hidden,), ("scale", "shift"))
 
@@ -147,7 +149,7 @@ def _norm(kind: str, shape: tuple[int, ...], weights: tuple[str, ...]) -> Kernel
     return KernelCase(name, tuple(inputs), emit, partial(getattr(references, kind), epsilon=EPSILON), at_random(inputs))
 
 
-def rotary(sizes: Sizes, interleaved: int = 0) -> KernelCase:
+def rotary(sizes: Sizes, target: Target, interleaved: int = 0) -> KernelCase:
     """`Rotary`, of halves or interleaved."""
     inputs = [Input("x", ("n", sizes.heads, sizes.head_dim)), *(Input(name, ("n", sizes.head_dim)) for name in ("cos", "sin"))]
 
@@ -158,14 +160,14 @@ def rotary(sizes: Sizes, interleaved: int = 0) -> KernelCase:
     return KernelCase(name, tuple(inputs), emit, partial(references.rotary, interleaved=bool(interleaved)), at_random(inputs))
 
 
-def block_maxima(sizes: Sizes) -> KernelCase:
+def block_maxima(sizes: Sizes, target: Target) -> KernelCase:
     """`BlockMaxima` of logits."""
     inputs = (Input("x", ("n", sizes.vocabulary)),)
     name = case_name("block_maxima", sizes.vocabulary)
     return KernelCase(name, inputs, lambda t: BlockMaxima(t["x"]).call(), references.block_maxima, at_random(inputs))
 
 
-def argmax(sizes: Sizes) -> KernelCase:
+def argmax(sizes: Sizes, target: Target) -> KernelCase:
     """`Argmax`, where every sequence brings one token."""
     logits, num_blocks = Input("logits", ("n", sizes.vocabulary)), -(-sizes.vocabulary // MAXIMA_BLOCK)
     tokens = [Input(name, ("t",), "int32", (0, 100)) for name in ("tokens", "positions", "slots")]
@@ -205,52 +207,57 @@ class AttentionKernel:
     sinks: bool = False
     dtype: str = "f32"  # a key of DTYPES
 
-    def __call__(self, sizes: Sizes) -> KernelCase:
+    def __call__(self, sizes: Sizes, target: Target) -> KernelCase:
         """The case at these sizes."""
-        heads, groups, dim, side = sizes.heads, sizes.kv_heads, sizes.head_dim, 2 if self.kv == "int8" else 1
-        block = -(-sizes.block // side) * side
+        heads, groups, dim, kv_dtype = sizes.heads, sizes.kv_heads, sizes.head_dim, KV_DTYPES[self.kv]
+        block = sizes.block + sizes.block % 2 * (self.kv == "int8")  # which some targets take by pairs of tokens
+        pools = target.state_pools(KVGroup((0, 1), groups, dim, dim), kv_dtype, block)
         widths = {"q": heads * dim, "k": groups * dim, "v": groups * dim}
         tables: dict[str, tuple[str, ...]] = {"slots": ("n",), "query_starts": ("b1",), "context_lens": ("b",), "block_tables": ("b", "w")}
         matrices = {"qkv": sum(widths.values())} if self.joined else widths
         inputs = [Input(name, ("n", width), DTYPES[self.dtype]) for name, width in matrices.items()]
         inputs += [Input(name, ("n", dim)) for name in ("cos", "sin") if self.joined]
-        codes = (-127, 128) if self.kv == "int8" else None
-        inputs += [Input("k_pages", (2, "blocks", groups, dim // side, block * side), KV_DTYPES[self.kv], codes)]
-        inputs += [Input("v_pages", (2, "blocks", groups, block // side, dim * side), KV_DTYPES[self.kv], codes)]
-        inputs += [Input(name, (2, "blocks", groups, block)) for name in ("k_scales", "v_scales") if codes]
+        inputs += [Input(pool.name, pool.shape, pool.dtype, (-127, 128) if pool.dtype == "int8" else None) for pool in pools]
         inputs += [Input(name, shape, "int32") for name, shape in tables.items()]
         inputs += [Input("slopes", (heads,))] * self.slopes + [Input("sinks", (heads,))] * self.sinks
-        options = {"layer": 1, "scale": dim**-0.5, "window": self.window, "softcap": self.softcap}
+        options = {"scale": dim**-0.5, "window": self.window, "softcap": self.softcap}
         starts = {"q_start": 0, "k_start": widths["q"] * self.joined, "v_start": (widths["q"] + widths["k"]) * self.joined}
 
         def emit(t: Tensors) -> relax.Call:
             q, k, v = (t["qkv"],) * 3 if self.joined else (t[name] for name in widths)
-            pools = tuple(t[name] for name in ("k_pages", "v_pages", "k_scales", "v_scales") if name in t)
-            pages: dict[str, Any] = {"pools": pools, "kv_dtype": KV_DTYPES[self.kv], **{name: t[name] for name in tables}}
+            state: dict[str, Any] = {"pools": tuple(t[pool.name] for pool in pools), "kv_dtype": kv_dtype, "layer": 1}
+            step: dict[str, Any] = {name: t[name] for name in tables}
             extras: dict[str, Any] = {name: t.get(name) for name in ("cos", "sin", "slopes", "sinks")}
             numbers: dict[str, Any] = {**starts, **options, "interleaved": int(self.interleaved)}
-            op = PagedAttention(q=q, k=k, v=v, **pages, **extras, **numbers)
+            op = PagedAttention(q=q, k=k, v=v, **state, **step, **extras, **numbers)
             return op.emit(relax.TensorType((q.ty.shape[0], widths["q"]), DTYPES[self.dtype]))
 
-        reference = partial(references.paged_attention, **options, interleaved=self.interleaved, bf16_result=self.dtype == "bf16")
+        in_bf16 = self.kv in ("bf16", "int8") and target.abilities.bf16_rows > 0
+        op = references.Attention(kv_dtype, **options, interleaved=self.interleaved, bf16_result=self.dtype == "bf16", in_bf16=in_bf16)
+
+        def expected(arrays: Arrays) -> references.Expected:
+            return references.paged_attention(arrays, target.state.read([arrays[pool.name] for pool in pools], 1), op)
+
         flags = [flag for flag in ("joined", "interleaved", "window", "softcap", "slopes", "sinks") if getattr(self, flag)]
         flags += [self.dtype] * (self.dtype != "f32")
         name = case_name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
-        in_tiles = partial(reference, in_tiles=True) if self.kv in ("bf16", "int8") else None
-        draw = partial(_draw_attention, inputs, block, self.window)
-        return KernelCase(name, tuple(inputs), emit, reference, draw, multiplies_int8=self.kv == "int8", in_tiles=in_tiles)
+        draw = partial(_draw_attention, inputs, {pool.name: pool.shape.index(NUM_BLOCKS) for pool in pools}, block, self.window)
+        return KernelCase(
+            name, tuple(inputs), emit, expected, draw, multiplies_int8=self.kv == "int8", may_use_bf16=self.kv in ("bf16", "int8"),
+            batch_invariant=target.abilities.batch_invariant or not in_bf16,
+        )  # fmt: skip
 
 
 # Each kernel for each kind of weight or page; these are in the ledger too. Groups of 64 stand for all that are more than a slice.
 KERNELS: tuple[KernelFactory, ...] = (
     *(LinearKernel(weight) for weight in DTYPES),
     *(LinearKernel(weight, gated=True, activation="silu") for weight in DTYPES),
-    *(LinearKernel(weight, quantize_x=SLICE) for weight in ("w4", "w4m", "w8")),
-    LinearKernel("w4", gated=True, norm=True, activation="silu", quantize_x=SLICE),
-    LinearKernel("w4", residual=True, quantize_x=SLICE, dtype="bf16"),
+    *(LinearKernel(weight, quantize_x=GROUP) for weight in ("w4", "w4m", "w8")),
+    LinearKernel("w4", gated=True, norm=True, activation="silu", quantize_x=GROUP),
+    LinearKernel("w4", residual=True, quantize_x=GROUP, dtype="bf16"),
     *(LinearKernel(weight) for weight in ("w4", "w8")),
     *(EmbeddingKernel(weight) for weight in WEIGHTS),
-    LinearKernel("w4g64", quantize_x=SLICE),
+    LinearKernel("w4g64", quantize_x=GROUP),
     LinearKernel("w4g64"),
     EmbeddingKernel("w4g64"),
     rms_norm,
@@ -269,16 +276,16 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("f32", gated=True, bias=True, activation="gelu_tanh"),
     partial(rotary, interleaved=1),
     LinearKernel("f16", norm=True),
-    LinearKernel("w4", norm=True, bias=True, residual=True, quantize_x=SLICE),
-    LinearKernel("w4m", residual=True, in_place=True, activation="gelu", quantize_x=SLICE),
-    LinearKernel("w4m", gated=True, norm=True, activation="silu", quantize_x=SLICE),
-    LinearKernel("w8", gated=True, bias=True, activation="silu", quantize_x=SLICE),
-    LinearKernel("w4", bias=True, quantize_x=SLICE, dtype="bf16"),
-    LinearKernel("w8", gated=True, activation="silu", quantize_x=SLICE, dtype="bf16"),
+    LinearKernel("w4", norm=True, bias=True, residual=True, quantize_x=GROUP),
+    LinearKernel("w4m", residual=True, in_place=True, activation="gelu", quantize_x=GROUP),
+    LinearKernel("w4m", gated=True, norm=True, activation="silu", quantize_x=GROUP),
+    LinearKernel("w8", gated=True, bias=True, activation="silu", quantize_x=GROUP),
+    LinearKernel("w4", bias=True, quantize_x=GROUP, dtype="bf16"),
+    LinearKernel("w8", gated=True, activation="silu", quantize_x=GROUP, dtype="bf16"),
     LinearKernel("w4m", gated=True, norm=True, activation="silu"),
     LinearKernel("w8", bias=True, residual=True, in_place=True, activation="gelu"),
-    LinearKernel("w8g64", gated=True, norm=True, activation="silu", quantize_x=SLICE),
-    LinearKernel("w4g96m", bias=True, residual=True, quantize_x=SLICE, dtype="bf16"),
+    LinearKernel("w8g64", gated=True, norm=True, activation="silu", quantize_x=GROUP),
+    LinearKernel("w4g96m", bias=True, residual=True, quantize_x=GROUP, dtype="bf16"),
     LinearKernel("w8g96", gated=True, norm=True, activation="silu"),
     LinearKernel("w4g64m", residual=True, in_place=True),
     EmbeddingKernel("w8g96"),
@@ -292,16 +299,28 @@ VARIANTS: tuple[KernelFactory, ...] = (
 )
 
 
+_OPTIONAL: Mapping[KernelFactory, type[Op]] = {block_maxima: BlockMaxima, argmax: Argmax}
+
+
+def is_implemented(kernel: KernelFactory, target: Target) -> bool:
+    """True if the target has a kernel for the factory's cases."""
+    op = _OPTIONAL.get(kernel)
+    return op is None or target.implements(op)
+
+
 def _draw_rows(inputs: Sequence[Input], random: np.random.Generator, num_tokens: int) -> Arrays:
     """Every fifth row begins with a group of zeros, which has no scale."""
     arrays = at_random(inputs)(random, num_tokens)
-    arrays["x"][::5, :SLICE] = 0
+    arrays["x"][::5, :GROUP] = 0
     return arrays
 
 
-def _draw_attention(inputs: Sequence[Input], block: int, window: int, random: np.random.Generator, num_tokens: int) -> Arrays:
-    """Up to four sequences of `num_tokens` new tokens in all, each after up to 150 that stand in pages. Other pages hold NaN, and one
-    of them stands in tables for all blocks behind the window."""
+def _draw_attention(
+    inputs: Sequence[Input], block_axes: Mapping[str, int], block: int, window: int, random: np.random.Generator, num_tokens: int
+) -> Arrays:
+    """Up to four sequences of `num_tokens` new tokens in all, each after up to 150 that stand in blocks. Other blocks hold NaN, and one
+    of them stands in tables for all blocks behind the window. Floats beside pools of codes are what codes are multiples of: small and
+    positive."""
     starts = np.unique([0, num_tokens, *random.integers(0, num_tokens + 1, 3)])
     lens = np.diff(starts) + random.integers(0, 151, len(starts) - 1)
     width = int(lens.max() + block - 1) // block
@@ -313,10 +332,10 @@ def _draw_attention(inputs: Sequence[Input], block: int, window: int, random: np
     for row, length, count in zip(tables, lens, np.diff(starts), strict=True):
         row[: max(0, length - count + 1 - window) // block if window else 0] = hole
     integers = {"slots": slots, "query_starts": starts, "context_lens": lens, "block_tables": tables}
-    arrays = {i.name: i.draw(random, {"n": num_tokens, "blocks": num_blocks}) for i in inputs if i.name not in integers}
-    for pages in ("k_pages", "v_pages", "k_scales", "v_scales"):
-        if pages in arrays and arrays[pages].dtype != np.int8:
-            arrays[pages][:, np.setdiff1d(np.arange(num_blocks), tables[tables != hole])] = np.nan
-        if pages.endswith("scales") and pages in arrays:
-            arrays[pages] = np.abs(arrays[pages]) / 64
+    arrays = {i.name: i.draw(random, {"n": num_tokens, NUM_BLOCKS: num_blocks}) for i in inputs if i.name not in integers}
+    has_codes = any(arrays[pool].dtype == np.int8 for pool in block_axes)
+    for pool, axis in block_axes.items():
+        if arrays[pool].dtype != np.int8:
+            arrays[pool] = np.abs(arrays[pool]) / 64 if has_codes else arrays[pool]
+            np.moveaxis(arrays[pool], axis, 0)[np.setdiff1d(np.arange(num_blocks), tables[tables != hole])] = np.nan
     return arrays | {name: array.astype("int32") for name, array in integers.items()}

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
 from cupola.targets.formats.format import WeightFormat
+from cupola.targets.state import StateContents
 
 Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = Mapping[str, Array]
@@ -170,21 +171,32 @@ def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> tuple[Array
     return parts[0] + parts[1], np.abs(parts[0]) + np.abs(parts[1])
 
 
-def paged_attention(
-    arrays: Arrays, layer: int, scale: float, window: int, softcap: float, interleaved: bool, bf16_result: bool, in_tiles: bool = False
-) -> Expected:
-    """`ops.PagedAttention`: its result. The pages in `arrays` are those before the call. With `in_tiles`, queries and weights of a sequence
-    of several tokens may be rounded to bfloat16."""
-    arrays = dict(arrays) | dict(zip("qkv", _heads(arrays, interleaved), strict=True))
-    rows = [_sequence(arrays, i, layer, scale, window, softcap, in_tiles) for i in range(len(arrays["context_lens"]))]
+@dataclass(frozen=True)
+class Attention:
+    """The numbers of an `ops.PagedAttention`. With `in_bf16`, queries and weights of a sequence of several tokens may be rounded to
+    bfloat16."""
+
+    kv_dtype: str
+    scale: float
+    window: int
+    softcap: float
+    interleaved: bool
+    bf16_result: bool
+    in_bf16: bool
+
+
+def paged_attention(arrays: Arrays, state: StateContents, op: Attention) -> Expected:
+    """`ops.PagedAttention`: its result. `state` is what the layer's blocks hold before the call."""
+    arrays = dict(arrays) | dict(zip("qkv", _heads(arrays, state, op.interleaved), strict=True))
+    rows = [_sequence(arrays, i, state, op) for i in range(len(arrays["context_lens"]))]
     value, slack = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     assert len(value) == arrays["query_starts"][-1]
-    return _expected(value, slack + bf16_result * BF16_ROUNDING * np.abs(value))
+    return _expected(value, slack + op.bf16_result * BF16_ROUNDING * np.abs(value))
 
 
-def _heads(arrays: Arrays, interleaved: bool) -> tuple[Array, Array, Array]:
+def _heads(arrays: Arrays, state: StateContents, interleaved: bool) -> tuple[Array, Array, Array]:
     """q, k and v, [n, heads, dim] each in float64, out of one matrix and rotated where that is asked for."""
-    groups, dim = page_keys(arrays["k_pages"][0]).shape[2:]
+    groups, dim = state.keys.shape[2:]
     if "qkv" not in arrays:
         q, k, v = (arrays[name].astype("float64") for name in "qkv")
     else:
@@ -196,16 +208,15 @@ def _heads(arrays: Arrays, interleaved: bool) -> tuple[Array, Array, Array]:
     return q, k, v
 
 
-def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, softcap: float, in_tiles: bool) -> tuple[Array, Array]:
+def _sequence(arrays: Arrays, i: int, state: StateContents, op: Attention) -> tuple[Array, Array]:
     """The results of one sequence's tokens, [n, H·E], and their slack."""
+    scale, window, softcap = op.scale, op.window, op.softcap
     first, end = arrays["query_starts"][i : i + 2]
     q, (heads, length) = arrays["q"][first:end], (arrays["q"].shape[1], int(arrays["context_lens"][i]))
     distance = np.arange(length)[None] - np.arange(length - len(q), length)[:, None]
     seen = (distance <= 0) & ((distance > -window) if window else True)
-    stored = (
-        np.where(np.any(seen, axis=0)[:, None, None], x, 0) for x in _keys_and_values(arrays, i, layer)
-    )  # blocks of others may be gone
-    k, v, k_doubt, v_doubt, v_step = (np.repeat(x, heads // x.shape[1], 1) for x in stored)
+    found = (np.where(np.any(seen, axis=0)[:, None, None], x, 0) for x in _keys_and_values(arrays, i, state, op.kv_dtype))
+    k, v, k_doubt, v_doubt, v_step = (np.repeat(x, heads // x.shape[1], 1) for x in found)  # blocks that nobody sees may be gone
     scores = scale * np.einsum("qhd,khd->hqk", q, k)
     scores = softcap * np.tanh(scores / softcap) if softcap else scores
     slopes = arrays.get("slopes", np.zeros(heads)).astype("float64")[:, None, None]
@@ -215,10 +226,10 @@ def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, sof
     weights = np.exp(scores - highest)
     weights /= weights.sum(-1, keepdims=True) + np.exp(sinks - highest)
     magnitude = np.einsum("hqk,khd->qhd", weights, np.abs(v))
-    rounded = BF16_ROUNDING if in_tiles and len(q) > 1 else 0.0
+    rounded = BF16_ROUNDING if op.in_bf16 and len(q) > 1 else 0.0
     # What each weight may be off: scores are sums of rounded products, of keys that are perhaps stored a step away.
     errors = k_doubt + (ROUNDING + rounded) * np.abs(k)
-    in_steps = INT16_ROUNDING if "k_scales" in arrays else 0.0  # queries, then weights times steps, which multiply codes
+    in_steps = INT16_ROUNDING if op.kv_dtype == "int8" else 0.0  # queries, then weights times steps, which multiply codes
     off = np.einsum("qhd,khd->hqk", np.abs(q), errors) + in_steps * np.einsum("qh,kh->hqk", np.abs(q).max(-1), np.abs(k).sum(-1))
     off = weights * scale * off
     largest, codes = (weights * v_step[..., 0].T[:, None]).max(-1), np.abs(v) / np.where(v_step > 0, v_step, np.inf)
@@ -232,47 +243,24 @@ def _sequence(arrays: Arrays, i: int, layer: int, scale: float, window: int, sof
     return np.einsum("hqk,khd->qhd", weights, v).reshape(len(q), -1), slack.reshape(len(q), -1)
 
 
-def page_keys(pages: Array) -> Array:
-    """[blocks, block, G, D]: the keys of a layer's `ops.PagedAttention.k_pages`."""
-    side, (blocks, groups, rows, columns) = _side(pages), pages.shape
-    parts = pages.reshape(blocks, groups, rows, columns // side, side)
-    return parts.transpose(0, 3, 1, 2, 4).reshape(blocks, columns // side, groups, rows * side)
-
-
-def page_values(pages: Array) -> Array:
-    """[blocks, block, G, E]: the values of a layer's `ops.PagedAttention.v_pages`."""
-    side, (blocks, groups, rows, columns) = _side(pages), pages.shape
-    parts = pages.reshape(blocks, groups, rows, columns // side, side)
-    return parts.transpose(0, 2, 4, 1, 3).reshape(blocks, rows * side, groups, columns // side)
-
-
-def _side(pages: Array) -> int:
-    return 2 if pages.dtype == np.int8 else 1
-
-
-def _keys_and_values(arrays: Arrays, i: int, layer: int) -> tuple[Array, Array, Array, Array, Array]:
-    """Keys and values of sequence i, [length, G, D]: new ones as they are stored, and older ones from the pages. Then how far either
+def _keys_and_values(arrays: Arrays, i: int, state: StateContents, kv_dtype: str) -> tuple[Array, Array, Array, Array, Array]:
+    """Keys and values of sequence i, [length, G, D]: new ones as they are stored, and older ones from the blocks. Then how far either
     may be off where float32 rounds to one stored value or the next, and what values are multiples of, [length, G, 1], 0 if of nothing."""
     first, end = arrays["query_starts"][i : i + 2]
-    pages = {"k": page_keys(arrays["k_pages"][layer]), "v": page_values(arrays["v_pages"][layer])}
-    length, block = int(arrays["context_lens"][i]), pages["k"].shape[1]
+    length, block = int(arrays["context_lens"][i]), state.keys.shape[1]
     positions = np.arange(length - (end - first))
     places = arrays["block_tables"][i][positions // block], positions % block
-    found, doubts = [], []
-    for name in pages:
-        new, doubt, step = _stored(arrays[name][first:end], arrays["k_pages"].dtype)
-        old, old_step = pages[name][places].astype("float64"), np.zeros((len(positions), new.shape[1], 1))
-        if f"{name}_scales" in arrays:
-            old_step = arrays[f"{name}_scales"][layer].transpose(0, 2, 1)[places][..., None].astype("float64")
-            old = old * old_step
-        found.append(np.concatenate([old, new]))
-        doubts.append(np.concatenate([np.zeros_like(old), doubt]))
-    return found[0], found[1], doubts[0], doubts[1], np.concatenate([old_step, step])
+    (k, k_doubt, _), (v, v_doubt, step) = (_stored(arrays[name][first:end], kv_dtype) for name in "kv")
+    old_k, old_v = (numbers[places] for numbers in state.numbers())
+    old_step = np.zeros_like(old_v[..., :1]) if state.value_steps is None else state.value_steps[places][..., None].astype("float64")
+    pairs = (old_k, k), (old_v, v), (np.zeros_like(old_k), k_doubt), (np.zeros_like(old_v), v_doubt), (old_step, step)
+    keys, values, key_doubt, value_doubt, value_step = map(np.concatenate, pairs)
+    return keys, values, key_doubt, value_doubt, value_step
 
 
-def _stored(x: Array, dtype: np.dtype[Any]) -> tuple[Array, Array, Array]:
+def _stored(x: Array, dtype: str) -> tuple[Array, Array, Array]:
     """x [n, G, D] as pages of `dtype` hold it, how far each may be off where it is nearly halfway between two, and the steps, [n, G, 1]."""
-    if dtype != np.int8:
+    if dtype != "int8":
         below, value, above = (
             (x + sign * ROUNDING * (1 + np.abs(x))).astype("float32").astype(dtype).astype("float64") for sign in (-1, 0, 1)
         )

@@ -8,11 +8,11 @@ import pytest
 
 from cupola.compiler import kernel_check
 from cupola.compiler.cli.app import run
-from cupola.targets.cpu.isa import ISAS, runs_here
+from cupola.targets.registry import list_targets
 from cupola.targets.testing import references
 from cupola.targets.testing.catalogue import rms_norm, rotary
 
-HERE = next(isa.name for isa in reversed(ISAS) if runs_here(isa))
+HERE = [target.name for target in list_targets() if target.runs_here()][-1]
 
 
 @pytest.fixture(autouse=True)
@@ -22,15 +22,15 @@ def two_kernels(monkeypatch):
 
 
 def test_right_kernels(capsys):
-    assert run(["check-kernels", "--isa", HERE]) == 0
+    assert run(["check-kernels", "--target", HERE]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("ok")]
     assert len(lines) == 6  # two kernels at three sizes
-    assert lines[0].split()[:3] == ["rms_norm", "576", f"cpu:{HERE}"]
+    assert lines[0].split()[:3] == ["rms_norm", "576", HERE]
 
 
 def test_a_wrong_kernel_fails_by_name(monkeypatch, capsys):
     monkeypatch.setattr(references, "ROUNDING", 1e-12)  # nothing that computes in float32 is so near
-    assert run(["check-kernels", "--isa", f"cpu:{HERE}", "--json"]) == 1
+    assert run(["check-kernels", "--target", HERE, "--json"]) == 1
     out, err = capsys.readouterr()
     results = json.loads(out)
     assert {result["kernel"].split()[0] for result in results} == {"rms_norm", "rotary"}
@@ -38,6 +38,6 @@ def test_a_wrong_kernel_fails_by_name(monkeypatch, capsys):
     assert "error: 6 of 6 kernels are wrong on this machine: rms_norm 576" in err
 
 
-def test_an_instruction_set_that_is_not_here(capsys):
-    assert run(["check-kernels", "--isa", "z80"]) == 2
+def test_a_target_that_is_not_here(capsys):
+    assert run(["check-kernels", "--target", "z80"]) == 2
     assert "'z80' is none that this machine runs (one of " in capsys.readouterr().err

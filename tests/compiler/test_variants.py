@@ -10,12 +10,12 @@ from tvm import IRModule, relax
 
 import cupola
 from cupola.compiler.cli.app import run
-from cupola.compiler.variants import check_same_weights, join_kernels, lay_out_state
+from cupola.compiler.variants import check_agreement, join_kernels, lay_out_state
 from cupola.models import find_family
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import KernelCost, KernelSpec
-from cupola.runtime.errors import OptionError
-from cupola.targets.base import Target
+from cupola.runtime.errors import OptionError, UnsupportedError
+from cupola.targets.base import Abilities, Target
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.registry import get_target, get_targets
 from tests.passes.harness import module
@@ -65,9 +65,28 @@ def weights_only(scale: float) -> IRModule:
 
 def test_targets_that_lay_weights_out_differently_are_refused() -> None:
     targets = get_targets("cpu:avx2,cpu:generic")
-    check_same_weights([weights_only(2), weights_only(2)], targets)
+    check_agreement([weights_only(2), weights_only(2)], targets)
     with pytest.raises(OptionError, match="target: cpu:avx2 and cpu:generic lay weights out differently"):
-        check_same_weights([weights_only(2), weights_only(3)], targets)
+        check_agreement([weights_only(2), weights_only(3)], targets)
+
+
+def test_targets_that_give_different_outputs_are_refused() -> None:
+    x = relax.Var("x", relax.TensorType([4], "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("forward", [x], attrs={"num_input": 1}):
+        with builder.dataflow():
+            result = builder.emit_output(relax.op.add(x, x))
+        builder.emit_func_output(relax.Tuple([result, result]))
+    targets = get_targets("cpu:avx2,cpu:generic")
+    with pytest.raises(OptionError, match="target: cpu:avx2 and cpu:generic give different outputs"):
+        check_agreement([weights_only(2), module(builder.get()["forward"])], targets)
+
+
+def test_a_target_that_cannot_store_k_and_v_so_is_named() -> None:
+    target = replace(get_target("cpu:generic"), abilities=Abilities(kv_dtypes=("float32", "int8")))
+    kv = KVSpec((KVGroup((0, 1), 2, 16, 16),), "float16", 16)
+    with pytest.raises(UnsupportedError, match=r"target cpu:generic: can't store K and V as float16 \(it can as float32, int8\)"):
+        lay_out_state(kv, [target])
 
 
 def test_kernels_are_listed_once() -> None:

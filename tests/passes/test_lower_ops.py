@@ -53,9 +53,22 @@ def test_rules_may_lower_relax_operations_too() -> None:
     assert names(apply(lower_ops(toy(relu, matmul)), before))[0] == "relax.maximum"
 
 
+def test_a_generic_rule_stands_last() -> None:
+    assert names(apply(lower_ops(toy()), before)) == ["relax.nn.relu", "relax.call_tir"]
+    assert names(apply(lower_ops(toy(matmul)), before))[-1] == "relax.matmul"
+
+
 def test_an_operation_that_no_rule_takes_is_named() -> None:
-    with pytest.raises(UnsupportedError, match=r"target toy: has no kernel for cupola\.linear"):
-        apply(lower_ops(toy()), before)
+    @R.function
+    def maxima(x: R.Tensor(("n", 64), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            out = R.call_dps_packed("cupola.block_maxima", (x,), out_ty=R.Tensor((n, 1), dtype="float32"))
+            R.output(out)
+        return out
+
+    with pytest.raises(UnsupportedError, match=r"target toy: has no kernel for cupola\.block_maxima"):
+        apply(lower_ops(toy()), maxima)
 
 
 def test_relax_operations_that_no_rule_takes_stay() -> None:

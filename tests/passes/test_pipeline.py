@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import tvm
@@ -18,11 +19,12 @@ from cupola.models import FAMILIES, find_family
 from cupola.passes.rewrite import name_of
 from cupola.passes.schemes import SCHEMES
 from cupola.runtime.artifact.manifest import DeviceSpec
+from cupola.runtime.artifact.state import KVSpec
 from cupola.targets.base import Target
-from cupola.targets.ops import GatedLinear, Linear, PagedAttention
+from cupola.targets.ops import Argmax, BlockMaxima, GatedLinear, Linear, PagedAttention
 from tests.passes.harness import verified
 
-NO_TARGET = Target(DeviceSpec("none", "cpu", "none", "", ()), None)
+NO_TARGET = Target(DeviceSpec("none", "cpu", "none", "", ()), None, optional=(BlockMaxima, Argmax))
 
 # Calls in a model: paged_attention, linear (with the logits'), gated_linear, rotary, rms_norm, layer_norm; and transposes that are left.
 RECOGNIZED = {
@@ -109,6 +111,15 @@ def calls(mod: IRModule) -> list[relax.Call]:
 def is_of_weights(mod: IRModule, call: relax.Call) -> bool:
     weights = mod["forward"].params[int(mod["forward"].attrs["num_input"]) :]
     return all(any(arg.same_as(weight) for weight in weights) for arg in call.args if isinstance(arg, relax.Var))
+
+
+def test_optional_operations_are_emitted_where_they_are_implemented() -> None:
+    kv = KVSpec((), "float32", 16)
+    found = []
+    for optional in ((), (BlockMaxima,), (Argmax,), (BlockMaxima, Argmax)):  # argmax is found by way of the maxima
+        passes = pipeline(replace(NO_TARGET, optional=optional), kv, SCHEMES["f32"])
+        found.append([step.info.name for step in passes if step.info.name.startswith("find_")])
+    assert found == [[], ["find_maxima"], [], ["find_maxima", "find_argmax"]]
 
 
 def test_every_family_is_counted() -> None:

@@ -32,7 +32,7 @@ def target(device: str, *features: str, triple: str = HERE, kind: str = "cpu") -
 @pytest.fixture(autouse=True)
 def flags(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has "wide" and "amx_tile", which it lists; the system grants no tiles."""
-    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"wide", "amxtile"}))
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"wide", "amx_tile"}))
     monkeypatch.setattr(machine, "_request_tiles", lambda: False)
 
 
@@ -71,7 +71,7 @@ def test_tiles_are_there_only_if_the_system_grants_them(monkeypatch: pytest.Monk
 def test_the_system_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     machine._request_tiles.cache_clear()
-    assert machine._request_tiles() <= ("amxtile" in (machine.cpu_flags() or ()))
+    assert machine._request_tiles() <= ("amx_tile" in (machine.cpu_flags() or ()))
 
 
 def test_where_the_system_lists_no_features_none_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

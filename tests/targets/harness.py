@@ -14,6 +14,7 @@ from cupola.compiler.native_function import compile_function
 from cupola.targets.base import Target
 from cupola.targets.cpu.isa import runs_here, with_own_kernels
 from cupola.targets.registry import get_target
+from tests.targets.toy_target import toy
 
 RUNNABLE = [isa.name for isa in with_own_kernels(multiplies_int8=False) if runs_here(isa)]
 DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -29,7 +30,7 @@ class Input:
 def lower(target: Target, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr:
     """What the first rule that takes the call makes of it."""
     call = builder.normalize(call)
-    return next(result for rule in target.kernels if (result := rule(call, builder)) is not None)
+    return next(result for rule in target.rules if (result := rule(call, builder)) is not None)
 
 
 def module(target: Target, inputs: Sequence[Input], make: Callable[..., relax.Call]) -> tvm.IRModule:
@@ -41,6 +42,11 @@ def module(target: Target, inputs: Sequence[Input], make: Callable[..., relax.Ca
             result = builder.emit_output(lower(target, make(*variables), builder))
         builder.emit_func_output(result)
     return builder.get()
+
+
+def target_of(name: str) -> Target:
+    """An instruction set's target, or the toy, whose kernels are the generic ones."""
+    return toy() if name == "toy" else get_target(f"cpu:{name}")
 
 
 def compile_one(isa: str, inputs: Sequence[Input], make: Callable[..., relax.Call]) -> Callable[..., np.ndarray]:

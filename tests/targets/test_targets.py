@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
+from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import OptionError
 from cupola.runtime.machine import missing_features
+from cupola.targets import registry
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.cpu.measure.assembly import functions
+from cupola.targets.generic.rules import RULES, STATE_RULES
 from cupola.targets.native.interface import compile_kernels
-from cupola.targets.registry import get_target, get_targets, list_targets, target_names
+from cupola.targets.ops import Argmax, BlockMaxima, Linear
+from cupola.targets.registry import get_target, get_targets, list_targets, register_target, target_names
 from cupola.targets.testing.case import SMOLLM2, lower_case
 from cupola.targets.testing.catalogue import AttentionKernel, LinearKernel
+from tests.targets.toy_target import TOY, toy
 
 
 def test_every_target_is_listed_and_found():
-    assert [name for name, _, _ in list_targets()] == list(target_names())
+    assert [target.name for target in list_targets()] == list(target_names())
     for isa in ISAS:
         spec = get_target(f"cpu:{isa.name}").spec
         assert (spec.name, spec.device) == (f"cpu:{isa.name}", isa.name)
@@ -42,10 +49,38 @@ def test_an_unknown_target_is_refused_with_the_names():
         get_target("cpu:z80")
 
 
+def test_a_target_may_be_registered(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    with pytest.raises(OptionError, match="'toy' is not a target"):
+        get_target("toy")
+    register_target(TOY)
+    assert (target_names()[-1], get_target("toy").spec.device) == ("toy", "toy")
+    with pytest.raises(OptionError, match="there is a 'toy' already"):
+        register_target(TOY)
+
+
+def test_targets_are_known_without_tvm():
+    """Which takes seconds to import."""
+    code = "import sys; from cupola.targets.registry import list_targets; list_targets(); sys.exit('tvm' in sys.modules)"
+    assert subprocess.run([*interpreter(), "-c", code], check=False).returncode == 0
+
+
+def test_a_generic_rule_stands_last():
+    """But for attention over a layout that is not the generic one."""
+    target = get_target("cpu")
+    assert target.rules == (*target.kernels, *RULES)
+    assert toy().rules == (*RULES, *STATE_RULES)
+
+
+def test_optional_operations_are_those_that_a_target_names():
+    assert get_target("cpu").implements(BlockMaxima) and get_target("cpu").implements(Argmax)
+    assert toy().implements(Linear) and not toy().implements(BlockMaxima)
+
+
 def loops_of(kernel, isa, num_multiply_adds):
     """The innermost loops with that many multiply-adds, each with its instructions by class."""
     target = get_target(f"cpu:{isa}")
-    library = compile_kernels(lower_case(kernel(SMOLLM2), target), target)
+    library = compile_kernels(lower_case(kernel(SMOLLM2, target), target), target)
     found = functions(library.inspect_source("asm"), "x86_64")
     return [loop for function in found for loop in function.loops if loop["fma"] == num_multiply_adds]
 

@@ -11,46 +11,23 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TypeAlias
 
 import numpy as np
 import tvm
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.isa import ISA
+from cupola.targets.emit import Buffer as Buffer  # "as": CPU kernels take their whole vocabulary from here
+from cupola.targets.emit import Value as Value
+from cupola.targets.emit import argument as argument
+from cupola.targets.emit import bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, int_splat, lane_index, typed
+from cupola.targets.emit import lanes_of as lanes_of
+from cupola.targets.emit import local as local
+from cupola.targets.emit import name as name
+from cupola.targets.emit import prim_func as prim_func
+from cupola.targets.emit import splat as splat
 
-Value: TypeAlias = tvm.ir.Expr  # a scalar or vector of the IR
-Buffer: TypeAlias = tvm.tirx.Buffer
 CACHE_LINE = 64  # bytes
-
-
-def prim_func(body: Callable[[], None]) -> tvm.tirx.PrimFunc:
-    """The PrimFunc whose arguments and statements `body` emits. No pass reschedules or fuses it."""
-    with IRBuilder() as builder, T.prim_func():
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})  # 8: opaque to fusion
-        body()
-    return builder.get()
-
-
-def argument(name: str, shape: Sequence[Value | int], dtype: str) -> Buffer:
-    """A tensor argument. Nothing is assumed of its alignment: weights come from a mapped file."""
-    return T.arg(name, T.buffer(tuple(shape), dtype, align=np.dtype("uint8" if dtype == "bfloat16" else dtype).itemsize))
-
-
-def local(shape: int | tuple[int, ...], dtype: str = "float32") -> Buffer:
-    """Scratch memory of the thread: on the stack below 1 KB, else from TVM's pool. (TVM takes all of the scope "local" from the pool.)"""
-    return T.alloc_buffer(shape, dtype, scope="global")
-
-
-def name(value: Value) -> Value:
-    """`value`, computed once. Held in memory that LLVM turns into a register: TVM's simplifier puts what is bound to a
-    variable back in at each use, and takes forever over the result."""
-    dtype = value.ty.dtype
-    buffer = local(dtype.lanes, str(dtype).partition("x")[0])
-    index = _index(0, dtype.lanes)
-    T.buffer_store(buffer, value, [index])
-    return buffer[index]
 
 
 def pieces(extent: int, lanes: int) -> list[tuple[int, int]]:
@@ -64,15 +41,6 @@ def pieces(extent: int, lanes: int) -> list[tuple[int, int]]:
     return result
 
 
-def lanes_of(value: Value) -> int:
-    """Lanes of a vector; 1 for a scalar."""
-    return value.ty.dtype.lanes
-
-
-def _typed(dtype: str, lanes: int) -> str:
-    return dtype if lanes == 1 else f"{dtype}x{lanes}"
-
-
 class Register:
     """A vector that a loop changes. Its own small buffer, so that LLVM keeps it in a register."""
 
@@ -83,25 +51,15 @@ class Register:
             self.set(splat(T.cast(value, dtype) if isinstance(value, (int, float)) else value, lanes))
 
     def get(self) -> Value:
-        return self.buffer[_index(0, self.lanes)]
+        return self.buffer[lane_index(0, self.lanes)]
 
     def set(self, value: Value) -> None:
-        T.buffer_store(self.buffer, value, [_index(0, self.lanes)])
-
-
-def _index(start: Value | int, lanes: int) -> Value:
-    return start if lanes == 1 else T.ramp(start, 1, lanes)
-
-
-def splat(value: Value | float, lanes: int) -> Value:
-    """`value` in every lane."""
-    value = T.float32(value) if isinstance(value, (int, float)) else value
-    return value if lanes == 1 else T.broadcast(value, lanes)
+        T.buffer_store(self.buffer, value, [lane_index(0, self.lanes)])
 
 
 def iota(start: Value, lanes: int) -> Value:
     """start, start + 1, …"""
-    return _index(start, lanes)
+    return lane_index(start, lanes)
 
 
 def tree(value: Value, combine: Callable[[Value, Value], Value]) -> Value:
@@ -138,49 +96,49 @@ class Simd:
         """The `lanes` elements from `index` on (along the last axis), as float32."""
         *outer, start = index
         lanes = self.lanes if lanes is None else lanes
-        return name(self.widen(buffer[(*outer, _index(start, lanes))], str(buffer.dtype), lanes))
+        return name(self.widen(buffer[(*outer, lane_index(start, lanes))], str(buffer.dtype), lanes))
 
     def load_from_bytes(self, buffer: Buffer, index: Sequence[Value | int], dtype: str) -> Value:
         """A vector of `dtype` that lies at `index` of a buffer of uint8, as float32."""
         *outer, start = index
-        raw = buffer[(*outer, _index(start, self.lanes * np.dtype(dtype).itemsize))]
-        return name(self.widen(T.reinterpret(_typed(dtype, self.lanes), raw), dtype, self.lanes))
+        raw = buffer[(*outer, lane_index(start, self.lanes * np.dtype(dtype).itemsize))]
+        return name(self.widen(T.reinterpret(typed(dtype, self.lanes), raw), dtype, self.lanes))
 
     def store(self, buffer: Buffer, value: Value, index: Sequence[Value | int]) -> None:
         """Writes float32 lanes from `index` on, rounded to the buffer's type (to nearest even)."""
         *outer, start = index
         value = self._narrow(value, str(buffer.dtype), lanes_of(value))
-        T.buffer_store(buffer, value, [*outer, _index(start, lanes_of(value))])
+        T.buffer_store(buffer, value, [*outer, lane_index(start, lanes_of(value))])
 
     def widen(self, value: Value, dtype: str, lanes: int) -> Value:
         """Values of `dtype` as float32."""
         if dtype == "float32":
             return value
         if dtype == "float16" and not self.isa.f16_convert:
-            return _f16_to_f32(value, lanes)
-        return _bf16_to_f32(value, lanes) if dtype == "bfloat16" else T.cast(value, _typed("float32", lanes))
+            return f16_to_f32(value, lanes)
+        return bf16_to_f32(value, lanes) if dtype == "bfloat16" else T.cast(value, typed("float32", lanes))
 
     def _narrow(self, value: Value, dtype: str, lanes: int) -> Value:
         if dtype == "float32":
             return value
         if dtype == "float16" and not self.isa.f16_convert:
-            return _f32_to_f16(value, lanes)
+            return f32_to_f16(value, lanes)
         if dtype == "bfloat16" and self.isa.bf16_tiles and lanes == 16:
             rounded = T.call_llvm_pure_intrin("bfloat16x16", "llvm.x86.avx512bf16.cvtneps2bf16.512", value)
             return T.reinterpret("bfloat16x16", T.reinterpret("uint16x16", rounded))
-        return _f32_to_bf16(value, lanes) if dtype == "bfloat16" else T.cast(value, _typed(dtype, lanes))
+        return f32_to_bf16(value, lanes) if dtype == "bfloat16" else T.cast(value, typed(dtype, lanes))
 
     def bf16_bits(self, value: Value) -> Value:
         """float32 lanes rounded to bfloat16 (to nearest even): their bits, uint16."""
         lanes = lanes_of(value)
-        return T.reinterpret(_typed("uint16", lanes), self._narrow(value, "bfloat16", lanes))
+        return T.reinterpret(typed("uint16", lanes), self._narrow(value, "bfloat16", lanes))
 
     def rounded(self, value: Value, dtype: str) -> Value:
         """float32 lanes to the nearest integer (to even), which an integer type `dtype` of up to 16 bits must hold; in an int32, other bits
         are above it."""
         lanes = lanes_of(value)
-        bits = T.reinterpret(_typed("int32", lanes), name(value + splat(ROUND, lanes)))  # the integer stands in the low bits
-        return bits if dtype == "int32" else T.cast(bits, _typed(dtype, lanes))
+        bits = T.reinterpret(typed("int32", lanes), name(value + splat(ROUND, lanes)))  # the integer stands in the low bits
+        return bits if dtype == "int32" else T.cast(bits, typed(dtype, lanes))
 
     def largest(self, buffer: Buffer, size: int) -> Value:
         """The largest magnitude of a buffer's `size` numbers."""
@@ -214,13 +172,13 @@ class Simd:
         if not self.isa.fma:
             return a * b + c
         lanes = lanes_of(c)
-        return T.call_llvm_pure_intrin(_typed("float32", lanes), f"llvm.fma.{f'v{lanes}f32' if lanes > 1 else 'f32'}", a, b, c)
+        return T.call_llvm_pure_intrin(typed("float32", lanes), f"llvm.fma.{f'v{lanes}f32' if lanes > 1 else 'f32'}", a, b, c)
 
     def maximum(self, a: Value, b: Value) -> Value:
         """The larger of each pair; NaN where either is (IEEE 754-2019, 9.6)."""
         lanes = lanes_of(a)
         kind = f"v{lanes}f32" if lanes > 1 else "f32"
-        return name(T.call_llvm_pure_intrin(_typed("float32", lanes), f"llvm.maximum.{kind}", a, b))
+        return name(T.call_llvm_pure_intrin(typed("float32", lanes), f"llvm.maximum.{kind}", a, b))
 
     def polynomial(self, coefficients: Sequence[float], x: Value) -> Value:
         """Horner's scheme; coefficients from the constant up."""
@@ -235,14 +193,14 @@ class Simd:
         lanes = lanes_of(x)
         x = T.max(splat(-87.0, lanes), x)  # this order lets NaN through
         x = name(x if nonpositive else T.min(splat(88.3, lanes), x))
-        integer = _typed("int32", lanes)
+        integer = typed("int32", lanes)
         # Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits; the others are shifted out below.
         shifted = name(self.fma(x, splat(math.log2(math.e), lanes), splat(ROUND, lanes)))
         whole = name(shifted - splat(ROUND, lanes))
         rest = name(self.fma(whole, splat(-_LN2_LOW, lanes), self.fma(whole, splat(-_LN2_HIGH, lanes), x)))
         power = self.polynomial(_EXP, rest)
-        bits = T.reinterpret(integer, power) + (T.reinterpret(integer, shifted) << _int_splat(23, lanes))
-        return name(T.reinterpret(_typed("float32", lanes), bits))
+        bits = T.reinterpret(integer, power) + (T.reinterpret(integer, shifted) << int_splat(23, lanes))
+        return name(T.reinterpret(typed("float32", lanes), bits))
 
     def exp2(self, x: Value) -> Value:
         """2^x to 1.6e-4, far below what rounding to bfloat16 costs; AVX-512 only."""
@@ -303,45 +261,6 @@ class Simd:
         # (1 + tanh(u)) / 2 = sigmoid(2u)
         cubic = self.fma(x * x, splat(2 * math.sqrt(2 / math.pi) * 0.044715, lanes), splat(2 * math.sqrt(2 / math.pi), lanes))
         return x * self.sigmoid(x * cubic, for_bf16=for_bf16)
-
-
-def _int_splat(value: int, lanes: int) -> Value:
-    return T.int32(value) if lanes == 1 else T.broadcast(T.int32(value), lanes)
-
-
-# TVM casts between bfloat16 and float32 go wrong on vectors (the bits are taken for an integer), so they are written out.
-def _bf16_to_f32(value: Value, lanes: int) -> Value:
-    bits = T.cast(T.reinterpret(_typed("uint16", lanes), value), _typed("int32", lanes))
-    return T.reinterpret(_typed("float32", lanes), bits << _int_splat(16, lanes))
-
-
-def _f32_to_bf16(value: Value, lanes: int) -> Value:
-    """To nearest even; NaN is not kept."""
-    bits = name(T.reinterpret(_typed("int32", lanes), value))
-    rounded = bits + _int_splat(0x7FFF, lanes) + ((bits >> _int_splat(16, lanes)) & _int_splat(1, lanes))
-    return T.reinterpret(_typed("bfloat16", lanes), T.cast(rounded >> _int_splat(16, lanes), _typed("uint16", lanes)))
-
-
-def _f16_to_f32(value: Value, lanes: int) -> Value:
-    """Exact for finite numbers: the exponent and mantissa move up, and a multiplication corrects the bias."""
-    bits = name(T.cast(T.reinterpret(_typed("uint16", lanes), value), _typed("int32", lanes)))
-    magnitude = T.reinterpret(_typed("float32", lanes), (bits & _int_splat(0x7FFF, lanes)) << _int_splat(13, lanes))
-    scaled = T.reinterpret(_typed("int32", lanes), magnitude * splat(2.0**112, lanes))
-    return T.reinterpret(_typed("float32", lanes), scaled | ((bits & _int_splat(0x8000, lanes)) << _int_splat(16, lanes)))
-
-
-def _f32_to_f16(value: Value, lanes: int) -> Value:
-    """To nearest even; beyond 65504 it saturates, NaN is not kept."""
-    integer, real = _typed("int32", lanes), _typed("float32", lanes)
-    bits = name(T.reinterpret(integer, value))
-    magnitude = name(T.min(T.reinterpret(real, bits & _int_splat(0x7FFFFFFF, lanes)), splat(65504.0, lanes)))
-    small = name(T.reinterpret(integer, magnitude + splat(0.5, lanes)) - _int_splat(0x3F000000, lanes))  # subnormal: 0.5's ulp is 2^-24
-    raw = name(T.reinterpret(integer, magnitude))
-    odd = (raw >> _int_splat(13, lanes)) & _int_splat(1, lanes)
-    normal = (raw + _int_splat(0xFFF - (112 << 23), lanes) + odd) >> _int_splat(13, lanes)
-    half = T.Select(magnitude < splat(2.0**-14, lanes), small, normal)
-    sign = (bits >> _int_splat(16, lanes)) & _int_splat(0x8000, lanes)
-    return T.reinterpret(_typed("float16", lanes), T.cast(half | sign, _typed("uint16", lanes)))
 
 
 def _fit(function: Callable[[float], float], degree: int, low: float, high: float) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ import json
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,11 +24,11 @@ from typing import TypeAlias
 import tvm
 
 from cupola.runtime.environment import num_threads
-from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.isa import ISA, ISAS, with_own_kernels
+from cupola.targets.cpu.kernels import cpu_target
 from cupola.targets.cpu.measure.assembly import CLASSES, functions
-from cupola.targets.cpu.target import cpu_target
 from cupola.targets.native.interface import compile_kernels
-from cupola.targets.testing.case import SMOLLM2, KernelCase, lower_case
+from cupola.targets.testing.case import SMOLLM2, KernelCase, KernelFactory, Sizes, lower_case
 from cupola.targets.testing.catalogue import KERNELS
 
 Figures: TypeAlias = dict[str, int]
@@ -39,15 +39,22 @@ LEDGER = Path(__file__).with_name("ledger.jsonl")
 
 def make_ledger() -> Ledger:
     """Every kernel at a real model's sizes, for each instruction set that has a kernel of its own for it."""
-    cases = [(index, kernel(SMOLLM2)) for index, kernel in enumerate(KERNELS)]
-    lines = [(index, case, isa) for index, case in cases for isa in case.isas()]
+    lines = [(index, case, isa) for index, kernel in enumerate(KERNELS) for case, isa in own_cases(kernel, SMOLLM2)]
     with ProcessPoolExecutor(num_threads(), get_context("spawn")) as pool:
         figures = pool.map(_measure_kernel, (index for index, _, _ in lines), (isa for _, _, isa in lines))
         return {(case.name, isa.name): line for (_, case, isa), line in zip(lines, figures, strict=True)}
 
 
+def own_cases(kernel: KernelFactory, sizes: Sizes, isas: Sequence[ISA] = ISAS) -> list[tuple[KernelCase, ISA]]:
+    """The case on each of `isas` that has a kernel of its own for it."""
+    cases = {isa: kernel(sizes, cpu_target(isa)) for isa in isas}
+    case = next(iter(cases.values()))
+    own = with_own_kernels(case.multiplies_int8, isas, in_tiles=case.may_use_bf16)
+    return [(cases[isa], isa) for isa in own]
+
+
 def _measure_kernel(index: int, isa: ISA) -> Figures:
-    return measure(KERNELS[index](SMOLLM2), isa)
+    return measure(KERNELS[index](SMOLLM2, cpu_target(isa)), isa)
 
 
 def measure(case: KernelCase, isa: ISA) -> Figures:

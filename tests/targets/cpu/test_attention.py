@@ -13,7 +13,7 @@ from tvm import relax
 
 from cupola.targets.cpu.isa import runs_here, with_own_kernels
 from cupola.targets.ops import PagedAttention
-from cupola.targets.testing.references import INT16_ROUNDING, page_keys, page_values
+from cupola.targets.testing.references import INT16_ROUNDING
 from tests.targets import harness
 from tests.targets.harness import RUNNABLE, Input, compile_one, same_bits, size
 
@@ -152,9 +152,7 @@ class Sequences:
         """Keys and values of a sequence as the pages hold them: [n, groups, dim] each."""
         block, offset = np.divmod(np.arange(self.lengths[i]), self.shape.block)
         blocks = self.tables[i][block]
-        k_pages, v_pages, *scales = (pool[LAYER] for pool in self.pools)
-        found = page_keys(k_pages)[blocks, offset], page_values(v_pages)[blocks, offset]
-        return [x * scale[blocks, :, offset][..., None] for x, scale in zip(found, scales, strict=True)] if scales else found
+        return [numbers[blocks, offset] for numbers in read_state(list(self.pools), LAYER).numbers()]
 
     def reference(self, i):
         """What a sequence's rows should be, and how far off they may be."""

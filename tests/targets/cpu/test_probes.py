@@ -10,8 +10,8 @@ from cupola.compiler.native_function import compile_kernels_alone
 from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.cost import list_kernels, with_cost
 from cupola.targets.cpu.isa import ISAS, runs_here
+from cupola.targets.cpu.kernels import cpu_target
 from cupola.targets.cpu.measure.probes import CHAINS, MULTIPLICATIONS, TILE_MULTIPLICATIONS, probes, steps
-from cupola.targets.cpu.target import cpu_target
 
 TASKS = 5
 each_isa = pytest.mark.parametrize("isa", [isa for isa in ISAS if runs_here(isa)], ids=lambda isa: isa.name)

@@ -13,7 +13,7 @@ from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 from cupola.targets.native.interface import plain_interface
 
-LOWERING = "cupola_cpu"
+LOWERING = "cupola_native"
 
 
 def lowering() -> tuple[transform.Pass, object, object]:

@@ -1,0 +1,73 @@
+"""A CPU's kernels in order, and the target that they make: TVM's target string, abilities, the schedules for what is left."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import tvm
+
+from cupola.runtime.artifact.manifest import DeviceSpec
+from cupola.runtime.environment import num_threads
+from cupola.targets.base import Abilities, Target
+from cupola.targets.cpu.attention.paged import lower_paged_attention
+from cupola.targets.cpu.emit.amx import MANY
+from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.linear.dequantized import lower_dequantized_linear
+from cupola.targets.cpu.linear.floats import lower_gated_linear, lower_linear
+from cupola.targets.cpu.linear.int8 import lower_int8_linear
+from cupola.targets.cpu.measure.probes import probes
+from cupola.targets.cpu.rows.argmax import lower_argmax
+from cupola.targets.cpu.rows.block_maxima import lower_block_maxima
+from cupola.targets.cpu.rows.elementwise import schedule_elementwise
+from cupola.targets.cpu.rows.embedding import lower_embedding, lower_take
+from cupola.targets.cpu.rows.norm import lower_layer_norm, lower_rms_norm
+from cupola.targets.cpu.rows.rotary import lower_rotary
+from cupola.targets.cpu.state_layout import LAYOUT
+from cupola.targets.native.link import link_elf
+from cupola.targets.ops import Argmax, BlockMaxima
+
+RULES = (
+    lower_int8_linear,
+    lower_dequantized_linear,
+    lower_linear,
+    lower_gated_linear,
+    lower_paged_attention,
+    lower_rms_norm,
+    lower_layer_norm,
+    lower_rotary,
+    lower_take,
+    lower_embedding,
+    lower_block_maxima,
+    lower_argmax,
+)
+
+
+def cpu_target(isa: ISA) -> Target:
+    """Linux on `isa`. Features are listed, never "native": what the code needs is what the manifest says."""
+    triple = f"{isa.architecture}-linux-gnu"
+    attributes = [f"+{attribute}" for attribute in isa.attributes]
+    base = {"x86_64": "x86-64", "aarch64": "generic"}[isa.architecture]
+    target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": base, "mattr": attributes, "num-cores": num_threads()})
+    spec = DeviceSpec(f"cpu:{isa.name}", "cpu", isa.name, triple, isa.features)
+    rules, schedules = tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),)
+    return Target(
+        spec=spec,
+        tvm=target,
+        abilities=abilities(isa),
+        state=LAYOUT,
+        kernels=rules,
+        optional=(BlockMaxima, Argmax),
+        schedules=schedules,
+        probes=partial(probes, isa),
+        link=partial(link_elf, triple),
+    )
+
+
+def abilities(isa: ISA) -> Abilities:
+    """Of the kernels on `isa`."""
+    return Abilities(
+        activations="bfloat16" if isa.bf16_tiles else "float32",
+        multiplies_int8=bool(isa.int8_dot),
+        batch_invariant=isa.batch_invariant,
+        bf16_rows=MANY if isa.bf16_tiles else 0,
+    )

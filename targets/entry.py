@@ -1,0 +1,27 @@
+"""A line of the list of targets, known without TVM, which takes seconds to import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cupola.targets.base import Target
+
+
+@dataclass(frozen=True)
+class TargetEntry:
+    """A target by name.
+
+    Attributes:
+        name: for `--target`.
+        description: for `cupola targets`.
+        make: the target; raises OptionError where the name stands for nothing on this machine.
+        runs_here: whether this machine runs what is compiled for it.
+    """
+
+    name: str
+    description: str
+    make: Callable[[], Target]
+    runs_here: Callable[[], bool]

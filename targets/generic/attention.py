@@ -1,0 +1,248 @@
+"""Paged attention over the generic layout: appends new keys and values, then takes the keys of each row in order (online softmax,
+arXiv:1805.02867)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import tvm
+from tvm import relax
+from tvm.tirx.script import builder as T
+
+from cupola.targets.emit import Buffer, Value, argument, local, name, prim_func
+from cupola.targets.generic.loops import code_of, each, largest, load, step_of, store, total
+from cupola.targets.generic.rows import rotate
+from cupola.targets.ops import PagedAttention
+
+_LOWEST = -3.0e38  # of a maximum before there is one
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """An attention. `dtypes` are of the matrices of q, k and v; `columns` and `starts` are theirs."""
+
+    heads: int
+    groups: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+    kv_dtype: str
+    out_dtype: str
+    dtypes: tuple[str, str, str]
+    columns: tuple[int, int, int]
+    starts: tuple[int, int, int]
+    rotary_dim: int
+    angle_dtype: str
+    interleaved: bool
+    scale: float
+    window: int
+    softcap: float
+    has_slopes: bool
+    has_sinks: bool
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """The arguments. `angles` are cosines and sines; `pools` are of keys and of values, `scales` of the same."""
+
+    kernel: _Kernel
+    n: Value
+    batch: Value
+    matrices: list[Buffer]
+    angles: tuple[Buffer, Buffer] | None
+    pools: list[Buffer]
+    scales: list[Buffer]
+    slots: Buffer
+    query_starts: Buffer
+    context_lens: Buffer
+    block_tables: Buffer
+    slopes: Buffer | None
+    sinks: Buffer | None
+    layer: Value
+    out: Buffer
+
+
+def lower_paged_attention(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
+    """`PagedAttention` over pools as `state_layout.py` has them."""
+    op = PagedAttention.match(call)
+    if op is None:
+        return None
+    kernel = _kernel_of(op, int(call.ty.shape[1]), str(call.ty.dtype))
+    step = (op.slots, op.query_starts, op.context_lens, op.block_tables)
+    arguments = (op.q, op.k, op.v, op.cos, op.sin, *op.pools, *step, op.slopes, op.sinks)
+    layer = relax.prim_value(tvm.tirx.IntImm("int64", op.layer))  # an argument, so that all layers share one kernel
+    given = [*(tensor for tensor in arguments if tensor is not None), layer]
+    label = f"paged_attention_{kernel.heads}x{kernel.groups}x{kernel.key_dim}_{kernel.kv_dtype}"
+    return relax.op.call_tir(builder.add_func(_attention(kernel), label), relax.Tuple(given), out_ty=call.ty)
+
+
+def _kernel_of(op: PagedAttention, num_outputs: int, out_dtype: str) -> _Kernel:
+    keys, values, *_ = op.pools
+    *_, block_size, groups, key_dim = (getattr(size, "value", 0) for size in keys.ty.shape)
+    value_dim = int(values.ty.shape[-1])
+    return _Kernel(
+        heads=num_outputs // value_dim,
+        groups=groups,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        block_size=block_size,
+        kv_dtype=op.kv_dtype,
+        out_dtype=out_dtype,
+        dtypes=(str(op.q.ty.dtype), str(op.k.ty.dtype), str(op.v.ty.dtype)),
+        columns=(int(op.q.ty.shape[1]), int(op.k.ty.shape[1]), int(op.v.ty.shape[1])),
+        starts=(op.q_start, op.k_start, op.v_start),
+        rotary_dim=0 if op.cos is None else int(op.cos.ty.shape[1]),
+        angle_dtype="" if op.cos is None else str(op.cos.ty.dtype),
+        interleaved=bool(op.interleaved),
+        scale=op.scale,
+        window=op.window,
+        softcap=op.softcap,
+        has_slopes=op.slopes is not None,
+        has_sinks=op.sinks is not None,
+    )
+
+
+@cache
+def _attention(kernel: _Kernel) -> tvm.tirx.PrimFunc:
+    k = kernel
+
+    def body() -> None:
+        n, batch, layers, blocks = (T.int64() for _ in range(4))
+        matrices = [argument(label, (n, columns), dtype) for label, columns, dtype in zip("qkv", k.columns, k.dtypes, strict=True)]
+        cos, sin = (argument(label, (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None for label in ("cos", "sin"))
+        rows = (layers, blocks, k.block_size, k.groups)
+        dims = {"key": k.key_dim, "value": k.value_dim}
+        tensors = _Tensors(
+            kernel=k,
+            n=n,
+            batch=batch,
+            matrices=matrices,
+            angles=(cos, sin) if k.rotary_dim else None,
+            pools=[argument(f"{label}s", (*rows, dim), k.kv_dtype) for label, dim in dims.items()],
+            scales=[argument(f"{label}_scales", rows, "float32") for label in dims if k.kv_dtype == "int8"],
+            slots=argument("slots", (n,), "int32"),
+            query_starts=argument("query_starts", (T.int64(),), "int32"),
+            context_lens=argument("context_lens", (batch,), "int32"),
+            block_tables=argument("block_tables", (batch, T.int64()), "int32"),
+            slopes=argument("slopes", (k.heads,), "float32") if k.has_slopes else None,
+            sinks=argument("sinks", (k.heads,), "float32") if k.has_sinks else None,
+            layer=T.arg("layer", T.int64()),
+            out=argument("out", (n, k.heads * k.value_dim), k.out_dtype),
+        )
+        _append(tensors)
+        _attend(tensors)
+
+    return prim_func(body)
+
+
+def _append(t: _Tensors) -> None:
+    """Writes new keys, rotated, and values to their slots; a negative slot is skipped."""
+    kernel = t.kernel
+    with each(t.n, kernel.groups) as (token, group):
+        slot = name(T.cast(t.slots[token], "int64"))
+        with T.If(slot >= T.int64(0)), T.Then():
+            place = (t.layer, slot // kernel.block_size, slot % kernel.block_size, group)
+            for which, dim in enumerate((kernel.key_dim, kernel.value_dim)):
+                row, first = local(dim), name(kernel.starts[1 + which] + group * dim)
+                _read_head(t, 1 + which, token, first, row)
+                _keep(t, which, place, row, dim)
+
+
+def _read_head(t: _Tensors, matrix: int, token: Value, first: Value, row: Buffer) -> None:
+    """A head of q, k or v in float32, q and k rotated."""
+    kernel = t.kernel
+    angles, rotated = (None, 0) if matrix == 2 else (t.angles, kernel.rotary_dim)
+    dim = kernel.value_dim if matrix == 2 else kernel.key_dim
+
+    def read(d: Value) -> Value:
+        return load(t.matrices[matrix], token, first + d)
+
+    rotate(read, lambda d, value: T.buffer_store(row, value, [d]), dim, rotated, kernel.interleaved, angles, token)
+
+
+def _keep(t: _Tensors, which: int, place: tuple[Value, ...], row: Buffer, dim: int) -> None:
+    """Writes a key or a value to its pool, rounded to its type."""
+    pool = t.pools[which]
+    if not t.scales:
+        with each(dim) as (d,):
+            store(pool, (*place, d), row[d])
+        return
+    step, inverse = step_of(largest(dim, lambda d: row[d]))
+    T.buffer_store(t.scales[which], step, list(place))
+    with each(dim) as (d,):
+        T.buffer_store(pool, code_of(row[d], inverse), [*place, d])
+
+
+def _attend(t: _Tensors) -> None:
+    kernel = t.kernel
+    with each(t.batch) as (sequence,):
+        first, end = (name(T.cast(t.query_starts[sequence + i], "int64")) for i in (0, 1))
+        length = name(T.cast(t.context_lens[sequence], "int64"))
+        with each(end - first, kernel.heads) as (i, head):
+            query = local(kernel.key_dim)
+            _read_head(t, 0, first + i, name(kernel.starts[0] + head * kernel.key_dim), query)
+            position = name(length - (end - first) + i)
+            begin = name(T.max(T.int64(0), position + 1 - kernel.window)) if kernel.window else T.int64(0)
+            _Softmax.start(t, head).run(query, sequence, position, begin, first + i)
+
+
+@dataclass(frozen=True)
+class _Softmax:
+    """A row of one head: the largest score so far, the sum of weights relative to it, and the weighted sum of values."""
+
+    tensors: _Tensors
+    head: Value
+    highest: Buffer
+    total: Buffer
+    values: Buffer
+
+    @staticmethod
+    def start(t: _Tensors, head: Value) -> _Softmax:
+        softmax = _Softmax(t, head, local(1), local(1), local(t.kernel.value_dim))
+        T.buffer_store(softmax.highest, T.float32(_LOWEST), [0])
+        T.buffer_store(softmax.total, T.float32(0), [0])
+        with each(t.kernel.value_dim) as (e,):
+            T.buffer_store(softmax.values, T.float32(0), [e])
+        return softmax
+
+    def run(self, query: Buffer, sequence: Value, position: Value, begin: Value, row: Value) -> None:
+        """Takes the keys from `begin` to `position`, and writes the result."""
+        t, kernel = self.tensors, self.tensors.kernel
+        group = name(self.head // (kernel.heads // kernel.groups))
+        with each(position + 1 - begin) as (i,):
+            key = name(begin + i)
+            block = name(T.cast(t.block_tables[sequence, key // kernel.block_size], "int64"))
+            place = (t.layer, block, key % kernel.block_size, group)
+            score = total(kernel.key_dim, lambda d: query[d] * load(t.pools[0], *place, d))
+            self.add(self.score(score, place, key - position), lambda e: self.value(place, e))
+        if t.sinks is not None:
+            self.add(t.sinks[self.head], lambda e: T.float32(0))
+        with each(kernel.value_dim) as (e,):
+            store(t.out, (row, self.head * kernel.value_dim + e), self.values[e] / self.total[0])
+
+    def score(self, product: Value, place: tuple[Value, ...], distance: Value) -> Value:
+        """Of a key, by its product with the query."""
+        t, kernel = self.tensors, self.tensors.kernel
+        score = product * T.float32(kernel.scale)
+        score = score * t.scales[0][place] if t.scales else score
+        if kernel.softcap:
+            score = T.float32(kernel.softcap) * T.tanh(score * T.float32(1 / kernel.softcap))
+        return score + t.slopes[self.head] * T.cast(distance, "float32") if t.slopes is not None else score
+
+    def value(self, place: tuple[Value, ...], e: Value) -> Value:
+        """A dimension of a token's value."""
+        t = self.tensors
+        value = load(t.pools[1], *place, e)
+        return value * t.scales[1][place] if t.scales else value
+
+    def add(self, score: Value, value: Callable[[Value], Value]) -> None:
+        """Counts in a key, by its score and its value's dimensions."""
+        score = name(score)
+        highest = name(T.max(self.highest[0], score))
+        kept, weight = name(T.exp(self.highest[0] - highest)), name(T.exp(score - highest))
+        T.buffer_store(self.highest, highest, [0])
+        T.buffer_store(self.total, self.total[0] * kept + weight, [0])
+        with each(self.tensors.kernel.value_dim) as (e,):
+            T.buffer_store(self.values, self.values[e] * kept + weight * value(e), [e])

@@ -1,0 +1,95 @@
+"""Weights as they are stored: floats, or codes with scales and perhaps mins, which kernels read a number at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+from tvm.tirx.script import builder as T
+
+from cupola.targets.emit import Buffer, Value, argument, name
+from cupola.targets.formats.format import TABLES, WeightFormat
+from cupola.targets.generic.loops import load
+
+_DTYPES = ("float32", "float16", "bfloat16", "int8", "uint8")
+
+
+@dataclass(frozen=True)
+class StoredKernel:
+    """How a matrix is stored, for a kernel that reads it.
+
+    Attributes:
+        shape: of what is stored: rows of codes are padded to whole groups.
+        dtype: of the same.
+        format: of codes; "": of floats.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    format: str = ""
+
+    @property
+    def label(self) -> str:
+        """For the names of kernels."""
+        return (self.format or self.dtype).replace("-", "_")
+
+    @property
+    def weight_format(self) -> WeightFormat | None:
+        """The format of codes; None of floats."""
+        return WeightFormat.parse(self.format) if self.format else None
+
+    def arguments(self) -> StoredArguments:
+        """The arguments of a kernel: `weight`, and for codes `scales` and perhaps `mins`."""
+        form, scales = self.weight_format, []
+        weight = argument("weight", self.shape, self.dtype)
+        if form is not None:
+            groups = (self.shape[0], self.shape[1] // form.group_size)
+            scales = [argument(label, groups, form.scale_dtype) for label in ("scales", "mins")[: 1 + form.has_mins]]
+        return StoredArguments(form, weight, *scales)
+
+
+@dataclass(frozen=True)
+class StoredArguments:
+    """A stored matrix within a kernel."""
+
+    format: WeightFormat | None
+    weight: Buffer
+    scales: Buffer | None = None
+    mins: Buffer | None = None
+
+    def value(self, row: Value, column: Value) -> Value:
+        """An element as float32."""
+        if self.format is None or self.scales is None:
+            return load(self.weight, row, column)
+        group = column // self.format.group_size
+        product = load(self.scales, row, group) * self.code(row, column)
+        return product + load(self.mins, row, group) if self.mins is not None else product
+
+    def code(self, row: Value, column: Value) -> Value:
+        """The number that a scale multiplies, as float32."""
+        assert self.format is not None
+        code = self.weight[row, column]
+        if not self.format.table:
+            return T.cast(T.cast(code, "int32") - T.int32(self.format.zero), "float32")
+        value, number = T.float32(0), name(T.cast(code, "int32"))
+        for i, entry in enumerate(TABLES[self.format.table]):
+            value = T.Select(number == T.int32(i), T.float32(entry), value)
+        return name(value)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored matrix in Relax: what a kernel must know of it, and the tensors that it is given."""
+
+    kernel: StoredKernel
+    tensors: tuple[relax.Expr, ...]
+
+    @staticmethod
+    def of(weight: relax.Expr, scales: relax.Expr | None = None, mins: relax.Expr | None = None, form: str = "") -> Stored | None:
+        """The matrix of an operation's fields; None if its shape is not known, or its type is none of a weight's."""
+        sizes, dtype = list(weight.ty.shape), str(weight.ty.dtype)
+        if len(sizes) != 2 or not all(isinstance(size, tvm.tirx.IntImm) for size in sizes) or dtype not in _DTYPES:
+            return None
+        rows, columns = map(int, sizes)
+        return Stored(StoredKernel((rows, columns), dtype, form), tuple(t for t in (weight, scales, mins) if t is not None))

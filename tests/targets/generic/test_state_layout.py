@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cupola.runtime.artifact.state import KVGroup
+from cupola.targets.cpu.state_layout import LAYOUT as CPU
+from cupola.targets.generic.state_layout import LAYOUT
+
+GROUP = KVGroup((0, 2), 3, 6, 4)
+
+
+def test_a_row_of_numbers_for_each_token_and_head():
+    rows = (2, "num_blocks", 16, 3)
+    shapes = {"keys": (*rows, 6), "values": (*rows, 4)}
+    assert {pool.name: pool.shape for pool in LAYOUT.pools(GROUP, "bfloat16", 16)} == shapes
+    pools = LAYOUT.pools(GROUP, "int8", 16)
+    assert {pool.name: pool.shape for pool in pools} == shapes | {"key_scales": rows, "value_scales": rows}
+    assert [pool.dtype for pool in pools] == ["int8", "int8", "float32", "float32"]
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, CPU], ids=["generic", "cpu"])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_contents_are_read_as_they_lie(layout, dtype):
+    """Every number of the pools once, and shaped alike for all layouts."""
+    pools = layout.pools(GROUP, dtype, 8)
+    shapes = [tuple(5 if isinstance(size, str) else size for size in pool.shape) for pool in pools]
+    arrays = [np.arange(np.prod(shape)).reshape(shape).astype(pool.dtype) for shape, pool in zip(shapes, pools, strict=True)]
+    found = layout.read(arrays, 1)
+    assert (found.keys.shape, found.values.shape) == ((5, 8, 3, 6), (5, 8, 3, 4))
+    assert sorted(found.keys.ravel().tolist()) == sorted(arrays[0][1].ravel().tolist())
+    assert sorted(found.values.ravel().tolist()) == sorted(arrays[1][1].ravel().tolist())
+    keys, values = found.numbers()
+    if dtype == "float32":
+        assert found.key_steps is None and (keys == found.keys).all() and (values == found.values).all()
+    else:
+        assert found.key_steps.shape == found.value_steps.shape == (5, 8, 3)
+        np.testing.assert_array_equal(keys, found.keys * found.key_steps[..., None].astype("float64"))
