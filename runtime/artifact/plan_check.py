@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from cupola.runtime.artifact.expressions import evaluate
@@ -14,6 +15,7 @@ from cupola.runtime.artifact.plan import ABI, BUFFER, CONSTANT, INPUT, Place, Pl
 from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, TensorSpec
 from cupola.runtime.errors import ArtifactError
 
+Shape = tuple[int | str, ...]
 Fault = tuple[str, str]  # the field, and what is wrong with it
 MAX_RANK, MAX_BYTES = 8, 2**48
 NUMBERS = ("int32", "int64", "bool", "int8", "uint8")
@@ -84,7 +86,8 @@ def _call_faults(field: str, call: PlanCall, plan: Plan, forward: FunctionSpec, 
             yield from _unfit_size(f"{field}.{name}[{i}]", size, plan.dims)
     for i, (place, tensor) in enumerate(zip(call.pointers, kernel.pointers, strict=True)):
         yield from _missing_place(f"{field}.pointers[{i}]", place, plan, forward)
-        if not _fits(plan.tensor(place, forward.inputs), tensor, call, kernel, plan.dims):
+        given = plan.tensor(place, forward.inputs)
+        if given.dtype != tensor.dtype or not _are_as_many(given.shape, plan.dims, tensor.shape, kernel.sizes, call.sizes):
             yield f"{field}.pointers[{i}]", f"{place.kind} {place.index} is not what the kernel takes as {reprlib.repr(tensor.name)}"
 
 
@@ -96,23 +99,23 @@ def _missing_place(field: str, place: Place, plan: Plan, forward: FunctionSpec) 
         yield f"{field}.index", f"there is no {place.kind} of index {reprlib.repr(place.index)}"
 
 
-def _fits(given: TensorSpec | PlanBuffer, wanted: TensorSpec, call: PlanCall, kernel: PlanKernel, dims: Collection[str]) -> bool:
-    """True if the tensor has the dtype and as many elements as the kernel takes, whatever the sizes; shapes may differ by a view."""
-    if given.dtype != wanted.dtype:
-        return False
+@lru_cache(1024)  # layers are alike
+def _are_as_many(given: Shape, dims: tuple[str, ...], wanted: Shape, names: tuple[str, ...], values: Shape) -> bool:
+    """True if a tensor has as many elements as a kernel takes whose sizes have these values, whatever `dims` are; shapes may be views."""
     for sizes in _samples(dims):
-        own = {name: evaluate(size, sizes) for name, size in zip(kernel.sizes, call.sizes, strict=True)}
-        if num_bytes(given, sizes) != num_bytes(wanted, own):
+        own = {name: evaluate(size, sizes) for name, size in zip(names, values, strict=True)}
+        if math.prod(evaluate(size, sizes) for size in given) != math.prod(evaluate(size, own) for size in wanted):
             return False
     return True
 
 
-def _samples(dims: Collection[str]) -> list[dict[str, int]]:
+@lru_cache(64)
+def _samples(dims: tuple[str, ...]) -> list[dict[str, int]]:
     """Sizes that are affine in others are equal if they are so for these, or nearly certainly."""
     return [{dim: base + step * i for i, dim in enumerate(dims)} for base, step in ((1, 0), (7, 10), (1009, 333))]
 
 
-def _tensor_faults(field: str, tensor: TensorSpec | PlanBuffer, names: Collection[str]) -> Iterator[Fault]:
+def _tensor_faults(field: str, tensor: TensorSpec | PlanBuffer, names: tuple[str, ...]) -> Iterator[Fault]:
     if tensor.dtype not in ITEM_BYTES:
         yield f"{field}.dtype", f"{reprlib.repr(tensor.dtype)} is unknown"
     if len(tensor.shape) > MAX_RANK:
@@ -124,7 +127,7 @@ def _tensor_faults(field: str, tensor: TensorSpec | PlanBuffer, names: Collectio
             yield f"{field}.shape", "is too large"
 
 
-def _unfit_size(field: str, size: int | str, names: Collection[str]) -> Iterator[Fault]:
+def _unfit_size(field: str, size: int | str, names: tuple[str, ...]) -> Iterator[Fault]:
     try:
         values = [evaluate(size, sizes) for sizes in _samples(names)]
     except ValueError as error:

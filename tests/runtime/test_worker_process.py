@@ -83,7 +83,7 @@ def test_threads_share_a_process(worker: WorkerProcess):
 
 def run_limited(kilobytes: int, script: str, *arguments: str, job: object) -> dict[str, object]:
     """A worker's answer when it was started under hard limits that are lower than those that it sets itself."""
-    file = Path(worker_process.__file__).with_name(script)
+    file = Path(worker_process.__file__).parent / "text" / script
     command = ["sh", "-c", f'ulimit -v {kilobytes}; ulimit -t 5; exec "$@"', "sh", sys.executable, "-P", str(file), *arguments]
     done = subprocess.run(command, input=f"{json.dumps(job)}\n", capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
