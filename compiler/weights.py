@@ -23,6 +23,7 @@ from cupola.compiler.sources.base import LazyTensor
 from cupola.passes.encoders import encoded_weight
 from cupola.passes.rewrite import name_of
 from cupola.passes.schemes import Storage
+from cupola.passes.schemes.integers import DEFAULT_GROUP
 from cupola.passes.simplify import axes_of
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.errors import UnsupportedError
@@ -34,6 +35,7 @@ TRANSFORM = "forward_transform_params"
 _MAX_NAME_LENGTH = 160
 _MAX_NOTES = 8  # on weights that overflow, each by name
 _MAX_F16 = np.finfo(np.float16).max
+_MUCH_PADDING = 1 / 20  # of a row
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,16 @@ class Encoding:
         stored_as: its type in the source.
         kept: what of that is taken as it is: its blocks, its codes with rounded scales, or ""; nothing.
         storage: what they, or its quantized values, are stored as.
+        width: values of a row.
+        padded: the same in whole groups, where smaller groups would take up less.
     """
 
     name: str
     stored_as: str
     kept: str
     storage: str
+    width: int
+    padded: int
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRMo
 
 
 def encoding_notes(weights: Sequence[PackedWeight]) -> list[str]:
-    """For people: how many of the source's tensors keep their blocks, and how many were quantized here."""
+    """For people: how many of the source's tensors keep their blocks, how many were quantized here, and rows that groups do not suit."""
     every = {each for weight in weights for each in weight.encodings}
     kept = Counter((each.stored_as, each.kept) for each in every if each.kept)
     quantized = Counter((each.stored_as, each.storage) for each in every if not each.kept)
@@ -99,7 +105,9 @@ def encoding_notes(weights: Sequence[PackedWeight]) -> list[str]:
         f"{count} {'is' if count == 1 else 'are'} quantized from {kind or 'floats'} to {storage}"
         for (kind, storage), count in sorted(quantized.items())
     ]
-    return [f"of the weights, {', '.join(clauses)}"] if every else []
+    widths = sorted({(each.width, each.padded) for each in every if each.padded - each.width > _MUCH_PADDING * each.width})
+    padded = [f"rows of {width} values take up {padded}, in whole groups; smaller groups would fit better" for width, padded in widths]
+    return [f"of the weights, {', '.join(clauses)}", *padded] if every else []
 
 
 def overflow_notes(weights: Sequence[PackedWeight]) -> list[str]:
@@ -191,7 +199,9 @@ class _Transform:
         source = self._source(weight)
         exact = source is not None and source.stored_as in storage.holds
         kept = ("blocks" if exact else "codes, their scales rounded") if self._may_keep(source, storage) else ""
-        return (Encoding(each.name, each.stored_as, kept, storage.name) for each in self._sources_of(weight))
+        width, form = int(weight.ty.shape[1]), storage.format
+        padded = form.num_groups(width) * form.group_size if form is not None and form.group_size > DEFAULT_GROUP else width
+        return (Encoding(each.name, each.stored_as, kept, storage.name, width, padded) for each in self._sources_of(weight))
 
     def _may_keep(self, source: LazyTensor | None, storage: Storage) -> bool:
         return source is not None and source.format is not None and storage.format is not None and source.format.fits(storage.format)

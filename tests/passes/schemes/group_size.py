@@ -113,6 +113,13 @@ class GroupSizeTests:
         changes = sorted([(kind, f"{BLOCKS[kind]} {where}"), ("F32", f"8 bits {where}")])
         assert encoding_notes(weights) == ["of the weights, " + ", ".join(f"1 is quantized from {old} to {new}" for old, new in changes)]
 
+    def test_rows_that_leave_much_of_a_group_empty_are_noted(self) -> None:
+        width = self.size + 32
+        weights = packed(File({"w": "F32"}, (48, width)), [["w"]], f"w8a16-g{self.size}")
+        assert f"rows of {width} values take up {2 * self.size}, in whole groups; smaller groups would fit better" in encoding_notes(
+            weights
+        )
+
     @by_isa
     @pytest.mark.parametrize("quantize_x", [32, 0])
     @pytest.mark.parametrize("format", ["w4g{}", "w4g{}m", "w8g{}"])
