@@ -2,8 +2,8 @@
 
     python benchmarks/endless ARTIFACT --attention-sinks 4 --attention-window 1024
 
-The text is Python's own documentation, token by token as it stands, in steps of up to a block, as an answer would come. Its last two
-thousand tokens are those of its beginning again, so that the last thousand's perplexity compares with that of the second one.
+The text is Python's own documentation, as it stands, in steps of a few tokens, as an answer would come. Its last two thousand tokens are
+those of its beginning again, so that the last thousand's perplexity compares with that of the second one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydoc_data.topics import topics
 
 import cupola
 
-STEP, PART = 16, 1000  # tokens
+PART = 1000  # tokens
 
 
 def main() -> None:
@@ -28,12 +28,13 @@ def main() -> None:
     parser.add_argument("--attention-sinks", type=int, default=4)
     parser.add_argument("--attention-window", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--step", type=int, default=16, help="tokens of a step; more than the window's hop are never taken")
     parser.add_argument("--every", type=int, default=10_000, help="print a line after so many tokens")
     options = parser.parse_args()
     llm = cupola.LLM(
         options.artifact,
         max_num_seqs=1,
-        max_num_batched_tokens=STEP,
+        max_num_batched_tokens=options.step,
         attention_sinks=options.attention_sinks,
         attention_window=options.attention_window,
         enable_prefix_caching=False,
