@@ -58,7 +58,7 @@ def signature_of(
     name: str,
     weights: Sequence[TensorSpec],
 ) -> FunctionSpec:
-    """What `func`, whose memory is planned, takes and gives; `weights` are its last parameters, under their own names."""
+    """The signature of `func`, whose memory is planned; `weights` are its last parameters, under their own names."""
     params = func.params[: len(func.params) - len(weights)]
     inputs = tuple(_tensor_spec(param.name, param.ty) for param in params)
     once, twice, rows = (_storage_bytes(func, n, r) for n, r in ((1, 1), (2, 1), (1, 2)))

@@ -28,7 +28,7 @@ class KernelResult:
 
     @property
     def is_right(self) -> bool:
-        """Whether every element was close enough."""
+        """True if every element was close enough."""
         return self.error <= 1
 
 

@@ -174,7 +174,7 @@ class LLM:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how it was set up: what sequences forget."""
+        """Lines for users about how it was set up: what sequences forget."""
         sinks = self.engine.scheduler.states.sinks
         return (sinks.note,) if sinks else ()
 
@@ -264,7 +264,7 @@ class LLM:
         return self._need_tokenizer().decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def default_sampling_params(self) -> SamplingParams:
-        """What the model's `generation_config.json` asks for; fields that it lacks or gets wrong have their usual defaults."""
+        """The model's `generation_config.json` as sampling parameters; fields that it lacks or gets wrong have their usual defaults."""
         return self._defaults
 
     def _stream(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Iterator[str]:
@@ -313,7 +313,7 @@ class LLM:
                     advance(num_finished)
 
     def _schema_of(self, params: SamplingParams) -> str | None:
-        """What a whole output must be checked against."""
+        """The schema that a whole output must be checked against."""
         return None if params.structured_outputs is None else self._schemas.prepare(params.structured_outputs)
 
     def _checked(self, output: RequestOutput, schema: str | None) -> RequestOutput:

@@ -1,1 +1,1 @@
-"""What a target is: its TVM target, its kernel rules, its schedules, its lowering."""
+"""Targets: their TVM targets, kernel rules, schedules and lowering."""

@@ -1,4 +1,4 @@
-"""What a target is. Only this room knows; elsewhere ask a field."""
+"""The type of a target. Only this room knows what a target is; elsewhere ask a field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kernel says of its cost, so that whoever measures it can hold its time against what the machine can do."""
+"""The cost that a kernel declares, so that its measured time can be compared with what the machine can do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a manifest makes sense: what the types of its fields do not say."""
+"""Checks a manifest beyond the types of its fields."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _tensor_faults(field: str, tensors: tuple[TensorSpec, ...], lowest: int = 0)
 
 
 def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
-    """What `forward` takes must be there to give: the step's arrays, the pages that `kv` speaks of, the weights, perhaps all outputs."""
+    """Inputs of `forward` that a step can't provide: its arrays, the pages of `kv`, the weights and perhaps all outputs are there."""
     field, kv = "functions.forward.inputs", manifest.kv
     steps = {spec.name: (spec.dtype, spec.shape) for line in STEP_INPUTS for spec in line.specs(len(kv.groups))}
     given: dict[str, tuple[str, tuple[int | str, ...]]] = {weight.name: (weight.dtype, weight.shape) for weight in manifest.weights}
@@ -169,7 +169,7 @@ def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
 
 
 def _fits(tensor: TensorSpec, dtype: str, shape: tuple[int | str, ...]) -> bool:
-    """Whether the tensor has that dtype and shape, in which a name stands for any symbolic dimension."""
+    """True if the tensor has that dtype and shape, in which a name stands for any symbolic dimension."""
     if tensor.dtype != dtype or len(tensor.shape) != len(shape):
         return False
     return all(

@@ -44,7 +44,7 @@ class Artifact:
         return artifact
 
     def lists(self, name: str) -> bool:
-        """Whether the manifest lists the file; one that only lies in the folder is not the artifact's."""
+        """True if the manifest lists the file; one that only lies in the folder is not the artifact's."""
         return any(entry.name == name for entry in self.manifest.files)
 
     def _check_hashes(self) -> None:

@@ -27,7 +27,7 @@ COMPILE_AGAIN, COPY_AGAIN = "compile the model again", "copy or compile it again
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the runtime must know of the model.
+    """The model's properties that the runtime needs.
 
     `relative_positions` says that it sees distances between tokens and no positions, so that a sequence may begin at any.
     """
@@ -42,14 +42,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call of `forward` may be asked for."""
+    """The limits of one call of `forward`."""
 
     max_batch_size: int
 
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """What a library was compiled for.
+    """The device that a library was compiled for.
 
     Attributes:
         name: the target's, as `cupola targets` lists it.

@@ -1,4 +1,4 @@
-"""What a library works on: tensors, functions, kernels and weights. Dtypes are numpy's names plus `bfloat16`.
+"""The parts of a library's signature: tensors, functions, kernels and weights. Dtypes are numpy's names plus `bfloat16`.
 
 A symbolic dimension is a string, such as `"n"`.
 """
@@ -53,7 +53,7 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class KernelCost:
-    """What a call of a kernel does, as far as the shapes of its arguments do not tell. A multiply-add is two operations.
+    """The cost of a kernel's call that the shapes of its arguments do not tell. A multiply-add is two operations.
 
     Attributes:
         arithmetic: what is multiplied, such as "float32" or "int8": which of the machine's peaks the kernel is held to.

@@ -42,7 +42,7 @@ def verify_once(folder: Path, files: Mapping[Path, str], verify: Callable[[], No
 
 
 def identify(file: Path) -> str:
-    """What tells a file from one that takes its place later; nothing if there is none."""
+    """An identity that a file taking its place later does not share; "" if there is no file."""
     try:
         status = file.stat()
     except OSError:
@@ -55,7 +55,7 @@ def _note_of(folder: Path) -> Path:
 
 
 def _state_of(files: Mapping[Path, str]) -> str | None:
-    """What stands for all files as they are now; None if one changed too lately, or can't be looked at."""
+    """A digest of the state of all files; None if one changed too lately, or can't be looked at."""
     latest, found = time.time_ns() - SETTLED_NS, []
     for file, sha256 in files.items():
         try:

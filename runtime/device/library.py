@@ -98,7 +98,7 @@ class Library:
 
 
 def load_library(file: Path, sha256: str, load: Callable[[str], Any]) -> Any:
-    """What `load` makes of a private copy of `file`; the same again for a library of the same content.
+    """Applies `load` to a private copy of `file`; gives the same object again for a library of the same content.
 
     Args:
         file: the library.

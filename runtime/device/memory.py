@@ -1,4 +1,4 @@
-"""What a memory budget gives: K/V blocks, and room to put them aside."""
+"""Divides a memory budget: K/V blocks, and swap space."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _HOPS = 8  # in which the tokens of a window are dropped: more hold more of it, 
 
 @dataclass(frozen=True)
 class SinkWindow:
-    """What sequences keep, in whole blocks.
+    """The tokens that sequences keep, in whole blocks.
 
     Attributes:
         num_sinks: the first tokens.
@@ -52,7 +52,7 @@ class SinkWindow:
 
     @property
     def note(self) -> str:
-        """What a user should know of it."""
+        """A line for users about what is forgotten."""
         return (
             f"of a longer text the first {self.num_sinks} tokens and the latest {self.window - self.hop} to {self.window} are kept; "
             "what lies between is forgotten"
@@ -60,7 +60,7 @@ class SinkWindow:
 
 
 def choose_sink_window(num_sinks: int | None, window: int | None, model: ModelConfig, kv: KVSpec) -> SinkWindow | None:
-    """What `attention_sinks` and `attention_window` ask for; None if nothing.
+    """The window that `attention_sinks` and `attention_window` ask for; None if nothing.
 
     Raises:
         OptionError: if one is given without the other, or the model can't do it.

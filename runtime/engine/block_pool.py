@@ -1,4 +1,4 @@
-"""Who holds which K/V blocks of a state group: reference counts, prefix cache, copy-on-write. Pure Python; knows no tensors."""
+"""The pool of K/V blocks: reference counts, prefix cache, copy-on-write. Pure Python; knows no tensors."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class BlockPool:
         return max(0, self.num_blocks_for(end) - len(table))
 
     def knows(self, name: bytes) -> bool:
-        """Whether a published block of that hash is still there."""
+        """True if a published block of that hash is still there."""
         return name in self._block_of
 
     def match(self, hashes: Iterable[bytes]) -> BlockTable:

@@ -230,11 +230,11 @@ class Engine:
         return compiled_grammar if wanted is None or compiled_grammar is not None else self._compiler.compile(wanted)
 
     def has_unfinished_requests(self) -> bool:
-        """Whether `step` has something to do."""
+        """True if `step` has something to do."""
         return bool(self.scheduler.requests)
 
     def stats(self) -> EngineStats:
-        """What the engine holds now, and has done so far."""
+        """The engine's current load, and counts since it began."""
         scheduler = self.scheduler
         return EngineStats(
             num_running=len(scheduler.running),

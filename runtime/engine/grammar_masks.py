@@ -77,7 +77,7 @@ class GrammarMasks:
                 self._matchings[source].ask(unasked)
 
     def take(self, step: Step) -> Mapping[Sequence, Outcome | None]:
-        """What each sequence with a grammar that samples in this step may say next; None where that isn't known yet.
+        """The tokens allowed next for each sequence with a grammar that samples in this step; None where they aren't known yet.
 
         Waits a moment for those, and for a grammar that is late from an earlier step only if nothing came of this one otherwise.
         """

@@ -25,7 +25,7 @@ RankedLogprobs = tuple[tuple[int, float, int], ...]  # (token id, logprob, rank)
 
 @dataclass(frozen=True)
 class RequestSpec:
-    """What a request asks for, checked. `max_length` is prompt plus output, in tokens; lower `priority` goes first."""
+    """A checked request. `max_length` is prompt plus output, in tokens; lower `priority` goes first."""
 
     request_id: str
     prompt: str | None
@@ -45,12 +45,12 @@ class RequestSpec:
 
     @property
     def is_restricted(self) -> bool:
-        """Whether the request itself says which tokens may come: none may be left."""
+        """True if the request itself restricts the tokens that may come: none may be left."""
         return self.params.allowed_token_ids is not None or bool(self.bad_words)
 
     @cached_property  # asked for each token
     def moves_logits(self) -> bool:
-        """Whether a bias, tokens that may not come or penalties change logits throughout."""
+        """True if a bias, tokens that may not come or penalties change logits throughout."""
         return self.is_restricted or bool(self.params.logit_bias) or self.params.penalized
 
     @cached_property
@@ -89,7 +89,7 @@ class Sequence:
 
     @property
     def rank(self) -> tuple[int, int, int]:
-        """Whose turn is first: the lowest rank is served first and preempted last."""
+        """The order of service: the lowest rank is served first and preempted last."""
         return (self.request.spec.priority, self.request.spec.arrival, self.index)
 
     @property
@@ -99,7 +99,7 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        """Whether only the latest token is left to compute."""
+        """True if only the latest token is left to compute."""
         return self.num_new_tokens == 1
 
     @property
@@ -120,7 +120,7 @@ class Sequence:
 
     @property
     def adjusts_logits(self) -> bool:
-        """Whether its logits are changed now."""
+        """True if its logits are changed now."""
         return self.request.spec.moves_logits or bool(self.banned_token_ids)
 
     @property
@@ -131,7 +131,7 @@ class Sequence:
 
     @property
     def takes_likeliest(self) -> bool:
-        """Whether its next token is the one with the model's largest logit."""
+        """True if its next token is the argmax of the model's logits."""
         return self.request.spec.takes_likeliest and not self.banned_token_ids
 
     @property
@@ -141,7 +141,7 @@ class Sequence:
 
     @property
     def goes_on_alone(self) -> bool:
-        """Whether the model can go on by itself."""
+        """True if the model can go on by itself: only the argmax is wanted, without log-probabilities."""
         return self.needs_argmax_alone and self.decoding and self.num_output_tokens > 0  # the first one may have to be shared out
 
     def output_from(self, start: int) -> list[int]:
@@ -150,7 +150,7 @@ class Sequence:
 
     @property
     def samplers(self) -> SequenceOf[Sequence]:
-        """Who samples from the logits of this sequence's last token: after the prompt also the completions that fork from it."""
+        """The sequences that sample from the logits of this one's last token: after the prompt also the completions that fork from it."""
         return [self, *(s for s in self.request.sequences if s.status is Status.UNBORN)] if self.index == 0 else [self]
 
     @property
@@ -233,12 +233,12 @@ class Request:
 
     @property
     def finished(self) -> bool:
-        """Whether every completion is finished."""
+        """True if every completion is finished."""
         return all(sequence.status is Status.FINISHED for sequence in self.sequences)
 
     @property
     def wants_scores(self) -> bool:
-        """Whether the logits of prompt tokens are still wanted, so that none of them may come from the prefix cache."""
+        """True if the logits of prompt tokens are still wanted, so that none of them may come from the prefix cache."""
         asked = self.spec.params.prompt_logprobs is not None or self.spec.wants_prompt_logits
         return asked and self.num_scored_tokens < len(self.spec.prompt_token_ids)
 

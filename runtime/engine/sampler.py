@@ -45,7 +45,7 @@ class SampledToken(NamedTuple):
 
 
 class PromptScores(NamedTuple):
-    """What some consecutive prompt tokens' logits gave: log-probabilities of the prompt tokens after them, raw logits."""
+    """Scores of some consecutive prompt tokens: log-probabilities of the prompt tokens after them, raw logits."""
 
     request: Request
     logprobs: tuple[RankedLogprobs, ...]
@@ -129,7 +129,7 @@ def _end(sequence: Sequence, outcome: Outcome | None) -> SequenceEnd | None:
 
 
 def _likeliest(output: StepOutput, row: int, sequence: Sequence, back: int = 1) -> int:
-    """What the model chose itself: in the last step, or (`back`) in one before."""
+    """The argmax that the model found: in the last step, or (`back`) in one before."""
     return _checked(int(output.argmax()[-back, row]), sequence)
 
 

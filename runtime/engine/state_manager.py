@@ -125,7 +125,7 @@ class StateManager:
         return len(hashes)
 
     def has_room(self, state: State, num_tokens: int, num_spare: int) -> bool:
-        """Whether a state can grow to `num_tokens` with `num_spare` blocks left in each group."""
+        """True if a state can grow to `num_tokens` with `num_spare` blocks left in each group."""
         num_blocks = -(-num_tokens // self.block_size)
         for pool, table, start, most in zip(self.pools, state.tables, state.starts, self._most_held, strict=True):
             num_needed = num_blocks - len(table)

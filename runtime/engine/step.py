@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the executor runs, and what its logits mean."""
+    """The executor's batch, and the meaning of its logits."""
 
     batch: Batch
     chunks: tuple[Chunk, ...]

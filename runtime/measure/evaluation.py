@@ -60,7 +60,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found. `stride` is None for windows side by side; `num_tokens` is the whole text's."""
+    """The result of `evaluate`. `stride` is None for windows side by side; `num_tokens` is the whole text's."""
 
     perplexity: Estimate
     num_tokens: int

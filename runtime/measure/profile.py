@@ -31,7 +31,7 @@ MEMORY = "memory"
 
 @dataclass(frozen=True)
 class Roofline:
-    """What the machine did at best with `threads` threads: bytes read from memory a second, operations a second by arithmetic."""
+    """The machine's best rates with `threads` threads: bytes read from memory a second, operations a second by arithmetic."""
 
     threads: int
     bytes_per_second: float
@@ -55,7 +55,7 @@ class KernelTime:
     arithmetic: str
 
     def bound(self, roofline: Roofline) -> tuple[str, float]:
-        """What limits it, "memory" or an arithmetic, and the least seconds that it can take."""
+        """The limit, "memory" or an arithmetic, and the least seconds that it allows."""
         limits = {MEMORY: self.num_bytes / roofline.bytes_per_second}
         if peak := roofline.operations_per_second.get(self.arithmetic):
             limits[self.arithmetic] = self.num_operations / peak
@@ -204,7 +204,7 @@ class _Watch:
         )
 
     def _tensors(self, call: PlanCall, sizes: Mapping[str, int]) -> list[tuple[Place, TensorSpec]]:
-        """What a call is given, as its kernel sees it."""
+        """The arguments of a call, as its kernel sees them."""
         kernel = self._kernels[call.kernel]
         own = {name: evaluate(size, sizes) for name, size in zip(kernel.sizes, call.sizes, strict=True)}
         shapes = (tuple(evaluate(size, own) for size in tensor.shape) for tensor in kernel.pointers)

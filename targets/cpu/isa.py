@@ -45,7 +45,7 @@ class ISA:
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether a row of every result has the same bits whatever rows stand beside it."""
+        """True if a row of every result has the same bits whatever rows stand beside it."""
         return not self.bf16_tiles
 
 
@@ -72,7 +72,7 @@ ISAS = (
 
 
 def runs_here(isa: ISA) -> bool:
-    """Whether this machine can run code for `isa`; one that does not list its features runs what needs none."""
+    """True if this machine can run code for `isa`; one that does not list its features runs code that needs none."""
     known = machine.cpu_flags() is not None or not isa.features
     return isa.architecture == machine.here() and known and not machine.missing_features(isa.features)
 

@@ -1,1 +1,1 @@
-"""What any target can do that TVM can compile for: every operation in plain loops, and the plainest layout of state."""
+"""Parts for any target that TVM can compile for: every operation in plain loops, and the plainest layout of state."""

@@ -1,4 +1,4 @@
-"""What is found in logits on the device."""
+"""Operations that find maxima and argmax in logits on the device."""
 
 from __future__ import annotations
 

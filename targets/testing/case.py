@@ -58,7 +58,7 @@ class Input:
 
     @property
     def is_weight(self) -> bool:
-        """Whether it is there at compile time."""
+        """True if it is there at compile time."""
         return all(isinstance(size, int) for size in self.shape)
 
     def draw(self, random: np.random.Generator, sizes: Mapping[str, int]) -> Array:

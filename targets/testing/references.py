@@ -1,4 +1,4 @@
-"""What the operations should give, in numpy and float64, and how far off a right kernel may be.
+"""Reference results of the operations, in numpy and float64, and how far off a right kernel may be.
 
 Arrays come by the names of the operation's fields. A kernel computes in float32 and in an order of its own, so each result
 comes with a slack, element by element: rounding in proportion to what was summed, and a whole step for an activation so near

@@ -183,7 +183,7 @@ def run_all(engine: Engine) -> dict[str, RequestOutput]:
 
 
 def generate_alone(prompt: list[int], params: SamplingParams) -> list[tuple[list[int], str | None]]:
-    """What a request gives when nothing runs beside it, without a cache and in one piece."""
+    """The completions of a request when nothing runs beside it, without a cache and in one piece."""
     engine = make_engine(64 * params.n, enable_prefix_caching=False, max_num_batched_tokens=4096, max_num_seqs=64)
     engine.add_request("alone", prompt, params)
     return completions(run_all(engine)["alone"])

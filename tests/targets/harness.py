@@ -28,7 +28,7 @@ class Input:
 
 
 def lower(target: Target, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr:
-    """What the first rule that takes the call makes of it."""
+    """The result of the first rule that takes the call."""
     call = builder.normalize(call)
     return next(result for rule in target.rules if (result := rule(call, builder)) is not None)
 

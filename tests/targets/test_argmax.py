@@ -1,4 +1,4 @@
-"""What a step leaves for the next one: its inputs, and what was chosen before."""
+"""Results that a step leaves for the next one: its inputs, and the argmax of steps before."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ class Rows:
                         self.shape(row, at, strip, position, masked=masked)
 
     def all_seen(self, position: Value) -> Value:
-        """Whether every row sees every key of the strip at `position`."""
+        """True if every row sees every key of the strip at `position`."""
         seen = position + (STRIP - 1) <= self.tile.position(0)
         window = self.kernel.window
         return T.And(seen, position > self.tile.position(ROWS - 1) - window) if window else seen

@@ -48,7 +48,7 @@ class Append:
 
     @property
     def in_vectors(self) -> bool:
-        """Whether 16 keys side by side in a page are transposed in registers: words of two dimensions of bfloat16, four of int8."""
+        """True if 16 keys side by side in a page are transposed in registers: words of two dimensions of bfloat16, four of int8."""
         kernel = self.tensors.kernel
         fits = kernel.isa.lanes == LANES and kernel.keys_in_vectors and kernel.key_dim % self.step == 0
         return fits and (kernel.is_quantized or (kernel.in_tiles and kernel.kv_dtype == "bfloat16"))
@@ -59,7 +59,7 @@ class Append:
         return 2 * LANES * self.tensors.kernel.side
 
     def comes_whole(self, token: Value, slot: Value) -> Value:
-        """Whether the tokens around this one have the slots around its own, from a multiple of 16 to the next."""
+        """True if the tokens around this one have the slots around its own, from a multiple of 16 to the next."""
         slots, whole, first = self.tensors.slots, local(1, "bool"), name(token - slot % LANES)
         T.buffer_store(whole, T.bool(False), [0])
         with T.If(T.And(first >= T.int64(0), first + LANES <= self.tensors.sizes[0])), T.Then():
@@ -142,7 +142,7 @@ class Append:
         return value
 
     def scale(self, row: Buffer, dim: int) -> tuple[Value, Value]:
-        """What a row's codes are multiples of, and what they are multiplied by."""
+        """The step between a row's codes, and the factor that makes codes of its values."""
         largest = self.tensors.simd.largest(row, dim)
         inverse = T.Select(largest > T.float32(0), T.float32(127) / largest, T.float32(0))
         return name(largest * T.float32(1 / 127)), name(inverse)

@@ -74,7 +74,7 @@ class _Strips:
         return self.tile.tensors.place_of(self.tile.sequence, name(position))
 
     def all_seen(self, strip: Value) -> Value:
-        """Whether every row sees every key of the strip."""
+        """True if every row sees every key of the strip."""
         first = self.at + strip * self.width
         seen = first + (self.width - 1) <= self.tile.position(0)
         window = self.tile.kernel.window

@@ -1,4 +1,4 @@
-"""What the parts of the attention kernel share: its shape, its arguments, and how its work is cut."""
+"""Definitions that the parts of the attention kernel share: its shape, its arguments, and how its work is cut."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK = 128  # keys a softmax step takes; pages of another size bring it to a wh
 
 @dataclass(frozen=True)
 class Kernel:
-    """What distinguishes one attention kernel from another.
+    """The parameters of an attention kernel.
 
     Attributes:
         dtypes: of the matrices that q, k and v are in.
@@ -51,12 +51,12 @@ class Kernel:
 
     @property
     def rotation(self) -> Rotation:
-        """What is done to a head of q or k."""
+        """The rotation of a head of q or k."""
         return Rotation(self.key_dim, self.rotary_dim, self.interleaved)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether pages hold codes, with scales beside them."""
+        """True if pages hold codes, with scales beside them."""
         return self.kv_dtype == "int8"
 
     @property
@@ -84,7 +84,7 @@ class Kernel:
 
     @property
     def in_tiles(self) -> bool:
-        """Whether many rows are multiplied in bfloat16: where it holds the pages' numbers and these come in whole tiles."""
+        """True if many rows are multiplied in bfloat16: where it holds the pages' numbers and these come in whole tiles."""
         fits = self.keys_in_vectors and self.key_dim % 2 == 0 and self.value_dim % 32 == 0
         return self.isa.bf16_tiles and self.kv_dtype in ("bfloat16", "int8") and fits
 
@@ -95,7 +95,7 @@ class Kernel:
 
     @property
     def keys_in_vectors(self) -> bool:
-        """Whether a vector of keys lies in one page. Otherwise the chunk's keys are first copied together."""
+        """True if a vector of keys lies in one page. Otherwise the chunk's keys are first copied together."""
         return self.block_size % self.isa.lanes == 0
 
     def vectors_beside(self, rows: int, available: int) -> int:

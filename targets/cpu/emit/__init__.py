@@ -1,1 +1,1 @@
-"""What kernels are written with: vectors, loops, dot products, AMX tiles, threads."""
+"""Building blocks of kernels: vectors, loops, dot products, AMX tiles, threads."""

@@ -33,12 +33,12 @@ class Weights:
 
     @property
     def unsigned(self) -> bool:
-        """Whether weights of 8 bits go in with 128 added."""
+        """True if weights of 8 bits go in with 128 added."""
         return self.codes.bits == 8 and self.isa.int8_dot == "vpdpbusd"
 
     @property
     def zero(self) -> int:
-        """What stands for 0 in a dot product."""
+        """The code that stands for 0 in a dot product."""
         return 128 if self.unsigned else self.codes.zero
 
     @property

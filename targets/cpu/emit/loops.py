@@ -68,7 +68,7 @@ class Threads:
 
     @contextmanager
     def each(self, *, barrier: bool = True) -> Iterator[Value]:
-        """What every thread does once."""
+        """A block that every thread runs once."""
         with shared_loop(self.count, barrier=barrier) as thread:
             yield name(thread)
 
@@ -146,7 +146,7 @@ class Parts:
 
     @contextmanager
     def last(self, whole: Value, num_parts: Value) -> Iterator[None]:
-        """What the thread does that finishes the last of a whole's parts: it sees what all have written."""
+        """A block that only the thread runs that finishes the last of a whole's parts: it sees what all have written."""
         with T.If(T.Or(num_parts == T.int64(1), name(_count(self.finished, whole)) == num_parts - 1)), T.Then():
             yield
 

@@ -29,7 +29,7 @@ SLICE_BLOCK = 6  # slices that are dequantized at once: 24 KB
 
 @dataclass(frozen=True)
 class _Kernel:
-    """What distinguishes one kernel from another; `num_outputs` counts columns of the result."""
+    """The parameters of a kernel; `num_outputs` counts columns of the result."""
 
     isa: ISA
     num_outputs: int

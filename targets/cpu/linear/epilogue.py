@@ -1,4 +1,4 @@
-"""What follows a matrix product: bias, activation, gate, residual; row by row, from a scratch tile to the output."""
+"""The epilogue of a matrix product: bias, activation, gate, residual; row by row, from a scratch tile to the output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cupola.targets.ops import GatedLinear, Linear
 
 
 def adds_in_place(op: Linear | GatedLinear, out: relax.TensorType) -> bool:
-    """Whether the result takes the residual's place; its rows are then written once each."""
+    """True if the result takes the residual's place; its rows are then written once each."""
     return isinstance(op, Linear) and op.residual is not None and bool(op.in_place) and str(out.dtype) == "float32"
 
 

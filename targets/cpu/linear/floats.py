@@ -38,7 +38,7 @@ ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stre
 
 @dataclass(frozen=True)
 class _Kernel:
-    """What distinguishes one linear kernel from another; N counts outputs."""
+    """The parameters of a linear kernel; N counts outputs."""
 
     isa: ISA
     num_outputs: int

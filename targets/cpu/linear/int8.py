@@ -43,7 +43,7 @@ FIRST, AHEAD = 8192, 16384  # bytes of weights that are asked for before anythin
 
 @dataclass(frozen=True)
 class _Kernel:
-    """What distinguishes one kernel from another; `num_outputs` counts columns of the result."""
+    """The parameters of a kernel; `num_outputs` counts columns of the result."""
 
     isa: ISA
     num_outputs: int

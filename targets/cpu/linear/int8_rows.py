@@ -91,11 +91,11 @@ class Int8Rows:
         return name(self.words[place, quad])
 
     def scale(self, place: Value) -> Value:
-        """What 1 stands for in a group."""
+        """The scale of a group's codes."""
         return name(T.reinterpret("float32", self.words[place, QUADS]))
 
     def start(self, place: Value) -> Value:
-        """What a group's sums of products start from."""
+        """The number that a group's sums of products start from."""
         return name(self.words[place, QUADS + 1]) if self.zero else T.int32(0)
 
     def sum(self, place: Value) -> Value | None:

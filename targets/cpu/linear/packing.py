@@ -53,7 +53,7 @@ def shape_of(expr: relax.Expr) -> tuple[int, ...]:
 
 
 def is_static(expr: relax.Expr) -> bool:
-    """Whether every size of a tensor is known at compile time."""
+    """True if every size of a tensor is known at compile time."""
     shape = expr.ty.shape
     return shape is not None and all(hasattr(size, "value") for size in shape)
 

@@ -59,7 +59,7 @@ class Codes:
 
     @property
     def offset(self) -> int:
-        """What makes codes without mins unsigned when it is added to what they stand for."""
+        """The number that makes codes without mins unsigned when it is added to the numbers that they stand for."""
         return 1 << self.bits - 1
 
     @property

@@ -1,1 +1,1 @@
-"""What kernels cost: the ledger of their machine code, and probes of the machine."""
+"""Kernel cost: the ledger of kernels' machine code, and probes of the machine."""

@@ -1,4 +1,4 @@
-"""What a kernel's inner loops are made of, read from the assembly that LLVM wrote.
+"""Counts the instructions of a kernel's inner loops in the assembly that LLVM wrote.
 
 A loop is a strongly connected part of a function's flow graph; it is innermost if nothing cyclic is left once its entry is
 taken away. Instructions are put in classes by mnemonic, for x86-64 (AT&T syntax) and AArch64.

@@ -432,7 +432,7 @@ def test_a_thousand_random_requests(seeds, num_blocks, budget, max_num_seqs, cac
 
 
 def _cut(found: list[tuple[list[int], str | None]], room: int) -> list[tuple[list[int], str | None]]:
-    """What a pool that holds `room` new tokens leaves of completions."""
+    """Completions cut to a pool that holds `room` new tokens."""
     return [(tokens[: max(1, room)], reason if len(tokens) <= max(1, room) else "length") for tokens, reason in found]
 
 

@@ -29,7 +29,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 
 def two_groups(dtype: str) -> KVSpec:
-    """Whose blocks lie along different axes."""
+    """Two groups whose blocks lie along different axes."""
     first = (TensorSpec("keys", dtype, (2, "num_blocks", 3, 8, 4)), TensorSpec("values", dtype, ("num_blocks", 2, 3, 4, 4)))
     second = (TensorSpec("both", dtype, (2, 8, 4, "num_blocks")), TensorSpec("scales", "float32", (1, "num_blocks", 4)))
     return KVSpec((KVGroup((0, 2), 3, 8, 4, pools=first), KVGroup((1,), 1, 8, 8, pools=second)), dtype, 4)
@@ -162,7 +162,7 @@ def test_copies_depend_on_their_order():
 
 
 def watch_copies(engine: Engine) -> set[str]:
-    """What a step's copies did to each other, filled in as the engine runs."""
+    """Kinds of overlap among a step's copies, filled in as the engine runs."""
     submit, (num_blocks,), seen = engine.executor.submit, engine.executor.num_blocks, set()
 
     def watched(batch, sampling):

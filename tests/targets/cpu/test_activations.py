@@ -1,4 +1,4 @@
-"""What activations make of numbers far out, and of what is none."""
+"""Activation functions of numbers far out, and of NaN and infinity."""
 
 from __future__ import annotations
 

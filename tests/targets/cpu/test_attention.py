@@ -38,7 +38,7 @@ class Shape:
 
     @property
     def pages(self):
-        """What keys and values of a block and a head take; int8 by pairs."""
+        """The shapes of a block's keys and values for one head; int8 by pairs."""
         side = 2 if self.dtype == "int8" else 1
         return (self.key_dim // side, self.block * side), (self.block // side, self.value_dim * side)
 
@@ -155,7 +155,7 @@ class Sequences:
         return [numbers[blocks, offset] for numbers in read_state(list(self.pools), LAYER).numbers()]
 
     def reference(self, i):
-        """What a sequence's rows should be, and how far off they may be."""
+        """A sequence's expected rows, and how far off they may be."""
         s = self.shape
         extras = list(self.extras)
         slopes = extras.pop(0)[:, None, None].astype("float64") if s.slopes else 0.0
@@ -173,7 +173,7 @@ class Sequences:
         return value, 3e-6 + 1e-5 * np.abs(value) + rounding
 
     def rounding(self, q, k, v, weights, seen):
-        """What rows may be off because queries, and weights times the steps of values, are rounded to int16."""
+        """The error allowed because queries, and weights times the steps of values, are quantized to int16."""
         scores = np.einsum("qh,kh->hqk", np.abs(q).max(-1), np.abs(k).sum(-1)) * self.shape.key_dim**-0.5
         steps = np.abs(v).max(-1, keepdims=True) / 127
         by_queries = np.einsum("hqk,khd->qhd", weights * scores, np.abs(v) + np.einsum("hqk,khd->qhd", weights, np.abs(v)).max())

@@ -1,4 +1,4 @@
-"""What no rule wrote: legalized and fused by TVM, scheduled here, executed against numpy."""
+"""Operations without a kernel rule: legalized and fused by TVM, scheduled here, executed against numpy."""
 
 from __future__ import annotations
 
