@@ -38,13 +38,13 @@ class LLM:
         max_num_batched_tokens: tokens in one step; a longer prompt is computed in chunks.
         max_num_mixed_prefill_tokens: prompt tokens in a step in which other sequences decode: more hold those up longer, fewer the prompt.
         kv_memory: memory for K/V pages, such as "1GB", "512MiB" or a number of bytes.
-        swap_memory: memory beside it for the K/V of sequences that must give way when `kv_memory` runs out, in such terms too.
+        swap_memory: memory beside it for the K/V of sequences that are preempted when `kv_memory` runs out, in such terms too.
             What does not fit is computed again later, as all of it is by default.
         swap_folder: where a file without a name stands in for that memory.
         enable_prefix_caching: whether prompts share the K/V of equal beginnings.
         seed: for requests whose SamplingParams have none; without it they differ from one LLM to the next.
         max_logprobs: the most log-probabilities a token that a request may ask for; -1 is the whole vocabulary.
-        num_scheduler_steps: tokens that may come at once where all sequences take the likeliest: the model then goes on by itself, for as
+        num_scheduler_steps: tokens that may come at once where all sequences take the most likely: the model then goes on by itself, for as
             many steps as 16 ms are enough for. 1 is a token at a time.
         attention_sinks: of a sequence's first tokens, keep so many, in whole blocks, and of its latest `attention_window`: it may then go
             on past the context, in the same memory and time a token, and forgets what lies between. For models that see distances between
@@ -156,7 +156,7 @@ class LLM:
         return self.generate(prompts, sampling_params, add_special_tokens=False, use_tqdm=use_tqdm)
 
     def beam_search(self, prompts: Prompts, params: BeamSearchParams) -> list[BeamSearchOutput]:
-        """The likeliest continuations of each prompt, found by beam search. They are deterministic: temperature has no part in it.
+        """The most likely continuations of each prompt, found by beam search. They are deterministic: temperature has no part in it.
 
         Raises:
             RequestError: naming the field and the fix; so if `max_logprobs` is less than twice the beams.

@@ -38,8 +38,8 @@ class EngineConfig:
     `seed` is for requests that bring none; without it these differ from one engine to the next.
 
     Of a step's `max_num_batched_tokens`, at most `max_num_mixed_prefill_tokens` are those of prompts if sequences decode in it.
-    Where all sequences take the likeliest token and nobody waits, the model takes up to `num_scheduler_steps` in a step of the engine, as
-    long as these are over within PATIENCE.
+    Where all sequences take the argmax and nobody waits, the model takes up to `num_scheduler_steps` in a step of the engine, as long as
+    these are over within PATIENCE.
 
     With `attention_sinks` and `attention_window` sequences keep so many of their first and latest tokens, in whole blocks, and may go on
     past the context.

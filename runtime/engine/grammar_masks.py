@@ -1,6 +1,6 @@
-"""Which tokens the grammars of a step's sequences allow, asked for while the model runs.
+"""The tokens that the grammars of a step's sequences allow, asked for while the model runs.
 
-A mask depends on nothing but its sequence's tokens. So a step that fails and a sequence that gives way lose nothing, and a
+A mask depends on nothing but its sequence's tokens. So a step that fails and a sequence that is preempted lose nothing, and a
 process that was ended is replaced by one that is told the tokens again.
 """
 

@@ -273,7 +273,7 @@ def find_nucleus(weights: Float32, top_p: float) -> npt.NDArray[np.intp]:
 
 
 def rank_logprobs(logits: Float32, token_id: int, num_top: int) -> RankedLogprobs:
-    """The log-probability and rank of `token_id` and of the `num_top` likeliest tokens (-1: all), from raw logits f32 [vocab]."""
+    """The log-probability and rank of `token_id` and of the `num_top` most likely tokens (-1: all), from raw logits f32 [vocab]."""
     highest = logits.max()
     log_total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
     num_top = len(logits) if num_top < 0 else min(num_top, len(logits))

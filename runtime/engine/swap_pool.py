@@ -1,4 +1,4 @@
-"""Which blocks outside the model's reach keep the K/V of sequences that gave way. Pure Python; knows no tensors."""
+"""The swap blocks, outside the model's reach, that keep the K/V of preempted sequences. Pure Python; knows no tensors."""
 
 from __future__ import annotations
 

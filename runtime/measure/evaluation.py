@@ -9,7 +9,7 @@ defined in two ways:
   it held, so that with `stride` less than the window every token of the text but the first is scored once.
 
 The comparison is llama.cpp's `--kl-divergence`: on the scored positions, the mean of KL(reference || model), and how often
-both hold the same token for the likeliest.
+both find the same token the most likely.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Comparison:
         perplexity: the reference's.
         perplexity_ratio: the model's perplexity divided by the reference's.
         kl_divergence: mean of KL(reference || model) over positions, nats.
-        same_top: how often both find the same token the likeliest, 0 to 1.
+        same_top: how often both find the same token the most likely, 0 to 1.
     """
 
     perplexity: Estimate

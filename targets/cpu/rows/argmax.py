@@ -1,4 +1,4 @@
-"""The likeliest token of each row of logits, and the inputs of the step that goes on with them."""
+"""The argmax of each row of logits, and the inputs of the step that goes on with it."""
 
 from __future__ import annotations
 

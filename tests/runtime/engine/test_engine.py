@@ -115,7 +115,7 @@ def test_seeded_samples_do_not_depend_on_company():
 
 
 def test_chains_of_samplers_remember_their_own_sequence_in_any_company():
-    """Also where sequences give way and compute their tokens again; a greedy one is not the model's to go on with."""
+    """Also where sequences are preempted and compute their tokens again; a greedy one is not the model's to go on with."""
     engine = make_engine(14, max_num_seqs=6)
     batch = prompts([4, 9, 13])
     settings = [

@@ -1,4 +1,4 @@
-"""The engine with grammars: the same tokens whatever runs beside, gives way, fails or is killed; and nobody waits for a slow one."""
+"""The engine with grammars: the same tokens whatever runs beside, is preempted, fails or is killed; and nobody waits for a slow one."""
 
 from __future__ import annotations
 

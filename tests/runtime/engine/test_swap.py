@@ -1,4 +1,4 @@
-"""Sequences that give way to others come back as they were, from memory or from a disk that may be full."""
+"""Preempted sequences come back as they were, from memory or from a disk that may be full."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_failed_step_is_computed_again(fails):
 
 
 def test_copies_depend_on_their_order():
-    """A block that is put aside may be a copy made in the same step, and may be taken for one; both are rare."""
+    """A block that is swapped out may be a copy made in the same step, and may be taken for one; both are rare."""
     wanted = {"a copy is put aside", "what was put aside is copied over"}
     for seed in range(2000):
         rng = np.random.default_rng(seed)
