@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cupola.runtime.artifact.inputs import STEP_INPUTS, STEP_OUTPUTS, input_line, input_specs, output_specs
+from cupola.runtime.artifact.inputs import SIZES_OF_MODELS, STEP_INPUTS, STEP_OUTPUTS, input_line, input_specs, output_specs
 from cupola.runtime.artifact.manifest import COMPILE_AGAIN, FileSpec, Manifest, ModelConfig
 from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, KernelSpec, TensorSpec
@@ -173,7 +173,8 @@ def _fits(tensor: TensorSpec, dtype: str, shape: tuple[int | str, ...]) -> bool:
     if tensor.dtype != dtype or len(tensor.shape) != len(shape):
         return False
     return all(
-        isinstance(size, str) if isinstance(wanted, str) else size == wanted for size, wanted in zip(tensor.shape, shape, strict=True)
+        isinstance(size, str) == (wanted not in SIZES_OF_MODELS) if isinstance(wanted, str) else size == wanted
+        for size, wanted in zip(tensor.shape, shape, strict=True)
     )
 
 

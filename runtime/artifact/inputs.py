@@ -43,6 +43,7 @@ class StepTensor:
 
 
 _SIZES_OF_GROUPS = ("max_blocks",)
+SIZES_OF_MODELS = ("hidden",)  # numbers in an artifact, which the table only names
 
 STEP_INPUTS = (
     StepTensor("tokens", "int32", ("n",)),
@@ -58,6 +59,7 @@ STEP_INPUTS = (
 )
 STEP_OUTPUTS = (
     StepTensor("logits", "float32", ("r", "vocabulary")),
+    StepTensor("hidden", "float32", ("r", "hidden"), optional=True),  # after the last norm: what the vocabulary projection reads
     StepTensor("maxima", "float32", ("r", "maxima"), optional=True),  # of each MAXIMA_BLOCK neighbours in a row of logits
     StepTensor("argmax", "int32", (MAX_STEPS, "r"), optional=True),  # the last step's last; -1 where a logit is NaN
 )

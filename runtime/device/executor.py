@@ -170,8 +170,8 @@ class _Results:
         """The step's results."""
         arrays = self._arrays
         if "argmax" not in arrays:
-            return HostOutput.of(arrays["logits"])
-        return HostOutput(arrays["logits"], arrays["maxima"], arrays["argmax"])
+            return HostOutput.of(arrays["logits"], arrays.get("hidden"))
+        return HostOutput(arrays["logits"], arrays["maxima"], arrays["argmax"], arrays.get("hidden"))
 
 
 class _Memory:

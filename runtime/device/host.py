@@ -111,17 +111,20 @@ class HostOutput:
         logits: f32 [r, vocab], of the last step.
         block_maxima: f32 [r, blocks].
         tokens: i32 [at least as many as there were steps, r].
+        hidden_rows: f32 [r, hidden]; None if the artifact does not give them.
     """
 
     logits: Float32
     block_maxima: Float32
     tokens: Int32
+    hidden_rows: Float32 | None = None
 
     @classmethod
-    def of(cls, logits: Float32) -> Self:
-        """Of one step, for an artifact that gives nothing but logits."""
+    def of(cls, logits: Float32, hidden_rows: Float32 | None = None) -> Self:
+        """Of one step, for an artifact that finds no maxima and no argmax."""
         maxima = np.maximum.reduceat(logits, np.arange(0, logits.shape[1], MAXIMA_BLOCK), axis=1)
-        return cls(logits, maxima, np.where(np.isnan(maxima).any(axis=1), -1, logits.argmax(axis=1)).astype(np.int32)[None])
+        tokens = np.where(np.isnan(maxima).any(axis=1), -1, logits.argmax(axis=1)).astype(np.int32)[None]
+        return cls(logits, maxima, tokens, hidden_rows)
 
     def result(self) -> Self:
         """As `StepHandle`."""
@@ -140,6 +143,12 @@ class HostOutput:
         if isinstance(indices, range) and indices.step == 1:
             return self.logits[indices.start : indices.stop]
         return self.logits[list(indices)]
+
+    def hidden(self, index: int) -> Float32:
+        """As `StepOutput`."""
+        if self.hidden_rows is None:
+            raise EngineError("the artifact gives no hidden states; compile it with the pass give_hidden")
+        return self.hidden_rows[index]
 
     def maxima(self, index: int) -> Float32:
         """As `StepOutput`."""

@@ -65,6 +65,10 @@ class StepOutput(Protocol):
         """The logits of some rows, f32 [rows, vocab]."""
         ...
 
+    def hidden(self, index: int) -> Float32:
+        """The hidden state of one row, f32 [hidden], of artifacts that were compiled to give it. Raises EngineError for others."""
+        ...
+
     def maxima(self, index: int) -> Float32:
         """The largest of every MAXIMA_BLOCK neighbours in a row of logits, f32 [blocks]; NaN where one of them is."""
         ...
