@@ -8,6 +8,7 @@ import pytest
 import tvm
 from tvm.tirx.script import builder as T
 
+from cupola.compiler.native_function import compile_kernels_alone
 from cupola.runtime.machine import here, missing_features
 from cupola.targets.cpu.emit.simd import Simd, argument, prim_func
 from cupola.targets.cpu.isa import ISAS
@@ -36,10 +37,9 @@ def dequantize(format: WeightFormat, packed: np.ndarray) -> np.ndarray:
 
     target = get_target(f"cpu:{isa.name}")
     func = prim_func(body).with_attr("global_symbol", "dequantize")
-    run = tvm.tirx.build(tvm.IRModule({"dequantize": func}), target=target.tvm, pipeline=target.lowering)["dequantize"]
-    out = tvm.runtime.tensor(np.zeros((num_slices, HALVES, PAIRS, 2 * COLUMNS), "uint16"))
-    run(tvm.runtime.tensor(packed), out)
-    return out.numpy()
+    out = np.zeros((num_slices, HALVES, PAIRS, 2 * COLUMNS), "uint16")
+    compile_kernels_alone(tvm.IRModule({"dequantize": func}), target)("dequantize", packed, out)
+    return out
 
 
 @pytest.mark.skipif(here() != "x86_64" or bool(missing_features(NEEDS)), reason="this machine has no AVX-512 with bfloat16")
