@@ -34,7 +34,7 @@ def test_the_table_has_a_row_a_test(artifact: str, capsys: Capture) -> None:
     names = ["pp8", "pp16", "pp8 @ d12", "pp16 @ d12", "tg4", "tg4 × 3", "tg4 @ d12", "tg4 × 3 @ d12"]
     assert [row[-2] for row in rows] == names
     assert all(re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", row[-1]) for row in rows)
-    assert rows[0][:5] == ["tiny", f"{VOCAB * VOCAB * 4 / 2**20 + 64 / 2**20:.2f} MiB", "f32", "float32", "cpu"]
+    assert rows[0][:5] == ["tiny", f"{VOCAB * VOCAB * 4 / 2**20 + 64 / 2**20:.2f} MiB", "f32", "float32", "cpu:generic"]
     assert all(f"cupola: {name} " in err for name in names)
 
 

@@ -17,7 +17,8 @@ from tests.passes.harness import apply, stays
 
 
 def target(activations: str = "bfloat16") -> Target:
-    return dataclasses.replace(get_target("cpu:generic"), activations=activations)
+    target = get_target("cpu:generic")
+    return dataclasses.replace(target, abilities=dataclasses.replace(target.abilities, activations=activations))
 
 
 def function(*, quantize_x: int = 32, norm: bool = False, read_twice: bool = False, rows: bool = False) -> relax.Function:

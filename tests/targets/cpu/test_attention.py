@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from cupola.targets.cpu.isa import runs_here, with_own_kernels
+from cupola.targets.cpu.state_layout import read_state
 from cupola.targets.ops import PagedAttention
 from cupola.targets.testing.references import INT16_ROUNDING
 from tests.targets import harness

@@ -149,10 +149,13 @@ def test_a_caller_that_ends_takes_its_scratch_memory_along(library: Library, bui
 
     wide = Library(built[0], width=1 << 18)  # 4 MB of scratch memory
     assert in_threads(lambda _: wide.is_right(), 1)
-    before = resident()
-    for _ in range(20):
-        assert in_threads(lambda _: wide.is_right(), 1)
-    assert resident() - before < 16 << 20
+    grown = []
+    for _ in range(3):  # the process may grow for other reasons, but not each time
+        before = resident()
+        for _ in range(20):
+            assert in_threads(lambda _: wide.is_right(), 1)
+        grown.append(resident() - before)
+    assert min(grown) < 16 << 20
 
 
 FORK = """
