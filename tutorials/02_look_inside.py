@@ -23,6 +23,7 @@ from cupola.compiler.frontend.trace import trace
 from cupola.compiler.frontend.translate import translate
 from cupola.compiler.pipeline import import_passes, pipeline, run_passes
 from cupola.compiler.sources import open_source
+from cupola.compiler.variants import lay_out_state
 from cupola.models import find_family
 from cupola.passes.schemes import SCHEMES
 from cupola.targets.native.interface import compile_kernels
@@ -159,7 +160,7 @@ show(lines[max(norm, 0) :][:11])
 
 target = get_target("cpu")
 flat = run_passes(imported, import_passes())
-kv = kv_layout(flat, "float32", block_size=16, file=source.name)
+kv = lay_out_state(kv_layout(flat, "float32", block_size=16, file=source.name), [target])
 *recognize, lower = pipeline(target, kv, SCHEMES["f32"])
 recognized = run_passes(flat, recognize)
 lines = statements(recognized)
