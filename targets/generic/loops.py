@@ -9,6 +9,8 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, local, name
 
+_ROUND = 1.5 * 2.0**23  # added to a number, it leaves the nearest integer in the low bits
+
 
 @contextmanager
 def each(*extents: Value | int) -> Iterator[tuple[Value, ...]]:
@@ -59,9 +61,13 @@ def step_of(largest: Value) -> tuple[Value, Value]:
 
 def code_of(value: Value, inverse: Value) -> Value:
     """A number's code of int8, by what `step_of` gave: the nearest, of two the even one."""
-    return T.cast(T.cast(T.nearbyint(value * inverse), "int32"), "int8")
+    return T.cast(T.reinterpret("int32", name(value * inverse + T.float32(_ROUND))), "int8")
 
 
 def largest(extent: Value | int, term: Callable[[Value], Value]) -> Value:
     """The largest magnitude of `term(i)` for i < extent."""
-    return name(fold(extent, 0, lambda i: T.abs(term(i)), T.max, "float32"))
+    return name(fold(extent, 0, lambda i: _magnitude(name(term(i))), T.max, "float32"))
+
+
+def _magnitude(value: Value) -> Value:
+    return T.max(value, T.float32(0) - value)
