@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
+from cupola.targets.attention_shape import AttentionShape, attention_shape, call_attention
 from cupola.targets.emit import Buffer, Value, argument, local, name, prim_func
 from cupola.targets.generic.loops import code_of, each, largest, load, step_of, store, total
 from cupola.targets.generic.rows import rotate
@@ -20,34 +21,10 @@ _LOWEST = -3.0e38  # of a maximum before there is one
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """An attention. `dtypes` are of the matrices of q, k and v; `columns` and `starts` are theirs."""
-
-    heads: int
-    groups: int
-    key_dim: int
-    value_dim: int
-    block_size: int
-    kv_dtype: str
-    out_dtype: str
-    dtypes: tuple[str, str, str]
-    columns: tuple[int, int, int]
-    starts: tuple[int, int, int]
-    rotary_dim: int
-    angle_dtype: str
-    interleaved: bool
-    scale: float
-    window: int
-    softcap: float
-    has_slopes: bool
-    has_sinks: bool
-
-
-@dataclass(frozen=True)
 class _Tensors:
     """The arguments. `angles` are cosines and sines; `pools` are of keys and of values, `scales` of the same."""
 
-    kernel: _Kernel
+    kernel: AttentionShape
     n: Value
     batch: Value
     matrices: list[Buffer]
@@ -69,50 +46,21 @@ def lower_paged_attention(call: relax.Call, builder: relax.BlockBuilder) -> rela
     op = PagedAttention.match(call)
     if op is None:
         return None
-    kernel = _kernel_of(op, int(call.ty.shape[1]), str(call.ty.dtype))
-    step = (op.slots, op.query_starts, op.context_lens, op.block_tables)
-    arguments = (op.q, op.k, op.v, op.cos, op.sin, *op.pools, *step, op.slopes, op.sinks)
-    layer = relax.prim_value(tvm.tirx.IntImm("int64", op.layer))  # an argument, so that all layers share one kernel
-    given = [*(tensor for tensor in arguments if tensor is not None), layer]
-    label = f"paged_attention_{kernel.heads}x{kernel.groups}x{kernel.key_dim}_{kernel.kv_dtype}"
-    return relax.op.call_tir(builder.add_func(_attention(kernel), label), relax.Tuple(given), out_ty=call.ty)
-
-
-def _kernel_of(op: PagedAttention, num_outputs: int, out_dtype: str) -> _Kernel:
     keys, values, *_ = op.pools
     *_, block_size, groups, key_dim = (getattr(size, "value", 0) for size in keys.ty.shape)
-    value_dim = int(values.ty.shape[-1])
-    return _Kernel(
-        heads=num_outputs // value_dim,
-        groups=groups,
-        key_dim=key_dim,
-        value_dim=value_dim,
-        block_size=block_size,
-        kv_dtype=op.kv_dtype,
-        out_dtype=out_dtype,
-        dtypes=(str(op.q.ty.dtype), str(op.k.ty.dtype), str(op.v.ty.dtype)),
-        columns=(int(op.q.ty.shape[1]), int(op.k.ty.shape[1]), int(op.v.ty.shape[1])),
-        starts=(op.q_start, op.k_start, op.v_start),
-        rotary_dim=0 if op.cos is None else int(op.cos.ty.shape[1]),
-        angle_dtype="" if op.cos is None else str(op.cos.ty.dtype),
-        interleaved=bool(op.interleaved),
-        scale=op.scale,
-        window=op.window,
-        softcap=op.softcap,
-        has_slopes=op.slopes is not None,
-        has_sinks=op.sinks is not None,
-    )
+    shape = attention_shape(op, call.ty, groups, key_dim, int(values.ty.shape[-1]), block_size)
+    return call_attention(_attention(shape), shape.label, op, call.ty, builder)
 
 
 @cache
-def _attention(kernel: _Kernel) -> tvm.tirx.PrimFunc:
+def _attention(kernel: AttentionShape) -> tvm.tirx.PrimFunc:
     k = kernel
 
     def body() -> None:
         n, batch, layers, blocks = (T.int64() for _ in range(4))
         matrices = [argument(label, (n, columns), dtype) for label, columns, dtype in zip("qkv", k.columns, k.dtypes, strict=True)]
         cos, sin = (argument(label, (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None for label in ("cos", "sin"))
-        rows = (layers, blocks, k.block_size, k.groups)
+        rows = (layers, blocks, k.block_size, k.num_kv_heads)
         dims = {"key": k.key_dim, "value": k.value_dim}
         tensors = _Tensors(
             kernel=k,
@@ -126,10 +74,10 @@ def _attention(kernel: _Kernel) -> tvm.tirx.PrimFunc:
             query_starts=argument("query_starts", (T.int64(),), "int32"),
             context_lens=argument("context_lens", (batch,), "int32"),
             block_tables=argument("block_tables", (batch, T.int64()), "int32"),
-            slopes=argument("slopes", (k.heads,), "float32") if k.has_slopes else None,
-            sinks=argument("sinks", (k.heads,), "float32") if k.has_sinks else None,
+            slopes=argument("slopes", (k.num_heads,), "float32") if k.has_slopes else None,
+            sinks=argument("sinks", (k.num_heads,), "float32") if k.has_sinks else None,
             layer=T.arg("layer", T.int64()),
-            out=argument("out", (n, k.heads * k.value_dim), k.out_dtype),
+            out=argument("out", (n, k.num_heads * k.value_dim), k.out_dtype),
         )
         _append(tensors)
         _attend(tensors)
@@ -140,7 +88,7 @@ def _attention(kernel: _Kernel) -> tvm.tirx.PrimFunc:
 def _append(t: _Tensors) -> None:
     """Writes new keys, rotated, and values to their slots; a negative slot is skipped."""
     kernel = t.kernel
-    with each(t.n, kernel.groups) as (token, group):
+    with each(t.n, kernel.num_kv_heads) as (token, group):
         slot = name(T.cast(t.slots[token], "int64"))
         with T.If(slot >= T.int64(0)), T.Then():
             place = (t.layer, slot // kernel.block_size, slot % kernel.block_size, group)
@@ -180,7 +128,7 @@ def _attend(t: _Tensors) -> None:
     with each(t.batch) as (sequence,):
         first, end = (name(T.cast(t.query_starts[sequence + i], "int64")) for i in (0, 1))
         length = name(T.cast(t.context_lens[sequence], "int64"))
-        with each(end - first, kernel.heads) as (i, head):
+        with each(end - first, kernel.num_heads) as (i, head):
             query = local(kernel.key_dim)
             _read_head(t, 0, first + i, name(kernel.starts[0] + head * kernel.key_dim), query)
             position = name(length - (end - first) + i)
@@ -210,7 +158,7 @@ class _Softmax:
     def run(self, query: Buffer, sequence: Value, position: Value, begin: Value, row: Value) -> None:
         """Takes the keys from `begin` to `position`, and writes the result."""
         t, kernel = self.tensors, self.tensors.kernel
-        group = name(self.head // (kernel.heads // kernel.groups))
+        group = name(self.head // (kernel.num_heads // kernel.num_kv_heads))
         with each(position + 1 - begin) as (i,):
             key = name(begin + i)
             block = name(T.cast(t.block_tables[sequence, key // kernel.block_size], "int64"))

@@ -20,6 +20,7 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact.tensors import KernelCost
+from cupola.targets.attention_shape import attention_shape, call_attention
 from cupola.targets.cost import with_cost
 from cupola.targets.cpu.attention.amx import RowBlock, TileKeys
 from cupola.targets.cpu.attention.amx import Scratch as RowScratch
@@ -38,41 +39,16 @@ def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilde
     op = PagedAttention.match(call)
     if op is None or op.kv_dtype not in ("float32", "float16", "bfloat16", "int8"):
         return None
-    kernel = _kernel_of(isa, op, int(call.ty.shape[1]), str(call.ty.dtype))
-    step = (op.slots, op.query_starts, op.context_lens, op.block_tables)
-    arguments = (op.q, op.k, op.v, op.cos, op.sin, *op.pools, *step, op.slopes, op.sinks)
-    given = [tensor for tensor in arguments if tensor is not None]
-    label = f"paged_attention_{kernel.num_heads}x{kernel.num_kv_heads}x{kernel.key_dim}_{kernel.kv_dtype}"
-    layer = relax.prim_value(tvm.tirx.IntImm("int64", op.layer))  # an argument, so that all layers share one kernel
-    return relax.op.call_tir(builder.add_func(_build(kernel), label), relax.Tuple([*given, layer]), out_ty=call.ty)
+    kernel = _kernel_of(isa, op, call.ty)
+    return call_attention(_build(kernel), kernel.label, op, call.ty, builder)
 
 
-def _kernel_of(isa: ISA, op: PagedAttention, num_outputs: int, out_dtype: str) -> Kernel:
+def _kernel_of(isa: ISA, op: PagedAttention, out: relax.TensorType) -> Kernel:
     k_pages, v_pages, *scales = op.pools
     _, _, groups, *key_page = (getattr(size, "value", 0) for size in k_pages.ty.shape)
     side = 2 if scales else 1
     value_dim = int(v_pages.ty.shape[4]) // side
-    return Kernel(
-        isa=isa,
-        num_heads=num_outputs // value_dim,
-        num_kv_heads=groups,
-        key_dim=key_page[0] * side,
-        value_dim=value_dim,
-        block_size=key_page[1] // side,
-        kv_dtype=op.kv_dtype,
-        out_dtype=out_dtype,
-        dtypes=(str(op.q.ty.dtype), str(op.k.ty.dtype), str(op.v.ty.dtype)),
-        columns=(int(op.q.ty.shape[1]), int(op.k.ty.shape[1]), int(op.v.ty.shape[1])),
-        starts=(op.q_start, op.k_start, op.v_start),
-        rotary_dim=0 if op.cos is None else int(op.cos.ty.shape[1]),
-        angle_dtype="float32" if op.cos is None else str(op.cos.ty.dtype),
-        interleaved=bool(op.interleaved),
-        scale=op.scale,
-        window=op.window,
-        softcap=op.softcap,
-        has_slopes=op.slopes is not None,
-        has_sinks=op.sinks is not None,
-    )
+    return Kernel(**vars(attention_shape(op, out, groups, key_page[0] * side, value_dim, key_page[1] // side)), isa=isa)
 
 
 @cache

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from tvm.tirx.script import builder as T
 
+from cupola.targets.attention_shape import AttentionShape
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, name
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.rows.rotary import Rotation
@@ -15,35 +16,10 @@ CHUNK = 128  # keys a softmax step takes; pages of another size bring it to a wh
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """The parameters of an attention kernel.
-
-    Attributes:
-        dtypes: of the matrices that q, k and v are in.
-        columns: of the same.
-        starts: the first of them in each.
-        rotary_dim: leading dimensions of a head that are rotated; 0: none.
-    """
+class Kernel(AttentionShape):
+    """The parameters of an attention kernel: its shape, and the instruction set."""
 
     isa: ISA
-    num_heads: int
-    num_kv_heads: int
-    key_dim: int
-    value_dim: int
-    block_size: int
-    kv_dtype: str
-    out_dtype: str
-    dtypes: tuple[str, str, str]
-    columns: tuple[int, int, int]
-    starts: tuple[int, int, int]
-    rotary_dim: int
-    angle_dtype: str
-    interleaved: bool
-    scale: float
-    window: int
-    softcap: float
-    has_slopes: bool
-    has_sinks: bool
 
     @property
     def heads_per_group(self) -> int:

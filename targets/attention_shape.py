@@ -1,0 +1,83 @@
+"""The parameters of an attention kernel that do not depend on how K/V lie in memory, and the call of such a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+
+from cupola.targets.ops import PagedAttention
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """The numbers of a `PagedAttention`.
+
+    Attributes:
+        dtypes: of the matrices that q, k and v are in.
+        columns: of the same.
+        starts: the first of them in each.
+        rotary_dim: leading dimensions of a head that are rotated; 0: none.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    block_size: int
+    kv_dtype: str
+    out_dtype: str
+    dtypes: tuple[str, str, str]
+    columns: tuple[int, int, int]
+    starts: tuple[int, int, int]
+    rotary_dim: int
+    angle_dtype: str
+    interleaved: bool
+    scale: float
+    window: int
+    softcap: float
+    has_slopes: bool
+    has_sinks: bool
+
+    @property
+    def label(self) -> str:
+        """The kernel's name."""
+        return f"paged_attention_{self.num_heads}x{self.num_kv_heads}x{self.key_dim}_{self.kv_dtype}"
+
+
+def attention_shape(
+    op: PagedAttention, out: relax.TensorType, num_kv_heads: int, key_dim: int, value_dim: int, block_size: int
+) -> AttentionShape:
+    """The shape of a call whose result has the type `out`; the layout of the pools tells the other sizes."""
+    return AttentionShape(
+        num_heads=int(out.shape[1]) // value_dim,
+        num_kv_heads=num_kv_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        block_size=block_size,
+        kv_dtype=op.kv_dtype,
+        out_dtype=str(out.dtype),
+        dtypes=(str(op.q.ty.dtype), str(op.k.ty.dtype), str(op.v.ty.dtype)),
+        columns=(int(op.q.ty.shape[1]), int(op.k.ty.shape[1]), int(op.v.ty.shape[1])),
+        starts=(op.q_start, op.k_start, op.v_start),
+        rotary_dim=0 if op.cos is None else int(op.cos.ty.shape[1]),
+        angle_dtype="float32" if op.cos is None else str(op.cos.ty.dtype),
+        interleaved=bool(op.interleaved),
+        scale=op.scale,
+        window=op.window,
+        softcap=op.softcap,
+        has_slopes=op.slopes is not None,
+        has_sinks=op.sinks is not None,
+    )
+
+
+def call_attention(
+    kernel: tvm.tirx.PrimFunc, label: str, op: PagedAttention, out: relax.TensorType, builder: relax.BlockBuilder
+) -> relax.Expr:
+    """The call of a kernel that takes the operation's tensors in their order, those that there are, and then the layer."""
+    step = (op.slots, op.query_starts, op.context_lens, op.block_tables)
+    tensors = (op.q, op.k, op.v, op.cos, op.sin, *op.pools, *step, op.slopes, op.sinks)
+    layer = relax.prim_value(tvm.tirx.IntImm("int64", op.layer))  # an argument, so that all layers share one kernel
+    given = [*(tensor for tensor in tensors if tensor is not None), layer]
+    return relax.op.call_tir(builder.add_func(kernel, label), relax.Tuple(given), out_ty=out)
