@@ -13,7 +13,7 @@ from cupola.targets.cpu.attention.paged import lower_paged_attention
 from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.dequantized import lower_dequantized_linear
-from cupola.targets.cpu.linear.floats import lower_gated_linear, lower_linear
+from cupola.targets.cpu.linear.floats import lower_linear
 from cupola.targets.cpu.linear.int8 import lower_int8_linear
 from cupola.targets.cpu.measure.probes import probes
 from cupola.targets.cpu.rows.argmax import lower_argmax
@@ -30,7 +30,6 @@ RULES = (
     lower_int8_linear,
     lower_dequantized_linear,
     lower_linear,
-    lower_gated_linear,
     lower_paged_attention,
     lower_rms_norm,
     lower_layer_norm,

@@ -18,37 +18,14 @@ from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.loops import in_tiles
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.linear.epilogue import Epilogue, adds_in_place, call_layer
+from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
 from cupola.targets.cpu.linear.floats import ROW_BLOCK, float_tiles, normalized
-from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
-from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, SLICE, Codes, codes_of, first_byte, pack_groups
+from cupola.targets.cpu.linear.packing import PANEL, is_static
+from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, SLICE, codes_of, first_byte, pack_groups
+from cupola.targets.cpu.linear.shape import QuantizedShape, packed_bias, quantized_shape, residual_of
 from cupola.targets.ops import GatedLinear, Linear
 
 SLICE_BLOCK = 6  # slices that are dequantized at once: 24 KB
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    """The parameters of a kernel; `num_outputs` counts columns of the result."""
-
-    isa: ISA
-    num_outputs: int
-    depth: int
-    groups: int
-    codes: Codes
-    gated: bool
-    has_bias: bool
-    has_residual: bool
-    activation: str
-    in_place: bool
-
-    @property
-    def slices(self) -> int:
-        return -(-self.depth // SLICE)
-
-    @property
-    def num_panels(self) -> int:
-        return num_panels(self.num_outputs * (2 if self.gated else 1))
 
 
 def lower_dequantized_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -57,45 +34,36 @@ def lower_dequantized_linear(isa: ISA, call: relax.Call, builder: relax.BlockBui
     codes = None if op is None else codes_of(op)
     if op is None or codes is None or op.quantize_x or op.x.ty.ndim != 2 or not is_static(op.weight):
         return None
-    gated, residual = isinstance(op, GatedLinear), op.residual if isinstance(op, Linear) else None
-    (n, k), depth = shape_of(op.weight), int(op.x.ty.shape[1])
-    outputs = n // 2 if gated else n
-    kernel = _Kernel(
-        isa, outputs, depth, k // codes.format.group_size, codes, gated, op.bias is not None, residual is not None, op.activation,
-        adds_in_place(op, call.ty),
-    )  # fmt: skip
-    arguments = [normalized(op, isa, builder), pack_groups(op, codes, builder)]
-    arguments += [] if op.bias is None else [(pack_gated_columns if gated else pack_columns)(op.bias, builder)]
+    kernel, residual = quantized_shape(isa, op, codes, call.ty), residual_of(op)
+    arguments = [normalized(op, isa, builder), pack_groups(op, codes, builder), *packed_bias(op, builder)]
     arguments += [] if residual is None else [residual]
-    label = f"{'gated_' if gated else ''}linear_{outputs}x{depth}_{codes.label}a16"
-    return call_layer(builder.add_func(_build(kernel), label), arguments, call.ty, residual if kernel.in_place else None)
+    function = builder.add_func(_build(kernel), f"{kernel.label}_{codes.label}a16")
+    return call_layer(function, arguments, call.ty, residual if kernel.in_place else None)
 
 
 @cache
-def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
+def _build(kernel: QuantizedShape) -> tvm.tirx.PrimFunc:
     k = kernel
 
     def body() -> None:
         num_rows = T.int64()
         x = argument("x", (num_rows, k.depth), "float32")
-        weight = argument("weight", (k.num_panels, k.groups, k.codes.group_bytes), "uint8")
-        bias = argument("bias", (k.num_panels * PANEL,), "float32") if k.has_bias else None
-        residual = argument("residual", (num_rows, k.num_outputs), "float32") if k.has_residual else None
-        out = residual if k.in_place else argument("out", (num_rows, k.num_outputs), "float32")
+        weight = k.weight()
+        bias, residual = k.bias_and_residual(num_rows)
         simd = Simd(k.isa)
-        product = _Product(k, simd, x, weight, Epilogue(simd, k.num_outputs, k.gated, k.activation, bias, residual, out))
+        product = _Product(k, simd, x, weight, k.epilogue(simd, num_rows, bias, residual))
         with T.parallel((num_rows + ROW_BLOCK - 1) // ROW_BLOCK * k.num_panels) as task:
             first = name(task // k.num_panels * ROW_BLOCK)
             product.block(name(task % k.num_panels), first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
 
-    return with_cost(prim_func(body), KernelCost(operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)))
+    return with_cost(prim_func(body), KernelCost(operations_per_row=k.operations_per_row))
 
 
 @dataclass(frozen=True)
 class _Product:
     """Emits the loops of one task."""
 
-    kernel: _Kernel
+    kernel: QuantizedShape
     simd: Simd
     x: Buffer
     weight: Buffer

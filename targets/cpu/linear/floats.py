@@ -19,17 +19,9 @@ from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.loops import in_tiles
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.linear.epilogue import Epilogue, adds_in_place, call_layer
-from cupola.targets.cpu.linear.packing import (
-    PANEL,
-    is_static,
-    num_panels,
-    pack_columns,
-    pack_gated_columns,
-    pack_gated_panels,
-    pack_panels,
-    shape_of,
-)
+from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
+from cupola.targets.cpu.linear.packing import PANEL, is_static, pack_gated_panels, pack_panels
+from cupola.targets.cpu.linear.shape import LayerShape, layer_shape, packed_bias, residual_of
 from cupola.targets.cpu.rows.norm import lower_rms_norm
 from cupola.targets.ops import GatedLinear, Linear
 
@@ -37,49 +29,23 @@ ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stre
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """The parameters of a linear kernel; N counts outputs."""
+class _Kernel(LayerShape):
+    """The parameters of a kernel."""
 
-    isa: ISA
-    num_outputs: int
-    depth: int
     weight_dtype: str
-    gated: bool
-    has_bias: bool
-    has_residual: bool
-    activation: str
-    in_place: bool
-
-    @property
-    def num_panels(self) -> int:
-        return num_panels(self.num_outputs * (2 if self.gated else 1))
 
 
 def lower_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`Linear` with a weight of known shape, float32 activations of rank 2."""
-    op = Linear.match(call)
+    """`Linear` and `GatedLinear` with a weight of known shape, float32 activations of rank 2."""
+    op = Linear.match(call) or GatedLinear.match(call)
     if op is None or not _fits(op.x, op.weight):
         return None
-    n, k = shape_of(op.weight)
-    kernel = _Kernel(
-        isa, n, k, str(op.weight.ty.dtype), False, op.bias is not None, op.residual is not None, op.activation, adds_in_place(op, call.ty)
-    )
-    arguments = [normalized(op, isa, builder), pack_panels(op.weight, builder)]
-    arguments += [] if op.bias is None else [pack_columns(op.bias, builder)]
-    arguments += [] if op.residual is None else [op.residual]
-    return _call(kernel, arguments, call, builder, op.residual)
-
-
-def lower_gated_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`GatedLinear` with a weight of known shape, float32 activations of rank 2."""
-    op = GatedLinear.match(call)
-    if op is None or not _fits(op.x, op.weight):
-        return None
-    n, k = shape_of(op.weight)
-    kernel = _Kernel(isa, n // 2, k, str(op.weight.ty.dtype), True, op.bias is not None, False, op.activation, False)
-    arguments = [normalized(op, isa, builder), pack_gated_panels(op.weight, builder)]
-    arguments += [] if op.bias is None else [pack_gated_columns(op.bias, builder)]
-    return _call(kernel, arguments, call, builder)
+    kernel = _Kernel(**vars(layer_shape(isa, op, call.ty)), weight_dtype=str(op.weight.ty.dtype))
+    residual, pack = residual_of(op), pack_gated_panels if kernel.gated else pack_panels
+    arguments = [normalized(op, isa, builder), pack(op.weight, builder), *packed_bias(op, builder)]
+    arguments += [] if residual is None else [residual]
+    function = builder.add_func(_build(kernel), f"{kernel.label}_{kernel.weight_dtype}")
+    return call_layer(function, arguments, call.ty, residual if kernel.in_place else None)
 
 
 def normalized(op: Linear | GatedLinear, isa: ISA, builder: relax.BlockBuilder) -> relax.Expr:
@@ -99,30 +65,21 @@ def _fits(x: relax.Expr, weight: relax.Expr) -> bool:
     return x.ty.ndim == 2 and x.ty.dtype == "float32" and is_static(weight) and weight.ty.dtype in ("float32", "float16", "bfloat16")
 
 
-def _call(
-    kernel: _Kernel, arguments: list[relax.Expr], call: relax.Call, builder: relax.BlockBuilder, residual: relax.Expr | None = None
-) -> relax.Expr:
-    name = f"{'gated_linear' if kernel.gated else 'linear'}_{kernel.num_outputs}x{kernel.depth}_{kernel.weight_dtype}"
-    return call_layer(builder.add_func(_build(kernel), name), arguments, call.ty, residual if kernel.in_place else None)
-
-
 @cache
 def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
     def body() -> None:
         num_rows = T.int64()
         x = argument("x", (num_rows, kernel.depth), "float32")
         weight = argument("weight", (kernel.num_panels, kernel.depth, PANEL), kernel.weight_dtype)
-        bias = argument("bias", (kernel.num_panels * PANEL,), "float32") if kernel.has_bias else None
-        residual = argument("residual", (num_rows, kernel.num_outputs), "float32") if kernel.has_residual else None
-        out = residual if kernel.in_place else argument("out", (num_rows, kernel.num_outputs), "float32")
+        bias, residual = kernel.bias_and_residual(num_rows)
         simd = Simd(kernel.isa)
-        epilogue = Epilogue(simd, kernel.num_outputs, kernel.gated, kernel.activation, bias, residual, out)
+        epilogue = kernel.epilogue(simd, num_rows, bias, residual)
         panels = _Panels(kernel, simd, x, weight, epilogue)
         with T.parallel((num_rows + ROW_BLOCK - 1) // ROW_BLOCK * kernel.num_panels) as task:
             panel, first = name(task % kernel.num_panels), name(task // kernel.num_panels * ROW_BLOCK)
             panels.rows(panel, first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
 
-    return with_cost(prim_func(body), KernelCost(operations_per_row=2 * kernel.num_outputs * kernel.depth * (2 if kernel.gated else 1)))
+    return with_cost(prim_func(body), KernelCost(operations_per_row=kernel.operations_per_row))
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,11 @@ from cupola.targets.cpu.emit.loops import Claims, Threads, in_tiles, parallel_re
 from cupola.targets.cpu.emit.simd import CACHE_LINE, Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.amx import TileProduct
-from cupola.targets.cpu.linear.epilogue import Epilogue, adds_in_place, call_layer
+from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
 from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
-from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_columns, pack_gated_columns, shape_of
-from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, Codes, codes_of, first_byte, pack_groups
+from cupola.targets.cpu.linear.packing import PANEL, is_static
+from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, codes_of, first_byte, pack_groups
+from cupola.targets.cpu.linear.shape import QuantizedShape, packed_bias, quantized_shape, residual_of
 from cupola.targets.ops import GatedLinear, Linear
 
 FEW = MANY - 1  # rows
@@ -42,31 +43,13 @@ FIRST, AHEAD = 8192, 16384  # bytes of weights that are asked for before anythin
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """The parameters of a kernel; `num_outputs` counts columns of the result."""
+class _Kernel(QuantizedShape):
+    """The parameters of a kernel."""
 
-    isa: ISA
-    num_outputs: int
-    depth: int
-    groups: int
-    codes: Codes
-    gated: bool
-    has_bias: bool
-    has_residual: bool
-    activation: str
     has_norm: bool
     epsilon: float
     x_dtype: str
     out_dtype: str
-    in_place: bool
-
-    @property
-    def slices(self) -> int:
-        return -(-self.depth // SLICE)
-
-    @property
-    def num_panels(self) -> int:
-        return num_panels(self.num_outputs * (2 if self.gated else 1))
 
 
 def lower_int8_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -75,17 +58,13 @@ def lower_int8_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -
     codes = None if op is None else codes_of(op)
     if op is None or codes is None or op.quantize_x != SLICE or op.x.ty.ndim != 2 or not is_static(op.weight):
         return None
-    gated, residual = isinstance(op, GatedLinear), op.residual if isinstance(op, Linear) else None
-    (n, k), depth = shape_of(op.weight), int(op.x.ty.shape[1])
-    kernel = _Kernel(
-        isa, n // 2 if gated else n, depth, k // codes.format.group_size, codes, gated, op.bias is not None, residual is not None,
-        op.activation, op.norm is not None, op.epsilon, str(op.x.ty.dtype), str(call.ty.dtype), adds_in_place(op, call.ty),
-    )  # fmt: skip
-    arguments = [op.x, pack_groups(op, codes, builder)]
-    arguments += [] if op.bias is None else [(pack_gated_columns if gated else pack_columns)(op.bias, builder)]
+    residual, shape = residual_of(op), quantized_shape(isa, op, codes, call.ty)
+    x_dtype, out_dtype = str(op.x.ty.dtype), str(call.ty.dtype)
+    kernel = _Kernel(**vars(shape), has_norm=op.norm is not None, epsilon=op.epsilon, x_dtype=x_dtype, out_dtype=out_dtype)
+    arguments = [op.x, pack_groups(op, codes, builder), *packed_bias(op, builder)]
     arguments += [extra for extra in (residual, op.norm) if extra is not None]
-    label = f"{'gated_' if gated else ''}linear_{kernel.num_outputs}x{depth}_{codes.label}a8"
-    return call_layer(builder.add_func(_build(kernel), label), arguments, call.ty, residual if kernel.in_place else None)
+    function = builder.add_func(_build(kernel), f"{kernel.label}_{codes.label}a8")
+    return call_layer(function, arguments, call.ty, residual if kernel.in_place else None)
 
 
 @cache
@@ -95,13 +74,11 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
     def body() -> None:
         num_rows = T.int64()
         x = argument("x", (num_rows, k.depth), k.x_dtype)
-        weight = argument("weight", (k.num_panels, k.groups, k.codes.group_bytes), "uint8")
-        bias = argument("bias", (k.num_panels * PANEL,), "float32") if k.has_bias else None
-        residual = argument("residual", (num_rows, k.num_outputs), "float32") if k.has_residual else None
+        weight = k.weight()
+        bias, residual = k.bias_and_residual(num_rows)
         norm = argument("norm", (k.depth,), "float32") if k.has_norm else None
-        out = residual if k.in_place else argument("out", (num_rows, k.num_outputs), k.out_dtype)
         simd = Simd(k.isa)
-        epilogue = Epilogue(simd, k.num_outputs, k.gated, k.activation, bias, residual, out)
+        epilogue = k.epilogue(simd, num_rows, bias, residual, k.out_dtype)
         source = RowSource(simd, x, k.depth, norm, k.epsilon)
         product = _Product(k, simd, weight, epilogue, source, Weights(k.isa, k.codes), num_rows)
         with T.If(num_rows <= T.int64(FEW)):
@@ -115,7 +92,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
 
     return with_cost(
         prim_func(body),
-        KernelCost("bfloat16" if k.isa.bf16_tiles else "int8", operations_per_row=2 * k.num_outputs * k.depth * (2 if k.gated else 1)),
+        KernelCost("bfloat16" if k.isa.bf16_tiles else "int8", operations_per_row=k.operations_per_row),
     )
 
 
