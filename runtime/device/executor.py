@@ -159,19 +159,18 @@ class _Results:
 
     def hold(self, num_rows: int) -> dict[int, Tensor]:
         """Tensors of so many rows, by their places among the inputs of `forward`; `output` shows them."""
-        self._tensors = [
+        tensors = [
             memory.tensor(spec.dtype, tuple(num_rows if isinstance(size, str) else size for size in spec.shape))
             for memory, spec in zip(self._memory, self._outputs, strict=True)
         ]
-        self._arrays = {spec.name: self._device.download(tensor) for spec, tensor in zip(self._outputs, self._tensors, strict=True)}
-        return dict(zip(self._places, self._tensors, strict=True))
+        found = {spec.name: self._device.download(tensor) for spec, tensor in zip(self._outputs, tensors, strict=True)}
+        self._logits, self._hidden = found["logits"], found.get("hidden")
+        self._output = HostOutput(self._logits, found["maxima"], found["argmax"], self._hidden) if "argmax" in found else None
+        return dict(zip(self._places, tensors, strict=True))
 
     def output(self) -> HostOutput:
-        """The step's results."""
-        arrays = self._arrays
-        if "argmax" not in arrays:
-            return HostOutput.of(arrays["logits"], arrays.get("hidden"))
-        return HostOutput(arrays["logits"], arrays["maxima"], arrays["argmax"], arrays.get("hidden"))
+        """The step's results. What the model does not find in its logits is found here, step by step."""
+        return self._output or HostOutput.of(self._logits, self._hidden)
 
 
 class _Memory:
