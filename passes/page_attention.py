@@ -18,6 +18,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 
 from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
+from cupola.runtime.artifact.expressions import evaluate
 from cupola.runtime.artifact.inputs import input_specs
 from cupola.runtime.artifact.state import NUM_BLOCKS, KVSpec
 from cupola.runtime.artifact.tensors import TensorSpec
@@ -45,13 +46,11 @@ def _run(mod: IRModule, kv: KVSpec) -> IRModule:
 
 
 def _declare(spec: TensorSpec, sizes: dict[str, tirx.Expr]) -> relax.Var:
-    """A parameter; sizes that nobody named before are new variables, and the only sum is one with a constant, as in "b + 1"."""
-    shape = []
+    """A parameter; sizes that nobody named before are new variables."""
     for size in spec.shape:
-        name, _, more = str(size).partition(" + ")
-        known = size if isinstance(size, int) else sizes.setdefault(name, tirx.Var(name, "int64"))
-        shape.append(known + int(more) if more else known)
-    return relax.Var(spec.name, relax.TensorType(shape, spec.dtype))
+        if isinstance(size, str) and size.isidentifier():
+            sizes.setdefault(size, tirx.Var(size, "int64"))
+    return relax.Var(spec.name, relax.TensorType([evaluate(size, sizes) for size in spec.shape], spec.dtype))
 
 
 @dataclass(frozen=True)

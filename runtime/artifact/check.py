@@ -161,7 +161,7 @@ def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
         if tensor.name in given:
             if not _fits(tensor, *given[tensor.name]):
                 yield field, f"{reprlib.repr(tensor.name)} is not as the weights and the K/V cache have it"
-        elif tensor.name not in steps or input_line(tensor.name) is None:
+        elif tensor.name not in steps:
             yield field, f"{reprlib.repr(tensor.name)} is nothing that this cupola gives"
         elif not _fits(tensor, *steps[tensor.name]):
             dtype, shape = steps[tensor.name]

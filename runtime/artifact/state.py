@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cupola.runtime.artifact.tensors import TensorSpec
@@ -41,6 +42,10 @@ class KVSpec:
     def bytes_per_block(self) -> int:
         """Bytes that one block of `block_size` tokens takes over all groups and layers."""
         return sum(pool.num_bytes for pool in self.pools(1))
+
+    def num_bytes(self, num_blocks: Sequence[int]) -> int:
+        """Bytes of so many blocks of each group."""
+        return sum(self.group_bytes_per_block(group) * count for group, count in enumerate(num_blocks))
 
     def group_bytes_per_block(self, group: int) -> int:
         """Bytes that one block of a group takes over its layers."""

@@ -60,7 +60,7 @@ def _split(kv: KVSpec, num_bytes: int, most: Sequence[int], max_num_seqs: int) -
 
 def check_budget(kv: KVSpec, num_blocks: Sequence[int], memory_budget: int) -> None:
     """Raises OptionError if so many blocks of each group take more memory than a device has."""
-    num_bytes = sum(kv.group_bytes_per_block(group) * count for group, count in enumerate(num_blocks))
+    num_bytes = kv.num_bytes(num_blocks)
     if num_bytes > memory_budget:
         problem = f"gives blocks of {num_bytes >> 20} MiB, and there is memory of {memory_budget >> 20}"
         raise OptionError(problem, field="kv_memory", fix="give less")
@@ -73,7 +73,7 @@ def make_swap_space(kv: KVSpec, swap_memory: int | str, swap_folder: str | Path 
         OptionError: if the size is malformed or the memory can't be had.
     """
     num_bytes = parse_bytes(swap_memory, "swap_memory", lowest=0)
-    num_seqs = -(-num_bytes // sum(kv.group_bytes_per_block(i) * count for i, count in enumerate(most)))
+    num_seqs = -(-num_bytes // kv.num_bytes(most))
     num_blocks = _split(kv, num_bytes, most, max(1, num_seqs))
     if num_bytes and num_blocks is None:
         problem = f"is {swap_memory!r}, less than one block"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cupola.runtime.artifact.expressions import evaluate
-from cupola.runtime.artifact.plan import INPUT, Place, PlanCall, num_bytes
+from cupola.runtime.artifact.plan import INPUT, Place, PlanCall
 from cupola.runtime.artifact.tensors import KernelCost, TensorSpec
 from cupola.runtime.device.executor import NativeExecutor
 from cupola.runtime.device.interface import Batch, Int32, SamplingPlan, StepHandle
@@ -214,7 +214,7 @@ class _Watch:
     def _bytes(self, cost: KernelCost, tensors: Mapping[Place, TensorSpec], num_rows: int) -> int:
         """Bytes of the arguments, each counted once; of K/V pools those of the keys that the batch needs and writes."""
         sizes = [
-            self._pool_bytes(self._pools[place], cost.window) if place in self._pools else num_bytes(tensor, {})
+            self._pool_bytes(self._pools[place], cost.window) if place in self._pools else tensor.num_bytes
             for place, tensor in tensors.items()
         ]
         if cost.gathered_bytes_per_row:
