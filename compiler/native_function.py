@@ -17,8 +17,9 @@ from tvm import IRModule
 
 from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.plan import Extracted, extract_plan, plan_of_kernels
+from cupola.runtime.artifact.arrays import aligned_zeros
 from cupola.runtime.artifact.expressions import evaluate
-from cupola.runtime.artifact.plan import ALIGNMENT, Plan
+from cupola.runtime.artifact.plan import Plan
 from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
 from cupola.runtime.environment import num_threads
 from cupola.runtime.errors import EngineError, InputError
@@ -133,7 +134,4 @@ def _held(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> Iterator[tupl
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Zeros that begin where kernels want them to."""
-    num_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(num_bytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + num_bytes].view(dtype).reshape(shape)
+    return aligned_zeros("uint8", (math.prod(shape) * dtype.itemsize,)).view(dtype).reshape(shape)

@@ -9,10 +9,10 @@ from typing import Self
 
 import numpy as np
 
+from cupola.runtime.artifact.arrays import Array, aligned_empty, aligned_zeros, num_bytes, numpy_dtype
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
 from cupola.runtime.artifact.state import KVSpec
-from cupola.runtime.device.arrays import Array, aligned_empty, aligned_zeros, num_bytes, numpy_dtype
 from cupola.runtime.device.interface import Float32, Int32, Tensor
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.device.weights import map_weights

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cupola.runtime.artifact.arrays import Array, numpy_dtype
 from cupola.runtime.artifact.state import KVSpec
-from cupola.runtime.device.arrays import Array, numpy_dtype
 from cupola.runtime.errors import OptionError
 
 

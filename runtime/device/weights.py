@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cupola.runtime.artifact.arrays import Array, aligned_empty, numpy_dtype
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.plan import ALIGNMENT
 from cupola.runtime.artifact.tensors import WeightSpec
-from cupola.runtime.device.arrays import Array, aligned_empty, numpy_dtype
 
 
 def map_weights(artifact: Artifact) -> dict[str, Array]:

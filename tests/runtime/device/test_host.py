@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cupola.runtime.artifact.arrays import numpy_dtype
 from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import ITEM_BYTES, TensorSpec
 from cupola.runtime.device.arguments import measure
-from cupola.runtime.device.arrays import numpy_dtype
 from cupola.runtime.device.host import HostDevice, HostOutput, tensor_of
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.errors import EngineError

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from cupola.runtime.artifact.arrays import numpy_dtype
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import TensorSpec
-from cupola.runtime.device.arrays import numpy_dtype
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.engine.block_pool import BlockTable, empty_table
 from cupola.runtime.engine.engine import Engine
