@@ -88,6 +88,8 @@ class Server:
             for data in response.iter_raw():
                 *events, received = (received + data).split(b"\n\n")
                 for event in events:
+                    if event == b": keep-alive":
+                        continue
                     assert event.startswith(b"data: ") and not done, event
                     done = event == b"data: [DONE]"
                     if not done:

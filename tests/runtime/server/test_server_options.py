@@ -24,7 +24,7 @@ CHATTING = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     names = [option for name in NAMES for option in ("--served-model-name", name)]
     options = [*names, "--api-key", KEYS[1], "--allowed-origins", f"{ORIGIN},http://localhost:3000", "--root-path", "/llm/"]
-    with run_server(tiny, tmp_path_factory.mktemp("options"), *options, "--sse-keep-alive", "0.02", api_key=KEYS[0]) as server:
+    with run_server(tiny, tmp_path_factory.mktemp("options"), *options, "--sse-keep-alive", "0.005", api_key=KEYS[0]) as server:
         yield server
 
 
@@ -80,9 +80,9 @@ def test_a_path_before_all_others(served: Server):
 
 
 def test_a_silent_stream_sends_comments(served: Server):
-    """While a prompt is computed, say: the events are what they are without. How long it takes is not known, so several are asked."""
-    body = {"prompt": [[i] * 3000 for i in range(8)], "max_tokens": 1, "stream": True}
-    for _ in range(20):
+    """While a prompt is computed, say: the events are what they are without. How long it takes is not known, so several are, all new."""
+    for start in range(0, 160, 8):
+        body = {"prompt": [[start + i] * 3000 for i in range(8)], "max_tokens": 1, "stream": True}
         with served.http.stream("POST", COMPLETIONS, json=body) as response:
             text = response.read().decode()
         parts = text.removesuffix("\n\n").split("\n\n")
