@@ -10,15 +10,18 @@ import json
 import math
 import os
 import signal
-import subprocess
 import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    import subprocess  # slow to load, and most models never need a process
 
 MAX_LINE_BYTES = 64_000_000
 MAX_TRIES = 2
@@ -93,6 +96,8 @@ class WorkerProcess:
             found: dict[str, object] = json.loads(answer)
             return found
         if ended.seconds is None and not answer:
+            import subprocess
+
             with suppress(subprocess.TimeoutExpired):  # what ends by itself is to say how
                 worker.wait(EXIT_SECONDS)
         self.close()
@@ -124,6 +129,8 @@ def _processor_seconds(process_id: int, *, default: float = 0.0) -> float:
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
+    import subprocess
+
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -82,6 +82,9 @@ def _refine(backend: dict[str, Any], metadata: Mapping[str, Any], num_tokens: in
     backend["added_tokens"] = [token for token in backend["added_tokens"] if token["id"] < num_tokens]
     if pre in _WHOLE_WORDS_FIRST:
         backend["model"]["ignore_merges"] = True
+    merges = backend["model"].get("merges")
+    if merges and not any(" " in part for pair in merges for part in pair):  # strings load faster than pairs: 15 ms of 49,000
+        backend["model"]["merges"] = [" ".join(pair) for pair in merges]
     if pre in _DIGIT_SPLITTERS:
         backend["pre_tokenizer"] = {
             "type": "Sequence",

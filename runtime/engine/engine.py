@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 import time
 from dataclasses import dataclass, fields
 
@@ -112,7 +112,7 @@ class Engine:
         self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))
         self._grammars = GrammarMasks(self._compiler)
         self._num_requests = 0
-        self._seed = secrets.randbits(31) if config.seed is None else config.seed
+        self._seed = int.from_bytes(os.urandom(4), "little") >> 1 if config.seed is None else config.seed
         self._max_steps = 1  # of the model in the next step
 
     def add_request(

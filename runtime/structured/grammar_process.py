@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import select
-import socket
 import struct
-import subprocess
 import threading
 import time
 import weakref
@@ -14,9 +12,14 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cupola.runtime.artifact.verified import identify
 from cupola.runtime.environment import interpreter
+
+if TYPE_CHECKING:  # slow to load, and most who generate have no grammar
+    import socket
+    import subprocess
 
 HEAD = struct.Struct("<I")
 CHUNK_BYTES = 1 << 20
@@ -169,6 +172,8 @@ class GrammarServer:
 
     def open(self, source: bytes) -> GrammarProcess:
         """A process that begins to compile the grammar."""
+        import socket
+
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             for _ in range(2):  # the server may have been killed since the last time
@@ -188,6 +193,9 @@ class GrammarServer:
             self._control = None
 
     def _start(self) -> socket.socket:
+        import socket
+        import subprocess
+
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def _mirostat(chain: Chain, candidates: Candidates, _token_ids: Sequence[int], _
     candidates.keep(allowed)
 
 
-Apply = Callable[[Chain, Candidates, Sequence[int], np.random.Generator], None]
+Apply: TypeAlias = "Callable[[Chain, Candidates, Sequence[int], np.random.Generator], None]"  # numpy.random comes when somebody draws
 SAMPLERS: Mapping[str, Apply] = {
     "penalties": _penalties,
     "dry": _dry,
