@@ -11,7 +11,7 @@ from cupola.targets import registry
 from cupola.targets.registry import register_target
 from tests.targets.toy_target import TOY
 
-PROMPT = "The capital of France is"
+PROMPT = "a b c d e f g"  # what comes next is clear: kernels round differently, on AMX a prompt's products to bfloat16
 GREEDY = cupola.SamplingParams(temperature=0, max_tokens=8)
 
 
