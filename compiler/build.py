@@ -16,11 +16,11 @@ from cupola.compiler.plan import Extracted
 from cupola.passes.give_outputs import give_outputs
 from cupola.passes.rewrite import result_names, results_of
 from cupola.passes.share_tensors import share_tensors
+from cupola.runtime.artifact.manifest import HOST
 from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
 from cupola.runtime.environment import debug_level
 from cupola.targets.base import Target
-from cupola.targets.native.interface import SYMBOL, compile_kernels
-from cupola.targets.native.link import RUNTIME
+from cupola.targets.native.interface import SYMBOL
 
 
 def plan_memory(mod: IRModule) -> IRModule:
@@ -42,15 +42,16 @@ def build_library(mod: IRModule, extracted: Extracted, target: Target, file: Pat
     Raises:
         UnsupportedError: there is no linker on this machine.
     """
-    kernels, source = compile_kernels(mod, target), forward_source(extracted.plan, extracted.constants, SYMBOL)
-    if dumps is not None and debug_level() >= 4:
-        dumps.write("kernels", kernels.inspect_source("asm"), "s")
-        dumps.write("forward", source, "c")
+    on_host = target.spec.kind == HOST
     with TemporaryDirectory() as folder:
-        objects, code = Path(folder) / "kernels.o", Path(folder) / "forward.c"
-        kernels.write_to_file(str(objects), "o")
-        code.write_text(source, encoding="utf-8")
-        target.link([objects], [code, RUNTIME], file)
+        forward = Path(folder) / "forward.c"
+        forward.write_text(forward_source(extracted.plan, extracted.constants, SYMBOL, on_host=on_host), encoding="utf-8")
+        code = target.code(mod, extracted.plan, target, Path(folder))
+        if dumps is not None and debug_level() >= 4:
+            for name, text in {**code.texts, forward.name: forward.read_text(encoding="utf-8")}.items():
+                stem, _, suffix = name.partition(".")
+                dumps.write(stem, text, suffix)
+        target.link(code.objects, [forward, *code.sources], file)
 
 
 def signature_of(

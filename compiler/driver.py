@@ -17,7 +17,15 @@ from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, pipeline, run_passes
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import open_source
-from cupola.compiler.variants import build_variant, check_agreement, join_functions, join_kernels, lay_out_state, library_names
+from cupola.compiler.variants import (
+    build_variant,
+    check_activations,
+    check_agreement,
+    join_functions,
+    join_kernels,
+    lay_out_state,
+    library_names,
+)  # fmt: skip
 from cupola.compiler.weights import encoding_notes, lift_weights, overflow_notes
 from cupola.passes.schemes import scheme_of
 from cupola.runtime.artifact.folder import Artifact
@@ -37,6 +45,7 @@ def compile_to(
             model = open_source(source)
         quant, why = choose_scheme(options.quant, model, targets[0])
         scheme = scheme_of(quant, options.embedding)
+        check_activations(scheme, targets)
         program = import_model(model, options, DTYPES[options.kv_dtype or scheme.kv_dtype], progress, dumps)
         kv = lay_out_state(program.kv, targets)
         with progress.stage("Running passes"):

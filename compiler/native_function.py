@@ -19,6 +19,7 @@ from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.plan import Extracted, extract_plan, plan_of_kernels
 from cupola.runtime.artifact.arrays import aligned_zeros
 from cupola.runtime.artifact.expressions import evaluate
+from cupola.runtime.artifact.manifest import HOST
 from cupola.runtime.artifact.plan import Plan
 from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
 from cupola.runtime.environment import num_threads
@@ -106,6 +107,8 @@ def _load(mod: IRModule, extracted: Extracted, target: Target) -> ctypes.CDLL:
         file = Path(folder) / "lib.so"
         build_library(mod, extracted, target, file)
         library = ctypes.CDLL(str(file))
+    if target.spec.kind != HOST and library.cupola_open():
+        raise EngineError(f"{target.spec.name} is no device of this machine")
     library.cupola_workspace_bytes.restype = ctypes.c_int64
     library.cupola_set_threads(num_threads())
     return library

@@ -13,6 +13,7 @@ from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.pipeline import Dumps, kernel_passes, run_passes
 from cupola.compiler.plan import extract_plan
 from cupola.compiler.weights import TRANSFORM, PackedWeight
+from cupola.passes.schemes.base import Scheme
 from cupola.runtime.artifact.manifest import LIBRARY, LibrarySpec
 from cupola.runtime.artifact.read import read_plan
 from cupola.runtime.artifact.state import KVSpec
@@ -47,6 +48,14 @@ def check_agreement(mods: Sequence[IRModule], targets: Sequence[Target]) -> None
 def _disagreement(first: Target, other: Target, problem: str) -> OptionError:
     names = f"{first.spec.name} and {other.spec.name}"
     return OptionError(f"{names} {problem}", field="target", fix="compile an artifact for each of them")
+
+
+def check_activations(scheme: Scheme, targets: Sequence[Target]) -> None:
+    """Raises UnsupportedError if a target has no kernels for activations as the scheme has them."""
+    for target in targets:
+        if scheme.quantize_x and 8 not in target.abilities.activation_bits:
+            problem = f"is {scheme.name}, and {target.spec.name} has no kernels for activations of 8 bits"
+            raise UnsupportedError(problem, field="quant", fix=f"take {scheme.name.replace('a8', 'a16')}")
 
 
 def lay_out_state(kv: KVSpec, targets: Sequence[Target]) -> KVSpec:

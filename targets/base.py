@@ -10,10 +10,12 @@ import tvm
 from tvm import relax
 
 from cupola.runtime.artifact.manifest import DeviceSpec
+from cupola.runtime.artifact.plan import Plan
 from cupola.runtime.artifact.state import KVGroup
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.targets.generic.rules import RULES, STATE_RULES
 from cupola.targets.generic.state_layout import LAYOUT
+from cupola.targets.native.code import Code, native_code
 from cupola.targets.native.link import link_here
 from cupola.targets.native.lowering import LOWERING
 from cupola.targets.ops import Op
@@ -30,6 +32,7 @@ class Abilities:
 
     Attributes:
         activations: the type in which one kernel hands another what quantized layers and attention round anyway.
+        activation_bits: what quantized layers may take: activations as they are (16), or quantized to 8 bits too.
         kv_dtypes: what K and V may be stored as.
         multiplies_int8: whether sums of products of int8 are faster than those of float32.
         batch_invariant: whether a row of every result has the same bits whatever rows stand beside it.
@@ -38,6 +41,7 @@ class Abilities:
     """
 
     activations: str = "float32"
+    activation_bits: tuple[int, ...] = (8, 16)
     kv_dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16", "int8")
     multiplies_int8: bool = False
     batch_invariant: bool = True
@@ -57,6 +61,7 @@ class Target:
         optional: the optional operations that `kernels` implement.
         schedules: passes that schedule the PrimFuncs that no rule wrote, in order.
         lowering: the name, as registered with TVM, of the passes from TIR to code; they end in `plain_interface`.
+        code: makes of the kernels what is linked into a library: `code(mod, plan, target, folder)`.
         probes: makes the kernels that find out what the machine can do; every library carries them.
         link: makes a shared library of objects and C sources, for this machine or another one: `link(objects, sources, output)`.
     """
@@ -69,6 +74,7 @@ class Target:
     optional: tuple[type[Op], ...] = ()
     schedules: tuple[tvm.transform.Pass, ...] = ()
     lowering: str = LOWERING
+    code: Callable[[tvm.IRModule, Plan, Target, Path], Code] = native_code
     probes: Callable[[], tvm.IRModule] = tvm.IRModule
     link: Callable[[Sequence[Path], Sequence[Path], Path], None] = link_here
 

@@ -253,9 +253,9 @@ def test_the_rule_of_screens_itself() -> None:
 def test_the_rules_of_tests_themselves() -> None:
     assert missing_files(["simplify", "complicate"], "tests/passes/test_{}.py") == ["tests/passes/test_complicate.py"]
     assert missing_names(["w4a8", "w2a2"], "tests/passes/schemes/test_g32.py") == ["tests/passes/schemes/test_g32.py: has no case of w2a2"]
-    assert untested_folders(["runtime/text", "targets/gpu"], {}) == ["targets/gpu: has no tests"]
-    assert untested_folders(["targets/gpu"], {"targets/gpu": "tests/targets/test_kernels.py"}) == []
-    assert untested_folders(["targets/gpu"], {"targets/gpu": "tests/targets/test_gpu.py"}) == ["targets/gpu: has no tests"]
+    assert untested_folders(["runtime/text", "targets/tpu"], {}) == ["targets/tpu: has no tests"]
+    assert untested_folders(["targets/tpu"], {"targets/tpu": "tests/targets/test_kernels.py"}) == []
+    assert untested_folders(["targets/tpu"], {"targets/tpu": "tests/targets/test_tpu.py"}) == ["targets/tpu: has no tests"]
     assert len(untested_folders(["runtime/text"], {"runtime/text": "tests/runtime/text"})) == 1
 
 

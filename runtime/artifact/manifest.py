@@ -23,6 +23,7 @@ MANIFEST, LIBRARY, PLAN, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TO
     "manifest.json", "lib.so", "plan.json", "tokenizer.json", "chat_template.jinja", "generation_config.json",
     "special_tokens_map.json")  # fmt: skip
 COMPILE_AGAIN, COPY_AGAIN = "compile the model again", "copy or compile it again"
+HOST = "cpu"  # the kind of targets whose kernels run in the host's memory
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class DeviceSpec:
 
     Attributes:
         name: the target's, as `cupola targets` lists it.
-        kind: "cpu"; which part of the runtime can drive it.
+        kind: HOST or "cuda"; which part of the runtime can drive it.
         device: what tells it from others of its kind, by which a library is chosen.
         triple: of the host that loads it, as LLVM has them.
         features: what must be there on the machine that loads it, in the system's words.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from cupola.runtime.artifact.folder import Artifact
-from cupola.runtime.artifact.manifest import MANIFEST, DeviceSpec, LibrarySpec
+from cupola.runtime.artifact.manifest import HOST, MANIFEST, DeviceSpec, LibrarySpec
 from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.runtime.machine import architecture, here, missing_features
 
-_KINDS = ("cpu",)  # of devices that there is an executor for
+_KINDS = (HOST, "cuda")  # of devices that there is an executor for
 _SYSTEMS = {"linux": ("linux",), "android": ("linux", "android"), "darwin": ("darwin", "macos", "apple"), "win32": ("windows", "win32")}
 
 

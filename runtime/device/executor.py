@@ -10,12 +10,14 @@ from itertools import pairwise
 from typing import Any
 
 from cupola.runtime import environment
+from cupola.runtime.artifact.arrays import Array
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.inputs import MAX_STEPS, input_line
-from cupola.runtime.artifact.manifest import COMPILE_AGAIN, MANIFEST
+from cupola.runtime.artifact.manifest import COMPILE_AGAIN, HOST, MANIFEST, DeviceSpec
 from cupola.runtime.artifact.plan import Plan
 from cupola.runtime.artifact.read import parse_plan
 from cupola.runtime.artifact.tensors import KernelSpec, TensorSpec
+from cupola.runtime.device.accelerator import Accelerator, open_device
 from cupola.runtime.device.arguments import Arguments
 from cupola.runtime.device.choose import choose_library
 from cupola.runtime.device.host import HostDevice, HostOutput
@@ -163,14 +165,18 @@ class _Results:
             memory.tensor(spec.dtype, tuple(num_rows if isinstance(size, str) else size for size in spec.shape))
             for memory, spec in zip(self._memory, self._outputs, strict=True)
         ]
-        found = {spec.name: self._device.download(tensor) for spec, tensor in zip(self._outputs, tensors, strict=True)}
-        self._logits, self._hidden = found["logits"], found.get("hidden")
-        self._output = HostOutput(self._logits, found["maxima"], found["argmax"], self._hidden) if "argmax" in found else None
+        self._tensors = {spec.name: tensor for spec, tensor in zip(self._outputs, tensors, strict=True)}
+        self._shown = self._read() if self._device.shares_memory else None
         return dict(zip(self._places, tensors, strict=True))
 
     def output(self) -> HostOutput:
         """The step's results. What the model does not find in its logits is found here, step by step."""
-        return self._output or HostOutput.of(self._logits, self._hidden)
+        found = self._shown or self._read()
+        logits, hidden = found["logits"], found.get("hidden")
+        return HostOutput(logits, found["maxima"], found["argmax"], hidden) if "argmax" in found else HostOutput.of(logits, hidden)
+
+    def _read(self) -> dict[str, Array]:
+        return {name: self._device.download(tensor) for name, tensor in self._tensors.items()}
 
 
 class _Memory:
@@ -220,6 +226,13 @@ def load(artifact: Artifact, num_blocks: Sequence[int], device: str | None = Non
         loaded = load_library(file, hashes[chosen.file], ctypes.CDLL)
     except OSError as error:
         raise ArtifactError(f"can't be loaded: {str(error).strip().splitlines()[-1]}", file=file, fix=COMPILE_AGAIN) from error
-    host, library = HostDevice(), Library(loaded, plan, file)
-    check_budget(manifest.kv, num_blocks, host.memory_budget())
-    return NativeExecutor(library, artifact, host, num_blocks, swap or SwapSpace(manifest.kv, [0] * len(num_blocks)))
+    library, held = Library(loaded, plan, file), _device(loaded, chosen.target)
+    check_budget(manifest.kv, num_blocks, held.memory_budget())
+    return NativeExecutor(library, artifact, held, num_blocks, swap or SwapSpace(manifest.kv, [0] * len(num_blocks)))
+
+
+def _device(library: ctypes.CDLL, target: DeviceSpec) -> Device:
+    if target.kind == HOST:
+        return HostDevice()
+    open_device(library, target.name)
+    return Accelerator(library)

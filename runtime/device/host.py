@@ -24,6 +24,8 @@ _UNBOUNDED = 2**63 - 1
 class HostDevice:
     """This machine's CPUs."""
 
+    shares_memory = True
+
     def empty(self, dtype: str, shape: tuple[int, ...]) -> Tensor:
         """As `Device`."""
         return self.head(tensor_of(aligned_empty("uint8", (max(1, num_bytes(dtype, shape)),)), "uint8"), dtype, shape)

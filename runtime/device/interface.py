@@ -126,7 +126,13 @@ class PagePools(Protocol):
 
 
 class Device(Protocol):
-    """Memory that kernels run in, and the ways into it and out of it."""
+    """Memory that kernels run in, and the ways into it and out of it.
+
+    Attributes:
+        shares_memory: whether that is the host's: `download` then is no copy, and shows what is written later.
+    """
+
+    shares_memory: bool
 
     def empty(self, dtype: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor with any content."""
@@ -145,7 +151,7 @@ class Device(Protocol):
         ...
 
     def download(self, tensor: Tensor) -> Array:
-        """The tensor's content. On the host it is the tensor's own memory."""
+        """The tensor's content."""
         ...
 
     def page_pools(self, kv: KVSpec, num_blocks: Sequence[int], swap: SwapSpace) -> PagePools:

@@ -16,7 +16,11 @@ RUNTIME = Path(__file__).with_name("runtime.c")  # which every library holds
 _COMPILE = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-g0")
 # Threads of a library outlive whoever loaded it, so that it stays in memory once it is there.
 _LINK = ("-shared", "-pthread", "-Wl,-z,nodelete", "-Wl,--no-undefined")
-_EXPORTS = "{ global: cupola_abi; cupola_run; cupola_run_calls; cupola_set_threads; cupola_workspace_bytes; cupola_kernel_*; local: *; };\n"
+# Of the latter line, what libraries for devices have.
+_EXPORTS = """\
+{ global: cupola_abi; cupola_run; cupola_run_calls; cupola_set_threads; cupola_workspace_bytes; cupola_kernel_*;
+  cupola_open; cupola_error; cupola_allocate; cupola_free; cupola_copy; cupola_clear; cupola_memory; cupola_synchronize; local: *; };
+"""
 
 
 def link_elf(triple: str, objects: Sequence[Path], sources: Sequence[Path], output: Path) -> None:

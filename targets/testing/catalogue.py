@@ -304,6 +304,8 @@ _OPTIONAL: Mapping[KernelFactory, type[Op]] = {block_maxima: BlockMaxima, argmax
 
 def is_implemented(kernel: KernelFactory, target: Target) -> bool:
     """True if the target has a kernel for the factory's cases."""
+    if getattr(kernel, "quantize_x", 0) and 8 not in target.abilities.activation_bits:
+        return False
     op = _OPTIONAL.get(kernel)
     return op is None or target.implements(op)
 
