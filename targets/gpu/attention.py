@@ -1,0 +1,221 @@
+"""Paged attention over the generic layout: one launch appends new keys and values, the next attends, a warp for each token and head.
+
+A warp takes the keys of its row in order (online softmax, arXiv:1805.02867); its lanes share the dimensions of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import tvm
+from tvm import relax
+from tvm.tirx.script import builder as T
+
+from cupola.targets.attention_shape import AttentionShape, attention_shape, call_attention
+from cupola.targets.emit import Buffer, Value, argument, prim_func
+from cupola.targets.gpu.emit import WARP, blocks, keep, load, over_warp, registers, store, warp_sum
+from cupola.targets.ops import PagedAttention
+
+_LOWEST = -3.0e38  # of a maximum before there is one
+_ROUND = 1.5 * 2.0**23  # added to a number, it leaves the nearest integer in the low bits
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """The arguments. `angles` are cosines and sines; `pools` are of keys and of values, `scales` of the same."""
+
+    kernel: AttentionShape
+    n: Value
+    batch: Value
+    matrices: list[Buffer]
+    angles: tuple[Buffer, Buffer] | None
+    pools: list[Buffer]
+    scales: list[Buffer]
+    slots: Buffer
+    query_starts: Buffer
+    context_lens: Buffer
+    block_tables: Buffer
+    slopes: Buffer | None
+    sinks: Buffer | None
+    layer: Value
+    out: Buffer
+
+
+def lower_paged_attention(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
+    """`PagedAttention` over pools as `targets/generic/state_layout.py` has them."""
+    op = PagedAttention.match(call)
+    if op is None:
+        return None
+    keys, values, *_ = op.pools
+    *_, block_size, groups, key_dim = (getattr(size, "value", 0) for size in keys.ty.shape)
+    shape = attention_shape(op, call.ty, groups, key_dim, int(values.ty.shape[-1]), block_size)
+    return call_attention(_attention(shape), shape.label, op, call.ty, builder)
+
+
+@cache
+def _attention(k: AttentionShape) -> tvm.tirx.PrimFunc:
+    def body() -> None:
+        n, batch, layers, num_blocks = (T.int64() for _ in range(4))
+        matrices = [argument(label, (n, columns), dtype) for label, columns, dtype in zip("qkv", k.columns, k.dtypes, strict=True)]
+        cos, sin = (argument(label, (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None for label in ("cos", "sin"))
+        rows = (layers, num_blocks, k.block_size, k.num_kv_heads)
+        dims = {"key": k.key_dim, "value": k.value_dim}
+        tensors = _Tensors(
+            kernel=k,
+            n=n,
+            batch=batch,
+            matrices=matrices,
+            angles=(cos, sin) if k.rotary_dim else None,
+            pools=[argument(f"{label}s", (*rows, dim), k.kv_dtype) for label, dim in dims.items()],
+            scales=[argument(f"{label}_scales", rows, "float32") for label in dims if k.kv_dtype == "int8"],
+            slots=argument("slots", (n,), "int32"),
+            query_starts=argument("query_starts", (T.int64(),), "int32"),
+            context_lens=argument("context_lens", (batch,), "int32"),
+            block_tables=argument("block_tables", (batch, T.int64()), "int32"),
+            slopes=argument("slopes", (k.num_heads,), "float32") if k.has_slopes else None,
+            sinks=argument("sinks", (k.num_heads,), "float32") if k.has_sinks else None,
+            layer=T.arg("layer", T.int64()),
+            out=argument("out", (n, k.num_heads * k.value_dim), k.out_dtype),
+        )
+        _append(tensors)
+        _attend(tensors)
+
+    return prim_func(body)
+
+
+def _append(t: _Tensors) -> None:
+    """Writes new keys, rotated, and values to their slots; a negative slot is skipped."""
+    kernel = t.kernel
+    with blocks(t.n, kernel.num_kv_heads, threads=WARP) as (token, head, lane):
+        slot = keep(T.cast(t.slots[token], "int64"))
+        with T.If(slot >= T.int64(0)), T.Then():
+            place = (t.layer, slot // kernel.block_size, slot % kernel.block_size, head)
+            for which, dim in enumerate((kernel.key_dim, kernel.value_dim)):
+                row = _Head.read(t, 1 + which, token, kernel.starts[1 + which] + head * dim, dim, lane)
+                _keep_row(t, which, place, row)
+
+
+def _keep_row(t: _Tensors, which: int, place: tuple[Value, ...], row: _Head) -> None:
+    """Writes a key or a value to its pool, rounded to its type."""
+    pool = t.pools[which]
+    if not t.scales:
+        row.each(lambda i, d: store(pool, (*place, d), row.numbers[i]))
+        return
+    highest = registers()
+    T.buffer_store(highest, T.float32(0), [0])
+    row.each(lambda i, _: T.buffer_store(highest, T.max(highest[0], T.max(row.numbers[i], T.float32(0) - row.numbers[i])), [0]))
+    largest = over_warp(highest[0], T.max)
+    inverse = keep(T.if_then_else(largest > T.float32(0), T.float32(127) / largest, T.float32(0)))
+    with T.If(row.lane == T.int64(0)), T.Then():
+        T.buffer_store(t.scales[which], largest * T.float32(1 / 127), list(place))
+
+    def code(i: int) -> Value:
+        return T.cast(T.reinterpret("int32", keep(keep(row.numbers[i] * inverse) + T.float32(_ROUND))), "int8")
+
+    row.each(lambda i, d: T.buffer_store(pool, code(i), [*place, d]))
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A row of `dim` numbers over the lanes of a warp: lane i has those at i, i + 32, …, as f32 in `numbers`."""
+
+    numbers: Buffer
+    dim: int
+    lane: Value
+
+    @staticmethod
+    def empty(dim: int, lane: Value) -> _Head:
+        return _Head(registers(-(-dim // WARP)), dim, lane)
+
+    @staticmethod
+    def read(t: _Tensors, matrix: int, token: Value, first: Value, dim: int, lane: Value) -> _Head:
+        """A head of q, k or v, q and k rotated (arXiv:2104.09864)."""
+        kernel, head, rotated = t.kernel, _Head.empty(dim, lane), 0 if matrix == 2 else t.kernel.rotary_dim
+
+        def value(d: Value) -> Value:
+            return load(t.matrices[matrix], token, first + d)
+
+        def turned(d: Value) -> Value:
+            assert t.angles is not None
+            half = rotated // 2
+            is_low = (d % 2 == T.int64(0)) if kernel.interleaved else (d < T.int64(half))
+            away = T.int64(1 if kernel.interleaved else half)
+            other = keep(value(keep(T.if_then_else(is_low, d + away, d - away))))
+            cos, sin = (load(angle, token, d) for angle in t.angles)
+            return value(d) * cos + T.if_then_else(is_low, T.float32(0) - other, other) * sin
+
+        def put(i: int, d: Value) -> None:
+            if not rotated:
+                T.buffer_store(head.numbers, value(d), [i])
+                return
+            with T.If(d < T.int64(rotated)):
+                with T.Then():
+                    T.buffer_store(head.numbers, turned(d), [i])
+                with T.Else():
+                    T.buffer_store(head.numbers, value(d), [i])
+
+        head.each(put)
+        return head
+
+    def each(self, do: Callable[[int, Value], None]) -> None:
+        """Does something for each of a lane's numbers, by its index and its dimension."""
+        for i in range(-(-self.dim // WARP)):
+            d = self.lane + T.int64(i * WARP)
+            if (i + 1) * WARP <= self.dim:
+                do(i, d)
+            else:
+                with T.If(d < T.int64(self.dim)), T.Then():
+                    do(i, d)
+
+
+def _attend(t: _Tensors) -> None:
+    kernel = t.kernel
+    with blocks(t.n, kernel.num_heads, threads=WARP) as (token, head, lane):
+        found = registers(1, "int64")
+        T.buffer_store(found, T.int64(0), [0])
+        with T.serial(t.batch) as i, T.If(T.cast(t.query_starts[i + 1], "int64") <= token), T.Then():
+            T.buffer_store(found, T.cast(i, "int64") + 1, [0])
+        with T.If(found[0] < t.batch), T.Then():  # a token behind the last sequence is nobody's
+            sequence = found[0]
+            end = keep(T.cast(t.query_starts[sequence + 1], "int64"))
+            position = keep(T.cast(t.context_lens[sequence], "int64") - end + token)
+            begin = keep(T.max(T.int64(0), position + 1 - kernel.window)) if kernel.window else T.int64(0)
+            query = _Head.read(t, 0, token, kernel.starts[0] + head * kernel.key_dim, kernel.key_dim, lane)
+            _softmax(t, query, token, head, sequence, begin, position)
+
+
+def _softmax(t: _Tensors, query: _Head, token: Value, head: Value, sequence: Value, begin: Value, position: Value) -> None:
+    """Takes the keys from `begin` to `position`, and writes the result."""
+    kernel = t.kernel
+    group = keep(head // (kernel.num_heads // kernel.num_kv_heads))
+    highest, total, sums = registers(), registers(), _Head.empty(kernel.value_dim, query.lane)
+    T.buffer_store(highest, T.float32(_LOWEST), [0])
+    T.buffer_store(total, T.float32(0), [0])
+    for i in range(-(-kernel.value_dim // WARP)):
+        T.buffer_store(sums.numbers, T.float32(0), [i])
+
+    def add(score: Value, value: Callable[[Value], Value]) -> None:
+        new = keep(T.max(highest[0], score))
+        kept, weight = keep(T.exp(highest[0] - new)), keep(T.exp(score - new))
+        T.buffer_store(highest, new, [0])
+        T.buffer_store(total, total[0] * kept + weight, [0])
+        sums.each(lambda i, e: T.buffer_store(sums.numbers, sums.numbers[i] * kept + weight * value(e), [i]))
+
+    with T.serial(position + 1 - begin) as step:
+        key = keep(begin + T.cast(step, "int64"))
+        block = keep(T.cast(t.block_tables[sequence, key // kernel.block_size], "int64"))
+        place = (t.layer, block, key % kernel.block_size, group)
+        part = registers()
+        T.buffer_store(part, T.float32(0), [0])
+        query.each(lambda i, d: T.buffer_store(part, part[0] + query.numbers[i] * load(t.pools[0], *place, d), [0]))
+        score = warp_sum(part[0]) * T.float32(kernel.scale)
+        score = score * t.scales[0][place] if t.scales else score
+        if kernel.softcap:
+            score = T.float32(kernel.softcap) * T.tanh(score * T.float32(1 / kernel.softcap))
+        score = score + t.slopes[head] * T.cast(key - position, "float32") if t.slopes is not None else score
+        add(keep(score), lambda e: load(t.pools[1], *place, e) * (t.scales[1][place] if t.scales else T.float32(1)))
+    if t.sinks is not None:
+        add(keep(t.sinks[head]), lambda e: T.float32(0))
+    sums.each(lambda i, e: store(t.out, (token, head * kernel.value_dim + e), sums.numbers[i] / total[0]))

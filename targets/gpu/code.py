@@ -1,0 +1,41 @@
+"""From kernels with threads to the parts of a library: the device's code, and C that launches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import tvm
+import tvm_ffi
+from tvm import IRModule
+
+from cupola.runtime.artifact.plan import Plan
+from cupola.targets.gpu.lowering import DeviceCode, split
+from cupola.targets.gpu.source import launch_source
+
+
+def write_launches(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: Path) -> tuple[DeviceCode, Path]:
+    """Splits the kernels of `mod`, and writes the C that launches them."""
+    code, file = split(mod, target), folder / "launches.c"
+    file.write_text(launch_source(plan.kernels, code.launches), encoding="utf-8")
+    return code, file
+
+
+def cuda_source(code: DeviceCode, target: tvm.target.Target) -> str:
+    """The kernels in CUDA C++, as TVM writes them."""
+    with _Uncompiled():
+        return str(tvm.target.codegen.build_module(code.device, target).inspect_source())
+
+
+class _Uncompiled:
+    """Within it, TVM's code generator leaves CUDA C++ as it is."""
+
+    _name = "tvm_callback_cuda_compile"
+
+    def __enter__(self) -> None:
+        self._former: Callable[..., object] | None = tvm_ffi.get_global_func(self._name, allow_missing=True)
+        tvm_ffi.register_global_func(self._name, lambda source, *_: source, override=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._former is not None:
+            tvm_ffi.register_global_func(self._name, self._former, override=True)

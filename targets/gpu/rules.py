@@ -1,0 +1,23 @@
+"""The kernels of all GPUs, and the schedule of what no rule wrote."""
+
+from __future__ import annotations
+
+import tvm
+import tvm.s_tir.dlight as dl
+
+from cupola.targets.gpu.attention import lower_paged_attention
+from cupola.targets.gpu.linear import lower_linear
+from cupola.targets.gpu.rows import lower_embedding, lower_norm, lower_rotary, lower_take
+
+RULES = (lower_linear, lower_embedding, lower_take, lower_norm, lower_rotary, lower_paged_attention)
+
+
+def schedule(target: tvm.target.Target) -> tvm.transform.Pass:
+    """Gives threads to PrimFuncs that have none: one for each element."""
+
+    @tvm.transform.module_pass(opt_level=0)
+    def give_threads(mod: tvm.IRModule, context: object) -> tvm.IRModule:
+        with target:
+            return dl.ApplyDefaultSchedule(dl.gpu.Fallback())(mod)
+
+    return give_threads
