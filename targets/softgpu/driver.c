@@ -1,0 +1,188 @@
+/* CUDA's driver on a CPU, as far as `targets/gpu/cuda.c` asks for it. Memory ends at a page that nobody may touch. A launch runs at once, or
+   when its graph is launched. */
+
+#define _GNU_SOURCE
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+typedef int Status;
+typedef uint64_t Address;
+typedef struct {
+  const char *name;
+  const char *(*entry)(void **arguments, const int64_t *extents, int64_t shared_bytes, unsigned seed);
+  const unsigned *sizes; /* bytes of each argument, then 0 */
+} Kernel;
+extern const Kernel softgpu_kernels[]; /* the last has no name */
+const unsigned char cupola_image[] = "";
+
+enum { OUT_OF_MEMORY = 2, NOT_FOUND = 500, LAUNCH_FAILED = 719, MAX_ARGUMENTS = 64 };
+static const size_t PAGE = 4096, ALIGNMENT = 64, DEVICE_BYTES = (size_t)4 << 30, SMALL = 1 << 20;
+
+typedef struct Operation {
+  const Kernel *kernel; /* NULL: of memory */
+  int64_t extents[6], shared_bytes;
+  void *arguments[MAX_ARGUMENTS];
+  void *to;
+  const void *from; /* NULL: zeros */
+  size_t bytes;
+  struct Operation *next;
+} Operation;
+typedef struct {
+  Operation *first, **end;
+} Graph;
+typedef struct Memory {
+  Address address;
+  size_t pages;
+  struct Memory *next;
+} Memory;
+
+static Memory *allocated;
+static size_t in_use;
+static Graph *capturing;
+static char message[512] = "no error";
+static int something; /* that handles point to */
+
+static Status failed(Status status, const char *name, const char *what) {
+  snprintf(message, sizeof message, "%s%s%s", name, *name ? ": " : "", what);
+  return status;
+}
+
+static Status run(const Operation *operation) {
+  const char *seed = getenv("SOFTGPU_SEED"), *error;
+  if (!operation->kernel) {
+    if (operation->from) memmove(operation->to, operation->from, operation->bytes);
+    else memset(operation->to, 0, operation->bytes);
+    return 0;
+  }
+  error = operation->kernel->entry((void **)operation->arguments, operation->extents, operation->shared_bytes, seed ? atoi(seed) : 0);
+  return error ? failed(LAUNCH_FAILED, operation->kernel->name, error) : 0;
+}
+
+static Status submit(const Operation *operation) {
+  Operation *kept;
+  if (!capturing) return run(operation);
+  kept = malloc(sizeof *kept);
+  *kept = *operation;
+  for (int i = 0; kept->kernel && kept->kernel->sizes[i]; ++i) {
+    kept->arguments[i] = malloc(kept->kernel->sizes[i]);
+    memcpy(kept->arguments[i], operation->arguments[i], kept->kernel->sizes[i]);
+  }
+  kept->next = NULL;
+  *capturing->end = kept;
+  capturing->end = &kept->next;
+  return 0;
+}
+
+static Status cuInit(unsigned flags) { return (void)flags, 0; }
+static Status cuGetErrorString(Status status, const char **text) { return *text = status ? message : "no error", 0; }
+static Status cuDeviceGet(int *device, int index) { return *device = index, 0; }
+static Status cuDevicePrimaryCtxRetain(void **context, int device) { return (void)device, *context = &something, 0; }
+static Status cuCtxSetCurrent(void *context) { return (void)context, 0; }
+static Status cuModuleLoadData(void **module, const void *image) { return (void)image, *module = &something, 0; }
+static Status cuFuncSetAttribute(void *function, int attribute, int value) { return (void)function, (void)attribute, (void)value, 0; }
+static Status cuStreamCreate(void **stream, unsigned flags) { return (void)flags, *stream = &something, 0; }
+static Status cuStreamSynchronize(void *stream) { return (void)stream, 0; }
+
+static Status cuModuleGetFunction(void **function, void *module, const char *name) {
+  (void)module;
+  for (const Kernel *kernel = softgpu_kernels; kernel->name; ++kernel)
+    if (!strcmp(kernel->name, name)) return *function = (void *)kernel, 0;
+  return failed(NOT_FOUND, name, "there is no such kernel");
+}
+
+static Status cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                             void *stream, void **arguments, void **extra) {
+  Operation operation = {.kernel = function, .extents = {gx, gy, gz, bx, by, bz}, .shared_bytes = shared};
+  (void)stream, (void)extra;
+  for (int i = 0; operation.kernel->sizes[i]; ++i) {
+    if (i == MAX_ARGUMENTS) return failed(LAUNCH_FAILED, operation.kernel->name, "it has too many arguments");
+    operation.arguments[i] = arguments[i];
+  }
+  return submit(&operation);
+}
+
+static Status cuMemAlloc_v2(Address *address, size_t bytes) {
+  const size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, pages = (whole + PAGE - 1) / PAGE * PAGE;
+  char *memory = in_use + pages > DEVICE_BYTES ? MAP_FAILED
+                                               : mmap(NULL, pages + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  Memory *kept;
+  if (memory == MAP_FAILED) return failed(OUT_OF_MEMORY, "", "out of memory");
+  mprotect(memory + pages, PAGE, PROT_NONE);
+  *address = (Address)(memory + pages - whole);
+  if (whole <= SMALL) memset((void *)*address, 0xff, whole); /* NaN; large memory, of K/V or weights, is taken as it is written */
+  kept = malloc(sizeof *kept);
+  *kept = (Memory){*address, pages, allocated};
+  allocated = kept;
+  in_use += pages;
+  return 0;
+}
+
+static Status cuMemFree_v2(Address address) {
+  for (Memory **at = &allocated; *at; at = &(*at)->next)
+    if ((*at)->address == address) {
+      Memory *found = *at;
+      *at = found->next;
+      in_use -= found->pages;
+      munmap((void *)(address / PAGE * PAGE), found->pages + PAGE);
+      free(found);
+      return 0;
+    }
+  return failed(1, "", "memory is freed that was not allocated");
+}
+
+static Status cuMemGetInfo_v2(size_t *free_bytes, size_t *total) { return *free_bytes = DEVICE_BYTES - in_use, *total = DEVICE_BYTES, 0; }
+
+static Status cuMemcpyAsync(Address to, Address from, size_t bytes, void *stream) {
+  Operation operation = {.to = (void *)to, .from = (const void *)from, .bytes = bytes};
+  return (void)stream, submit(&operation);
+}
+
+static Status cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void *stream) {
+  Operation operation = {.to = (void *)to, .bytes = bytes};
+  return (void)value, (void)stream, submit(&operation);
+}
+
+static Status cuStreamBeginCapture_v2(void *stream, int mode) {
+  (void)stream, (void)mode;
+  capturing = calloc(1, sizeof *capturing);
+  capturing->end = &capturing->first;
+  return 0;
+}
+
+static Status cuStreamEndCapture(void *stream, void **graph) { return (void)stream, *graph = capturing, capturing = NULL, 0; }
+
+/* A graph and what is made of it share their operations, which are never freed: tests capture few. */
+static Status cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) {
+  *executable = malloc(sizeof(Graph));
+  memcpy(*executable, graph, sizeof(Graph));
+  return (void)flags, 0;
+}
+
+static Status cuGraphLaunch(void *executable, void *stream) {
+  Status status = 0;
+  (void)stream;
+  for (const Operation *operation = ((Graph *)executable)->first; operation && !status; operation = operation->next) status = run(operation);
+  return status;
+}
+
+static Status cuGraphDestroy(void *graph) { return free(graph), 0; }
+static Status cuGraphExecDestroy(void *executable) { return free(executable), 0; }
+
+#define ENTRY(name) {#name, (void *)name}
+static const struct {
+  const char *name;
+  void *function;
+} functions[] = {ENTRY(cuInit), ENTRY(cuGetErrorString), ENTRY(cuDeviceGet), ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxSetCurrent),
+                 ENTRY(cuModuleLoadData), ENTRY(cuModuleGetFunction), ENTRY(cuFuncSetAttribute), ENTRY(cuStreamCreate),
+                 ENTRY(cuStreamSynchronize), ENTRY(cuLaunchKernel), ENTRY(cuMemAlloc_v2), ENTRY(cuMemFree_v2), ENTRY(cuMemGetInfo_v2),
+                 ENTRY(cuMemcpyAsync), ENTRY(cuMemsetD8Async), ENTRY(cuStreamBeginCapture_v2), ENTRY(cuStreamEndCapture),
+                 ENTRY(cuGraphInstantiateWithFlags), ENTRY(cuGraphLaunch), ENTRY(cuGraphDestroy), ENTRY(cuGraphExecDestroy)};
+
+void *softgpu_function(const char *name) {
+  for (size_t i = 0; i < sizeof functions / sizeof *functions; ++i)
+    if (!strcmp(functions[i].name, name)) return functions[i].function;
+  return NULL;
+}

@@ -1,0 +1,444 @@
+// Runs CUDA C++ kernels on a CPU, to test them. A thread is a fiber with a stack of its own; fibers take turns where they wait for each other
+// (barriers, warp collectives), and blocks run one after another. What a GPU leaves open is made to hurt: shared memory begins as NaN, and
+// threads run in the order that a seed gives. A fault ends the launch with a message.
+//
+// Not modelled: caches and memory order, independent progress of lanes between collectives, and time.
+#pragma once
+#include <math.h>  // and nothing of C++'s library, which would have to be compiled first
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define __CUDACC_VER_MAJOR__ 13
+#define __CUDACC_VER_MINOR__ 0
+#define __CUDA_ARCH__ 800
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#define __shared__ static __attribute__((section("softgpu_shared"), used))
+
+struct softgpu_uint3 {
+  unsigned x, y, z;
+};
+
+namespace softgpu {
+
+constexpr unsigned kLanes = 32, kWords = 4, kMaxThreads = 1024;
+constexpr size_t kStack = 64 << 10, kDynamic = 227 << 10;
+constexpr uint64_t kCanary = 0x736f667467707521;  // at the end of each stack
+
+struct Warp {
+  unsigned live, arrived, generation;  // live: a bit for each lane that has not ended
+  const void* site;                    // the collective that the first of them waits in
+  uint32_t words[2][kLanes][kWords];   // what lanes hand to each other; two sets in turns, for who is late may still read the last one
+};
+
+struct Fiber {
+  void* stack;
+  const unsigned* awaited;  // it goes on once this is no longer `seen`
+  unsigned seen, rank, lane;
+  bool done;
+  softgpu_uint3 index;
+  Warp* warp;
+};
+
+static Fiber fibers[kMaxThreads];
+static Fiber* me;
+static Warp warps[kMaxThreads / kLanes];
+static unsigned order[kMaxThreads], place[kMaxThreads];  // the order in which fibers take turns, and where each stands in it
+static unsigned num_threads, num_live, arrived, generation;  // the latter two of the block's barrier
+static void* outside;
+static softgpu_uint3 block_index, grid_size, block_size;
+static void (*kernel)(void**);
+static void** kernel_arguments;
+static const char* failure;
+alignas(1024) static char dynamic[kDynamic] __attribute__((section("softgpu_shared"), used));
+extern "C" char __start_softgpu_shared[], __stop_softgpu_shared[];
+
+extern "C" void softgpu_switch(void** save, void* load) __attribute__((visibility("hidden")));
+#if defined(__x86_64__)
+asm(R"(
+.text
+.hidden softgpu_switch
+.globl softgpu_switch
+softgpu_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+constexpr unsigned kSaved = 6, kReturn = 6;  // words that a switch saves, and which of them is where it goes on
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.hidden softgpu_switch
+.globl softgpu_switch
+softgpu_switch:
+  sub sp, sp, #160
+  stp x19, x20, [sp]
+  stp x21, x22, [sp, #16]
+  stp x23, x24, [sp, #32]
+  stp x25, x26, [sp, #48]
+  stp x27, x28, [sp, #64]
+  stp x29, x30, [sp, #80]
+  stp d8, d9, [sp, #96]
+  stp d10, d11, [sp, #112]
+  stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x9, sp
+  str x9, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp]
+  ldp x21, x22, [sp, #16]
+  ldp x23, x24, [sp, #32]
+  ldp x25, x26, [sp, #48]
+  ldp x27, x28, [sp, #64]
+  ldp x29, x30, [sp, #80]
+  ldp d8, d9, [sp, #96]
+  ldp d10, d11, [sp, #112]
+  ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  add sp, sp, #160
+  ret
+)");
+constexpr unsigned kSaved = 20, kReturn = 11;
+#else
+#error "softgpu has no context switch for this CPU"
+#endif
+
+static inline void fail(const char* what) {
+  failure = what;
+  softgpu_switch(&me->stack, outside);
+}
+
+// Lanes that wait for others which have ended, or went another way, go on without them, as on hardware.
+static inline bool complete_a_warp() {
+  for (unsigned w = 0; w * kLanes < num_threads; ++w)
+    if (warps[w].arrived) {
+      warps[w].arrived = 0;
+      ++warps[w].generation;
+      return true;
+    }
+  return false;
+}
+
+static inline void give_turn() {  // to the next fiber that can go on
+  Fiber* self = me;
+  do {
+    for (unsigned i = 1; i <= num_threads; ++i) {
+      unsigned next = place[self->rank] + i;
+      Fiber& f = fibers[order[next >= num_threads ? next - num_threads : next]];
+      if (f.done || (f.awaited && *f.awaited == f.seen)) continue;
+      f.awaited = nullptr;
+      if (&f == self) return;
+      me = &f;
+      softgpu_switch(&self->stack, f.stack);
+      return;
+    }
+    if (num_live && !arrived && complete_a_warp()) continue;
+    if (num_live) failure = "threads wait for each other for ever: a barrier that not all threads of the block reach";
+    break;
+  } while (true);
+  softgpu_switch(&self->stack, outside);
+}
+
+static inline void wait_while(const unsigned* word, unsigned seen) {
+  me->awaited = word;
+  me->seen = seen;
+  give_turn();
+}
+
+static inline void barrier() {
+  if (num_live != num_threads) fail("__syncthreads after some threads of the block have ended");
+  if (++arrived == num_threads) {
+    arrived = 0;
+    ++generation;
+  } else {
+    wait_while(&generation, generation);
+  }
+}
+
+// The lanes of `mask` meet. Gives what each of them handed over.
+static inline uint32_t (*meet(unsigned mask))[kWords] {
+  Warp& w = *me->warp;
+  const unsigned set = w.generation & 1;
+  if (!(mask >> me->lane & 1)) fail("a warp collective whose mask leaves out the lane that calls it");
+  if (++w.arrived >= (unsigned)__builtin_popcount(mask & w.live)) {
+    w.arrived = 0;
+    ++w.generation;
+  } else {
+    wait_while(&w.generation, w.generation);
+  }
+  return w.words[set];
+}
+
+template <class T>
+static inline T exchange(unsigned mask, T value, unsigned from) {
+  static_assert(sizeof(T) <= sizeof(uint32_t[kWords]));
+  memcpy(me->warp->words[me->warp->generation & 1][me->lane], &value, sizeof(T));
+  auto words = meet(mask);
+  T result;
+  memcpy(&result, words[from], sizeof(T));
+  return result;
+}
+
+static void run_fiber() {
+  for (;;) {
+    kernel(kernel_arguments);
+    if (arrived) fail("a thread ended while others wait for it in __syncthreads");
+    Warp& w = *me->warp;
+    w.live &= ~(1u << me->lane);
+    me->done = true;
+    --num_live;
+    if (w.arrived && w.arrived >= (unsigned)__builtin_popcount(w.live)) {
+      w.arrived = 0;
+      ++w.generation;
+    }
+    give_turn();
+  }
+}
+
+static inline void choose_order(unsigned seed) {  // 0: first to last; 1: last to first; else shuffled
+  for (unsigned t = 0; t < num_threads; ++t) order[t] = seed == 1 ? num_threads - 1 - t : t;
+  for (unsigned t = num_threads - 1, s = seed; seed > 1 && t > 0; --t) {
+    s = s * 1664525u + 1013904223u;
+    const unsigned other = (s >> 8) % (t + 1), held = order[t];
+    order[t] = order[other], order[other] = held;
+  }
+  for (unsigned t = 0; t < num_threads; ++t) place[order[t]] = t;
+}
+
+static inline void begin_block(char* stacks) {
+  memset(__start_softgpu_shared, 0xff, __stop_softgpu_shared - __start_softgpu_shared);  // NaN in every type of floats
+  for (auto& w : warps) w.live = w.arrived = 0;
+  arrived = 0;
+  num_live = num_threads;
+  for (unsigned t = 0; t < num_threads; ++t) {
+    Fiber& f = fibers[t];
+    *(uint64_t*)(stacks + t * kStack) = kCanary;
+    void** top = (void**)(stacks + (t + 1) * kStack - t * 320 % 8192) - 2;  // not all in the same sets of the cache
+    f.stack = top - kSaved;
+    memset(f.stack, 0, sizeof(void*) * kSaved);
+    ((void**)f.stack)[kReturn] = (void*)run_fiber;
+    f.awaited = nullptr, f.done = false, f.rank = t, f.lane = t % kLanes, f.warp = &warps[t / kLanes];
+    f.warp->live |= 1u << f.lane;
+    f.index = {t % block_size.x, t / block_size.x % block_size.y, t / (block_size.x * block_size.y)};
+  }
+}
+
+// Gives null, or what went wrong.
+static const char* launch(void (*entry)(void**), void** arguments, const int64_t* extents, int64_t shared_bytes, unsigned seed) {
+  static char* stacks;
+  if (!stacks) {
+    const size_t size = kStack * (kMaxThreads + 1);  // one more, below, so that the first thread may need too much as well
+    stacks = kStack + (char*)mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  }
+  for (int i = 0; i < 6; ++i)
+    if (extents[i] < 1 || extents[i] > 0x7fffffff || ((i == 1 || i == 2) && extents[i] > 65535)) return "more blocks than a grid may have";
+  if (extents[3] * extents[4] * extents[5] > kMaxThreads) return "more than 1024 threads in a block";
+  if (shared_bytes > (int64_t)kDynamic) return "more than 227 KiB of shared memory";
+  grid_size = {(unsigned)extents[0], (unsigned)extents[1], (unsigned)extents[2]};
+  block_size = {(unsigned)extents[3], (unsigned)extents[4], (unsigned)extents[5]};
+  num_threads = block_size.x * block_size.y * block_size.z;
+  kernel = entry, kernel_arguments = arguments, failure = nullptr;
+  choose_order(seed);
+  for (block_index.z = 0; block_index.z < grid_size.z; ++block_index.z)
+    for (block_index.y = 0; block_index.y < grid_size.y; ++block_index.y)
+      for (block_index.x = 0; block_index.x < grid_size.x; ++block_index.x) {
+        begin_block(stacks);
+        me = &fibers[order[0]];
+        softgpu_switch(&outside, me->stack);
+        if (failure) return failure;
+        for (unsigned t = 0; t < num_threads; ++t)
+          if (*(uint64_t*)(stacks + t * kStack) != kCanary) return "a thread needs more than 64 KiB of stack";
+      }
+  return nullptr;
+}
+
+template <class T, T... I>
+struct Indices {};
+template <class... A, size_t... I>
+static inline void call(void (*f)(A...), void** arguments, Indices<size_t, I...>) {
+  f(*(A*)arguments[I]...);
+}
+template <class... A>
+static inline void call(void (*f)(A...), void** arguments) {
+  call(f, arguments, __make_integer_seq<Indices, size_t, sizeof...(A)>{});
+}
+
+struct Kernel {
+  const char* name;
+  const char* (*entry)(void** arguments, const int64_t* extents, int64_t shared_bytes, unsigned seed);
+  const unsigned* sizes;  // bytes of each argument, then 0
+};
+template <class F>
+struct Sizes;
+template <class... A>
+struct Sizes<void(A...)> {
+  static constexpr unsigned bytes[] = {sizeof(A)..., 0};
+};
+}  // namespace softgpu
+
+#define SOFTGPU_ENTRY(name)                                                                                                   \
+  static const char* softgpu_launch_##name(void** arguments, const int64_t* extents, int64_t shared_bytes, unsigned seed) {   \
+    return softgpu::launch([](void** given) { softgpu::call(name, given); }, arguments, extents, shared_bytes, seed);         \
+  }
+#define SOFTGPU_KERNEL(name) {#name, softgpu_launch_##name, softgpu::Sizes<decltype(name)>::bytes}
+
+#define threadIdx (softgpu::me->index)
+#define blockIdx (softgpu::block_index)
+#define blockDim (softgpu::block_size)
+#define gridDim (softgpu::grid_size)
+
+static inline void __syncthreads() { softgpu::barrier(); }
+static inline void __syncwarp(unsigned mask = ~0u) { softgpu::meet(mask); }
+
+template <class T>
+static inline T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
+  return softgpu::exchange(mask, value, (softgpu::me->lane & ~(width - 1)) | (lane & (width - 1)));
+}
+template <class T>
+static inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  const unsigned lane = softgpu::me->lane;
+  return softgpu::exchange(mask, value, (lane & (width - 1)) + delta < (unsigned)width ? lane + delta : lane);
+}
+template <class T>
+static inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
+  const unsigned lane = softgpu::me->lane;
+  return softgpu::exchange(mask, value, ((lane ^ bits) & (width - 1)) | (lane & ~(width - 1)));
+}
+
+// ---- Types. A load or store of a vector must be aligned, as on hardware: -fsanitize=alignment makes it so.
+template <class T, int N, size_t A>
+struct alignas(A) softgpu_vector;
+template <class T, size_t A>
+struct alignas(A) softgpu_vector<T, 1, A> {
+  T x;
+};
+template <class T, size_t A>
+struct alignas(A) softgpu_vector<T, 2, A> {
+  T x, y;
+};
+template <class T, size_t A>
+struct alignas(A) softgpu_vector<T, 3, A> {
+  T x, y, z;
+};
+template <class T, size_t A>
+struct alignas(A) softgpu_vector<T, 4, A> {
+  T x, y, z, w;
+};
+#define SOFTGPU_VECTORS(T, name)                                                      \
+  using name##1 = softgpu_vector<T, 1, sizeof(T)>;                                    \
+  using name##2 = softgpu_vector<T, 2, 2 * sizeof(T)>;                                \
+  using name##3 = softgpu_vector<T, 3, sizeof(T)>;                                    \
+  using name##4 = softgpu_vector<T, 4, (4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T))>;    \
+  static inline name##1 make_##name##1(T x) { return {x}; }                           \
+  static inline name##2 make_##name##2(T x, T y) { return {x, y}; }                   \
+  static inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+SOFTGPU_VECTORS(signed char, char)
+SOFTGPU_VECTORS(unsigned char, uchar)
+SOFTGPU_VECTORS(short, short)
+SOFTGPU_VECTORS(unsigned short, ushort)
+SOFTGPU_VECTORS(int, int)
+SOFTGPU_VECTORS(unsigned, uint)
+SOFTGPU_VECTORS(long long, longlong)
+SOFTGPU_VECTORS(unsigned long long, ulonglong)
+SOFTGPU_VECTORS(float, float)
+SOFTGPU_VECTORS(double, double)
+
+// The compiler's own types of 16 bits, rounded after each operation (-ffloat16-excess-precision=none).
+using __half = _Float16;
+using half = _Float16;
+using __nv_bfloat16 = __bf16;
+using nv_bfloat16 = __bf16;
+struct alignas(4) __half2 {
+  half x, y;
+  __half2() = default;
+  __half2(half a, half b) : x(a), y(b) {}
+};
+struct alignas(4) __nv_bfloat162 {
+  nv_bfloat16 x, y;
+  __nv_bfloat162() = default;
+  __nv_bfloat162(nv_bfloat16 a, nv_bfloat16 b) : x(a), y(b) {}
+};
+using half2 = __half2;
+using nv_bfloat162 = __nv_bfloat162;
+static inline half2 make_half2(half x, half y) { return {x, y}; }
+template <class To, class From>
+static inline To softgpu_bits(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  memcpy(&result, &value, sizeof result);
+  return result;
+}
+static inline unsigned short softgpu_to_bf16(float value) {
+  const uint32_t bits = softgpu_bits<uint32_t>(value);
+  return value != value ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+extern "C" __attribute__((visibility("hidden"), weak)) __bf16 __truncsfbf2(float value) {  // which not every compiler brings along
+  return softgpu_bits<__bf16>(softgpu_to_bf16(value));
+}
+static inline half __float2half(float value) { return (half)value; }
+static inline half __float2half_rn(float value) { return (half)value; }
+static inline float __half2float(half value) { return (float)value; }
+static inline nv_bfloat16 __float2bfloat16(float value) { return (nv_bfloat16)value; }
+static inline nv_bfloat16 __float2bfloat16_rn(float value) { return (nv_bfloat16)value; }
+static inline float __bfloat162float(nv_bfloat16 value) { return (float)value; }
+static inline bool __hgt(half a, half b) { return a > b; }
+static inline bool __hlt(half a, half b) { return a < b; }
+static inline bool __hgt(nv_bfloat16 a, nv_bfloat16 b) { return (float)a > (float)b; }
+static inline bool __hlt(nv_bfloat16 a, nv_bfloat16 b) { return (float)a < (float)b; }
+static inline unsigned short __half_as_ushort(half value) { return softgpu_bits<unsigned short>(value); }
+static inline half __ushort_as_half(unsigned short value) { return softgpu_bits<half>(value); }
+static inline unsigned short __bfloat16_as_ushort(nv_bfloat16 value) { return softgpu_bits<unsigned short>(value); }
+static inline nv_bfloat16 __ushort_as_bfloat16(unsigned short value) { return softgpu_bits<nv_bfloat16>(value); }
+static inline float __uint_as_float(unsigned value) { return softgpu_bits<float>(value); }
+static inline unsigned __float_as_uint(float value) { return softgpu_bits<unsigned>(value); }
+static inline float __int_as_float(int value) { return softgpu_bits<float>(value); }
+static inline int __float_as_int(float value) { return softgpu_bits<int>(value); }
+
+// ---- Functions
+template <class T>
+static inline T __ldg(const T* address) {
+  return *address;
+}
+#define SOFTGPU_MIN_MAX(T)                                  \
+  static inline T min(T a, T b) { return a < b ? a : b; }   \
+  static inline T max(T a, T b) { return a > b ? a : b; }
+SOFTGPU_MIN_MAX(int)
+SOFTGPU_MIN_MAX(unsigned)
+SOFTGPU_MIN_MAX(long)
+SOFTGPU_MIN_MAX(unsigned long)
+SOFTGPU_MIN_MAX(long long)
+static inline float min(float a, float b) { return fminf(a, b); }
+static inline float max(float a, float b) { return fmaxf(a, b); }
+#define __expf expf  // glibc has names of its own with two underscores
+#define __logf logf
+#define __exp2f exp2f
+#define __sinf sinf
+#define __cosf cosf
+#define __powf powf
+#define __tanhf tanhf
+#define __log2f log2f
+static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+static inline int __popc(unsigned value) { return __builtin_popcount(value); }
+static inline int __dp4a(int a, int b, int sum) {
+  for (int i = 0; i < 4; ++i) sum += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
+  return sum;
+}
+#define alignas(n) __attribute__((aligned(n)))  // may stand behind other words, as nvcc allows

@@ -1,0 +1,91 @@
+"""Models compiled for CUDA, run thread by thread on this CPU through the Python API: graphs, and memory of a device's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cupola
+from cupola.models import llama
+from tests.conftest import Compiled
+
+PROMPT = "a b c d e f g"  # what comes next is clear
+TINY_PARAMS = cupola.SamplingParams(temperature=0, max_tokens=12, logprobs=3, ignore_eos=True, detokenize=False)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model, as a checkpoint."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    config = transformers.AutoConfig.for_model("llama", **llama.FAMILY.tiny)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny: Path) -> cupola.Artifact:
+    return cupola.compile(tiny, out=tiny.with_name("artifact"), target="softgpu", quant="f32", block_size=4)
+
+
+@pytest.fixture(scope="module")
+def prompts(artifact: cupola.Artifact) -> list[list[int]]:
+    random = np.random.default_rng(0)
+    return [random.integers(0, artifact.manifest.model.vocab_size, length).tolist() for length in (11, 3, 7)]
+
+
+def outputs(llm: cupola.LLM, prompts: list[list[int]]) -> list[tuple[int, ...]]:
+    return [tuple(output.outputs[0].token_ids) for output in llm.generate(prompts, TINY_PARAMS)]
+
+
+def test_logits_match_transformers(tiny: Path, artifact: cupola.Artifact, prompts: list[list[int]]) -> None:
+    import torch
+    import transformers
+
+    model, llm = transformers.AutoModelForCausalLM.from_pretrained(tiny).eval(), cupola.LLM(artifact, max_num_seqs=2)
+    for prompt in prompts:
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt])).logits[0].numpy()
+        assert np.abs(llm.logits(prompt) - expected).max() < 1e-4
+
+
+def test_graphs_change_no_bit(artifact: cupola.Artifact, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate() -> list[object]:
+        llm = cupola.LLM(artifact, max_num_seqs=3)
+        return [[output.outputs[0].token_ids, output.outputs[0].logprobs] for output in llm.generate(prompts, TINY_PARAMS)]
+
+    with_graphs = generate()
+    monkeypatch.setenv("CUPOLA_NO_GRAPHS", "1")
+    assert generate() == with_graphs
+
+
+def test_preempted_and_swapped_sequences_go_on(artifact: cupola.Artifact, prompts: list[list[int]]) -> None:
+    expected = outputs(cupola.LLM(artifact, max_num_seqs=3), prompts)
+    bytes_per_block = artifact.manifest.kv.bytes_per_block
+    for swap in (0, 8):
+        llm = cupola.LLM(artifact, max_num_seqs=3, kv_memory=9 * bytes_per_block, swap_memory=swap * bytes_per_block)
+        found = llm.generate(prompts, TINY_PARAMS)
+        assert [tuple(output.outputs[0].token_ids) for output in found] == expected
+        assert sum(output.metrics.num_preemptions for output in found if output.metrics) > 0
+
+
+@pytest.mark.by_turns
+@pytest.mark.parametrize("quant", ["f16", "bf16", "w8a16", "w4a16"])
+def test_a_real_model(quant: str, smollm2: Compiled, tmp_path: Path) -> None:
+    compiled = cupola.compile("smollm2", target="softgpu", quant=quant, out=tmp_path / "artifact", context=64)
+    params = cupola.SamplingParams(temperature=0, max_tokens=7)
+    answers = [
+        tuple(cupola.LLM(artifact, max_num_seqs=1, kv_memory="64MB").generate([PROMPT], params)[0].outputs[0].token_ids)
+        for artifact in (compiled.path, smollm2.path)
+    ]
+    assert len(answers[0]) == 7 and answers[0] == answers[1]
+
+
+def test_activations_of_8_bits_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(cupola.UnsupportedError, match=r"quant: is w4a8, and softgpu has no kernels .* \(take w4a16\)"):
+        cupola.compile(tiny, out=tmp_path / "artifact", target="softgpu", quant="w4a8")

@@ -1,0 +1,37 @@
+"""Every kernel of the catalogue, executed as CUDA's against float64: in several orders of threads, and alone as in company."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cupola.compiler.kernel_check import compile_case
+from cupola.targets.registry import get_target
+from cupola.targets.testing.case import ODD
+from cupola.targets.testing.catalogue import KERNELS, VARIANTS, is_implemented
+from tests.targets.harness import same_bits
+
+TARGET = get_target("softgpu")
+CASES = [
+    kernel(sizes, TARGET)
+    for kernel, sizes in zip((*KERNELS, *VARIANTS), itertools.cycle(ODD), strict=False)
+    if is_implemented(kernel, TARGET)
+]
+
+
+@pytest.mark.by_turns
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel(case, monkeypatch):
+    run, results = compile_case(case, TARGET), []
+    arrays = case.draw(np.random.default_rng(0), 9)
+    for seed in ("0", "1", "7"):
+        monkeypatch.setenv("SOFTGPU_SEED", seed)
+        results.append(run(arrays))
+    assert case.expected(arrays).error(results[0]) <= 1
+    matters = np.isfinite(case.expected(arrays).slack)
+    assert all(same_bits(result[matters], results[0][matters]) for result in results)
+    if all(i.is_weight or i.shape[0] == "n" for i in case.inputs):
+        part = slice(3, 5)
+        assert same_bits(run(arrays | {i.name: arrays[i.name][part] for i in case.inputs if not i.is_weight}), results[0][part])

@@ -1,0 +1,126 @@
+"""The faults of kernels that `softgpu.h` finds, and what it lets pass."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cupola.runtime.environment import interpreter
+from cupola.runtime.errors import UnsupportedError
+from cupola.targets.gpu.cuda import RUNTIME
+from cupola.targets.softgpu.build import DRIVER, link
+from cupola.targets.softgpu.translate import translate
+
+LAUNCH = """
+#include <stdint.h>
+int32_t cupola_launch(int32_t index, void **arguments, const int64_t *extents, int64_t shared_bytes);
+const int32_t cupola_num_symbols = 1;
+const char *const cupola_symbols[] = {"kernel"};
+__attribute__((visibility("default"))) int32_t launch(float *x, const int64_t *extents, int64_t shared_bytes) {
+  void *arguments[] = {&x};
+  return cupola_launch(0, arguments, extents, shared_bytes);
+}
+"""
+REVERSED = """
+  __shared__ float held[64];
+  held[threadIdx.x] = x[threadIdx.x];
+  %s
+  x[threadIdx.x] = held[63 - threadIdx.x];
+"""
+
+
+class Kernel:
+    """A kernel of one tensor, over its body in CUDA C++."""
+
+    def __init__(self, body: str, folder: Path) -> None:
+        sources = [folder / "kernels.cpp", folder / "launches.c", DRIVER, RUNTIME]
+        sources[0].write_text(translate(f'extern "C" __global__ void kernel(float *x) {{\n{body}\n}}\n', ["kernel"]))
+        sources[1].write_text(LAUNCH)
+        self.file = folder / "lib.so"
+        link([], sources, self.file)
+        self.library = ctypes.CDLL(str(self.file))
+        self.library.cupola_error.restype = ctypes.c_char_p
+        assert self.library.cupola_open() == 0
+
+    def __call__(self, x: np.ndarray, threads: int = 64, blocks: int = 1, shared: int = 0) -> str:
+        """The error of a launch, "" if there was none."""
+        extents = (ctypes.c_int64 * 6)(blocks, 1, 1, threads, 1, 1)
+        code = self.library.launch(ctypes.c_void_p(x.ctypes.data), extents, ctypes.c_int64(shared))
+        return self.library.cupola_error().decode() if code else ""
+
+
+def in_every_order(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The results of a kernel for 0, 1, …, its threads first to last, last to first and shuffled."""
+    results = []
+    for seed in ("0", "1", "7"):
+        monkeypatch.setenv("SOFTGPU_SEED", seed)
+        x = np.arange(64, dtype=np.float32)
+        assert kernel(x) == ""
+        results.append(x)
+    return results
+
+
+def test_threads_wait_at_a_barrier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for x in in_every_order(Kernel(REVERSED % "__syncthreads();", tmp_path), monkeypatch):
+        np.testing.assert_array_equal(x, np.arange(64)[::-1])
+
+
+def test_a_missing_barrier_shows_in_every_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for x in in_every_order(Kernel(REVERSED % "", tmp_path), monkeypatch):
+        assert np.isnan(x).any()  # what nobody has written yet
+
+
+def test_lanes_exchange_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "for (int d = 16; d; d /= 2) x[threadIdx.x] += __shfl_xor_sync(0xffffffffu, x[threadIdx.x], d);"
+    for x in in_every_order(Kernel(body, tmp_path), monkeypatch):
+        np.testing.assert_array_equal(x, np.repeat(np.arange(64.0).reshape(2, 32).sum(1), 32))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("if (threadIdx.x < 40) __syncthreads();", "__syncthreads"),
+        ("if (threadIdx.x == 5) return;\n__syncthreads();", "__syncthreads"),
+        ("x[threadIdx.x] = __shfl_sync(1u, x[threadIdx.x], 0);", "leaves out the lane that calls it"),
+        ("volatile char much[80000]; for (int i = 0; i < 80000; ++i) much[i] = 1;", "more than 64 KiB of stack"),
+    ],
+    ids=["divergent barrier", "early return", "wrong mask", "too much stack"],
+)
+def test_a_broken_kernel_is_told(body: str, message: str, tmp_path: Path) -> None:
+    found = Kernel(body, tmp_path)(np.zeros(64, np.float32))
+    assert "kernel: " in found and message in found
+
+
+def test_more_threads_than_a_block_may_have(tmp_path: Path) -> None:
+    kernel = Kernel("x[0] = 1;", tmp_path)
+    assert "more than 1024 threads in a block" in kernel(np.zeros(1, np.float32), threads=1025)
+    assert "more than 227 KiB of shared memory" in kernel(np.zeros(1, np.float32), shared=1 << 20)
+
+
+def test_memory_ends_at_a_page_that_nobody_may_touch(tmp_path: Path) -> None:
+    """So that reading behind a tensor ends the process, here a child."""
+    kernel = Kernel("x[threadIdx.x] = x[threadIdx.x + 1];", tmp_path)
+    code = f"""
+import ctypes
+library = ctypes.CDLL({str(kernel.file)!r})
+library.cupola_allocate.restype, library.cupola_allocate.argtypes = ctypes.c_void_p, [ctypes.c_int64]
+assert library.cupola_open() == 0
+def launch(size, threads):
+    memory = library.cupola_allocate(size)
+    return library.launch(ctypes.c_void_p(memory), (ctypes.c_int64 * 6)(1, 1, 1, threads, 1, 1), ctypes.c_int64(0))
+assert launch(320, 64) == 0
+print("inside", flush=True)
+launch(256, 64)
+"""
+    done = subprocess.run([interpreter()[0], "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("inside\n", -signal.SIGSEGV)
+
+
+def test_inline_assembly_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"runs no inline assembly: asm volatile\(\"bar.sync 0;\"\)"):
+        translate('__global__ void kernel() { asm volatile("bar.sync 0;"); }', ["kernel"])
