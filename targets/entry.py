@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cupola.targets.base import Target
 
+# How far a target was taken: libraries were built for it; their code was looked at; its kernels were executed on a CPU; it ran on hardware.
+BUILT, INSPECTED, EXECUTED, RAN = "built", "inspected", "executed on a CPU", "ran on hardware"
+
 
 @dataclass(frozen=True)
 class TargetEntry:
@@ -19,9 +22,11 @@ class TargetEntry:
         description: for `cupola targets`.
         make: the target; raises OptionError where the name stands for nothing on this machine.
         runs_here: whether this machine runs what is compiled for it.
+        level: how far it was taken, in one of the words above.
     """
 
     name: str
     description: str
     make: Callable[[], Target]
     runs_here: Callable[[], bool]
+    level: str = BUILT

@@ -29,11 +29,13 @@ def models(as_json: p.Json = False) -> None:
 
 def targets(as_json: p.Json = False) -> None:
     """List what a model can be compiled for."""
-    listed = [(target.name, target.description, target.runs_here()) for target in list_targets()]
+    listed = [(target.name, target.runs_here(), target.level, target.description) for target in list_targets()]
     if as_json:
-        typer.echo(json.dumps([{"name": name, "description": about, "runs_here": here} for name, about, here in listed]))
+        fields = ("name", "runs_here", "level", "description")
+        typer.echo(json.dumps([dict(zip(fields, target, strict=True)) for target in listed]))
         return
-    _print_table(("TARGET", "RUNS HERE", ""), [(name, "yes" if here else "no", about) for name, about, here in listed])
+    rows = [(name, "yes" if here else "no", level, about) for name, here, level, about in listed]
+    _print_table(("TARGET", "RUNS HERE", "TAKEN TO", ""), rows)
 
 
 def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cupola.runtime.errors import OptionError
 from cupola.targets.cpu.isa import ISA, ISAS, runs_here
-from cupola.targets.entry import TargetEntry
+from cupola.targets.entry import BUILT, RAN, TargetEntry
 
 if TYPE_CHECKING:
     from cupola.targets.base import Target
@@ -36,11 +36,16 @@ def _make_best(batch_invariant: bool) -> Target:
 
 
 def _here(name: str, description: str, batch_invariant: bool) -> TargetEntry:
-    return TargetEntry(name, description, partial(_make_best, batch_invariant), lambda: _best(batch_invariant) is not None)
+    return TargetEntry(name, description, partial(_make_best, batch_invariant), lambda: _best(batch_invariant) is not None, RAN)
 
 
 TARGETS = (
     _here("cpu", "the best of the below that this machine has", False),
     _here("cpu:batch-invariant", "the best of them whose answers never depend, by a bit, on what else a step holds", True),
-    *(TargetEntry(f"cpu:{isa.name}", isa.description, partial(_make, isa), partial(runs_here, isa)) for isa in ISAS),
+    *(
+        TargetEntry(
+            f"cpu:{isa.name}", isa.description, partial(_make, isa), partial(runs_here, isa), RAN if isa.architecture == "x86_64" else BUILT
+        )
+        for isa in ISAS
+    ),
 )

@@ -1,0 +1,72 @@
+"""Kernels compiled by nvcc: their code is there, and what it costs is bounded."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import tvm
+from tvm import tirx
+
+from cupola.compiler.build import build_library, plan_memory
+from cupola.compiler.plan import plan_of_kernels
+from cupola.runtime.errors import UnsupportedError
+from cupola.targets.cuda import build
+from cupola.targets.cuda.target import ARCHITECTURES
+from cupola.targets.gpu.code import cuda_source
+from cupola.targets.gpu.lowering import split
+from cupola.targets.registry import get_target
+from cupola.targets.testing.case import SMOLLM2, lower_case
+from cupola.targets.testing.catalogue import KERNELS, VARIANTS, is_implemented, rms_norm
+
+
+@pytest.fixture(scope="module")
+def source() -> str:
+    """All kernels of the catalogue, each under a name of its own, in CUDA C++."""
+    target, kernels = get_target("cuda:sm_80"), {}
+    for i, kernel in enumerate((*KERNELS, *VARIANTS)):
+        if is_implemented(kernel, target):
+            mod = lower_case(kernel(SMOLLM2, target), target)
+            kernels |= {f"k{i}_{gv.name_hint}": f for gv, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
+    return cuda_source(split(tvm.IRModule(kernels), target.tvm), target.tvm)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_no_kernel_spills(source: str, architecture: str, tmp_path: Path) -> None:
+    file = tmp_path / "kernels.cu"
+    file.write_text(source)
+    command = [
+        build.find_nvcc(),
+        "-cubin",
+        f"-arch={architecture}",
+        "-O3",
+        "-std=c++17",
+        "-w",
+        "-Xptxas",
+        "-v",
+        "-o",
+        str(tmp_path / "k"),
+        str(file),
+    ]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = [line for line in said.splitlines() if "spill stores" in line]
+    assert len(spills) > 40
+    assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_library_needs_the_c_library_alone(architecture: str, tmp_path: Path) -> None:
+    target = get_target(f"cuda:{architecture}")
+    planned = plan_memory(lower_case(rms_norm(SMOLLM2, target), target))
+    build_library(planned, plan_of_kernels(planned), target, tmp_path / "lib.so")
+    needed = subprocess.run(["ldd", tmp_path / "lib.so"], capture_output=True, text=True, check=True).stdout
+    names = {line.split()[0].partition(".so")[0].rpartition("/")[2] for line in needed.splitlines()}
+    assert {name for name in names if not name.startswith(("ld-", "linux-"))} <= {"libc", "libm", "libdl", "libpthread"}
+
+
+def test_without_a_compiler_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match=r"target cuda: needs NVIDIA's compiler \(`pip install nvidia-cuda-nvcc`"):
+        build.find_nvcc()
