@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,10 +15,11 @@ from cupola.targets.generic.linear import activated
 from cupola.targets.generic.rows import FLOATS
 from cupola.targets.generic.weights import Stored, StoredKernel
 from cupola.targets.gpu.emit import WARP, blocks, keep, load, registers, store, strided, warp_sum
-from cupola.targets.gpu.weights import weight_value
+from cupola.targets.gpu.weights import Weight, is_readable, tensors_of
 from cupola.targets.ops import GatedLinear, Linear
 
 WARPS = 4  # of a block
+STEP = 4  # elements that are multiplied at once, of those that one load brings: more of them want more registers
 ROWS = 4  # of x that a warp multiplies with its weights at once
 
 
@@ -54,7 +55,7 @@ def lower_linear(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | 
     stored = Stored.of(op.weight, op.scales, op.mins, op.format) if op is not None else None
     if op is None or stored is None or op.quantize_x or op.x.ty.ndim != 2 or str(op.x.ty.dtype) not in FLOATS:
         return None
-    if (form := stored.kernel.weight_format) is not None and form.table:
+    if not is_readable(stored.kernel):
         return None
     residual = op.residual if isinstance(op, Linear) else None
     norm_dtype, bias_dtype, residual_dtype = ("" if t is None else str(t.ty.dtype) for t in (op.norm, op.bias, residual))
@@ -69,7 +70,7 @@ def lower_linear(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | 
         bias=bias_dtype,
         residual=residual_dtype,
     )
-    given = [op.x, *stored.tensors, *(tensor for tensor in (op.norm, op.bias, residual) if tensor is not None)]
+    given = [op.x, *tensors_of(stored, builder), *(tensor for tensor in (op.norm, op.bias, residual) if tensor is not None)]
     label = f"{op.name}_{kernel.outputs}x{kernel.width}_{stored.kernel.label}"
     return relax.op.call_tir(builder.add_func(_layer(kernel), label), relax.Tuple(given), out_ty=call.ty)
 
@@ -81,7 +82,7 @@ def _layer(kernel: _Kernel) -> tvm.tirx.PrimFunc:
     def body() -> None:
         m = T.int64()
         x = argument("x", (m, width), kernel.dtypes[0])
-        weight = kernel.weight.arguments()
+        weight = Weight.arguments(kernel.weight)
         norm = argument("norm", (width,), kernel.norm) if kernel.norm else None
         bias = argument("bias", kernel.weight.shape[:1], kernel.bias) if kernel.bias else None
         residual = argument("residual", (m, outputs), kernel.residual) if kernel.residual else None
@@ -90,16 +91,13 @@ def _layer(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         with blocks(-(-outputs // WARPS), groups, threads=WARPS * WARP) as (block, group, thread):
             column, lane = keep(block * WARPS + thread // WARP), thread % WARP
             with T.If(column < T.int64(outputs)), T.Then():
-                rows = _Rows(m, keep(group * ROWS))
-                factors = _norm_factors(kernel, x, rows, lane) if norm is not None else None
-
-                def value(r: int, k: Value) -> Value:
-                    value = load(x, rows.index(r), k)
-                    return value if factors is None or norm is None else value * factors[r] * load(norm, k)
+                rows = _Rows(m, keep(group * ROWS), x, norm)
+                factors = rows.norm_factors(width, kernel.epsilon, lane) if norm is not None else None
 
                 def products(which: Value) -> list[Value]:
-                    sums = _dots(lambda k: keep(weight_value(weight, which, k)), value, rows, width, lane)
-                    return [keep(total + load(bias, which)) if bias is not None else total for total in sums]
+                    sums = rows.products(weight, which, width, lane)
+                    totals = [keep(total if factors is None else total * factors[r]) for r, total in enumerate(sums)]
+                    return [keep(total + load(bias, which)) if bias is not None else total for total in totals]
 
                 first = products(column)
                 second = products(column + T.int64(outputs)) if kernel.gated else None
@@ -118,10 +116,12 @@ def _layer(kernel: _Kernel) -> tvm.tirx.PrimFunc:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of x from `start` on that a warp works on, at most ROWS. All its lanes have the same ones."""
+    """The rows of x from `start` on that a warp works on, at most ROWS of `count`. All its lanes have the same ones."""
 
-    count: Value  # of x
+    count: Value
     start: Value
+    x: Buffer
+    norm: Buffer | None
 
     def index(self, r: int) -> Value:
         return self.start + T.int64(r)
@@ -133,27 +133,80 @@ class _Rows:
             with T.If(self.index(r) < self.count), T.Then():
                 do(r)
 
+    def norm_factors(self, width: int, epsilon: float, lane: Value) -> list[Value]:
+        """The factor of each row by RMSNorm (arXiv:1910.07467). Every warp finds it for itself: rows are short, and in the cache."""
+        sums = _Sums()
+        with strided(width, lane, WARP) as k:
 
-def _norm_factors(kernel: _Kernel, x: Buffer, rows: _Rows, lane: Value) -> list[Value]:
-    """The factor of each row by RMSNorm (arXiv:1910.07467). Every warp finds it for itself: rows are short, and in the cache."""
-    squares = _dots(None, lambda r, k: keep(load(x, rows.index(r), k)), rows, kernel.width, lane)
-    return [keep(T.float32(1) / T.sqrt(total * T.float32(1 / kernel.width) + T.float32(kernel.epsilon))) for total in squares]
+            def add(r: int) -> None:
+                value = keep(load(self.x, self.index(r), k))
+                sums.add(r, value * value)
 
+            self.each(add)
+        return [keep(T.float32(1) / T.sqrt(total * T.float32(1 / width) + T.float32(epsilon))) for total in sums.over_warp(self)]
 
-def _dots(
-    weight: Callable[[Value], Value] | None, value: Callable[[int, Value], Value], rows: _Rows, width: int, lane: Value
-) -> list[Value]:
-    """For each row the sum over k of its values times the weight's, or squared where there is none. Each lane adds up every 32nd."""
-    sums = registers(ROWS)
-    for r in range(ROWS):
-        T.buffer_store(sums, T.float32(0), [r])
-    with strided(width, lane, WARP) as k:
-        factor = None if weight is None else weight(k)
+    def products(self, weight: Weight, row: Value, width: int, lane: Value) -> list[Value]:
+        """Each row's product with a row of the weight, x times `norm` where there is one."""
+        sums, count = _Sums(), weight.per_load
+        if not count or width % count:  # rows that loads of 16 bytes do not divide
+            with strided(width, lane, WARP) as k:
+                value = keep(weight.element(row, k) * load(self.norm, k) if self.norm is not None else weight.element(row, k))
+                self.each(lambda r: sums.add(r, load(self.x, self.index(r), k) * value))
+            return sums.over_warp(self)
+        with strided(width // count, lane, WARP) as i:
+            first = i * T.int64(count)  # not kept: the code generator must see that loads are aligned
+            raw, codes = weight.read(row, first), weight.format is not None
+            parts, plain = _Sums() if codes else sums, _Sums() if weight.has_mins else None
+            for start in range(0, count, STEP):
+                values = [keep(weight.value(raw, j)) for j in range(start, min(count, start + STEP))]
+                self._multiply(values, first + T.int64(start), parts, plain)
+            if codes:
+                scale, low = weight.scale(row, first)
+                self.each(lambda r: sums.add(r, parts[r] * scale if plain is None else parts[r] * scale + plain[r] * low))
+        return sums.over_warp(self)
+
+    def _multiply(self, values: Sequence[Value], place: Value, parts: _Sums, plain: _Sums | None) -> None:
+        """Adds to each row's part its products with `values`, which stand from `place` on, and to `plain` the factors alone."""
+        norms = _read(self.norm, (place,), len(values)) if self.norm is not None else None
 
         def add(r: int) -> None:
-            found = value(r, k)
-            T.buffer_store(sums, sums[r] + found * (found if factor is None else factor), [r])
+            xs = _read(self.x, (self.index(r), place), len(values))
+            for j, value in enumerate(values):
+                factor = keep(xs[j] * norms[j]) if norms is not None else xs[j]
+                parts.add(r, factor * value)
+                if plain is not None:
+                    plain.add(r, factor)
 
-        rows.each(add)
-    rows.each(lambda r: T.buffer_store(sums, warp_sum(sums[r]), [r]))
-    return [sums[r] for r in range(ROWS)]
+        self.each(add)
+
+
+def _read(buffer: Buffer, index: tuple[Value, ...], count: int) -> Buffer:
+    """`count` elements from an index on as float32, in registers, by the widest loads."""
+    raw, values = registers(count, str(buffer.dtype)), registers(count)
+    lanes = min(count, 4 if str(buffer.dtype) == "float32" else 8)
+    for start in range(0, count, lanes):
+        source = (*index[:-1], T.ramp(index[-1] + T.int64(start), 1, lanes))
+        T.buffer_store(raw, buffer[source], [T.ramp(start, 1, lanes)])
+    for j in range(count):
+        T.buffer_store(values, T.cast(raw[j], "float32"), [j])
+    return values
+
+
+class _Sums:
+    """A sum of each row, in registers; each lane adds up its part."""
+
+    def __init__(self) -> None:
+        self._held = registers(ROWS)
+        for r in range(ROWS):
+            T.buffer_store(self._held, T.float32(0), [r])
+
+    def __getitem__(self, r: int) -> Value:
+        return self._held[r]
+
+    def add(self, r: int, value: Value) -> None:
+        T.buffer_store(self._held, self._held[r] + value, [r])
+
+    def over_warp(self, rows: _Rows) -> list[Value]:
+        """The sums over all lanes."""
+        rows.each(lambda r: T.buffer_store(self._held, warp_sum(self._held[r]), [r]))
+        return [self._held[r] for r in range(ROWS)]

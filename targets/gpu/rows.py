@@ -12,7 +12,7 @@ from cupola.targets.emit import argument, prim_func
 from cupola.targets.generic.rows import FLOATS, sizes_of
 from cupola.targets.generic.weights import Stored, StoredKernel
 from cupola.targets.gpu.emit import WARP, blocks, keep, load, registers, store, strided, warp_sum
-from cupola.targets.gpu.weights import weight_value
+from cupola.targets.gpu.weights import Weight, is_readable, tensors_of
 from cupola.targets.ops import Embedding, Rotary
 
 
@@ -105,7 +105,7 @@ def lower_embedding(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr
     """`Embedding` of a quantized table whose codes are numbers."""
     op = Embedding.match(call)
     stored = Stored.of(op.weight, op.scales, op.mins, op.format) if op is not None else None
-    if op is None or stored is None or (stored.kernel.weight_format is not None and stored.kernel.weight_format.table):
+    if op is None or stored is None or not is_readable(stored.kernel):
         return None
     return _rows(stored, int(call.ty.shape[1]), op.tokens, call.ty, builder)
 
@@ -113,19 +113,19 @@ def lower_embedding(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr
 def _rows(stored: Stored, width: int, tokens: relax.Expr, out: relax.TensorType, builder: relax.BlockBuilder) -> relax.Expr:
     function = _embedding(stored.kernel, width, str(tokens.ty.dtype), str(out.dtype))
     called = builder.add_func(function, f"embedding_{stored.kernel.shape[0]}x{width}_{stored.kernel.label}")
-    return relax.op.call_tir(called, relax.Tuple([*stored.tensors, tokens]), out_ty=out)
+    return relax.op.call_tir(called, relax.Tuple([*tensors_of(stored, builder), tokens]), out_ty=out)
 
 
 @cache
 def _embedding(weight: StoredKernel, width: int, token_dtype: str, out_dtype: str) -> tvm.tirx.PrimFunc:
     def body() -> None:
         n = T.int64()
-        table = weight.arguments()
+        table = Weight.arguments(weight)
         tokens = argument("tokens", (n,), token_dtype)
         out = argument("out", (n, width), out_dtype)
         with blocks(n, threads=4 * WARP) as (i, thread):
             token = keep(T.cast(tokens[i], "int64"))
             with strided(width, thread, 4 * WARP) as k:
-                store(out, (i, k), weight_value(table, token, k))
+                store(out, (i, k), table.element(token, k))
 
     return prim_func(body)

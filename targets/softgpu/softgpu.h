@@ -437,8 +437,12 @@ static inline float max(float a, float b) { return fmaxf(a, b); }
 #define __log2f log2f
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 static inline int __popc(unsigned value) { return __builtin_popcount(value); }
-static inline int __dp4a(int a, int b, int sum) {
-  for (int i = 0; i < 4; ++i) sum += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
+namespace softgpu {
+template <class A, class B>
+static inline int dp4a(unsigned a, unsigned b, int sum) {
+  for (int i = 0; i < 4; ++i) sum += (A)(a >> 8 * i) * (B)(b >> 8 * i);
   return sum;
 }
+}  // namespace softgpu
+static inline int __dp4a(int a, int b, int sum) { return softgpu::dp4a<int8_t, int8_t>(a, b, sum); }
 #define alignas(n) __attribute__((aligned(n)))  // may stand behind other words, as nvcc allows

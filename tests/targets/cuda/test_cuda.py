@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from cupola.targets.gpu.code import cuda_source
 from cupola.targets.gpu.lowering import split
 from cupola.targets.registry import get_target
 from cupola.targets.testing.case import SMOLLM2, lower_case
-from cupola.targets.testing.catalogue import KERNELS, VARIANTS, is_implemented, rms_norm
+from cupola.targets.testing.catalogue import KERNELS, VARIANTS, LinearKernel, is_implemented, rms_norm
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,15 @@ def test_no_kernel_spills(source: str, architecture: str, tmp_path: Path) -> Non
     spills = [line for line in said.splitlines() if "spill stores" in line]
     assert len(spills) > 40
     assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
+
+
+@pytest.mark.parametrize("weight", ["f16", "bf16", "w8", "w4", "w4m", "w4g64", "w4g128m"])
+def test_threads_read_16_bytes_of_a_weight_at_once(weight: str, tmp_path: Path) -> None:
+    target = get_target("cuda:sm_80")
+    mod = lower_case(LinearKernel(weight)(replace(SMOLLM2, hidden=640), target), target)
+    code = split(tvm.IRModule({gv: f for gv, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}), target.tvm)
+    loads = re.findall(r"(?:\*\((\w+)\*\)\()?weight_ptr [+\[]", cuda_source(code, target.tvm))
+    assert loads in (["uint4"], ["int4"])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

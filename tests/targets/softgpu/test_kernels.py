@@ -9,16 +9,22 @@ import pytest
 
 from cupola.compiler.kernel_check import compile_case
 from cupola.targets.registry import get_target
-from cupola.targets.testing.case import ODD
-from cupola.targets.testing.catalogue import KERNELS, VARIANTS, is_implemented
+from cupola.targets.testing.case import ODD, Sizes
+from cupola.targets.testing.catalogue import KERNELS, VARIANTS, LinearKernel, is_implemented
 from tests.targets.harness import same_bits
 
 TARGET = get_target("softgpu")
+WIDE = Sizes(hidden=576, ffn=40, heads=4, kv_heads=2, head_dim=16, vocabulary=70, block=16)  # rows that loads of 16 bytes divide
 CASES = [
     kernel(sizes, TARGET)
     for kernel, sizes in zip((*KERNELS, *VARIANTS), itertools.cycle(ODD), strict=False)
     if is_implemented(kernel, TARGET)
 ]
+CASES += [
+    LinearKernel("f16", norm=True)(WIDE, TARGET), LinearKernel("bf16", residual=True)(WIDE, TARGET),
+    LinearKernel("w8", norm=True)(WIDE, TARGET),
+    LinearKernel("w4", bias=True)(WIDE, TARGET), LinearKernel("w4g64m", gated=True)(WIDE, TARGET),
+]  # fmt: skip
 
 
 @pytest.mark.by_turns

@@ -121,6 +121,15 @@ launch(256, 64)
     assert (done.stdout, done.returncode) == ("inside\n", -signal.SIGSEGV)
 
 
-def test_inline_assembly_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"runs no inline assembly: asm volatile\(\"bar.sync 0;\"\)"):
+def test_an_instruction_runs(tmp_path: Path) -> None:
+    body = """int sum;
+asm volatile ("dp4a.s32.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(0x01ff02fe), "r"((0x80, 0x030201ff)), "r"(int(x[threadIdx.x])));
+x[threadIdx.x] = sum;"""
+    x = np.full(64, 7, np.float32)
+    assert Kernel(body, tmp_path)(x) == ""
+    np.testing.assert_array_equal(x, 7 + 1 * 3 - 1 * 2 + 2 * 1 - 2 * 255)
+
+
+def test_an_unknown_instruction_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match=r"has no C\+\+ for the instruction bar.sync 0 \(add it"):
         translate('__global__ void kernel() { asm volatile("bar.sync 0;"); }', ["kernel"])
