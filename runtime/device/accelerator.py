@@ -68,8 +68,7 @@ class Accelerator:
         if array.dtype != numpy_dtype(tensor.dtype) or array.shape != tensor.shape:
             raise EngineError(f"{array.dtype} {array.shape} was given for {tensor.dtype} {tensor.shape}")
         array = np.ascontiguousarray(array)
-        self.copy(tensor.address, array.ctypes.data, array.nbytes)
-        self.synchronize()  # until then the array must stay
+        self.copy(tensor.address, array.ctypes.data, array.nbytes)  # such memory is staged before the call is back (CUDA driver API)
 
     def download(self, tensor: Tensor) -> Array:
         """As `Device`: a copy."""
@@ -108,6 +107,52 @@ class Accelerator:
     def _check(self, code: int) -> None:
         if code:
             raise EngineError(f"the device failed: {_message(self._library)}")
+
+
+class AcceleratorOutput:
+    """A step's results in the device's memory; each comes to the host when it is asked for.
+
+    Args:
+        tensors: by the names of outputs: logits f32 [r, vocab], maxima f32 [r, blocks], argmax i32 [MAX_STEPS, r] and perhaps hidden
+            f32 [r, hidden].
+    """
+
+    def __init__(self, device: Accelerator, tensors: Mapping[str, Tensor]) -> None:
+        self._device, self._tensors = device, tensors
+        self._tokens: Array | None = None
+
+    def result(self) -> AcceleratorOutput:
+        """As `StepHandle`."""
+        return self
+
+    def argmax(self) -> Array:
+        """As `StepOutput`."""
+        if self._tokens is None:
+            self._tokens = self._device.download(self._tensors["argmax"])
+        return self._tokens
+
+    def row(self, index: int) -> Array:
+        """As `StepOutput`."""
+        return self._row("logits", index)
+
+    def rows(self, indices: Sequence[int]) -> Array:
+        """As `StepOutput`."""
+        return np.stack([self.row(index) for index in indices])
+
+    def hidden(self, index: int) -> Array:
+        """As `StepOutput`."""
+        if "hidden" not in self._tensors:
+            raise EngineError("the artifact gives no hidden states; compile it with the pass give_hidden")
+        return self._row("hidden", index)
+
+    def maxima(self, index: int) -> Array:
+        """As `StepOutput`."""
+        return self._row("maxima", index)
+
+    def _row(self, name: str, index: int) -> Array:
+        whole = self._tensors[name]
+        size = num_bytes(whole.dtype, whole.shape[1:])
+        return self._device.download(Tensor(whole.dtype, whole.shape[1:], whole.address + index * size, whole.memory))
 
 
 class _Memory:

@@ -17,7 +17,7 @@ from cupola.runtime.artifact.manifest import COMPILE_AGAIN, HOST, MANIFEST, Devi
 from cupola.runtime.artifact.plan import Plan
 from cupola.runtime.artifact.read import parse_plan
 from cupola.runtime.artifact.tensors import KernelSpec, TensorSpec
-from cupola.runtime.device.accelerator import Accelerator, open_device
+from cupola.runtime.device.accelerator import Accelerator, AcceleratorOutput, open_device
 from cupola.runtime.device.arguments import Arguments
 from cupola.runtime.device.choose import choose_library
 from cupola.runtime.device.host import HostDevice, HostOutput
@@ -55,7 +55,7 @@ class NativeExecutor:
         self._on_step: OnStep | None = None
         self._is_bound = False
 
-    def submit(self, batch: Batch, sampling: SamplingPlan) -> HostOutput:
+    def submit(self, batch: Batch, sampling: SamplingPlan) -> HostOutput | AcceleratorOutput:
         """As `Executor`: copies the batch's blocks, then runs the step to its end.
 
         Raises:
@@ -169,8 +169,10 @@ class _Results:
         self._shown = self._read() if self._device.shares_memory else None
         return dict(zip(self._places, tensors, strict=True))
 
-    def output(self) -> HostOutput:
+    def output(self) -> HostOutput | AcceleratorOutput:
         """The step's results. What the model does not find in its logits is found here, step by step."""
+        if isinstance(self._device, Accelerator) and "argmax" in self._tensors:
+            return AcceleratorOutput(self._device, self._tensors)
         found = self._shown or self._read()
         logits, hidden = found["logits"], found.get("hidden")
         return HostOutput(logits, found["maxima"], found["argmax"], hidden) if "argmax" in found else HostOutput.of(logits, hidden)

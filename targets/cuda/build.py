@@ -19,7 +19,7 @@ from cupola.runtime.machine import here
 from cupola.targets.base import Target
 from cupola.targets.gpu.code import cuda_source, write_launches
 from cupola.targets.gpu.cuda import ABILITIES, LIMITS, RUNTIME
-from cupola.targets.gpu.rules import RULES, schedule
+from cupola.targets.gpu.rules import OPTIONAL, RULES, schedule
 from cupola.targets.native.code import Code
 
 _IMAGE = """\
@@ -43,6 +43,7 @@ def cuda_target(architecture: str) -> Target:
         tvm=target,
         abilities=ABILITIES,
         kernels=RULES,
+        optional=OPTIONAL,
         schedules=(schedule(target),),
         code=_code,
     )

@@ -55,11 +55,16 @@ def synchronize() -> None:
 
 def over_warp(value: Value, combine: Callable[[Value, Value], Value]) -> Value:
     """All lanes' values, combined in an order that only their number decides; every lane gets the result."""
-    held = registers()
+    held = registers(1, str(value.ty.dtype))
     T.buffer_store(held, value, [0])
     for distance in (16, 8, 4, 2, 1):
-        T.buffer_store(held, combine(held[0], T.tvm_warp_shuffle_down(T.uint32(_ALL), held[0], distance, WARP, WARP)), [0])
+        T.buffer_store(held, combine(held[0], from_lane(held[0], distance)), [0])
     return keep(T.tvm_warp_shuffle(T.uint32(_ALL), held[0], 0, WARP, WARP))
+
+
+def from_lane(value: Value, distance: int) -> Value:
+    """The value of the lane so many further on; the last ones get their own."""
+    return T.tvm_warp_shuffle_down(T.uint32(_ALL), value, distance, WARP, WARP)
 
 
 def warp_sum(value: Value) -> Value:

@@ -8,8 +8,13 @@ import tvm.s_tir.dlight as dl
 from cupola.targets.gpu.attention import lower_paged_attention
 from cupola.targets.gpu.linear import lower_linear
 from cupola.targets.gpu.rows import lower_embedding, lower_norm, lower_rotary, lower_take
+from cupola.targets.gpu.sampling import lower_argmax, lower_block_maxima
+from cupola.targets.ops import Argmax, BlockMaxima
 
-RULES = (lower_linear, lower_embedding, lower_take, lower_norm, lower_rotary, lower_paged_attention)
+RULES = (
+    lower_linear, lower_embedding, lower_take, lower_norm, lower_rotary, lower_paged_attention, lower_block_maxima, lower_argmax,
+)  # fmt: skip
+OPTIONAL = (BlockMaxima, Argmax)  # operations that they implement
 
 
 def schedule(target: tvm.target.Target) -> tvm.transform.Pass:

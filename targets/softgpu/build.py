@@ -18,7 +18,7 @@ from cupola.runtime.machine import here
 from cupola.targets.base import Target
 from cupola.targets.gpu.code import cuda_source, write_launches
 from cupola.targets.gpu.cuda import ABILITIES, LIMITS, RUNTIME
-from cupola.targets.gpu.rules import RULES, schedule
+from cupola.targets.gpu.rules import OPTIONAL, RULES, schedule
 from cupola.targets.native.code import Code
 from cupola.targets.softgpu.translate import translate
 
@@ -39,6 +39,7 @@ def softgpu_target() -> Target:
         tvm=target,
         abilities=ABILITIES,
         kernels=RULES,
+        optional=OPTIONAL,
         schedules=(schedule(target),),
         code=_code,
         link=link,

@@ -435,6 +435,8 @@ static inline float max(float a, float b) { return fmaxf(a, b); }
 #define __powf powf
 #define __tanhf tanhf
 #define __log2f log2f
+#define CUDART_INF_F INFINITY
+#define CUDART_NAN_F NAN
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 static inline int __popc(unsigned value) { return __builtin_popcount(value); }
 namespace softgpu {

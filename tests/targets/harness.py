@@ -17,6 +17,7 @@ from cupola.targets.registry import get_target
 from tests.targets.toy_target import toy
 
 RUNNABLE = [isa.name for isa in with_own_kernels(multiplies_int8=False) if runs_here(isa)]
+GPU = "softgpu"
 DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -45,13 +46,13 @@ def module(target: Target, inputs: Sequence[Input], make: Callable[..., relax.Ca
 
 
 def target_of(name: str) -> Target:
-    """An instruction set's target, or the toy, whose kernels are the generic ones."""
-    return toy() if name == "toy" else get_target(f"cpu:{name}")
+    """An instruction set's target; the toy, whose kernels are the generic ones; or that of a GPU which this machine plays."""
+    return toy() if name == "toy" else get_target(name if name == GPU else f"cpu:{name}")
 
 
 def compile_one(isa: str, inputs: Sequence[Input], make: Callable[..., relax.Call]) -> Callable[..., np.ndarray]:
     """A function of arrays that runs the compiled operation. Arrays that it writes to are changed."""
-    target = get_target(f"cpu:{isa}")
+    target = target_of(isa)
     with target.tvm:
         mod = relax.transform.LegalizeOps()(module(target, inputs, make))  # what packs weights
     function = compile_function(mod, target, "main")

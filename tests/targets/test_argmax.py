@@ -13,14 +13,13 @@ from tvm import relax
 from cupola.compiler.native_function import compile_kernels_alone
 from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
 from cupola.targets.ops import Argmax
-from cupola.targets.registry import get_target
-from tests.targets.harness import RUNNABLE, Input, module, size
+from tests.targets.harness import GPU, RUNNABLE, Input, module, size, target_of
 
 WIDTH, BLOCK = 2 * MAXIMA_BLOCK + 9, 4
 NAMES = ("tokens", "positions", "slots")
 
 
-@pytest.fixture(scope="module", params=RUNNABLE)
+@pytest.fixture(scope="module", params=[*RUNNABLE, GPU])
 def kernel(request) -> Callable[..., None]:
     return build(request.param, 1)
 
@@ -31,7 +30,7 @@ def build(isa: str, num_groups: int) -> Callable[..., None]:
     inputs += [Input("context_lens", (b,), "int32"), Input("block_tables", (b, w), "int32")]
     for i in range(1, num_groups):
         inputs += [Input(f"slots_{i}", (n,), "int32"), Input(f"block_tables_{i}", (b, size(f"w{i}")), "int32")]
-    target = get_target(f"cpu:{isa}")
+    target = target_of(isa)
 
     def emit(*tensors: relax.Var) -> relax.Call:
         return Argmax(*tensors[:7], BLOCK, tensors[7:]).call()
@@ -76,7 +75,7 @@ def test_each_sequence_goes_on_by_one(kernel):
     assert step.holds(tokens=step.logits.argmax(axis=1), positions=positions, slots=slots, context_lens=positions + 1)
 
 
-@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("isa", [*RUNNABLE, GPU])
 def test_each_state_group_has_slots_of_its_own(isa):
     kernel, step = build(isa, 3), Step([1, 4, 5, 7, 20, 23])
     tables = [np.random.default_rng(i).permutation(len(step.lengths) * 7).astype("int32").reshape(-1, 7) for i in range(2)]

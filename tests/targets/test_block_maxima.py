@@ -7,12 +7,12 @@ import pytest
 
 from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
 from cupola.targets.ops import BlockMaxima
-from tests.targets.harness import RUNNABLE, Input, compile_one, size
+from tests.targets.harness import GPU, RUNNABLE, Input, compile_one, size
 
 WIDTH = 3 * MAXIMA_BLOCK + 23  # the last block is short, and its vectors are of several lengths
 
 
-@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("isa", [*RUNNABLE, GPU])
 def test_not_a_number_is_the_largest_of_its_block_wherever_it_stands(isa):
     run = compile_one(isa, [Input("x", (size("n"), WIDTH))], lambda x: BlockMaxima(x).call())
     x = np.random.default_rng(0).normal(size=(WIDTH, WIDTH)).astype("float32")
