@@ -1,6 +1,7 @@
 """Paged attention over the generic layout: one launch appends new keys and values, the next attends, a warp for each token and head.
 
-A warp takes the keys of its row in order (online softmax, arXiv:1805.02867); its lanes share the dimensions of a head.
+A warp takes the keys of its row in order (online softmax, arXiv:1805.02867); its lanes share the dimensions of a head. Where every sequence
+brings one token, the second launch does all: a warp takes its own key from where it comes, and the first of a group's warps writes it.
 """
 
 from __future__ import annotations
@@ -86,35 +87,55 @@ def _attention(k: AttentionShape) -> tvm.tirx.PrimFunc:
 
 
 def _append(t: _Tensors) -> None:
-    """Writes new keys, rotated, and values to their slots; a negative slot is skipped."""
+    """Writes new keys and values; no blocks are launched where `_attend` does it."""
     kernel = t.kernel
-    with blocks(t.n, kernel.num_kv_heads, threads=WARP) as (token, head, lane):
+    some_bring_more = (t.n - t.batch + t.n - 1) // t.n  # 0 or 1
+    with blocks(t.n * some_bring_more, kernel.num_kv_heads, threads=WARP) as (token, group, lane):
+        for which in (0, 1):
+            _Row.read(t, which, token, group, lane).write(token, group)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A new key (0) or value (1) of a head, rounded as its pool holds it; what is held is `numbers` times `scale`."""
+
+    tensors: _Tensors
+    which: int
+    numbers: _Head
+    scale: Value | None
+
+    @staticmethod
+    def read(t: _Tensors, which: int, token: Value, group: Value, lane: Value) -> _Row:
+        """A token's, keys rotated."""
+        kernel = t.kernel
+        dim = (kernel.key_dim, kernel.value_dim)[which]
+        row = _Head.read(t, 1 + which, token, kernel.starts[1 + which] + group * dim, dim, lane)
+        held = row.numbers
+        if not t.scales:
+            row.each(lambda i, _: T.buffer_store(held, T.cast(T.cast(held[i], kernel.kv_dtype), "float32"), [i]))
+            return _Row(t, which, row, None)
+        highest = registers()
+        T.buffer_store(highest, T.float32(0), [0])
+        row.each(lambda i, _: T.buffer_store(highest, T.max(highest[0], T.max(held[i], T.float32(0) - held[i])), [0]))
+        largest = over_warp(highest[0], T.max)
+        inverse = keep(T.if_then_else(largest > T.float32(0), T.float32(127) / largest, T.float32(0)))
+
+        def code(i: int) -> Value:
+            return T.cast(T.reinterpret("int32", keep(keep(held[i] * inverse) + T.float32(_ROUND))), "int8")
+
+        row.each(lambda i, _: T.buffer_store(held, T.cast(code(i), "float32"), [i]))
+        return _Row(t, which, row, keep(largest * T.float32(1 / 127)))
+
+    def write(self, token: Value, group: Value) -> None:
+        """Writes it to the token's slot; a negative one is skipped."""
+        t, kernel = self.tensors, self.tensors.kernel
         slot = keep(T.cast(t.slots[token], "int64"))
         with T.If(slot >= T.int64(0)), T.Then():
-            place = (t.layer, slot // kernel.block_size, slot % kernel.block_size, head)
-            for which, dim in enumerate((kernel.key_dim, kernel.value_dim)):
-                row = _Head.read(t, 1 + which, token, kernel.starts[1 + which] + head * dim, dim, lane)
-                _keep_row(t, which, place, row)
-
-
-def _keep_row(t: _Tensors, which: int, place: tuple[Value, ...], row: _Head) -> None:
-    """Writes a key or a value to its pool, rounded to its type."""
-    pool = t.pools[which]
-    if not t.scales:
-        row.each(lambda i, d: store(pool, (*place, d), row.numbers[i]))
-        return
-    highest = registers()
-    T.buffer_store(highest, T.float32(0), [0])
-    row.each(lambda i, _: T.buffer_store(highest, T.max(highest[0], T.max(row.numbers[i], T.float32(0) - row.numbers[i])), [0]))
-    largest = over_warp(highest[0], T.max)
-    inverse = keep(T.if_then_else(largest > T.float32(0), T.float32(127) / largest, T.float32(0)))
-    with T.If(row.lane == T.int64(0)), T.Then():
-        T.buffer_store(t.scales[which], largest * T.float32(1 / 127), list(place))
-
-    def code(i: int) -> Value:
-        return T.cast(T.reinterpret("int32", keep(keep(row.numbers[i] * inverse) + T.float32(_ROUND))), "int8")
-
-    row.each(lambda i, d: T.buffer_store(pool, code(i), [*place, d]))
+            place = (t.layer, slot // kernel.block_size, slot % kernel.block_size, group)
+            self.numbers.each(lambda i, d: store(t.pools[self.which], (*place, d), self.numbers.numbers[i]))
+            if self.scale is not None:
+                with T.If(self.numbers.lane == T.int64(0)), T.Then():
+                    T.buffer_store(t.scales[self.which], self.scale, list(place))
 
 
 @dataclass(frozen=True)
@@ -196,26 +217,42 @@ def _softmax(t: _Tensors, query: _Head, token: Value, head: Value, sequence: Val
     for i in range(-(-kernel.value_dim // WARP)):
         T.buffer_store(sums.numbers, T.float32(0), [i])
 
-    def add(score: Value, value: Callable[[Value], Value]) -> None:
+    def add(score: Value, value: Callable[[int, Value], Value]) -> None:
         new = keep(T.max(highest[0], score))
         kept, weight = keep(T.exp(highest[0] - new)), keep(T.exp(score - new))
         T.buffer_store(highest, new, [0])
         T.buffer_store(total, total[0] * kept + weight, [0])
-        sums.each(lambda i, e: T.buffer_store(sums.numbers, sums.numbers[i] * kept + weight * value(e), [i]))
+        sums.each(lambda i, e: T.buffer_store(sums.numbers, sums.numbers[i] * kept + weight * value(i, e), [i]))
 
-    with T.serial(position + 1 - begin) as step:
+    def score(product: Value, scale: Value | None, distance: Value) -> Value:
+        value = warp_sum(product) * T.float32(kernel.scale)
+        value = value * scale if scale is not None else value
+        if kernel.softcap:
+            value = T.float32(kernel.softcap) * T.tanh(value * T.float32(1 / kernel.softcap))
+        return keep(value + t.slopes[head] * T.cast(distance, "float32") if t.slopes is not None else value)
+
+    def dot(number: Callable[[int, Value], Value]) -> Value:
+        part = registers()
+        T.buffer_store(part, T.float32(0), [0])
+        query.each(lambda i, d: T.buffer_store(part, part[0] + query.numbers[i] * number(i, d), [0]))
+        return part[0]
+
+    each_brings_one = t.n == t.batch
+    in_pages = keep(position + 1 - T.if_then_else(each_brings_one, T.int64(1), T.int64(0)))
+    with T.serial(T.max(in_pages - begin, T.int64(0))) as step:
         key = keep(begin + T.cast(step, "int64"))
         block = keep(T.cast(t.block_tables[sequence, key // kernel.block_size], "int64"))
         place = (t.layer, block, key % kernel.block_size, group)
-        part = registers()
-        T.buffer_store(part, T.float32(0), [0])
-        query.each(lambda i, d: T.buffer_store(part, part[0] + query.numbers[i] * load(t.pools[0], *place, d), [0]))
-        score = warp_sum(part[0]) * T.float32(kernel.scale)
-        score = score * t.scales[0][place] if t.scales else score
-        if kernel.softcap:
-            score = T.float32(kernel.softcap) * T.tanh(score * T.float32(1 / kernel.softcap))
-        score = score + t.slopes[head] * T.cast(key - position, "float32") if t.slopes is not None else score
-        add(keep(score), lambda e: load(t.pools[1], *place, e) * (t.scales[1][place] if t.scales else T.float32(1)))
+        product = dot(lambda _, d: load(t.pools[0], *place, d))
+        found = score(product, t.scales[0][place] if t.scales else None, key - position)
+        add(found, lambda _, e: load(t.pools[1], *place, e) * (t.scales[1][place] if t.scales else T.float32(1)))
+    with T.If(each_brings_one), T.Then():
+        own = [_Row.read(t, which, token, group, query.lane) for which in (0, 1)]
+        with T.If(head % (kernel.num_heads // kernel.num_kv_heads) == T.int64(0)), T.Then():
+            for row in own:
+                row.write(token, group)
+        found = score(dot(lambda i, _: own[0].numbers.numbers[i]), own[0].scale, T.int64(0))
+        add(found, lambda i, _: own[1].numbers.numbers[i] * (own[1].scale if own[1].scale is not None else T.float32(1)))
     if t.sinks is not None:
-        add(keep(t.sinks[head]), lambda e: T.float32(0))
+        add(keep(t.sinks[head]), lambda i, e: T.float32(0))
     sums.each(lambda i, e: store(t.out, (token, head * kernel.value_dim + e), sums.numbers[i] / total[0]))

@@ -54,6 +54,19 @@ def test_logits_match_transformers(tiny: Path, artifact: cupola.Artifact, prompt
         assert np.abs(llm.logits(prompt) - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("kv_dtype", ["f32", "int8"])
+def test_decoding_gives_what_a_prompt_gives(tiny: Path, prompts: list[list[int]], kv_dtype: str, tmp_path: Path) -> None:
+    """A token that comes alone brings its key by another way than those of a prompt."""
+    llm = cupola.LLM(cupola.compile(tiny, out=tmp_path / "artifact", target="softgpu", quant="f32", kv_dtype=kv_dtype), max_num_seqs=2)
+    for prompt, output in zip(prompts, llm.generate(prompts, TINY_PARAMS), strict=True):
+        chosen, steps = list(output.outputs[0].token_ids), output.outputs[0].logprobs
+        assert steps is not None
+        rows = llm.logits(prompt + chosen[:-1])[len(prompt) - 1 :].astype("float64")
+        rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        for row, step in zip(rows, steps, strict=True):
+            assert max(abs(row[token] - entry.logprob) for token, entry in step.items()) < 1e-5
+
+
 def test_graphs_change_no_bit(artifact: cupola.Artifact, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     def generate() -> list[object]:
         llm = cupola.LLM(artifact, max_num_seqs=3)
