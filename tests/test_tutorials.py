@@ -58,6 +58,14 @@ def test_a_served_model_answers_every_kind_of_request(smollm2: Compiled) -> None
     assert out.endswith("The server has ended with code 0\n")
 
 
+def test_a_new_target_gives_the_tokens_that_the_cpu_gives() -> None:
+    out = run("05_new_target.py")
+    right, wrong = (float(line.split()[word]) for line, word in zip(out.splitlines()[:2], (5, 7), strict=True))
+    assert right <= 1 < wrong
+    assert "The same tokens: True" in out
+    assert "Norms are computed by norm_by_four_warps" in out
+
+
 def test_every_tutorial_is_tested_and_listed() -> None:
     readme, tests = (TUTORIALS.parent / "README.md").read_text(encoding="utf-8"), Path(__file__).read_text(encoding="utf-8")
     for file in TUTORIALS.glob("*.py"):
