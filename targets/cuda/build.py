@@ -58,10 +58,16 @@ def _code(mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code:
 
 
 def compile_cuda(source: str, architecture: str, folder: Path) -> Path:
-    """The kernels of CUDA C++ source as a file that the driver loads. Raises UnsupportedError where there is no nvcc, or it fails."""
-    nvcc, file, image = find_nvcc(), folder / "kernels.cu", folder / "kernels.cubin"
+    """The kernels of CUDA C++ source as a file that the driver loads: machine code, and PTX that it compiles for later architectures.
+
+    Raises:
+        UnsupportedError: there is no nvcc, or it fails.
+    """
+    nvcc, file, image = find_nvcc(), folder / "kernels.cu", folder / "kernels.fatbin"
     file.write_text(source, encoding="utf-8")
-    command = [nvcc, "-cubin", f"-arch={architecture}", "-O3", "-std=c++17", "-w", "-o", str(image), str(file)]
+    virtual = architecture.replace("sm_", "compute_")
+    code = f"-gencode=arch={virtual},code=[{architecture},{virtual}]"
+    command = [nvcc, "-fatbin", code, "-O3", "-std=c++17", "-w", "-o", str(image), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line or "fatal" in line] or ["without a message"]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cupola.targets.base import Target
 
 ARCHITECTURES = {
-    "sm_80": "NVIDIA Ampere: A100, A30",
+    "sm_80": "NVIDIA Ampere: A100, A30; what is compiled for it runs on all later ones too",
     "sm_86": "NVIDIA Ampere: RTX 30, A10, A40",
     "sm_89": "NVIDIA Ada: RTX 40, L4, L40",
     "sm_90a": "NVIDIA Hopper: H100, H200, GH200",
