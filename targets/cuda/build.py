@@ -82,7 +82,5 @@ def find_nvcc() -> str:
     for folder in spec.submodule_search_locations or () if spec is not None else ():
         found = found or next((str(file) for file in sorted(Path(folder).glob("*/bin/nvcc")) if os.access(file, os.X_OK)), None)
     if found is None:
-        raise UnsupportedError(
-            "needs NVIDIA's compiler", field="target cuda", fix="`pip install nvidia-cuda-nvcc`, or put nvcc on the path"
-        )
+        raise UnsupportedError("needs NVIDIA's compiler", field="target cuda", fix="`pip install 'cupola[cuda]'`, or put nvcc on the path")
     return found

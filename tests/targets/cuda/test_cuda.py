@@ -79,5 +79,5 @@ def test_a_library_needs_the_c_library_alone(architecture: str, tmp_path: Path) 
 def test_without_a_compiler_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     monkeypatch.setattr(build, "find_spec", lambda name: None)
-    with pytest.raises(UnsupportedError, match=r"target cuda: needs NVIDIA's compiler \(`pip install nvidia-cuda-nvcc`"):
+    with pytest.raises(UnsupportedError, match=r"target cuda: needs NVIDIA's compiler \(`pip install 'cupola\[cuda\]'`"):
         build.find_nvcc()
