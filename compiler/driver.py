@@ -25,7 +25,7 @@ from cupola.compiler.variants import (
     join_kernels,
     lay_out_state,
     library_names,
-)  # fmt: skip
+)
 from cupola.compiler.weights import encoding_notes, lift_weights, overflow_notes
 from cupola.passes.schemes import scheme_of
 from cupola.runtime.artifact.folder import Artifact

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import tvm
 from tvm import IRModule
 
 from cupola.runtime.artifact.manifest import DeviceSpec
@@ -18,8 +18,7 @@ from cupola.runtime.errors import UnsupportedError
 from cupola.runtime.machine import here
 from cupola.targets.base import Target
 from cupola.targets.gpu.code import cuda_source, write_launches
-from cupola.targets.gpu.cuda import ABILITIES, LIMITS, RUNTIME
-from cupola.targets.gpu.rules import OPTIONAL, RULES, schedule
+from cupola.targets.gpu.cuda import RUNTIME, cuda_like
 from cupola.targets.native.code import Code
 
 _IMAGE = """\
@@ -37,16 +36,8 @@ __asm__(
 
 def cuda_target(architecture: str) -> Target:
     """The target for a compute capability such as sm_80; the host is Linux on this machine's architecture."""
-    target = tvm.target.Target({"kind": "cuda", "arch": architecture, **LIMITS}, host="llvm")
-    return Target(
-        spec=DeviceSpec(f"cuda:{architecture}", "cuda", architecture, f"{here()}-linux-gnu", ()),
-        tvm=target,
-        abilities=ABILITIES,
-        kernels=RULES,
-        optional=OPTIONAL,
-        schedules=(schedule(target),),
-        code=_code,
-    )
+    spec = DeviceSpec(f"cuda:{architecture}", "cuda", architecture, f"{here()}-linux-gnu", ())
+    return replace(cuda_like(spec, architecture), code=_code)
 
 
 def _code(mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code:

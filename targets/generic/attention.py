@@ -21,7 +21,7 @@ _LOWEST = -3.0e38  # of a maximum before there is one
 
 
 @dataclass(frozen=True)
-class _Tensors:
+class AttentionTensors:
     """The arguments. `angles` are cosines and sines; `pools` are of keys and of values, `scales` of the same."""
 
     kernel: AttentionShape
@@ -41,51 +41,56 @@ class _Tensors:
     out: Buffer
 
 
-def lower_paged_attention(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`PagedAttention` over pools as `state_layout.py` has them."""
+def lower_paged_attention(
+    call: relax.Call, builder: relax.BlockBuilder, kernel: Callable[[AttentionShape], tvm.tirx.PrimFunc] | None = None
+) -> relax.Expr | None:
+    """`PagedAttention` over pools as `state_layout.py` has them, by this file's kernel or another one of the same arguments."""
     op = PagedAttention.match(call)
     if op is None:
         return None
     keys, values, *_ = op.pools
     *_, block_size, groups, key_dim = (getattr(size, "value", 0) for size in keys.ty.shape)
     shape = attention_shape(op, call.ty, groups, key_dim, int(values.ty.shape[-1]), block_size)
-    return call_attention(_attention(shape), shape.label, op, call.ty, builder)
+    return call_attention((kernel or _attention)(shape), shape.label, op, call.ty, builder)
+
+
+def attention_tensors(k: AttentionShape) -> AttentionTensors:
+    """Emits the arguments of a kernel, in the order of `call_attention`."""
+    n, batch, layers, blocks = (T.int64() for _ in range(4))
+    matrices = [argument(label, (n, columns), dtype) for label, columns, dtype in zip("qkv", k.columns, k.dtypes, strict=True)]
+    cos, sin = (argument(label, (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None for label in ("cos", "sin"))
+    rows = (layers, blocks, k.block_size, k.num_kv_heads)
+    dims = {"key": k.key_dim, "value": k.value_dim}
+    return AttentionTensors(
+        kernel=k,
+        n=n,
+        batch=batch,
+        matrices=matrices,
+        angles=(cos, sin) if k.rotary_dim else None,
+        pools=[argument(f"{label}s", (*rows, dim), k.kv_dtype) for label, dim in dims.items()],
+        scales=[argument(f"{label}_scales", rows, "float32") for label in dims if k.kv_dtype == "int8"],
+        slots=argument("slots", (n,), "int32"),
+        query_starts=argument("query_starts", (T.int64(),), "int32"),
+        context_lens=argument("context_lens", (batch,), "int32"),
+        block_tables=argument("block_tables", (batch, T.int64()), "int32"),
+        slopes=argument("slopes", (k.num_heads,), "float32") if k.has_slopes else None,
+        sinks=argument("sinks", (k.num_heads,), "float32") if k.has_sinks else None,
+        layer=T.arg("layer", T.int64()),
+        out=argument("out", (n, k.num_heads * k.value_dim), k.out_dtype),
+    )
 
 
 @cache
 def _attention(kernel: AttentionShape) -> tvm.tirx.PrimFunc:
-    k = kernel
-
     def body() -> None:
-        n, batch, layers, blocks = (T.int64() for _ in range(4))
-        matrices = [argument(label, (n, columns), dtype) for label, columns, dtype in zip("qkv", k.columns, k.dtypes, strict=True)]
-        cos, sin = (argument(label, (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None for label in ("cos", "sin"))
-        rows = (layers, blocks, k.block_size, k.num_kv_heads)
-        dims = {"key": k.key_dim, "value": k.value_dim}
-        tensors = _Tensors(
-            kernel=k,
-            n=n,
-            batch=batch,
-            matrices=matrices,
-            angles=(cos, sin) if k.rotary_dim else None,
-            pools=[argument(f"{label}s", (*rows, dim), k.kv_dtype) for label, dim in dims.items()],
-            scales=[argument(f"{label}_scales", rows, "float32") for label in dims if k.kv_dtype == "int8"],
-            slots=argument("slots", (n,), "int32"),
-            query_starts=argument("query_starts", (T.int64(),), "int32"),
-            context_lens=argument("context_lens", (batch,), "int32"),
-            block_tables=argument("block_tables", (batch, T.int64()), "int32"),
-            slopes=argument("slopes", (k.num_heads,), "float32") if k.has_slopes else None,
-            sinks=argument("sinks", (k.num_heads,), "float32") if k.has_sinks else None,
-            layer=T.arg("layer", T.int64()),
-            out=argument("out", (n, k.num_heads * k.value_dim), k.out_dtype),
-        )
+        tensors = attention_tensors(kernel)
         _append(tensors)
         _attend(tensors)
 
     return prim_func(body)
 
 
-def _append(t: _Tensors) -> None:
+def _append(t: AttentionTensors) -> None:
     """Writes new keys, rotated, and values to their slots; a negative slot is skipped."""
     kernel = t.kernel
     with each(t.n, kernel.num_kv_heads) as (token, group):
@@ -98,7 +103,7 @@ def _append(t: _Tensors) -> None:
                 _keep(t, which, place, row, dim)
 
 
-def _read_head(t: _Tensors, matrix: int, token: Value, first: Value, row: Buffer) -> None:
+def _read_head(t: AttentionTensors, matrix: int, token: Value, first: Value, row: Buffer) -> None:
     """A head of q, k or v in float32, q and k rotated."""
     kernel = t.kernel
     angles, rotated = (None, 0) if matrix == 2 else (t.angles, kernel.rotary_dim)
@@ -110,7 +115,7 @@ def _read_head(t: _Tensors, matrix: int, token: Value, first: Value, row: Buffer
     rotate(read, lambda d, value: T.buffer_store(row, value, [d]), dim, rotated, kernel.interleaved, angles, token)
 
 
-def _keep(t: _Tensors, which: int, place: tuple[Value, ...], row: Buffer, dim: int) -> None:
+def _keep(t: AttentionTensors, which: int, place: tuple[Value, ...], row: Buffer, dim: int) -> None:
     """Writes a key or a value to its pool, rounded to its type."""
     pool = t.pools[which]
     if not t.scales:
@@ -123,7 +128,7 @@ def _keep(t: _Tensors, which: int, place: tuple[Value, ...], row: Buffer, dim: i
         T.buffer_store(pool, code_of(row[d], inverse), [*place, d])
 
 
-def _attend(t: _Tensors) -> None:
+def _attend(t: AttentionTensors) -> None:
     kernel = t.kernel
     with each(t.batch) as (sequence,):
         first, end = (name(T.cast(t.query_starts[sequence + i], "int64")) for i in (0, 1))
@@ -140,14 +145,14 @@ def _attend(t: _Tensors) -> None:
 class _Softmax:
     """A row of one head: the largest score so far, the sum of weights relative to it, and the weighted sum of values."""
 
-    tensors: _Tensors
+    tensors: AttentionTensors
     head: Value
     highest: Buffer
     total: Buffer
     values: Buffer
 
     @staticmethod
-    def start(t: _Tensors, head: Value) -> _Softmax:
+    def start(t: AttentionTensors, head: Value) -> _Softmax:
         softmax = _Softmax(t, head, local(1), local(1), local(t.kernel.value_dim))
         T.buffer_store(softmax.highest, T.float32(_LOWEST), [0])
         T.buffer_store(softmax.total, T.float32(0), [0])

@@ -14,79 +14,32 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.targets.attention_shape import AttentionShape, attention_shape, call_attention
-from cupola.targets.emit import Buffer, Value, argument, prim_func
+from cupola.targets.attention_shape import AttentionShape
+from cupola.targets.emit import Buffer, Value, prim_func
+from cupola.targets.generic import attention as generic
+from cupola.targets.generic.attention import AttentionTensors, attention_tensors
 from cupola.targets.gpu.emit import WARP, blocks, keep, load, over_warp, registers, store, warp_sum
-from cupola.targets.ops import PagedAttention
 
 _LOWEST = -3.0e38  # of a maximum before there is one
 _ROUND = 1.5 * 2.0**23  # added to a number, it leaves the nearest integer in the low bits
 
 
-@dataclass(frozen=True)
-class _Tensors:
-    """The arguments. `angles` are cosines and sines; `pools` are of keys and of values, `scales` of the same."""
-
-    kernel: AttentionShape
-    n: Value
-    batch: Value
-    matrices: list[Buffer]
-    angles: tuple[Buffer, Buffer] | None
-    pools: list[Buffer]
-    scales: list[Buffer]
-    slots: Buffer
-    query_starts: Buffer
-    context_lens: Buffer
-    block_tables: Buffer
-    slopes: Buffer | None
-    sinks: Buffer | None
-    layer: Value
-    out: Buffer
-
-
 def lower_paged_attention(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`PagedAttention` over pools as `targets/generic/state_layout.py` has them."""
-    op = PagedAttention.match(call)
-    if op is None:
-        return None
-    keys, values, *_ = op.pools
-    *_, block_size, groups, key_dim = (getattr(size, "value", 0) for size in keys.ty.shape)
-    shape = attention_shape(op, call.ty, groups, key_dim, int(values.ty.shape[-1]), block_size)
-    return call_attention(_attention(shape), shape.label, op, call.ty, builder)
+    return generic.lower_paged_attention(call, builder, _attention)
 
 
 @cache
 def _attention(k: AttentionShape) -> tvm.tirx.PrimFunc:
     def body() -> None:
-        n, batch, layers, num_blocks = (T.int64() for _ in range(4))
-        matrices = [argument(label, (n, columns), dtype) for label, columns, dtype in zip("qkv", k.columns, k.dtypes, strict=True)]
-        cos, sin = (argument(label, (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None for label in ("cos", "sin"))
-        rows = (layers, num_blocks, k.block_size, k.num_kv_heads)
-        dims = {"key": k.key_dim, "value": k.value_dim}
-        tensors = _Tensors(
-            kernel=k,
-            n=n,
-            batch=batch,
-            matrices=matrices,
-            angles=(cos, sin) if k.rotary_dim else None,
-            pools=[argument(f"{label}s", (*rows, dim), k.kv_dtype) for label, dim in dims.items()],
-            scales=[argument(f"{label}_scales", rows, "float32") for label in dims if k.kv_dtype == "int8"],
-            slots=argument("slots", (n,), "int32"),
-            query_starts=argument("query_starts", (T.int64(),), "int32"),
-            context_lens=argument("context_lens", (batch,), "int32"),
-            block_tables=argument("block_tables", (batch, T.int64()), "int32"),
-            slopes=argument("slopes", (k.num_heads,), "float32") if k.has_slopes else None,
-            sinks=argument("sinks", (k.num_heads,), "float32") if k.has_sinks else None,
-            layer=T.arg("layer", T.int64()),
-            out=argument("out", (n, k.num_heads * k.value_dim), k.out_dtype),
-        )
+        tensors = attention_tensors(k)
         _append(tensors)
         _attend(tensors)
 
     return prim_func(body)
 
 
-def _append(t: _Tensors) -> None:
+def _append(t: AttentionTensors) -> None:
     """Writes new keys and values; no blocks are launched where `_attend` does it."""
     kernel = t.kernel
     some_bring_more = (t.n - t.batch + t.n - 1) // t.n  # 0 or 1
@@ -99,13 +52,13 @@ def _append(t: _Tensors) -> None:
 class _Row:
     """A new key (0) or value (1) of a head, rounded as its pool holds it; what is held is `numbers` times `scale`."""
 
-    tensors: _Tensors
+    tensors: AttentionTensors
     which: int
     numbers: _Head
     scale: Value | None
 
     @staticmethod
-    def read(t: _Tensors, which: int, token: Value, group: Value, lane: Value) -> _Row:
+    def read(t: AttentionTensors, which: int, token: Value, group: Value, lane: Value) -> _Row:
         """A token's, keys rotated."""
         kernel = t.kernel
         dim = (kernel.key_dim, kernel.value_dim)[which]
@@ -151,7 +104,7 @@ class _Head:
         return _Head(registers(-(-dim // WARP)), dim, lane)
 
     @staticmethod
-    def read(t: _Tensors, matrix: int, token: Value, first: Value, dim: int, lane: Value) -> _Head:
+    def read(t: AttentionTensors, matrix: int, token: Value, first: Value, dim: int, lane: Value) -> _Head:
         """A head of q, k or v, q and k rotated (arXiv:2104.09864)."""
         kernel, head, rotated = t.kernel, _Head.empty(dim, lane), 0 if matrix == 2 else t.kernel.rotary_dim
 
@@ -191,7 +144,7 @@ class _Head:
                     do(i, d)
 
 
-def _attend(t: _Tensors) -> None:
+def _attend(t: AttentionTensors) -> None:
     kernel = t.kernel
     with blocks(t.n, kernel.num_heads, threads=WARP) as (token, head, lane):
         found = registers(1, "int64")
@@ -207,7 +160,7 @@ def _attend(t: _Tensors) -> None:
             _softmax(t, query, token, head, sequence, begin, position)
 
 
-def _softmax(t: _Tensors, query: _Head, token: Value, head: Value, sequence: Value, begin: Value, position: Value) -> None:
+def _softmax(t: AttentionTensors, query: _Head, token: Value, head: Value, sequence: Value, begin: Value, position: Value) -> None:
     """Takes the keys from `begin` to `position`, and writes the result."""
     kernel = t.kernel
     group = keep(head // (kernel.num_heads // kernel.num_kv_heads))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import tvm
 from tvm import IRModule
 
 from cupola.runtime.artifact.manifest import DeviceSpec
@@ -17,8 +17,7 @@ from cupola.runtime.errors import UnsupportedError
 from cupola.runtime.machine import here
 from cupola.targets.base import Target
 from cupola.targets.gpu.code import cuda_source, write_launches
-from cupola.targets.gpu.cuda import ABILITIES, LIMITS, RUNTIME
-from cupola.targets.gpu.rules import OPTIONAL, RULES, schedule
+from cupola.targets.gpu.cuda import RUNTIME, cuda_like
 from cupola.targets.native.code import Code
 from cupola.targets.softgpu.translate import translate
 
@@ -33,17 +32,8 @@ def softgpu_target() -> Target:
     """The target. Raises UnsupportedError where there is no compiler for it."""
     if find_spec("ziglang") is None:
         raise UnsupportedError("needs clang", field="target softgpu", fix="`pip install ziglang`")
-    target = tvm.target.Target({"kind": "cuda", "arch": "sm_80", **LIMITS}, host="llvm")
-    return Target(
-        spec=DeviceSpec("softgpu", "cuda", "softgpu", f"{here()}-linux-gnu", ()),
-        tvm=target,
-        abilities=ABILITIES,
-        kernels=RULES,
-        optional=OPTIONAL,
-        schedules=(schedule(target),),
-        code=_code,
-        link=link,
-    )
+    spec = DeviceSpec("softgpu", "cuda", "softgpu", f"{here()}-linux-gnu", ())
+    return replace(cuda_like(spec, "sm_80"), code=_code, link=link)
 
 
 def _code(mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code:
