@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import TypeAlias
 
 import tvm
 from tvm import relax
@@ -23,18 +24,30 @@ def sizes_of(x: relax.Expr) -> tuple[int, ...] | None:
     return tuple(map(int, sizes)) if all(isinstance(size, tvm.tirx.IntImm) for size in sizes) else None
 
 
-def lower_norm(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`R.nn.rms_norm`, or `R.nn.layer_norm` with scale and shift, over the last axis."""
+Kernel: TypeAlias = Callable[..., tvm.tirx.PrimFunc]
+
+
+def lower_norm(
+    call: relax.Call, builder: relax.BlockBuilder, kernel: Kernel | None = None, max_axes: int | None = None
+) -> relax.Expr | None:
+    """`R.nn.rms_norm`, or `R.nn.layer_norm` with scale and shift, over the last axis; by this file's kernel or another one.
+
+    `max_axes` is the most that a row's tensor may have beside the first.
+    """
     centered = call.op.name == "relax.nn.layer_norm"
     if not centered and call.op.name != "relax.nn.rms_norm":
         return None
     x, inner = call.args[0], sizes_of(call.args[0])
     if centered and not (call.attrs.center and call.attrs.scale):
         return None
-    if not inner or [int(axis) % x.ty.ndim for axis in call.attrs.axes] != [x.ty.ndim - 1]:
+    if (
+        not inner
+        or (max_axes is not None and len(inner) > max_axes)
+        or [int(axis) % x.ty.ndim for axis in call.attrs.axes] != [x.ty.ndim - 1]
+    ):
         return None
     dtypes = (str(x.ty.dtype), str(call.args[1].ty.dtype), str(call.ty.dtype))
-    function, kind = _norm(inner, dtypes, float(call.attrs.epsilon), centered), "layer" if centered else "rms"
+    function, kind = (kernel or _norm)(inner, dtypes, float(call.attrs.epsilon), centered), "layer" if centered else "rms"
     return relax.op.call_tir(builder.add_func(function, f"{kind}_norm_{inner[-1]}"), relax.Tuple(list(call.args)), out_ty=call.ty)
 
 
@@ -70,14 +83,14 @@ def normalize(
         write(i, value + load(shift[0], i) if shift else value)
 
 
-def lower_rotary(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`Rotary` of heads of a known, even size."""
+def lower_rotary(call: relax.Call, builder: relax.BlockBuilder, kernel: Kernel | None = None) -> relax.Expr | None:
+    """`Rotary` of heads of a known, even size; by this file's kernel or another one."""
     op = Rotary.match(call)
     inner = sizes_of(op.x) if op is not None else None
     if op is None or inner is None or inner[-1] % 2:
         return None
     heads, dim = inner
-    function = _rotary(heads, dim, bool(op.interleaved), (str(op.x.ty.dtype), str(op.cos.ty.dtype)))
+    function = (kernel or _rotary)(heads, dim, bool(op.interleaved), (str(op.x.ty.dtype), str(op.cos.ty.dtype)))
     return relax.op.call_tir(builder.add_func(function, f"rotary_{heads}x{dim}"), relax.Tuple([op.x, op.cos, op.sin]), out_ty=call.ty)
 
 

@@ -9,26 +9,17 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import argument, prim_func
+from cupola.targets.generic import rows as generic
 from cupola.targets.generic.rows import FLOATS, sizes_of
 from cupola.targets.generic.weights import Stored, StoredKernel
 from cupola.targets.gpu.emit import WARP, blocks, keep, load, registers, store, strided, warp_sum
 from cupola.targets.gpu.weights import Weight, is_readable, tensors_of
-from cupola.targets.ops import Embedding, Rotary
+from cupola.targets.ops import Embedding
 
 
 def lower_norm(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`R.nn.rms_norm`, or `R.nn.layer_norm` with scale and shift, over the last axis."""
-    centered = call.op.name == "relax.nn.layer_norm"
-    if not centered and call.op.name != "relax.nn.rms_norm":
-        return None
-    x, inner = call.args[0], sizes_of(call.args[0])
-    if centered and not (call.attrs.center and call.attrs.scale):
-        return None
-    if not inner or len(inner) > 3 or [int(axis) % x.ty.ndim for axis in call.attrs.axes] != [x.ty.ndim - 1]:
-        return None
-    dtypes = (str(x.ty.dtype), str(call.args[1].ty.dtype), str(call.ty.dtype))
-    function, kind = _norm(inner, dtypes, float(call.attrs.epsilon), centered), "layer" if centered else "rms"
-    return relax.op.call_tir(builder.add_func(function, f"{kind}_norm_{inner[-1]}"), relax.Tuple(list(call.args)), out_ty=call.ty)
+    return generic.lower_norm(call, builder, _norm, max_axes=3)  # the axes of a grid
 
 
 @cache
@@ -62,13 +53,7 @@ def _norm(inner: tuple[int, ...], dtypes: tuple[str, str, str], epsilon: float, 
 
 def lower_rotary(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`Rotary` of heads of a known, even size."""
-    op = Rotary.match(call)
-    inner = sizes_of(op.x) if op is not None else None
-    if op is None or inner is None or inner[-1] % 2:
-        return None
-    heads, dim = inner
-    function = _rotary(heads, dim, bool(op.interleaved), (str(op.x.ty.dtype), str(op.cos.ty.dtype)))
-    return relax.op.call_tir(builder.add_func(function, f"rotary_{heads}x{dim}"), relax.Tuple([op.x, op.cos, op.sin]), out_ty=call.ty)
+    return generic.lower_rotary(call, builder, _rotary)
 
 
 @cache
