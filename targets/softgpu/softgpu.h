@@ -33,7 +33,7 @@ constexpr uint64_t kCanary = 0x736f667467707521;  // at the end of each stack
 
 struct Warp {
   unsigned live, arrived, generation;  // live: a bit for each lane that has not ended
-  const void* site;                    // the collective that the first of them waits in
+  const char* instruction;             // that they wait in, if all lanes must reach it
   uint32_t words[2][kLanes][kWords];   // what lanes hand to each other; two sets in turns, for who is late may still read the last one
 };
 
@@ -52,6 +52,7 @@ static Warp warps[kMaxThreads / kLanes];
 static unsigned order[kMaxThreads], place[kMaxThreads];  // the order in which fibers take turns, and where each stands in it
 static unsigned num_threads, num_live, arrived, generation;  // the latter two of the block's barrier
 static void* outside;
+static size_t dynamic_bytes;  // of shared memory that the launch asked for
 static softgpu_uint3 block_index, grid_size, block_size;
 static void (*kernel)(void**);
 static void** kernel_arguments;
@@ -129,12 +130,18 @@ static inline void fail(const char* what) {
 // Lanes that wait for others which have ended, or went another way, go on without them, as on hardware.
 static inline bool complete_a_warp() {
   for (unsigned w = 0; w * kLanes < num_threads; ++w)
-    if (warps[w].arrived) {
+    if (warps[w].arrived && !warps[w].instruction) {
       warps[w].arrived = 0;
       ++warps[w].generation;
       return true;
     }
   return false;
+}
+
+static inline const char* why_stuck() {
+  for (unsigned w = 0; w * kLanes < num_threads; ++w)
+    if (warps[w].arrived && warps[w].instruction) return "an instruction of a whole warp that not all of its lanes reach";
+  return "threads wait for each other for ever: a barrier that not all threads of the block reach";
 }
 
 static inline void give_turn() {  // to the next fiber that can go on
@@ -151,7 +158,7 @@ static inline void give_turn() {  // to the next fiber that can go on
       return;
     }
     if (num_live && !arrived && complete_a_warp()) continue;
-    if (num_live) failure = "threads wait for each other for ever: a barrier that not all threads of the block reach";
+    if (num_live) failure = why_stuck();
     break;
   } while (true);
   softgpu_switch(&self->stack, outside);
@@ -173,12 +180,20 @@ static inline void barrier() {
   }
 }
 
-// The lanes of `mask` meet. Gives what each of them handed over.
-static inline uint32_t (*meet(unsigned mask))[kWords] {
+struct Nothing {
+  void operator()(uint32_t (*)[kWords]) const {}
+};
+
+// The lanes of `mask` meet; the last of them runs `all` over what each handed over. Gives that.
+template <class All = Nothing>
+static inline uint32_t (*meet(unsigned mask, const char* instruction = nullptr, All all = {}))[kWords] {
   Warp& w = *me->warp;
   const unsigned set = w.generation & 1;
   if (!(mask >> me->lane & 1)) fail("a warp collective whose mask leaves out the lane that calls it");
+  if (w.arrived && w.instruction != instruction) fail("lanes of a warp wait for each other in different instructions");
+  w.instruction = instruction;
   if (++w.arrived >= (unsigned)__builtin_popcount(mask & w.live)) {
+    all(w.words[set]);
     w.arrived = 0;
     ++w.generation;
   } else {
@@ -197,6 +212,19 @@ static inline T exchange(unsigned mask, T value, unsigned from) {
   return result;
 }
 
+// All lanes of a warp meet in an instruction; the last of them runs `all` over pointers to what each brings, which lies on their stacks.
+template <class T, class All>
+static inline void together(const char* instruction, T& mine, All all) {
+  if (me->warp->live != ~0u) fail("an instruction of a whole warp where some lanes have ended");
+  T* const pointer = &mine;
+  memcpy(me->warp->words[me->warp->generation & 1][me->lane], &pointer, sizeof pointer);
+  meet(~0u, instruction, [&](uint32_t (*words)[kWords]) {
+    T* lanes[kLanes];
+    for (unsigned l = 0; l < kLanes; ++l) memcpy(&lanes[l], words[l], sizeof lanes[l]);
+    all(lanes);
+  });
+}
+
 static void run_fiber() {
   for (;;) {
     kernel(kernel_arguments);
@@ -206,6 +234,7 @@ static void run_fiber() {
     me->done = true;
     --num_live;
     if (w.arrived && w.arrived >= (unsigned)__builtin_popcount(w.live)) {
+      if (w.instruction) fail("an instruction of a whole warp where some lanes have ended");
       w.arrived = 0;
       ++w.generation;
     }
@@ -223,6 +252,18 @@ static inline void choose_order(unsigned seed) {  // 0: first to last; 1: last t
   for (unsigned t = 0; t < num_threads; ++t) place[order[t]] = t;
 }
 
+// A cp.async under way: it happens in the wait that demands it, and what it overwrites is NaN until then.
+struct Copy {
+  char* to;
+  const char* from;
+  unsigned bytes, zeros, group;
+};
+constexpr unsigned kCopies = 256;
+static struct {
+  Copy ring[kCopies];
+  unsigned first, end, group;  // copies first … end - 1 are under way; the group that the next will belong to
+} copies[kMaxThreads];
+
 static inline void begin_block(char* stacks) {
   memset(__start_softgpu_shared, 0xff, __stop_softgpu_shared - __start_softgpu_shared);  // NaN in every type of floats
   for (auto& w : warps) w.live = w.arrived = 0;
@@ -235,6 +276,7 @@ static inline void begin_block(char* stacks) {
     f.stack = top - kSaved;
     memset(f.stack, 0, sizeof(void*) * kSaved);
     ((void**)f.stack)[kReturn] = (void*)run_fiber;
+    copies[t].first = copies[t].end = copies[t].group = 0;
     f.awaited = nullptr, f.done = false, f.rank = t, f.lane = t % kLanes, f.warp = &warps[t / kLanes];
     f.warp->live |= 1u << f.lane;
     f.index = {t % block_size.x, t / block_size.x % block_size.y, t / (block_size.x * block_size.y)};
@@ -255,6 +297,7 @@ static const char* launch(void (*entry)(void**), void** arguments, const int64_t
   grid_size = {(unsigned)extents[0], (unsigned)extents[1], (unsigned)extents[2]};
   block_size = {(unsigned)extents[3], (unsigned)extents[4], (unsigned)extents[5]};
   num_threads = block_size.x * block_size.y * block_size.z;
+  dynamic_bytes = shared_bytes;
   kernel = entry, kernel_arguments = arguments, failure = nullptr;
   choose_order(seed);
   for (block_index.z = 0; block_index.z < grid_size.z; ++block_index.z)
@@ -399,10 +442,39 @@ static inline float __half2float(half value) { return (float)value; }
 static inline nv_bfloat16 __float2bfloat16(float value) { return (nv_bfloat16)value; }
 static inline nv_bfloat16 __float2bfloat16_rn(float value) { return (nv_bfloat16)value; }
 static inline float __bfloat162float(nv_bfloat16 value) { return (float)value; }
-static inline bool __hgt(half a, half b) { return a > b; }
-static inline bool __hlt(half a, half b) { return a < b; }
-static inline bool __hgt(nv_bfloat16 a, nv_bfloat16 b) { return (float)a > (float)b; }
-static inline bool __hlt(nv_bfloat16 a, nv_bfloat16 b) { return (float)a < (float)b; }
+static inline float softgpu_fma(double a, double b, double c) {  // to odd, so that rounding to 16 bits rounds once
+  const double exact = fma(a, b, c);
+  const float near = (float)exact;
+  if (near == exact || exact != exact) return near;
+  return softgpu_bits<float>(softgpu_bits<uint32_t>(near) - (fabsf(near) > fabs(exact)) | 1);
+}
+#define SOFTGPU_16(T, T2, lanes, from, to)                                                                                      \
+  static inline bool __hgt(T a, T b) { return (float)a > (float)b; }                                                            \
+  static inline bool __hlt(T a, T b) { return (float)a < (float)b; }                                                            \
+  static inline T __hneg(T a) { return -a; }                                                                                    \
+  static inline T __hadd(T a, T b) { return (T)((float)a + (float)b); }                                                         \
+  static inline T __hsub(T a, T b) { return (T)((float)a - (float)b); }                                                         \
+  static inline T __hmul(T a, T b) { return (T)((float)a * (float)b); }                                                         \
+  static inline T __hfma(T a, T b, T c) { return (T)softgpu_fma((float)a, (float)b, (float)c); }                                \
+  static inline T __hmax(T a, T b) { return (T)fmaxf((float)a, (float)b); }                                                     \
+  static inline T __hmin(T a, T b) { return (T)fminf((float)a, (float)b); }                                                     \
+  static inline T2 __hneg2(T2 a) { return {__hneg(a.x), __hneg(a.y)}; }                                                         \
+  static inline T2 __hadd2(T2 a, T2 b) { return {__hadd(a.x, b.x), __hadd(a.y, b.y)}; }                                         \
+  static inline T2 __hsub2(T2 a, T2 b) { return {__hsub(a.x, b.x), __hsub(a.y, b.y)}; }                                         \
+  static inline T2 __hmul2(T2 a, T2 b) { return {__hmul(a.x, b.x), __hmul(a.y, b.y)}; }                                         \
+  static inline T2 __hfma2(T2 a, T2 b, T2 c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; }                         \
+  static inline T2 __hmax2(T2 a, T2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }                                         \
+  static inline T2 __hmin2(T2 a, T2 b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }                                         \
+  static inline T2 __halves2##lanes(T a, T b) { return {a, b}; }                                                                \
+  static inline T2 __float2##lanes##_rn(float a) { return {(T)a, (T)a}; }                                                       \
+  static inline T2 __floats2##lanes##_rn(float a, float b) { return {(T)a, (T)b}; }                                             \
+  static inline T2 __float22##lanes##_rn(float2 a) { return {(T)a.x, (T)a.y}; }                                                 \
+  static inline float2 from(T2 a) { return {(float)a.x, (float)a.y}; }                                                          \
+  static inline T2 to(T a) { return {a, a}; }                                                                                   \
+  static inline float __low2float(T2 a) { return (float)a.x; }                                                                  \
+  static inline float __high2float(T2 a) { return (float)a.y; }
+SOFTGPU_16(half, half2, half2, __half22float2, __half2half2)
+SOFTGPU_16(nv_bfloat16, nv_bfloat162, bfloat162, __bfloat1622float2, __bfloat162bfloat162)
 static inline unsigned short __half_as_ushort(half value) { return softgpu_bits<unsigned short>(value); }
 static inline half __ushort_as_half(unsigned short value) { return softgpu_bits<half>(value); }
 static inline unsigned short __bfloat16_as_ushort(nv_bfloat16 value) { return softgpu_bits<unsigned short>(value); }
@@ -438,6 +510,16 @@ static inline float max(float a, float b) { return fmaxf(a, b); }
 #define CUDART_INF_F INFINITY
 #define CUDART_NAN_F NAN
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+static inline float __saturatef(float x) { return x > 0 ? fminf(x, 1) : 0; }
+static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selectors) {  // 4 bits of `selectors` a byte, the highest for its sign
+  const uint64_t both = (uint64_t)b << 32 | a;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned selector = selectors >> 4 * i, byte = both >> 8 * (selector & 7) & 0xff;
+    result |= (selector & 8 ? (byte & 0x80 ? 0xff : 0) : byte) << 8 * i;
+  }
+  return result;
+}
 static inline int __popc(unsigned value) { return __builtin_popcount(value); }
 namespace softgpu {
 template <class A, class B>
@@ -447,4 +529,5 @@ static inline int dp4a(unsigned a, unsigned b, int sum) {
 }
 }  // namespace softgpu
 static inline int __dp4a(int a, int b, int sum) { return softgpu::dp4a<int8_t, int8_t>(a, b, sum); }
+#include "ptx.h"
 #define alignas(n) __attribute__((aligned(n)))  // may stand behind other words, as nvcc allows

@@ -10,14 +10,33 @@ from cupola.runtime.errors import UnsupportedError
 _INCLUDE = re.compile(r"^\s*#\s*include\b.*$", re.MULTILINE)  # `softgpu.h` has all that is needed of them
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+|alignas\(\d+\)\s+)?([\w ]+?)\s+(\w+)\[\];")
 _ASSEMBLY = re.compile(r"\b(?:asm|__asm__)\s*(?:volatile|__volatile__)?\s*\(")
+_COMMENT = re.compile(r"""//[^\n]*|/\*.*?\*/|("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)+')""", re.DOTALL)
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
+_STATEMENT = re.compile(r"\s*(?:(?P<label>[$\w]+)\s*:|(?P<brace>[{}])|(?:@(?P<guard>!?[%\w]+)\s+)?(?P<instruction>[^;]+);)\s*")
+_TYPES = {"pred": "bool", **{f"{kind}{bits}": f"uint{bits}_t" for kind in "bu" for bits in (16, 32, 64)}, "s32": "int32_t", "f32": "float"}
 
-# PTX instructions in C++, over their operands (PTX ISA 8.5). dp4a is a product of four bytes, signed or not, and a sum.
+# PTX instructions in C++ (PTX ISA 8.5). A pattern is of whole names, and its groups fields of the C++, as are the operands by number.
+_MATRIX = r"(?P<d>[fs]32)\.(?P<a>\w+)\.(?P<b>\w+)\.(?P<c>[fs]32)"
 INSTRUCTIONS = {
-    "dp4a.s32.s32": "{0} = softgpu::dp4a<int8_t, int8_t>({1}, {2}, {3})",
-    "dp4a.s32.u32": "{0} = softgpu::dp4a<int8_t, uint8_t>({1}, {2}, {3})",
-    "dp4a.u32.s32": "{0} = softgpu::dp4a<uint8_t, int8_t>({1}, {2}, {3})",
-    "dp4a.u32.u32": "{0} = softgpu::dp4a<uint8_t, uint8_t>({1}, {2}, {3})",
+    r"dp4a\.(?P<a>[su])32\.(?P<b>[su])32": "{0} = softgpu::dp4a<softgpu::ptx::{a}8, softgpu::ptx::{b}8>({1}, {2}, {3})",
+    r"lop3\.b32": "{0} = softgpu::lop3({1}, {2}, {3}, {4})",
+    r"prmt\.b32": "{0} = __byte_perm({1}, {2}, {3})",
+    r"mov\.[bsuf]\d+": "{0} = {1}",
+    r"setp\.eq\.[bsu]\d+": "{0} = {1} == {2}",
+    r"setp\.ne\.[bsu]\d+": "{0} = {1} != {2}",
+    r"selp\.[bsuf]\d+": "{0} = {3} ? {1} : {2}",
+    r"ex2\.approx(\.ftz)?\.f32": "{0} = exp2f({1})",
+    r"cvta\.to\.shared\.u64": "{0} = softgpu::shared_offset((const void *){1})",
+    r"cvt\.u32\.u64": "{0} = (uint32_t)({1})",
+    r"cp\.async\.c(?P<cache>[ag])\.shared(::cta)?\.global(\.L2::(64|128|256)B)?": "softgpu::cp_async<'{cache}'>({all})",
+    r"cp\.async\.commit_group": "softgpu::cp_async_commit_group()",
+    r"cp\.async\.wait_group": "softgpu::cp_async_wait_group({0})",
+    r"cp\.async\.wait_all": "softgpu::cp_async_wait_all()",
+    r"ldmatrix\.sync\.aligned\.m8n8\.x[124]\.shared(::cta)?\.b16": "softgpu::ldmatrix<false>({0}, {1})",
+    r"ldmatrix\.sync\.aligned\.m8n8\.x[124]\.trans\.shared(::cta)?\.b16": "softgpu::ldmatrix<true>({0}, {1})",
+    rf"mma\.sync\.aligned\.m16n8k(?P<k>8|16|32)\.row\.col\.{_MATRIX}": (
+        "softgpu::mma<{k}, softgpu::ptx::{d}, softgpu::ptx::{a}, softgpu::ptx::{b}, softgpu::ptx::{c}>({0}, {1}, {2}, {3})"
+    ),
 }
 
 
@@ -34,25 +53,60 @@ def translate(source: str, symbols: Sequence[str]) -> str:
 
 
 def _without_assembly(source: str) -> str:
-    """The source with C++ in place of each `asm("template" : outputs : inputs);`."""
-    parts, at = [], 0
+    """The source with C++ in place of each `asm("template" : outputs : inputs);`, and without comments."""
+    source = _COMMENT.sub(lambda found: found[1] or " ", source)
+    parts: list[str] = []
+    at = 0
     while found := _ASSEMBLY.search(source, at):
         end = _end(source, found.end())
         template, *operands = _split(source[found.end() : end], ":")
         values = [_value(operand) for group in operands[:2] for operand in _split(group, ",") if operand.strip()]
         text = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', template)).replace("\\n", " ").replace("\\t", " ")
-        statements = [_statement(part.strip(), values) for part in text.split(";") if part.strip()]
-        parts += [source[at : found.start()], "{ ", " ".join(statements), " }"]
+        parts += [source[at : found.start()], "{ ", _Assembly(values, f"softgpu_{len(parts)}_").translated(text), " }"]
         at = end + 1
     return "".join([*parts, source[at:]])
 
 
-def _statement(text: str, values: Sequence[str]) -> str:
-    name, _, rest = text.partition(" ")
-    if name not in INSTRUCTIONS:
-        raise UnsupportedError(f"has no C++ for the instruction {text[:80]}", field="target softgpu", fix="add it to `translate.py`")
-    operands = [re.sub(r"%(\d+)", lambda found: f"({values[int(found[1])]})", operand.strip()) for operand in rest.split(",")]
-    return INSTRUCTIONS[name].format(*operands) + ";"
+class _Assembly:
+    """One template: the C++ of its operands, and the prefix that its registers and labels get there."""
+
+    def __init__(self, values: Sequence[str], prefix: str) -> None:
+        self._values, self._prefix = values, prefix
+        self._registers: set[str] = set()
+
+    def translated(self, text: str) -> str:
+        return " ".join(self._statement(found) for found in _STATEMENT.finditer(text.strip().rstrip(";") + ";"))
+
+    def _statement(self, found: re.Match[str]) -> str:
+        if found["label"]:
+            return f"{self._prefix}{found['label']}:;"
+        if found["brace"]:
+            return found["brace"]
+        name, rest = [*found["instruction"].split(None, 1), ""][:2]
+        if name == ".reg":
+            kind, *names = re.findall(r"\w+", rest)
+            self._registers.update(names)
+            return f"{_TYPES[kind]} {', '.join(self._prefix + name for name in names)};"
+        code = f"goto {self._prefix}{rest.strip()};" if name in {"bra", "bra.uni"} else f"{self._instruction(name, rest)};"
+        return f"if ({self._operand(found['guard'])}) {code}" if found["guard"] else code
+
+    def _instruction(self, name: str, rest: str) -> str:
+        operands = [self._operand(operand.strip()) for operand in _split(rest, ",") if operand.strip()]
+        for pattern, code in INSTRUCTIONS.items():
+            if found := re.fullmatch(pattern, name):
+                return code.format(*operands, all=", ".join(operands), **found.groupdict())
+        raise UnsupportedError(
+            f"has no C++ for the instruction {name} {rest.strip()[:60]}".rstrip(), field="target softgpu", fix="add it to `translate.py`"
+        )
+
+    def _operand(self, text: str) -> str:
+        """The C++ of `%0`, of a vector `{%0, %1}`, of an address `[%0 + 16]`, of a register or of a number."""
+        if text.startswith("["):
+            text = f"(size_t){text[1:-1].strip()}"
+        return re.sub(r"%(\d+)|\b[a-zA-Z_]\w*", self._name, text)
+
+    def _name(self, found: re.Match[str]) -> str:
+        return f"({self._values[int(found[1])]})" if found[1] else self._prefix * (found[0] in self._registers) + found[0]
 
 
 def _value(operand: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import subprocess
 from pathlib import Path
@@ -12,46 +11,15 @@ import pytest
 
 from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import UnsupportedError
-from cupola.targets.gpu.cuda import RUNTIME
-from cupola.targets.softgpu.build import DRIVER, link
 from cupola.targets.softgpu.translate import translate
+from tests.targets.softgpu.kernel import Kernel
 
-LAUNCH = """
-#include <stdint.h>
-int32_t cupola_launch(int32_t index, void **arguments, const int64_t *extents, int64_t shared_bytes);
-const int32_t cupola_num_symbols = 1;
-const char *const cupola_symbols[] = {"kernel"};
-__attribute__((visibility("default"))) int32_t launch(float *x, const int64_t *extents, int64_t shared_bytes) {
-  void *arguments[] = {&x};
-  return cupola_launch(0, arguments, extents, shared_bytes);
-}
-"""
 REVERSED = """
   __shared__ float held[64];
   held[threadIdx.x] = x[threadIdx.x];
   %s
   x[threadIdx.x] = held[63 - threadIdx.x];
 """
-
-
-class Kernel:
-    """A kernel of one tensor, over its body in CUDA C++."""
-
-    def __init__(self, body: str, folder: Path) -> None:
-        sources = [folder / "kernels.cpp", folder / "launches.c", DRIVER, RUNTIME]
-        sources[0].write_text(translate(f'extern "C" __global__ void kernel(float *x) {{\n{body}\n}}\n', ["kernel"]))
-        sources[1].write_text(LAUNCH)
-        self.file = folder / "lib.so"
-        link([], sources, self.file)
-        self.library = ctypes.CDLL(str(self.file))
-        self.library.cupola_error.restype = ctypes.c_char_p
-        assert self.library.cupola_open() == 0
-
-    def __call__(self, x: np.ndarray, threads: int = 64, blocks: int = 1, shared: int = 0) -> str:
-        """The error of a launch, "" if there was none."""
-        extents = (ctypes.c_int64 * 6)(blocks, 1, 1, threads, 1, 1)
-        code = self.library.launch(ctypes.c_void_p(x.ctypes.data), extents, ctypes.c_int64(shared))
-        return self.library.cupola_error().decode() if code else ""
 
 
 def in_every_order(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
@@ -112,7 +80,8 @@ library.cupola_allocate.restype, library.cupola_allocate.argtypes = ctypes.c_voi
 assert library.cupola_open() == 0
 def launch(size, threads):
     memory = library.cupola_allocate(size)
-    return library.launch(ctypes.c_void_p(memory), (ctypes.c_int64 * 6)(1, 1, 1, threads, 1, 1), ctypes.c_int64(0))
+    pointer = ctypes.c_void_p(memory)
+    return library.launch((ctypes.c_void_p * 1)(ctypes.addressof(pointer)), (ctypes.c_int64 * 6)(1, 1, 1, threads, 1, 1), ctypes.c_int64(0))
 assert launch(320, 64) == 0
 print("inside", flush=True)
 launch(256, 64)
