@@ -38,6 +38,8 @@ class Abilities:
         batch_invariant: whether a row of every result has the same bits whatever rows stand beside it.
         bf16_rows: from how many rows on a quantized layer multiplies in bfloat16, activations and weights; attention then does so too, for
             several tokens of a sequence and where K and V are no wider. 0: never.
+        rounds_products: whether layers of activations that are not quantized round what they multiply to 16 bits, but for weights of 32:
+            to bfloat16 where weights are, else to float16.
     """
 
     activations: str = "float32"
@@ -46,6 +48,7 @@ class Abilities:
     multiplies_int8: bool = False
     batch_invariant: bool = True
     bf16_rows: int = 0
+    rounds_products: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from cupola.runtime.artifact.plan import Plan
 from cupola.targets.gpu.lowering import DeviceCode, split
 from cupola.targets.gpu.source import launch_source
 
+FUNCTIONS = Path(__file__).with_name("matrix.cuh")
+
 
 def write_launches(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: Path) -> tuple[DeviceCode, Path]:
     """Splits the kernels of `mod`, and writes the C that launches them."""
@@ -22,9 +24,11 @@ def write_launches(mod: IRModule, plan: Plan, target: tvm.target.Target, folder:
 
 
 def cuda_source(code: DeviceCode, target: tvm.target.Target) -> str:
-    """The kernels in CUDA C++, as TVM writes them."""
+    """The kernels in CUDA C++, as TVM writes them, behind the functions that they call."""
     with _Uncompiled():
-        return str(tvm.target.codegen.build_module(code.device, target).inspect_source())
+        source = str(tvm.target.codegen.build_module(code.device, target).inspect_source())
+    head, first, kernels = source.partition('extern "C" __global__')
+    return head + FUNCTIONS.read_text(encoding="utf-8") + first + kernels
 
 
 class _Uncompiled:

@@ -11,102 +11,50 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value, argument, prim_func
-from cupola.targets.generic.linear import activated
-from cupola.targets.generic.rows import FLOATS
-from cupola.targets.generic.weights import Stored, StoredKernel
-from cupola.targets.gpu.emit import WARP, blocks, keep, load, registers, store, strided, warp_sum
-from cupola.targets.gpu.weights import Weight, is_readable, tensors_of
-from cupola.targets.ops import GatedLinear, Linear
+from cupola.targets.gpu.emit import WARP, blocks, keep, load, registers, strided, warp_sum
+from cupola.targets.gpu.layer import Layer, LayerTensors, match_layer
+from cupola.targets.gpu.weights import Weight, is_readable
 
 WARPS = 4  # of a block
 STEP = 4  # elements that are multiplied at once, of those that one load brings: more of them want more registers
 ROWS = 4  # of x that a warp multiplies with its weights at once
 
 
-@dataclass(frozen=True)
-class _Kernel:
-    """A layer.
-
-    Attributes:
-        width: columns of x.
-        dtypes: of x and of the result.
-        norm, bias, residual: their types; "" where there is none.
-    """
-
-    weight: StoredKernel
-    width: int
-    dtypes: tuple[str, str]
-    norm: str
-    epsilon: float
-    gated: bool
-    activation: str
-    bias: str
-    residual: str
-
-    @property
-    def outputs(self) -> int:
-        """Columns of the result."""
-        return self.weight.shape[0] // (2 if self.gated else 1)
-
-
 def lower_linear(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`Linear` and `GatedLinear` of activations that are not quantized, and a weight of floats or of codes without a table."""
-    op = Linear.match(call) or GatedLinear.match(call)
-    stored = Stored.of(op.weight, op.scales, op.mins, op.format) if op is not None else None
-    if op is None or stored is None or op.quantize_x or op.x.ty.ndim != 2 or str(op.x.ty.dtype) not in FLOATS:
+    found = match_layer(call)
+    if found is None or not is_readable(found[1].kernel):
         return None
-    if not is_readable(stored.kernel):
-        return None
-    residual = op.residual if isinstance(op, Linear) else None
-    norm_dtype, bias_dtype, residual_dtype = ("" if t is None else str(t.ty.dtype) for t in (op.norm, op.bias, residual))
-    kernel = _Kernel(
-        weight=stored.kernel,
-        width=int(op.x.ty.shape[1]),
-        dtypes=(str(op.x.ty.dtype), str(call.ty.dtype)),
-        norm=norm_dtype,
-        epsilon=op.epsilon,
-        gated=isinstance(op, GatedLinear),
-        activation=op.activation,
-        bias=bias_dtype,
-        residual=residual_dtype,
-    )
-    given = [op.x, *tensors_of(stored, builder), *(tensor for tensor in (op.norm, op.bias, residual) if tensor is not None)]
-    label = f"{op.name}_{kernel.outputs}x{kernel.width}_{stored.kernel.label}"
-    return relax.op.call_tir(builder.add_func(_layer(kernel), label), relax.Tuple(given), out_ty=call.ty)
+    layer, stored, x, others = found
+    given = [x, *Weight.tensors_of(stored, builder), *others]
+    return relax.op.call_tir(builder.add_func(_layer(layer), layer.label), relax.Tuple(given), out_ty=call.ty)
 
 
 @cache
-def _layer(kernel: _Kernel) -> tvm.tirx.PrimFunc:
-    width, outputs = kernel.width, kernel.outputs
+def _layer(layer: Layer) -> tvm.tirx.PrimFunc:
+    width, outputs = layer.width, layer.outputs
 
     def body() -> None:
         m = T.int64()
-        x = argument("x", (m, width), kernel.dtypes[0])
-        weight = Weight.arguments(kernel.weight)
-        norm = argument("norm", (width,), kernel.norm) if kernel.norm else None
-        bias = argument("bias", kernel.weight.shape[:1], kernel.bias) if kernel.bias else None
-        residual = argument("residual", (m, outputs), kernel.residual) if kernel.residual else None
-        out = argument("out", (m, outputs), kernel.dtypes[1])
+        x = argument("x", (m, width), layer.dtypes[0])
+        weight = Weight.arguments(layer.weight)
+        tensors = LayerTensors.arguments(layer, m, x)
         groups = (m + T.int64(ROWS - 1)) // T.int64(ROWS)
         with blocks(-(-outputs // WARPS), groups, threads=WARPS * WARP) as (block, group, thread):
             column, lane = keep(block * WARPS + thread // WARP), thread % WARP
             with T.If(column < T.int64(outputs)), T.Then():
-                rows = _Rows(m, keep(group * ROWS), x, norm)
-                factors = rows.norm_factors(width, kernel.epsilon, lane) if norm is not None else None
+                rows = _Rows(m, keep(group * ROWS), x, tensors.norm)
+                factors = rows.norm_factors(width, layer.epsilon, lane) if layer.norm else None
 
                 def products(which: Value) -> list[Value]:
                     sums = rows.products(weight, which, width, lane)
-                    totals = [keep(total if factors is None else total * factors[r]) for r, total in enumerate(sums)]
-                    return [keep(total + load(bias, which)) if bias is not None else total for total in totals]
+                    return [keep(total if factors is None else total * factors[r]) for r, total in enumerate(sums)]
 
-                first = products(column)
-                second = products(column + T.int64(outputs)) if kernel.gated else None
+                biases = layer.biases(tensors, column)
+                sums = [products(column + T.int64(part * outputs)) for part in range(layer.parts)]
 
                 def write(r: int) -> None:
-                    result = keep(activated(kernel.activation, first[r]))
-                    result = result * second[r] if second is not None else result
-                    result = result + load(residual, rows.index(r), column) if residual is not None else result
-                    store(out, (rows.index(r), column), result)
+                    layer.finish(tensors, rows.index(r), column, [total[r] for total in sums], biases)
 
                 with T.If(lane == T.int64(0)), T.Then():
                     rows.each(write)

@@ -13,7 +13,8 @@ from cupola.targets.generic import rows as generic
 from cupola.targets.generic.rows import FLOATS, sizes_of
 from cupola.targets.generic.weights import Stored, StoredKernel
 from cupola.targets.gpu.emit import WARP, blocks, keep, load, registers, store, strided, warp_sum
-from cupola.targets.gpu.weights import Weight, is_readable, tensors_of
+from cupola.targets.gpu.tiles import Tiles, is_tileable
+from cupola.targets.gpu.weights import Weight, is_readable
 from cupola.targets.ops import Embedding
 
 
@@ -75,37 +76,38 @@ def _rotary(heads: int, dim: int, interleaved: bool, dtypes: tuple[str, str]) ->
     return prim_func(body)
 
 
-def lower_take(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`R.take(weight[V, K], tokens[n], axis=0)` of floats. Token ids are trusted."""
+def lower_take(call: relax.Call, builder: relax.BlockBuilder, tiled: bool = False) -> relax.Expr | None:
+    """`R.take(weight[V, K], tokens[n], axis=0)` of floats. Token ids are trusted. `tiled`: weights lie in tiles where there are such."""
     if call.op.name != "relax.take" or call.attrs.axis is None or int(call.attrs.axis) != 0:
         return None
     weight, tokens = call.args
     if not isinstance(tokens.ty, relax.TensorType) or tokens.ty.ndim != 1 or weight.ty.ndim != 2 or weight.ty.dtype not in FLOATS:
         return None
     stored, width = Stored.of(weight), int(weight.ty.shape[1]) if sizes_of(weight) else 0
-    return _rows(stored, width, tokens, call.ty, builder) if stored is not None else None
+    return _rows(stored, width, tokens, call.ty, builder, tiled) if stored is not None else None
 
 
-def lower_embedding(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
+def lower_embedding(call: relax.Call, builder: relax.BlockBuilder, tiled: bool = False) -> relax.Expr | None:
     """`Embedding` of a quantized table whose codes are numbers."""
     op = Embedding.match(call)
     stored = Stored.of(op.weight, op.scales, op.mins, op.format) if op is not None else None
     if op is None or stored is None or not is_readable(stored.kernel):
         return None
-    return _rows(stored, int(call.ty.shape[1]), op.tokens, call.ty, builder)
+    return _rows(stored, int(call.ty.shape[1]), op.tokens, call.ty, builder, tiled)
 
 
-def _rows(stored: Stored, width: int, tokens: relax.Expr, out: relax.TensorType, builder: relax.BlockBuilder) -> relax.Expr:
-    function = _embedding(stored.kernel, width, str(tokens.ty.dtype), str(out.dtype))
+def _rows(stored: Stored, width: int, tokens: relax.Expr, out: relax.TensorType, builder: relax.BlockBuilder, tiled: bool) -> relax.Expr:
+    layout = Tiles if tiled and is_tileable(stored.kernel) else Weight
+    function = _embedding(layout, stored.kernel, width, str(tokens.ty.dtype), str(out.dtype))
     called = builder.add_func(function, f"embedding_{stored.kernel.shape[0]}x{width}_{stored.kernel.label}")
-    return relax.op.call_tir(called, relax.Tuple([*tensors_of(stored, builder), tokens]), out_ty=out)
+    return relax.op.call_tir(called, relax.Tuple([*layout.tensors_of(stored, builder), tokens]), out_ty=out)
 
 
 @cache
-def _embedding(weight: StoredKernel, width: int, token_dtype: str, out_dtype: str) -> tvm.tirx.PrimFunc:
+def _embedding(layout: type[Tiles | Weight], weight: StoredKernel, width: int, token_dtype: str, out_dtype: str) -> tvm.tirx.PrimFunc:
     def body() -> None:
         n = T.int64()
-        table = Weight.arguments(weight)
+        table = layout.arguments(weight)
         tokens = argument("tokens", (n,), token_dtype)
         out = argument("out", (n, width), out_dtype)
         with blocks(n, threads=4 * WARP) as (i, thread):

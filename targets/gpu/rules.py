@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import tvm
 import tvm.s_tir.dlight as dl
 
 from cupola.targets.gpu.attention import lower_paged_attention
 from cupola.targets.gpu.linear import lower_linear
+from cupola.targets.gpu.matmul import lower_matmul
 from cupola.targets.gpu.rows import lower_embedding, lower_norm, lower_rotary, lower_take
 from cupola.targets.gpu.sampling import lower_argmax, lower_block_maxima
 from cupola.targets.ops import Argmax, BlockMaxima
@@ -14,6 +17,8 @@ from cupola.targets.ops import Argmax, BlockMaxima
 RULES = (
     lower_linear, lower_embedding, lower_take, lower_norm, lower_rotary, lower_paged_attention, lower_block_maxima, lower_argmax,
 )  # fmt: skip
+# In front of those, where there are matrix units: a table that embeds tokens may be the vocabulary's projection as well.
+MATRIX_RULES = (lower_matmul, partial(lower_embedding, tiled=True), partial(lower_take, tiled=True))
 OPTIONAL = (BlockMaxima, Argmax)  # operations that they implement
 
 

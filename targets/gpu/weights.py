@@ -23,15 +23,6 @@ def is_readable(stored: StoredKernel) -> bool:
     return stored.weight_format is None or not stored.weight_format.table
 
 
-def tensors_of(stored: Stored, builder: relax.BlockBuilder) -> tuple[relax.Expr, ...]:
-    """The tensors of a stored matrix as kernels for GPUs take them."""
-    weight, *scales = stored.tensors
-    if _is_packed(stored.kernel):
-        rows, columns = stored.kernel.shape
-        weight = builder.emit(call_weight_function(pack_pairs, [weight], relax.TensorType([rows, columns // 2], "uint8")))
-    return (weight, *scales)
-
-
 @weight_function
 def pack_pairs(codes: np.ndarray) -> np.ndarray:
     """Codes of 4 bits, [N, K], two in a byte, the former in the lower half: u8 [N, K / 2]."""
@@ -50,11 +41,20 @@ class Weight:
 
     Attributes:
         stored: how.
-        tensors: its arguments; of packed codes, `weight` holds bytes.
+        arrays: its arguments; of packed codes, `weight` holds bytes.
     """
 
     stored: StoredKernel
-    tensors: StoredArguments
+    arrays: StoredArguments
+
+    @staticmethod
+    def tensors_of(stored: Stored, builder: relax.BlockBuilder) -> tuple[relax.Expr, ...]:
+        """The tensors of a stored matrix as kernels take them."""
+        weight, *scales = stored.tensors
+        if _is_packed(stored.kernel):
+            rows, columns = stored.kernel.shape
+            weight = builder.emit(call_weight_function(pack_pairs, [weight], relax.TensorType([rows, columns // 2], "uint8")))
+        return (weight, *scales)
 
     @staticmethod
     def arguments(stored: StoredKernel) -> Weight:
@@ -72,7 +72,7 @@ class Weight:
     @property
     def format(self) -> WeightFormat | None:
         """The format of codes; None of floats."""
-        return self.tensors.format
+        return self.arrays.format
 
     @property
     def has_mins(self) -> bool:
@@ -88,7 +88,7 @@ class Weight:
 
     def element(self, row: Value, column: Value) -> Value:
         """One element as float32."""
-        form, t = self.format, self.tensors
+        form, t = self.format, self.arrays
         if form is None or t.scales is None:
             return load(t.weight, row, column)
         group = column // form.group_size
@@ -103,7 +103,7 @@ class Weight:
         packed = _is_packed(self.stored)
         count, first = (self.per_load // 2, column // 2) if packed else (self.per_load, column)
         raw = registers(count, self.stored.dtype)
-        T.buffer_store(raw, self.tensors.weight[row, T.ramp(first, 1, count)], [T.ramp(0, 1, count)])
+        T.buffer_store(raw, self.arrays.weight[row, T.ramp(first, 1, count)], [T.ramp(0, 1, count)])
         return raw
 
     def value(self, raw: Buffer, i: int) -> Value:
@@ -118,7 +118,7 @@ class Weight:
 
     def scale(self, row: Value, column: Value) -> tuple[Value, Value | None]:
         """The scale and the min of the group that `column` lies in. Of codes only."""
-        form, t = self.format, self.tensors
+        form, t = self.format, self.arrays
         assert form is not None and t.scales is not None
         group = column // form.group_size
         return keep(load(t.scales, row, group)), None if t.mins is None else keep(load(t.mins, row, group))

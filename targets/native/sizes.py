@@ -9,7 +9,10 @@ from tvm import tirx
 
 from cupola.runtime.errors import UnsupportedError
 
-_OPERATORS = {tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.Div: "//"}  # sizes are not negative
+_OPERATORS = {
+    tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.Div: "//",  # sizes are not negative
+    tirx.LT: "<", tirx.LE: "<=",  # 1 where it is true, else 0
+}  # fmt: skip
 
 
 def size_of(size: Any, names: Mapping[tirx.Var, str] | None = None) -> int | str:

@@ -465,6 +465,10 @@ static inline float softgpu_fma(double a, double b, double c) {  // to odd, so t
   static inline T2 __hfma2(T2 a, T2 b, T2 c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; }                         \
   static inline T2 __hmax2(T2 a, T2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }                                         \
   static inline T2 __hmin2(T2 a, T2 b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }                                         \
+  static inline T __hmax_nan(T a, T b) { return a != a || b != b ? a + b : __hmax(a, b); }                                      \
+  static inline T __hmin_nan(T a, T b) { return a != a || b != b ? a + b : __hmin(a, b); }                                    \
+  static inline T2 __hmax2_nan(T2 a, T2 b) { return {__hmax_nan(a.x, b.x), __hmax_nan(a.y, b.y)}; }                           \
+  static inline T2 __hmin2_nan(T2 a, T2 b) { return {__hmin_nan(a.x, b.x), __hmin_nan(a.y, b.y)}; }                           \
   static inline T2 __halves2##lanes(T a, T b) { return {a, b}; }                                                                \
   static inline T2 __float2##lanes##_rn(float a) { return {(T)a, (T)a}; }                                                       \
   static inline T2 __floats2##lanes##_rn(float a, float b) { return {(T)a, (T)b}; }                                             \

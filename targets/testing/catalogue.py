@@ -84,7 +84,10 @@ class LinearKernel:
         reference = partial(references.linear, activation=self.activation, epsilon=EPSILON, quantize_x=self.quantize_x, gated=self.gated)
         scheme = self.weight if weight.format is None else self.weight + ("a8" if self.quantize_x else "a16")
         in_bf16 = self.quantize_x and target.abilities.bf16_rows
+        in_16_bits = target.abilities.rounds_products and not self.quantize_x and weight.dtype != "float32"
+        multiplies = ("bfloat16" if weight.dtype == "bfloat16" else "float16") if in_16_bits else ""
         reference = partial(reference, format=weight.format, bf16_result=self.dtype == "bf16", bf16_from=in_bf16 or None)
+        reference = partial(reference, multiplies=multiplies)
         flags = [flag for flag in ("norm", "bias", "residual", "in_place") if getattr(self, flag)] + [self.dtype] * (self.dtype != "f32")
         name = case_name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
         return KernelCase(

@@ -77,28 +77,30 @@ def quantized_activations(x: Array, group_size: int) -> tuple[Array, Array]:
     return quantized, doubt
 
 
-def to_bf16(x: Array) -> tuple[Array, Array]:
-    """x rounded to bfloat16, and what each value may be off where it is nearly halfway between two."""
-    below, value, above = (
-        (x * (1 + sign * ROUNDING)).astype("float32").astype(ml_dtypes.bfloat16).astype("float64") for sign in (-1, 0, 1)
-    )
+def rounded(x: Array, dtype: str) -> tuple[Array, Array]:
+    """x rounded to such floats, and what each value may be off where it is nearly halfway between two."""
+    to = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    below, value, above = ((x * (1 + sign * ROUNDING)).astype("float32").astype(to).astype("float64") for sign in (-1, 0, 1))
     return value, np.abs(above - below)
 
 
 def linear(
     arrays: Arrays, activation: str, epsilon: float, quantize_x: int, gated: bool, format: WeightFormat | None = None,
-    bf16_result: bool = False, bf16_from: int | None = None,
+    bf16_result: bool = False, bf16_from: int | None = None, multiplies: str = "",
 ) -> Expected:  # fmt: skip
-    """`ops.Linear` and `ops.GatedLinear`. From `bf16_from` rows on, bfloat16 takes the place of quantized activations, for weights too."""
+    """`ops.Linear` and `ops.GatedLinear`. From `bf16_from` rows on, bfloat16 takes the place of quantized activations, for weights too;
+    `multiplies` is such a type for activations that are not quantized, and for weights."""
     x, (weight, magnitude) = arrays["x"].astype("float64"), dequantized(arrays, format)
     if "norm" in arrays:
         x = _rms_normalized(x, epsilon) * arrays["norm"]
     x = np.pad(x, ((0, 0), (0, weight.shape[1] - x.shape[1])))  # quantized weights have whole groups
     doubt, weight_doubt = np.zeros_like(x), np.zeros_like(weight)
     if quantize_x and bf16_from is not None and len(x) >= bf16_from:
-        (x, doubt), (weight, weight_doubt) = to_bf16(x), to_bf16(weight)
+        (x, doubt), (weight, weight_doubt) = rounded(x, "bfloat16"), rounded(weight, "bfloat16")
     elif quantize_x:
         x, doubt = quantized_activations(x, quantize_x)
+    elif multiplies:
+        (x, doubt), (weight, weight_doubt) = rounded(x, multiplies), rounded(weight, multiplies)
     product = x @ weight.T + arrays.get("bias", np.zeros(1)).astype("float64")
     slack = (ROUNDING * np.abs(x) + doubt) @ magnitude.T + np.abs(x) @ weight_doubt.T + ROUNDING * np.abs(product)
     n = len(weight) // 2 if gated else len(weight)

@@ -20,9 +20,9 @@ CASES = [
     for kernel, sizes in zip((*KERNELS, *VARIANTS), itertools.cycle(ODD), strict=False)
     if is_implemented(kernel, TARGET)
 ]
-CASES += [
-    LinearKernel("f16", norm=True)(WIDE, TARGET), LinearKernel("bf16", residual=True)(WIDE, TARGET),
-    LinearKernel("w8", norm=True)(WIDE, TARGET),
+LAYERS = [
+    LinearKernel("f32", norm=True)(WIDE, TARGET), LinearKernel("f16", norm=True)(WIDE, TARGET),
+    LinearKernel("bf16", residual=True)(WIDE, TARGET), LinearKernel("w8", norm=True)(WIDE, TARGET),
     LinearKernel("w4", bias=True)(WIDE, TARGET), LinearKernel("w4g64m", gated=True)(WIDE, TARGET),
 ]  # fmt: skip
 
@@ -41,3 +41,17 @@ def test_kernel(case, monkeypatch):
     if all(i.is_weight or i.shape[0] == "n" for i in case.inputs):
         part = slice(3, 5)
         assert same_bits(run(arrays | {i.name: arrays[i.name][part] for i in case.inputs if not i.is_weight}), results[0][part])
+
+
+@pytest.mark.by_turns
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+def test_layers_of_any_number_of_rows(case, monkeypatch):
+    """One kernel takes few rows and another one many: a row has the same bits in all of them."""
+    run = compile_case(case, TARGET)
+    arrays = case.draw(np.random.default_rng(0), 150)
+    whole = run(arrays)
+    assert case.expected(arrays).error(whole) <= 1
+    for count, seed in ((1, "0"), (5, "1"), (13, "7"), (40, "7"), (150, "7")):
+        monkeypatch.setenv("SOFTGPU_SEED", seed)
+        part = slice(150 - count, 150)
+        assert same_bits(run(arrays | {i.name: arrays[i.name][part] for i in case.inputs if not i.is_weight}), whole[part])
