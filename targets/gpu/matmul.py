@@ -56,7 +56,8 @@ def _rounding(layer: Layer) -> tvm.tirx.PrimFunc:
         x = argument("x", (m, layer.width), layer.dtypes[0])
         norm = argument("norm", (layer.width,), layer.norm) if layer.norm else None
         out = argument("out", (m, _num_words(layer)), "int32")
-        with blocks(_groups(m, GROUP, FEW[-1]), threads=WARPS * WARP) as (group, thread):
+        # TVM looks whether a kernel of one tensor reshapes it, and for that wants to see a block.
+        with T.sblock("root"), blocks(_groups(m, GROUP, FEW[-1]), threads=WARPS * WARP) as (group, thread):
             rows = Rows.of(layer, m, x, norm, group * GROUP, 1, thread)
             with rows.chunks() as (chunk,), chunk.if_there(rows.row(0) < m):
                 for piece in (0, 1):
