@@ -25,6 +25,7 @@ _HERE = Path(__file__).parent
 DRIVER = _HERE / "driver.c"
 _FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-w", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-sanitize=all")
 _CPP = ("-x", "c++", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-Xclang", "-ffloat16-excess-precision=none", f"-I{_HERE}")
+_CHECKED = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")  # which `softgpu.h` has the handler of
 _CPUS = {"x86_64": "x86_64_v3", "aarch64": "generic"}
 
 
@@ -50,7 +51,7 @@ def link(objects: Sequence[Path], sources: Sequence[Path], output: Path) -> None
     cc, made = [*interpreter(), "-m", "ziglang", "cc", *_FLAGS, f"-march={_CPUS[here()]}"], list(objects)
     for source in sources:
         made.append(output.with_name(f"{source.stem}.o"))
-        language = _CPP if source.suffix == ".cpp" else ("-std=gnu11", "-DCUPOLA_SOFTGPU")
+        language = (*_CPP, *_CHECKED) if source.suffix == ".cpp" else ("-std=gnu11", "-DCUPOLA_SOFTGPU")
         _run([*cc, *language, "-c", str(source), "-o", str(made[-1])])
     _run([*cc, "-shared", "-pthread", "-Wl,--no-gc-sections", "-Wl,-z,nodelete", "-o", str(output), *map(str, made), "-lm"])
     for file in made[len(objects) :]:

@@ -7,6 +7,7 @@
 #include <math.h>  // and nothing of C++'s library, which would have to be compiled first
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -50,6 +51,7 @@ static Fiber fibers[kMaxThreads];
 static Fiber* me;
 static Warp warps[kMaxThreads / kLanes];
 static unsigned order[kMaxThreads], place[kMaxThreads];  // the order in which fibers take turns, and where each stands in it
+static bool by_warps;
 static unsigned num_threads, num_live, arrived, generation;  // the latter two of the block's barrier
 static void* outside;
 static size_t dynamic_bytes;  // of shared memory that the launch asked for
@@ -127,6 +129,25 @@ static inline void fail(const char* what) {
   softgpu_switch(&me->stack, outside);
 }
 
+// What -fsanitize=alignment calls: a load or store of a vector must be aligned, as on hardware.
+struct Mismatch {
+  struct {
+    const char* file;
+    uint32_t line, column;
+  } at;
+  const struct {
+    uint16_t kind, info;
+    char name[];
+  } * type;
+  uint8_t log_alignment, access;
+};
+extern "C" __attribute__((visibility("hidden"), noreturn)) void __ubsan_handle_type_mismatch_v1_abort(const Mismatch* found, size_t) {
+  static char text[160];
+  snprintf(text, sizeof text, "a misaligned address: %s must lie at a multiple of %d bytes", found->type->name, 1 << found->log_alignment);
+  fail(text);
+  __builtin_unreachable();
+}
+
 // Lanes that wait for others which have ended, or went another way, go on without them, as on hardware.
 static inline bool complete_a_warp() {
   for (unsigned w = 0; w * kLanes < num_threads; ++w)
@@ -146,11 +167,13 @@ static inline const char* why_stuck() {
 
 static inline void give_turn() {  // to the next fiber that can go on
   Fiber* self = me;
+  const unsigned near = by_warps ? kLanes : 0;  // to another of the own warp, if there is one
   do {
-    for (unsigned i = 1; i <= num_threads; ++i) {
-      unsigned next = place[self->rank] + i;
-      Fiber& f = fibers[order[next >= num_threads ? next - num_threads : next]];
-      if (f.done || (f.awaited && *f.awaited == f.seen)) continue;
+    for (unsigned i = 1; i <= near + num_threads; ++i) {
+      const unsigned lane = (self->lane + i) % kLanes, next = place[self->rank] + i - near;
+      const unsigned rank = i <= near ? self->rank - self->lane + lane : order[next >= num_threads ? next - num_threads : next];
+      Fiber& f = fibers[rank];
+      if (rank >= num_threads || f.done || (f.awaited && *f.awaited == f.seen)) continue;
       f.awaited = nullptr;
       if (&f == self) return;
       me = &f;
@@ -242,7 +265,9 @@ static void run_fiber() {
   }
 }
 
-static inline void choose_order(unsigned seed) {  // 0: first to last; 1: last to first; else shuffled
+// 0: first to last; 1: last to first, and in both a warp goes as far as it can; else shuffled, taking turns at each collective.
+static inline void choose_order(unsigned seed) {
+  by_warps = seed < 2;
   for (unsigned t = 0; t < num_threads; ++t) order[t] = seed == 1 ? num_threads - 1 - t : t;
   for (unsigned t = num_threads - 1, s = seed; seed > 1 && t > 0; --t) {
     s = s * 1664525u + 1013904223u;
@@ -366,24 +391,39 @@ static inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32
   return softgpu::exchange(mask, value, ((lane ^ bits) & (width - 1)) | (lane & ~(width - 1)));
 }
 
-// ---- Types. A load or store of a vector must be aligned, as on hardware: -fsanitize=alignment makes it so.
+// ---- Types
+#define SOFTGPU_COPIED(V) /* the compiler checks the alignment of copies only where they are not its own */ \
+  V() = default;                                                                                           \
+  V(const V& other) { memcpy(this, &other, sizeof *this); }                                                \
+  V& operator=(const V& other) {                                                                           \
+    memcpy(this, &other, sizeof *this);                                                                    \
+    return *this;                                                                                          \
+  }
 template <class T, int N, size_t A>
 struct alignas(A) softgpu_vector;
 template <class T, size_t A>
 struct alignas(A) softgpu_vector<T, 1, A> {
   T x;
+  SOFTGPU_COPIED(softgpu_vector)
+  softgpu_vector(T x) : x(x) {}
 };
 template <class T, size_t A>
 struct alignas(A) softgpu_vector<T, 2, A> {
   T x, y;
+  SOFTGPU_COPIED(softgpu_vector)
+  softgpu_vector(T x, T y) : x(x), y(y) {}
 };
 template <class T, size_t A>
 struct alignas(A) softgpu_vector<T, 3, A> {
   T x, y, z;
+  SOFTGPU_COPIED(softgpu_vector)
+  softgpu_vector(T x, T y, T z) : x(x), y(y), z(z) {}
 };
 template <class T, size_t A>
 struct alignas(A) softgpu_vector<T, 4, A> {
   T x, y, z, w;
+  SOFTGPU_COPIED(softgpu_vector)
+  softgpu_vector(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}
 };
 #define SOFTGPU_VECTORS(T, name)                                                      \
   using name##1 = softgpu_vector<T, 1, sizeof(T)>;                                    \
@@ -411,12 +451,12 @@ using __nv_bfloat16 = __bf16;
 using nv_bfloat16 = __bf16;
 struct alignas(4) __half2 {
   half x, y;
-  __half2() = default;
+  SOFTGPU_COPIED(__half2)
   __half2(half a, half b) : x(a), y(b) {}
 };
 struct alignas(4) __nv_bfloat162 {
   nv_bfloat16 x, y;
-  __nv_bfloat162() = default;
+  SOFTGPU_COPIED(__nv_bfloat162)
   __nv_bfloat162(nv_bfloat16 a, nv_bfloat16 b) : x(a), y(b) {}
 };
 using half2 = __half2;

@@ -43,6 +43,34 @@ def test_a_missing_barrier_shows_in_every_order(tmp_path: Path, monkeypatch: pyt
         assert np.isnan(x).any()  # what nobody has written yet
 
 
+def test_a_missing_barrier_shows_behind_collectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warp writes soon what the other reads late: in turns, that looks as if there was a barrier."""
+    body = """
+  __shared__ float held[32];
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < 3; ++i) __syncwarp();
+  if (threadIdx.x / 32 == WRITER) held[lane] = lane;
+  for (int i = 0; i < 9; ++i) __syncwarp();
+  if (threadIdx.x / 32 != WRITER) x[lane] = held[lane];"""
+    for writer, seed in ((0, "1"), (1, "0")):
+        monkeypatch.setenv("SOFTGPU_SEED", seed)
+        (folder := tmp_path / seed).mkdir()
+        x = np.zeros(64, np.float32)
+        assert Kernel(body.replace("WRITER", str(writer)), folder)(x) == ""
+        assert np.isnan(x[:32]).all()
+
+
+@pytest.mark.parametrize(("kind", "size"), [("half2", 4), ("float2", 8), ("uint4", 16)])
+@pytest.mark.parametrize("body", ["*(V *)at = *(V *)x;", "V v = *(V *)at; *(V *)x = v;"], ids=["store", "load"])
+def test_a_misaligned_vector_is_told(body: str, kind: str, size: int, tmp_path: Path) -> None:
+    body = f"char *at = (char *)x + {size} + offset[threadIdx.x];\n{body}"
+    kernel = Kernel(body, tmp_path, "float *x, int *offset", f"using V = {kind};")
+    x, offsets = np.zeros(64, np.float32), np.zeros(64, np.int32)
+    assert kernel(x, offsets) == ""
+    offsets[5] = size // 2
+    assert f"must lie at a multiple of {size} bytes" in kernel(x, offsets)
+
+
 def test_lanes_exchange_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "for (int d = 16; d; d /= 2) x[threadIdx.x] += __shfl_xor_sync(0xffffffffu, x[threadIdx.x], d);"
     for x in in_every_order(Kernel(body, tmp_path), monkeypatch):
