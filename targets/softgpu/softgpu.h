@@ -13,7 +13,7 @@
 
 #define __CUDACC_VER_MAJOR__ 13
 #define __CUDACC_VER_MINOR__ 0
-#define __CUDA_ARCH__ 800
+#define __CUDA_ARCH__ 900
 #define __global__
 #define __device__
 #define __host__
@@ -51,7 +51,7 @@ static Fiber fibers[kMaxThreads];
 static Fiber* me;
 static Warp warps[kMaxThreads / kLanes];
 static unsigned order[kMaxThreads], place[kMaxThreads];  // the order in which fibers take turns, and where each stands in it
-static bool by_warps;
+static bool by_warps, last_first;
 static unsigned num_threads, num_live, arrived, generation;  // the latter two of the block's barrier
 static void* outside;
 static size_t dynamic_bytes;  // of shared memory that the launch asked for
@@ -159,10 +159,17 @@ static inline bool complete_a_warp() {
   return false;
 }
 
+// Of bulk copies and mbarriers (hopper.h).
+static void forget_asynchronous();
+static bool complete_a_copy();
+static const char* why_an_mbarrier();
+static unsigned num_bulk_copies;
+
 static inline const char* why_stuck() {
   for (unsigned w = 0; w * kLanes < num_threads; ++w)
     if (warps[w].arrived && warps[w].instruction) return "an instruction of a whole warp that not all of its lanes reach";
-  return "threads wait for each other for ever: a barrier that not all threads of the block reach";
+  const char* of_mbarrier = why_an_mbarrier();
+  return of_mbarrier ? of_mbarrier : "threads wait for each other for ever: a barrier that not all threads of the block reach";
 }
 
 static inline void give_turn() {  // to the next fiber that can go on
@@ -180,8 +187,9 @@ static inline void give_turn() {  // to the next fiber that can go on
       softgpu_switch(&self->stack, f.stack);
       return;
     }
-    if (num_live && !arrived && complete_a_warp()) continue;
+    if (num_live && (complete_a_copy() || (!arrived && complete_a_warp()))) continue;
     if (num_live) failure = why_stuck();
+    else if (num_bulk_copies) failure = "a block ends while its bulk copies are under way";
     break;
   } while (true);
   softgpu_switch(&self->stack, outside);
@@ -267,7 +275,7 @@ static void run_fiber() {
 
 // 0: first to last; 1: last to first, and in both a warp goes as far as it can; else shuffled, taking turns at each collective.
 static inline void choose_order(unsigned seed) {
-  by_warps = seed < 2;
+  by_warps = seed < 2, last_first = seed % 2;
   for (unsigned t = 0; t < num_threads; ++t) order[t] = seed == 1 ? num_threads - 1 - t : t;
   for (unsigned t = num_threads - 1, s = seed; seed > 1 && t > 0; --t) {
     s = s * 1664525u + 1013904223u;
@@ -292,6 +300,7 @@ static struct {
 static inline void begin_block(char* stacks) {
   memset(__start_softgpu_shared, 0xff, __stop_softgpu_shared - __start_softgpu_shared);  // NaN in every type of floats
   for (auto& w : warps) w.live = w.arrived = 0;
+  forget_asynchronous();
   arrived = 0;
   num_live = num_threads;
   for (unsigned t = 0; t < num_threads; ++t) {
@@ -574,4 +583,5 @@ static inline int dp4a(unsigned a, unsigned b, int sum) {
 }  // namespace softgpu
 static inline int __dp4a(int a, int b, int sum) { return softgpu::dp4a<int8_t, int8_t>(a, b, sum); }
 #include "ptx.h"
+#include "hopper.h"
 #define alignas(n) __attribute__((aligned(n)))  // may stand behind other words, as nvcc allows

@@ -17,6 +17,7 @@ _TYPES = {"pred": "bool", **{f"{kind}{bits}": f"uint{bits}_t" for kind in "bu" f
 
 # PTX instructions in C++ (PTX ISA 8.5). A pattern is of whole names, and its groups fields of the C++, as are the operands by number.
 _MATRIX = r"(?P<d>[fs]32)\.(?P<a>\w+)\.(?P<b>\w+)\.(?P<c>[fs]32)"
+_CTA = r"(\.(release|relaxed)\.cta)?(\.shared(::cta)?)?\.b64"
 INSTRUCTIONS = {
     r"dp4a\.(?P<a>[su])32\.(?P<b>[su])32": "{0} = softgpu::dp4a<softgpu::ptx::{a}8, softgpu::ptx::{b}8>({1}, {2}, {3})",
     r"lop3\.b32": "{0} = softgpu::lop3({1}, {2}, {3}, {4})",
@@ -37,6 +38,24 @@ INSTRUCTIONS = {
     rf"mma\.sync\.aligned\.m16n8k(?P<k>8|16|32)\.row\.col\.{_MATRIX}": (
         "softgpu::mma<{k}, softgpu::ptx::{d}, softgpu::ptx::{a}, softgpu::ptx::{b}, softgpu::ptx::{c}>({0}, {1}, {2}, {3})"
     ),
+    r"mbarrier\.init(\.shared(::cta)?)?\.b64": "softgpu::mbarrier_init({0}, {1})",
+    r"mbarrier\.inval(\.shared(::cta)?)?\.b64": "softgpu::mbarrier_inval({0})",
+    rf"mbarrier\.arrive{_CTA}": "{0} = softgpu::mbarrier_arrive({inputs})",
+    rf"mbarrier\.arrive\.expect_tx{_CTA}": "{0} = softgpu::mbarrier_arrive_expect_tx({inputs})",
+    rf"mbarrier\.try_wait\.parity(\.acquire\.cta)?{_CTA}": "{0} = softgpu::mbarrier_wait({1}, {2})",
+    r"cp\.async\.bulk\.shared::(cluster|cta)\.global\.mbarrier::complete_tx::bytes": "softgpu::bulk_copy({0}, {1}, {2}, {3})",
+    r"wgmma\.fence\.sync\.aligned": "softgpu::wgmma_fence()",
+    r"wgmma\.commit_group\.sync\.aligned": "softgpu::wgmma_commit_group()",
+    r"wgmma\.wait_group\.sync\.aligned": "softgpu::wgmma_wait_group({0})",
+    r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d+)k(16|32)\.f32\.(?P<a>\w+)\.(?P<b>\w+)": (
+        "softgpu::wgmma<{n}, softgpu::ptx::{a}, softgpu::ptx::{b}>({all})"
+    ),
+    # What they order or announce has happened already.
+    r"fence\.proxy\.async(\.(global|shared::cta|shared::cluster))?": "(void)0",
+    r"fence\.mbarrier_init\.release\.cluster": "(void)0",
+    r"fence\.(acq_rel|sc)\.(cta|cluster|gpu|sys)": "(void)0",
+    r"griddepcontrol\.(wait|launch_dependents)": "(void)0",
+    r"setmaxnreg\.(inc|dec)\.sync\.aligned\.u32": "(void)0",
 }
 
 
@@ -94,7 +113,7 @@ class _Assembly:
         operands = [self._operand(operand.strip()) for operand in _split(rest, ",") if operand.strip()]
         for pattern, code in INSTRUCTIONS.items():
             if found := re.fullmatch(pattern, name):
-                return code.format(*operands, all=", ".join(operands), **found.groupdict())
+                return code.format(*operands, all=", ".join(operands), inputs=", ".join(operands[1:]), **found.groupdict())
         raise UnsupportedError(
             f"has no C++ for the instruction {name} {rest.strip()[:60]}".rstrip(), field="target softgpu", fix="add it to `translate.py`"
         )
@@ -106,7 +125,9 @@ class _Assembly:
         return re.sub(r"%(\d+)|\b[a-zA-Z_]\w*", self._name, text)
 
     def _name(self, found: re.Match[str]) -> str:
-        return f"({self._values[int(found[1])]})" if found[1] else self._prefix * (found[0] in self._registers) + found[0]
+        if found[1]:
+            return f"({self._values[int(found[1])]})"
+        return "softgpu::sink" if found[0] == "_" else self._prefix * (found[0] in self._registers) + found[0]
 
 
 def _value(operand: str) -> str:
