@@ -131,7 +131,7 @@ static struct {
 } products[kMaxThreads / kLanes];
 
 // The float of T at row `mn` of A or column of B, and at `k`, behind a descriptor: address, leading and stride offset in units of 16 bytes, and
-// swizzle (PTX ISA 9.7.15.5.1, CUTLASS's mma_sm90_desc.hpp). Where rows of `swizzle` bytes are exchanged, chunk i of row r lies at i ^ r.
+// swizzle (PTX ISA 9.7.15.5.1, CUTLASS's mma_traits_sm90_gmma.hpp). Where rows of `swizzle` bytes are exchanged, chunk i of row r lies at i ^ r.
 template <class T>
 static inline float matrix_element(uint64_t descriptor, bool transposed, unsigned mn, unsigned k) {
   const size_t lead = (descriptor >> 16 & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4, start = (descriptor & 0x3fff) << 4;

@@ -70,14 +70,8 @@ using f32 = float;
 using s8 = int8_t;
 using u8 = uint8_t;
 using s32 = int32_t;
-struct e4m3 {  // 4 bits of exponent, 3 of mantissa, no infinity
-  uint8_t bits;
-  operator float() const {
-    const int exponent = bits >> 3 & 15, mantissa = bits & 7;
-    const float size = (bits & 0x7f) == 0x7f ? NAN : exponent ? ldexpf(8 + mantissa, exponent - 10) : ldexpf(mantissa, -9);
-    return bits & 0x80 ? -size : size;
-  }
-};
+using e4m3 = __nv_fp8_e4m3;
+using e5m2 = __nv_fp8_e5m2;
 }  // namespace ptx
 
 template <class T>
@@ -135,6 +129,13 @@ static inline void ldmatrix(const Register (&d)[N], size_t address) {
       }
     }
   });
+}
+
+template <class F>
+static inline half2 to_halves(unsigned short pair) {
+  softgpu_fp8x2<F> from;
+  from.__x = pair;
+  return (half2)from;
 }
 
 // ---- Integers

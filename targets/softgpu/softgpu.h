@@ -22,6 +22,13 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static __attribute__((section("softgpu_shared"), used))
 
+namespace std {  // as much of it as TVM's code uses
+template <class A, class B>
+inline constexpr bool is_same_v = false;
+template <class A>
+inline constexpr bool is_same_v<A, A> = true;
+}  // namespace std
+
 struct softgpu_uint3 {
   unsigned x, y, z;
 };
@@ -582,6 +589,7 @@ static inline int dp4a(unsigned a, unsigned b, int sum) {
 }
 }  // namespace softgpu
 static inline int __dp4a(int a, int b, int sum) { return softgpu::dp4a<int8_t, int8_t>(a, b, sum); }
+#include "fp8.h"
 #include "ptx.h"
 #include "hopper.h"
 #define alignas(n) __attribute__((aligned(n)))  // may stand behind other words, as nvcc allows

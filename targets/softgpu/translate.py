@@ -27,6 +27,8 @@ INSTRUCTIONS = {
     r"setp\.ne\.[bsu]\d+": "{0} = {1} != {2}",
     r"selp\.[bsuf]\d+": "{0} = {3} ? {1} : {2}",
     r"ex2\.approx(\.ftz)?\.f32": "{0} = exp2f({1})",
+    r"cvt\.rn\.f16x2\.(?P<a>e4m3|e5m2)x2": "{0} = softgpu_bits<uint32_t>(softgpu::to_halves<softgpu::ptx::{a}>({1}))",
+    r"cvt\.rn\.satfinite\.(?P<d>e4m3|e5m2)x2\.f32": "{0} = softgpu_fp8x2<softgpu::ptx::{d}>(make_float2({2}, {1})).__x",
     r"cvta\.to\.shared\.u64": "{0} = softgpu::shared_offset((const void *){1})",
     r"cvt\.u32\.u64": "{0} = (uint32_t)({1})",
     r"cp\.async\.c(?P<cache>[ag])\.shared(::cta)?\.global(\.L2::(64|128|256)B)?": "softgpu::cp_async<'{cache}'>({all})",
