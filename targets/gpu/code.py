@@ -10,10 +10,12 @@ import tvm_ffi
 from tvm import IRModule
 
 from cupola.runtime.artifact.plan import Plan
+from cupola.targets.gpu.cuda import HOPPER
+from cupola.targets.gpu.hopper import product_functions
 from cupola.targets.gpu.lowering import DeviceCode, split
 from cupola.targets.gpu.source import launch_source
 
-FUNCTIONS = Path(__file__).with_name("matrix.cuh")
+_ALIGNMENTS = ("extern __shared__ __align__(64)", "extern __shared__ __align__(1024)")  # TVM's, and what matrices of warpgroups need
 
 
 def write_launches(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: Path) -> tuple[DeviceCode, Path]:
@@ -24,11 +26,19 @@ def write_launches(mod: IRModule, plan: Plan, target: tvm.target.Target, folder:
 
 
 def cuda_source(code: DeviceCode, target: tvm.target.Target) -> str:
-    """The kernels in CUDA C++, as TVM writes them, behind the functions that they call."""
+    """The kernels in CUDA C++, as TVM writes them, behind the functions that they call: those of `matrix.cuh` and, for compute capability
+    9.0, `hopper.cuh`."""
     with _Uncompiled():
         source = str(tvm.target.codegen.build_module(code.device, target).inspect_source())
-    head, first, kernels = source.partition('extern "C" __global__')
-    return head + FUNCTIONS.read_text(encoding="utf-8") + first + kernels
+    head, first, kernels = source.replace(*_ALIGNMENTS).partition('extern "C" __global__')
+    functions = _text("matrix.cuh")
+    if target.attrs["arch"] == HOPPER:
+        functions += _text("hopper.cuh") + product_functions()
+    return head + functions + first + kernels
+
+
+def _text(file: str) -> str:
+    return Path(__file__).with_name(file).read_text(encoding="utf-8")
 
 
 class _Uncompiled:

@@ -8,16 +8,16 @@ import tvm
 
 from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.targets.base import Abilities, Target
-from cupola.targets.gpu.rules import MATRIX_RULES, OPTIONAL, RULES, schedule
+from cupola.targets.gpu.rules import HOPPER_RULES, MATRIX_RULES, OPTIONAL, RULES, schedule
 
+HOPPER = "sm_90a"  # the a: with instructions that no later one has
 RUNTIME = Path(__file__).with_name("cuda.c")  # which every library holds
 LIMITS = {"max_threads_per_block": 1024, "max_num_threads": 1024, "max_shared_memory_per_block": 49152, "thread_warp_size": 32}
 ABILITIES = Abilities(activation_bits=(16,), rounds_products=True)
 
 
 def cuda_like(spec: DeviceSpec, architecture: str) -> Target:
-    """A target with CUDA's kernels; who compiles them gives it `code` and, if need be, `link`."""
+    """A target with CUDA's kernels for a compute capability; who compiles them gives it `code` and, if need be, `link`."""
+    first = HOPPER_RULES if architecture == HOPPER else MATRIX_RULES
     target = tvm.target.Target({"kind": "cuda", "arch": architecture, **LIMITS}, host="llvm")
-    return Target(
-        spec=spec, tvm=target, abilities=ABILITIES, kernels=(*MATRIX_RULES, *RULES), optional=OPTIONAL, schedules=(schedule(target),)
-    )
+    return Target(spec=spec, tvm=target, abilities=ABILITIES, kernels=(*first, *RULES), optional=OPTIONAL, schedules=(schedule(target),))

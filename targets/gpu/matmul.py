@@ -13,12 +13,12 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.targets.emit import Buffer, Value, argument, prim_func
+from cupola.targets.emit import Value, argument, prim_func
 from cupola.targets.gpu.emit import WARP, blocks, keep, registers, shared, synchronize
 from cupola.targets.gpu.fragments import GROUP, SHARES, WARPS, Part, Rows, Sums, multiply, num_chunks
 from cupola.targets.gpu.layer import Layer, LayerTensors, match_layer
 from cupola.targets.gpu.stages import STAGES, Stage
-from cupola.targets.gpu.tiles import COLUMNS, ROWS, SLICE, Tiles, is_tileable
+from cupola.targets.gpu.tiles import ROWS, Tiles, is_tileable
 
 FEW = (8, 16)  # rows that a block takes, where there are no more
 MANY = (64, 128)  # rows that a block takes, where there are more than those
@@ -27,59 +27,54 @@ _PAD = 4  # floats between the sums of two rows of x, so that lanes write to dif
 _IN_FLIGHT = 16  # words of a weight's tile that a lane asks for before it multiplies
 
 
-def lower_matmul(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`Linear` and `GatedLinear` of weights that there are tiles for."""
+def lower_matmul(call: relax.Call, builder: relax.BlockBuilder, stage: type[Stage] = Stage) -> relax.Expr | None:
+    """`Linear` and `GatedLinear` of weights that there are tiles for. `stage` says how many rows are multiplied."""
     found = match_layer(call)
     if found is None or not is_tileable(found[1].kernel):
         return None
     layer, stored, x, others = found
     weight = Tiles.tensors_of(stored, builder, layer.parts)
-    words = relax.TensorType((x.ty.shape[0], _num_words(layer)), "int32")
-    rounded = relax.op.call_tir(
-        builder.add_func(_rounding(layer), f"round_{layer.label}"), relax.Tuple([x, *others[: bool(layer.norm)]]), words
-    )
-    given = [x, builder.emit(rounded), *weight, *others]
-    return relax.op.call_tir(builder.add_func(_matmul(layer), layer.label), relax.Tuple(given), out_ty=call.ty)
-
-
-def _num_words(layer: Layer) -> int:
-    """Words of a row of x in 16 bits."""
-    return num_chunks(layer) * COLUMNS // 2
+    # mypy takes a class's __hash__ for that of its instances
+    rounding, matmul = _rounding(layer, stage), _matmul(layer, stage)  # type: ignore[arg-type]
+    words = relax.TensorType(stage.rounded_shape(x.ty.shape[0], num_chunks(layer)), "int32")
+    to_round = relax.Tuple([x, *others[: bool(layer.norm)]])
+    rounded = builder.emit(relax.op.call_tir(builder.add_func(rounding, f"round_{layer.label}"), to_round, words))
+    return relax.op.call_tir(builder.add_func(matmul, layer.label), relax.Tuple([x, rounded, *weight, *others]), out_ty=call.ty)
 
 
 @cache
-def _rounding(layer: Layer) -> tvm.tirx.PrimFunc:
+def _rounding(layer: Layer, stage: type[Stage]) -> tvm.tirx.PrimFunc:
     """x as many rows of it are multiplied: normalized, in 16 bits. Few rows are rounded as they are read: for them nothing is launched."""
 
     def body() -> None:
         m = T.int64()
         x = argument("x", (m, layer.width), layer.dtypes[0])
         norm = argument("norm", (layer.width,), layer.norm) if layer.norm else None
-        out = argument("out", (m, _num_words(layer)), "int32")
+        out = argument("out", stage.rounded_shape(m, num_chunks(layer)), "int32")
         # TVM looks whether a kernel of one tensor reshapes it, and for that wants to see a block.
         with T.sblock("root"), blocks(_groups(m, GROUP, FEW[-1]), threads=WARPS * WARP) as (group, thread):
             rows = Rows.of(layer, m, x, norm, group * GROUP, 1, thread)
             with rows.chunks() as (chunk,), chunk.if_there(rows.row(0) < m):
                 for piece in (0, 1):
                     (words,) = rows.words(chunk.index, piece)
-                    first = chunk.index * (COLUMNS // 2) + T.int64(piece * SLICE // 2) + rows.part * 4
-                    T.buffer_store(out, words[T.ramp(0, 1, 4)], [rows.row(0), T.ramp(first, 1, 4)])
+                    stage.store_rounded(out, rows.row(0), chunk.index, piece, rows.part, words)
 
     return prim_func(body)
 
 
 @cache
-def _matmul(layer: Layer) -> tvm.tirx.PrimFunc:
+def _matmul(layer: Layer, stage: type[Stage]) -> tvm.tirx.PrimFunc:
     def body() -> None:
         m = T.int64()
         x = argument("x", (m, layer.width), layer.dtypes[0])
-        rounded = argument("rounded", (m, _num_words(layer)), "int32")
+        rounded = argument("rounded", stage.rounded_shape(m, num_chunks(layer)), "int32")
         weight = Tiles.arguments(layer.weight, layer.parts)
         tensors = LayerTensors.arguments(layer, m, x)
         for i, rows in enumerate(FEW):
             _few(layer, weight, tensors, rows, FEW[i - 1] if i else 0)
         for i, rows in enumerate(MANY):
-            _many(layer, weight, tensors, rounded, rows, MANY[i - 1] if i else FEW[-1], MANY[i] if i + 1 < len(MANY) else 0)
+            tiled = stage(weight, rounded, WARPS, rows)
+            _many(layer, tiled, tensors, MANY[i - 1] if i else FEW[-1], rows if i + 1 < len(MANY) else 0)
 
     return prim_func(body)
 
@@ -128,35 +123,29 @@ def _few(layer: Layer, weight: Tiles, tensors: LayerTensors, rows: int, over: in
                 layer.finish(tensors, row, column, totals, layer.biases(tensors, column))
 
 
-def _many(layer: Layer, weight: Tiles, tensors: LayerTensors, rounded: Buffer, rows: int, over: int, most: int) -> None:
-    """A block multiplies four units with `rows` rows at a time, of more than `over` and at most `most` (0: any number). A warp has a unit
-    and half of the rows. Tiles and rows come by copies that run ahead."""
-    strips, groups, chunks = WARPS // 2, rows // 2 // GROUP, num_chunks(layer)
-    stage = Stage(weight, rounded, strips * 2, rows)
+def _many(layer: Layer, stage: Stage, tensors: LayerTensors, over: int, most: int) -> None:
+    """A block multiplies four units with as many rows as its stages have, of more than `over` and at most `most` (0: any number). A warp
+    has a unit and half of the rows."""
+    weight, rows, strips, groups, chunks = stage.weight, stage.rows, WARPS // 2, stage.rows // 2 // GROUP, num_chunks(layer)
     per_share = -(-chunks // SHARES)
     with blocks(_groups(tensors.count, rows, over, most), -(-weight.units // strips), threads=WARPS * WARP) as (block, strip, thread):
-        memory = T.alloc_buffer((STAGES * stage.words,), "int32", scope="shared.dyn")
+        memory = T.alloc_buffer((stage.shared_words,), "int32", scope="shared.dyn")
         lane, warp, first = thread % WARP, thread // WARP, keep(block * rows)
         sums, totals = Sums(groups), Sums(groups)
 
         def fetch(chunk: Value) -> None:
-            with T.If(chunk < T.int64(chunks)), T.Then():
-                stage.fetch(memory, chunk, strip * (strips * 2), first, tensors.count, thread)
-            T.evaluate(T.call_extern("int32", "commit_copies"))
+            stage.fetch(memory, chunk, chunks, strip * stage.tiles, first, tensors.count, thread)
 
-        for chunk in range(STAGES - 1):
-            fetch(T.int64(chunk))
+        stage.begin(memory, thread)
+        for ahead in range(STAGES - 1):
+            fetch(T.int64(ahead))
         with T.serial(chunks) as i:
             chunk = T.cast(i, "int64")
-            T.evaluate(T.call_extern("int32", f"wait_for_copies<{STAGES - 2}>"))
-            synchronize()
-            fetch(chunk + T.int64(STAGES - 1))
+            stage.wait(memory, chunk, lambda: fetch(chunk + T.int64(STAGES - 1)))
             pair = [Part.registers(weight) for _ in (0, 1)]
             for tile, part in enumerate(pair):
                 stage.read(memory, chunk, part, warp % strips * 2 + T.int64(tile), lane)
-            for piece in (0, 1):
-                xs = [stage.row(memory, chunk, (warp // strips * groups + T.int64(group)) * GROUP, piece, lane) for group in range(groups)]
-                multiply(sums, pair, piece, xs)
+            stage.multiply(memory, chunk, sums, pair, warp // strips * (groups * GROUP), lane)
             with T.If(tvm.tirx.any(chunk % per_share == T.int64(per_share - 1), chunk == T.int64(chunks - 1))), T.Then():
                 for j in range(2 * groups * 4):
                     T.buffer_store(totals.held, totals.held[j] + sums.held[j], [j])

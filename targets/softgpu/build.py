@@ -29,12 +29,12 @@ _CHECKED = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")  # which 
 _CPUS = {"x86_64": "x86_64_v3", "aarch64": "generic"}
 
 
-def softgpu_target() -> Target:
-    """The target. Raises UnsupportedError where there is no compiler for it."""
+def softgpu_target(name: str, architecture: str) -> Target:
+    """The target for an architecture of NVIDIA's. Raises UnsupportedError where there is no compiler for it."""
     if find_spec("ziglang") is None:
         raise UnsupportedError("needs clang", field="target softgpu", fix="`pip install ziglang`")
-    spec = DeviceSpec("softgpu", "cuda", "softgpu", f"{here()}-linux-gnu", ())
-    return replace(cuda_like(spec, "sm_80"), code=_code, link=link)
+    spec = DeviceSpec(name, "cuda", name.replace(":", "-"), f"{here()}-linux-gnu", ())
+    return replace(cuda_like(spec, architecture), code=_code, link=link)
 
 
 def _code(mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code:

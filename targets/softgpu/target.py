@@ -1,7 +1,8 @@
-"""The target `softgpu`: kernels for CUDA, run on this CPU thread by thread, to test them. Very slow."""
+"""The targets `softgpu`: kernels for CUDA, run on this CPU thread by thread, to test them. Very slow."""
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -11,14 +12,20 @@ if TYPE_CHECKING:
     from cupola.targets.base import Target
 
 
-def _make() -> Target:
+ARCHITECTURES = {"softgpu": "sm_80", "softgpu:sm_90a": "sm_90a"}  # of NVIDIA's, by the target's name
+
+
+def _make(name: str) -> Target:
     from cupola.targets.softgpu.build import softgpu_target  # here, so that names are known without tvm, seconds of start-up
 
-    return softgpu_target()
+    return softgpu_target(name, ARCHITECTURES[name])
 
 
-TARGETS = (
-    TargetEntry(
-        "softgpu", "CUDA's kernels on this CPU, thread by thread, to test them", _make, lambda: find_spec("ziglang") is not None, EXECUTED
-    ),
+def _has_compiler() -> bool:
+    return find_spec("ziglang") is not None
+
+
+TARGETS = tuple(
+    TargetEntry(name, f"CUDA's kernels for {architecture} on this CPU, to test them", partial(_make, name), _has_compiler, EXECUTED)
+    for name, architecture in ARCHITECTURES.items()
 )

@@ -21,9 +21,8 @@ CASES = [
     if is_implemented(kernel, TARGET)
 ]
 LAYERS = [
-    LinearKernel("f32", norm=True)(WIDE, TARGET), LinearKernel("f16", norm=True)(WIDE, TARGET),
-    LinearKernel("bf16", residual=True)(WIDE, TARGET), LinearKernel("w8", norm=True)(WIDE, TARGET),
-    LinearKernel("w4", bias=True)(WIDE, TARGET), LinearKernel("w4g64m", gated=True)(WIDE, TARGET),
+    LinearKernel("f32", norm=True), LinearKernel("f16", norm=True), LinearKernel("bf16", residual=True), LinearKernel("w8", norm=True),
+    LinearKernel("w4", bias=True), LinearKernel("w4g64m", gated=True),
 ]  # fmt: skip
 
 
@@ -44,10 +43,12 @@ def test_kernel(case, monkeypatch):
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
-def test_layers_of_any_number_of_rows(case, monkeypatch):
+@pytest.mark.parametrize("target", ["softgpu", "softgpu:sm_90a"])
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer(WIDE, TARGET).name)
+def test_layers_of_any_number_of_rows(layer, target, monkeypatch):
     """One kernel takes few rows and another one many: a row has the same bits in all of them."""
-    run = compile_case(case, TARGET)
+    case = layer(WIDE, get_target(target))
+    run = compile_case(case, get_target(target))
     arrays = case.draw(np.random.default_rng(0), 150)
     whole = run(arrays)
     assert case.expected(arrays).error(whole) <= 1
