@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers clients requirements quality sweep browser pictures test check lint types layers ledger sanitize format hooks clean
+.PHONY: help setup run bench-peers clients requirements quality sweep roofline browser pictures test check lint types layers ledger sanitize format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,6 +57,9 @@ bench-peers: $(STAMP) ## measure cupola beside llama.cpp, OpenVINO, CTranslate2 
 # ARGS are the sweep's options, such as ARGS="--only llama,mamba" or ARGS="--turn 0 --check", as CI does.
 sweep: $(STAMP) ## compile every causal model type of transformers, tiny, and compare: docs/model_types.md (half an hour)
 	$(BIN)/python benchmarks/sweep --jobs $(JOBS) $(ARGS)
+
+roofline: $(STAMP) ## reckon what an 8 B model can reach on GPUs, from its plans: docs/roofline.md (some minutes)
+	$(BIN)/python benchmarks/roofline
 
 # ARGS are words of clients' names; the table is written when all of them work.
 clients: $(STAMP) ## point real clients at a server, and write the table in docs/clients.md (needs the network)

@@ -15,7 +15,7 @@ import numpy as np
 from cupola.compiler.sources import Source
 from cupola.compiler.weights import PackedWeight
 from cupola.runtime.artifact.folder import sha256_of, template_file
-from cupola.runtime.artifact.manifest import GENERATION_CONFIG, MANIFEST, SPECIAL_TOKENS, TOKENIZER, FileSpec, Manifest
+from cupola.runtime.artifact.manifest import GENERATION_CONFIG, MANIFEST, NOT_HASHED, SPECIAL_TOKENS, TOKENIZER, FileSpec, Manifest
 from cupola.runtime.artifact.read import parse_manifest
 from cupola.runtime.artifact.tensors import TensorSpec, WeightSpec
 
@@ -64,16 +64,39 @@ def write_weights(
 
     Every weight starts at a multiple of 64 bytes, or of the largest power of two in its size: the format allows no gaps.
     """
-    places: dict[str, WeightSpec] = {}
-    files = []
-    for number, shard in enumerate(_shards(weights), 1):
-        name = f"weights-{number:05d}.safetensors"
-        layout = _Layout.of([weight.spec for weight in shard])
+    places, files = [], []
+    for name, layout, shard in _named_shards(weights):
         files.append(_write_shard(folder / name, layout, shard, advance))
-        for weight, offset in zip(shard, layout.offsets, strict=True):
-            spec = weight.spec
-            places[spec.name] = WeightSpec(spec.name, spec.dtype, tuple(map(int, spec.shape)), name, offset, weight.storage)
-    return tuple(places[weight.spec.name] for weight in weights), tuple(files)
+        places += _places(name, layout, shard)
+    return _in_order(places, weights), tuple(files)
+
+
+def outline_weights(folder: Path, weights: Sequence[PackedWeight]) -> tuple[tuple[WeightSpec, ...], tuple[FileSpec, ...]]:
+    """As `write_weights`, without the weights: files of the same size that take no room on the disk, and are not hashed."""
+    places, files = [], []
+    for name, layout, shard in _named_shards(weights):
+        with (folder / name).open("wb") as stream:
+            stream.write(layout.header)
+            stream.truncate(layout.num_bytes)
+        files.append(FileSpec(name, layout.num_bytes, NOT_HASHED))
+        places += _places(name, layout, shard)
+    return _in_order(places, weights), tuple(files)
+
+
+def _named_shards(weights: Sequence[PackedWeight]) -> Iterator[tuple[str, _Layout, list[PackedWeight]]]:
+    for number, shard in enumerate(_shards(weights), 1):
+        yield f"weights-{number:05d}.safetensors", _Layout.of([weight.spec for weight in shard]), shard
+
+
+def _places(name: str, layout: _Layout, shard: Sequence[PackedWeight]) -> list[WeightSpec]:
+    specs = zip(shard, layout.offsets, strict=True)
+    return [WeightSpec(w.spec.name, w.spec.dtype, tuple(map(int, w.spec.shape)), name, offset, w.storage) for w, offset in specs]
+
+
+def _in_order(places: Sequence[WeightSpec], weights: Sequence[PackedWeight]) -> tuple[WeightSpec, ...]:
+    """The places in the order of the weights."""
+    by_name = {place.name: place for place in places}
+    return tuple(by_name[weight.spec.name] for weight in weights)
 
 
 def _shards(weights: Sequence[PackedWeight]) -> Iterator[list[PackedWeight]]:
@@ -100,10 +123,11 @@ def _alignment(num_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The header of a shard, and where in the file each tensor starts."""
+    """The header of a shard, where in the file each tensor starts, and the file's size."""
 
     header: bytes
     offsets: tuple[int, ...]
+    num_bytes: int
 
     @staticmethod
     def of(specs: Sequence[TensorSpec]) -> _Layout:
@@ -118,7 +142,7 @@ class _Layout:
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-(len(text) + 8) % ALIGNMENT)
         header = len(text).to_bytes(8, "little") + text
-        return _Layout(header, tuple(len(header) + start for start in starts))
+        return _Layout(header, tuple(len(header) + start for start in starts), len(header) + start)
 
 
 class Pieces:

@@ -36,7 +36,8 @@ def compile(
     """Compiles a model.
 
     Args:
-        source: a Hugging Face folder, a GGUF file, a hub id or a built-in name.
+        source: a Hugging Face folder, a GGUF file, a hub id or a built-in name; or a `config.json` alone, of which is made what can be
+            inspected, and has no weights.
         target: what to compile for, as `cupola targets` lists; several, with commas between them, get a library each over the same weights.
         quant: how weights are stored and multiplied: f32, bf16, f16; w8a8 or w4a8, weights of 8 or 4 bits and activations
             quantized to 8; w8a16 or w4a16, activations as they are; w4a16-g64 and the like in larger groups

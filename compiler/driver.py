@@ -9,7 +9,7 @@ from pathlib import Path
 import tvm
 
 from cupola.compiler.artifact_folder import artifact_folder
-from cupola.compiler.artifact_writer import list_files, printable, write_manifest, write_texts, write_weights
+from cupola.compiler.artifact_writer import list_files, outline_weights, printable, write_manifest, write_texts, write_weights
 from cupola.compiler.auto_scheme import choose_scheme
 from cupola.compiler.frontend.importer import import_model
 from cupola.compiler.frontend.state import DTYPES
@@ -17,6 +17,7 @@ from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, pipeline, run_passes
 from cupola.compiler.progress import Progress
 from cupola.compiler.sources import open_source
+from cupola.compiler.sources.outline import OUTLINE
 from cupola.compiler.variants import (
     build_variant,
     check_activations,
@@ -59,7 +60,8 @@ def compile_to(
             built = zip(lifted, targets, files, strict=True)
             variants = [build_variant(mod, target, weights, file, dumps) for (mod, _), target, file in built]
         with progress.stage("Packing weights", sum(weight.spec.num_bytes for weight in weights)) as advance:
-            places, shards = write_weights(work, weights, advance)
+            is_outline = model.format == OUTLINE
+            places, shards = outline_weights(work, weights) if is_outline else write_weights(work, weights, advance)
         write_texts(work, model)
         manifest = Manifest(
             format_version=FORMAT_VERSION,

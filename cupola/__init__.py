@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from cupola.runtime.load_generator.report import LoadReport
     from cupola.runtime.load_generator.run import run_load_test
     from cupola.runtime.measure.benchmark import Benchmark, SpeedTest
+    from cupola.runtime.measure.bound import StepWork, decode_work, prompt_work
     from cupola.runtime.measure.evaluation import Comparison, Estimate, Evaluation, evaluate
+    from cupola.runtime.measure.machines import Machine, find_machine
     from cupola.runtime.measure.profile import KernelTime, Profile, Roofline, measure_roofline, profile
     from cupola.runtime.server.serve import serve
     from cupola.runtime.structured.structured_outputs import StructuredOutputs
@@ -63,6 +65,7 @@ __all__ = [
     "LoadReport",
     "LoadTest",
     "Logprob",
+    "Machine",
     "OptionError",
     "Profile",
     "RequestError",
@@ -72,14 +75,18 @@ __all__ = [
     "SamplingParams",
     "SourceError",
     "SpeedTest",
+    "StepWork",
     "StructuredOutputs",
     "UnsupportedError",
     "__version__",
     "choose_library",
     "compile",
+    "decode_work",
     "evaluate",
+    "find_machine",
     "measure_roofline",
     "profile",
+    "prompt_work",
     "run_load_test",
     "serve",
 ]
@@ -93,6 +100,8 @@ _MODULES = {
     "Benchmark": "runtime.measure.benchmark",
     "SpeedTest": "runtime.measure.benchmark",
     **dict.fromkeys(("KernelTime", "Profile", "Roofline", "measure_roofline", "profile"), "runtime.measure.profile"),
+    **dict.fromkeys(("StepWork", "decode_work", "prompt_work"), "runtime.measure.bound"),
+    **dict.fromkeys(("Machine", "find_machine"), "runtime.measure.machines"),
     "evaluate": "runtime.measure.evaluation",
     "Evaluation": "runtime.measure.evaluation",
     "Estimate": "runtime.measure.evaluation",

@@ -3,6 +3,8 @@
 Before:  lv = cupola.linear(x, weight)
 After:   lv1 = R.permute_dims(R.reshape(weight, (18, 32, 576)), (0, 2, 1))     # packing, lifted out later
          lv = R.call_tir(cls.linear_576x576, (x, lv1))
+
+Each kernel is given the cost of the operations that it does (`targets/cost.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from cupola.passes.rewrite import pass_of, tidy
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
+from cupola.targets.cost import with_cost_of
 from cupola.targets.ops import PREFIX, op_name
 from cupola.targets.weight_functions import function_of
 
@@ -28,7 +31,10 @@ def _run(mod: IRModule, target: Target) -> IRModule:
     for var, func in mod.functions_items():
         if isinstance(func, relax.Function):
             lowering.builder_.update_func(var, lowering.visit_expr(func))
-    return relax.transform.EliminateCommonSubexpr()(tidy(lowering.builder_.get()))
+    lowered = lowering.builder_.get()
+    for kernel, call in lowering.calls.items():
+        lowered.update_func(kernel, with_cost_of(lowered[kernel], call))
+    return relax.transform.EliminateCommonSubexpr()(tidy(lowered))
 
 
 @mutator
@@ -36,12 +42,15 @@ class _Lowering(PyExprMutator):
     def __init__(self, mod: IRModule, target: Target) -> None:
         super().__init__(mod)
         self.target = target
+        self.calls: dict[tvm.ir.GlobalVar, relax.Call] = {}  # by kernel, one of those that it does
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
         for rule in self.target.rules:
             lowered = rule(call, self.builder_)
             if lowered is not None:
+                if isinstance(lowered, relax.Call) and isinstance(lowered.args[0], tvm.ir.GlobalVar):
+                    self.calls[lowered.args[0]] = call
                 return lowered
         name = op_name(call)
         if name is not None and function_of(call) is None:

@@ -14,6 +14,7 @@ import cupola
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.progress import console_progress
 from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.manifest import NOT_HASHED
 from cupola.runtime.errors import one_line
 
 Out = Annotated[
@@ -61,4 +62,6 @@ def _report(artifact: Artifact, seconds: float, as_json: bool) -> None:
         return
     for note in manifest.notes:
         print("note:", one_line(note), file=sys.stderr)
-    print(f"{artifact.path}: {num_bytes / 1e6:.0f} MB in {seconds:.1f} s; now `cupola run {artifact.path}`")
+    is_outline = any(file.sha256 == NOT_HASHED for file in manifest.files)
+    then = f"inspect {artifact.path} --roofline h100" if is_outline else f"run {artifact.path}"
+    print(f"{artifact.path}: {num_bytes / 1e6:.0f} MB in {seconds:.1f} s; now `cupola {then}`")

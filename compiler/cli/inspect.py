@@ -17,6 +17,7 @@ from rich.tree import Tree
 
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.inspect_plan import show_plans
+from cupola.compiler.cli.inspect_roofline import CONTEXT, PROMPT, show_roofline
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import DeviceSpec, Manifest
 from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, TensorSpec
@@ -38,11 +39,21 @@ class Memory:
 
 
 Tokens = Annotated[
-    int | None, typer.Option("--context", help="Reckon K/V memory for this many tokens a sequence (default: all).", show_default=False)
+    int | None,
+    typer.Option(
+        "--context", help=f"Reckon for this many tokens a sequence (default: all; with --roofline {CONTEXT}).", show_default=False
+    ),
 ]
 Sequences = Annotated[int, typer.Option("--max-num-seqs", help="Reckon for this many sequences at once.")]
 ShowPlan = Annotated[
     bool, typer.Option("--plan", help="Show each library's plan instead: its workspace, and its calls of kernels in order.")
+]
+Machine = Annotated[
+    str | None,
+    typer.Option("--roofline", help="Show instead what a step moves and launches, and how fast it can be on h100, rtx4090, mi300x, …"),
+]
+Prompt = Annotated[
+    int | None, typer.Option("--prompt", help=f"With --roofline: tokens of the prompt that is reckoned too (default: {PROMPT}).")
 ]
 StepTokens = Annotated[int, typer.Option("--max-num-batched-tokens", help="Reckon for this many tokens in a step.")]
 
@@ -53,6 +64,8 @@ def inspect(
     max_num_seqs: Sequences = 1,
     max_num_batched_tokens: StepTokens = 512,
     show_plan: ShowPlan = False,
+    roofline: Machine = None,
+    prompt: Prompt = None,
     as_json: p.Json = False,
 ) -> None:
     """Show what is inside an artifact: functions, kernels, weights, memory."""
@@ -61,10 +74,18 @@ def inspect(
         show_plans(opened, as_json=as_json)
         return
     limit = opened.manifest.model.context_length
-    context = limit if context is None else context
+    usual = limit if roofline is None else min(limit, CONTEXT)
+    context = usual if context is None else context
     _check_range("context", context, limit)
     _check_range("max-num-seqs", max_num_seqs, opened.manifest.limits.max_batch_size)
     _check_range("max-num-batched-tokens", max_num_batched_tokens, 2**20)
+    if roofline is not None:
+        prompt = min(limit, PROMPT) if prompt is None else prompt
+        _check_range("prompt", prompt, limit)
+        show_roofline(
+            opened, roofline, context=context, num_streams=max_num_seqs, prompt=prompt, step_tokens=max_num_batched_tokens, as_json=as_json
+        )
+        return
     memory = reckon(opened.manifest, context, max_num_seqs, max_num_batched_tokens)
     if as_json:
         typer.echo(json.dumps(_as_dict(opened, memory)))

@@ -49,7 +49,7 @@ class Source:
 
     Attributes:
         name: the path or name that the user gave.
-        format: "huggingface" or "gguf".
+        format: "huggingface", "gguf", or "config" of a configuration alone, without values of weights.
         sha256: a hash over all the content that the artifact depends on.
         config: the content of transformers' `config.json` (for GGUF, derived from its metadata).
         tensors: the weights, named as in transformers' checkpoints.

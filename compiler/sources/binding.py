@@ -13,6 +13,7 @@ import numpy as np
 
 from cupola.compiler.sources.base import WEIGHT_DTYPES, LazyTensor, Source
 from cupola.compiler.sources.huggingface import BUFFERS
+from cupola.compiler.sources.outline import OUTLINE, outline_weights
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 _COMPARED_ROWS = 4096
@@ -99,6 +100,8 @@ def bind_weights(
         UnsupportedError: the checkpoint holds a tensor in another arrangement than the model (single experts, say), or in a type
             that is none of weights.
     """
+    if source.format == OUTLINE:
+        return outline_weights(source, parameters)
     named = _renamed(source, parameters, base_model_prefix)
     _check_tied(source, named, tied)
     sharing = {**{origin: target for target, origin in tied.items()}, **tied}

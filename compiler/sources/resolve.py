@@ -36,6 +36,7 @@ def _unknown(name: str | Path) -> SourceError:
 def _open_file(path: Path, name: str) -> Source:
     from cupola.compiler.sources.gguf import open_gguf
     from cupola.compiler.sources.huggingface import PICKLES
+    from cupola.compiler.sources.outline import open_outline
 
     if not path.is_file():
         raise SourceError("is not a regular file", file=path, fix=_ACCEPTED)
@@ -48,6 +49,8 @@ def _open_file(path: Path, name: str) -> Source:
         return open_gguf(path, name)
     if path.suffix in PICKLES:
         raise SourceError("is a pickle, which may run code and is never opened", file=path, fix="give the weights as safetensors")
+    if path.suffix == ".json":
+        return open_outline(path, name)
     if path.suffix == ".safetensors":
         raise SourceError("holds weights and no configuration", file=path, fix="give the folder that also has its config.json")
     raise UnsupportedError("is not a model file that is read here", file=path, fix=_ACCEPTED)
@@ -68,8 +71,9 @@ def open_source(name: str | Path, *, trust_remote_code: bool = False, progress: 
     """Open a model: read and check everything but the weights' values, which stay lazy.
 
     Args:
-        name: a GGUF file; a folder with `config.json` and safetensors; a built-in name (`BUILTINS`), which is meant even
-            if there is a folder of that name (`./name` is the folder); a hub id, `organization/name` or `organization/name@revision`.
+        name: a GGUF file; a folder with `config.json` and safetensors; a `config.json` alone, of which an outline is made; a built-in name
+            (`BUILTINS`), which is meant even if there is a folder of that name (`./name` is the folder);
+            a hub id, `organization/name` or `organization/name@revision`.
         trust_remote_code: changes only what the refusal of a model with code of its own says.
         progress: is told, in a line, what takes time.
 

@@ -52,7 +52,7 @@ def _faults(manifest: Manifest) -> Iterator[Fault]:
 
 def _kernel_faults(field: str, kernels: Iterable[KernelSpec]) -> Iterator[Fault]:
     for i, kernel in enumerate(kernels):
-        for name in ("operations_per_row", "operations_per_pair", "window", "gathered_bytes_per_row"):
+        for name in ("operations_per_row", "operations_per_pair", "window", "gathered_bytes_per_row", "num_gathered"):
             yield from _out_of_range(f"{field}[{i}].cost.{name}", getattr(kernel.cost, name), 0, MAX_SIZE)
 
 

@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from cupola.runtime.artifact.manifest import CHAT_TEMPLATE, COPY_AGAIN, MANIFEST, FileSpec, Manifest
+from cupola.runtime.artifact.manifest import CHAT_TEMPLATE, COPY_AGAIN, MANIFEST, NOT_HASHED, FileSpec, Manifest
 from cupola.runtime.artifact.read import parse_manifest, read_manifest
 from cupola.runtime.artifact.verified import verify_once
 from cupola.runtime.errors import ArtifactError
@@ -55,6 +55,8 @@ class Artifact:
 
     def _check_hash(self, entry: FileSpec) -> None:
         file = self.path / entry.name
+        if entry.sha256 == NOT_HASHED:
+            raise ArtifactError("holds no weights: the model was compiled from its configuration alone", file=file, fix="compile the model")
         try:
             found = sha256_of(file)
         except OSError as error:

@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, WeightSpec
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST, LIBRARY, PLAN, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS = (
     "manifest.json", "lib.so", "plan.json", "tokenizer.json", "chat_template.jinja", "generation_config.json",
     "special_tokens_map.json")  # fmt: skip
 COMPILE_AGAIN, COPY_AGAIN = "compile the model again", "copy or compile it again"
+NOT_HASHED = "0" * 64  # stands for the SHA-256 of a file without content, whose weights nobody had
 HOST = "cpu"  # the kind of targets whose kernels run in the host's memory
 
 

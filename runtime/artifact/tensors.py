@@ -60,7 +60,8 @@ class KernelCost:
         operations_per_row: rows are those of the result.
         operations_per_pair: of a query and a key that it sees.
         window: how many of the latest keys a query sees; 0 is all.
-        gathered_bytes_per_row: how much of its largest argument is read a row; 0 means that all arguments are read whole.
+        gathered_bytes_per_row: how much of its largest arguments is read a row.
+        num_gathered: how many those are; of 0, all arguments are read whole.
     """
 
     arithmetic: str = "float32"
@@ -68,11 +69,17 @@ class KernelCost:
     operations_per_pair: int = 0
     window: int = 0
     gathered_bytes_per_row: int = 0
+    num_gathered: int = 0
 
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """A kernel of the library, for those who look inside and measure."""
+    """A kernel of the library, for those who look inside and measure.
+
+    Attributes:
+        launches: of a kernel with threads, the blocks of each launch, over its sizes in the plan; one without blocks is not launched.
+    """
 
     name: str
     cost: KernelCost = KernelCost()
+    launches: tuple[int | str, ...] = ()

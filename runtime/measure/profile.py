@@ -14,13 +14,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cupola.runtime.artifact.expressions import evaluate
-from cupola.runtime.artifact.plan import INPUT, Place, PlanCall
-from cupola.runtime.artifact.tensors import KernelCost, TensorSpec
 from cupola.runtime.device.executor import NativeExecutor
-from cupola.runtime.device.interface import Batch, Int32, SamplingPlan, StepHandle
+from cupola.runtime.device.interface import Batch, SamplingPlan, StepHandle
 from cupola.runtime.errors import OptionError
 from cupola.runtime.measure.benchmark import Benchmark, SpeedTest
+from cupola.runtime.measure.step_cost import StepCost
 
 DECODE_STEPS = 4  # of a repeat, each a sample of its own
 READ_BYTES = 256 << 20  # more than caches hold
@@ -142,16 +140,7 @@ class _Watch:
         self.num_blocks, self.num_swap_blocks, self.provide_swap = executor.num_blocks, executor.num_swap_blocks, executor.provide_swap
         self.max_steps = 1  # each is looked at
         self._benchmark, self._manifest = benchmark, benchmark.artifact.manifest
-        self._costs = {kernel.name: kernel.cost for kernel in self._manifest.kernels}
-        self._kernels = {kernel.name: kernel for kernel in executor.plan.kernels}
-        places = {tensor.name: Place(INPUT, i) for i, tensor in enumerate(self._manifest.function("forward").inputs)}
-        kv = self._manifest.kv
-        # Bytes of a layer's part of a pool for each token.
-        self._pools = {
-            places[pool.name]: pool.num_bytes // (len(group.layers) * kv.block_size)
-            for i, group in enumerate(kv.groups)
-            for pool in kv.pools_of(i, 1)
-        }
+        self._cost = StepCost(self._manifest, executor.plan)
         self._clear()
 
     def samples(self, test: SpeedTest, *, look: bool) -> Iterator[_Sample]:
@@ -185,49 +174,14 @@ class _Watch:
 
     def _on_step(self, nanoseconds: Sequence[int], sizes: Mapping[str, int]) -> None:
         for call, duration in zip(self._executor.plan.calls, nanoseconds, strict=True):
-            if call.kernel in self._costs:
-                self._add(call, duration, sizes)
-
-    def _add(self, call: PlanCall, duration: int, sizes: Mapping[str, int]) -> None:
-        name, cost = call.kernel, self._costs[call.kernel]
-        tensors = self._tensors(call, sizes)
-        num_rows = int(tensors[-1][1].shape[0])
-        pairs = int(_seen(self._batch.positions + 1, cost.window).sum()) if cost.operations_per_pair else 0
-        before = self._times.get(name, KernelTime(name, 0, 0.0, 0, 0, cost.arithmetic))
-        self._times[name] = KernelTime(
-            name,
-            before.num_calls + 1,
-            before.seconds + 1e-9 * duration,
-            before.num_bytes + self._bytes(cost, dict(tensors), num_rows),
-            before.num_operations + num_rows * cost.operations_per_row + pairs * cost.operations_per_pair,
-            cost.arithmetic,
-        )
-
-    def _tensors(self, call: PlanCall, sizes: Mapping[str, int]) -> list[tuple[Place, TensorSpec]]:
-        """The arguments of a call, as its kernel sees them."""
-        kernel = self._kernels[call.kernel]
-        own = {name: evaluate(size, sizes) for name, size in zip(kernel.sizes, call.sizes, strict=True)}
-        shapes = (tuple(evaluate(size, own) for size in tensor.shape) for tensor in kernel.pointers)
-        specs = (replace(tensor, shape=shape) for tensor, shape in zip(kernel.pointers, shapes, strict=True))
-        return list(zip(call.pointers, specs, strict=True))
-
-    def _bytes(self, cost: KernelCost, tensors: Mapping[Place, TensorSpec], num_rows: int) -> int:
-        """Bytes of the arguments, each counted once; of K/V pools those of the keys that the batch needs and writes."""
-        sizes = [
-            self._pool_bytes(self._pools[place], cost.window) if place in self._pools else tensor.num_bytes
-            for place, tensor in tensors.items()
-        ]
-        if cost.gathered_bytes_per_row:
-            sizes[sizes.index(max(sizes))] = num_rows * cost.gathered_bytes_per_row
-        return sum(sizes)
-
-    def _pool_bytes(self, per_key: int, window: int) -> int:
-        """Of one layer: each sequence's keys (or values) read once, the new ones written."""
-        first = self._batch.positions[self._batch.query_starts[:-1]]
-        read = self._batch.context_lens - (first + 1 - _seen(first + 1, window))
-        return per_key * (int(read.sum()) + len(self._batch.tokens))
-
-
-def _seen(num_keys: Int32, window: int) -> Int32:
-    """How many of its latest `num_keys` keys a query sees."""
-    return np.minimum(num_keys, window) if window else num_keys
+            cost, name = self._cost.of(call, sizes, self._batch), call.kernel
+            if cost is None:
+                continue
+            before = self._times.get(name, KernelTime(name, 0, 0.0, 0, 0, self._cost.arithmetic[name]))
+            self._times[name] = replace(
+                before,
+                num_calls=before.num_calls + 1,
+                seconds=before.seconds + 1e-9 * duration,
+                num_bytes=before.num_bytes + cost.num_bytes,
+                num_operations=before.num_operations + cost.num_operations,
+            )

@@ -43,10 +43,14 @@ def plain_interface() -> transform.Pass:
 def describe_kernel(name: str, kernel: tirx.PrimFunc) -> PlanKernel:
     """The parameters of a kernel, in the order in which `plain_interface` has them."""
     tensors, numbers = [p for p in kernel.params if is_tensor(p)], [p for p in kernel.params if not is_tensor(p)]
-    # Kernels need not name their sizes, nor differently.
-    names = {size: f"{size.name or 'size'}_{i}" for i, size in enumerate(symbolic_sizes(kernel))}
+    names = size_names(kernel)
     pointers = tuple(TensorSpec(p.name, str(p.ty.dtype), tuple(size_of(size, names) for size in p.ty.shape)) for p in tensors)
     return PlanKernel(name, pointers, tuple(str(p.ty.dtype) for p in numbers), tuple(names.values()))
+
+
+def size_names(kernel: tirx.PrimFunc) -> dict[tirx.Var, str]:
+    """The names of a kernel's symbolic sizes outside of it, in order; it need not name them itself, nor differently."""
+    return {size: f"{size.name or 'size'}_{i}" for i, size in enumerate(symbolic_sizes(kernel))}
 
 
 def is_tensor(param: tirx.Var) -> bool:

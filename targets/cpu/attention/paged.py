@@ -82,10 +82,7 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
         )
         _attend(tensors)
 
-    arithmetic = "bfloat16" if k.in_tiles else "float32"
-    return with_cost(
-        prim_func(body), KernelCost(arithmetic, operations_per_pair=2 * k.num_heads * (k.key_dim + k.value_dim), window=k.window)
-    )
+    return with_cost(prim_func(body), KernelCost("bfloat16" if k.in_tiles else "float32"))
 
 
 def _attend(t: Tensors) -> None:

@@ -13,8 +13,6 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.tensors import KernelCost
-from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.loops import in_tiles
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
@@ -56,7 +54,7 @@ def _build(kernel: QuantizedShape) -> tvm.tirx.PrimFunc:
             first = name(task // k.num_panels * ROW_BLOCK)
             product.block(name(task % k.num_panels), first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
 
-    return with_cost(prim_func(body), KernelCost(operations_per_row=k.operations_per_row))
+    return prim_func(body)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.tensors import KernelCost
-from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.loops import in_tiles
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
@@ -79,7 +77,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
             panel, first = name(task % kernel.num_panels), name(task // kernel.num_panels * ROW_BLOCK)
             panels.rows(panel, first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
 
-    return with_cost(prim_func(body), KernelCost(operations_per_row=kernel.operations_per_row))
+    return prim_func(body)
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
                 else:
                     product.many()
 
-    return with_cost(
-        prim_func(body),
-        KernelCost("bfloat16" if k.isa.bf16_tiles else "int8", operations_per_row=k.operations_per_row),
-    )
+    return with_cost(prim_func(body), KernelCost("bfloat16" if k.isa.bf16_tiles else "int8"))
 
 
 @dataclass(frozen=True)

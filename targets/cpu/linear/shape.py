@@ -36,11 +36,6 @@ class LayerShape:
         return num_panels(self.num_outputs * (2 if self.gated else 1))
 
     @property
-    def operations_per_row(self) -> int:
-        """As `KernelCost` counts them."""
-        return 2 * self.num_outputs * self.depth * (2 if self.gated else 1)
-
-    @property
     def label(self) -> str:
         """The beginning of its kernels' names."""
         return f"{'gated_' if self.gated else ''}linear_{self.num_outputs}x{self.depth}"

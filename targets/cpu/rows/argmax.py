@@ -10,8 +10,6 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
-from cupola.runtime.artifact.tensors import KernelCost
-from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.loops import for_each
 from cupola.targets.cpu.emit.simd import Buffer, Value, argument, local, name, prim_func
 from cupola.targets.cpu.isa import ISA
@@ -65,7 +63,7 @@ def _build(width: int, block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
                 T.buffer_store(its_slots, tables[i, column] * block_size + index % block_size, [i])
             T.buffer_store(context_lens, index + 1, [i])
 
-    return with_cost(prim_func(body), KernelCost(gathered_bytes_per_row=4 * MAXIMA_BLOCK))  # one block of a row's logits
+    return prim_func(body)
 
 
 def _find_largest(x: Buffer, row: Value, start: Value, count: Value) -> Value:

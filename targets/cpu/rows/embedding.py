@@ -9,8 +9,6 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.tensors import ITEM_BYTES, KernelCost
-from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.loops import for_each
 from cupola.targets.cpu.emit.simd import Simd, Value, argument, name, prim_func
 from cupola.targets.cpu.isa import ISA
@@ -60,7 +58,7 @@ def _build(kernel: _Kernel, token_dtype: str) -> tvm.tirx.PrimFunc:
 
         for_each(n, kernel.width, row)
 
-    return with_cost(prim_func(body), KernelCost(gathered_bytes_per_row=kernel.width * ITEM_BYTES[kernel.weight_dtype]))
+    return prim_func(body)
 
 
 def lower_embedding(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -110,4 +108,4 @@ def _build_quantized(isa: ISA, num_entries: int, width: int, groups: int, codes:
 
         for_each(n, width, row)
 
-    return with_cost(prim_func(body), KernelCost(gathered_bytes_per_row=width * codes.bits // 8))
+    return prim_func(body)
