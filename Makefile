@@ -106,8 +106,9 @@ types: $(STAMP) ## mypy, strict
 layers: $(STAMP) ## the rooms' import rules and the house rules
 	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
-ledger: $(STAMP) ## renew the ledger of what kernels cost, after a change to one
+ledger: $(STAMP) ## renew the ledgers of what kernels cost, after a change to one
 	$(BIN)/python -m cupola.targets.cpu.measure.ledger
+	$(BIN)/python -m cupola.targets.cuda.ledger
 
 sanitize: $(STAMP) ## run the C of compiled libraries under the thread, address and undefined-behaviour sanitizers
 	$(BIN)/python -m pytest --quiet tests/targets/native/test_sanitizers.py

@@ -3,23 +3,18 @@
 A line is a case of the catalogue compiled for one instruction set: the instructions of its innermost loops by class
 (`assembly.CLASSES`), each loop counted once; how many such loops there are; and bytes of code, of stack, and of the
 workspaces that one task takes from TVM's pool.
-
-The ledger in the repository must be what the kernels give, figure by figure, better ones too: a line that nobody renewed
-would let the next change be worse up to it. `make ledger` renews it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeAlias
 
 import tvm
 
@@ -27,14 +22,12 @@ from cupola.runtime.environment import num_threads
 from cupola.targets.cpu.isa import ISA, ISAS, with_own_kernels
 from cupola.targets.cpu.kernels import cpu_target
 from cupola.targets.cpu.measure.assembly import CLASSES, functions
+from cupola.targets.ledger import Figures, Ledger, differences, read_ledger, write_ledger
 from cupola.targets.native.interface import compile_kernels
 from cupola.targets.testing.case import SMOLLM2, KernelCase, KernelFactory, Sizes, lower_case
 from cupola.targets.testing.catalogue import KERNELS
 
-Figures: TypeAlias = dict[str, int]
-Ledger: TypeAlias = dict[tuple[str, str], Figures]  # by kernel and instruction set
-_VERDICTS = ("worse", "mixed", "gone", "new", "better")
-LEDGER = Path(__file__).with_name("ledger.jsonl")
+LEDGER, COLUMN = Path(__file__).with_name("ledger.jsonl"), "isa"
 
 
 def make_ledger() -> Ledger:
@@ -89,43 +82,11 @@ def _workspaces(llvm_ir: str) -> Figures:
     return {"workspace_bytes": sum(known), "dynamic_workspaces": len(sizes) - len(known)}
 
 
-def read_ledger(file: Path = LEDGER) -> Ledger:
-    """The ledger as the file has it; empty if there is none."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    entries = [json.loads(line) for line in lines]
-    return {(entry.pop("kernel"), entry.pop("isa")): entry for entry in entries}
-
-
-def write_ledger(ledger: Ledger, file: Path = LEDGER) -> None:
-    """A line for every kernel and instruction set, in the order of the ledger."""
-    lines = (json.dumps({"kernel": kernel, "isa": isa, **figures}) for (kernel, isa), figures in ledger.items())
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def differences(before: Ledger, now: Ledger) -> list[str]:
-    """A line of text for every line of the ledger that is not as it was, the worse ones first; "mixed" are those with more and less."""
-    texts = {}
-    for key in before.keys() | now.keys():
-        if before.get(key) != now.get(key):
-            verdict, changes = _change(before.get(key), now.get(key))
-            texts[verdict, *key] = f"{verdict}: {key[0]}, {key[1]}: {changes}"
-    return [texts[key] for key in sorted(texts, key=lambda key: (_VERDICTS.index(key[0]), key))]
-
-
-def _change(before: Mapping[str, int] | None, now: Mapping[str, int] | None) -> tuple[str, str]:
-    if before is None or now is None:
-        return ("new", "not in the ledger") if before is None else ("gone", "not in the catalogue")
-    changed = {name: (before.get(name, 0), now.get(name, 0)) for name in {**before, **now} if before.get(name) != now.get(name)}
-    grown = {new > old for old, new in changed.values()}
-    verdict = "mixed" if len(grown) == 2 else "worse" if True in grown else "better"
-    return verdict, ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
-
-
 def main() -> None:
     """Renews the ledger and prints what changed."""
     ledger = make_ledger()
-    print("\n".join(differences(read_ledger(), ledger)) or "no change")
-    write_ledger(ledger)
+    print("\n".join(differences(read_ledger(LEDGER, COLUMN), ledger)) or "no change")
+    write_ledger(ledger, LEDGER, COLUMN)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from cupola.targets.cpu.isa import ISAS
 from cupola.targets.cpu.kernels import cpu_target
 from cupola.targets.cpu.measure import ledger
 from cupola.targets.cpu.measure.assembly import SYNTAXES, classify, functions
+from cupola.targets.ledger import differences, read_ledger
 from cupola.targets.testing.case import SMOLLM2
 from cupola.targets.testing.catalogue import LinearKernel
 
@@ -18,7 +19,7 @@ ISA = {isa.name: isa for isa in ISAS}
 
 
 def test_kernels_cost_what_the_ledger_says():
-    changed = ledger.differences(ledger.read_ledger(), ledger.make_ledger())
+    changed = differences(read_ledger(ledger.LEDGER, ledger.COLUMN), ledger.make_ledger())
     assert not changed, "\n".join(["kernels changed; if that is meant, `make ledger` and commit it:", *changed])
 
 
@@ -26,31 +27,11 @@ def test_a_spoiled_kernel_is_worse_than_its_line():
     isa = ISA["avx2"]
     case = LinearKernel("f32")(SMOLLM2, cpu_target(isa))
     key = (case.name, isa.name)
-    before = {key: ledger.read_ledger()[key]}
+    before = {key: read_ledger(ledger.LEDGER, ledger.COLUMN)[key]}
     spoiled = dataclasses.replace(isa, num_registers=64)  # accumulators for registers that AVX2 does not have
-    [change] = ledger.differences(before, {key: ledger.measure(case, spoiled)})
+    [change] = differences(before, {key: ledger.measure(case, spoiled)})
     assert change.startswith(("worse: linear 1536x576 f32, avx2: ", "mixed: linear 1536x576 f32, avx2: "))
     assert "spill 0 → " in change
-
-
-def test_differences_name_the_figures_and_put_the_worse_first():
-    same, gone, new, better, worse, mixed = ((name, "avx2") for name in ("same", "gone", "new", "better", "worse", "mixed"))
-    before = {same: {"fma": 3}, gone: {"fma": 1}, better: {"spill": 2, "load": 9}, worse: {"fma": 8}, mixed: {"fma": 8, "load": 2}}
-    now = {same: {"fma": 3}, new: {"fma": 1}, better: {"load": 9}, worse: {"fma": 8, "spill": 1}, mixed: {"fma": 6, "load": 3}}
-    assert ledger.differences(before, now) == [
-        "worse: worse, avx2: spill 0 → 1",
-        "mixed: mixed, avx2: fma 8 → 6, load 2 → 3",
-        "gone: gone, avx2: not in the catalogue",
-        "new: new, avx2: not in the ledger",
-        "better: better, avx2: spill 2 → 0",
-    ]
-
-
-def test_a_ledger_is_read_as_it_was_written(tmp_path):
-    lines = {("a 1x2", "avx2"): {"loops": 2, "spill": 0}, ("b", "neon"): {"loops": 1}}
-    ledger.write_ledger(lines, tmp_path / "ledger")
-    assert ledger.read_ledger(tmp_path / "ledger") == lines
-    assert ledger.read_ledger(tmp_path / "none") == {}
 
 
 NESTED = """

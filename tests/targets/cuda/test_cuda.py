@@ -1,4 +1,4 @@
-"""Kernels compiled by nvcc: their code is there, and what it costs is bounded."""
+"""Libraries for CUDA: weights are read by wide loads, and nothing of NVIDIA's is needed to open one."""
 
 from __future__ import annotations
 
@@ -20,41 +20,7 @@ from cupola.targets.gpu.code import cuda_source
 from cupola.targets.gpu.lowering import split
 from cupola.targets.registry import get_target
 from cupola.targets.testing.case import SMOLLM2, lower_case
-from cupola.targets.testing.catalogue import KERNELS, VARIANTS, LinearKernel, is_implemented, rms_norm
-
-
-@pytest.fixture(scope="module")
-def source() -> str:
-    """All kernels of the catalogue, each under a name of its own, in CUDA C++."""
-    target, kernels = get_target("cuda:sm_80"), {}
-    for i, kernel in enumerate((*KERNELS, *VARIANTS)):
-        if is_implemented(kernel, target):
-            mod = lower_case(kernel(SMOLLM2, target), target)
-            kernels |= {f"k{i}_{gv.name_hint}": f for gv, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
-    return cuda_source(split(tvm.IRModule(kernels), target.tvm), target.tvm)
-
-
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
-def test_no_kernel_spills(source: str, architecture: str, tmp_path: Path) -> None:
-    file = tmp_path / "kernels.cu"
-    file.write_text(source)
-    command = [
-        build.find_nvcc(),
-        "-cubin",
-        f"-arch={architecture}",
-        "-O3",
-        "-std=c++17",
-        "-w",
-        "-Xptxas",
-        "-v",
-        "-o",
-        str(tmp_path / "k"),
-        str(file),
-    ]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spills = [line for line in said.splitlines() if "spill stores" in line]
-    assert len(spills) > 40
-    assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
+from cupola.targets.testing.catalogue import LinearKernel, rms_norm
 
 
 @pytest.mark.parametrize("weight", ["f16", "bf16", "w8", "w4", "w4m", "w4g64", "w4g128m"])
