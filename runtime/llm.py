@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from cupola.runtime.artifact.folder import Artifact
-from cupola.runtime.device.executor import load
+from cupola.runtime.device.executor import open_library
 from cupola.runtime.device.interface import Float32
-from cupola.runtime.device.memory import choose_num_blocks, make_swap_space
+from cupola.runtime.device.memory import choose_kv_memory, choose_num_blocks, make_swap_space
 from cupola.runtime.engine.attention_sinks import choose_sink_window
 from cupola.runtime.engine.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from cupola.runtime.engine.engine import Engine, EngineConfig, stack_logits
@@ -37,7 +37,10 @@ class LLM:
         max_num_seqs: sequences in one step; no more than the artifact was compiled for are used.
         max_num_batched_tokens: tokens in one step; a longer prompt is computed in chunks.
         max_num_mixed_prefill_tokens: prompt tokens in a step in which other sequences decode: more hold those up longer, fewer the prompt.
-        kv_memory: memory for K/V pages, such as "1GB", "512MiB" or a number of bytes.
+        kv_memory: memory for K/V pages, such as "1GB", "512MiB" or a number of bytes; by default 1GB, or on a device with memory of its own
+            what `gpu_memory_utilization` leaves.
+        gpu_memory_utilization: of a device with memory of its own, the share that weights, K/V and a step's workspace may take together;
+            by default 0.9, or what is free if that is less.
         swap_memory: memory beside it for the K/V of sequences that are preempted when `kv_memory` runs out, in such terms too.
             What does not fit is computed again later, as all of it is by default.
         swap_folder: where a file without a name stands in for that memory.
@@ -64,7 +67,8 @@ class LLM:
         max_num_seqs: int = 16,
         max_num_batched_tokens: int = 512,
         max_num_mixed_prefill_tokens: int = 192,
-        kv_memory: int | str = "1GB",
+        kv_memory: int | str | None = None,
+        gpu_memory_utilization: float | None = None,
         swap_memory: int | str = 0,
         swap_folder: str | Path | None = None,
         enable_prefix_caching: bool = True,
@@ -83,8 +87,9 @@ class LLM:
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
         self.engine = load_engine(
-            self.artifact, config, self.tokenizer, kv_memory=kv_memory, swap_memory=swap_memory, swap_folder=swap_folder, device=device
-        )
+            self.artifact, config, self.tokenizer, kv_memory=kv_memory, gpu_memory_utilization=gpu_memory_utilization,
+            swap_memory=swap_memory, swap_folder=swap_folder, device=device,
+        )  # fmt: skip
         self._defaults = default_sampling_params(self.artifact)
         self._num_requests, self._schemas = 0, SchemaChecker()
 
@@ -353,7 +358,8 @@ def load_engine(
     config: EngineConfig,
     tokenizer: Tokenizer | None,
     *,
-    kv_memory: int | str,
+    kv_memory: int | str | None,
+    gpu_memory_utilization: float | None,
     swap_memory: int | str,
     swap_folder: str | Path | None,
     device: str | None,
@@ -364,8 +370,10 @@ def load_engine(
     model, kv = manifest.model, manifest.kv
     sinks = choose_sink_window(config.attention_sinks, config.attention_window, model, kv)
     most = kv.most_blocks(sinks.num_kept if sinks else model.context_length, config.max_num_batched_tokens)
+    opened, limits = open_library(artifact, device), (config.max_num_seqs, config.max_num_batched_tokens)
+    kv_memory = choose_kv_memory(manifest, opened.library.plan, opened.device, kv_memory, gpu_memory_utilization, *limits)
     num_blocks = choose_num_blocks(kv, kv_memory, most, config.max_num_seqs)
     swap = make_swap_space(kv, swap_memory, swap_folder, most)
-    engine = Engine(load(artifact, num_blocks, device, swap), model, kv, config, tokenizer)
+    engine = Engine(opened.executor(num_blocks, swap), model, kv, config, tokenizer)
     trim_heap()  # reading a tokenizer leaves as much behind as it takes
     return engine

@@ -41,12 +41,20 @@ class Answer:
 
 
 def load(
-    model: str, options: CompileOptions, device: str | None = None, attention_sinks: int | None = None, attention_window: int | None = None
+    model: str,
+    options: CompileOptions,
+    device: str | None = None,
+    attention_sinks: int | None = None,
+    attention_window: int | None = None,
+    gpu_memory_utilization: float | None = None,
 ) -> LLM:
     """The model, for one sequence."""
 
     def make(folder: Path | str) -> LLM:
-        return cupola.LLM(folder, max_num_seqs=1, device=device, attention_sinks=attention_sinks, attention_window=attention_window)
+        return cupola.LLM(
+            folder, max_num_seqs=1, device=device, attention_sinks=attention_sinks, attention_window=attention_window,
+            gpu_memory_utilization=gpu_memory_utilization,
+        )  # fmt: skip
 
     llm = load_by(make, model, options)
     for note in llm.notes:

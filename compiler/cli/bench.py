@@ -75,6 +75,7 @@ def bench(
     repeat: Repeats = 5,
     kernels: Kernels = False,
     device: p.Device = None,
+    gpu_memory_utilization: p.GPUMemory = None,
     as_json: p.Json = False,
     target: p.Target = None,
     quant: p.Quant = None,
@@ -106,7 +107,7 @@ def bench(
 
     artifact = load_by(lambda folder: cupola.Artifact.open(folder), model, options)
     fitting = _fitting(artifact, tests)
-    benchmark = cupola.Benchmark(artifact, fitting, device)
+    benchmark = cupola.Benchmark(artifact, fitting, device, gpu_memory_utilization)
     if kernels:
         typer.echo(show_kernels(benchmark, unlike(fitting), repeat, as_json))
         return

@@ -57,6 +57,14 @@ AttentionWindow = Annotated[
 Device = Annotated[
     str | None, Option("--device", help="The device to run on, of those compiled for (default: the best).", show_default=False)
 ]
+GPUMemory = Annotated[
+    float | None,
+    Option(
+        "--gpu-memory-utilization",
+        help="Of a GPU's memory, the share for weights, K and V, and a step's workspace (default: 0.9).",
+        show_default=False,
+    ),
+]
 System = Annotated[str | None, Option("--system", help="A system message to begin with.", show_default=False)]
 MaxTokens = Annotated[int, Option("--max-tokens", help="Tokens to generate at most.")]
 Temperature = Annotated[float, Option("--temperature", help="0 takes the most likely token; higher is more varied.")]

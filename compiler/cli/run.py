@@ -30,6 +30,7 @@ def run_model(
     attention_sinks: p.AttentionSinks = None,
     attention_window: p.AttentionWindow = None,
     device: p.Device = None,
+    gpu_memory_utilization: p.GPUMemory = None,
     target: p.Target = None,
     quant: p.Quant = None,
     embedding: p.Embedding = None,
@@ -46,7 +47,7 @@ def run_model(
     text = _standard_input() if prompt is None else prompt
     if not text:
         raise OptionError("is empty", field="prompt", fix="give some text")
-    llm = answer.load(model, options, device, attention_sinks, attention_window)
+    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization)
     if raw or not answer.has_chat_template(llm):
         if system:
             raise OptionError("needs a chat template, which this model has not", field="system", fix="put it into the prompt")

@@ -37,7 +37,14 @@ SchedulerSteps = Annotated[
     int,
     Option("--num-scheduler-steps", help="Tokens of an answer that may come at once, within 16 ms, where the most likely is taken."),
 ]
-KVMemory = Annotated[str, Option("--kv-memory", help="Memory for K and V, such as 2GB or 512MiB.")]
+KVMemory = Annotated[
+    str | None,
+    Option(
+        "--kv-memory",
+        help="Memory for K and V, such as 2GB (default: 1GB; on a GPU what --gpu-memory-utilization leaves).",
+        show_default=False,
+    ),
+]
 SwapMemory = Annotated[str, Option("--swap-memory", help="Memory for K and V of preempted answers, such as 1GB; 0 computes them again.")]
 SwapFolder = Annotated[Path | None, Option("--swap-folder", help="A folder on a disk that stands in for that memory.", show_default=False)]
 PrefixCaching = Annotated[bool, Option("--prefix-caching/--no-prefix-caching", help="Share the K/V of prompts that begin equally.")]
@@ -83,7 +90,8 @@ def serve_model(
     max_num_seqs: MaxSeqs = 16,
     max_num_batched_tokens: MaxTokens = 512,
     max_num_mixed_prefill_tokens: MixedTokens = 192,
-    kv_memory: KVMemory = "1GB",
+    kv_memory: KVMemory = None,
+    gpu_memory_utilization: p.GPUMemory = None,
     swap_memory: SwapMemory = "0",
     swap_folder: SwapFolder = None,
     prefix_caching: PrefixCaching = True,
@@ -124,8 +132,7 @@ def serve_model(
     options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     if log_format not in LOG_FORMATS:
         raise OptionError(f"is {log_format!r:.60}", field="log_format", fix=f"give one of {', '.join(LOG_FORMATS)}")
-    own_name = Path(model).resolve().name if p.is_artifact(model) else short_name(model)
-    names = served_model_name or [re.sub(r"[^\w.:/@+-]", "-", own_name)]
+    names = served_model_name or [_name(model)]
     keys = api_key or [key for key in [api_key_of_environment()] if key is not None]
 
     run_server = _server()
@@ -141,6 +148,7 @@ def serve_model(
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_mixed_prefill_tokens=max_num_mixed_prefill_tokens,
             kv_memory=kv_memory,
+            gpu_memory_utilization=gpu_memory_utilization,
             swap_memory=swap_memory,
             swap_folder=swap_folder,
             enable_prefix_caching=prefix_caching,
@@ -183,3 +191,9 @@ def _server() -> Callable[..., None]:
 def _split(given: str) -> list[str]:
     """The parts between commas."""
     return [part.strip() for part in given.split(",") if part.strip()]
+
+
+def _name(model: str) -> str:
+    """The name that requests may call a model by if nobody gave it one."""
+    own = Path(model).resolve().name if p.is_artifact(model) else short_name(model)
+    return re.sub(r"[^\w.:/@+-]", "-", own)

@@ -91,9 +91,11 @@ class Accelerator:
 
     def memory_budget(self) -> int:
         """As `Device`: what is free now."""
-        found = (ctypes.c_int64 * 2)()
-        self._check(self._library.cupola_memory(found))
-        return found[0]
+        return self._memory()[0]
+
+    def total_memory(self) -> int:
+        """As `Device`."""
+        return self._memory()[1]
 
     def map_weights(self, artifact: Artifact) -> Mapping[str, Tensor]:
         """As `Device`: copies, each made of the mapped file."""
@@ -103,6 +105,11 @@ class Accelerator:
             found[spec.name] = self.empty(spec.dtype, array.shape)
             self.upload(array, found[spec.name])
         return found
+
+    def _memory(self) -> tuple[int, int]:
+        found = (ctypes.c_int64 * 2)()
+        self._check(self._library.cupola_memory(found))
+        return found[0], found[1]
 
     def _check(self, code: int) -> None:
         if code:

@@ -6,6 +6,7 @@ import ctypes
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -34,7 +35,7 @@ OnStep = Callable[[Sequence[int], Mapping[str, int]], None]
 class NativeExecutor:
     """The compiled `forward`, its weights (mapped from the artifact, not copied) and its K/V pages.
 
-    Made by `load`. Page memory is touched, and so taken from the system, only as blocks are written.
+    Made by `Opened`. Page memory is touched, and so taken from the system, only as blocks are written.
     """
 
     def __init__(self, library: Library, artifact: Artifact, device: Device, num_blocks: Sequence[int], swap: SwapSpace) -> None:
@@ -211,14 +212,31 @@ def _bind_fixed(arguments: Arguments, tensors: Mapping[int, Tensor], artifact: A
         raise ArtifactError(str(error), file=artifact.path / MANIFEST, field="functions.forward.inputs", fix=COMPILE_AGAIN) from None
 
 
-def load(artifact: Artifact, num_blocks: Sequence[int], device: str | None = None, swap: SwapSpace | None = None) -> NativeExecutor:
-    """Loads an artifact, with the library for `device` or the best that runs here.
+@dataclass(frozen=True)
+class Opened:
+    """An artifact's library, loaded, and the device that it is for."""
 
-    `num_blocks` are those of each group's pools. `swap` is where blocks can be put aside; None is nowhere.
+    artifact: Artifact
+    library: Library
+    device: Device
+
+    def executor(self, num_blocks: Sequence[int], swap: SwapSpace | None = None) -> NativeExecutor:
+        """An executor with so many blocks in each group's pools; `swap` is where blocks can be put aside, None is nowhere.
+
+        Raises:
+            OptionError: the blocks take more memory than there is.
+        """
+        kv = self.artifact.manifest.kv
+        check_budget(kv, num_blocks, self.device.memory_budget())
+        return NativeExecutor(self.library, self.artifact, self.device, num_blocks, swap or SwapSpace(kv, [0] * len(num_blocks)))
+
+
+def open_library(artifact: Artifact, device: str | None = None) -> Opened:
+    """Loads the library for `device`, or the best that runs here.
 
     Raises:
         ArtifactError: if it was compiled for other machines, or can't be loaded.
-        OptionError: if there is no library for `device`, or this machine can't run it; or the blocks take more memory than there is.
+        OptionError: if there is no library for `device`, or this machine can't run it.
     """
     manifest, chosen = artifact.manifest, choose_library(artifact, device)
     hashes = {entry.name: entry.sha256 for entry in manifest.files}
@@ -228,9 +246,12 @@ def load(artifact: Artifact, num_blocks: Sequence[int], device: str | None = Non
         loaded = load_library(file, hashes[chosen.file], ctypes.CDLL)
     except OSError as error:
         raise ArtifactError(f"can't be loaded: {str(error).strip().splitlines()[-1]}", file=file, fix=COMPILE_AGAIN) from error
-    library, held = Library(loaded, plan, file), _device(loaded, chosen.target)
-    check_budget(manifest.kv, num_blocks, held.memory_budget())
-    return NativeExecutor(library, artifact, held, num_blocks, swap or SwapSpace(manifest.kv, [0] * len(num_blocks)))
+    return Opened(artifact, Library(loaded, plan, file), _device(loaded, chosen.target))
+
+
+def load(artifact: Artifact, num_blocks: Sequence[int], device: str | None = None, swap: SwapSpace | None = None) -> NativeExecutor:
+    """An executor for an artifact. Raises as `open_library` and `Opened.executor`."""
+    return open_library(artifact, device).executor(num_blocks, swap)
 
 
 def _device(library: ctypes.CDLL, target: DeviceSpec) -> Device:

@@ -65,6 +65,10 @@ class HostDevice:
         except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems not these names
             return _UNBOUNDED
 
+    def total_memory(self) -> int:
+        """As `Device`."""
+        return self.memory_budget()
+
     def map_weights(self, artifact: Artifact) -> Mapping[str, Tensor]:
         """As `Device`: mapped, not copied."""
         weights = map_weights(artifact)

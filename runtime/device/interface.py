@@ -163,7 +163,11 @@ class Device(Protocol):
         ...
 
     def memory_budget(self) -> int:
-        """Bytes that the device has, for weights, K/V and all else."""
+        """Bytes that can be had now, for weights, K/V and all else."""
+        ...
+
+    def total_memory(self) -> int:
+        """Bytes that the device has in all, others' too."""
         ...
 
     def map_weights(self, artifact: Artifact) -> Mapping[str, Tensor]:

@@ -58,14 +58,20 @@ class SpeedTest:
 
 
 class Benchmark:
-    """An artifact, loaded so that every one of `tests` can be measured; `device` is as for `LLM`.
+    """An artifact, loaded so that every one of `tests` can be measured; `device` and `gpu_memory_utilization` are as for `LLM`.
 
     Raises:
         OptionError: there is no test, one exceeds the artifact's limits, or there is no library for `device` that runs here.
         ArtifactError: the artifact is damaged or for another machine.
     """
 
-    def __init__(self, artifact: str | Path | Artifact, tests: Sequence[SpeedTest], device: str | None = None) -> None:
+    def __init__(
+        self,
+        artifact: str | Path | Artifact,
+        tests: Sequence[SpeedTest],
+        device: str | None = None,
+        gpu_memory_utilization: float | None = None,
+    ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         manifest = self.artifact.manifest
         if not tests:
@@ -82,6 +88,7 @@ class Benchmark:
             max_num_batched_tokens=max(STEP_TOKENS, num_streams * block_size),
             kv_memory=num_blocks * manifest.kv.bytes_per_block,
             device=device,
+            gpu_memory_utilization=gpu_memory_utilization,
         )
         executor = self._llm.engine.executor
         assert isinstance(executor, NativeExecutor)

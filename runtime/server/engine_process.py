@@ -194,6 +194,7 @@ def load(start: m.Start) -> Engine:
         start.config,
         load_tokenizer(artifact, is_bounded=True),
         kv_memory=start.kv_memory,
+        gpu_memory_utilization=start.gpu_memory_utilization,
         swap_memory=start.swap_memory,
         swap_folder=start.swap_folder,
         device=start.device,

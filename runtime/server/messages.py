@@ -23,7 +23,8 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     artifact: str
     sha256: str
     config: EngineConfig
-    kv_memory: int | str
+    kv_memory: int | str | None
+    gpu_memory_utilization: float | None
     swap_memory: int | str
     swap_folder: str | None
     device: str | None

@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 
 from cupola.runtime.artifact.folder import Artifact
-from cupola.runtime.device.memory import parse_bytes
+from cupola.runtime.device.memory import check_utilization, parse_bytes
 from cupola.runtime.engine.attention_sinks import choose_sink_window
 from cupola.runtime.engine.engine import EngineConfig
 from cupola.runtime.errors import OptionError
@@ -42,7 +42,8 @@ def serve(
     max_num_seqs: int = 16,
     max_num_batched_tokens: int = 512,
     max_num_mixed_prefill_tokens: int = 192,
-    kv_memory: int | str = "1GB",
+    kv_memory: int | str | None = None,
+    gpu_memory_utilization: float | None = None,
     swap_memory: int | str = 0,
     swap_folder: str | Path | None = None,
     enable_prefix_caching: bool = True,
@@ -105,7 +106,9 @@ def serve(
         max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
         num_scheduler_steps, attention_sinks, attention_window,
     )  # fmt: skip
-    parse_bytes(kv_memory, "kv_memory")
+    if kv_memory is not None:
+        parse_bytes(kv_memory, "kv_memory")
+    check_utilization(gpu_memory_utilization)
     parse_bytes(swap_memory, "swap_memory", lowest=0)
     config = ServerConfig(
         _tuple(served_model_name) or (folder.resolve().name,), _tuple(api_key), max_queue, request_timeout, shutdown_timeout, send_timeout,
@@ -121,6 +124,7 @@ def serve(
         sha256=opened.sha256,
         config=engine,
         kv_memory=kv_memory,
+        gpu_memory_utilization=gpu_memory_utilization,
         swap_memory=swap_memory,
         swap_folder=None if swap_folder is None else str(Path(swap_folder).resolve()),
         device=device,

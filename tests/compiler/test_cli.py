@@ -79,7 +79,14 @@ class FakeLLM:
     made_from: list[Path]
 
     def __init__(
-        self, artifact: str | Path, *, max_num_seqs: int, device: str | None, attention_sinks: int | None, attention_window: int | None
+        self,
+        artifact: str | Path,
+        *,
+        max_num_seqs: int,
+        device: str | None,
+        attention_sinks: int | None,
+        attention_window: int | None,
+        gpu_memory_utilization: float | None,
     ) -> None:
         FakeLLM.made_from.append(Path(artifact))
         self.artifact = Artifact.open(artifact)

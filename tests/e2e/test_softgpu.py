@@ -102,3 +102,43 @@ def test_a_real_model(quant: str, smollm2: Compiled, tmp_path: Path) -> None:
 def test_activations_of_8_bits_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(cupola.UnsupportedError, match=r"quant: is w4a8, and softgpu has no kernels .* \(take w4a16\)"):
         cupola.compile(tiny, out=tmp_path / "artifact", target="softgpu", quant="w4a8")
+
+
+TOTAL = 4 << 30  # of softgpu's memory
+
+
+def beside(artifact: cupola.Artifact, num_tokens: int) -> int:
+    """Bytes of the weights, and at least of a step's logits and of its activations."""
+    manifest = artifact.manifest
+    weights = sum(4 * int(np.prod(weight.shape)) for weight in manifest.weights)
+    return weights + num_tokens * manifest.function("forward").bytes_per_token + 4 * manifest.model.vocab_size
+
+
+def test_k_and_v_get_what_the_share_leaves(artifact: cupola.Artifact, prompts: list[list[int]]) -> None:
+    kv, spare = artifact.manifest.kv, 1 << 16
+    room = beside(artifact, 64) + 9 * kv.bytes_per_block
+    llm = cupola.LLM(artifact, max_num_seqs=2, max_num_batched_tokens=64, gpu_memory_utilization=(room + spare) / TOTAL)
+    [num_blocks] = llm.engine.executor.num_blocks
+    assert 9 - spare // kv.bytes_per_block <= num_blocks <= 9 + spare // kv.bytes_per_block
+    assert outputs(llm, prompts) == outputs(cupola.LLM(artifact, max_num_seqs=2, kv_memory="1MB"), prompts)
+    [whole] = cupola.LLM(artifact, max_num_seqs=2, max_num_batched_tokens=64).engine.executor.num_blocks
+    assert whole == 2 * artifact.manifest.model.context_length // kv.block_size  # all that two sequences can use
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan"), True, "0.9"])
+def test_a_share_out_of_range_is_refused(artifact: cupola.Artifact, share: object) -> None:
+    with pytest.raises(cupola.OptionError, match="gpu_memory_utilization: is .*, not above 0 and up to 1"):
+        cupola.LLM(artifact, gpu_memory_utilization=share)  # type: ignore[arg-type]
+
+
+def test_a_share_that_cannot_be_had_is_refused(artifact: cupola.Artifact) -> None:
+    with pytest.raises(
+        cupola.OptionError, match=r"gpu_memory_utilization: leaves -?\d+ MiB for K/V beside the weights and a step of 512 tokens"
+    ):
+        cupola.LLM(artifact, gpu_memory_utilization=1e-7)
+    held = cupola.LLM(artifact, max_num_seqs=1, kv_memory="1MB")  # its memory is not free any more
+    with pytest.raises(cupola.OptionError, match=r"gpu_memory_utilization: is 1, 4096 MiB, and of 4096 MiB \d+ are free"):
+        cupola.LLM(artifact, gpu_memory_utilization=1)
+    with pytest.raises(cupola.OptionError, match=r"kv_memory: is 4000 MiB, and gpu_memory_utilization leaves \d+"):
+        cupola.LLM(artifact, kv_memory="4000MiB")
+    assert held.engine.executor.num_blocks
