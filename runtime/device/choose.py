@@ -6,6 +6,7 @@ import sys
 
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import HOST, MANIFEST, DeviceSpec, LibrarySpec
+from cupola.runtime.device.capability import capability_fault, preference
 from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.runtime.machine import architecture, here, missing_features
 
@@ -14,7 +15,7 @@ _SYSTEMS = {"linux": ("linux",), "android": ("linux", "android"), "darwin": ("da
 
 
 def choose_library(artifact: Artifact, device: str | None = None) -> LibrarySpec:
-    """The library of `artifact` for `device`, or the first that this machine can run.
+    """The library of `artifact` for `device`, or the first that this machine can run; of several for NVIDIA's GPUs the nearest to its own.
 
     Raises:
         ArtifactError: if there is none.
@@ -31,9 +32,10 @@ def choose_library(artifact: Artifact, device: str | None = None) -> LibrarySpec
             raise OptionError(f"is {device!r}: {fault[1]}", field="device", fix="leave it out")
         return found
     faults = [_fault(library.target) for library in libraries]
-    for library, fault in zip(libraries, faults, strict=True):
-        if fault is None:
-            return library
+    fitting = [library for library, fault in zip(libraries, faults, strict=True) if fault is None]
+    if fitting:
+        alike = [library for library in fitting if library.target.kind == fitting[0].target.kind]
+        return max(alike, key=lambda library: preference(library.target.device))  # the first of those that are equal
     file, fix = artifact.path / MANIFEST, "compile the model for this machine"
     (field, problem), *others = (fault for fault in faults if fault is not None)
     if others:
@@ -52,4 +54,7 @@ def _fault(target: DeviceSpec) -> tuple[str, str] | None:
     if not any(name in rest for name in _SYSTEMS.get(sys.platform, (sys.platform,))):
         return "triple", f"is {target.triple!r}, this system is {sys.platform}"
     missing = missing_features(target.features)
-    return ("features", f"this CPU lacks {', '.join(missing)}") if missing else None
+    if missing:
+        return "features", f"this CPU lacks {', '.join(missing)}"
+    problem = capability_fault(target.device)
+    return ("device", problem) if problem else None
