@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers clients requirements quality sweep roofline browser pictures test check lint types layers ledger sanitize format hooks clean
+.PHONY: help setup run bench-peers clients requirements quality sweep roofline cuda-package test-cuda bench-cuda browser pictures test check lint types layers ledger sanitize format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -60,6 +60,19 @@ sweep: $(STAMP) ## compile every causal model type of transformers, tiny, and co
 
 roofline: $(STAMP) ## reckon what an 8 B model can reach on GPUs, from its plans: docs/roofline.md (some minutes)
 	$(BIN)/python benchmarks/roofline
+
+# The package goes to a machine with a GPU, which needs Python 3.11 and numpy, no compiler and no network; there the two targets below it run,
+# each in less than nine minutes. DRY=1 makes and runs a tiny one on softgpu.
+CUDA_PACKAGE := build/cuda$(if $(DRY),-dry-run)
+
+cuda-package: $(STAMP) ## build the package that tests and measures CUDA's kernels: build/cuda (some minutes)
+	$(BIN)/python benchmarks/cuda $(if $(DRY),--dry-run --cases 12) $(ARGS)
+
+test-cuda: ## on a machine with a GPU: hold every kernel against float64; wants build/cuda
+	python3 $(CUDA_PACKAGE)/check_kernels.py $(ARGS)
+
+bench-cuda: ## on a machine with a GPU: measure models of 8 B's shape beside torch; wants build/cuda
+	python3 $(CUDA_PACKAGE)/measure_speed.py $(ARGS)
 
 # ARGS are words of clients' names; the table is written when all of them work.
 clients: $(STAMP) ## point real clients at a server, and write the table in docs/clients.md (needs the network)

@@ -35,16 +35,25 @@ OnStep = Callable[[Sequence[int], Mapping[str, int]], None]
 class NativeExecutor:
     """The compiled `forward`, its weights (mapped from the artifact, not copied) and its K/V pages.
 
-    Made by `Opened`. Page memory is touched, and so taken from the system, only as blocks are written.
+    Made by `Opened`. Page memory is touched, and so taken from the system, only as blocks are written. `weights` stand in for the
+    artifact's, by name.
     """
 
-    def __init__(self, library: Library, artifact: Artifact, device: Device, num_blocks: Sequence[int], swap: SwapSpace) -> None:
+    def __init__(
+        self,
+        library: Library,
+        artifact: Artifact,
+        device: Device,
+        num_blocks: Sequence[int],
+        swap: SwapSpace,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.num_blocks, self.num_swap_blocks, self.provide_swap = tuple(num_blocks), swap.num_blocks, swap.provide
         self.device, self._library = device, library
         self.num_threads = library.set_threads(environment.num_threads())
         manifest, forward = artifact.manifest, artifact.manifest.function("forward")
         self._pools = device.page_pools(manifest.kv, num_blocks, swap)
-        fixed = {**self._pools.tensors, **device.map_weights(artifact)}
+        fixed = {**self._pools.tensors, **(device.map_weights(artifact) if weights is None else weights)}
         places = {spec.name: i for i, spec in enumerate(forward.inputs)}
         self._arguments = Arguments(forward.inputs, library.plan.dims)
         self._fixed_sizes = _bind_fixed(self._arguments, {places[name]: tensor for name, tensor in fixed.items()}, artifact)
@@ -220,15 +229,19 @@ class Opened:
     library: Library
     device: Device
 
-    def executor(self, num_blocks: Sequence[int], swap: SwapSpace | None = None) -> NativeExecutor:
+    def executor(
+        self, num_blocks: Sequence[int], swap: SwapSpace | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> NativeExecutor:
         """An executor with so many blocks in each group's pools; `swap` is where blocks can be put aside, None is nowhere.
+
+        `weights` stand in for the artifact's, by name.
 
         Raises:
             OptionError: the blocks take more memory than there is.
         """
         kv = self.artifact.manifest.kv
         check_budget(kv, num_blocks, self.device.memory_budget())
-        return NativeExecutor(self.library, self.artifact, self.device, num_blocks, swap or SwapSpace(kv, [0] * len(num_blocks)))
+        return NativeExecutor(self.library, self.artifact, self.device, num_blocks, swap or SwapSpace(kv, [0] * len(num_blocks)), weights)
 
 
 def open_library(artifact: Artifact, device: str | None = None) -> Opened:
