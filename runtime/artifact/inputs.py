@@ -11,7 +11,21 @@ from dataclasses import dataclass
 from cupola.runtime.artifact.tensors import TensorSpec
 
 MAXIMA_BLOCK = 64  # logits of a row; `forward` also gives the largest of each such block
-MAX_STEPS = 8  # of the model in one step of the engine, each on the argmax of the one before; `forward` gives those of as many
+MAX_STEPS = 8  # of the model in one step of the engine, each on the token chosen in the one before; `forward` gives those of as many
+
+# The columns of `draws`, int32: what the token of a row of logits is drawn by. x = (logit - the row's largest) / temperature is never
+# above 0, and the bits of its magnitude, as an integer, order tokens: the likeliest have 0. A fraction is two integers of 30 bits, upper
+# and lower; ONE is the upper one of 1.
+TEMPERATURE = 0  # the bits of a float32
+LIMIT = 1  # tokens whose bits are more than this are left out
+TOP_K = 2  # so many are left of the likeliest, and those as likely as the last of them; 0: all
+TOP_P = 3  # a fraction: the likeliest that have so much probability together are left, and those as likely as the last of them
+UNIFORMS = 5  # MAX_STEPS fractions below 1, for one step each: a token's place in the distribution that is left
+DRAW_COLUMNS = UNIFORMS + 2 * MAX_STEPS
+FRACTION_BITS = 30
+ONE = 1 << FRACTION_BITS
+NO_LIMIT = 0x7F800000  # infinity's bits
+LIKELIEST = (0x3F800000, 0, 0, ONE, 0, *(0,) * (2 * MAX_STEPS))  # the first of the largest logits
 
 
 @dataclass(frozen=True)
@@ -55,13 +69,14 @@ STEP_INPUTS = (
     StepTensor("block_tables", "int32", ("b", "max_blocks"), each_group=True),
     StepTensor("state_slots", "int32", ("b",), each_group=True, optional=True),  # of recurrent groups, in place of slots and tables
     StepTensor("adapter_ids", "int32", ("b",), optional=True),  # which LoRA adapter a sequence asks for; -1 is none
+    StepTensor("draws", "int32", ("r", DRAW_COLUMNS), optional=True),
     StepTensor("parents", "int32", ("n",), optional=True),  # of a token in a tree of drafted ones, the index of the token before it
 )
 STEP_OUTPUTS = (
     StepTensor("logits", "float32", ("r", "vocabulary")),
     StepTensor("hidden", "float32", ("r", "hidden"), optional=True),  # after the last norm: what the vocabulary projection reads
     StepTensor("maxima", "float32", ("r", "maxima"), optional=True),  # of each MAXIMA_BLOCK neighbours in a row of logits
-    StepTensor("argmax", "int32", (MAX_STEPS, "r"), optional=True),  # the last step's last; -1 where a logit is NaN
+    StepTensor("argmax", "int32", (MAX_STEPS, "r"), optional=True),  # the last step's last, or what `draws` drew; -1 where a logit is NaN
 )
 
 

@@ -8,20 +8,22 @@ import tvm
 import tvm.s_tir.dlight as dl
 
 from cupola.targets.gpu.attention import lower_paged_attention
+from cupola.targets.gpu.draw import lower_sample
 from cupola.targets.gpu.hopper import HopperStage
 from cupola.targets.gpu.linear import lower_linear
 from cupola.targets.gpu.matmul import lower_matmul
 from cupola.targets.gpu.rows import lower_embedding, lower_norm, lower_rotary, lower_take
 from cupola.targets.gpu.sampling import lower_argmax, lower_block_maxima
-from cupola.targets.ops import Argmax, BlockMaxima
+from cupola.targets.ops import Argmax, BlockMaxima, Sample
 
 RULES = (
     lower_linear, lower_embedding, lower_take, lower_norm, lower_rotary, lower_paged_attention, lower_block_maxima, lower_argmax,
+    lower_sample,
 )  # fmt: skip
 # In front of those, where there are matrix units: a table that embeds tokens may be the vocabulary's projection as well.
 MATRIX_RULES = (lower_matmul, partial(lower_embedding, tiled=True), partial(lower_take, tiled=True))
 HOPPER_RULES = (partial(lower_matmul, stage=HopperStage), *MATRIX_RULES[1:])  # in place of those, where warpgroups multiply
-OPTIONAL = (BlockMaxima, Argmax)  # operations that they implement
+OPTIONAL = (BlockMaxima, Argmax, Sample)  # operations that they implement
 
 
 def schedule(target: tvm.target.Target) -> tvm.transform.Pass:

@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import DRAW_COLUMNS, MAX_STEPS, MAXIMA_BLOCK, UNIFORMS
 from cupola.targets.emit import Buffer, Value, argument, prim_func
 from cupola.targets.gpu.emit import WARP, blocks, from_lane, keep, over_warp, registers, strided
 from cupola.targets.ops import Argmax, BlockMaxima
@@ -51,14 +51,17 @@ def _block_maxima(width: int) -> tvm.tirx.PrimFunc:
 
 
 def lower_argmax(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`Argmax`: a warp for each row, then a thread for each sequence that goes on."""
+    """`Argmax`: a warp for each row, unless tokens are `chosen`, then a thread for each."""
     op = Argmax.match(call)
     if op is None:
         return None
-    width = int(op.logits.ty.shape[1])
-    function = builder.add_func(_argmax(width, op.block_size, len(op.further) // 2), f"argmax_{width}")
-    arguments = [op.logits, op.maxima, op.tokens, op.positions, op.slots, op.context_lens, op.block_tables, *op.further]
-    return relax.op.call_tir(function, relax.Tuple(arguments), out_ty=call.ty)
+    width, num_further = int(op.logits.ty.shape[1]), len(op.further) // 2
+    inputs = [op.tokens, op.positions, op.slots, op.context_lens, op.block_tables, *op.further]
+    if op.chosen is None:
+        function = builder.add_func(_argmax(width, op.block_size, num_further), f"argmax_{width}")
+        return relax.op.call_tir(function, relax.Tuple([op.logits, op.maxima, *inputs]), out_ty=call.ty)
+    function = builder.add_func(_take_chosen(op.block_size, num_further), "take_chosen")
+    return relax.op.call_tir(function, relax.Tuple([op.chosen, op.draws, *inputs]), out_ty=call.ty)
 
 
 @cache
@@ -66,17 +69,11 @@ def _argmax(width: int, block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
     num_blocks = -(-width // MAXIMA_BLOCK)
 
     def body() -> None:
-        n, batch, rows, max_blocks = (T.int64() for _ in range(4))
+        rows = T.int64()
         logits = argument("logits", (rows, width), "float32")
         maxima = argument("maxima", (rows, num_blocks), "float32")
-        tokens, positions, slots = (argument(label, (n,), "int32") for label in ("tokens", "positions", "slots"))
-        context_lens = argument("context_lens", (batch,), "int32")
-        groups = [(slots, argument("block_tables", (batch, max_blocks), "int32"), max_blocks)]
-        for group in range(1, num_further + 1):
-            more_slots, columns = argument(f"slots_{group}", (n,), "int32"), T.int64()
-            groups.append((more_slots, argument(f"block_tables_{group}", (batch, columns), "int32"), columns))
+        inputs = _Inputs(num_further)
         out = argument("out", (MAX_STEPS, rows), "int32")
-
         with blocks(rows, threads=WARP) as (row, lane):
             start = keep(_first_largest(maxima, row, lane, T.int64(0), T.int64(num_blocks)) * MAXIMA_BLOCK)
             end = keep(T.min(start + MAXIMA_BLOCK, T.int64(width)))
@@ -87,21 +84,63 @@ def _argmax(width: int, block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
                 T.buffer_store(magnitude, T.max(magnitude[0], _magnitude(maxima[row, i])), [0])
             is_nan = over_warp(magnitude[0], T.max) > T.int32(_INFINITY)
             with T.If(lane == T.int64(0)), T.Then():
-                with T.serial(MAX_STEPS - 1) as step:
-                    T.buffer_store(out, out[step + 1, row], [step, row])
-                T.buffer_store(out, T.if_then_else(is_nan, T.int32(-1), T.cast(token, "int32")), [MAX_STEPS - 1, row])
-        with blocks((n + T.int64(WARP - 1)) // T.int64(WARP), threads=WARP) as (block, lane):
+                _add(out, row, T.if_then_else(is_nan, T.int32(-1), T.cast(token, "int32")))
+        with blocks((rows + T.int64(WARP - 1)) // T.int64(WARP), threads=WARP) as (block, lane):
             i = keep(block * WARP + lane)
-            with T.If(T.And(T.And(n == batch, n == rows), i < n)), T.Then():
-                index = keep(context_lens[i])  # of the next token, among those that the tables show
-                T.buffer_store(tokens, T.max(out[MAX_STEPS - 1, i], 0), [i])  # a token for the embedding, whatever comes of it
-                T.buffer_store(positions, positions[i] + 1, [i])
-                for its_slots, tables, columns in groups:
-                    column = T.min(T.cast(index // block_size, "int64"), columns - 1)  # past the end, nobody goes on
-                    T.buffer_store(its_slots, tables[i, column] * block_size + index % block_size, [i])
-                T.buffer_store(context_lens, index + 1, [i])
+            with T.If(i < rows), T.Then():
+                inputs.go_on(i, rows, out[MAX_STEPS - 1, i], block_size)
 
     return prim_func(body)
+
+
+@cache
+def _take_chosen(block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
+    def body() -> None:
+        rows = T.int64()
+        chosen = argument("chosen", (rows,), "int32")
+        draws = argument("draws", (rows, DRAW_COLUMNS), "int32")
+        inputs = _Inputs(num_further)
+        out = argument("out", (MAX_STEPS, rows), "int32")
+        with blocks((rows + T.int64(WARP - 1)) // T.int64(WARP), threads=WARP) as (block, lane):
+            i = keep(block * WARP + lane)
+            with T.If(i < rows), T.Then():
+                _add(out, i, chosen[i])
+                with T.serial(2 * (MAX_STEPS - 1)) as half:
+                    T.buffer_store(draws, draws[i, UNIFORMS + 2 + half], [i, UNIFORMS + half])
+                inputs.go_on(i, rows, chosen[i], block_size)
+
+    return prim_func(body)
+
+
+def _add(out: Buffer, row: Value, token: Value) -> None:
+    """Moves the tokens of steps before up by one, and writes the last."""
+    with T.serial(MAX_STEPS - 1) as step:
+        T.buffer_store(out, out[step + 1, row], [step, row])
+    T.buffer_store(out, token, [MAX_STEPS - 1, row])
+
+
+class _Inputs:
+    """The arguments that the next step takes, which are changed where every sequence goes on."""
+
+    def __init__(self, num_further: int) -> None:
+        self.n, self.batch, max_blocks = (T.int64() for _ in range(3))
+        self.tokens, self.positions, slots = (argument(label, (self.n,), "int32") for label in ("tokens", "positions", "slots"))
+        self.context_lens = argument("context_lens", (self.batch,), "int32")
+        self.groups = [(slots, argument("block_tables", (self.batch, max_blocks), "int32"), max_blocks)]
+        for group in range(1, num_further + 1):
+            more_slots, columns = argument(f"slots_{group}", (self.n,), "int32"), T.int64()
+            self.groups.append((more_slots, argument(f"block_tables_{group}", (self.batch, columns), "int32"), columns))
+
+    def go_on(self, i: Value, rows: Value, token: Value, block_size: int) -> None:
+        """Sequence i, whose row that is if all bring one token and want its logits."""
+        with T.If(T.And(self.n == self.batch, self.n == rows)), T.Then():
+            index = keep(self.context_lens[i])  # of the next token, among those that the tables show
+            T.buffer_store(self.tokens, T.max(token, 0), [i])  # a token for the embedding, whatever comes of it
+            T.buffer_store(self.positions, self.positions[i] + 1, [i])
+            for slots, tables, columns in self.groups:
+                column = T.min(T.cast(index // block_size, "int64"), columns - 1)  # past the end, nobody goes on
+                T.buffer_store(slots, tables[i, column] * block_size + index % block_size, [i])
+            T.buffer_store(self.context_lens, index + 1, [i])
 
 
 def _first_largest(x: Buffer, row: Value, lane: Value, start: Value, end: Value) -> Value:

@@ -8,7 +8,7 @@ G key/value heads, D key dim, E value dim. Relax's own `take`, `nn.rms_norm` and
 from cupola.targets.ops.attention import Attention, PagedAttention, Rotary
 from cupola.targets.ops.base import PREFIX, Op, Tensor, op_name
 from cupola.targets.ops.linear import ACTIVATIONS, Embedding, GatedLinear, Linear
-from cupola.targets.ops.sampling import Argmax, BlockMaxima
+from cupola.targets.ops.sampling import Argmax, BlockMaxima, Sample
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,6 +22,7 @@ __all__ = [
     "Op",
     "PagedAttention",
     "Rotary",
+    "Sample",
     "Tensor",
     "op_name",
 ]

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from cupola.runtime.artifact.inputs import MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import DRAW_COLUMNS, LIKELIEST, LIMIT, MAXIMA_BLOCK, ONE, TEMPERATURE, TOP_K, TOP_P
 from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
 from cupola.targets.base import Target
 from cupola.targets.formats.format import WeightFormat
-from cupola.targets.ops import Argmax, BlockMaxima, Embedding, GatedLinear, Linear, Op, PagedAttention, Rotary
+from cupola.targets.ops import Argmax, BlockMaxima, Embedding, GatedLinear, Linear, Op, PagedAttention, Rotary, Sample
 from cupola.targets.testing import references
 from cupola.targets.testing.case import Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
 
@@ -191,6 +191,34 @@ def argmax(sizes: Sizes, target: Target) -> KernelCase:
     return KernelCase(case_name("argmax", sizes.vocabulary), inputs, emit, references.argmax, draw)
 
 
+def sample(sizes: Sizes, target: Target) -> KernelCase:
+    """`Sample`: of each row by other parameters."""
+    num_blocks = -(-sizes.vocabulary // MAXIMA_BLOCK)
+    inputs = (
+        Input("logits", ("n", sizes.vocabulary)), Input("maxima", ("n", num_blocks)),
+        Input("draws", ("n", DRAW_COLUMNS), "int32", (0, ONE)),
+    )  # fmt: skip
+
+    def emit(t: Tensors) -> relax.Call:
+        return Sample(t["logits"], t["maxima"], t["draws"]).call()
+
+    def draw(random: np.random.Generator, num_tokens: int) -> Arrays:
+        arrays = {i.name: i.draw(random, {"n": num_tokens}) for i in inputs}
+        logits, draws = 3 * arrays["logits"], arrays["draws"]
+        logits[::2] = np.rint(logits[::2])  # so that some are equal
+        logits[6::7, -1] = np.nan
+        logits[7::9], logits[8::9, 1:3] = -np.inf, np.inf
+        arrays["logits"] = logits
+        temperatures, limits = random.choice([0.3, 1, 2], num_tokens), random.choice([1, 5, np.inf], num_tokens)
+        draws[:, TEMPERATURE], draws[:, LIMIT] = (x.astype("float32").view("int32") for x in (temperatures, limits))
+        draws[:, TOP_K] = random.choice([0, 1, 20, 10**6], num_tokens)
+        draws[random.random(num_tokens) < 0.3, TOP_P] = ONE
+        draws[4::5] = LIKELIEST
+        return arrays | {"maxima": references.block_maxima({"x": logits}).value.astype("float32")}
+
+    return KernelCase(case_name("sample", sizes.vocabulary), inputs, emit, references.sample, draw)
+
+
 @dataclass(frozen=True)
 class AttentionKernel:
     """`PagedAttention` over pages of one type, with what it does besides.
@@ -270,6 +298,7 @@ KERNELS: tuple[KernelFactory, ...] = (
     *(AttentionKernel(kv, joined=True) for kv in KV_DTYPES),
     block_maxima,
     argmax,
+    sample,
 )
 # What they do besides, in combinations.
 VARIANTS: tuple[KernelFactory, ...] = (
@@ -302,7 +331,7 @@ VARIANTS: tuple[KernelFactory, ...] = (
 )
 
 
-_OPTIONAL: Mapping[KernelFactory, type[Op]] = {block_maxima: BlockMaxima, argmax: Argmax}
+_OPTIONAL: Mapping[KernelFactory, type[Op]] = {block_maxima: BlockMaxima, argmax: Argmax, sample: Sample}
 
 
 def is_implemented(kernel: KernelFactory, target: Target) -> bool:

@@ -7,6 +7,7 @@ to the middle between two integers that float32 may round it to either.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import LIMIT, MAX_STEPS, MAXIMA_BLOCK, ONE, TEMPERATURE, TOP_K, TOP_P, UNIFORMS
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.state import StateContents
 
@@ -154,6 +155,38 @@ def argmax(arrays: Arrays) -> Expected:
     slack = np.full_like(value, np.inf)
     slack[-1] = np.finfo("float64").tiny
     return Expected(value, slack)
+
+
+def sample(arrays: Arrays) -> Expected:
+    """`ops.Sample`. A token may be any where a share that is off by `ROUNDING` would draw another one."""
+    value, slack = np.zeros(len(arrays["logits"])), np.full(len(arrays["logits"]), np.finfo("float64").tiny)
+    for i, (logits, draws) in enumerate(zip(arrays["logits"], arrays["draws"], strict=True)):
+        value[i] = drawn(logits, draws)
+        nearby = itertools.product((-ROUNDING, 0, ROUNDING), repeat=2)
+        if any(drawn(logits, draws, *off) != value[i] for off in nearby):
+            slack[i] = np.inf
+    return Expected(value, slack)
+
+
+def drawn(logits: Array, draws: Array, top_p_off: float = 0.0, uniform_off: float = 0.0) -> int:
+    """The token that a row's `draws` mean, shares being so far off; -1 if a logit is NaN."""
+    highest = logits.max()
+    if not np.isfinite(highest):
+        return -1 if np.isnan(highest) else int(logits.argmax())
+    x = (logits - highest) / draws[TEMPERATURE : TEMPERATURE + 1].view("float32")  # in float32, where equal numbers stay equal
+    keys = np.abs(x).view("int32")
+    left = keys <= draws[LIMIT]
+    if draws[TOP_K]:
+        left &= keys <= np.sort(keys)[min(draws[TOP_K], len(keys)) - 1]
+    weights = np.where(left, np.exp(x.astype("float64")), 0)
+    top_p, uniform = (draws[column] / ONE + draws[column + 1] / ONE**2 for column in (TOP_P, UNIFORMS))
+    if draws[TOP_P] < ONE:
+        order = np.argsort(keys, kind="stable")
+        size = np.searchsorted(np.cumsum(weights[order]), (top_p + top_p_off) * weights.sum())
+        weights[keys > keys[order[min(size, len(order) - 1)]]] = 0
+    cumulative = np.cumsum(weights)
+    share = min(max((uniform + uniform_off) * cumulative[-1], 0), np.nextafter(cumulative[-1], 0))
+    return int(np.searchsorted(cumulative, share, side="right"))
 
 
 def rotary(arrays: Arrays, interleaved: bool) -> Expected:

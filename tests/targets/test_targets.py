@@ -14,7 +14,7 @@ from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.cpu.measure.assembly import functions
 from cupola.targets.generic.rules import RULES, STATE_RULES
 from cupola.targets.native.interface import compile_kernels
-from cupola.targets.ops import Argmax, BlockMaxima, Linear
+from cupola.targets.ops import Argmax, BlockMaxima, Linear, Sample
 from cupola.targets.registry import get_target, get_targets, list_targets, register_target, target_names
 from cupola.targets.testing.case import SMOLLM2, lower_case
 from cupola.targets.testing.catalogue import AttentionKernel, LinearKernel
@@ -74,6 +74,7 @@ def test_a_generic_rule_stands_last():
 
 def test_optional_operations_are_those_that_a_target_names():
     assert get_target("cpu").implements(BlockMaxima) and get_target("cpu").implements(Argmax)
+    assert get_target("softgpu").implements(Sample) and not get_target("cpu").implements(Sample)
     assert toy().implements(Linear) and not toy().implements(BlockMaxima)
 
 

@@ -21,7 +21,7 @@ INFINITY_BITS, MAGNITUDE_BITS = 0x7F800000, 0x7FFFFFFF  # of float32; a magnitud
 def lower_argmax(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`Argmax`; the same code for every instruction set."""
     op = Argmax.match(call)
-    if op is None:
+    if op is None or op.chosen is not None:
         return None
     width = int(op.logits.ty.shape[1])
     function = builder.add_func(_build(width, op.block_size, len(op.further) // 2), f"argmax_{width}")
