@@ -30,13 +30,14 @@ from cupola.passes.narrow_activations import narrow_activations
 from cupola.passes.page_attention import page_attention
 from cupola.passes.pick_rows_early import pick_rows_early
 from cupola.passes.quantize_weights import quantize_weights
+from cupola.passes.sample_tokens import sample_tokens
 from cupola.passes.schemes.base import Scheme
 from cupola.passes.simplify import simplify
 from cupola.passes.sink_transposes import sink_transposes
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.environment import debug_level
 from cupola.targets.base import Target
-from cupola.targets.ops import Argmax, BlockMaxima
+from cupola.targets.ops import Argmax, BlockMaxima, Sample
 
 Pass: TypeAlias = tvm.transform.Pass
 
@@ -84,6 +85,7 @@ def pipeline(
         add_in_place(),
         *([find_maxima()] if target.implements(BlockMaxima) else []),
         *([find_argmax(kv)] if target.implements(Argmax) and target.implements(BlockMaxima) else []),
+        *([sample_tokens()] if all(map(target.implements, (Sample, Argmax, BlockMaxima))) else []),
         lower_ops(target),
     ]
 

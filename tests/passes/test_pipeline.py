@@ -21,7 +21,7 @@ from cupola.passes.schemes import SCHEMES
 from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.runtime.artifact.state import KVSpec
 from cupola.targets.base import Target
-from cupola.targets.ops import Argmax, BlockMaxima, GatedLinear, Linear, PagedAttention
+from cupola.targets.ops import Argmax, BlockMaxima, GatedLinear, Linear, PagedAttention, Sample
 from tests.passes.harness import verified
 
 NO_TARGET = Target(DeviceSpec("none", "cpu", "none", "", ()), None, optional=(BlockMaxima, Argmax))
@@ -116,10 +116,11 @@ def is_of_weights(mod: IRModule, call: relax.Call) -> bool:
 def test_optional_operations_are_emitted_where_they_are_implemented() -> None:
     kv = KVSpec((), "float32", 16)
     found = []
-    for optional in ((), (BlockMaxima,), (Argmax,), (BlockMaxima, Argmax)):  # argmax is found by way of the maxima
+    for optional in ((), (BlockMaxima,), (Argmax,), (BlockMaxima, Argmax), (BlockMaxima, Sample), (BlockMaxima, Argmax, Sample)):
         passes = pipeline(replace(NO_TARGET, optional=optional), kv, SCHEMES["f32"])
-        found.append([step.info.name for step in passes if step.info.name.startswith("find_")])
-    assert found == [[], ["find_maxima"], [], ["find_maxima", "find_argmax"]]
+        found.append([step.info.name for step in passes if step.info.name.startswith(("find_", "sample_"))])
+    both = ["find_maxima", "find_argmax"]  # tokens are found by way of the maxima
+    assert found == [[], ["find_maxima"], [], both, ["find_maxima"], [*both, "sample_tokens"]]
 
 
 def test_every_family_is_counted() -> None:
