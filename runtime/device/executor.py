@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from cupola.runtime import environment
 from cupola.runtime.artifact.arrays import Array
 from cupola.runtime.artifact.folder import Artifact
-from cupola.runtime.artifact.inputs import MAX_STEPS, input_line
+from cupola.runtime.artifact.inputs import LIKELIEST, MAX_STEPS, input_line
 from cupola.runtime.artifact.manifest import COMPILE_AGAIN, HOST, MANIFEST, DeviceSpec
 from cupola.runtime.artifact.plan import Plan
 from cupola.runtime.artifact.read import parse_plan
@@ -62,6 +64,7 @@ class NativeExecutor:
         self._results = _Results(device, forward.outputs, [places[name] for name in names])
         self._workspace = _Memory(device)
         self.max_steps = MAX_STEPS if "argmax" in names else 1
+        self.draws_tokens = "draws" in places
         self._on_step: OnStep | None = None
         self._is_bound = False
 
@@ -137,11 +140,14 @@ class _StepInputs:
                 problem = f"takes {spec.name!r}, which nothing gives"
                 raise ArtifactError(problem, file=artifact.path / MANIFEST, field="functions.forward", fix=COMPILE_AGAIN)
             self._fields.append((Batch._fields.index(line.name), int(spec.name.partition(".")[2]) if line.each_group else None))
+        self._likeliest = np.array([LIKELIEST], np.int32) if any(spec.name == "draws" for spec in specs) else None
         self._memory = [device.zeros("int32", (1,)) for _ in specs]
         self._tensors, self._shapes = list(self._memory), [(-1,)] * len(specs)
 
     def hold(self, batch: Batch) -> bool:
         """Takes a step's arrays, over what was there before. Returns whether their shapes are new."""
+        if self._likeliest is not None and batch.draws is None:
+            batch = batch._replace(draws=self._likeliest.repeat(len(batch.logit_rows), axis=0))
         values: Sequence[Any] = batch  # arrays, or one for each group
         arrays = [values[i] if group is None else values[i][group] for i, group in self._fields]
         shapes = [array.shape for array in arrays]

@@ -25,7 +25,8 @@ class Batch(NamedTuple):
     the new ones. Each state group has its own slots and block tables. `slots` says where each token's K/V goes: block id ×
     block size + offset. `block_tables` is padded with 0, which also stands for blocks behind the group's window. `copies`
     are (group, from, to) blocks to copy, in order, before anything runs: copy-on-write, and K/V that goes to the swap space
-    or comes back from there, whose blocks' ids go on where those of the group's pages end.
+    or comes back from there, whose blocks' ids go on where those of the group's pages end. `draws` say how rows' tokens are drawn by an
+    executor that `draws_tokens` (`artifact/inputs.py` has the columns); None: all are the likeliest.
     """
 
     tokens: Int32  # [n]
@@ -36,14 +37,15 @@ class Batch(NamedTuple):
     block_tables: tuple[Int32, ...]  # of each group, [b, max_blocks]
     logit_rows: Int32  # [r], indices into the n tokens
     copies: tuple[tuple[int, int, int], ...] = ()
+    draws: Int32 | None = None  # [r, DRAW_COLUMNS]
 
 
 class SamplingPlan(NamedTuple):
     """The uses of a step's logits, so that a device may choose tokens itself and keep logits that nobody reads.
 
-    The model takes `num_steps`, each after the first on the argmax of the one before, in the blocks that follow in `block_tables`: more
+    The model takes `num_steps`, each after the first on the tokens of the one before, in the blocks that follow in `block_tables`: more
     than one only if every sequence brings one token and wants its logits. Of the last step the host reads logits or maxima of `rows`,
-    and takes the argmax of the others.
+    and takes the model's tokens of the others.
     """
 
     num_steps: int = 1
@@ -54,7 +56,10 @@ class StepOutput(Protocol):
     """A step's results, for the host to read until the next one is submitted. Rows are those of the batch's `logit_rows`."""
 
     def argmax(self) -> Int32:
-        """The likeliest token of each row, i32 [at least as many as there were steps, r], the last step's last; -1 where a logit is NaN."""
+        """The token of each row, i32 [at least as many as there were steps, r], the last step's last; -1 where a logit is NaN.
+
+        It is the likeliest, or what the batch's `draws` drew.
+        """
         ...
 
     def row(self, index: int) -> Float32:
@@ -88,6 +93,7 @@ class Executor(Protocol):
     num_blocks: tuple[int, ...]  # of each group
     num_swap_blocks: tuple[int, ...]  # of each group
     max_steps: int  # that a sampling plan may ask for
+    draws_tokens: bool  # whether it heeds a batch's `draws`
 
     def provide_swap(self, group: int, num_blocks: int) -> bool:
         """Makes sure that the first `num_blocks` swap blocks of a group can be written; False if there is no room for them after all."""

@@ -38,7 +38,7 @@ class EngineConfig:
     `seed` is for requests that bring none; without it these differ from one engine to the next.
 
     Of a step's `max_num_batched_tokens`, at most `max_num_mixed_prefill_tokens` are those of prompts if sequences decode in it.
-    Where all sequences take the argmax and nobody waits, the model takes up to `num_scheduler_steps` in a step of the engine, as long as
+    Where the model finds all tokens and nobody waits, it takes up to `num_scheduler_steps` in a step of the engine, as long as
     these are over within PATIENCE.
 
     With `attention_sinks` and `attention_window` sequences keep so many of their first and latest tokens, in whole blocks, and may go on
@@ -105,6 +105,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_num_mixed_prefill_tokens=config.max_num_mixed_prefill_tokens,
+            draws_tokens=executor.draws_tokens,
         )
         limit = MAX_POSITIONS if sinks else model.context_length
         max_length = min(limit, states.max_length or limit)

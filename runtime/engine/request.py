@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
 from cupola.runtime.device.interface import Float32
 from cupola.runtime.engine.block_pool import chain_hash
+from cupola.runtime.engine.draws import parameter_columns
 from cupola.runtime.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from cupola.runtime.engine.samplers.chain import Chain
 from cupola.runtime.engine.sampling_params import SamplingParams
@@ -54,9 +57,14 @@ class RequestSpec:
         return self.is_restricted or bool(self.params.logit_bias) or self.params.penalized
 
     @cached_property
-    def takes_likeliest(self) -> bool:
-        """True if every token is the one with the model's largest logit, but for stop tokens that may not come yet."""
-        return self.params.greedy and not self.params.uses_chain and self.grammar is None and not self.moves_logits
+    def is_plain(self) -> bool:
+        """True if temperature, min_p, top_k and top_p say all of how tokens come, but for stop tokens that may not come yet."""
+        return not self.params.uses_chain and self.grammar is None and not self.moves_logits
+
+    @cached_property
+    def draw(self) -> tuple[int, ...]:
+        """The parameters as `forward` takes them."""
+        return parameter_columns(self.params)
 
 
 class Status(Enum):
@@ -84,6 +92,7 @@ class Sequence:
         self.logprobs: list[TokenLogprobs] = []
         self._block_hashes: list[bytes] = []
         self._rng: np.random.Generator | None = None
+        self._ahead: deque[float] = deque()  # of its numbers
         self._detokenizer = request.make_detokenizer()
         self.chain = request.make_chain()
 
@@ -132,17 +141,22 @@ class Sequence:
     @property
     def takes_likeliest(self) -> bool:
         """True if its next token is the argmax of the model's logits."""
-        return self.request.spec.takes_likeliest and not self.banned_token_ids
+        spec = self.request.spec
+        return spec.params.greedy and spec.is_plain and not self.banned_token_ids
 
-    @property
-    def needs_argmax_alone(self) -> bool:
-        """True if nothing is wanted of its next token's logits but which is the largest."""
-        return self.takes_likeliest and self.request.spec.params.logprobs is None
+    def needs_token_alone(self, draws_tokens: bool) -> bool:
+        """True if the model finds its next token, and nothing else is wanted of the logits.
 
-    @property
-    def goes_on_alone(self) -> bool:
-        """True if the model can go on by itself: only the argmax is wanted, without log-probabilities."""
-        return self.needs_argmax_alone and self.decoding and self.num_output_tokens > 0  # the first one may have to be shared out
+        A model that `draws_tokens` finds not only the likeliest, but for one sequence a row.
+        """
+        spec = self.request.spec
+        if not spec.is_plain or spec.params.logprobs is not None or self.banned_token_ids:
+            return False
+        return spec.params.greedy or (draws_tokens and len(self.samplers) == 1)
+
+    def goes_on_alone(self, draws_tokens: bool) -> bool:
+        """True if the model can go on by itself. The first token may have to be shared out."""
+        return self.decoding and self.num_output_tokens > 0 and self.needs_token_alone(draws_tokens)
 
     def output_from(self, start: int) -> list[int]:
         """The tokens generated so far but for the first `start`."""
@@ -164,6 +178,16 @@ class Sequence:
         if self._rng is None:
             self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((*self.request.spec.seed, self.index))))
         return self._rng
+
+    def uniforms_ahead(self, count: int) -> list[float]:
+        """The stream's next numbers, which remain to be taken."""
+        while len(self._ahead) < count:
+            self._ahead.append(self.rng.random())
+        return list(islice(self._ahead, count))
+
+    def take_uniform(self) -> float:
+        """The stream's next number, one a token."""
+        return self._ahead.popleft() if self._ahead else self.rng.random()
 
     def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """The chained hashes of the first `num_blocks` blocks of tokens."""

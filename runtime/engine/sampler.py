@@ -91,9 +91,11 @@ def sample(output: StepOutput, step: Step, outcomes: Mapping[Sequence, Outcome |
             rows |= {sequence: row for sequence in chunk.sequence.samplers if sequence not in silent}
     masked = _masked(output, rows, outcomes) if outcomes else {}
     before = range(step.num_steps, 1, -1)
-    tokens = [SampledToken(sequence, _likeliest(output, row, sequence, back), None) for back in before for sequence, row in rows.items()]
+    tokens = [SampledToken(sequence, _found(output, row, sequence, back), None) for back in before for sequence, row in rows.items()]
+    read = frozenset(step.sampling.rows)
     for sequence, row in rows.items():
-        sampled = _sample_one(output, row, masked.get(sequence), sequence)
+        is_found = row not in read or sequence.takes_likeliest
+        sampled = _sample_one(output, row, masked.get(sequence), sequence, is_found)
         if isinstance(sampled, SampledToken):
             tokens.append(sampled)
         else:
@@ -128,8 +130,10 @@ def _end(sequence: Sequence, outcome: Outcome | None) -> SequenceEnd | None:
     return SequenceEnd(sequence, None if outcome.state == "done" else "the grammar allows no token here")
 
 
-def _likeliest(output: StepOutput, row: int, sequence: Sequence, back: int = 1) -> int:
-    """The argmax that the model found: in the last step, or (`back`) in one before."""
+def _found(output: StepOutput, row: int, sequence: Sequence, back: int = 1) -> int:
+    """The token that the model found: in the last step, or (`back`) in one before. If it drew it, that was by the stream's next number."""
+    if not sequence.takes_likeliest:
+        sequence.take_uniform()
     return _checked(int(output.argmax()[-back, row]), sequence)
 
 
@@ -140,10 +144,10 @@ def _checked(token_id: int, sequence: Sequence) -> int:
     return token_id
 
 
-def _sample_one(output: StepOutput, row: int, masked: Float32 | None, sequence: Sequence) -> SampledToken | SequenceEnd:
+def _sample_one(output: StepOutput, row: int, masked: Float32 | None, sequence: Sequence, is_found: bool) -> SampledToken | SequenceEnd:
     num_top = sequence.request.spec.params.logprobs
-    if sequence.takes_likeliest:
-        token_id = _likeliest(output, row, sequence)
+    if is_found:
+        token_id = _found(output, row, sequence)
     else:
         logits = output.row(row)
         token_id = choose(logits, output.maxima(row), sequence) if masked is None else choose(masked, None, sequence)
@@ -168,7 +172,7 @@ def choose(logits: Float32, maxima: Float32 | None, sequence: Sequence) -> int:
         return sequence.chain.choose(adjusted, sequence.token_ids, sequence.rng)
     if params.greedy:
         return int(adjusted.argmax())
-    uniform = sequence.rng.random()
+    uniform = sequence.take_uniform()
     candidates = None if maxima is None else find_candidates(maxima, params.top_k, len(logits))
     return draw(adjusted, params, uniform) if candidates is None else int(candidates[draw(logits[candidates], params, uniform)])
 

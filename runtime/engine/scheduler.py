@@ -27,11 +27,21 @@ class Scheduler:
         max_num_seqs: sequences in one step.
         max_num_batched_tokens: tokens in one step.
         max_num_mixed_prefill_tokens: of those, prompt tokens in a step in which running sequences decode: they wait for each other.
+        draws_tokens: whether the model finds tokens by their sequence's sampling parameters, or just the likeliest.
     """
 
-    def __init__(self, states: StateManager, *, max_num_seqs: int, max_num_batched_tokens: int, max_num_mixed_prefill_tokens: int) -> None:
+    def __init__(
+        self,
+        states: StateManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_num_mixed_prefill_tokens: int,
+        draws_tokens: bool = False,
+    ) -> None:
         self.states, self.max_num_seqs = states, max_num_seqs
         self.max_num_batched_tokens, self.max_num_mixed_prefill_tokens = max_num_batched_tokens, max_num_mixed_prefill_tokens
+        self.draws_tokens = draws_tokens
         self.requests: dict[str, Request] = {}
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []
@@ -79,7 +89,7 @@ class Scheduler:
             copies += self._reserve(sequence, num_tokens) or []
             budget[False] -= num_tokens
         num_steps = self._choose_num_steps(plan, max_steps)
-        return build_step(plan, copies, self.states.block_size, self.states.num_sinks, num_steps)
+        return build_step(plan, copies, self.states.block_size, self.states.num_sinks, num_steps, self.draws_tokens)
 
     def update(self, step: Step, samples: Samples) -> list[Request]:
         """Takes in what a step computed. Returns the requests that have something new."""
@@ -142,7 +152,9 @@ class Scheduler:
 
     def _choose_num_steps(self, plan: Mapping[Sequence, int], max_steps: int) -> int:
         """As many steps as all sequences can go on for with nobody waiting for them to end, and reserves blocks for these."""
-        if max_steps == 1 or self.waiting or not all(sequence.goes_on_alone and not sequence.state.runs_sinks for sequence in plan):
+        if max_steps == 1 or self.waiting or any(sequence.state.runs_sinks for sequence in plan):
+            return 1
+        if not all(sequence.goes_on_alone(self.draws_tokens) for sequence in plan):
             return 1
         fitting = (sequence.request.spec.max_length - len(sequence.token_ids) for sequence in plan)
         alike = (self.states.most_new_tokens(sequence.num_computed_tokens) for sequence in plan)

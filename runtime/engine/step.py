@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cupola.runtime.artifact.inputs import LIKELIEST
 from cupola.runtime.device.interface import Batch, Int32, SamplingPlan
 from cupola.runtime.engine.block_pool import BlockTable
+from cupola.runtime.engine.draws import uniform_columns
 from cupola.runtime.engine.request import Sequence
 
 
@@ -34,14 +36,21 @@ class Step(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        """Of the model; after the first, it goes on with the likeliest tokens."""
+        """Of the model; after the first, it goes on with the tokens that it found."""
         return self.sampling.num_steps
 
 
 def build_step(
-    plan: Mapping[Sequence, int], copies: Iterable[tuple[int, int, int]], block_size: int, num_sinks: int = 0, num_steps: int = 1
+    plan: Mapping[Sequence, int],
+    copies: Iterable[tuple[int, int, int]],
+    block_size: int,
+    num_sinks: int = 0,
+    num_steps: int = 1,
+    draws_tokens: bool = False,
 ) -> Step:
     """The step that computes the next `plan[sequence]` tokens of each sequence, and then perhaps more; their blocks must be reserved.
+
+    A model that `draws_tokens` finds those too that are not the likeliest.
 
     Where a sequence's window moved on, its first `num_sinks` tokens run besides, at the positions before the window.
     """
@@ -51,8 +60,9 @@ def build_step(
         chunks.append(chunk)
         num_rows += chunk.end - chunk.logits_start
     sinks = _sinks(plan, num_sinks, num_rows) if num_sinks else []
-    sampling = SamplingPlan(num_steps, tuple(_read_rows(chunks)))
-    return Step(_batch(chunks + sinks, tuple(copies), block_size), tuple(chunks), sampling)
+    sampling = SamplingPlan(num_steps, tuple(_read_rows(chunks, draws_tokens)))
+    batch = _batch(chunks + sinks, tuple(copies), block_size)
+    return Step(batch._replace(draws=_draws(chunks, sampling, num_rows)) if draws_tokens else batch, tuple(chunks), sampling)
 
 
 def _sinks(sequences: Iterable[Sequence], num_sinks: int, num_rows: int) -> list[Chunk]:
@@ -69,14 +79,24 @@ def _chunk(sequence: Sequence, num_tokens: int, first_row: int) -> Chunk:
     return Chunk(sequence, start, end, logits_start, first_row, samples, start - sequence.state.num_dropped, start)
 
 
-def _read_rows(chunks: list[Chunk]) -> Iterator[int]:
+def _read_rows(chunks: list[Chunk], draws_tokens: bool) -> Iterator[int]:
     """The rows of logits that sampling and scoring look at."""
     for chunk in chunks:
         end = chunk.first_row + chunk.end - chunk.logits_start
         if chunk.sequence.request.wants_scores:
             yield from range(chunk.first_row, end)
-        elif chunk.samples and not all(sequence.needs_argmax_alone for sequence in chunk.sequence.samplers):
+        elif chunk.samples and not all(sequence.needs_token_alone(draws_tokens) for sequence in chunk.sequence.samplers):
             yield end - 1
+
+
+def _draws(chunks: list[Chunk], sampling: SamplingPlan, num_rows: int) -> Int32 | None:
+    """How the model draws the tokens of rows that the host does not read; None if all of them are the likeliest."""
+    read, rows = set(sampling.rows), [LIKELIEST] * num_rows
+    for chunk in chunks:
+        row, sequence = chunk.first_row + chunk.end - chunk.logits_start - 1, chunk.sequence
+        if chunk.samples and row not in read and not sequence.takes_likeliest:
+            rows[row] = (*sequence.request.spec.draw, *uniform_columns(sequence.uniforms_ahead(sampling.num_steps)))
+    return np.array(rows, np.int32) if any(row is not LIKELIEST for row in rows) else None
 
 
 def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_size: int) -> Batch:

@@ -139,6 +139,7 @@ class _Watch:
         executor = self._executor = benchmark.executor
         self.num_blocks, self.num_swap_blocks, self.provide_swap = executor.num_blocks, executor.num_swap_blocks, executor.provide_swap
         self.max_steps = 1  # each is looked at
+        self.draws_tokens = executor.draws_tokens
         self._benchmark, self._manifest = benchmark, benchmark.artifact.manifest
         self._cost = StepCost(self._manifest, executor.plan)
         self._clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,12 @@ import pytest
 
 import cupola
 from cupola.models import llama
+from cupola.runtime.device.accelerator import AcceleratorOutput
+from cupola.runtime.engine import engine
+from cupola.targets import registry
+from cupola.targets.entry import EXECUTED, TargetEntry
+from cupola.targets.ops import Argmax, BlockMaxima
+from cupola.targets.registry import get_target
 from tests.conftest import Compiled
 
 PROMPT = "a b c d e f g"  # what comes next is clear
@@ -65,6 +73,50 @@ def test_decoding_gives_what_a_prompt_gives(tiny: Path, prompts: list[list[int]]
         rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
         for row, step in zip(rows, steps, strict=True):
             assert max(abs(row[token] - entry.logprob) for token, entry in step.items()) < 1e-5
+
+
+SAMPLED = (
+    {"temperature": 0.8, "top_p": 0.9, "seed": 1},
+    {"temperature": 0.8, "top_k": 40, "seed": 2},
+    {"min_p": 0.05, "top_p": 0.95, "top_k": 100, "temperature": 1.3, "seed": 3},
+    {"seed": 4},
+    {"temperature": 0},
+)
+OTHERS = ({"logprobs": 2, "seed": 5}, {"repetition_penalty": 1.2, "seed": 6}, {"n": 2, "seed": 7})
+
+
+def sampled(artifact: cupola.Artifact, prompts: list[list[int]], requests: Sequence[dict[str, float]]) -> list[list[list[int]]]:
+    params = [cupola.SamplingParams(**{"max_tokens": 12, "ignore_eos": True, "detokenize": False} | each) for each in requests]
+    llm = cupola.LLM(artifact, max_num_seqs=len(params) + 1, seed=0)
+    found = llm.generate([prompts[i % len(prompts)] for i in range(len(params))], params)
+    return [[list(completion.token_ids) for completion in output.outputs] for output in found]
+
+
+@pytest.mark.parametrize("patience", [0.0, 60.0])  # one step of the model at a time, or several
+def test_sampled_tokens_are_the_cpus(
+    tiny: Path, artifact: cupola.Artifact, prompts: list[list[int]], patience: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model draws them, and no logits come to the host, and where the host draws some."""
+    monkeypatch.setattr(engine, "PATIENCE", patience)
+    cpu = cupola.compile(tiny, out=tmp_path / "cpu", target="cpu", quant="f32", block_size=4)
+    together = sampled(artifact, prompts, SAMPLED + OTHERS)
+    assert together == sampled(cpu, prompts, SAMPLED + OTHERS)
+    monkeypatch.delattr(AcceleratorOutput, "_row")
+    assert sampled(artifact, prompts, SAMPLED) == sampled(cpu, prompts, SAMPLED) == together[: len(SAMPLED)]
+    with pytest.raises(cupola.EngineError, match="_row"):
+        sampled(artifact, prompts, OTHERS)
+
+
+def test_a_model_that_does_not_draw_leaves_it_to_the_host(
+    tiny: Path, artifact: cupola.Artifact, prompts: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    plain = replace(get_target("softgpu"), optional=(BlockMaxima, Argmax))
+    registry.register_target(TargetEntry("plain", "", lambda: plain, lambda: True, EXECUTED))
+    without = cupola.compile(tiny, out=tmp_path / "artifact", target="plain", quant="f32", block_size=4)
+    names = [{spec.name for spec in each.manifest.function("forward").inputs} for each in (artifact, without)]
+    assert names[0] - names[1] == {"draws"}
+    assert sampled(without, prompts, SAMPLED) == sampled(artifact, prompts, SAMPLED)
 
 
 def test_graphs_change_no_bit(artifact: cupola.Artifact, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ class FakeExecutor:
     """Keeps each token and its position in its slot of each group, and predicts from what the group that sees most shows it."""
 
     max_steps = 5
+    draws_tokens = False
 
     def __init__(self, num_blocks: Counts = 64, num_swap_blocks: Counts = 0, windows: Sequence[int] = (0,)) -> None:
         self.windows, self.kv = windows, make_kv(windows)
