@@ -569,7 +569,8 @@ static inline float max(float a, float b) { return fmaxf(a, b); }
 #define __log2f log2f
 #define CUDART_INF_F INFINITY
 #define CUDART_NAN_F NAN
-static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+static inline float softgpu_rsqrtf(float x) { return 1 / sqrtf(x); }
+#define rsqrtf softgpu_rsqrtf  // which later C libraries have
 static inline float __saturatef(float x) { return x > 0 ? fminf(x, 1) : 0; }
 static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selectors) {  // 4 bits of `selectors` a byte, the highest for its sign
   const uint64_t both = (uint64_t)b << 32 | a;
