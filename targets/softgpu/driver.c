@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include "tensor_map.h"
 
 typedef int Status;
 typedef uint64_t Address;
@@ -67,7 +68,7 @@ static Status submit(const Operation *operation) {
   kept = malloc(sizeof *kept);
   *kept = *operation;
   for (int i = 0; kept->kernel && kept->kernel->sizes[i]; ++i) {
-    kept->arguments[i] = malloc(kept->kernel->sizes[i]);
+    kept->arguments[i] = aligned_alloc(ALIGNMENT, (kept->kernel->sizes[i] + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
     memcpy(kept->arguments[i], operation->arguments[i], kept->kernel->sizes[i]);
   }
   kept->next = NULL;
@@ -145,6 +146,28 @@ static Status cuMemsetD8Async(Address to, unsigned char value, size_t bytes, voi
   return (void)value, (void)stream, submit(&operation);
 }
 
+static Status cuTensorMapEncodeTiled(void *map, unsigned type, unsigned rank, void *base, const uint64_t *sizes, const uint64_t *strides,
+                                     const uint32_t *box, const uint32_t *element_strides, int interleave, unsigned swizzle, int promotion,
+                                     int fill) {
+  static const uint8_t bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4}; /* of CUtensorMapDataType */
+  const char *name = "cuTensorMapEncodeTiled";
+  TensorMap *kept = map;
+  (void)promotion;
+  if (type >= sizeof bytes || rank < 1 || rank > TENSOR_MAP_RANK || swizzle > 3) return failed(1, name, "an unknown type, rank or swizzle");
+  if (interleave || fill) return failed(1, name, "only tiles without interleaving, filled with zeros");
+  if ((Address)base % 16 || (Address)map % 64) return failed(1, name, "a misaligned address");
+  *kept = (TensorMap){.base = base, .strides = {bytes[type]}, .swizzle = swizzle ? 16 << swizzle : 0, .rank = rank};
+  for (unsigned i = 0; i < rank; ++i) {
+    if (i && strides[i - 1] % 16) return failed(1, name, "a stride that is not a multiple of 16 bytes");
+    if (box[i] < 1 || box[i] > 256 || element_strides[i] != 1) return failed(1, name, "a box of no or more than 256 elements, or not all of them");
+    if (i) kept->strides[i] = strides[i - 1];
+    kept->sizes[i] = sizes[i], kept->box[i] = box[i];
+  }
+  if (box[0] * bytes[type] % 16) return failed(1, name, "rows of a box that are not a multiple of 16 bytes");
+  if (swizzle && box[0] * bytes[type] > kept->swizzle) return failed(1, name, "rows of a box that are longer than its swizzle");
+  return 0;
+}
+
 static Status cuStreamBeginCapture_v2(void *stream, int mode) {
   (void)stream, (void)mode;
   capturing = calloc(1, sizeof *capturing);
@@ -178,7 +201,7 @@ static const struct {
 } functions[] = {ENTRY(cuInit), ENTRY(cuGetErrorString), ENTRY(cuDeviceGet), ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxSetCurrent),
                  ENTRY(cuModuleLoadData), ENTRY(cuModuleGetFunction), ENTRY(cuFuncSetAttribute), ENTRY(cuStreamCreate),
                  ENTRY(cuStreamSynchronize), ENTRY(cuLaunchKernel), ENTRY(cuMemAlloc_v2), ENTRY(cuMemFree_v2), ENTRY(cuMemGetInfo_v2),
-                 ENTRY(cuMemcpyAsync), ENTRY(cuMemsetD8Async), ENTRY(cuStreamBeginCapture_v2), ENTRY(cuStreamEndCapture),
+                 ENTRY(cuMemcpyAsync), ENTRY(cuTensorMapEncodeTiled), ENTRY(cuMemsetD8Async), ENTRY(cuStreamBeginCapture_v2), ENTRY(cuStreamEndCapture),
                  ENTRY(cuGraphInstantiateWithFlags), ENTRY(cuGraphLaunch), ENTRY(cuGraphDestroy), ENTRY(cuGraphExecDestroy)};
 
 void *softgpu_function(const char *name) {

@@ -3,6 +3,7 @@
 //
 // Not modelled: clusters of more than one block, and the proxies that `fence.proxy.async` orders.
 #pragma once
+#include "tensor_map.h"
 namespace softgpu {
 
 // ---- mbarrier. Its 64 bits in shared memory are the number of phases that are complete, and a name for the rest.
@@ -68,20 +69,58 @@ static inline bool mbarrier_wait(size_t address, unsigned parity) {  // for the 
 
 // ---- Bulk copies
 struct BulkCopy {
-  char* to;
-  const char* from;
+  size_t to, mbarrier;
   unsigned bytes;
-  size_t mbarrier;
+  const char* from;
+  TensorMap map;  // of a tile, which `from` is null for
+  int first[TENSOR_MAP_RANK];
 };
 constexpr unsigned kBulkCopies = 256;
 static BulkCopy bulk_copies[kBulkCopies];
 
+static inline void begin_copy(const BulkCopy& copy, size_t alignment) {
+  if (num_bulk_copies == kBulkCopies) fail("more than 256 bulk copies of a block under way");
+  mbarrier_at(copy.mbarrier);
+  memset(shared(copy.to, copy.bytes, alignment), 0xff, copy.bytes);
+  bulk_copies[num_bulk_copies++] = copy;
+}
 static inline void bulk_copy(size_t to, size_t from, unsigned bytes, size_t mbarrier) {
   if (bytes % 16 || from % 16) fail("cp.async.bulk of or from what is not a multiple of 16 bytes");
-  if (num_bulk_copies == kBulkCopies) fail("more than 256 bulk copies of a block under way");
-  mbarrier_at(mbarrier);
-  bulk_copies[num_bulk_copies] = {shared(to, bytes, 16), (const char*)from, bytes, mbarrier};
-  memset(bulk_copies[num_bulk_copies++].to, 0xff, bytes);
+  begin_copy({to, mbarrier, bytes, (const char*)from}, 16);
+}
+template <int Rank>
+static inline void tile_copy(size_t to, size_t map, const int (&first)[Rank], size_t mbarrier) {
+  BulkCopy copy = {to, mbarrier};
+  if (map % 64) fail("a misaligned CUtensorMap");
+  memcpy(&copy.map, (const void*)map, sizeof copy.map);
+  if (copy.map.rank != Rank) fail("a tile of another rank than its CUtensorMap's");
+  memcpy(copy.first, first, sizeof first);
+  copy.bytes = copy.map.strides[0];
+  for (int i = 0; i < Rank; ++i) copy.bytes *= copy.map.box[i];
+  begin_copy(copy, 128);
+}
+
+// Chunks of 16 bytes change places within rows of `swizzle` bytes: chunk i lies at i ^ r in line r of 128 bytes, as far as a row has chunks.
+static inline size_t swizzled(size_t address, unsigned swizzle) {
+  return swizzle ? address ^ (address >> 7 & (swizzle / 16 - 1)) << 4 : address;
+}
+
+static inline void copy_tile(const BulkCopy& copy) {  // zeros where there is nothing
+  const TensorMap& map = copy.map;
+  const size_t size = map.strides[0];
+  for (size_t at = 0; at < copy.bytes; at += size) {
+    const char* from = map.base;
+    bool inside = true;
+    size_t rest = at / size;
+    for (int i = 0; i < map.rank; rest /= map.box[i++]) {
+      const int64_t index = copy.first[i] + (int64_t)(rest % map.box[i]);
+      inside &= index >= 0 && index < map.sizes[i];
+      from += index * (int64_t)map.strides[i];
+    }
+    char* const to = shared(swizzled(copy.to + at, map.swizzle), size, size);
+    if (inside) memcpy(to, from, size);
+    else memset(to, 0, size);
+  }
 }
 
 static bool complete_a_copy() {  // the first or the last of them, by the seed: they come in any order
@@ -89,7 +128,8 @@ static bool complete_a_copy() {  // the first or the last of them, by the seed: 
   const unsigned picked = last_first ? num_bulk_copies - 1 : 0;
   const BulkCopy copy = bulk_copies[picked];
   memmove(bulk_copies + picked, bulk_copies + picked + 1, (--num_bulk_copies - picked) * sizeof copy);
-  memcpy(copy.to, copy.from, copy.bytes);
+  if (copy.from) memcpy(shared(copy.to, copy.bytes, 16), copy.from, copy.bytes);
+  else copy_tile(copy);
   mbarrier_count(copy.mbarrier, 0, -(int)copy.bytes);
   return true;
 }
@@ -131,7 +171,7 @@ static struct {
 } products[kMaxThreads / kLanes];
 
 // The float of T at row `mn` of A or column of B, and at `k`, behind a descriptor: address, leading and stride offset in units of 16 bytes, and
-// swizzle (PTX ISA 9.7.15.5.1, CUTLASS's mma_traits_sm90_gmma.hpp). Where rows of `swizzle` bytes are exchanged, chunk i of row r lies at i ^ r.
+// swizzle (PTX ISA 9.7.15.5.1, CUTLASS's mma_traits_sm90_gmma.hpp).
 template <class T>
 static inline float matrix_element(uint64_t descriptor, bool transposed, unsigned mn, unsigned k) {
   const size_t lead = (descriptor >> 16 & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4, start = (descriptor & 0x3fff) << 4;
@@ -144,8 +184,7 @@ static inline float matrix_element(uint64_t descriptor, bool transposed, unsigne
     const unsigned byte = k * sizeof(T);
     at += mn / 8 * stride + mn % 8 * row + (swizzle ? byte : byte / 16 * lead + byte % 16);
   }
-  if (swizzle) at ^= (at >> 7 & (swizzle / 16 - 1)) << 4;
-  return (float)*(const T*)shared(at, sizeof(T), sizeof(T));
+  return (float)*(const T*)shared(swizzled(at, swizzle), sizeof(T), sizeof(T));
 }
 
 template <int N, class A, class B>

@@ -15,6 +15,7 @@
 #define __CUDACC_VER_MINOR__ 0
 #define __CUDA_ARCH__ 900
 #define __global__
+#define __grid_constant__
 #define __device__
 #define __host__
 #define __forceinline__ inline
@@ -29,6 +30,9 @@ template <class A>
 inline constexpr bool is_same_v<A, A> = true;
 }  // namespace std
 
+struct alignas(64) CUtensorMap {
+  uint64_t opaque[16];
+};
 struct softgpu_uint3 {
   unsigned x, y, z;
 };

@@ -46,6 +46,7 @@ INSTRUCTIONS = {
     rf"mbarrier\.arrive\.expect_tx{_CTA}": "{0} = softgpu::mbarrier_arrive_expect_tx({inputs})",
     rf"mbarrier\.try_wait\.parity(\.acquire\.cta)?{_CTA}": "{0} = softgpu::mbarrier_wait({1}, {2})",
     r"cp\.async\.bulk\.shared::(cluster|cta)\.global\.mbarrier::complete_tx::bytes": "softgpu::bulk_copy({0}, {1}, {2}, {3})",
+    r"cp\.async\.bulk\.tensor\.[1-5]d\.shared::(cluster|cta)\.global(\.tile)?\.mbarrier::complete_tx::bytes": "softgpu::tile_copy({all})",
     r"wgmma\.fence\.sync\.aligned": "softgpu::wgmma_fence()",
     r"wgmma\.commit_group\.sync\.aligned": "softgpu::wgmma_commit_group()",
     r"wgmma\.wait_group\.sync\.aligned": "softgpu::wgmma_wait_group({0})",

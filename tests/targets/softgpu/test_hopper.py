@@ -251,3 +251,68 @@ def test_b_with_k_in_rows(mode: int, tmp_path: Path) -> None:
     body = body.replace("N", str(n)).replace("MODE", str(mode))
     assert Kernel(body, tmp_path, "char *a, char *b, float *c", source)(a, b, c, threads=128) == ""
     np.testing.assert_allclose(c, a.astype(np.float64) @ b.astype(np.float64), rtol=0, atol=1e-4)
+
+
+TILES = """
+  alignas(1024) __shared__ char left[2][64 * 128], right[2][N * 128];
+  alignas(8) __shared__ unsigned long long full[2];
+  const int t = threadIdx.x;
+  if (t == 0) {
+    for (int k = 0; k < 2; ++k) {
+      init(full + k, 1);
+      expect(full + k, (64 + N) * 128);
+      tile(left[k], &a, 64 * k, -2, full + k);  // two rows before the first
+      tile(right[k], &b, 64 * k, 8, full + k);
+    }
+  }
+  __syncthreads();
+  float d[N / 2];
+  for (int k = 0; k < 2; ++k) {
+    WAIT(full + k, 0);
+    fence();
+    for (int i = 0; i < 4; ++i)
+      product(d, descriptor(left[k] + 32 * i, 16, 1024, 1), descriptor(right[k] + 32 * i, 16, 1024, 1), k || i);
+    commit();
+    wait_products<0>();
+  }
+  for (int i = 0; i < N / 2; ++i) c[(t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8) * N + i / 4 * 8 + t % 4 * 2 + i % 2] = d[i];"""
+TILE = """
+__device__ __forceinline__ void tile(void *to, const CUtensorMap *map, int column, int row, void *b) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+               :: "r"(at(to)), "l"(map), "r"(column), "r"(row), "r"(at(b)) : "memory");
+}
+"""
+
+
+@pytest.mark.parametrize("wait", ["wait", "(void)"])
+def test_tiles_by_tensor_maps(wait: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 64 columns whose rows go beyond the matrix on either side, where there are zeros."""
+    random, n = np.random.default_rng(0), 16
+    a, b = random.standard_normal((50, 128)).astype(np.float16), random.standard_normal((20, 128)).astype(np.float16)
+    arguments = "const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, float *c"
+    body = TILES.replace("WAIT", wait).replace("N", str(n)).replace("(void)(full + k, 0)", "(void)(full + k)")
+    kernel = Kernel(body, tmp_path, arguments, wgmma_source(n, "f16") + TILE)
+    maps = [kernel.tensor_map(array, (rows, 64), 3, 6) for array, rows in ((a, 64), (b, n))]
+    rows_a, rows_b = np.zeros((64, 128)), np.zeros((n, 128))
+    rows_a[2:52], rows_b[:12] = a, b[8:]
+    for seed in "017":
+        monkeypatch.setenv("SOFTGPU_SEED", seed)
+        c = np.ones((64, n), np.float32)
+        error = kernel(*maps, c, threads=128)
+        if wait == "wait":
+            assert not error
+            np.testing.assert_allclose(c, rows_a @ rows_b.T, rtol=0, atol=1e-4)
+        else:
+            assert "ends while its bulk copies are under way" in error and np.isnan(c).all()
+
+
+def test_a_wrong_tensor_map_is_told(tmp_path: Path) -> None:
+    arguments = "const __grid_constant__ CUtensorMap a, float *x"
+    body = "alignas(1024) __shared__ char to[4096]; alignas(8) __shared__ unsigned long long b[1]; init(b, 1); tile(to + 16, &a, 0, 0, b);"
+    kernel, x = Kernel(body, tmp_path, arguments, BARRIERS + TILE), np.zeros((64, 64), np.float16)
+    assert "longer than its swizzle" in kernel.tensor_map(np.zeros((64, 128), np.float16), (8, 128), 3, 6)
+    assert "more than 256" in kernel.tensor_map(x, (300, 64), 3, 6)
+    assert "not a multiple of 16 bytes" in kernel.tensor_map(x, (8, 12), 0, 6)
+    assert "a stride" in kernel.tensor_map(np.zeros((64, 12), np.float16), (8, 8), 0, 6)
+    assert "misaligned" in kernel(kernel.tensor_map(x, (8, 64), 3, 6), x, threads=1)
+    assert "another rank" in kernel(kernel.tensor_map(x[None], (1, 8, 64), 3, 6), x, threads=1)
