@@ -26,7 +26,11 @@ UNPACKED = (
     LinearKernel("w4g24"), LinearKernel("w8g20", quantize_x=16, norm=True), LinearKernel("w3g24m", gated=True, quantize_x=32),
     EmbeddingKernel("w4g24m-bf16"),
 )  # fmt: skip
-FACTORIES = list(zip((*KERNELS, *VARIANTS, *UNPACKED), itertools.cycle(ODD), strict=False))
+FACTORIES = [
+    (kernel, sizes)
+    for kernel, sizes in zip((*KERNELS, *VARIANTS, *UNPACKED), itertools.cycle(ODD), strict=False)
+    if is_implemented(kernel, target_of(ISAS[0].name))
+]
 IN_BF16 = [kernel for kernel in (*KERNELS, *VARIANTS) if isinstance(kernel, AttentionKernel) and kernel.kv in ("bf16", "int8")]
 FACTORIES += [(kernel, IN_TILES) for kernel in IN_BF16]
 
@@ -46,7 +50,7 @@ def targets_of(index):
     """Those that this machine runs and that have kernels of their own for the case, the toy last."""
     kernel, _ = FACTORIES[index]
     case = case_of(ISAS[0].name, index)
-    all_of_them = index < len(KERNELS) or case.may_use_bf16
+    all_of_them = kernel in KERNELS or case.may_use_bf16
     isas = with_own_kernels(case.multiplies_int8 and all_of_them, in_tiles=case.may_use_bf16)
     if kernel in UNPACKED:
         isas = [next(isa for isa in ISAS if runs_here(isa) and isa.batch_invariant)]

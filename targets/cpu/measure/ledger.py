@@ -25,7 +25,7 @@ from cupola.targets.cpu.measure.assembly import CLASSES, functions
 from cupola.targets.ledger import Figures, Ledger, differences, read_ledger, write_ledger
 from cupola.targets.native.interface import compile_kernels
 from cupola.targets.testing.case import SMOLLM2, KernelCase, KernelFactory, Sizes, lower_case
-from cupola.targets.testing.catalogue import KERNELS
+from cupola.targets.testing.catalogue import KERNELS, is_implemented
 
 LEDGER, COLUMN = Path(__file__).with_name("ledger.jsonl"), "isa"
 
@@ -43,7 +43,7 @@ def own_cases(kernel: KernelFactory, sizes: Sizes, isas: Sequence[ISA] = ISAS) -
     cases = {isa: kernel(sizes, cpu_target(isa)) for isa in isas}
     case = next(iter(cases.values()))
     own = with_own_kernels(case.multiplies_int8, isas, in_tiles=case.may_use_bf16)
-    return [(cases[isa], isa) for isa in own]
+    return [(cases[isa], isa) for isa in own if is_implemented(kernel, cpu_target(isa))]
 
 
 def _measure_kernel(index: int, isa: ISA) -> Figures:
