@@ -10,7 +10,7 @@ from cupola.runtime.device.capability import capability_fault, preference
 from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.runtime.machine import architecture, here, missing_features
 
-_KINDS = (HOST, "cuda")  # of devices that there is an executor for
+_KINDS = (HOST, "cuda", "metal")  # of devices that there is an executor for
 _SYSTEMS = {"linux": ("linux",), "android": ("linux", "android"), "darwin": ("darwin", "macos", "apple"), "win32": ("windows", "win32")}
 
 
@@ -47,7 +47,7 @@ def choose_library(artifact: Artifact, device: str | None = None) -> LibrarySpec
 def _fault(target: DeviceSpec) -> tuple[str, str] | None:
     """Why this machine can't run what was compiled for `target`: the field, and what is wrong with it."""
     if target.kind not in _KINDS:
-        return "kind", f"is {target.kind!r}, this cupola runs {' and '.join(_KINDS)}"
+        return "kind", f"is {target.kind!r}, this cupola runs {', '.join(_KINDS)}"
     name, _, rest = target.triple.partition("-")
     if architecture(name) != here():
         return "triple", f"is {target.triple!r}, this machine is {here()}"

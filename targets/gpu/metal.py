@@ -1,0 +1,80 @@
+"""Apple's GPUs, whoever runs their kernels: limits, the kernels in Metal Shading Language, and the runtime that launches them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import tvm
+from tvm import IRModule
+
+from cupola.runtime.artifact.manifest import DeviceSpec
+from cupola.runtime.artifact.plan import Plan
+from cupola.runtime.errors import UnsupportedError
+from cupola.targets.base import Abilities, Target
+from cupola.targets.gpu.code import write_launches
+from cupola.targets.gpu.lowering import DeviceCode, Launch
+from cupola.targets.gpu.rules import OPTIONAL, RULES, schedule
+from cupola.targets.gpu.vectors import load_words
+
+RUNTIME = Path(__file__).with_name("metal.c")  # which every library holds
+KIND = "metal"
+LIMITS = {"max_threads_per_block": 256, "max_num_threads": 256, "max_shared_memory_per_block": 32768, "thread_warp_size": 32}
+MAX_BUFFERS = 31  # of a kernel, that with its numbers too (Metal Feature Set Tables)
+_NUMBERS = {"int64": "8", "int32": "4", "uint32": "4"}  # bytes, as `metal.c` reads them
+
+# TVM's text of each kernel begins with lines that a library may have once. Metal's shuffles take no numbers of 64 bits.
+_TVM_HEAD = re.compile(r"#include <metal_stdlib>\nusing namespace metal;\n+union __TVMArgUnion \{[^}]*\};\n+")
+_HEAD = """\
+#include <metal_stdlib>
+using namespace metal;
+
+inline long simd_shuffle(long value, ushort lane) { return as_type<long>(metal::simd_shuffle(as_type<uint2>(value), lane)); }
+inline long simd_shuffle_down(long value, ushort away) { return as_type<long>(metal::simd_shuffle_down(as_type<uint2>(value), away)); }
+
+"""
+
+
+def metal_like(spec: DeviceSpec) -> Target:
+    """A target with Metal's kernels; who runs them gives it `code` and `link`."""
+    target = tvm.target.Target({"kind": KIND, **LIMITS}, host="llvm")
+    return Target(spec, target, Abilities(activation_bits=(16,)), kernels=RULES, optional=OPTIONAL, schedules=(schedule(target),))
+
+
+def write_kernels(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: Path) -> tuple[str, tuple[Path, ...]]:
+    """The kernels in Metal Shading Language, and C files that carry and launch them."""
+    code, launches = write_launches(load_words()(mod), plan, target, folder)
+    source, image = metal_source(code, target), folder / "image.c"
+    image.write_text(_image(source, [launch for kernel in plan.kernels for launch in code.launches[kernel.name]]), encoding="utf-8")
+    return source, (launches, image, RUNTIME)
+
+
+def metal_source(code: DeviceCode, target: tvm.target.Target) -> str:
+    """The kernels in Metal Shading Language, as TVM writes them."""
+    return _HEAD + _TVM_HEAD.sub("", str(tvm.target.codegen.build_module(code.device, target).inspect_source()))
+
+
+def _image(source: str, launches: Iterable[Launch]) -> str:
+    """C that carries the kernels, and says what each of them takes."""
+    lines = "\n".join(f"  {json.dumps(line)}" for line in source.splitlines(keepends=True))
+    parameters = ", ".join(f'"{_parameters(launch)}"' for launch in launches)
+    return f"const char cupola_image[] =\n{lines};\nconst char *const cupola_parameters[] = {{{parameters}}};\n"
+
+
+def _parameters(launch: Launch) -> str:
+    types = [type_ for type_, _ in launch.arguments]
+    num_pointers = types.count("")
+    unknown = next((type_ for type_ in types if type_ and type_ not in _NUMBERS), None)
+    problem = (
+        f"a number of type {unknown}" if unknown
+        else f"{num_pointers} tensors, of at most {MAX_BUFFERS - 1}" if num_pointers >= MAX_BUFFERS
+        else "shared memory whose size is not known" if launch.shared
+        else ""
+    )  # fmt: skip
+    if problem:
+        raise UnsupportedError(
+            f"the kernel {launch.symbol} takes {problem}", field="target metal", fix="split the kernel, or take another target"
+        )
+    return "".join(_NUMBERS[type_] if type_ else "p" for type_ in types)
