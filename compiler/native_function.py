@@ -49,11 +49,12 @@ class NativeFunction:
         with _held([spec for spec in self.signature.inputs if spec.name not in outputs], arrays) as (held, sizes):
             for spec in self.signature.outputs:
                 held[spec.name] = aligned(tuple(evaluate(size, sizes) for size in spec.shape), np.dtype(spec.dtype))
-            pointers = (ctypes.c_void_p * len(held))(*(held[spec.name].ctypes.data for spec in self.signature.inputs))
             plan = self.extracted.plan
             dims = (ctypes.c_int64 * len(plan.dims))(*(sizes[dim] for dim in plan.dims))
             workspace = aligned((self.library.cupola_workspace_bytes(dims),), np.dtype(np.uint8))
-            failed = self.library.cupola_run(ctypes.c_int64(1), dims, pointers, ctypes.c_void_p(workspace.ctypes.data), None)
+            with _placed(self.library, [workspace, *(held[spec.name] for spec in self.signature.inputs)]) as (scratch, *addresses):
+                pointers = (ctypes.c_void_p * len(addresses))(*addresses)
+                failed = self.library.cupola_run(ctypes.c_int64(1), dims, pointers, ctypes.c_void_p(scratch), None)
         if failed:
             raise EngineError(f"{plan.calls[failed - 1].kernel} failed")
         returned = [self.signature.inputs[index] for index in self.extracted.returned] or self.signature.outputs
@@ -75,8 +76,8 @@ class NativeKernels:
             EngineError: it failed.
         """
         kernel = self.plan.kernel(name)
-        with _held(kernel.pointers, arrays) as (held, sizes):
-            pointers = [ctypes.c_void_p(array.ctypes.data) for array in held.values()]
+        with _held(kernel.pointers, arrays) as (held, sizes), _placed(self.library, list(held.values())) as addresses:
+            pointers = map(ctypes.c_void_p, addresses)
             failed = self.library[f"cupola_kernel_{name}"](*pointers, *(ctypes.c_int64(sizes[size]) for size in kernel.sizes))
         if failed:
             raise EngineError(f"{name} failed")
@@ -133,6 +134,32 @@ def _held(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> Iterator[tupl
     for array, copy in zip(arrays, list(held.values()), strict=False):
         if array.flags.writeable:
             array[...] = copy
+
+
+@contextmanager
+def _placed(library: ctypes.CDLL, arrays: Sequence[Array]) -> Iterator[list[int]]:
+    """The addresses at which kernels find the arrays. Where a device has memory of its own, they are copied there, and back in the end."""
+    if not hasattr(library, "cupola_allocate"):
+        yield [array.ctypes.data for array in arrays]
+        return
+    library.cupola_allocate.restype = ctypes.c_void_p
+    addresses: list[int] = []
+    try:
+        for array in arrays:
+            addresses.append(library.cupola_allocate(ctypes.c_int64(max(1, array.nbytes))))
+            _copy(library, addresses[-1], array.ctypes.data, array.nbytes)
+        yield addresses
+        for array, address in zip(arrays, addresses, strict=True):
+            _copy(library, array.ctypes.data, address, array.nbytes)
+    finally:
+        for address in addresses:
+            library.cupola_free(ctypes.c_void_p(address))
+
+
+def _copy(library: ctypes.CDLL, to: int | None, source: int | None, size: int) -> None:
+    if library.cupola_copy(ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_int64(size)) or library.cupola_synchronize():
+        library.cupola_error.restype = ctypes.c_char_p
+        raise EngineError(f"the device failed: {library.cupola_error().decode('utf-8', 'replace')}")
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -7,8 +7,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import tvm
-from tvm import IRModule
+import tvm_ffi
+from tvm import IRModule, tirx
+from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.runtime.artifact.plan import Plan
@@ -27,7 +30,7 @@ _NUMBERS = {"int64": "8", "int32": "4", "uint32": "4"}  # bytes, as `metal.c` re
 
 # TVM's text of each kernel begins with lines that a library may have once. Metal's shuffles take no numbers of 64 bits.
 _TVM_HEAD = re.compile(r"#include <metal_stdlib>\nusing namespace metal;\n+union __TVMArgUnion \{[^}]*\};\n+")
-_HEAD = """\
+HEAD = """\
 #include <metal_stdlib>
 using namespace metal;
 
@@ -53,7 +56,28 @@ def write_kernels(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: 
 
 def metal_source(code: DeviceCode, target: tvm.target.Target) -> str:
     """The kernels in Metal Shading Language, as TVM writes them."""
-    return _HEAD + _TVM_HEAD.sub("", str(tvm.target.codegen.build_module(code.device, target).inspect_source()))
+    device = exact_constants()(code.device)
+    return HEAD + _TVM_HEAD.sub("", str(tvm.target.codegen.build_module(device, target).inspect_source()))
+
+
+def exact_constants() -> tvm.transform.Pass:
+    """TVM writes seven digits of a number: those that need more are given by their bits.
+
+    Before:  x[i] + T.float32(12582912)
+    After:   x[i] + T.reinterpret("float32", T.uint32(0x4b400000))
+    """
+
+    def exact(number: tirx.FloatImm) -> tvm.ir.Expr:
+        value = np.float32(number.value)
+        if str(number.ty.dtype) != "float32" or not np.isfinite(value) or np.float32(f"{value:e}") == value:
+            return number
+        return T.reinterpret("float32", T.uint32(int(value.view(np.uint32))))
+
+    @tirx.transform.prim_func_pass(opt_level=0)
+    def rewrite(func: tirx.PrimFunc, mod: IRModule, context: object) -> tirx.PrimFunc:
+        return func.with_body(tvm_ffi.structural_map(func.body, (tirx.FloatImm, exact)))
+
+    return rewrite
 
 
 def _image(source: str, launches: Iterable[Launch]) -> str:

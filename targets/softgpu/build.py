@@ -23,7 +23,7 @@ from cupola.targets.softgpu.translate import translate
 
 _HERE = Path(__file__).parent
 DRIVER = _HERE / "driver.c"
-_FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-w", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-sanitize=all")
+_FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-w", "-ffp-contract=off", "-fno-strict-aliasing", "-fsigned-char", "-fno-sanitize=all")
 _CPP = ("-x", "c++", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-Xclang", "-ffloat16-excess-precision=none", f"-I{_HERE}")
 _CHECKED = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")  # which `softgpu.h` has the handler of
 _CPUS = {"x86_64": "x86_64_v3", "aarch64": "generic"}

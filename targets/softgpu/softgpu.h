@@ -388,6 +388,7 @@ struct Sizes<void(A...)> {
   }
 #define SOFTGPU_KERNEL(name) {#name, softgpu_launch_##name, softgpu::Sizes<decltype(name)>::bytes}
 
+#ifndef SOFTGPU_METAL  // the rest is CUDA's
 #define threadIdx (softgpu::me->index)
 #define blockIdx (softgpu::block_index)
 #define blockDim (softgpu::block_size)
@@ -598,3 +599,4 @@ static inline int __dp4a(int a, int b, int sum) { return softgpu::dp4a<int8_t, i
 #include "ptx.h"
 #include "hopper.h"
 #define alignas(n) __attribute__((aligned(n)))  // may stand behind other words, as nvcc allows
+#endif

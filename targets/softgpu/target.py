@@ -1,4 +1,4 @@
-"""The targets `softgpu`: kernels for CUDA, run on this CPU thread by thread, to test them. Very slow."""
+"""The targets `softgpu…` and `softmetal`: kernels for CUDA and Metal, run on this CPU thread by thread, to test them. Very slow."""
 
 from __future__ import annotations
 
@@ -21,11 +21,20 @@ def _make(name: str) -> Target:
     return softgpu_target(name, ARCHITECTURES[name])
 
 
+def _make_metal() -> Target:
+    from cupola.targets.softgpu.build_metal import softmetal_target
+
+    return softmetal_target()
+
+
 def _has_compiler() -> bool:
     return find_spec("ziglang") is not None
 
 
-TARGETS = tuple(
-    TargetEntry(name, f"CUDA's kernels for {architecture} on this CPU, to test them", partial(_make, name), _has_compiler, EXECUTED)
-    for name, architecture in ARCHITECTURES.items()
+TARGETS = (
+    *(
+        TargetEntry(name, f"CUDA's kernels for {architecture} on this CPU, to test them", partial(_make, name), _has_compiler, EXECUTED)
+        for name, architecture in ARCHITECTURES.items()
+    ),
+    TargetEntry("softmetal", "Metal's kernels on this CPU, to test them", _make_metal, _has_compiler, EXECUTED),
 )

@@ -1,4 +1,4 @@
-"""Every kernel of the catalogue, executed as CUDA's against float64: in several orders of threads, and alone as in company."""
+"""Every kernel of the catalogue, executed as CUDA's and as Metal's against float64: in several orders of threads, alone as in company."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from cupola.targets.testing.case import ODD, Sizes
 from cupola.targets.testing.catalogue import KERNELS, VARIANTS, LinearKernel, is_implemented
 from tests.targets.harness import same_bits
 
-TARGET = get_target("softgpu")
+TARGETS = [get_target(name) for name in ("softgpu", "softmetal")]
 WIDE = Sizes(hidden=576, ffn=40, heads=4, kv_heads=2, head_dim=16, vocabulary=70, block=16)  # rows that loads of 16 bytes divide
 CASES = [
-    kernel(sizes, TARGET)
+    pytest.param(case := kernel(sizes, target), target, id=f"{target.spec.name} {case.name}")
+    for target in TARGETS
     for kernel, sizes in zip((*KERNELS, *VARIANTS), itertools.cycle(ODD), strict=False)
-    if is_implemented(kernel, TARGET)
+    if is_implemented(kernel, target)
 ]
 LAYERS = [
     LinearKernel("f32", norm=True), LinearKernel("f16", norm=True), LinearKernel("bf16", residual=True), LinearKernel("w8", norm=True),
@@ -27,9 +28,9 @@ LAYERS = [
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_kernel(case, monkeypatch):
-    run, results = compile_case(case, TARGET), []
+@pytest.mark.parametrize(("case", "target"), CASES)
+def test_kernel(case, target, monkeypatch):
+    run, results = compile_case(case, target), []
     arrays = case.draw(np.random.default_rng(0), 9)
     for seed in ("0", "1", "7"):
         monkeypatch.setenv("SOFTGPU_SEED", seed)
@@ -43,8 +44,8 @@ def test_kernel(case, monkeypatch):
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize("target", ["softgpu", "softgpu:sm_90a"])
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer(WIDE, TARGET).name)
+@pytest.mark.parametrize("target", ["softgpu", "softgpu:sm_90a", "softmetal"])
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer(WIDE, TARGETS[0]).name)
 def test_layers_of_any_number_of_rows(layer, target, monkeypatch):
     """One kernel takes few rows and another one many: a row has the same bits in all of them."""
     case = layer(WIDE, get_target(target))

@@ -1,0 +1,63 @@
+"""Models compiled for Metal, run thread by thread on this CPU through the runtime that Macs get, on a stand-in for Metal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cupola
+from cupola.models import llama
+from tests.targets.metal.mach_o import ARM64, read_dylib
+
+PROMPTS = [[5, 3, 9, 11, 2, 7, 1, 4, 8, 6, 10], [12, 3, 9], [1, 2, 3, 4, 5, 6, 7]]
+PARAMS = cupola.SamplingParams(temperature=0, max_tokens=12, logprobs=3, ignore_eos=True, detokenize=False)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model, as a checkpoint."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    config = transformers.AutoConfig.for_model("llama", **llama.FAMILY.tiny)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def test_logits_match_transformers_and_decoding_gives_what_a_prompt_gives(tiny: Path, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    artifact = cupola.compile(tiny, out=tmp_path / "artifact", target="softmetal", quant="f32", block_size=4)
+    model, llm = transformers.AutoModelForCausalLM.from_pretrained(tiny).eval(), cupola.LLM(artifact, max_num_seqs=2)
+    for prompt, output in zip(PROMPTS, llm.generate(PROMPTS, PARAMS), strict=True):
+        chosen, steps = list(output.outputs[0].token_ids), output.outputs[0].logprobs
+        assert steps is not None
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt + chosen[:-1]])).logits[0].double()
+        assert np.abs(llm.logits(prompt) - expected[: len(prompt)].numpy()).max() < 1e-4
+        rows = expected[len(prompt) - 1 :].log_softmax(-1).numpy()
+        assert [int(row.argmax()) for row in rows] == chosen
+        for row, step in zip(rows, steps, strict=True):
+            assert max(abs(row[token] - entry.logprob) for token, entry in step.items()) < 1e-4
+
+
+@pytest.mark.by_turns
+@pytest.mark.parametrize(("quant", "kv_dtype"), [("f16", "f16"), ("bf16", "bf16"), ("w8a16", "int8"), ("w4a16", "f16")])
+def test_formats_give_what_they_give_on_the_cpu(quant: str, kv_dtype: str, tiny: Path, tmp_path: Path) -> None:
+    logits = []
+    for target in ("softmetal", "cpu:avx2"):
+        llm = cupola.LLM(cupola.compile(tiny, out=tmp_path / target, target=target, quant=quant, kv_dtype=kv_dtype), max_num_seqs=1)
+        logits.append(np.stack([llm.logits(PROMPTS[0]), llm.logits(PROMPTS[0][:3] * 3 + [1, 2])]))
+    assert np.abs(logits[0] - logits[1]).max() < 1e-4 * np.abs(logits[1]).max()
+
+
+def test_an_artifact_for_macs_is_refused_here_by_name(tiny: Path, tmp_path: Path) -> None:
+    artifact = cupola.compile(tiny, out=tmp_path / "artifact", target="metal", quant="w4a16")
+    assert read_dylib(artifact.path / "lib.so").processor == ARM64
+    with pytest.raises(cupola.ArtifactError, match="is 'aarch64-macos', this"):
+        cupola.LLM(artifact)
