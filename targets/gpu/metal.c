@@ -1,8 +1,9 @@
 /* The part of a library for Apple's GPUs that is not compiled from a model: it compiles the kernels, launches them, and holds the device's memory.
 
    Metal is reached through the Objective-C runtime, both found when the library is opened, so that neither an SDK nor a compiler of Apple's is
-   needed to build it. GPU and CPU share memory: an address is the CPU's, of which a launch makes a buffer and an offset. What a step launches
-   goes into one command buffer, whose launches run in order; it is committed when the step has been encoded.
+   needed to build it. GPU and CPU share memory: an address is the CPU's, of which a launch makes a buffer and an offset. Launches run in their
+   order. So many of them make a command buffer: the device works on one while the next is encoded, and none takes so long that the system
+   takes it for hung.
 
    Functions that give int32_t give 0, or an error's number, whose text `cupola_error` has. */
 
@@ -79,7 +80,7 @@ MESSAGES(DECLARE_MESSAGE)
 #define SEND(name, receiver, ...) ((name##_message *)objc_msgSend)(receiver, name##_selector, ##__VA_ARGS__)
 
 enum { STORAGE_SHARED = 0, STATUS_ERROR = 5 }; /* MTLResourceStorageModeShared, MTLCommandBufferStatusError */
-enum { LANES = 32, MAX_NUMBERS = 64 };
+enum { LANES = 32, MAX_NUMBERS = 64, MAX_LAUNCHES = 64 /* of a command buffer */ };
 enum { NO_METAL = 1000, NO_DEVICE, NOT_COMPILED, NOT_ALLOCATED, TOO_MANY_THREADS, STEP_FAILED };
 
 typedef struct {
@@ -98,6 +99,7 @@ static Memory *memories;                                        /* by address */
 static int64_t num_memories, max_memories;
 
 static Id device, queue, commands, encoder, committed; /* commands are encoded; those before are committed */
+static int num_launches;                               /* of the former */
 static Kernel *kernels;
 static void *pool; /* takes what messages give us without owning it */
 static int32_t failure;
@@ -182,28 +184,30 @@ EXPORT int32_t cupola_open(void) {
   return code;
 }
 
-static void wait_for_committed(void) {
-  if (!committed) return;
-  SEND(wait, committed);
-  if (SEND(status, committed) == STATUS_ERROR) failure = failed(STEP_FAILED, "the device failed", text_of(SEND(error, committed)));
-  SEND(release, committed);
-  committed = NULL;
+static void wait_for(Id buffer) {
+  if (!buffer) return;
+  SEND(wait, buffer);
+  if (SEND(status, buffer) == STATUS_ERROR) failure = failed(STEP_FAILED, "the device failed", text_of(SEND(error, buffer)));
+  SEND(release, buffer);
 }
 
+/* Hands over what is encoded, then waits for what was handed over before. */
 static void commit_commands(void) {
+  const Id former = committed;
   if (!encoder) return;
-  wait_for_committed();
   SEND(end_encoding, encoder);
   SEND(commit, commands);
   SEND(release, encoder);
   committed = commands;
   commands = encoder = NULL;
+  wait_for(former);
 }
 
 /* Waits for all that was launched; the first error since the last time. */
 static int32_t finish(void) {
   commit_commands();
-  wait_for_committed();
+  wait_for(committed);
+  committed = NULL;
   const int32_t code = failure;
   failure = 0;
   return code;
@@ -251,7 +255,9 @@ static int64_t last_below(const char *address) {
 }
 
 EXPORT void *cupola_allocate(int64_t bytes) {
+  void *const own = objc_autoreleasePoolPush();
   Id buffer = SEND(new_buffer, device, bytes ? bytes : 1, STORAGE_SHARED);
+  objc_autoreleasePoolPop(own);
   if (!buffer) return failed(NOT_ALLOCATED, "Metal gives no memory", ""), NULL;
   const Memory memory = {SEND(contents, buffer), bytes ? bytes : 1, buffer};
   pthread_mutex_lock(&memory_lock);
@@ -321,6 +327,7 @@ int32_t cupola_launch(int32_t index, void **arguments, const int64_t *extents, i
   if (!encoder) {
     commands = SEND(retain, SEND(command_buffer, queue));
     encoder = SEND(retain, SEND(compute_encoder, commands));
+    num_launches = 0;
   }
   SEND(set_pipeline, encoder, kernel.pipeline);
   for (const char *parameter = cupola_parameters[index]; *parameter; ++parameter, ++arguments) {
@@ -333,6 +340,7 @@ int32_t cupola_launch(int32_t index, void **arguments, const int64_t *extents, i
   }
   if (num_numbers) SEND(set_bytes, encoder, numbers, num_numbers * sizeof *numbers, num_pointers);
   SEND(dispatch, encoder, (Size){extents[0], extents[1], extents[2]}, (Size){extents[3], extents[4], extents[5]});
+  if (++num_launches == MAX_LAUNCHES) commit_commands();
   return 0;
 }
 

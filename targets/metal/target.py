@@ -22,4 +22,4 @@ def _runs_here() -> bool:
     return sys.platform == "darwin" and here() == "aarch64"
 
 
-TARGETS = (TargetEntry("metal", "Apple's GPUs: M1 and later, on macOS", _make, _runs_here, EXECUTED),)
+TARGETS = (TargetEntry("metal", "Apple's GPUs: M1 and later, macOS 13 and later", _make, _runs_here, EXECUTED),)

@@ -31,10 +31,11 @@ int32_t cupola_launch(int32_t index, void **arguments, const int64_t *extents, i
 const int32_t cupola_num_symbols = 1;
 const char *const cupola_symbols[] = {"kernel_1"}, *const cupola_parameters[] = {"pp84"};
 const char cupola_image[] = %s;
-__attribute__((visibility("default"))) int32_t launch(float *x, float *y, int64_t step, int32_t last, const int64_t *extents) {
+__attribute__((visibility("default"))) int32_t launch(float *x, float *y, int64_t step, int32_t last, const int64_t *extents, int times) {
   void *arguments[] = {&x, &y, &step, &last};
+  int32_t code = 0;
   cupola_begin();
-  int32_t code = cupola_launch(0, arguments, extents, 0);
+  while (!code && times--) code = cupola_launch(0, arguments, extents, 0);
   cupola_end();
   return code;
 }
@@ -71,8 +72,10 @@ class Kernel:
         assert self.library.cupola_copy(array.ctypes.data, address, array.nbytes) == 0
         return array
 
-    def launch(self, x: int, y: int, *, step: int = 0, last: int = 0, groups: tuple[int, int] = (1, 1), threads: int = 64) -> int:
-        return self.library.launch(x, y, step, last, (ctypes.c_int64 * 6)(*groups, 1, threads, 1, 1))
+    def launch(
+        self, x: int, y: int, *, step: int = 0, last: int = 0, groups: tuple[int, int] = (1, 1), threads: int = 64, times: int = 1
+    ) -> int:
+        return self.library.launch(x, y, step, last, (ctypes.c_int64 * 6)(*groups, 1, threads, 1, 1), times)
 
     def error(self) -> str:
         return self.library.cupola_error().decode()
@@ -91,7 +94,7 @@ def open_library(file: Path) -> ctypes.CDLL:
     library.cupola_free.argtypes = [ctypes.c_void_p]
     library.cupola_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     library.cupola_clear.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p]
+    library.launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int]
     assert library.cupola_open() == 0, library.cupola_error()
     return library
 
@@ -200,6 +203,15 @@ def test_steps_leave_no_object_behind_and_memory_lives_until_it_is_used(tmp_path
     np.testing.assert_array_equal(kernel.read(x, 64), np.full(64, 6))
 
 
+def test_of_many_launches_none_is_lost(tmp_path: Path) -> None:
+    kernel = Kernel("x[t] = 2 * x[t] - x[t] + y[0];", tmp_path)
+    x, y = kernel.tensor(np.zeros(64, np.float32)), kernel.tensor(np.ones(1, np.float32))
+    for times in (63, 64, 65, 200):
+        assert kernel.library.cupola_clear(x, 256) == 0
+        assert kernel.launch(x, y, times=times) == 0
+        np.testing.assert_array_equal(kernel.read(x, 64), np.full(64, times))
+
+
 def test_memory_of_the_device(tmp_path: Path) -> None:
     library, free = Kernel("", tmp_path).library, (ctypes.c_int64 * 2)()
     assert library.cupola_memory(free) == 0
@@ -226,7 +238,7 @@ from tests.targets.softgpu.test_softmetal import open_library
 library = open_library(Path({str(kernel.file)!r}))
 x = library.cupola_allocate(320)
 def run(step):
-    assert library.launch(x, x, step, 0, (c_int64 * 6)(1, 1, 1, 64, 1, 1)) == 0
+    assert library.launch(x, x, step, 0, (c_int64 * 6)(1, 1, 1, 64, 1, 1), 1) == 0
     return library.cupola_synchronize()
 assert run(16) == 0
 print("inside", flush=True)
