@@ -25,7 +25,7 @@ def translate_metal(source: str) -> str:
     """The C++ of all kernels, with the table that `metal_driver.c` looks them up in.
 
     Raises:
-        UnsupportedError: a parameter has an attribute that is not in POSITIONS.
+        UnsupportedError: a parameter has an attribute that is not in POSITIONS, or positions differ in their type.
     """
     found = [(name, _arguments(name, parameters)) for name, parameters in _KERNEL.findall(source)]
     entries = "".join(_entry(name, arguments) for name, arguments in found)
@@ -36,7 +36,7 @@ def translate_metal(source: str) -> str:
 
 def _arguments(kernel: str, parameters: str) -> list[str]:
     """The arguments of a kernel's call; buffers come first, in the order of their indices."""
-    values, num_buffers = [], 0
+    values, num_buffers, position = [], 0, ""
     for parameter in parameters.split(","):
         found = _PARAMETER.fullmatch(parameter)
         type_, _, attribute, index = found.groups() if found else ("", "", parameter.strip(), None)
@@ -44,12 +44,11 @@ def _arguments(kernel: str, parameters: str) -> list[str]:
             pointer = f"({type_.rstrip('&* ')}*)given[{index}]"
             values.append(f"*{pointer}" if type_.endswith("&") else pointer)
             num_buffers += 1
-        elif attribute in POSITIONS:
+        elif attribute in POSITIONS and type_ == (position := position or type_):
             values.append(f"softgpu::position<{type_}>({POSITIONS[attribute]})")
         else:
-            raise UnsupportedError(
-                f"{kernel} has a parameter that is {attribute:.80}", field="target softmetal", fix="add it to `POSITIONS`"
-            )
+            fix = "buffers come in order, the others are in `POSITIONS`, all of one type"
+            raise UnsupportedError(f"{kernel} has a parameter that is {attribute:.80}", field="target softmetal", fix=fix)
     return values
 
 

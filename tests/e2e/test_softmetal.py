@@ -9,6 +9,7 @@ import pytest
 
 import cupola
 from cupola.models import llama
+from tests.conftest import Compiled
 from tests.targets.metal.mach_o import ARM64, read_dylib
 
 PROMPTS = [[5, 3, 9, 11, 2, 7, 1, 4, 8, 6, 10], [12, 3, 9], [1, 2, 3, 4, 5, 6, 7]]
@@ -54,6 +55,19 @@ def test_formats_give_what_they_give_on_the_cpu(quant: str, kv_dtype: str, tiny:
         llm = cupola.LLM(cupola.compile(tiny, out=tmp_path / target, target=target, quant=quant, kv_dtype=kv_dtype), max_num_seqs=1)
         logits.append(np.stack([llm.logits(PROMPTS[0]), llm.logits(PROMPTS[0][:3] * 3 + [1, 2])]))
     assert np.abs(logits[0] - logits[1]).max() < 1e-4 * np.abs(logits[1]).max()
+
+
+@pytest.mark.by_turns
+def test_a_real_model(smollm2: Compiled, tmp_path: Path) -> None:
+    compiled = cupola.compile("smollm2", target="softmetal", quant="w4a16", out=tmp_path / "artifact", context=64)
+    answers = [
+        cupola.LLM(artifact, max_num_seqs=1, kv_memory="64MB").generate(
+            ["a b c d e f g"], cupola.SamplingParams(temperature=0, max_tokens=5)
+        )
+        for artifact in (compiled.path, smollm2.path)
+    ]
+    chosen, expected = (answer[0].outputs[0].token_ids for answer in answers)
+    assert len(chosen) == 5 and chosen == expected
 
 
 def test_an_artifact_for_macs_is_refused_here_by_name(tiny: Path, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from cupola.targets.softgpu.translate_metal import translate_metal
 SIGNATURE = """
 struct numbers_t { long step; int last[2]; };
 kernel void kernel_1(device float* x [[ buffer(0) ]], device const float* y [[buffer(1)]], constant numbers_t& numbers [[ buffer(2) ]],
-  uint2 group [[threadgroup_position_in_grid]], uint t [[thread_position_in_threadgroup]]) {
+  uint2 group [[threadgroup_position_in_grid]], uint2 place [[thread_position_in_threadgroup]]) {
+  const uint t = place.x;
 """
 LAUNCH = """
 #include <stdint.h>
@@ -46,6 +47,7 @@ REVERSED = """
   %s
   x[t] = held[63 - t];
 """
+TWO_TYPES = "uint a [[threadgroup_position_in_grid]], uint2 b [[thread_position_in_threadgroup]]"
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 
 
@@ -248,7 +250,7 @@ run(17)
     assert (done.stdout, done.returncode) == ("inside\n", -signal.SIGSEGV)
 
 
-@pytest.mark.parametrize("parameter", ["uint lane [[thread_index_in_quadgroup]]", "device float* x [[buffer(1)]]", "float x"])
+@pytest.mark.parametrize("parameter", ["uint lane [[thread_index_in_quadgroup]]", "device float* x [[buffer(1)]]", "float x", TWO_TYPES])
 def test_a_parameter_that_nobody_binds_is_refused_by_name(parameter: str) -> None:
-    with pytest.raises(UnsupportedError, match=r"alone has a parameter that is .* \(add it to `POSITIONS`\)"):
+    with pytest.raises(UnsupportedError, match=r"alone has a parameter that is .* \(buffers come in order"):
         translate_metal(f"kernel void alone({parameter}) {{}}")
