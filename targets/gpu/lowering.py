@@ -101,7 +101,7 @@ def _launches(name: str, host: tirx.PrimFunc, bodies: dict[str, tirx.PrimFunc]) 
             names[node.buffer] = names[node.data.args[0]]
         elif isinstance(node, tirx.Bind):
             names[node.var] = f"({size_of(node.value, names)})"
-        elif isinstance(node, tirx.For | tirx.While | tirx.BufferStore | tirx.IfThenElse):
+        elif isinstance(node, tirx.For | tirx.While | tirx.BufferStore | tirx.IfThenElse | tirx.AllocBuffer):
             raise UnsupportedError(f"the kernel {name} does something on the host", fix="give it threads")
         elif isinstance(node, tirx.SeqStmt):
             for part in node.seq:
