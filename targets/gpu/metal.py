@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,8 @@ from cupola.targets.gpu.vectors import load_words
 
 RUNTIME = Path(__file__).with_name("metal.c")  # which every library holds
 KIND = "metal"
-LIMITS = {"max_threads_per_block": 256, "max_num_threads": 256, "max_shared_memory_per_block": 32768, "thread_warp_size": 32}
+MAX_SHARED_BYTES = 32768
+LIMITS = {"max_threads_per_block": 256, "max_num_threads": 256, "max_shared_memory_per_block": MAX_SHARED_BYTES, "thread_warp_size": 32}
 MAX_BUFFERS = 31  # of a kernel, that with its numbers too (Metal Feature Set Tables)
 _NUMBERS = {"int64": "8", "int32": "4", "uint32": "4"}  # bytes, as `metal.c` reads them
 
@@ -49,6 +51,8 @@ def metal_like(spec: DeviceSpec) -> Target:
 def write_kernels(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: Path) -> tuple[str, tuple[Path, ...]]:
     """The kernels in Metal Shading Language, and C files that carry and launch them."""
     code, launches = write_launches(load_words()(mod), plan, target, folder)
+    for symbol, kernel in code.device.functions_items():
+        _check_shared(symbol.name_hint, kernel)
     source, image = metal_source(code, target), folder / "image.c"
     image.write_text(_image(source, [launch for kernel in plan.kernels for launch in code.launches[kernel.name]]), encoding="utf-8")
     return source, (launches, image, RUNTIME)
@@ -78,6 +82,20 @@ def exact_constants() -> tvm.transform.Pass:
         return func.with_body(tvm_ffi.structural_map(func.body, (tirx.FloatImm, exact)))
 
     return rewrite
+
+
+def _check_shared(name: str, kernel: tirx.PrimFunc) -> None:
+    sizes = []
+
+    def add(allocation: tirx.AllocBuffer) -> None:
+        type_ = allocation.buffer.ty
+        if type_.storage_scope == "shared":
+            sizes.append(math.prod(map(int, type_.shape)) * type_.dtype.dtype.itemsize)
+
+    tvm_ffi.structural_walk(kernel.body, (tirx.AllocBuffer, add))
+    if sum(sizes) > MAX_SHARED_BYTES:
+        problem = f"the kernel {name} shares {sum(sizes)} bytes among a group's threads, of at most {MAX_SHARED_BYTES}"
+        raise UnsupportedError(problem, field="target metal", fix="take another target")
 
 
 def _image(source: str, launches: Iterable[Launch]) -> str:

@@ -46,7 +46,7 @@ def schedule(target: tvm.target.Target) -> tvm.transform.Pass:
 
 @tirx.transform.prim_func_pass(opt_level=0)
 def _rows_alone(func: tirx.PrimFunc, mod: tvm.IRModule, context: object) -> tirx.PrimFunc:
-    """What a thread of `_by_rows` keeps has the size of its own row."""
+    """Shrinks what a thread of `_by_rows` keeps to its own row. Raises UnsupportedError for what has no known size."""
     if not func.attrs or _BY_ROWS not in func.attrs:
         return func
     passes = [s_tir.transform.LowerInitBlock(), s_tir.transform.PlanAndUpdateBufferAllocationLocation()]

@@ -14,7 +14,7 @@ from cupola.compiler.plan import plan_of_kernels
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
 from cupola.targets.emit import argument, prim_func
-from cupola.targets.gpu.emit import blocks
+from cupola.targets.gpu.emit import blocks, shared, synchronize
 from cupola.targets.metal import build
 from cupola.targets.registry import get_target, list_targets
 from cupola.targets.testing.case import SMOLLM2, lower_case
@@ -65,6 +65,23 @@ def test_more_tensors_than_a_kernel_may_have_are_refused(target: Target, tmp_pat
             T.buffer_store(tensors[0], sum((t[lane] for t in tensors[1:]), T.float32(0)), [lane])
 
     assert "the kernel kernel_kernel takes 31 tensors, of at most 30" in refusal(prim_func(body), target, tmp_path)
+
+
+@pytest.mark.parametrize(("count", "fits"), [(8192, True), (8193, False)])
+def test_more_shared_memory_than_a_group_may_have_is_refused(count: int, fits: bool, target: Target, tmp_path: Path) -> None:
+    def body() -> None:
+        x = argument("x", (32,), "float32")
+        with blocks(1, threads=32) as (_, lane):
+            held = shared(count)
+            T.buffer_store(held, x[lane], [lane])
+            synchronize()
+            T.buffer_store(x, held[31 - lane], [lane])
+
+    if fits:
+        mod = tvm.IRModule({"kernel": prim_func(body)})
+        build_library(mod, plan_of_kernels(mod), target, tmp_path / "lib.so")
+    else:
+        assert "shares 32772 bytes among a group's threads, of at most 32768" in refusal(prim_func(body), target, tmp_path)
 
 
 def test_numbers_that_the_runtime_does_not_pass_are_refused(target: Target, tmp_path: Path) -> None:
