@@ -122,6 +122,7 @@ layers: $(STAMP) ## the rooms' import rules and the house rules
 ledger: $(STAMP) ## renew the ledgers of what kernels cost, after a change to one
 	$(BIN)/python -m cupola.targets.cpu.measure.ledger
 	$(BIN)/python -m cupola.targets.cuda.ledger
+	$(BIN)/python -m cupola.targets.rocm.ledger
 
 sanitize: $(STAMP) ## run the C of compiled libraries under the thread, address and undefined-behaviour sanitizers
 	$(BIN)/python -m pytest --quiet tests/targets/native/test_sanitizers.py

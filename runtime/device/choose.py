@@ -10,7 +10,7 @@ from cupola.runtime.device.capability import capability_fault, preference
 from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.runtime.machine import architecture, here, missing_features
 
-_KINDS = (HOST, "cuda", "metal")  # of devices that there is an executor for
+_KINDS = (HOST, "cuda", "metal", "rocm")  # of devices that there is an executor for
 _SYSTEMS = {"linux": ("linux",), "android": ("linux", "android"), "darwin": ("darwin", "macos", "apple"), "win32": ("windows", "win32")}
 
 

@@ -17,21 +17,9 @@ from cupola.runtime.environment import debug_level
 from cupola.runtime.errors import UnsupportedError
 from cupola.runtime.machine import here
 from cupola.targets.base import Target
-from cupola.targets.gpu.code import cuda_source, write_launches
+from cupola.targets.gpu.code import cuda_source, write_image, write_launches
 from cupola.targets.gpu.cuda import RUNTIME, cuda_like
 from cupola.targets.native.code import Code
-
-_IMAGE = """\
-/* The kernels, compiled. */
-__asm__(
-    ".section .rodata\\n"
-    ".balign 64\\n"
-    ".globl cupola_image\\n"
-    ".hidden cupola_image\\n"
-    "cupola_image:\\n"
-    ".incbin \\"{file}\\"\\n"
-    ".previous\\n");
-"""
 
 
 def cuda_target(architecture: str) -> Target:
@@ -43,8 +31,7 @@ def cuda_target(architecture: str) -> Target:
 def _code(mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code:
     code, launches = write_launches(mod, plan, target.tvm, folder)
     source = cuda_source(code, target.tvm)
-    image = folder / "image.c"
-    image.write_text(_IMAGE.format(file=compile_cuda(source, target.spec.device, folder)), encoding="utf-8")
+    image = write_image(compile_cuda(source, target.spec.device, folder), folder)
     return Code((), (launches, image, RUNTIME), {"kernels.cu": source} if debug_level() >= 4 else {})
 
 

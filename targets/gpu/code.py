@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,18 @@ from cupola.targets.gpu.lowering import DeviceCode, split
 from cupola.targets.gpu.source import launch_source
 
 _ALIGNMENTS = ("extern __shared__ __align__(64)", "extern __shared__ __align__(1024)")  # TVM's, and what matrices of warpgroups need
+_INCLUDE = re.compile(r"^\s*#\s*include\b.*$", re.MULTILINE)
+_IMAGE = """\
+/* The kernels, compiled. */
+__asm__(
+    ".section .rodata\\n"
+    ".balign 4096\\n"
+    ".globl cupola_image\\n"
+    ".hidden cupola_image\\n"
+    "cupola_image:\\n"
+    ".incbin \\"{file}\\"\\n"
+    ".previous\\n");
+"""
 
 
 def write_launches(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: Path) -> tuple[DeviceCode, Path]:
@@ -25,11 +38,13 @@ def write_launches(mod: IRModule, plan: Plan, target: tvm.target.Target, folder:
     return code, file
 
 
-def cuda_source(code: DeviceCode, target: tvm.target.Target) -> str:
-    """The kernels in CUDA C++, as TVM writes them, behind the functions that they call: those of `matrix.cuh` and, for compute capability
-    9.0, `hopper.cuh`."""
+def cuda_source(code: DeviceCode, target: tvm.target.Target, has_tensor_cores: bool = True) -> str:
+    """The kernels in CUDA C++, as TVM writes them, behind the functions that they call of tensor cores: those of `matrix.cuh` and, for
+    compute capability 9.0, `hopper.cuh`."""
     with _Uncompiled():
         source = str(tvm.target.codegen.build_module(code.device, target).inspect_source())
+    if not has_tensor_cores:
+        return source
     head, first, kernels = source.replace(*_ALIGNMENTS).partition('extern "C" __global__')
     functions = _text("matrix.cuh")
     if target.attrs["arch"] == HOPPER:
@@ -39,6 +54,18 @@ def cuda_source(code: DeviceCode, target: tvm.target.Target) -> str:
 
 def _text(file: str) -> str:
     return Path(__file__).with_name(file).read_text(encoding="utf-8")
+
+
+def without_includes(source: str) -> str:
+    """The source for compilers whose own header has all that CUDA's have."""
+    return _INCLUDE.sub("", source)
+
+
+def write_image(file: Path, folder: Path) -> Path:
+    """C that carries `file`, which is what the driver loads."""
+    image = folder / "image.c"
+    image.write_text(_IMAGE.format(file=file), encoding="utf-8")
+    return image
 
 
 class _Uncompiled:

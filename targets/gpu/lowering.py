@@ -76,7 +76,7 @@ def split(mod: IRModule, target: tvm.target.Target) -> DeviceCode:
     """Splits each kernel into what the host does and what the device does.
 
     Raises:
-        UnsupportedError: the host's part is more than launches, as of a kernel that has no threads.
+        UnsupportedError: the host's part is more than launches, as of a kernel that has no threads, or hands memory on.
     """
     kernels = {gv.name_hint: f for gv, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
     named = IRModule({name: f.with_attr("global_symbol", name) for name, f in kernels.items()})
@@ -101,7 +101,11 @@ def _launches(name: str, host: tirx.PrimFunc, bodies: dict[str, tirx.PrimFunc]) 
             names[node.buffer] = names[node.data.args[0]]
         elif isinstance(node, tirx.Bind):
             names[node.var] = f"({size_of(node.value, names)})"
-        elif isinstance(node, tirx.For | tirx.While | tirx.BufferStore | tirx.IfThenElse | tirx.AllocBuffer):
+        elif isinstance(node, tirx.AllocBuffer):
+            raise UnsupportedError(
+                f"the kernel {name} keeps {node.buffer.name} from one launch to the next", fix="write a rule for its operation"
+            )
+        elif isinstance(node, tirx.For | tirx.While | tirx.BufferStore | tirx.IfThenElse):
             raise UnsupportedError(f"the kernel {name} does something on the host", fix="give it threads")
         elif isinstance(node, tirx.SeqStmt):
             for part in node.seq:

@@ -1,5 +1,5 @@
-/* CUDA's driver on a CPU, as far as `targets/gpu/cuda.c` asks for it. Memory ends at a page that nobody may touch. A launch runs at once, or
-   when its graph is launched. */
+/* CUDA's driver on a CPU, and AMD's, which differs little, as far as `targets/gpu/` asks for them. Memory ends at a page that nobody may
+   touch. A launch runs at once, or when its graph is launched. */
 
 #define _GNU_SOURCE
 #include <stdint.h>
@@ -194,15 +194,33 @@ static Status cuGraphLaunch(void *executable, void *stream) {
 static Status cuGraphDestroy(void *graph) { return free(graph), 0; }
 static Status cuGraphExecDestroy(void *executable) { return free(executable), 0; }
 
+/* What HIP has otherwise. */
+enum { BY_ADDRESSES = 4 };
+static Status hipSetDevice(int device) { return device ? failed(101, "", "there is no such device") : 0; }
+
+static Status hipMemcpyAsync(Address to, Address from, size_t bytes, int kind, void *stream) {
+  return kind == BY_ADDRESSES ? cuMemcpyAsync(to, from, bytes, stream) : failed(21, "", "an unknown kind of copy");
+}
+
 #define ENTRY(name) {#name, (void *)name}
+#define ALIAS(name, function) {#name, (void *)function}
 static const struct {
   const char *name;
   void *function;
-} functions[] = {ENTRY(cuInit), ENTRY(cuGetErrorString), ENTRY(cuDeviceGet), ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxSetCurrent),
-                 ENTRY(cuModuleLoadData), ENTRY(cuModuleGetFunction), ENTRY(cuFuncSetAttribute), ENTRY(cuStreamCreate),
-                 ENTRY(cuStreamSynchronize), ENTRY(cuLaunchKernel), ENTRY(cuMemAlloc_v2), ENTRY(cuMemFree_v2), ENTRY(cuMemGetInfo_v2),
-                 ENTRY(cuMemcpyAsync), ENTRY(cuTensorMapEncodeTiled), ENTRY(cuMemsetD8Async), ENTRY(cuStreamBeginCapture_v2), ENTRY(cuStreamEndCapture),
-                 ENTRY(cuGraphInstantiateWithFlags), ENTRY(cuGraphLaunch), ENTRY(cuGraphDestroy), ENTRY(cuGraphExecDestroy)};
+} functions[] = {
+    ENTRY(cuInit), ENTRY(cuGetErrorString), ENTRY(cuDeviceGet), ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxSetCurrent),
+    ENTRY(cuModuleLoadData), ENTRY(cuModuleGetFunction), ENTRY(cuFuncSetAttribute), ENTRY(cuStreamCreate), ENTRY(cuStreamSynchronize),
+    ENTRY(cuLaunchKernel), ENTRY(cuMemAlloc_v2), ENTRY(cuMemFree_v2), ENTRY(cuMemGetInfo_v2), ENTRY(cuMemcpyAsync),
+    ENTRY(cuTensorMapEncodeTiled), ENTRY(cuMemsetD8Async), ENTRY(cuStreamBeginCapture_v2), ENTRY(cuStreamEndCapture), ENTRY(cuGraphInstantiateWithFlags),
+    ENTRY(cuGraphLaunch), ENTRY(cuGraphDestroy), ENTRY(cuGraphExecDestroy),
+    ENTRY(hipSetDevice), ENTRY(hipMemcpyAsync),
+    ALIAS(hipInit, cuInit), ALIAS(hipDrvGetErrorString, cuGetErrorString), ALIAS(hipModuleLoadData, cuModuleLoadData),
+    ALIAS(hipModuleGetFunction, cuModuleGetFunction), ALIAS(hipStreamCreateWithFlags, cuStreamCreate),
+    ALIAS(hipStreamSynchronize, cuStreamSynchronize), ALIAS(hipModuleLaunchKernel, cuLaunchKernel), ALIAS(hipMalloc, cuMemAlloc_v2),
+    ALIAS(hipFree, cuMemFree_v2), ALIAS(hipMemGetInfo, cuMemGetInfo_v2), ALIAS(hipMemsetD8Async, cuMemsetD8Async),
+    ALIAS(hipStreamBeginCapture, cuStreamBeginCapture_v2), ALIAS(hipStreamEndCapture, cuStreamEndCapture),
+    ALIAS(hipGraphInstantiateWithFlags, cuGraphInstantiateWithFlags), ALIAS(hipGraphLaunch, cuGraphLaunch),
+    ALIAS(hipGraphDestroy, cuGraphDestroy), ALIAS(hipGraphExecDestroy, cuGraphExecDestroy)};
 
 void *softgpu_function(const char *name) {
   for (size_t i = 0; i < sizeof functions / sizeof *functions; ++i)

@@ -412,77 +412,15 @@ static inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32
   return softgpu::exchange(mask, value, ((lane ^ bits) & (width - 1)) | (lane & ~(width - 1)));
 }
 
-// ---- Types
-#define SOFTGPU_COPIED(V) /* the compiler checks the alignment of copies only where they are not its own */ \
+#define CUPOLA_COPIED(V) /* the compiler checks the alignment of copies only where they are not its own */ \
   V() = default;                                                                                           \
   V(const V& other) { memcpy(this, &other, sizeof *this); }                                                \
   V& operator=(const V& other) {                                                                           \
     memcpy(this, &other, sizeof *this);                                                                    \
     return *this;                                                                                          \
   }
-template <class T, int N, size_t A>
-struct alignas(A) softgpu_vector;
-template <class T, size_t A>
-struct alignas(A) softgpu_vector<T, 1, A> {
-  T x;
-  SOFTGPU_COPIED(softgpu_vector)
-  softgpu_vector(T x) : x(x) {}
-};
-template <class T, size_t A>
-struct alignas(A) softgpu_vector<T, 2, A> {
-  T x, y;
-  SOFTGPU_COPIED(softgpu_vector)
-  softgpu_vector(T x, T y) : x(x), y(y) {}
-};
-template <class T, size_t A>
-struct alignas(A) softgpu_vector<T, 3, A> {
-  T x, y, z;
-  SOFTGPU_COPIED(softgpu_vector)
-  softgpu_vector(T x, T y, T z) : x(x), y(y), z(z) {}
-};
-template <class T, size_t A>
-struct alignas(A) softgpu_vector<T, 4, A> {
-  T x, y, z, w;
-  SOFTGPU_COPIED(softgpu_vector)
-  softgpu_vector(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}
-};
-#define SOFTGPU_VECTORS(T, name)                                                      \
-  using name##1 = softgpu_vector<T, 1, sizeof(T)>;                                    \
-  using name##2 = softgpu_vector<T, 2, 2 * sizeof(T)>;                                \
-  using name##3 = softgpu_vector<T, 3, sizeof(T)>;                                    \
-  using name##4 = softgpu_vector<T, 4, (4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T))>;    \
-  static inline name##1 make_##name##1(T x) { return {x}; }                           \
-  static inline name##2 make_##name##2(T x, T y) { return {x, y}; }                   \
-  static inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-SOFTGPU_VECTORS(signed char, char)
-SOFTGPU_VECTORS(unsigned char, uchar)
-SOFTGPU_VECTORS(short, short)
-SOFTGPU_VECTORS(unsigned short, ushort)
-SOFTGPU_VECTORS(int, int)
-SOFTGPU_VECTORS(unsigned, uint)
-SOFTGPU_VECTORS(long long, longlong)
-SOFTGPU_VECTORS(unsigned long long, ulonglong)
-SOFTGPU_VECTORS(float, float)
-SOFTGPU_VECTORS(double, double)
+#include "../gpu/types.h"
 
-// The compiler's own types of 16 bits, rounded after each operation (-ffloat16-excess-precision=none).
-using __half = _Float16;
-using half = _Float16;
-using __nv_bfloat16 = __bf16;
-using nv_bfloat16 = __bf16;
-struct alignas(4) __half2 {
-  half x, y;
-  SOFTGPU_COPIED(__half2)
-  __half2(half a, half b) : x(a), y(b) {}
-};
-struct alignas(4) __nv_bfloat162 {
-  nv_bfloat16 x, y;
-  SOFTGPU_COPIED(__nv_bfloat162)
-  __nv_bfloat162(nv_bfloat16 a, nv_bfloat16 b) : x(a), y(b) {}
-};
-using half2 = __half2;
-using nv_bfloat162 = __nv_bfloat162;
-static inline half2 make_half2(half x, half y) { return {x, y}; }
 template <class To, class From>
 static inline To softgpu_bits(From value) {
   static_assert(sizeof(To) == sizeof(From));
@@ -497,12 +435,6 @@ static inline unsigned short softgpu_to_bf16(float value) {
 extern "C" __attribute__((visibility("hidden"), weak)) __bf16 __truncsfbf2(float value) {  // which not every compiler brings along
   return softgpu_bits<__bf16>(softgpu_to_bf16(value));
 }
-static inline half __float2half(float value) { return (half)value; }
-static inline half __float2half_rn(float value) { return (half)value; }
-static inline float __half2float(half value) { return (float)value; }
-static inline nv_bfloat16 __float2bfloat16(float value) { return (nv_bfloat16)value; }
-static inline nv_bfloat16 __float2bfloat16_rn(float value) { return (nv_bfloat16)value; }
-static inline float __bfloat162float(nv_bfloat16 value) { return (float)value; }
 static inline float softgpu_fma(double a, double b, double c) {  // to odd, so that rounding to 16 bits rounds once
   const double exact = fma(a, b, c);
   const float near = (float)exact;
@@ -510,8 +442,6 @@ static inline float softgpu_fma(double a, double b, double c) {  // to odd, so t
   return softgpu_bits<float>(softgpu_bits<uint32_t>(near) - (fabsf(near) > fabs(exact)) | 1);
 }
 #define SOFTGPU_16(T, T2, lanes, from, to)                                                                                      \
-  static inline bool __hgt(T a, T b) { return (float)a > (float)b; }                                                            \
-  static inline bool __hlt(T a, T b) { return (float)a < (float)b; }                                                            \
   static inline T __hneg(T a) { return -a; }                                                                                    \
   static inline T __hadd(T a, T b) { return (T)((float)a + (float)b); }                                                         \
   static inline T __hsub(T a, T b) { return (T)((float)a - (float)b); }                                                         \
@@ -540,42 +470,6 @@ static inline float softgpu_fma(double a, double b, double c) {  // to odd, so t
   static inline float __high2float(T2 a) { return (float)a.y; }
 SOFTGPU_16(half, half2, half2, __half22float2, __half2half2)
 SOFTGPU_16(nv_bfloat16, nv_bfloat162, bfloat162, __bfloat1622float2, __bfloat162bfloat162)
-static inline unsigned short __half_as_ushort(half value) { return softgpu_bits<unsigned short>(value); }
-static inline half __ushort_as_half(unsigned short value) { return softgpu_bits<half>(value); }
-static inline unsigned short __bfloat16_as_ushort(nv_bfloat16 value) { return softgpu_bits<unsigned short>(value); }
-static inline nv_bfloat16 __ushort_as_bfloat16(unsigned short value) { return softgpu_bits<nv_bfloat16>(value); }
-static inline float __uint_as_float(unsigned value) { return softgpu_bits<float>(value); }
-static inline unsigned __float_as_uint(float value) { return softgpu_bits<unsigned>(value); }
-static inline float __int_as_float(int value) { return softgpu_bits<float>(value); }
-static inline int __float_as_int(float value) { return softgpu_bits<int>(value); }
-
-// ---- Functions
-template <class T>
-static inline T __ldg(const T* address) {
-  return *address;
-}
-#define SOFTGPU_MIN_MAX(T)                                  \
-  static inline T min(T a, T b) { return a < b ? a : b; }   \
-  static inline T max(T a, T b) { return a > b ? a : b; }
-SOFTGPU_MIN_MAX(int)
-SOFTGPU_MIN_MAX(unsigned)
-SOFTGPU_MIN_MAX(long)
-SOFTGPU_MIN_MAX(unsigned long)
-SOFTGPU_MIN_MAX(long long)
-static inline float min(float a, float b) { return fminf(a, b); }
-static inline float max(float a, float b) { return fmaxf(a, b); }
-#define __expf expf  // glibc has names of its own with two underscores
-#define __logf logf
-#define __exp2f exp2f
-#define __sinf sinf
-#define __cosf cosf
-#define __powf powf
-#define __tanhf tanhf
-#define __log2f log2f
-#define CUDART_INF_F INFINITY
-#define CUDART_NAN_F NAN
-static inline float softgpu_rsqrtf(float x) { return 1 / sqrtf(x); }
-#define rsqrtf softgpu_rsqrtf  // which later C libraries have
 static inline float __saturatef(float x) { return x > 0 ? fminf(x, 1) : 0; }
 static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selectors) {  // 4 bits of `selectors` a byte, the highest for its sign
   const uint64_t both = (uint64_t)b << 32 | a;
@@ -586,7 +480,6 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selectors) {
   }
   return result;
 }
-static inline int __popc(unsigned value) { return __builtin_popcount(value); }
 namespace softgpu {
 template <class A, class B>
 static inline int dp4a(unsigned a, unsigned b, int sum) {
@@ -598,5 +491,4 @@ static inline int __dp4a(int a, int b, int sum) { return softgpu::dp4a<int8_t, i
 #include "fp8.h"
 #include "ptx.h"
 #include "hopper.h"
-#define alignas(n) __attribute__((aligned(n)))  // may stand behind other words, as nvcc allows
 #endif

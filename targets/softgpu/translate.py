@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from cupola.runtime.errors import UnsupportedError
+from cupola.targets.gpu.code import without_includes
 
-_INCLUDE = re.compile(r"^\s*#\s*include\b.*$", re.MULTILINE)  # `softgpu.h` has all that is needed of them
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+|alignas\(\d+\)\s+)?([\w ]+?)\s+(\w+)\[\];")
 _ASSEMBLY = re.compile(r"\b(?:asm|__asm__)\s*(?:volatile|__volatile__)?\s*\(")
 _COMMENT = re.compile(r"""//[^\n]*|/\*.*?\*/|("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)+')""", re.DOTALL)
@@ -68,7 +68,7 @@ def translate(source: str, symbols: Sequence[str]) -> str:
     Raises:
         UnsupportedError: the source has an instruction that is not in INSTRUCTIONS.
     """
-    code = _INCLUDE.sub("", _DYNAMIC.sub(r"\1 *const \2 = (\1 *)softgpu::dynamic;", _without_assembly(source)))
+    code = without_includes(_DYNAMIC.sub(r"\1 *const \2 = (\1 *)softgpu::dynamic;", _without_assembly(source)))
     entries = "\n".join(f"SOFTGPU_ENTRY({symbol})" for symbol in symbols)
     table = "".join(f"  SOFTGPU_KERNEL({symbol}),\n" for symbol in symbols)
     return f'#include "softgpu.h"\n{code}\n{entries}\nextern "C" const softgpu::Kernel softgpu_kernels[] = {{\n{table}  {{}}}};\n'

@@ -57,3 +57,17 @@ def test_a_kernel_without_threads_is_refused_by_name() -> None:
 
     with pytest.raises(UnsupportedError, match=r"the kernel alone does something on the host \(give it threads\)"):
         split(tvm.IRModule({"alone": prim_func(body)}), TARGET)
+
+
+def test_memory_between_launches_is_refused_by_name() -> None:
+    def body() -> None:
+        n = T.int64()
+        x = argument("x", (n, WARP), "float32")
+        kept = T.alloc_buffer((n,), "float32")
+        with blocks(n, threads=WARP) as (block, _):
+            T.buffer_store(kept, x[block, 0], [block])
+        with blocks(n, threads=WARP) as (block, lane):
+            T.buffer_store(x, kept[block], [block, lane])
+
+    with pytest.raises(UnsupportedError, match=r"the kernel sums keeps .* from one launch to the next \(write a rule"):
+        split(tvm.IRModule({"sums": prim_func(body)}), TARGET)

@@ -1,10 +1,11 @@
-/* The part of a library for CUDA that is not compiled from a model: it loads the kernels, launches them, and holds the device's memory.
+/* The part of a library for a GPU that is not compiled from a model: it loads the kernels, launches them, and holds the device's memory.
 
-   The driver is looked for when the library is opened, so that the library itself needs nothing of NVIDIA's. All work goes to one stream, and
-   one step runs at a time. A step of the same sizes and addresses as the last one is replayed as a graph: its launches then cost the host one
-   call instead of some hundred.
+   The driver is looked for when the library is opened, so that the library itself needs nothing of its vendor's. All work goes to one stream,
+   and one step runs at a time. A step of the same sizes and addresses as the last one is replayed as a graph: its launches then cost the host
+   one call instead of some hundred.
 
-   Functions that give int32_t give 0, or an error's number, whose text `cupola_error` has. */
+   Who includes this has VENDOR, LIBRARIES, which are the names that the driver's library may have, FUNCTIONS, and what is declared below for a
+   vendor to say. Functions that give int32_t give 0, or an error's number, whose text `cupola_error` has. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -24,48 +25,28 @@ extern const unsigned char cupola_image[];
 
 typedef void *Handle; /* of a context, module, function, stream or graph */
 typedef uint64_t Address;
-typedef int Status; /* CUresult */
-
-/* cuda.h's functions by the names that the driver exports. Of two versions of a function, cuda.h means the later one. */
-#define FUNCTIONS(F) \
-  F(cuInit, "cuInit", (unsigned)) \
-  F(cuGetErrorString, "cuGetErrorString", (Status, const char **)) \
-  F(cuDeviceGet, "cuDeviceGet", (int *, int)) \
-  F(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", (Handle *, int)) \
-  F(cuCtxSetCurrent, "cuCtxSetCurrent", (Handle)) \
-  F(cuModuleLoadData, "cuModuleLoadData", (Handle *, const void *)) \
-  F(cuModuleGetFunction, "cuModuleGetFunction", (Handle *, Handle, const char *)) \
-  F(cuFuncSetAttribute, "cuFuncSetAttribute", (Handle, int, int)) \
-  F(cuStreamCreate, "cuStreamCreate", (Handle *, unsigned)) \
-  F(cuStreamSynchronize, "cuStreamSynchronize", (Handle)) \
-  F(cuLaunchKernel, "cuLaunchKernel", \
-    (Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void **, void **)) \
-  F(cuMemAlloc, "cuMemAlloc_v2", (Address *, size_t)) \
-  F(cuMemFree, "cuMemFree_v2", (Address)) \
-  F(cuMemGetInfo, "cuMemGetInfo_v2", (size_t *, size_t *)) \
-  F(cuMemcpyAsync, "cuMemcpyAsync", (Address, Address, size_t, Handle)) \
-  F(cuMemsetD8Async, "cuMemsetD8Async", (Address, unsigned char, size_t, Handle)) \
-  F(cuStreamBeginCapture, "cuStreamBeginCapture_v2", (Handle, int)) \
-  F(cuStreamEndCapture, "cuStreamEndCapture", (Handle, Handle *)) \
-  F(cuGraphInstantiate, "cuGraphInstantiateWithFlags", (Handle *, Handle, unsigned long long)) \
-  F(cuGraphLaunch, "cuGraphLaunch", (Handle, Handle)) \
-  F(cuGraphDestroy, "cuGraphDestroy", (Handle)) \
-  F(cuGraphExecDestroy, "cuGraphExecDestroy", (Handle))
+typedef int Status; /* of the driver's functions; 0 is success */
 
 #define DECLARE(name, symbol, parameters) static Status(*name) parameters;
 FUNCTIONS(DECLARE)
 
-enum { STATIC_SHARED_BYTES = 48 << 10, MAX_DYNAMIC_SHARED = 8, CAPTURE_RELAXED = 2, MAX_HELD = 256 };
-enum { NO_DRIVER = 1000, NO_FUNCTION, TOO_MANY_CONSTANTS };
+/* What each vendor's file says. */
+static int32_t find_device(void);                            /* the first one, which this thread uses then */
+static Status use_device(void);                              /* for this thread */
+static Status copy(Address to, Address from, size_t bytes);  /* on the stream */
+static Status allow_shared(Handle function, unsigned bytes); /* before a launch whose blocks get so much of it */
+
+enum { NON_BLOCKING = 1, CAPTURE_RELAXED = 2 };
+enum { NO_DRIVER = 1000, NO_FUNCTION };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static Handle context, stream, *functions;
+static Handle stream, *functions;
 static char message[256] = "no error";
 
 static int32_t failed(Status status, const char *what) {
   const char *text = NULL;
   if (!status) return 0;
-  if (cuGetErrorString) cuGetErrorString(status, &text);
+  if (getErrorString) getErrorString(status, &text);
   snprintf(message, sizeof message, "%s: %s", what, text ? text : "an error that the driver has no text for");
   return status;
 }
@@ -80,22 +61,27 @@ EXPORT const char *cupola_error(void) { return message; }
 
 #ifdef CUPOLA_SOFTGPU
 void *softgpu_function(const char *name);
-static void *driver(void) { return message; }
+static void *driver(void) { return message; } /* anything but NULL */
 static void *function(void *of, const char *name) { return (void)of, softgpu_function(name); }
 #else
-static void *driver(void) { return dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL); }
+static void *driver(void) {
+  const char *const names[] = {LIBRARIES};
+  void *found = NULL;
+  for (size_t i = 0; !found && i < sizeof names / sizeof *names; ++i) found = dlopen(names[i], RTLD_NOW | RTLD_GLOBAL);
+  return found;
+}
 static void *function(void *of, const char *name) { return dlsym(of, name); }
 #endif
 
 static int32_t find_driver(void) {
   void *found = driver();
   if (!found) {
-    snprintf(message, sizeof message, "there is no NVIDIA driver: %s", dlerror());
+    snprintf(message, sizeof message, "there is no " VENDOR " driver: %s", dlerror());
     return NO_DRIVER;
   }
 #define FIND(name, symbol, parameters) \
   if (!(name = (Status(*) parameters)function(found, symbol))) { \
-    snprintf(message, sizeof message, "NVIDIA's driver lacks %s; a later one has it", symbol); \
+    snprintf(message, sizeof message, VENDOR "'s driver lacks %s; a later one has it", symbol); \
     return NO_FUNCTION; \
   }
   FUNCTIONS(FIND)
@@ -103,18 +89,15 @@ static int32_t find_driver(void) {
 }
 
 static int32_t load(void) {
-  int device;
   Handle module;
   int32_t code = find_driver();
   if (code) return code;
-  CHECK(cuInit(0));
-  CHECK(cuDeviceGet(&device, 0));
-  CHECK(cuDevicePrimaryCtxRetain(&context, device));
-  CHECK(cuCtxSetCurrent(context));
-  CHECK(cuModuleLoadData(&module, cupola_image));
-  CHECK(cuStreamCreate(&stream, 1)); /* which does not wait for the default stream */
+  CHECK(init(0));
+  if ((code = find_device())) return code;
+  CHECK(moduleLoadData(&module, cupola_image));
+  CHECK(streamCreate(&stream, NON_BLOCKING)); /* which does not wait for the default stream */
   functions = calloc(cupola_num_symbols + 1, sizeof *functions);
-  for (int32_t i = 0; i < cupola_num_symbols; ++i) CHECK(cuModuleGetFunction(&functions[i], module, cupola_symbols[i]));
+  for (int32_t i = 0; i < cupola_num_symbols; ++i) CHECK(moduleGetFunction(&functions[i], module, cupola_symbols[i]));
   return 0;
 }
 
@@ -129,7 +112,7 @@ EXPORT int32_t cupola_open(void) {
 
 void cupola_begin(void) {
   pthread_mutex_lock(&lock);
-  if (context) cuCtxSetCurrent(context); /* it is a thread's own */
+  if (stream) use_device();
 }
 
 void cupola_end(void) { pthread_mutex_unlock(&lock); }
@@ -137,8 +120,8 @@ void cupola_end(void) { pthread_mutex_unlock(&lock); }
 EXPORT int32_t cupola_set_threads(int32_t count) { return (void)count, 1; }
 
 EXPORT int32_t cupola_synchronize(void) {
-  CHECK(cuCtxSetCurrent(context));
-  CHECK(cuStreamSynchronize(stream));
+  CHECK(use_device());
+  CHECK(streamSynchronize(stream));
   return 0;
 }
 
@@ -152,33 +135,33 @@ int64_t cupola_clock(void) {
 
 EXPORT void *cupola_allocate(int64_t bytes) {
   Address address = 0;
-  if (failed(cuCtxSetCurrent(context), "cuCtxSetCurrent") || failed(cuMemAlloc(&address, bytes ? bytes : 1), "cuMemAlloc")) return NULL;
+  if (failed(use_device(), "use_device") || failed(memAlloc(&address, bytes ? bytes : 1), "memAlloc")) return NULL;
   return (void *)address;
 }
 
 EXPORT void cupola_free(void *memory) {
-  cuCtxSetCurrent(context);
-  cuMemFree((Address)memory);
+  use_device();
+  memFree((Address)memory);
 }
 
 /* From anywhere to anywhere, after what was launched before. What the host reads is there once `cupola_synchronize` is back. */
 EXPORT int32_t cupola_copy(void *to, const void *from, int64_t bytes) {
-  CHECK(cuCtxSetCurrent(context));
-  CHECK(cuMemcpyAsync((Address)to, (Address)from, bytes, stream));
+  CHECK(use_device());
+  CHECK(copy((Address)to, (Address)from, bytes));
   return 0;
 }
 
 EXPORT int32_t cupola_clear(void *memory, int64_t bytes) {
-  CHECK(cuCtxSetCurrent(context));
-  CHECK(cuMemsetD8Async((Address)memory, 0, bytes, stream));
+  CHECK(use_device());
+  CHECK(memsetD8Async((Address)memory, 0, bytes, stream));
   return 0;
 }
 
 /* Bytes of memory: those that are free, and all. */
 EXPORT int32_t cupola_memory(int64_t *bytes) {
   size_t free, total;
-  CHECK(cuCtxSetCurrent(context));
-  CHECK(cuMemGetInfo(&free, &total));
+  CHECK(use_device());
+  CHECK(memGetInfo(&free, &total));
   bytes[0] = free, bytes[1] = total;
   return 0;
 }
@@ -187,8 +170,8 @@ int32_t cupola_launch(int32_t index, void **arguments, const int64_t *extents, i
   const unsigned shared = (unsigned)shared_bytes;
   unsigned size[6];
   for (int i = 0; i < 6; ++i) size[i] = (unsigned)extents[i];
-  if (shared > STATIC_SHARED_BYTES) CHECK(cuFuncSetAttribute(functions[index], MAX_DYNAMIC_SHARED, shared));
-  CHECK(cuLaunchKernel(functions[index], size[0], size[1], size[2], size[3], size[4], size[5], shared, stream, arguments, NULL));
+  CHECK(allow_shared(functions[index], shared));
+  CHECK(launchKernel(functions[index], size[0], size[1], size[2], size[3], size[4], size[5], shared, stream, arguments, NULL));
   return 0;
 }
 
@@ -222,7 +205,7 @@ static int is_like_the_last(const int64_t *dims, int64_t num_dims, void *const *
     return 1;
   }
   free(last.key);
-  if (last.graph) cuGraphExecDestroy(last.graph);
+  if (last.graph) graphExecDestroy(last.graph);
   last.key = key, last.bytes = bytes, last.graph = NULL;
   return 0;
 }
@@ -231,13 +214,13 @@ int32_t cupola_step(Step step, const int64_t *dims, int64_t num_dims, void *cons
   Handle graph;
   if (!is_like_the_last(dims, num_dims, inputs, num_inputs, workspace) || getenv("CUPOLA_NO_GRAPHS")) return step(dims, inputs, workspace);
   if (!last.graph) {
-    CHECK(cuStreamBeginCapture(stream, CAPTURE_RELAXED));
+    CHECK(streamBeginCapture(stream, CAPTURE_RELAXED));
     const int32_t code = step(dims, inputs, workspace);
-    CHECK(cuStreamEndCapture(stream, &graph));
+    CHECK(streamEndCapture(stream, &graph));
     if (code) return code;
-    CHECK(cuGraphInstantiate(&last.graph, graph, 0));
-    CHECK(cuGraphDestroy(graph));
+    CHECK(graphInstantiate(&last.graph, graph, 0));
+    CHECK(graphDestroy(graph));
   }
-  CHECK(cuGraphLaunch(last.graph, stream));
+  CHECK(graphLaunch(last.graph, stream));
   return 0;
 }
