@@ -12,6 +12,7 @@ The ledger in the repository must be what the kernels give, better figures too. 
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -88,15 +89,16 @@ def kernel_figures(assembly: str) -> dict[str, Figures]:
 
 
 def _of_all(launches: list[Figures]) -> Figures:
-    columns = {"registers": max, "spill_bytes": sum, "shared_bytes": max, "wide_loads": sum, "matrix_instructions": sum}
-    return {column: of(launch[column] for launch in launches) for column, of in columns.items()}
+    most = {column: max(launch[column] for launch in launches) for column in ("registers", "shared_bytes")}
+    total = {column: sum(launch[column] for launch in launches) for column in ("spill_bytes", *INSTRUCTIONS)}
+    return {column: (most | total)[column] for column in launches[0] if column != "wavefront_size"}
 
 
 def main() -> None:
     """Renews the ledger and prints what changed."""
     ledger = make_ledger()
     print("\n".join(differences(read_ledger(LEDGER), ledger)) or "no change")
-    write_ledger(ledger, LEDGER)
+    write_ledger(ledger, LEDGER, compiler=f"ziglang {version('ziglang')}")
 
 
 if __name__ == "__main__":
