@@ -7,6 +7,7 @@ import sys
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import HOST, MANIFEST, DeviceSpec, LibrarySpec
 from cupola.runtime.device.capability import capability_fault, preference
+from cupola.runtime.device.kfd import architecture_fault
 from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.runtime.machine import architecture, here, missing_features
 
@@ -56,5 +57,5 @@ def _fault(target: DeviceSpec) -> tuple[str, str] | None:
     missing = missing_features(target.features)
     if missing:
         return "features", f"this CPU lacks {', '.join(missing)}"
-    problem = capability_fault(target.device)
+    problem = capability_fault(target.device) or architecture_fault(target.device)
     return ("device", problem) if problem else None
