@@ -22,7 +22,9 @@ from cupola.runtime.artifact.tensors import TensorSpec, WeightSpec
 SHARD_BYTES = 256 << 20  # shards are hashed side by side when the artifact is opened
 PIECE_BYTES = 2 << 20  # a large page: what is written at once stays in memory in one, and need not be found by 512 small ones
 ALIGNMENT = 64  # kernels read weights in place, from the mapped file
-_SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64", "int8": "I8", "uint8": "U8"}
+_SAFETENSORS = {
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "uint32": "U32", "int8": "I8", "uint8": "U8",
+}  # fmt: skip
 
 
 def write_texts(folder: Path, source: Source) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import tvm
 from tvm import relax
@@ -18,7 +17,7 @@ from cupola.targets.attention_shape import AttentionShape
 from cupola.targets.emit import Buffer, Value, prim_func
 from cupola.targets.generic import attention as generic
 from cupola.targets.generic.attention import AttentionTensors, attention_tensors
-from cupola.targets.gpu.emit import WARP, blocks, keep, load, over_warp, registers, store, warp_sum
+from cupola.targets.gpu.emit import WARP, blocks, cached, keep, load, over_warp, registers, store, warp_sum
 
 _LOWEST = -3.0e38  # of a maximum before there is one
 _ROUND = 1.5 * 2.0**23  # added to a number, it leaves the nearest integer in the low bits
@@ -29,7 +28,7 @@ def lower_paged_attention(call: relax.Call, builder: relax.BlockBuilder) -> rela
     return generic.lower_paged_attention(call, builder, _attention)
 
 
-@cache
+@cached
 def _attention(k: AttentionShape) -> tvm.tirx.PrimFunc:
     def body() -> None:
         tensors = attention_tensors(k)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value, argument, prim_func
-from cupola.targets.gpu.emit import WARP, blocks, keep, load, registers, strided, warp_sum
+from cupola.targets.gpu.emit import WARP, blocks, cached, gpu, keep, load, registers, strided, warp_sums
 from cupola.targets.gpu.layer import Layer, LayerTensors, match_layer
 from cupola.targets.gpu.weights import Weight, is_readable
 
-WARPS = 4  # of a block
 STEP = 4  # elements that are multiplied at once, of those that one load brings: more of them want more registers
 ROWS = 4  # of x that a warp multiplies with its weights at once
 
@@ -30,9 +28,9 @@ def lower_linear(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | 
     return relax.op.call_tir(builder.add_func(_layer(layer), layer.label), relax.Tuple(given), out_ty=call.ty)
 
 
-@cache
+@cached
 def _layer(layer: Layer) -> tvm.tirx.PrimFunc:
-    width, outputs = layer.width, layer.outputs
+    width, outputs, warps = layer.width, layer.outputs, gpu().warps
 
     def body() -> None:
         m = T.int64()
@@ -40,8 +38,8 @@ def _layer(layer: Layer) -> tvm.tirx.PrimFunc:
         weight = Weight.arguments(layer.weight)
         tensors = LayerTensors.arguments(layer, m, x)
         groups = (m + T.int64(ROWS - 1)) // T.int64(ROWS)
-        with blocks(-(-outputs // WARPS), groups, threads=WARPS * WARP) as (block, group, thread):
-            column, lane = keep(block * WARPS + thread // WARP), thread % WARP
+        with blocks(-(-outputs // warps), groups, threads=warps * WARP) as (block, group, thread):
+            column, lane = keep(block * warps + thread // WARP), thread % WARP
             with T.If(column < T.int64(outputs)), T.Then():
                 rows = _Rows(m, keep(group * ROWS), x, tensors.norm)
                 factors = rows.norm_factors(width, layer.epsilon, lane) if layer.norm else None
@@ -103,13 +101,14 @@ class _Rows:
             return sums.over_warp(self)
         with strided(width // count, lane, WARP) as i:
             first = i * T.int64(count)  # not kept: the code generator must see that loads are aligned
-            raw, codes = weight.read(row, first), weight.format is not None
-            parts, plain = _Sums() if codes else sums, _Sums() if weight.has_mins else None
+            scaled = weight.scale(row, first) if weight.format is not None else None  # before the codes: ptxas then spills nothing
+            raw = weight.read(row, first)
+            parts, plain = _Sums() if scaled is not None else sums, _Sums() if weight.has_mins else None
             for start in range(0, count, STEP):
                 values = [keep(weight.value(raw, j)) for j in range(start, min(count, start + STEP))]
                 self._multiply(values, first + T.int64(start), parts, plain)
-            if codes:
-                scale, low = weight.scale(row, first)
+            if scaled is not None:
+                scale, low = scaled
                 self.each(lambda r: sums.add(r, parts[r] * scale if plain is None else parts[r] * scale + plain[r] * low))
         return sums.over_warp(self)
 
@@ -131,7 +130,7 @@ class _Rows:
 def _read(buffer: Buffer, index: tuple[Value, ...], count: int) -> Buffer:
     """`count` elements from an index on as float32, in registers, by the widest loads."""
     raw, values = registers(count, str(buffer.dtype)), registers(count)
-    lanes = min(count, 4 if str(buffer.dtype) == "float32" else 8)
+    lanes = min(count, 4 if str(buffer.dtype) == "float32" else 8, gpu().max_lanes)
     for start in range(0, count, lanes):
         source = (*index[:-1], T.ramp(index[-1] + T.int64(start), 1, lanes))
         T.buffer_store(raw, buffer[source], [T.ramp(start, 1, lanes)])
@@ -156,5 +155,5 @@ class _Sums:
 
     def over_warp(self, rows: _Rows) -> list[Value]:
         """The sums over all lanes."""
-        rows.each(lambda r: T.buffer_store(self._held, warp_sum(self._held[r]), [r]))
+        warp_sums(self._held, rows.each)
         return [self._held[r] for r in range(ROWS)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
@@ -12,7 +10,7 @@ from cupola.targets.emit import argument, prim_func
 from cupola.targets.generic import rows as generic
 from cupola.targets.generic.rows import FLOATS, sizes_of
 from cupola.targets.generic.weights import Stored, StoredKernel
-from cupola.targets.gpu.emit import WARP, blocks, keep, load, registers, store, strided, warp_sum
+from cupola.targets.gpu.emit import WARP, blocks, cached, keep, load, registers, store, strided, warp_sum
 from cupola.targets.gpu.tiles import Tiles, is_tileable
 from cupola.targets.gpu.weights import Weight, is_readable
 from cupola.targets.ops import Embedding
@@ -23,7 +21,7 @@ def lower_norm(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | No
     return generic.lower_norm(call, builder, _norm, max_axes=3)  # the axes of a grid
 
 
-@cache
+@cached
 def _norm(inner: tuple[int, ...], dtypes: tuple[str, str, str], epsilon: float, centered: bool) -> tvm.tirx.PrimFunc:
     """By RMSNorm (arXiv:1910.07467) with a scale, by LayerNorm (arXiv:1607.06450) with a scale and a shift."""
     *middle, width = inner
@@ -57,7 +55,7 @@ def lower_rotary(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | 
     return generic.lower_rotary(call, builder, _rotary)
 
 
-@cache
+@cached
 def _rotary(heads: int, dim: int, interleaved: bool, dtypes: tuple[str, str]) -> tvm.tirx.PrimFunc:
     """Turns pairs of dimensions by a token's angles (arXiv:2104.09864): each with the one half of them away, or with its neighbour."""
     half = dim // 2
@@ -103,7 +101,7 @@ def _rows(stored: Stored, width: int, tokens: relax.Expr, out: relax.TensorType,
     return relax.op.call_tir(called, relax.Tuple([*layout.tensors_of(stored, builder), tokens]), out_ty=out)
 
 
-@cache
+@cached
 def _embedding(layout: type[Tiles | Weight], weight: StoredKernel, width: int, token_dtype: str, out_dtype: str) -> tvm.tirx.PrimFunc:
     def body() -> None:
         n = T.int64()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import tvm
 from tvm import relax
@@ -11,7 +10,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact.inputs import DRAW_COLUMNS, MAX_STEPS, MAXIMA_BLOCK, UNIFORMS
 from cupola.targets.emit import Buffer, Value, argument, prim_func
-from cupola.targets.gpu.emit import WARP, blocks, from_lane, keep, over_warp, registers, strided
+from cupola.targets.gpu.emit import WARP, blocks, cached, from_first, from_lane, keep, over_warp, registers, strided
 from cupola.targets.ops import Argmax, BlockMaxima
 
 _INFINITY, _MAGNITUDE = 0x7F800000, 0x7FFFFFFF  # bits of float32; a magnitude of more than infinity's is NaN
@@ -26,7 +25,7 @@ def lower_block_maxima(call: relax.Call, builder: relax.BlockBuilder) -> relax.E
     return relax.op.call_tir(builder.add_func(_block_maxima(width), f"block_maxima_{width}"), relax.Tuple([op.x]), out_ty=call.ty)
 
 
-@cache
+@cached
 def _block_maxima(width: int) -> tvm.tirx.PrimFunc:
     num_blocks = -(-width // MAXIMA_BLOCK)
 
@@ -64,7 +63,7 @@ def lower_argmax(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | 
     return relax.op.call_tir(function, relax.Tuple([op.chosen, op.draws, *inputs]), out_ty=call.ty)
 
 
-@cache
+@cached
 def _argmax(width: int, block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
     num_blocks = -(-width // MAXIMA_BLOCK)
 
@@ -93,7 +92,7 @@ def _argmax(width: int, block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
     return prim_func(body)
 
 
-@cache
+@cached
 def _take_chosen(block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
     def body() -> None:
         rows = T.int64()
@@ -138,8 +137,8 @@ class _Inputs:
             T.buffer_store(self.tokens, T.max(token, 0), [i])  # a token for the embedding, whatever comes of it
             T.buffer_store(self.positions, self.positions[i] + 1, [i])
             for slots, tables, columns in self.groups:
-                column = T.min(T.cast(index // block_size, "int64"), columns - 1)  # past the end, nobody goes on
-                T.buffer_store(slots, tables[i, column] * block_size + index % block_size, [i])
+                column = T.min(T.cast(T.truncdiv(index, block_size), "int64"), columns - 1)  # past the end, nobody goes on
+                T.buffer_store(slots, tables[i, column] * block_size + T.truncmod(index, block_size), [i])
             T.buffer_store(self.context_lens, index + 1, [i])
 
 
@@ -158,7 +157,7 @@ def _first_largest(x: Buffer, row: Value, lane: Value, start: Value, end: Value)
         with T.If(T.Or(value > largest[0], T.And(value == largest[0], place < found[0]))), T.Then():
             T.buffer_store(largest, value, [0])
             T.buffer_store(found, place, [0])
-    return keep(T.tvm_warp_shuffle(T.uint32(0xFFFFFFFF), found[0], 0, WARP, WARP))
+    return from_first(found[0])
 
 
 def _magnitude(value: Value) -> Value:

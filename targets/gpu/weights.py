@@ -1,4 +1,4 @@
-"""Weights for GPUs: rows as they are, codes of 4 bits two in a byte, read 16 bytes at a time."""
+"""Weights for GPUs, read 16 bytes at a time: rows of floats as they are, codes of 8 and 4 bits in words, which every GPU has a type for."""
 
 from __future__ import annotations
 
@@ -11,28 +11,38 @@ from tvm.tirx.script import builder as T
 from cupola.targets.emit import Buffer, Value, argument
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.generic.weights import Stored, StoredArguments, StoredKernel
-from cupola.targets.gpu.emit import keep, load, registers
+from cupola.targets.gpu.emit import gpu, keep, load, registers
 from cupola.targets.weight_functions import call_weight_function, weight_function
 
 VECTOR_BYTES = 16  # the widest load of a thread
-_ITEM_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "uint8": 8}
+_SIGN = 128  # what is added to codes with a sign, so that they have none
+_FLOAT_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
 def is_readable(stored: StoredKernel) -> bool:
-    """True if kernels for GPUs read such a weight: floats, or codes without a table."""
-    return stored.weight_format is None or not stored.weight_format.table
+    """True if kernels for GPUs read such a weight: floats, or codes without a table, in rows of whole words."""
+    form = stored.weight_format
+    return form is None or (not form.table and stored.shape[1] * _bits(stored) % 32 == 0)
+
+
+def _bits(stored: StoredKernel) -> int:
+    """Of an element."""
+    form = stored.weight_format
+    return _FLOAT_BITS[stored.dtype] if form is None else 4 if form.bits == 4 else 8
 
 
 @weight_function
-def pack_pairs(codes: np.ndarray) -> np.ndarray:
-    """Codes of 4 bits, [N, K], two in a byte, the former in the lower half: u8 [N, K / 2]."""
+def pack_bytes(codes: np.ndarray) -> np.ndarray:
+    """Codes of up to 8 bits, [N, K], four in a word, the first in the lowest bits: u32 [N, K / 4]."""
+    whole = codes.view(np.uint8)
+    return np.ascontiguousarray(whole ^ _SIGN if codes.dtype == np.int8 else whole).view("<u4")
+
+
+@weight_function
+def pack_nibbles(codes: np.ndarray) -> np.ndarray:
+    """Codes of 4 bits, [N, K], eight in a word, the first in the lowest bits: u32 [N, K / 8]."""
     pairs = codes.view(np.uint8)
-    return pairs[:, 0::2] | pairs[:, 1::2] << 4
-
-
-def _is_packed(stored: StoredKernel) -> bool:
-    form = stored.weight_format
-    return form is not None and form.bits == 4 and stored.shape[1] % 2 == 0
+    return np.ascontiguousarray(pairs[:, 0::2] | pairs[:, 1::2] << 4).view("<u4")
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Weight:
 
     Attributes:
         stored: how.
-        arrays: its arguments; of packed codes, `weight` holds bytes.
+        arrays: its arguments; of codes, `weight` holds words.
     """
 
     stored: StoredKernel
@@ -51,19 +61,19 @@ class Weight:
     def tensors_of(stored: Stored, builder: relax.BlockBuilder) -> tuple[relax.Expr, ...]:
         """The tensors of a stored matrix as kernels take them."""
         weight, *scales = stored.tensors
-        if _is_packed(stored.kernel):
-            rows, columns = stored.kernel.shape
-            weight = builder.emit(call_weight_function(pack_pairs, [weight], relax.TensorType([rows, columns // 2], "uint8")))
+        bits, (rows, columns) = _bits(stored.kernel), stored.kernel.shape
+        if stored.kernel.format:
+            words = relax.TensorType([rows, columns * bits // 32], "uint32")
+            weight = builder.emit(call_weight_function(pack_nibbles if bits == 4 else pack_bytes, [weight], words))
         return (weight, *scales)
 
     @staticmethod
     def arguments(stored: StoredKernel) -> Weight:
         """The arguments of a kernel: `weight`, and for codes `scales` and perhaps `mins`."""
-        if not _is_packed(stored):
-            return Weight(stored, stored.arguments())
         form, (rows, columns) = stored.weight_format, stored.shape
-        assert form is not None
-        weight = argument("weight", (rows, columns // 2), "uint8")
+        if form is None:
+            return Weight(stored, stored.arguments())
+        weight = argument("weight", (rows, columns * _bits(stored) // 32), "uint32")
         scales = [
             argument(label, (rows, columns // form.group_size), form.scale_dtype) for label in ("scales", "mins")[: 1 + form.has_mins]
         ]
@@ -82,39 +92,42 @@ class Weight:
     @property
     def per_load(self) -> int:
         """Elements that a thread reads at once, which share a scale; 0 if rows do not divide into such."""
-        bits = 4 if _is_packed(self.stored) else _ITEM_BITS[self.stored.dtype]
-        count, columns = 8 * VECTOR_BYTES // bits, self.stored.shape[1]
+        count, columns = 8 * VECTOR_BYTES // _bits(self.stored), self.stored.shape[1]
         return 0 if columns % count or (self.format is not None and self.format.group_size % count) else count
 
     def element(self, row: Value, column: Value) -> Value:
         """One element as float32."""
-        form, t = self.format, self.arrays
+        form, t, bits = self.format, self.arrays, _bits(self.stored)
         if form is None or t.scales is None:
             return load(t.weight, row, column)
-        group = column // form.group_size
-        code = T.cast(t.weight[row, column // 2 if _is_packed(self.stored) else column], "int32")
-        if _is_packed(self.stored):
-            code = (code >> T.cast(column % 2 * 4, "int32")) & T.int32(15)
-        product = load(t.scales, row, group) * T.cast(code - T.int32(form.zero), "float32")
+        group, each = column // form.group_size, 32 // bits
+        code = self._code(t.weight[row, column // each], T.cast(column % each * bits, "uint32"))
+        product = load(t.scales, row, group) * code
         return product + load(t.mins, row, group) if t.mins is not None else product
 
     def read(self, row: Value, column: Value) -> Buffer:
-        """The `per_load` elements from `column` on as they are stored, in registers."""
-        packed = _is_packed(self.stored)
-        count, first = (self.per_load // 2, column // 2) if packed else (self.per_load, column)
-        raw = registers(count, self.stored.dtype)
-        T.buffer_store(raw, self.arrays.weight[row, T.ramp(first, 1, count)], [T.ramp(0, 1, count)])
+        """The `per_load` elements from `column` on as they are stored, in registers: of codes, words."""
+        buffer = self.arrays.weight
+        each = 32 // _bits(self.stored) if self.format is not None else 1
+        count, first = self.per_load // each, column // each
+        raw, lanes = registers(count, str(buffer.dtype)), min(count, gpu().max_lanes)
+        for start in range(0, count, lanes):
+            T.buffer_store(raw, buffer[row, T.ramp(first + T.int64(start), 1, lanes)], [T.ramp(start, 1, lanes)])
         return raw
 
     def value(self, raw: Buffer, i: int) -> Value:
         """Element i of a `read` as float32; of codes, the number that their scale multiplies."""
-        form = self.format
-        if form is None:
+        if self.format is None:
             return T.cast(raw[i], "float32")
-        code = T.cast(raw[i // 2 if _is_packed(self.stored) else i], "int32")
-        if _is_packed(self.stored):
-            code = code >> T.int32(4) if i % 2 else code & T.int32(15)
-        return T.cast(code - T.int32(form.zero), "float32")
+        each = 32 // _bits(self.stored)
+        return self._code(raw[i // each], T.uint32(i % each * _bits(self.stored)))
+
+    def _code(self, word: Value, shift: Value) -> Value:
+        """The number of the code that begins at a bit of a word."""
+        form, bits = self.format, _bits(self.stored)
+        assert form is not None
+        code = T.cast((word >> shift) & T.uint32((1 << bits) - 1), "int32")
+        return T.cast(code - T.int32(_SIGN if form.code_dtype == "int8" else form.zero), "float32")
 
     def scale(self, row: Value, column: Value) -> tuple[Value, Value | None]:
         """The scale and the min of the group that `column` lies in. Of codes only."""
