@@ -24,6 +24,7 @@ from cupola.runtime.artifact.plan import Plan
 from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
 from cupola.runtime.environment import num_threads
 from cupola.runtime.errors import EngineError, InputError
+from cupola.runtime.wgpu_native import show_driver
 from cupola.targets.base import Target
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -108,6 +109,8 @@ def _load(mod: IRModule, extracted: Extracted, target: Target) -> ctypes.CDLL:
         file = Path(folder) / "lib.so"
         build_library(mod, extracted, target, file)
         library = ctypes.CDLL(str(file))
+    if target.spec.kind != HOST:
+        show_driver(library)
     if target.spec.kind != HOST and library.cupola_open():
         raise EngineError(f"{target.spec.name} is no device of this machine")
     library.cupola_workspace_bytes.restype = ctypes.c_int64

@@ -4,6 +4,7 @@ CUPOLA_DEBUG        0 nothing, 1 stages and times, 2 each pass, 3 numbered IR du
 CUPOLA_CACHE        where compiled artifacts are kept (default: $XDG_CACHE_HOME/cupola or ~/.cache/cupola)
 CUPOLA_API_KEY      what clients of `cupola serve` must send
 CUPOLA_NUM_THREADS  threads that kernels use (default: the cores that this process may run on)
+WGPU_LIB_PATH       the file of wgpu-native (default: that of pip's package wgpu, which reads this too)
 OPENAI_API_KEY      what `cupola bench-serve` shows the server, as OpenAI's own client does
 """
 
@@ -49,6 +50,11 @@ def num_threads() -> int:
 def api_key() -> str | None:
     """The key that a server demands of its clients; None if there is none."""
     return os.environ.get("CUPOLA_API_KEY") or None
+
+
+def wgpu_library() -> str | None:
+    """The library of WebGPU to take instead of pip's; None: no other one."""
+    return os.environ.get("WGPU_LIB_PATH") or None
 
 
 def cache_folder() -> Path:

@@ -14,7 +14,13 @@ from setuptools import find_packages
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("cupola", "compiler", "passes", "targets", "models", "runtime")
-CONTRACTS = ("cupola.runtime.artifact", "cupola.runtime.errors", "cupola.runtime.environment", "cupola.runtime.machine")
+CONTRACTS = (
+    "cupola.runtime.artifact",
+    "cupola.runtime.errors",
+    "cupola.runtime.environment",
+    "cupola.runtime.machine",
+    "cupola.runtime.wgpu_native",
+)
 TRACED = ("cupola.passes", "cupola.targets", "cupola.models", *CONTRACTS)
 
 # Folder -> what of cupola its files may import: a module stands for all that it holds. The longest folder wins.
