@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers clients requirements quality sweep roofline cuda-package test-cuda bench-cuda browser pictures test check lint types layers ledger sanitize format hooks clean
+.PHONY: help setup run bench-peers clients requirements quality sweep roofline cuda-package test-cuda bench-cuda browser vulkan pictures test check lint types layers ledger sanitize format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -94,6 +94,18 @@ browser: ## install Chromium for the tests of the chat page, if there is none
 	$$sudo apt-get update -qq; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	command -v chromium
+
+# As `browser`. Mesa's lavapipe is a GPU to Vulkan, and so to WebGPU, that runs on the CPU.
+vulkan: ## install Vulkan on the CPU for the tests of the target webgpu, if there is none
+	@if ls /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json >/dev/null 2>&1; then exit 0; fi; \
+	sudo=""; if [ "$$(id -u)" != 0 ]; then sudo="sudo -n"; fi; \
+	if ! command -v apt-get >/dev/null || ! $$sudo true 2>/dev/null; then \
+	  echo "There is no Vulkan, and this can't install it (apt-get, as root or by sudo without a password); install it by hand." >&2; exit 1; \
+	fi; \
+	echo "Installing Mesa's Vulkan."; \
+	$$sudo apt-get update -qq; \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mesa-vulkan-drivers libvulkan1 >/dev/null; \
+	ls /usr/share/vulkan/icd.d/*.json
 
 pictures: $(STAMP) browser ## take the chat page's pictures in docs/ anew
 	$(BIN)/python -m tests.pictures

@@ -20,8 +20,8 @@ from cupola.compiler.sources import open_source
 from cupola.compiler.sources.outline import OUTLINE
 from cupola.compiler.variants import (
     build_variant,
-    check_activations,
     check_agreement,
+    check_scheme,
     join_functions,
     join_kernels,
     lay_out_state,
@@ -46,7 +46,7 @@ def compile_to(
             model = open_source(source)
         quant, why = choose_scheme(options.quant, model, targets[0])
         scheme = scheme_of(quant, options.embedding)
-        check_activations(scheme, targets)
+        check_scheme(scheme, targets)
         program = import_model(model, options, DTYPES[options.kv_dtype or scheme.kv_dtype], progress, dumps)
         kv = lay_out_state(program.kv, targets)
         with progress.stage("Running passes"):

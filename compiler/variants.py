@@ -50,9 +50,13 @@ def _disagreement(first: Target, other: Target, problem: str) -> OptionError:
     return OptionError(f"{names} {problem}", field="target", fix="compile an artifact for each of them")
 
 
-def check_activations(scheme: Scheme, targets: Sequence[Target]) -> None:
-    """Raises UnsupportedError if a target has no kernels for activations as the scheme has them."""
+def check_scheme(scheme: Scheme, targets: Sequence[Target]) -> None:
+    """Raises UnsupportedError if a target has no kernels for weights or activations as the scheme has them."""
+    stored = {choice.otherwise.dtype for choice in (scheme.linear, scheme.embedding)}
     for target in targets:
+        for dtype in sorted(stored - {"int8", "uint8", *target.abilities.float_dtypes}):
+            problem = f"is {scheme.name}, and {target.spec.name} has no {dtype}"
+            raise UnsupportedError(problem, field="quant", fix="take f16, w8a16 or w4a16")
         if scheme.quantize_x and 8 not in target.abilities.activation_bits:
             problem = f"is {scheme.name}, and {target.spec.name} has no kernels for activations of 8 bits"
             raise UnsupportedError(problem, field="quant", fix=f"take {scheme.name.replace('a8', 'a16')}")

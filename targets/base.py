@@ -33,6 +33,7 @@ class Abilities:
     Attributes:
         activations: the type in which one kernel hands another what quantized layers and attention round anyway.
         activation_bits: what quantized layers may take: activations as they are (16), or quantized to 8 bits too.
+        float_dtypes: what weights may be stored as, beside codes.
         kv_dtypes: what K and V may be stored as.
         multiplies_int8: whether sums of products of int8 are faster than those of float32.
         batch_invariant: whether a row of every result has the same bits whatever rows stand beside it.
@@ -44,6 +45,7 @@ class Abilities:
 
     activations: str = "float32"
     activation_bits: tuple[int, ...] = (8, 16)
+    float_dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     kv_dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16", "int8")
     multiplies_int8: bool = False
     batch_invariant: bool = True

@@ -55,7 +55,7 @@ class DeviceSpec:
 
     Attributes:
         name: the target's, as `cupola targets` lists it.
-        kind: HOST, "cuda", "metal" or "rocm"; which part of the runtime can drive it.
+        kind: HOST, "cuda", "metal", "rocm" or "webgpu"; which part of the runtime can drive it.
         device: what tells it from others of its kind, by which a library is chosen.
         triple: of the host that loads it, as LLVM has them.
         features: what must be there on the machine that loads it, in the system's words.

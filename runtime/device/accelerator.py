@@ -16,10 +16,12 @@ from cupola.runtime.device.interface import Tensor
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.device.weights import map_weights
 from cupola.runtime.errors import EngineError, OptionError
+from cupola.runtime.wgpu_native import show_driver
 
 
 def open_device(library: ctypes.CDLL, name: str) -> None:
     """Finds the driver and loads the kernels, once for each library. Raises OptionError, naming the target, if that fails."""
+    show_driver(library)
     if library.cupola_open():
         raise OptionError(_message(library), field=name, fix="is there such a device, and its driver?")
 

@@ -11,7 +11,7 @@ from cupola.runtime.device.kfd import architecture_fault
 from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.runtime.machine import architecture, here, missing_features
 
-_KINDS = (HOST, "cuda", "metal", "rocm")  # of devices that there is an executor for
+_KINDS = (HOST, "cuda", "metal", "rocm", "webgpu")  # of devices that there is an executor for
 _SYSTEMS = {"linux": ("linux",), "android": ("linux", "android"), "darwin": ("darwin", "macos", "apple"), "win32": ("windows", "win32")}
 
 

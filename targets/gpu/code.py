@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tvm
@@ -31,9 +31,11 @@ __asm__(
 """
 
 
-def write_launches(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: Path) -> tuple[DeviceCode, Path]:
+def write_launches(
+    mod: IRModule, plan: Plan, target: tvm.target.Target, folder: Path, passes: Sequence[tvm.transform.Pass] = ()
+) -> tuple[DeviceCode, Path]:
     """Splits the kernels of `mod`, and writes the C that launches them."""
-    code, file = split(mod, target), folder / "launches.c"
+    code, file = split(mod, target, passes), folder / "launches.c"
     file.write_text(launch_source(plan.kernels, code.launches), encoding="utf-8")
     return code, file
 

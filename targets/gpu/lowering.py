@@ -72,8 +72,8 @@ class DeviceCode:
     launches: dict[str, tuple[Launch, ...]]
 
 
-def split(mod: IRModule, target: tvm.target.Target) -> DeviceCode:
-    """Splits each kernel into what the host does and what the device does.
+def split(mod: IRModule, target: tvm.target.Target, passes: Sequence[tvm.transform.Pass] = ()) -> DeviceCode:
+    """Splits each kernel into what the host does and what the device does. `passes` are the target's own, over the device's code.
 
     Raises:
         UnsupportedError: the host's part is more than launches, as of a kernel that has no threads, or hands memory on.
@@ -84,7 +84,7 @@ def split(mod: IRModule, target: tvm.target.Target) -> DeviceCode:
         lowered = tvm.transform.Sequential([tirx.transform.BindTarget(target), *_PASSES])(named)
         functions = {gv.name_hint: f for gv, f in lowered.functions_items()}
         device = IRModule({name: f for name, f in functions.items() if name not in kernels})
-        device = tvm.transform.Sequential([tirx.transform.BF16StorageLegalize(), finalize_device_passes()])(device)
+        device = tvm.transform.Sequential([*passes, tirx.transform.BF16StorageLegalize(), finalize_device_passes()])(device)
     bodies = {name: f for name, f in functions.items() if name not in kernels}
     return DeviceCode(device, {name: tuple(_launches(name, functions[name], bodies)) for name in kernels})
 

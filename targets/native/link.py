@@ -19,7 +19,8 @@ _LINK = ("-shared", "-pthread", "-Wl,-z,nodelete", "-Wl,--no-undefined")
 # Of the latter line, what libraries for devices have.
 _EXPORTS = """\
 { global: cupola_abi; cupola_run; cupola_run_calls; cupola_set_threads; cupola_workspace_bytes; cupola_kernel_*;
-  cupola_open; cupola_error; cupola_allocate; cupola_free; cupola_copy; cupola_clear; cupola_memory; cupola_synchronize; local: *; };
+  cupola_driver; cupola_open; cupola_error; cupola_allocate; cupola_free; cupola_copy; cupola_clear; cupola_memory; cupola_synchronize;
+  local: *; };
 """
 
 

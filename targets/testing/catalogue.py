@@ -338,6 +338,10 @@ def is_implemented(kernel: KernelFactory, target: Target) -> bool:
     """True if the target has a kernel for the factory's cases."""
     if getattr(kernel, "quantize_x", 0) and 8 not in target.abilities.activation_bits:
         return False
+    floats = {DTYPES[name] for name in (getattr(kernel, "weight", ""), getattr(kernel, "dtype", "")) if name in DTYPES}
+    kept = KV_DTYPES[getattr(kernel, "kv", "f32")]
+    if not floats <= set(target.abilities.float_dtypes) or kept not in target.abilities.kv_dtypes:
+        return False
     op = _OPTIONAL.get(kernel)
     return op is None or target.implements(op)
 
