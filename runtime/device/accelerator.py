@@ -18,6 +18,8 @@ from cupola.runtime.device.weights import map_weights
 from cupola.runtime.errors import EngineError, OptionError
 from cupola.runtime.wgpu_native import show_driver
 
+_UNBOUNDED = (1 << 63) - 1
+
 
 def open_device(library: ctypes.CDLL, name: str) -> None:
     """Finds the driver and loads the kernels, once for each library. Raises OptionError, naming the target, if that fails."""
@@ -99,6 +101,10 @@ class Accelerator:
         """As `Device`."""
         return self._memory()[1]
 
+    def largest_tensor(self) -> int:
+        """As `Device`."""
+        return self._memory()[2]
+
     def map_weights(self, artifact: Artifact) -> Mapping[str, Tensor]:
         """As `Device`: copies, each made of the mapped file."""
         weights, found = map_weights(artifact), {}
@@ -108,10 +114,10 @@ class Accelerator:
             self.upload(array, found[spec.name])
         return found
 
-    def _memory(self) -> tuple[int, int]:
-        found = (ctypes.c_int64 * 2)()
+    def _memory(self) -> tuple[int, int, int]:
+        found = (ctypes.c_int64 * 3)(0, 0, _UNBOUNDED)  # few libraries say the last
         self._check(self._library.cupola_memory(found))
-        return found[0], found[1]
+        return found[0], found[1], found[2]
 
     def _check(self, code: int) -> None:
         if code:

@@ -69,6 +69,10 @@ class HostDevice:
         """As `Device`."""
         return self.memory_budget()
 
+    def largest_tensor(self) -> int:
+        """As `Device`."""
+        return _UNBOUNDED
+
     def map_weights(self, artifact: Artifact) -> Mapping[str, Tensor]:
         """As `Device`: mapped, not copied."""
         weights = map_weights(artifact)

@@ -176,6 +176,10 @@ class Device(Protocol):
         """Bytes that the device has in all, others' too."""
         ...
 
+    def largest_tensor(self) -> int:
+        """Bytes that one tensor may have."""
+        ...
+
     def map_weights(self, artifact: Artifact) -> Mapping[str, Tensor]:
         """The artifact's weights by name."""
         ...

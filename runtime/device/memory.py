@@ -69,7 +69,7 @@ def choose_kv_memory(
         problem = f"leaves {left >> 20} MiB for K/V beside the weights and a step of {max_num_tokens} tokens"
         raise OptionError(problem, field=_SHARE, fix="give more, or fewer tokens in a step")
     if kv_memory is None:
-        return left
+        return min(left, device.largest_tensor())  # so that each of K and V is one
     if (asked := parse_bytes(kv_memory, "kv_memory")) > left:
         raise OptionError(f"is {asked >> 20} MiB, and {_SHARE} leaves {left >> 20}", field="kv_memory", fix="give less, or a larger share")
     return kv_memory

@@ -357,11 +357,11 @@ EXPORT int32_t cupola_clear(void *address, int64_t bytes) {
   return code;
 }
 
-/* Bytes of memory: those that are free, and all. WebGPU does not tell: it is taken for the host's, as it is of most laptops, no more than one
-   tensor may have. */
+/* Bytes of memory: those that are free, all, and those that one tensor may have. WebGPU tells the last alone: memory is taken for the host's, as
+   it is of most laptops. */
 EXPORT int32_t cupola_memory(int64_t *bytes) {
-  const int64_t page = sysconf(_SC_PAGESIZE), free = page * sysconf(_SC_AVPHYS_PAGES), most = (int64_t)limits.maxStorageBufferBindingSize;
-  bytes[0] = free < most ? free : most, bytes[1] = page * sysconf(_SC_PHYS_PAGES);
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  bytes[0] = page * sysconf(_SC_AVPHYS_PAGES), bytes[1] = page * sysconf(_SC_PHYS_PAGES), bytes[2] = (int64_t)limits.maxStorageBufferBindingSize;
   return 0;
 }
 

@@ -23,8 +23,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return make_artifact(tmp_path_factory.mktemp("tiny") / "artifact")
 
 
-def gpu(total: int, free: int) -> Any:
-    return SimpleNamespace(shares_memory=False, total_memory=lambda: total, memory_budget=lambda: free)
+def gpu(total: int, free: int, largest: int = 1 << 60) -> Any:
+    return SimpleNamespace(shares_memory=False, total_memory=lambda: total, memory_budget=lambda: free, largest_tensor=lambda: largest)
 
 
 def kv_memory(
@@ -85,3 +85,7 @@ def test_the_hosts_memory_is_not_shared_out(artifact: Artifact, capsys: pytest.C
 def test_serving_refuses_a_share_before_a_process_starts(artifact: Artifact) -> None:
     with pytest.raises(OptionError, match="gpu_memory_utilization: is 0, not above 0"):
         cupola.serve(artifact.path, gpu_memory_utilization=0)
+
+
+def test_keys_and_values_are_no_larger_than_one_tensor_may_be(artifact: Artifact) -> None:
+    assert kv_memory(artifact, gpu(1000 * MIB, 1000 * MIB, 128 * MIB)) == 128 * MIB
