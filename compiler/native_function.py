@@ -110,9 +110,10 @@ def _load(mod: IRModule, extracted: Extracted, target: Target) -> ctypes.CDLL:
         build_library(mod, extracted, target, file)
         library = ctypes.CDLL(str(file))
     if target.spec.kind != HOST:
+        library.cupola_error.restype = ctypes.c_char_p
         show_driver(library)
-    if target.spec.kind != HOST and library.cupola_open():
-        raise EngineError(f"{target.spec.name} is no device of this machine")
+        if library.cupola_open():
+            raise EngineError(f"{target.spec.name} is no device of this machine: {library.cupola_error().decode('utf-8', 'replace')}")
     library.cupola_workspace_bytes.restype = ctypes.c_int64
     library.cupola_set_threads(num_threads())
     return library

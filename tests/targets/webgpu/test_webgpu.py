@@ -119,6 +119,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.library = compiled(kernel(copied)).library
+        self.library.cupola_allocate.restype = ctypes.c_void_p
 
     def allocate(self, size: int) -> int:
         return self.library.cupola_allocate(ctypes.c_int64(size)) or 0
