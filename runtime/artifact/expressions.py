@@ -1,17 +1,20 @@
 """Sizes that depend on others, such as "n * 2304": read and evaluated here, and never by Python itself.
 
-expression = term {("+" | "-") term}
+expression = sum [("<" | "<=" | ">" | ">=") sum]        1 where it is true, else 0
+sum        = term {("+" | "-") term}
 term       = factor {("*" | "//") factor}
 factor     = number | name | "(" expression ")"
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping
 
 MAX_LENGTH, MAX_DEPTH = 1000, 16
-_TOKEN = re.compile(r" *(?:(\d{1,18})(?!\w)|([A-Za-z_]\w{0,63})|(//|[-+*()]))", re.ASCII)
+_COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_TOKEN = re.compile(r" *(?:(\d{1,18})(?!\w)|([A-Za-z_]\w{0,63})|(//|[<>]=?|[-+*()]))", re.ASCII)
 
 
 def evaluate(expression: int | str, sizes: Mapping[str, int]) -> int:
@@ -33,7 +36,7 @@ class _Reader:
         self._tokens, self._at, self._sizes = _tokens(text), 0, sizes
 
     def value(self) -> int:
-        value = self._sum(MAX_DEPTH)
+        value = self._comparison(MAX_DEPTH)
         if self._next() is not None:
             raise ValueError(f"{self._next()!r} stands in the wrong place")
         return value
@@ -48,27 +51,32 @@ class _Reader:
         self._at += 1
         return token
 
+    def _comparison(self, depth: int) -> int:
+        value = self._sum(depth)
+        sign = self._take(*_COMPARISONS)
+        return value if sign is None else int(_COMPARISONS[sign](value, self._sum(depth)))
+
     def _sum(self, depth: int) -> int:
         value = self._product(depth)
-        while operator := self._take("+", "-"):
+        while sign := self._take("+", "-"):
             other = self._product(depth)
-            value = value + other if operator == "+" else value - other
+            value = value + other if sign == "+" else value - other
         return value
 
     def _product(self, depth: int) -> int:
         value = self._factor(depth)
-        while operator := self._take("*", "//"):
+        while sign := self._take("*", "//"):
             other = self._factor(depth)
-            if operator == "//" and other == 0:
+            if sign == "//" and other == 0:
                 raise ValueError("divides by 0")
-            value = value * other if operator == "*" else value // other
+            value = value * other if sign == "*" else value // other
         return value
 
     def _factor(self, depth: int) -> int:
         if self._take("("):
             if not depth:
                 raise ValueError("is nested too deeply")
-            value = self._sum(depth - 1)
+            value = self._comparison(depth - 1)
             if not self._take(")"):
                 raise ValueError("lacks a ')'")
             return value

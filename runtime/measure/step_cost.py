@@ -70,6 +70,9 @@ class StepCost:
         kernel, spec = self._kernels[call.kernel]
         cost = spec.cost
         own = {name: evaluate(size, sizes) for name, size in zip(kernel.sizes, call.sizes, strict=True)}
+        num_launches = sum(evaluate(blocks, own) > 0 for blocks in spec.launches)
+        if spec.launches and not num_launches:
+            return CallCost(0, 0, 0, 0, 0)
         shapes = (tuple(evaluate(size, own) for size in tensor.shape) for tensor in kernel.pointers)
         tensors = [replace(tensor, shape=shape) for tensor, shape in zip(kernel.pointers, shapes, strict=True)]
         num_rows = int(tensors[-1].shape[0])
@@ -80,7 +83,7 @@ class StepCost:
             kv_bytes=sum(size for place, size in num_bytes.items() if place in self._pools),
             other_bytes=sum(size for place, size in num_bytes.items() if place not in self._weights and place not in self._pools),
             num_operations=num_rows * cost.operations_per_row + pairs * cost.operations_per_pair,
-            num_launches=sum(evaluate(blocks, own) > 0 for blocks in spec.launches),
+            num_launches=num_launches,
         )
 
     def _bytes(self, cost: KernelCost, tensors: Mapping[Place, TensorSpec], num_rows: int, batch: Batch) -> dict[Place, int]:

@@ -29,7 +29,7 @@ from cupola.targets.testing.catalogue import KERNELS, VARIANTS, is_implemented
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
 ARCHITECTURES = ("sm_80", "sm_90a")
-_ENTRY = re.compile(r"^\.visible \.entry (\w+)\(.*?^\}", re.MULTILINE | re.DOTALL)
+_ENTRY = re.compile(r"^\.visible \.entry (\w+)\(", re.MULTILINE)
 _ASSEMBLED = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)", re.DOTALL
 )
@@ -78,8 +78,14 @@ def measure(source: str, architecture: str) -> dict[str, Figures]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UnsupportedError(f"nvcc failed: {done.stderr.strip()[:300]}", field=f"target cuda:{architecture}")
-        bodies = {found[1]: found[0] for found in _ENTRY.finditer(file.with_suffix(".ptx").read_text(encoding="utf-8"))}
+        bodies = entries(file.with_suffix(".ptx").read_text(encoding="utf-8"))
     return {symbol: _figures(bodies[symbol], *figures) for symbol, *figures in _ASSEMBLED.findall(done.stderr)}
+
+
+def entries(ptx: str) -> dict[str, str]:
+    """The text of each kernel, by its symbol, up to the next one's: braces of inline assembly stand at the beginning of lines too."""
+    _, *parts = _ENTRY.split(ptx)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _figures(ptx: str, stores: str, loads: str, registers: str, rest: str) -> Figures:

@@ -13,6 +13,8 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
+from cupola.runtime.artifact.tensors import KernelCost
+from cupola.targets.cost import with_cost
 from cupola.targets.emit import Value, argument, prim_func
 from cupola.targets.gpu.emit import WARP, blocks, keep, registers, shared, synchronize
 from cupola.targets.gpu.fragments import GROUP, SHARES, WARPS, Part, Rows, Sums, multiply, num_chunks
@@ -76,7 +78,7 @@ def _matmul(layer: Layer, stage: type[Stage]) -> tvm.tirx.PrimFunc:
             tiled = stage(weight, rounded, WARPS, rows)
             _many(layer, tiled, tensors, MANY[i - 1] if i else FEW[-1], rows if i + 1 < len(MANY) else 0)
 
-    return prim_func(body)
+    return with_cost(prim_func(body), KernelCost("float16"))
 
 
 def _groups(count: Value, size: int, over: int, most: int = 0) -> Value:

@@ -11,7 +11,7 @@ from cupola.runtime.errors import UnsupportedError
 
 _OPERATORS = {
     tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.Div: "//",  # sizes are not negative
-    tirx.LT: "<", tirx.LE: "<=",  # 1 where it is true, else 0
+    tirx.LT: "<", tirx.LE: "<=", tirx.GT: ">", tirx.GE: ">=",  # 1 where it is true, else 0
 }  # fmt: skip
 
 

@@ -46,7 +46,8 @@ def test_a_decode_step(outline: Artifact, streams: int, context: int, capsys: Ca
     assert step["kv_bytes"] == kv_bytes * (context + 1)  # the new ones are written
     assert step["num_operations"] == 2 * (streams * MATRICES + heads * context)
     norms, rows = 4 * (2 * LAYERS + 1) * HIDDEN, streams * 2 * HIDDEN
-    assert 0 <= step["weight_bytes"] - 2 * MATRICES - norms - rows <= 8 * DIM  # and the frequencies of the rotary embedding
+    least = 2 * MATRICES + norms + rows
+    assert least <= step["weight_bytes"] < 1.1 * least  # such small matrices are padded
     assert 0 < step["other_bytes"] < 50 * streams * LAYERS * 4 * (HIDDEN + FFN + VOCAB)
     by_kernel = {kernel["name"].split("_")[0]: kernel["cost"]["num_launches"] for kernel in step["kernels"]}
     assert by_kernel["paged"] == LAYERS  # one launch, where every sequence brings one token

@@ -146,13 +146,17 @@ def test_what_is_no_plan_is_refused(make: Callable[[Path], object], expected: st
 @pytest.mark.parametrize(
     ("expression", "value"),
     [(7, 7), ("8", 8), ("n", 5), ("n * 2304", 11520), ("b + 1", 4), ("2 + n * 3", 17), ("(2 + n) * 3", 21), ("n - 1 - 1", 3),
-     ("n // 2 * 2", 4), ("((n + 15) // 16) * 16", 16), ("  n*b ", 15), ("size_n", 9)],
+     ("n // 2 * 2", 4), ("((n + 15) // 16) * 16", 16), ("  n*b ", 15), ("size_n", 9), ("n > 4", 1), ("n < b", 0),
+     ("(n + 7) // 8 * (n >= 5)", 1), ("n * (n <= 4) + 1", 1), ("2 * b < n + 1", 0)],
 )  # fmt: skip
 def test_expressions(expression: int | str, value: int) -> None:
     assert evaluate(expression, {"n": 5, "b": 3, "size_n": 9}) == value
 
 
-@pytest.mark.parametrize("expression", ["", "n +", "* n", "-n", "n(3)", "n ** 2", "n / 2", "3n", "n.real", "9" * 19, "0x10", "n, b", ")"])
+@pytest.mark.parametrize(
+    "expression",
+    ["", "n +", "* n", "-n", "n(3)", "n ** 2", "n / 2", "3n", "n.real", "9" * 19, "0x10", "n, b", ")", "n < b < 3", "n =< 2", "n ="],
+)
 def test_what_is_no_expression(expression: str) -> None:
     with pytest.raises(ValueError):
         evaluate(expression, {"n": 5})

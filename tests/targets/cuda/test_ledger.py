@@ -23,6 +23,9 @@ PTX = """
 \tcp.async.cg.shared.global [%r8], [%rd1], 16;
 \tcp.async.ca.shared.global [%r8], [%rd1], 8;
 \tcp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r8], [%rd1, {%r1, %r2}], [%r9];
+{
+\tmul.f16x2 %r1, %r2, %r3;
+}
 \tmma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1, %f2, %f3, %f4}, {%r1, %r2, %r3, %r4}, {%r5, %r6}, {%f1, %f2, %f3, %f4};
 \twgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1, %f2, %f3, %f4}, %rd1, %rd2, 1, 1, 1, 0, 0;
 \twgmma.wait_group.sync.aligned 0;
@@ -75,8 +78,9 @@ def test_linear_layers_read_16_bytes_at_once(made: Ledger) -> None:
 
 
 def test_instructions_are_counted() -> None:
-    [body] = [found[0] for found in ledger._ENTRY.finditer(PTX)]
-    figures = ledger._figures(body, "8", "4", "72", ", used 1 barriers, 4096 bytes smem, 400 bytes cmem[0]")
+    bodies = ledger.entries(PTX + PTX.replace("one", "two").replace("mma", "fma"))
+    assert bodies.keys() == {"one", "two"}
+    figures = ledger._figures(bodies["one"], "8", "4", "72", ", used 1 barriers, 4096 bytes smem, 400 bytes cmem[0]")
     assert figures == {"registers": 72, "spill_bytes": 12, "shared_bytes": 4096, "wide_loads": 5, "matrix_instructions": 2}
 
 
