@@ -7,17 +7,22 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cupola
 from cupola.runtime.artifact.read import read_plan
+from cupola.runtime.errors import OptionError
 from cupola.runtime.measure.bound import StepWork, decode_work, prompt_work
 from cupola.runtime.measure.machines import MACHINES, Machine
-from cupola.targets.registry import target_names
+from cupola.targets.base import Target
+from cupola.targets.entry import BUILT, TargetEntry
+from cupola.targets.native.code import Code
+from cupola.targets.registry import get_target, register_target, target_names
 
 HERE = Path(__file__).parent
 CONFIG, TABLE = HERE / "llama-3.1-8b.json", HERE.parents[1] / "docs" / "roofline.md"
@@ -52,25 +57,45 @@ class Case:
 
 
 def cases(config: Path, machines: Iterable[Machine], quants: Iterable[str] = QUANTS) -> Iterator[Case]:
-    """Compiles what is to be compiled, once for each target and scheme."""
-    compiled: dict[tuple[str, str], tuple[dict[int, StepWork], StepWork]] = {}
-    for machine in machines:
-        for quant in quants:
-            key = machine.target, quant
-            if key not in compiled:
-                print(f"{machine.target}, {quant}", file=sys.stderr, flush=True)
-                compiled[key] = works_of(config, *key)
-            yield Case(machine, quant, *compiled[key])
+    """Plans for each target and scheme, in the order of machines; targets of one kind, which mostly agree on weights, are traced once."""
+    listed, kinds = list(machines), dict[str, list[str]]()
+    for name in dict.fromkeys(machine.target for machine in listed):
+        kinds.setdefault(name.partition(":")[0], []).append(name)
+    planned: dict[tuple[str, str], tuple[dict[int, StepWork], StepWork]] = {}
+    for names, quant in itertools.product(kinds.values(), list(quants)):
+        print(f"{', '.join(names)}: {quant}", file=sys.stderr, flush=True)
+        try:
+            found = works_of(config, names, quant)
+        except OptionError:  # they lay weights out differently
+            found = {name: works for each in names for name, works in works_of(config, [each], quant).items()}
+        planned |= {(name, quant): works for name, works in found.items()}
+    for machine in listed:
+        yield from (Case(machine, quant, *planned[machine.target, quant]) for name, quant in planned if name == machine.target)
 
 
-def works_of(config: Path, target: str, quant: str) -> tuple[dict[int, StepWork], StepWork]:
-    """The decode steps by number of streams, and the prompt, in one step."""
+def plan_only(name: str) -> str:
+    """The name of a target that plans as that one does, and has nothing compiled: no compiler for it need be here."""
+    own = f"plan-of-{name}"
+    if own not in target_names():
+
+        def make() -> Target:
+            return replace(get_target(name), code=lambda *_: Code((), ()), link=lambda objects, sources, output: output.write_bytes(b""))
+
+        register_target(TargetEntry(own, f"plans of {name}", make, lambda: False, BUILT))
+    return own
+
+
+def works_of(config: Path, targets: Sequence[str], quant: str) -> dict[str, tuple[dict[int, StepWork], StepWork]]:
+    """Of each target the decode steps by number of streams, and the prompt, in one step. Raises OptionError if targets disagree."""
     with TemporaryDirectory() as folder:
-        artifact = cupola.compile(config, target=target, quant=quant, out=Path(folder) / "artifact")
-        manifest = artifact.manifest
-        plan = read_plan(artifact.path / manifest.libraries[0].plan, manifest.function("forward"))
+        artifact = cupola.compile(config, target=",".join(map(plan_only, targets)), quant=quant, out=Path(folder) / "artifact")
+        manifest, found = artifact.manifest, {}
         context, prompt = min(CONTEXT, manifest.model.context_length), min(PROMPT, manifest.model.context_length)
-        return {streams: decode_work(manifest, plan, streams, context) for streams in STREAMS}, prompt_work(manifest, plan, prompt, prompt)
+        for name, library in zip(targets, manifest.libraries, strict=True):
+            plan = read_plan(artifact.path / library.plan, manifest.function("forward"))
+            decode = {streams: decode_work(manifest, plan, streams, context) for streams in STREAMS}
+            found[name] = decode, prompt_work(manifest, plan, prompt, prompt)
+        return found
 
 
 def as_markdown(found: Iterable[Case], missing: Iterable[Machine]) -> str:
