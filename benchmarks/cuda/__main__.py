@@ -38,7 +38,7 @@ ROOT = HERE.parents[1]
 CONFIG = HERE.parent / "roofline" / "llama-3.1-8b.json"
 ARCHITECTURES, QUANTS, MAX_BYTES = ("cuda:sm_80", "cuda:sm_90a"), ("bf16", "w8a16", "w4a16"), 60 << 20
 LIKE_MODELS = Sizes(hidden=512, ffn=192, heads=8, kv_heads=2, head_dim=128, vocabulary=320, block=16)  # whole vectors and tiles
-NUM_TOKENS = (1, 9, 40)
+NUM_TOKENS = (1, 40)
 TINY: dict[str, Any] = {  # what differs from the configuration in a dry run
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "vocab_size": 96, "max_position_embeddings": 128, "rope_scaling": None, "bos_token_id": 1, "eos_token_id": 2,
@@ -64,9 +64,10 @@ class Case:
     kernels: dict[str, tirx.PrimFunc]
 
 
-def catalogue(target: Target, sizes: Sequence[Sizes], most: int | None) -> list[KernelCase]:
-    """Every kernel at each of `sizes`, or at most so many cases, spread over them."""
-    found = [kernel(size, target) for size in sizes for kernel in (*KERNELS, *VARIANTS) if is_implemented(kernel, target)]
+def catalogue(target: Target, most: int | None) -> list[KernelCase]:
+    """Every kernel at odd sizes, each kind at a model's too; or at most so many of these cases, spread over them."""
+    pairs = [*((LIKE_MODELS, kernel) for kernel in KERNELS), *((ODD[0], kernel) for kernel in (*KERNELS, *VARIANTS))]
+    found = [kernel(sizes, target) for sizes, kernel in pairs if is_implemented(kernel, target)]
     return found if most is None else found[:: -(-len(found) // most)]
 
 
@@ -150,7 +151,7 @@ def main(
         target = get_target(name)
         folder = package / target.spec.device
         print(f"{name}: kernels", file=sys.stderr, flush=True)
-        listed = catalogue(target, (LIKE_MODELS, ODD[0]), cases)
+        listed = catalogue(target, cases)
         write_kernels(folder / "kernels", target, [prepare(i, kernel, target) for i, kernel in enumerate(listed)])
         print(f"{name}: models", file=sys.stderr, flush=True)
         write_models(folder / "models", name, config, QUANTS[-1:] if dry_run else QUANTS)
