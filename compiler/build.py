@@ -22,6 +22,8 @@ from cupola.runtime.environment import debug_level
 from cupola.targets.base import Target
 from cupola.targets.native.interface import SYMBOL
 
+_BLOCKS = 1 << 16  # of a sequence, to find out what intermediate results take for each
+
 
 def plan_memory(mod: IRModule) -> IRModule:
     """Gives every intermediate result a place in storage that others use before and after it; results become parameters."""
@@ -62,23 +64,21 @@ def signature_of(
     """The signature of `func`, whose memory is planned; `weights` are its last parameters, under their own names."""
     params = func.params[: len(func.params) - len(weights)]
     inputs = tuple(_tensor_spec(param.name, param.ty) for param in params)
-    once, twice, rows = (_storage_bytes(func, n, r) for n, r in ((1, 1), (2, 1), (1, 2)))
+    once, twice, rows, tables = (_storage_bytes(func, n, r, blocks) for n, r, blocks in ((1, 1, 0), (2, 1, 0), (1, 2, 0), (1, 1, _BLOCKS)))
     given = tuple(spec for spec in inputs if spec.name in result_names(func))  # by the caller, to write to
     results = {name: result.ty for name, result in results_of(func).items() if isinstance(result.ty, relax.TensorType)}
     outputs = given or tuple(_tensor_spec(name, type_) for name, type_ in results.items())
-    return FunctionSpec(name, (*inputs, *weights), outputs, twice - once, rows - once)
+    return FunctionSpec(name, (*inputs, *weights), outputs, twice - once, rows - once, -(-(tables - once) // _BLOCKS))
 
 
-def _storage_bytes(func: relax.Function, num_tokens: int, num_rows: int) -> int:
-    """Bytes of storage that a call for that many tokens and rows of logits plans for."""
-    bound = func.bind_symbolic_vars({name: size for name, size in (("n", num_tokens), ("r", num_rows)) if _has_dimension(func, name)})
+def _storage_bytes(func: relax.Function, num_tokens: int, num_rows: int, num_blocks: int) -> int:
+    """Bytes of storage that a call plans for: for that many tokens and rows of logits, and a sequence that may have so many blocks."""
+    names = [size.name for param in func.params for size in param.ty.shape if isinstance(size, tvm.tirx.Var)]
+    sizes = dict.fromkeys(names, num_blocks) | {"n": num_tokens, "r": num_rows, "b": 1}
+    bound = func.bind_symbolic_vars({name: sizes[name] for name in names})
     calls = (binding.value for block in bound.body.blocks for binding in block.bindings)
     storages = (call for call in calls if isinstance(call, relax.Call) and call.op == tvm.ir.Op.get("relax.memory.alloc_storage"))
     return sum(int(size) for storage in storages for size in storage.args[0])
-
-
-def _has_dimension(func: relax.Function, name: str) -> bool:
-    return any(str(size) == name for param in func.params for size in param.ty.shape)
 
 
 def _tensor_spec(name: str, type_: relax.TensorType) -> TensorSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tvm_ffi
 from tvm import IRModule, relax
@@ -107,8 +108,9 @@ def plan_name(library: str) -> str:
 def join_functions(variants: Sequence[Variant]) -> FunctionSpec:
     """`forward` as all take it; its workspace is the largest."""
     forwards = [variant.forward for variant in variants]
-    per_token, per_row = max(f.bytes_per_token for f in forwards), max(f.bytes_per_logit_row for f in forwards)
-    return replace(forwards[0], bytes_per_token=per_token, bytes_per_logit_row=per_row)
+    fields = ("bytes_per_token", "bytes_per_logit_row", "bytes_per_block")
+    most: dict[str, Any] = {field: max(getattr(f, field) for f in forwards) for field in fields}
+    return replace(forwards[0], **most)
 
 
 def join_kernels(lists: Iterable[Sequence[KernelSpec]]) -> tuple[KernelSpec, ...]:

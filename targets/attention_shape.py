@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -73,11 +74,20 @@ def attention_shape(
 
 
 def call_attention(
-    kernel: tvm.tirx.PrimFunc, label: str, op: PagedAttention, out: relax.TensorType, builder: relax.BlockBuilder
+    kernel: tvm.tirx.PrimFunc,
+    label: str,
+    op: PagedAttention,
+    out: relax.TensorType,
+    builder: relax.BlockBuilder,
+    workspace: Sequence[tvm.ir.Expr | int] | None = None,
 ) -> relax.Expr:
-    """The call of a kernel that takes the operation's tensors in their order, those that there are, and then the layer."""
+    """The call of a kernel that takes the operation's tensors in their order, those that there are, perhaps a workspace of float32, and the
+    layer."""
     step = (op.slots, op.query_starts, op.context_lens, op.block_tables)
-    tensors = (op.q, op.k, op.v, op.cos, op.sin, *op.pools, *step, op.slopes, op.sinks)
+    scratch = None
+    if workspace is not None:
+        scratch = builder.emit(relax.op.builtin.alloc_tensor(relax.ShapeExpr(list(workspace)), "float32", 0))
+    tensors = (op.q, op.k, op.v, op.cos, op.sin, *op.pools, *step, op.slopes, op.sinks, scratch)
     layer = relax.prim_value(tvm.tirx.IntImm("int64", op.layer))  # an argument, so that all layers share one kernel
     given = [*(tensor for tensor in tensors if tensor is not None), layer]
     return relax.op.call_tir(builder.add_func(kernel, label), relax.Tuple(given), out_ty=out)

@@ -108,7 +108,8 @@ def reckon(manifest: Manifest, context: int, max_num_seqs: int, max_num_batched_
 
 
 def _intermediate_bytes(functions: Iterable[FunctionSpec], sizes: dict[str, int]) -> int:
-    return sum(sizes["n"] * function.bytes_per_token + sizes["r"] * function.bytes_per_logit_row for function in functions)
+    blocks = sizes["b"] * max((size for name, size in sizes.items() if name.startswith("max_blocks")), default=0)
+    return sum(sizes["n"] * f.bytes_per_token + sizes["r"] * f.bytes_per_logit_row + blocks * f.bytes_per_block for f in functions)
 
 
 def _step_bytes(tensor: TensorSpec, sizes: dict[str, int]) -> int:

@@ -40,6 +40,7 @@ def _faults(manifest: Manifest) -> Iterator[Fault]:
         yield from _tensor_faults(f"functions[{i}].outputs", function.outputs)
         yield from _out_of_range(f"functions[{i}].bytes_per_token", function.bytes_per_token, 0)
         yield from _out_of_range(f"functions[{i}].bytes_per_logit_row", function.bytes_per_logit_row, 0)
+        yield from _out_of_range(f"functions[{i}].bytes_per_block", function.bytes_per_block, 0)
     yield from _kernel_faults("kernels", manifest.kernels)
     yield from _kernel_faults("probes", manifest.probes)
     forward = next((function for function in manifest.functions if function.name == "forward"), None)

@@ -34,6 +34,7 @@ class FunctionSpec:
     outputs: tuple[TensorSpec, ...]
     bytes_per_token: int = 0
     bytes_per_logit_row: int = 0
+    bytes_per_block: int = 0  # of those that sequences may have
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ arXiv:1805.02867)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,7 +22,8 @@ _LOWEST = -3.0e38  # of a maximum before there is one
 
 @dataclass(frozen=True)
 class AttentionTensors:
-    """The arguments. `angles` are cosines and sines; `pools` are of keys and of values, `scales` of the same."""
+    """The arguments. `angles` are cosines and sines; `pools` are of keys and of values, `scales` of the same; `workspace` is scratch memory
+    of kernels that ask for it."""
 
     kernel: AttentionShape
     n: Value
@@ -37,26 +38,40 @@ class AttentionTensors:
     block_tables: Buffer
     slopes: Buffer | None
     sinks: Buffer | None
+    workspace: Buffer | None
     layer: Value
     out: Buffer
 
 
 def lower_paged_attention(
-    call: relax.Call, builder: relax.BlockBuilder, kernel: Callable[[AttentionShape], tvm.tirx.PrimFunc] | None = None
+    call: relax.Call,
+    builder: relax.BlockBuilder,
+    kernel: Callable[[AttentionShape], tvm.tirx.PrimFunc | None] | None = None,
+    workspace: Callable[[AttentionShape, Value, Value], Sequence[Value | int]] | None = None,
 ) -> relax.Expr | None:
-    """`PagedAttention` over pools as `state_layout.py` has them, by this file's kernel or another one of the same arguments."""
+    """`PagedAttention` over pools as `state_layout.py` has them, by this file's kernel or another one of the same arguments.
+
+    Such a kernel may be None, meaning "not mine". It may have a `workspace` of float32 before the layer, whose shape depends on how many
+    sequences there are, and how many blocks a sequence may have.
+    """
     op = PagedAttention.match(call)
     if op is None:
         return None
     keys, values, *_ = op.pools
     *_, block_size, groups, key_dim = (getattr(size, "value", 0) for size in keys.ty.shape)
     shape = attention_shape(op, call.ty, groups, key_dim, int(values.ty.shape[-1]), block_size)
-    return call_attention((kernel or _attention)(shape), shape.label, op, call.ty, builder)
+    function = (kernel or _attention)(shape)
+    if function is None:
+        return None
+    scratch = None if workspace is None else list(workspace(shape, *op.block_tables.ty.shape))
+    return call_attention(function, shape.label, op, call.ty, builder, scratch)
 
 
-def attention_tensors(k: AttentionShape) -> AttentionTensors:
+def attention_tensors(
+    k: AttentionShape, workspace: Callable[[AttentionShape, Value, Value], Sequence[Value | int]] | None = None
+) -> AttentionTensors:
     """Emits the arguments of a kernel, in the order of `call_attention`."""
-    n, batch, layers, blocks = (T.int64() for _ in range(4))
+    n, batch, max_blocks, layers, blocks = (T.int64() for _ in range(5))
     matrices = [argument(label, (n, columns), dtype) for label, columns, dtype in zip("qkv", k.columns, k.dtypes, strict=True)]
     cos, sin = (argument(label, (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None for label in ("cos", "sin"))
     rows = (layers, blocks, k.block_size, k.num_kv_heads)
@@ -72,9 +87,10 @@ def attention_tensors(k: AttentionShape) -> AttentionTensors:
         slots=argument("slots", (n,), "int32"),
         query_starts=argument("query_starts", (T.int64(),), "int32"),
         context_lens=argument("context_lens", (batch,), "int32"),
-        block_tables=argument("block_tables", (batch, T.int64()), "int32"),
+        block_tables=argument("block_tables", (batch, max_blocks), "int32"),
         slopes=argument("slopes", (k.num_heads,), "float32") if k.has_slopes else None,
         sinks=argument("sinks", (k.num_heads,), "float32") if k.has_sinks else None,
+        workspace=argument("workspace", workspace(k, batch, max_blocks), "float32") if workspace is not None else None,
         layer=T.arg("layer", T.int64()),
         out=argument("out", (n, k.num_heads * k.value_dim), k.out_dtype),
     )

@@ -19,7 +19,7 @@ from cupola.targets.generic import attention as generic
 from cupola.targets.generic.attention import AttentionTensors, attention_tensors
 from cupola.targets.gpu.emit import WARP, blocks, cached, keep, load, over_warp, registers, store, warp_sum
 
-_LOWEST = -3.0e38  # of a maximum before there is one
+LOWEST = -3.0e38  # of a maximum before there is one
 _ROUND = 1.5 * 2.0**23  # added to a number, it leaves the nearest integer in the low bits
 
 
@@ -32,40 +32,44 @@ def lower_paged_attention(call: relax.Call, builder: relax.BlockBuilder) -> rela
 def _attention(k: AttentionShape) -> tvm.tirx.PrimFunc:
     def body() -> None:
         tensors = attention_tensors(k)
-        _append(tensors)
-        _attend(tensors)
+        append(tensors)
+        attend(tensors)
 
     return prim_func(body)
 
 
-def _append(t: AttentionTensors) -> None:
-    """Writes new keys and values; no blocks are launched where `_attend` does it."""
+def some_bring_more(t: AttentionTensors) -> Value:
+    """1 if some sequence brings more than one token, else 0."""
+    return (t.n - t.batch + t.n - 1) // t.n
+
+
+def append(t: AttentionTensors) -> None:
+    """Writes new keys and values; no blocks are launched where every sequence brings one token, for whoever attends does it then."""
     kernel = t.kernel
-    some_bring_more = (t.n - t.batch + t.n - 1) // t.n  # 0 or 1
-    with blocks(t.n * some_bring_more, kernel.num_kv_heads, threads=WARP) as (token, group, lane):
+    with blocks(t.n * some_bring_more(t), kernel.num_kv_heads, threads=WARP) as (token, group, lane):
         for which in (0, 1):
-            _Row.read(t, which, token, group, lane).write(token, group)
+            Row.read(t, which, token, group, lane).write(token, group)
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """A new key (0) or value (1) of a head, rounded as its pool holds it; what is held is `numbers` times `scale`."""
 
     tensors: AttentionTensors
     which: int
-    numbers: _Head
+    numbers: Head
     scale: Value | None
 
     @staticmethod
-    def read(t: AttentionTensors, which: int, token: Value, group: Value, lane: Value) -> _Row:
+    def read(t: AttentionTensors, which: int, token: Value, group: Value, lane: Value) -> Row:
         """A token's, keys rotated."""
         kernel = t.kernel
         dim = (kernel.key_dim, kernel.value_dim)[which]
-        row = _Head.read(t, 1 + which, token, kernel.starts[1 + which] + group * dim, dim, lane)
+        row = Head.read(t, 1 + which, token, kernel.starts[1 + which] + group * dim, dim, lane)
         held = row.numbers
         if not t.scales:
             row.each(lambda i, _: T.buffer_store(held, T.cast(T.cast(held[i], kernel.kv_dtype), "float32"), [i]))
-            return _Row(t, which, row, None)
+            return Row(t, which, row, None)
         highest = registers()
         T.buffer_store(highest, T.float32(0), [0])
         row.each(lambda i, _: T.buffer_store(highest, T.max(highest[0], T.max(held[i], T.float32(0) - held[i])), [0]))
@@ -76,7 +80,7 @@ class _Row:
             return T.cast(T.reinterpret("int32", keep(keep(held[i] * inverse) + T.float32(_ROUND))), "int8")
 
         row.each(lambda i, _: T.buffer_store(held, T.cast(code(i), "float32"), [i]))
-        return _Row(t, which, row, keep(largest * T.float32(1 / 127)))
+        return Row(t, which, row, keep(largest * T.float32(1 / 127)))
 
     def write(self, token: Value, group: Value) -> None:
         """Writes it to the token's slot; a negative one is skipped."""
@@ -91,7 +95,7 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """A row of `dim` numbers over the lanes of a warp: lane i has those at i, i + 32, …, as f32 in `numbers`."""
 
     numbers: Buffer
@@ -99,13 +103,14 @@ class _Head:
     lane: Value
 
     @staticmethod
-    def empty(dim: int, lane: Value) -> _Head:
-        return _Head(registers(-(-dim // WARP)), dim, lane)
+    def empty(dim: int, lane: Value) -> Head:
+        """Not yet set."""
+        return Head(registers(-(-dim // WARP)), dim, lane)
 
     @staticmethod
-    def read(t: AttentionTensors, matrix: int, token: Value, first: Value, dim: int, lane: Value) -> _Head:
+    def read(t: AttentionTensors, matrix: int, token: Value, first: Value, dim: int, lane: Value) -> Head:
         """A head of q, k or v, q and k rotated (arXiv:2104.09864)."""
-        kernel, head, rotated = t.kernel, _Head.empty(dim, lane), 0 if matrix == 2 else t.kernel.rotary_dim
+        kernel, head, rotated = t.kernel, Head.empty(dim, lane), 0 if matrix == 2 else t.kernel.rotary_dim
 
         def value(d: Value) -> Value:
             return load(t.matrices[matrix], token, first + d)
@@ -143,9 +148,10 @@ class _Head:
                     do(i, d)
 
 
-def _attend(t: AttentionTensors) -> None:
+def attend(t: AttentionTensors, least: int = 1) -> None:
+    """Writes the results of sequences that bring at least so many tokens, 1 or 2."""
     kernel = t.kernel
-    with blocks(t.n, kernel.num_heads, threads=WARP) as (token, head, lane):
+    with blocks(t.n if least == 1 else t.n * some_bring_more(t), kernel.num_heads, threads=WARP) as (token, head, lane):
         found = registers(1, "int64")
         T.buffer_store(found, T.int64(0), [0])
         with T.serial(t.batch) as i, T.If(T.cast(t.query_starts[i + 1], "int64") <= token), T.Then():
@@ -153,18 +159,19 @@ def _attend(t: AttentionTensors) -> None:
         with T.If(found[0] < t.batch), T.Then():  # a token behind the last sequence is nobody's
             sequence = found[0]
             end = keep(T.cast(t.query_starts[sequence + 1], "int64"))
-            position = keep(T.cast(t.context_lens[sequence], "int64") - end + token)
-            begin = keep(T.max(T.int64(0), position + 1 - kernel.window)) if kernel.window else T.int64(0)
-            query = _Head.read(t, 0, token, kernel.starts[0] + head * kernel.key_dim, kernel.key_dim, lane)
-            _softmax(t, query, token, head, sequence, begin, position)
+            with T.If(end - T.cast(t.query_starts[sequence], "int64") >= T.int64(least)), T.Then():
+                position = keep(T.cast(t.context_lens[sequence], "int64") - end + token)
+                begin = keep(T.max(T.int64(0), position + 1 - kernel.window)) if kernel.window else T.int64(0)
+                query = Head.read(t, 0, token, kernel.starts[0] + head * kernel.key_dim, kernel.key_dim, lane)
+                _softmax(t, query, token, head, sequence, begin, position)
 
 
-def _softmax(t: AttentionTensors, query: _Head, token: Value, head: Value, sequence: Value, begin: Value, position: Value) -> None:
+def _softmax(t: AttentionTensors, query: Head, token: Value, head: Value, sequence: Value, begin: Value, position: Value) -> None:
     """Takes the keys from `begin` to `position`, and writes the result."""
     kernel = t.kernel
     group = keep(head // (kernel.num_heads // kernel.num_kv_heads))
-    highest, total, sums = registers(), registers(), _Head.empty(kernel.value_dim, query.lane)
-    T.buffer_store(highest, T.float32(_LOWEST), [0])
+    highest, total, sums = registers(), registers(), Head.empty(kernel.value_dim, query.lane)
+    T.buffer_store(highest, T.float32(LOWEST), [0])
     T.buffer_store(total, T.float32(0), [0])
     for i in range(-(-kernel.value_dim // WARP)):
         T.buffer_store(sums.numbers, T.float32(0), [i])
@@ -199,7 +206,7 @@ def _softmax(t: AttentionTensors, query: _Head, token: Value, head: Value, seque
         found = score(product, t.scales[0][place] if t.scales else None, key - position)
         add(found, lambda _, e: load(t.pools[1], *place, e) * (t.scales[1][place] if t.scales else T.float32(1)))
     with T.If(each_brings_one), T.Then():
-        own = [_Row.read(t, which, token, group, query.lane) for which in (0, 1)]
+        own = [Row.read(t, which, token, group, query.lane) for which in (0, 1)]
         with T.If(head % (kernel.num_heads // kernel.num_kv_heads) == T.int64(0)), T.Then():
             for row in own:
                 row.write(token, group)

@@ -81,3 +81,34 @@ DEVICE void numbers_of_8_bits(int *numbers, unsigned codes, unsigned scales, uns
     numbers[2 * i] = number<half, has_mins>(code, scales, mins);
   }
 }
+
+/* 16 bytes. */
+DEVICE void load_16(int *to, const void *from) {
+  const int4 found = *(const int4 *)from;
+  to[0] = found.x, to[1] = found.y, to[2] = found.z, to[3] = found.w;
+}
+
+/* The numbers in a word, the lowest bits first. */
+DEVICE void floats_of_float32(float *to, int word) { to[0] = __int_as_float(word); }
+DEVICE void floats_of_float16(float *to, int word) {
+  const half2 both = halves(word);
+  to[0] = __low2float(both), to[1] = __high2float(both);
+}
+DEVICE void floats_of_bfloat16(float *to, int word) { to[0] = __int_as_float(word << 16), to[1] = __int_as_float(word & 0xffff0000); }
+DEVICE void floats_of_int8(float *to, int word) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[i] = (float)(signed char)(word >> 8 * i);
+}
+
+/* True, for all of its threads, in the last of `count` blocks that come here by an index: what the others wrote before can be read. Counters
+   begin at zero, and are back there when all have come. Kernels of a library run one after the other. */
+static __device__ unsigned arrivals[1024];
+DEVICE int is_last_block(int index, int count) {
+  __shared__ unsigned before;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) before = atomicInc(&arrivals[index], count - 1);
+  __syncthreads();
+  __threadfence();
+  return before == count - 1;
+}

@@ -12,6 +12,7 @@ from tvm.s_tir.dlight.analysis import normalize_prim_func
 from tvm.s_tir.dlight.base import try_inline
 
 from cupola.runtime.errors import UnsupportedError
+from cupola.targets.gpu import attention_decode
 from cupola.targets.gpu.attention import lower_paged_attention
 from cupola.targets.gpu.draw import lower_sample
 from cupola.targets.gpu.emit import WARP
@@ -27,7 +28,9 @@ RULES = (
     lower_sample,
 )  # fmt: skip
 # In front of those, where there are matrix units: a table that embeds tokens may be the vocabulary's projection as well.
-MATRIX_RULES = (lower_matmul, partial(lower_embedding, tiled=True), partial(lower_take, tiled=True))
+MATRIX_RULES = (
+    lower_matmul, partial(lower_embedding, tiled=True), partial(lower_take, tiled=True), attention_decode.lower_paged_attention,
+)  # fmt: skip
 HOPPER_RULES = (partial(lower_matmul, stage=HopperStage), *MATRIX_RULES[1:])  # in place of those, where warpgroups multiply
 OPTIONAL = (BlockMaxima, Argmax, Sample)  # operations that they implement
 _BY_ROWS = "cupola.by_rows"

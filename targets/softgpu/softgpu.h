@@ -1,6 +1,6 @@
 // Runs CUDA C++ kernels on a CPU, to test them. A thread is a fiber with a stack of its own; fibers take turns where they wait for each other
 // (barriers, warp collectives), and blocks run one after another. What a GPU leaves open is made to hurt: shared memory begins as NaN, and
-// threads run in the order that a seed gives. A fault ends the launch with a message.
+// blocks and their threads run in the order that a seed gives. A fault ends the launch with a message.
 //
 // Not modelled: caches and memory order, independent progress of lanes between collectives, and time.
 #pragma once
@@ -345,16 +345,18 @@ static const char* launch(void (*entry)(void**), void** arguments, const int64_t
   dynamic_bytes = shared_bytes;
   kernel = entry, kernel_arguments = arguments, failure = nullptr;
   choose_order(seed);
-  for (block_index.z = 0; block_index.z < grid_size.z; ++block_index.z)
-    for (block_index.y = 0; block_index.y < grid_size.y; ++block_index.y)
-      for (block_index.x = 0; block_index.x < grid_size.x; ++block_index.x) {
-        begin_block(stacks);
-        me = &fibers[order[0]];
-        softgpu_switch(&outside, me->stack);
-        if (failure) return failure;
-        for (unsigned t = 0; t < num_threads; ++t)
-          if (*(uint64_t*)(stacks + t * kStack) != kCanary) return "a thread needs more than 64 KiB of stack";
-      }
+  const uint64_t num_blocks = (uint64_t)grid_size.x * grid_size.y * grid_size.z;
+  const uint64_t stride = seed > 1 ? 1000003 : 1;  // a prime, which visits every block where it does not divide their number
+  for (uint64_t i = 0; i < num_blocks; ++i) {
+    const uint64_t turn = num_blocks % stride ? i * stride % num_blocks : i, b = seed == 1 ? num_blocks - 1 - turn : turn;
+    block_index = {(unsigned)(b % grid_size.x), (unsigned)(b / grid_size.x % grid_size.y), (unsigned)(b / grid_size.x / grid_size.y)};
+    begin_block(stacks);
+    me = &fibers[order[0]];
+    softgpu_switch(&outside, me->stack);
+    if (failure) return failure;
+    for (unsigned t = 0; t < num_threads; ++t)
+      if (*(uint64_t*)(stacks + t * kStack) != kCanary) return "a thread needs more than 64 KiB of stack";
+  }
   return nullptr;
 }
 
@@ -395,6 +397,12 @@ struct Sizes<void(A...)> {
 #define gridDim (softgpu::grid_size)
 
 static inline void __syncthreads() { softgpu::barrier(); }
+static inline void __threadfence() {}  // blocks run one after another
+static inline unsigned atomicInc(unsigned* address, unsigned most) {
+  const unsigned before = *address;
+  *address = before >= most ? 0 : before + 1;
+  return before;
+}
 static inline void __syncwarp(unsigned mask = ~0u) { softgpu::meet(mask); }
 
 template <class T>

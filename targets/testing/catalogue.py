@@ -227,6 +227,8 @@ class AttentionKernel:
         joined: on columns of one matrix, rotated.
         interleaved: how.
         dtype: of the inputs and the result.
+        context: tokens of a sequence before its new ones, at most.
+        one_each: every sequence brings one token.
     """
 
     kv: str  # a key of KV_DTYPES
@@ -237,6 +239,8 @@ class AttentionKernel:
     slopes: bool = False
     sinks: bool = False
     dtype: str = "f32"  # a key of DTYPES
+    context: int = 150
+    one_each: bool = False
 
     def __call__(self, sizes: Sizes, target: Target) -> KernelCase:
         """The case at these sizes."""
@@ -269,10 +273,11 @@ class AttentionKernel:
         def expected(arrays: Arrays) -> references.Expected:
             return references.paged_attention(arrays, target.state.read([arrays[pool.name] for pool in pools], 1), op)
 
-        flags = [flag for flag in ("joined", "interleaved", "window", "softcap", "slopes", "sinks") if getattr(self, flag)]
+        flags = [flag for flag in ("joined", "interleaved", "window", "softcap", "slopes", "sinks", "one_each") if getattr(self, flag)]
         flags += [self.dtype] * (self.dtype != "f32")
         name = case_name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
-        draw = partial(_draw_attention, inputs, {pool.name: pool.shape.index(NUM_BLOCKS) for pool in pools}, block, self.window)
+        axes = {pool.name: pool.shape.index(NUM_BLOCKS) for pool in pools}
+        draw = partial(_draw_attention, self, inputs, axes, block)
         return KernelCase(
             name, tuple(inputs), emit, expected, draw, multiplies_int8=self.kv == "int8", may_use_bf16=self.kv in ("bf16", "int8"),
             batch_invariant=target.abilities.batch_invariant or not in_bf16,
@@ -354,13 +359,19 @@ def _draw_rows(inputs: Sequence[Input], random: np.random.Generator, num_tokens:
 
 
 def _draw_attention(
-    inputs: Sequence[Input], block_axes: Mapping[str, int], block: int, window: int, random: np.random.Generator, num_tokens: int
+    kernel: AttentionKernel,
+    inputs: Sequence[Input],
+    block_axes: Mapping[str, int],
+    block: int,
+    random: np.random.Generator,
+    num_tokens: int,
 ) -> Arrays:
-    """Up to four sequences of `num_tokens` new tokens in all, each after up to 150 that stand in blocks. Other blocks hold NaN, and one
-    of them stands in tables for all blocks behind the window. Floats beside pools of codes are what codes are multiples of: small and
-    positive."""
-    starts = np.unique([0, num_tokens, *random.integers(0, num_tokens + 1, 3)])
-    lens = np.diff(starts) + random.integers(0, 151, len(starts) - 1)
+    """Up to four sequences of `num_tokens` new tokens in all, or as many as tokens, each after some that stand in blocks. Other blocks hold
+    NaN, and one of them stands in tables for all blocks behind the window. Floats beside pools of codes are what codes are multiples of:
+    small and positive."""
+    window, cuts = kernel.window, random.integers(0, num_tokens + 1, 3)
+    starts = np.arange(num_tokens + 1) if kernel.one_each else np.unique([0, num_tokens, *cuts])
+    lens = np.diff(starts) + random.integers(0, kernel.context + 1, len(starts) - 1)
     width = int(lens.max() + block - 1) // block
     num_blocks = width * len(lens) + 2
     *blocks, hole, _ = random.permutation(num_blocks)
