@@ -40,7 +40,8 @@ class Abilities:
         bf16_rows: from how many rows on a quantized layer multiplies in bfloat16, activations and weights; attention then does so too, for
             several tokens of a sequence and where K and V are no wider. 0: never.
         rounds_products: whether layers of activations that are not quantized round what they multiply to 16 bits, but for weights of 32:
-            to bfloat16 where weights are, else to float16.
+            to bfloat16 where weights are, else to float16. Attention then does so too with several tokens of a sequence, but for pages of
+            32 bits: to float16 where pages are, else to bfloat16.
     """
 
     activations: str = "float32"

@@ -1,5 +1,7 @@
 """Paged attention of sequences that bring one token: contexts are cut into chunks of one size, and blocks of threads share them out.
 
+Sequences that bring several go another way (`attention_prefill.py`), whoever stands beside them.
+
 A block has a sequence, the query heads of a K/V head, and a chunk, whose keys and values it reads once, 16 bytes a lane. The last block
 of a sequence and head to be done merges what the chunks gave, in their order: a row's bits depend on nothing but its own context. Products
 and sums are in float32.
@@ -20,6 +22,7 @@ from cupola.targets.emit import Buffer, Value, prim_func
 from cupola.targets.generic import attention as generic
 from cupola.targets.generic.attention import AttentionTensors, attention_tensors
 from cupola.targets.gpu.attention import LOWEST, Head, Row, append, attend
+from cupola.targets.gpu.attention_prefill import attend_together, multiplies
 from cupola.targets.gpu.chunks import CHUNK, WARPS, WORDS, Lanes, heads_of, is_split_for, num_chunks, takes, workspace_shape
 from cupola.targets.gpu.emit import WARP, blocks, from_lane, keep, over_warp, registers, shared, store, synchronize, warp_sum
 
@@ -37,7 +40,10 @@ def _attention(k: AttentionShape) -> tvm.tirx.PrimFunc | None:
         tensors = attention_tensors(k, workspace_shape)
         append(tensors)
         attend_alone(tensors)
-        attend(tensors, least=2)
+        if multiplies(k):
+            attend_together(tensors)
+        else:
+            attend(tensors, least=2)
 
     return prim_func(body) if takes(k) else None
 
@@ -307,8 +313,8 @@ class _Block:
 
 
 class _Merged:
-    """A thread's elements of the result, of the chunks that were merged: the highest score, and sums of weights and of weighted values. How they are
-    rounded is written out, since chunks come here by two ways."""
+    """A thread's elements of the result, of the chunks that were merged: the highest score, and sums of weights and of weighted values.
+    How they are rounded is written out, since chunks come here by two ways."""
 
     def __init__(self, block: _Block) -> None:
         self.block = block

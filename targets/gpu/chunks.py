@@ -128,7 +128,7 @@ def num_chunks(kernel: AttentionShape, max_blocks: Value) -> Value:
 
 
 def workspace_shape(kernel: AttentionShape, batch: Value, max_blocks: Value) -> tuple[Value | int, ...]:
-    """Of what blocks leave for who merges: for each sequence, query head and chunk the weighted sum of values, the highest score, and the sum
-    of weights."""
+    """Of what blocks leave for who merges: for each sequence, query head and chunk the weighted sum of values, the highest score, and
+    the sum of weights."""
     chunks = (max_blocks * kernel.block_size + T.int64(CHUNK - 1)) // T.int64(CHUNK)
     return (batch * is_split_for(kernel, batch), kernel.num_heads, chunks, kernel.value_dim + 2)

@@ -112,3 +112,40 @@ DEVICE int is_last_block(int index, int count) {
   __threadfence();
   return before == count - 1;
 }
+
+/* 16 codes of 8 bits as bfloat16, which holds them all. */
+DEVICE void copy_codes(void *to, const void *from) {
+  const int4 found = *(const int4 *)from;
+  const int words[4] = {found.x, found.y, found.z, found.w};
+  int pairs[8];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float codes[4];
+    floats_of_int8(codes, words[i]);
+    pairs[2 * i] = pair_bfloat16(codes[0], codes[1]), pairs[2 * i + 1] = pair_bfloat16(codes[2], codes[3]);
+  }
+  ((int4 *)to)[0] = make_int4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  ((int4 *)to)[1] = make_int4(pairs[4], pairs[5], pairs[6], pairs[7]);
+}
+
+DEVICE void store_float16(void *to, float value) { *(unsigned short *)to = pair_float16(value, 0); }
+DEVICE void store_bfloat16(void *to, float value) { *(unsigned short *)to = pair_bfloat16(value, 0); }
+
+/* The words of four matrices of 8 x 8 halves for B, turned: lane 8 i + j gives the address of row j of matrix i, in shared memory. */
+DEVICE void load_transposed(int *words, const void *from) {
+  const unsigned address = (unsigned)__cvta_generic_to_shared(from);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(address)
+               : "memory");
+}
+
+/* Over the four lanes that have a row of sums. */
+DEVICE float highest_of_four(float value) {
+  value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
+  return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+DEVICE float sum_of_four(float value) {
+  value += __shfl_xor_sync(0xffffffffu, value, 1);
+  return value + __shfl_xor_sync(0xffffffffu, value, 2);
+}

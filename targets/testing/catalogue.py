@@ -268,7 +268,11 @@ class AttentionKernel:
             return op.emit(relax.TensorType((q.ty.shape[0], widths["q"]), DTYPES[self.dtype]))
 
         in_bf16 = self.kv in ("bf16", "int8") and target.abilities.bf16_rows > 0
-        op = references.Attention(kv_dtype, **options, interleaved=self.interleaved, bf16_result=self.dtype == "bf16", in_bf16=in_bf16)
+        pages = {"f16": "float16", "bf16": "bfloat16", "int8": "bfloat16"} if target.abilities.rounds_products else {}
+        multiplies = "bfloat16" if in_bf16 else pages.get(self.kv, "")
+        op = references.Attention(
+            kv_dtype, **options, interleaved=self.interleaved, bf16_result=self.dtype == "bf16", multiplies=multiplies
+        )
 
         def expected(arrays: Arrays) -> references.Expected:
             return references.paged_attention(arrays, target.state.read([arrays[pool.name] for pool in pools], 1), op)

@@ -26,6 +26,7 @@ Arrays: TypeAlias = Mapping[str, Array]
 ROUNDING = 1e-6  # of sums in float32, relative to the sum of magnitudes
 BF16_ROUNDING = 2.0**-8  # to the nearest bfloat16, relative, at most
 BF16_EXP2 = 1 / 12  # what powers of two may be off that are rounded to bfloat16 next, relative to that rounding
+HALVES = {"": (0.0, 0.0), "bfloat16": (BF16_ROUNDING, 0.0), "float16": (2.0**-11, 2.0**-25)}  # rounding to these: relative, at least
 INT16_ROUNDING = 0.5 / (2**15 - 1)  # to int16, relative to the largest number that is rounded alike, at most
 STEEPEST = 1.2  # slope of any activation
 
@@ -208,8 +209,8 @@ def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> tuple[Array
 
 @dataclass(frozen=True)
 class Attention:
-    """The numbers of an `ops.PagedAttention`. With `in_bf16`, queries and weights of a sequence of several tokens may be rounded to
-    bfloat16."""
+    """The numbers of an `ops.PagedAttention`. Queries and weights of a sequence of several tokens may be rounded to `multiplies`, a key of
+    HALVES."""
 
     kv_dtype: str
     scale: float
@@ -217,7 +218,7 @@ class Attention:
     softcap: float
     interleaved: bool
     bf16_result: bool
-    in_bf16: bool
+    multiplies: str
 
 
 def paged_attention(arrays: Arrays, state: StateContents, op: Attention) -> Expected:
@@ -261,16 +262,17 @@ def _sequence(arrays: Arrays, i: int, state: StateContents, op: Attention) -> tu
     weights = np.exp(scores - highest)
     weights /= weights.sum(-1, keepdims=True) + np.exp(sinks - highest)
     magnitude = np.einsum("hqk,khd->qhd", weights, np.abs(v))
-    rounded = BF16_ROUNDING if op.in_bf16 and len(q) > 1 else 0.0
+    rounded, least = HALVES[op.multiplies if len(q) > 1 else ""]
     # What each weight may be off: scores are sums of rounded products, of keys that are perhaps stored a step away.
     errors = k_doubt + (ROUNDING + rounded) * np.abs(k)
     in_steps = INT16_ROUNDING if op.kv_dtype == "int8" else 0.0  # queries, then weights times steps, which multiply codes
     off = np.einsum("qhd,khd->hqk", np.abs(q), errors) + in_steps * np.einsum("qh,kh->hqk", np.abs(q).max(-1), np.abs(k).sum(-1))
-    off = weights * scale * off
+    off = weights * scale * (off + least * np.einsum("khd->hk", np.abs(k))[:, None])
     largest, codes = (weights * v_step[..., 0].T[:, None]).max(-1), np.abs(v) / np.where(v_step > 0, v_step, np.inf)
     slack = (
         in_steps * np.einsum("hq,qk,khd->qhd", largest, seen, codes)
         + (6 * ROUNDING + rounded * (1 + 2 * BF16_EXP2)) * magnitude
+        + least * np.einsum("qk,khd->qhd", seen, np.abs(v))
         + np.einsum("hqk,khd->qhd", weights, v_doubt)
         + np.einsum("hqk,khd->qhd", off, np.abs(v))
         + off.sum(-1).T[:, :, None] * magnitude

@@ -67,9 +67,9 @@ def test_logits_match_transformers(tiny: Path, artifact: cupola.Artifact, prompt
         assert np.abs(llm.logits(prompt) - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "int8"])
-def test_decoding_gives_what_a_prompt_gives(tiny: Path, prompts: list[list[int]], kv_dtype: str, tmp_path: Path) -> None:
-    """A token that comes alone brings its key by another way than those of a prompt."""
+@pytest.mark.parametrize(("kv_dtype", "most"), [("f32", 1e-5), ("int8", 1e-3)])
+def test_decoding_gives_what_a_prompt_gives(tiny: Path, prompts: list[list[int]], kv_dtype: str, most: float, tmp_path: Path) -> None:
+    """A token that comes alone brings its key by another way than those of a prompt, whose attention over codes is in bfloat16."""
     llm = cupola.LLM(cupola.compile(tiny, out=tmp_path / "artifact", target="softgpu", quant="f32", kv_dtype=kv_dtype), max_num_seqs=2)
     for prompt, output in zip(prompts, llm.generate(prompts, TINY_PARAMS), strict=True):
         chosen, steps = list(output.outputs[0].token_ids), output.outputs[0].logprobs
@@ -77,7 +77,7 @@ def test_decoding_gives_what_a_prompt_gives(tiny: Path, prompts: list[list[int]]
         rows = llm.logits(prompt + chosen[:-1])[len(prompt) - 1 :].astype("float64")
         rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
         for row, step in zip(rows, steps, strict=True):
-            assert max(abs(row[token] - entry.logprob) for token, entry in step.items()) < 1e-5
+            assert max(abs(row[token] - entry.logprob) for token, entry in step.items()) < most
 
 
 SAMPLED = (

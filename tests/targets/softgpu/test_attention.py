@@ -47,9 +47,9 @@ def chosen(arrays: Arrays, sequences: Sequence[int]) -> tuple[Arrays, Array]:
 @pytest.mark.parametrize(("kernel", "sizes"), KERNELS, ids=name)
 def test_long_contexts(kernel: AttentionKernel, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
     run = compile_case(kernel(sizes, TARGET), TARGET)
-    for one_each in (True, False):
+    for one_each, count in ((True, 4), (False, 9), (False, 75)):
         case = replace(kernel, context=4 * CHUNK, one_each=one_each)(sizes, TARGET)
-        arrays = case.draw(np.random.default_rng(3), 4 if one_each else 9)
+        arrays = case.draw(np.random.default_rng(3), count)
         assert arrays["context_lens"].max() > 2 * CHUNK
         whole = run(arrays)
         assert case.expected(arrays).error(whole) <= 1
@@ -58,6 +58,25 @@ def test_long_contexts(kernel: AttentionKernel, sizes: Sizes, monkeypatch: pytes
             part, rows = chosen(arrays, [i])
             assert same_bits(run(arrays), whole)
             assert same_bits(run(part), whole[rows])
+
+
+@pytest.mark.parametrize("window", [0, 40])
+def test_a_prompt_may_be_cut_anywhere(window: int) -> None:
+    case = AttentionKernel("f16", window=window)(SIZES, TARGET)
+    run, arrays = compile_case(case, TARGET), case.draw(np.random.default_rng(5), 90)
+    part, _ = chosen(arrays, [int(np.argmax(np.diff(arrays["query_starts"])))])
+    count, whole = int(part["query_starts"][1]), run(part)
+    assert count > 40
+    for cut in (1, 17, count - 2):
+        rest = {key: array[cut:] if key in ROWS else array for key, array in part.items()} | {
+            "query_starts": part["query_starts"] - [0, cut]
+        }
+        rest["query_starts"] = rest["query_starts"].astype("int32")
+        for pool, new in (("keys", "k"), ("values", "v")):
+            rest[pool] = part[pool].copy()
+            place = part["slots"][:cut] // SIZES.block, part["slots"][:cut] % SIZES.block
+            rest[pool][1][place] = part[new][:cut].reshape(cut, SIZES.kv_heads, SIZES.head_dim)
+        assert same_bits(run(rest), whole[cut:])
 
 
 def test_a_token_beside_a_prompt() -> None:
