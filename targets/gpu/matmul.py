@@ -83,7 +83,7 @@ def _matmul(layer: Layer, stage: type[Stage]) -> tvm.tirx.PrimFunc:
 
 def _groups(count: Value, size: int, over: int, most: int = 0) -> Value:
     """Groups of `size` in `count`; 0 unless it is more than `over` and, where there is a `most`, at most that."""
-    groups = (count + T.int64(size - 1)) // T.int64(size) * T.cast(count > T.int64(over), "int64")
+    groups = (count + T.int64(size - 1)) // T.int64(size) * T.cast(T.int64(over) < count, "int64")
     return groups * T.cast(count <= T.int64(most), "int64") if most else groups
 
 
