@@ -27,6 +27,7 @@ from cupola.compiler.build import build_library, plan_memory, signature_of
 from cupola.compiler.plan import Extracted, extract_plan, plan_of_kernels
 from cupola.compiler.sources.base import LazyTensor
 from cupola.compiler.weights import PackedWeight, lift_weights
+from cupola.runtime.artifact.folder import sha256_of
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.targets.base import Target
 from cupola.targets.registry import get_target
@@ -147,12 +148,18 @@ def main(
     settings = json.loads(CONFIG.read_text(encoding="utf-8")) | (TINY if dry_run else {})
     config = package / "config.json"
     config.write_text(json.dumps(settings), encoding="utf-8")
+    written: dict[str, Path] = {}  # by their content: architectures with the same packing share one file
     for name in ("softgpu",) if dry_run else ARCHITECTURES:
         target = get_target(name)
         folder = package / target.spec.device
         print(f"{name}: kernels", file=sys.stderr, flush=True)
         listed = catalogue(target, cases)
         write_kernels(folder / "kernels", target, [prepare(i, kernel, target) for i, kernel in enumerate(listed)])
+        data = folder / "kernels" / "data.npz"
+        first = written.setdefault(sha256_of(data), data)
+        if first != data:
+            data.unlink()
+        (folder / "kernels" / "data.json").write_text(json.dumps(first.relative_to(package).as_posix()), encoding="utf-8")
         print(f"{name}: models", file=sys.stderr, flush=True)
         write_models(folder / "models", name, config, QUANTS[-1:] if dry_run else QUANTS)
     num_bytes = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())

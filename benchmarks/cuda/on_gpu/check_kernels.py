@@ -80,7 +80,7 @@ def check(folder: Path, deadline: float) -> list[dict[str, Any]]:
     """A line for each case: its name, and its largest error in slacks, infinite if it failed. Stops at the deadline."""
     listed = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
     kernels, results = Kernels(folder), list[dict[str, Any]]()
-    with np.load(folder / "data.npz") as data:
+    with np.load(HERE / json.loads((folder / "data.json").read_text(encoding="utf-8"))) as data:
         for index, case in enumerate(listed["cases"]):
             if time.monotonic() > deadline:
                 results.append({"kernel": case["name"], "error": math.inf, "problem": "there was no time left"})
