@@ -31,8 +31,8 @@ class Machine:
         return self.vector if arithmetic == "float32" else self.matrix
 
 
-# 1.3 µs: what Hazy Research measured on an H100 with CUDA graphs ("Look Ma, No Bubbles!", 2025; 2.1 µs without). NVIDIA's other GPUs are
-# taken to be like it. AMD and Apple publish nothing, and no measurement was found: theirs are assumptions.
+# 1.3 µs: what Hazy Research measured on an H100 with CUDA graphs ("Look Ma, No Bubbles!", 2025). NVIDIA's other GPUs are taken to be so.
+# AMD and Apple publish nothing, and no measurement was found: theirs are assumptions.
 _CUDA, _HIP, _METAL = 1.3e-6, 2.5e-6, 2.5e-6
 
 

@@ -17,7 +17,9 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
+from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.attention_shape import AttentionShape
+from cupola.targets.cost import with_cost
 from cupola.targets.emit import Buffer, Value, prim_func
 from cupola.targets.generic import attention as generic
 from cupola.targets.generic.attention import AttentionTensors, attention_tensors
@@ -45,7 +47,8 @@ def _attention(k: AttentionShape) -> tvm.tirx.PrimFunc | None:
         else:
             attend(tensors, least=2)
 
-    return prim_func(body) if takes(k) else None
+    cost = KernelCost("float16" if multiplies(k) else "float32")  # of prompts; a token alone waits for memory
+    return with_cost(prim_func(body), cost) if takes(k) else None
 
 
 def attend_alone(t: AttentionTensors) -> None:

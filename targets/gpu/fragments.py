@@ -20,6 +20,7 @@ from cupola.targets.gpu.tiles import COLUMNS, SLICE, STEP, Tiles
 WARPS = 8  # of a block
 SHARES = WARPS  # of the columns of x, whose sums are added up in order
 GROUP = 8  # rows of x that an instruction multiplies
+MOST_FEW = 16  # rows that are rounded as they are read: more of them are rounded to memory first
 
 
 def num_chunks(layer: Layer) -> int:

@@ -15,7 +15,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value
 from cupola.targets.gpu.emit import WARP, synchronize
-from cupola.targets.gpu.fragments import GROUP, Part, Sums
+from cupola.targets.gpu.fragments import GROUP, MOST_FEW, Part, Sums
 from cupola.targets.gpu.stages import STAGES, Stage
 from cupola.targets.gpu.tiles import COLUMNS, SLICE, STEP
 
@@ -32,8 +32,9 @@ class HopperStage(Stage):
 
     @staticmethod
     def rounded_shape(count: Value, num_chunks: int) -> tuple[Value | int, ...]:
-        """As `Stage`: blocks of rows, chunks, rows, words."""
-        return ((count + T.int64(_BLOCK - 1)) // T.int64(_BLOCK), num_chunks, _BLOCK, COLUMNS // 2)
+        """As `Stage`: blocks of rows, chunks, rows, words. There are none where nothing is rounded to memory."""
+        blocks = (count + T.int64(_BLOCK - 1)) // T.int64(_BLOCK) * T.cast(T.int64(MOST_FEW) < count, "int64")
+        return (blocks, num_chunks, _BLOCK, COLUMNS // 2)
 
     @staticmethod
     def store_rounded(rounded: Buffer, row: Value, chunk: Value, piece: int, part: Value, words: Buffer) -> None:

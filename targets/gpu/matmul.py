@@ -17,12 +17,12 @@ from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.cost import with_cost
 from cupola.targets.emit import Value, argument, prim_func
 from cupola.targets.gpu.emit import WARP, blocks, keep, registers, shared, synchronize
-from cupola.targets.gpu.fragments import GROUP, SHARES, WARPS, Part, Rows, Sums, multiply, num_chunks
+from cupola.targets.gpu.fragments import GROUP, MOST_FEW, SHARES, WARPS, Part, Rows, Sums, multiply, num_chunks
 from cupola.targets.gpu.layer import Layer, LayerTensors, match_layer
 from cupola.targets.gpu.stages import STAGES, Stage
 from cupola.targets.gpu.tiles import ROWS, Tiles, is_tileable
 
-FEW = (8, 16)  # rows that a block takes, where there are no more
+FEW = (8, MOST_FEW)  # rows that a block takes, where there are no more
 MANY = (64, 128)  # rows that a block takes, where there are more than those
 UNIT = 2 * ROWS  # rows of the weight that a warp works on
 _PAD = 4  # floats between the sums of two rows of x, so that lanes write to different banks
@@ -54,7 +54,7 @@ def _rounding(layer: Layer, stage: type[Stage]) -> tvm.tirx.PrimFunc:
         norm = argument("norm", (layer.width,), layer.norm) if layer.norm else None
         out = argument("out", stage.rounded_shape(m, num_chunks(layer)), "int32")
         # TVM looks whether a kernel of one tensor reshapes it, and for that wants to see a block.
-        with T.sblock("root"), blocks(_groups(m, GROUP, FEW[-1]), threads=WARPS * WARP) as (group, thread):
+        with T.sblock("root"), blocks(_groups(m, GROUP, MOST_FEW), threads=WARPS * WARP) as (group, thread):
             rows = Rows.of(layer, m, x, norm, group * GROUP, 1, thread)
             with rows.chunks() as (chunk,), chunk.if_there(rows.row(0) < m):
                 for piece in (0, 1):
@@ -76,7 +76,7 @@ def _matmul(layer: Layer, stage: type[Stage]) -> tvm.tirx.PrimFunc:
             _few(layer, weight, tensors, rows, FEW[i - 1] if i else 0)
         for i, rows in enumerate(MANY):
             tiled = stage(weight, rounded, WARPS, rows)
-            _many(layer, tiled, tensors, MANY[i - 1] if i else FEW[-1], rows if i + 1 < len(MANY) else 0)
+            _many(layer, tiled, tensors, MANY[i - 1] if i else MOST_FEW, rows if i + 1 < len(MANY) else 0)
 
     return with_cost(prim_func(body), KernelCost("float16"))
 
