@@ -17,4 +17,6 @@ def _make() -> Target:
     return webgpu_target()
 
 
-TARGETS = (TargetEntry("webgpu", "any GPU that Vulkan, Metal or Direct3D 12 drives, through WebGPU", _make, has_adapter, EXECUTED),)
+TARGETS = (
+    TargetEntry("webgpu", "any GPU that Vulkan drives, through WebGPU; libraries are for Linux so far", _make, has_adapter, EXECUTED),
+)
