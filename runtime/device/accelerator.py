@@ -1,4 +1,4 @@
-"""A device with memory of its own, by the functions of a library that was compiled for it (`targets/gpu/runtime.h`)."""
+"""A device with memory of its own, by the functions of a library that was compiled for it (`targets/gpu/drivers/runtime.h`)."""
 
 from __future__ import annotations
 

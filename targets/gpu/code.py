@@ -12,7 +12,7 @@ from tvm import IRModule
 
 from cupola.runtime.artifact.plan import Plan
 from cupola.targets.gpu.cuda import HOPPER
-from cupola.targets.gpu.hopper import product_functions
+from cupola.targets.gpu.linear.hopper import product_functions
 from cupola.targets.gpu.lowering import DeviceCode, split
 from cupola.targets.gpu.source import launch_source
 

@@ -11,7 +11,9 @@ from cupola.targets.base import Abilities, Target
 from cupola.targets.gpu.rules import HOPPER_RULES, MATRIX_RULES, OPTIONAL, RULES, schedule
 
 HOPPER = "sm_90a"  # the a: with instructions that no later one has
-RUNTIME, HIP_RUNTIME = (Path(__file__).with_name(f"{name}.c") for name in ("libcuda", "libamdhip64"))  # of which every library holds one
+RUNTIME, HIP_RUNTIME = (
+    Path(__file__).parent / "drivers" / f"{name}.c" for name in ("libcuda", "libamdhip64")
+)  # of which every library holds one
 LIMITS = {"max_threads_per_block": 1024, "max_num_threads": 1024, "max_shared_memory_per_block": 49152, "thread_warp_size": 32}
 
 

@@ -23,7 +23,7 @@ from cupola.targets.gpu.lowering import DeviceCode, Launch
 from cupola.targets.gpu.rules import OPTIONAL, RULES, schedule
 from cupola.targets.gpu.vectors import load_words
 
-RUNTIME = Path(__file__).with_name("metal.c")  # which every library holds
+RUNTIME = Path(__file__).parent / "drivers" / "metal.c"  # which every library holds
 KIND = "metal"
 MAX_SHARED_BYTES = 32768
 LIMITS = {"max_threads_per_block": 256, "max_num_threads": 256, "max_shared_memory_per_block": MAX_SHARED_BYTES, "thread_warp_size": 32}

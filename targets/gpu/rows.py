@@ -11,8 +11,8 @@ from cupola.targets.generic import rows as generic
 from cupola.targets.generic.rows import FLOATS, sizes_of
 from cupola.targets.generic.weights import Stored, StoredKernel
 from cupola.targets.gpu.emit import WARP, blocks, cached, keep, load, registers, store, strided, warp_sum
-from cupola.targets.gpu.tiles import Tiles, is_tileable
-from cupola.targets.gpu.weights import Weight, is_readable
+from cupola.targets.gpu.linear.tiles import Tiles, is_tileable
+from cupola.targets.gpu.linear.weights import Weight, is_readable
 from cupola.targets.ops import Embedding
 
 

@@ -12,15 +12,15 @@ from tvm.s_tir.dlight.analysis import normalize_prim_func
 from tvm.s_tir.dlight.base import try_inline
 
 from cupola.runtime.errors import UnsupportedError
-from cupola.targets.gpu import attention_decode
-from cupola.targets.gpu.attention import lower_paged_attention
-from cupola.targets.gpu.draw import lower_sample
+from cupola.targets.gpu.attention import decode
+from cupola.targets.gpu.attention.plain import lower_paged_attention
 from cupola.targets.gpu.emit import WARP
-from cupola.targets.gpu.hopper import HopperStage
-from cupola.targets.gpu.linear import lower_linear
-from cupola.targets.gpu.matmul import lower_matmul
+from cupola.targets.gpu.linear.hopper import HopperStage
+from cupola.targets.gpu.linear.matmul import lower_matmul
+from cupola.targets.gpu.linear.plain import lower_linear
 from cupola.targets.gpu.rows import lower_embedding, lower_norm, lower_rotary, lower_take
-from cupola.targets.gpu.sampling import lower_argmax, lower_block_maxima
+from cupola.targets.gpu.sampling.argmax import lower_argmax, lower_block_maxima
+from cupola.targets.gpu.sampling.draw import lower_sample
 from cupola.targets.ops import Argmax, BlockMaxima, Sample
 
 RULES = (
@@ -29,7 +29,7 @@ RULES = (
 )  # fmt: skip
 # In front of those, where there are matrix units: a table that embeds tokens may be the vocabulary's projection as well.
 MATRIX_RULES = (
-    lower_matmul, partial(lower_embedding, tiled=True), partial(lower_take, tiled=True), attention_decode.lower_paged_attention,
+    lower_matmul, partial(lower_embedding, tiled=True), partial(lower_take, tiled=True), decode.lower_paged_attention,
 )  # fmt: skip
 HOPPER_RULES = (partial(lower_matmul, stage=HopperStage), *MATRIX_RULES[1:])  # in place of those, where warpgroups multiply
 OPTIONAL = (BlockMaxima, Argmax, Sample)  # operations that they implement

@@ -1,6 +1,6 @@
 """The host's side of device kernels in C: for each of cupola's kernels a function that launches them.
 
-The runtime that is linked beside it (`targets/gpu/runtime.h`) has
+The runtime that is linked beside it (`targets/gpu/drivers/runtime.h`) has
 
     int32_t cupola_launch(int32_t index, void **arguments, const int64_t *extents, int64_t shared_bytes)
 

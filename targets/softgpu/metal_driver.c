@@ -1,4 +1,4 @@
-/* Metal and the Objective-C runtime on a CPU, as far as `targets/gpu/metal.c` asks for them. What is left open there is made to hurt: commands
+/* Metal and the Objective-C runtime on a CPU, as far as `targets/gpu/drivers/metal.c` asks for them. What is left open there is made to hurt: commands
    run when somebody waits for them, and no sooner; objects count their owners, and whoever sends a message to one that is gone, or that does
    not know it, ends the process. Memory ends at a page that nobody may touch. */
 

@@ -15,9 +15,9 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value
 from cupola.targets.gpu.emit import WARP, synchronize
-from cupola.targets.gpu.fragments import GROUP, MOST_FEW, Part, Sums
-from cupola.targets.gpu.stages import STAGES, Stage
-from cupola.targets.gpu.tiles import COLUMNS, SLICE, STEP
+from cupola.targets.gpu.linear.fragments import GROUP, MOST_FEW, Part, Sums
+from cupola.targets.gpu.linear.stages import STAGES, Stage
+from cupola.targets.gpu.linear.tiles import COLUMNS, SLICE, STEP
 
 _BLOCK = 64  # rows of x that lie together
 _ALIGNMENT = 1024 // 4  # words, of rows in shared memory

@@ -18,7 +18,7 @@ from tvm.tirx.script import builder as T
 from cupola.targets.attention_shape import AttentionShape
 from cupola.targets.emit import Buffer, Value
 from cupola.targets.generic.attention import AttentionTensors
-from cupola.targets.gpu.attention import LOWEST, Head, some_bring_more
+from cupola.targets.gpu.attention.plain import LOWEST, Head, some_bring_more
 from cupola.targets.gpu.emit import WARP, blocks, keep, registers, shared, store, synchronize
 
 ROWS = 64  # of a block

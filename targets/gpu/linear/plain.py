@@ -11,8 +11,8 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value, argument, prim_func
 from cupola.targets.gpu.emit import WARP, blocks, cached, gpu, keep, load, registers, strided, warp_sums
-from cupola.targets.gpu.layer import Layer, LayerTensors, match_layer
-from cupola.targets.gpu.weights import Weight, is_readable
+from cupola.targets.gpu.linear.layer import Layer, LayerTensors, match_layer
+from cupola.targets.gpu.linear.weights import Weight, is_readable
 
 STEP = 4  # elements that are multiplied at once, of those that one load brings: more of them want more registers
 ROWS = 4  # of x that a warp multiplies with its weights at once

@@ -17,10 +17,10 @@ from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.cost import with_cost
 from cupola.targets.emit import Value, argument, prim_func
 from cupola.targets.gpu.emit import WARP, blocks, keep, registers, shared, synchronize
-from cupola.targets.gpu.fragments import GROUP, MOST_FEW, SHARES, WARPS, Part, Rows, Sums, multiply, num_chunks
-from cupola.targets.gpu.layer import Layer, LayerTensors, match_layer
-from cupola.targets.gpu.stages import STAGES, Stage
-from cupola.targets.gpu.tiles import ROWS, Tiles, is_tileable
+from cupola.targets.gpu.linear.fragments import GROUP, MOST_FEW, SHARES, WARPS, Part, Rows, Sums, multiply, num_chunks
+from cupola.targets.gpu.linear.layer import Layer, LayerTensors, match_layer
+from cupola.targets.gpu.linear.stages import STAGES, Stage
+from cupola.targets.gpu.linear.tiles import ROWS, Tiles, is_tileable
 
 FEW = (8, MOST_FEW)  # rows that a block takes, where there are no more
 MANY = (64, 128)  # rows that a block takes, where there are more than those

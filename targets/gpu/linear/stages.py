@@ -10,8 +10,8 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value
 from cupola.targets.gpu.emit import WARP, registers, synchronize
-from cupola.targets.gpu.fragments import GROUP, WARPS, Part, Sums, multiply
-from cupola.targets.gpu.tiles import COLUMNS, SLICE, Tiles
+from cupola.targets.gpu.linear.fragments import GROUP, WARPS, Part, Sums, multiply
+from cupola.targets.gpu.linear.tiles import COLUMNS, SLICE, Tiles
 
 STAGES = 3  # that are under way, or are multiplied
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cupola.compiler.kernel_check import compile_case
-from cupola.targets.gpu.chunks import CHUNK, MOST_SPLIT
+from cupola.targets.gpu.attention.chunks import CHUNK, MOST_SPLIT
 from cupola.targets.registry import get_target
 from cupola.targets.testing.case import Array, Arrays, Sizes
 from cupola.targets.testing.catalogue import AttentionKernel

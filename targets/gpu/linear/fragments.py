@@ -14,8 +14,8 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value
 from cupola.targets.gpu.emit import WARP, from_lane, keep, load, registers, shared, synchronize
-from cupola.targets.gpu.layer import Layer
-from cupola.targets.gpu.tiles import COLUMNS, SLICE, STEP, Tiles
+from cupola.targets.gpu.linear.layer import Layer
+from cupola.targets.gpu.linear.tiles import COLUMNS, SLICE, STEP, Tiles
 
 WARPS = 8  # of a block
 SHARES = WARPS  # of the columns of x, whose sums are added up in order

@@ -1,6 +1,6 @@
 """Paged attention of sequences that bring one token: contexts are cut into chunks of one size, and blocks of threads share them out.
 
-Sequences that bring several go another way (`attention_prefill.py`), whoever stands beside them.
+Sequences that bring several go another way (`prefill.py`), whoever stands beside them.
 
 A block has a sequence, the query heads of a K/V head, and a chunk, whose keys and values it reads once, 16 bytes a lane. The last block
 of a sequence and head to be done merges what the chunks gave, in their order: a row's bits depend on nothing but its own context. Products
@@ -23,9 +23,9 @@ from cupola.targets.cost import with_cost
 from cupola.targets.emit import Buffer, Value, prim_func
 from cupola.targets.generic import attention as generic
 from cupola.targets.generic.attention import AttentionTensors, attention_tensors
-from cupola.targets.gpu.attention import LOWEST, Head, Row, append, attend
-from cupola.targets.gpu.attention_prefill import attend_together, multiplies
-from cupola.targets.gpu.chunks import CHUNK, WARPS, WORDS, Lanes, heads_of, is_split_for, num_chunks, takes, workspace_shape
+from cupola.targets.gpu.attention.chunks import CHUNK, WARPS, WORDS, Lanes, heads_of, is_split_for, num_chunks, takes, workspace_shape
+from cupola.targets.gpu.attention.plain import LOWEST, Head, Row, append, attend
+from cupola.targets.gpu.attention.prefill import attend_together, multiplies
 from cupola.targets.gpu.emit import WARP, blocks, from_lane, keep, over_warp, registers, shared, store, synchronize, warp_sum
 
 _THREADS = WARPS * WARP

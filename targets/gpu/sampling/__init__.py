@@ -1,0 +1,1 @@
+"""Tokens found on GPUs: the likeliest, or drawn."""
