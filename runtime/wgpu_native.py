@@ -30,7 +30,13 @@ def find_library() -> str | None:
 def show_driver(library: ctypes.CDLL) -> None:
     """Tells a compiled library where wgpu-native is, if it is one for WebGPU, before it is opened."""
     if hasattr(library, "cupola_driver"):
+        _ask_no_window_system()
         library.cupola_driver(os.fsencode(find_library() or "libwgpu_native.so"))
+
+
+def _ask_no_window_system() -> None:
+    """Leaves out Mesa's layer that sorts devices by what a window system says: where there is none, it complains on standard error."""
+    os.environ.setdefault("NODEVICE_SELECT", "1")
 
 
 @cache
@@ -39,6 +45,7 @@ def has_adapter() -> bool:
     file = find_library()
     if file is None:
         return False
+    _ask_no_window_system()
     try:
         native = ctypes.CDLL(file)
     except OSError:
