@@ -111,6 +111,11 @@ def keep(value: Value) -> Value:
     return held[0]
 
 
+def call(function: str, *arguments: Value) -> None:
+    """Calls a function of the device's, such as those of `matrix.cuh`, for what it does."""
+    T.evaluate(T.call_extern("int32", function, *arguments))
+
+
 def synchronize() -> None:
     """Waits until all threads of the block are here, and what they wrote can be read."""
     T.evaluate(T.tvm_storage_sync("shared"))

@@ -13,7 +13,7 @@ import tvm
 from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value
-from cupola.targets.gpu.emit import WARP, from_lane, keep, load, registers, shared, synchronize
+from cupola.targets.gpu.emit import WARP, call, from_lane, keep, load, registers, shared, synchronize
 from cupola.targets.gpu.linear.layer import Layer
 from cupola.targets.gpu.linear.tiles import COLUMNS, SLICE, STEP, Tiles
 
@@ -188,7 +188,7 @@ class Sums:
         """Adds the product of a step."""
         at = self.place(tile, group)
         addresses = (T.address_of(buffer[i]) for buffer, i in ((self.held, at), (a, a_start), (b, b_start)))
-        T.evaluate(T.call_extern("int32", f"multiply_{weight.dtype}", *addresses))
+        call(f"multiply_{weight.dtype}", *addresses)
 
     def place(self, tile: int, group: int) -> int:
         """Where the four of a tile and a group begin."""

@@ -14,7 +14,7 @@ import tvm
 from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value
-from cupola.targets.gpu.emit import WARP, synchronize
+from cupola.targets.gpu.emit import WARP, call, synchronize
 from cupola.targets.gpu.linear.fragments import GROUP, MOST_FEW, Part, Sums
 from cupola.targets.gpu.linear.stages import STAGES, Stage
 from cupola.targets.gpu.linear.tiles import COLUMNS, SLICE, STEP
@@ -60,8 +60,8 @@ class HopperStage(Stage):
         """As `Stage`."""
         with T.If(thread == T.int64(0)), T.Then():
             for stage in range(STAGES):
-                _call("make_barrier", self._barrier(memory, T.int64(stage)))
-            _call("publish_barriers")
+                call("make_barrier", self._barrier(memory, T.int64(stage)))
+            call("publish_barriers")
         synchronize()
 
     def fetch(self, memory: Buffer, chunk: Value, end: int, tile: Value, row: Value, count: Value, thread: Value) -> None:
@@ -71,46 +71,52 @@ class HopperStage(Stage):
         row_bytes, tile_bytes, scale_bytes = _BLOCK * COLUMNS * 2, weight.loads * WARP * 16, 8 * 4
 
         def copy(place: Value, size: int, source: Buffer, *index: Value | int) -> None:
-            _call("copy_bulk", T.address_of(memory[start + place]), T.address_of(source[index]), T.int32(size), barrier)
-
-        def the_tile(i: Value) -> Value:
-            return T.min(tile + i, T.int64(int(weight.words.shape[0]) - 1))
+            call("copy_bulk", T.address_of(memory[start + place]), T.address_of(source[index]), T.int32(size), barrier)
 
         with T.If(tvm.tirx.all(chunk < T.int64(end), thread < T.int64(WARP))), T.Then():
             with T.If(thread == T.int64(0)), T.Then():
                 size = blocks * row_bytes + self.tiles * (tile_bytes + len(scales) * pieces * scale_bytes)
-                _call("expect_bytes", barrier, T.int32(size))
+                call("expect_bytes", barrier, T.int32(size))
             T.evaluate(T.tvm_storage_sync("warp"))
             with T.If(thread < T.int64(blocks)), T.Then():
                 last = (count - T.int64(1)) // _BLOCK
                 copy(thread * (row_bytes // 4), row_bytes, self.rounded, T.min(row // _BLOCK + thread, last), chunk, 0, 0)
             with T.If(thread < T.int64(self.tiles)), T.Then():
-                copy(T.int64(self._tiles_at) + thread * (tile_bytes // 4), tile_bytes, weight.words, the_tile(thread), chunk, 0, 0, 0)
+                copy(
+                    T.int64(self._tiles_at) + thread * (tile_bytes // 4),
+                    tile_bytes,
+                    weight.words,
+                    self._existing(tile + thread),
+                    chunk,
+                    0,
+                    0,
+                    0,
+                )
             for which, held in enumerate(scales):
                 with T.If(thread < T.int64(self.tiles * pieces)), T.Then():
                     group = (pieces * chunk + thread % pieces) // T.int64(weight.group_size // SLICE)
                     place = T.int64(self._scales_at + which * self.tiles * 16) + thread * 8
-                    copy(place, scale_bytes, held, the_tile(thread // pieces), group, 0)
+                    copy(place, scale_bytes, held, self._existing(tile + thread // pieces), group, 0)
 
     def wait(self, memory: Buffer, chunk: Value, fetch: Callable[[], None]) -> None:
         """As `Stage`."""
         synchronize()
         fetch()
-        _call("wait_for_barrier", self._barrier(memory, chunk), T.cast(chunk // STAGES % 2, "int32"))
+        call("wait_for_barrier", self._barrier(memory, chunk), T.cast(chunk // STAGES % 2, "int32"))
 
     def multiply(self, memory: Buffer, chunk: Value, sums: Sums, pair: Sequence[Part], row: Value, lane: Value) -> None:
         """As `Stage`."""
         rows = T.address_of(memory[self._start(chunk) + row * (COLUMNS // 2)])
         fragments = [[part.fragments(piece) for part in pair] for piece in range(COLUMNS // SLICE)]
         function = f"multiply_{sums.groups * GROUP}_{self.weight.dtype}"
-        _call("begin_products")
+        call("begin_products")
         for piece, words in enumerate(fragments):
             for tile, (a, at) in enumerate(words):
                 for step in range(SLICE // STEP):
                     addresses = T.address_of(sums.held[sums.place(tile, 0)]), T.address_of(a[at + 4 * step])
-                    _call(function, *addresses, rows, T.int32(piece * (SLICE // STEP) + step))
-        _call("commit_products")
-        _call("wait_for_products")
+                    call(function, *addresses, rows, T.int32(piece * (SLICE // STEP) + step))
+        call("commit_products")
+        call("wait_for_products")
 
 
 def product_functions() -> str:
@@ -127,7 +133,3 @@ def _product_function(dtype: str, short: str, columns: int) -> str:
   asm volatile("{{ .reg .pred more; setp.ne.b32 more, 1, 0; {instruction} }}" : {outputs} : {inputs}, "l"(descriptor(rows, step)));
 }}
 """
-
-
-def _call(name: str, *arguments: Value) -> None:
-    T.evaluate(T.call_extern("int32", name, *arguments))

@@ -9,7 +9,7 @@ import tvm
 from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value
-from cupola.targets.gpu.emit import WARP, registers, synchronize
+from cupola.targets.gpu.emit import WARP, call, registers, synchronize
 from cupola.targets.gpu.linear.fragments import GROUP, WARPS, Part, Sums, multiply
 from cupola.targets.gpu.linear.tiles import COLUMNS, SLICE, Tiles
 
@@ -64,6 +64,10 @@ class Stage:
     def _start(self, chunk: Value) -> Value:
         return chunk % STAGES * self.words
 
+    def _existing(self, tile: Value) -> Value:
+        """The tile, or the last one in place of one that there is not."""
+        return T.min(tile, T.int64(int(self.weight.words.shape[0]) - 1))
+
     def begin(self, memory: Buffer, thread: Value) -> None:
         """Makes ready for copies."""
 
@@ -71,11 +75,11 @@ class Stage:
         """Asks for a chunk, if it is before `end`, of the tiles and rows from `tile` and `row` on; where there are none, the last one."""
         with T.If(chunk < T.int64(end)), T.Then():
             self._fetch(memory, chunk, tile, row, count, thread)
-        T.evaluate(T.call_extern("int32", "commit_copies"))
+        call("commit_copies")
 
     def wait(self, memory: Buffer, chunk: Value, fetch: Callable[[], None]) -> None:
         """Waits until a chunk is here and nobody needs the one before, whose place `fetch` fills again."""
-        T.evaluate(T.call_extern("int32", f"wait_for_copies<{STAGES - 2}>"))
+        call(f"wait_for_copies<{STAGES - 2}>")
         synchronize()
         fetch()
 
@@ -89,10 +93,7 @@ class Stage:
         weight, start, threads = self.weight, self._start(chunk), WARPS * WARP
 
         def copy(place: Value, source: Buffer, *index: Value) -> None:
-            T.evaluate(T.call_extern("int32", "copy_16", T.address_of(memory[place]), T.address_of(source[index])))
-
-        def the_tile(i: Value) -> Value:
-            return T.min(tile + i, T.int64(int(weight.words.shape[0]) - 1))
+            call("copy_16", T.address_of(memory[place]), T.address_of(source[index]))
 
         per_tile = weight.loads * WARP
         for first in range(0, self.tiles * per_tile, threads):
@@ -100,7 +101,7 @@ class Stage:
             copy(
                 start + T.int64(self._tiles_at) + i * 4,
                 weight.words,
-                the_tile(i // per_tile),
+                self._existing(tile + i // per_tile),
                 chunk,
                 i % per_tile // WARP,
                 i % WARP,
@@ -112,7 +113,7 @@ class Stage:
                 piece, half = i // 2 % 2, i % 2 * 4
                 with T.If(tvm.tirx.all(i >= T.int64(0), i < T.int64(self.tiles * 4))), T.Then():
                     group = (2 * chunk + piece) // T.int64(weight.group_size // SLICE)
-                    copy(start + T.int64(self._scales_at) + thread * 4, held, the_tile(i // 4), group, half)
+                    copy(start + T.int64(self._scales_at) + thread * 4, held, self._existing(tile + i // 4), group, half)
         pieces = COLUMNS // 8  # of 16 bytes, in a row
         for first in range(0, self.rows * pieces, threads):
             i = thread + T.int64(first)

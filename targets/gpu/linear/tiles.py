@@ -16,7 +16,7 @@ from tvm.tirx.script import builder as T
 from cupola.targets.emit import Buffer, Value, argument
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.generic.weights import Stored, StoredKernel
-from cupola.targets.gpu.emit import WARP, registers
+from cupola.targets.gpu.emit import WARP, call, registers
 from cupola.targets.weight_functions import call_weight_function, weight_function
 
 ROWS, COLUMNS = 16, 64  # of a tile
@@ -154,7 +154,7 @@ class Tiles:
             function = f"{name}<{half}, {str(self.format.has_mins).lower()}>"
             for i in range(self.bits // 4):
                 word = raw[2 * piece + half] if self.bits == 4 else raw[4 * piece + 2 * i + half]
-                T.evaluate(T.call_extern("int32", function, T.address_of(words[4 * i + half]), word, *given))
+                call(function, T.address_of(words[4 * i + half]), word, *given)
         return words, 0
 
     def element(self, row: Value, column: Value) -> Value:
