@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import cupola
-from cupola.models import llama
 from cupola.runtime.device.accelerator import AcceleratorOutput
 from cupola.runtime.engine import engine
 from cupola.targets import registry
@@ -21,6 +20,7 @@ from cupola.targets.gpu.cuda import HIP_RUNTIME
 from cupola.targets.ops import Argmax, BlockMaxima
 from cupola.targets.registry import get_target
 from cupola.targets.softgpu.build import softgpu_target
+from tests.checkpoints import save_tiny
 from tests.conftest import Compiled
 from tests.targets.harness import same_bits
 
@@ -30,15 +30,7 @@ TINY_PARAMS = cupola.SamplingParams(temperature=0, max_tokens=12, logprobs=3, ig
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random model, as a checkpoint."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    config = transformers.AutoConfig.for_model("llama", **llama.FAMILY.tiny)
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model", "llama")
 
 
 @pytest.fixture(scope="module")

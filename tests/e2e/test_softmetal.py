@@ -10,6 +10,7 @@ import pytest
 import cupola
 from cupola.models import cohere, llama
 from cupola.models.family import Family
+from tests.checkpoints import save_tiny
 from tests.conftest import Compiled
 from tests.targets.metal.mach_o import ARM64, read_dylib
 
@@ -17,20 +18,9 @@ PROMPTS = [[5, 3, 9, 11, 2, 7, 1, 4, 8, 6, 10], [12, 3, 9], [1, 2, 3, 4, 5, 6, 7
 PARAMS = cupola.SamplingParams(temperature=0, max_tokens=12, logprobs=3, ignore_eos=True, detokenize=False)
 
 
-def checkpoint(folder: Path, family: Family) -> Path:
-    """A tiny random model."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family.model_type, **family.tiny)
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("tiny"), llama.FAMILY)
+    return save_tiny(tmp_path_factory.mktemp("tiny"), "llama")
 
 
 @pytest.mark.parametrize("family", [llama.FAMILY, cohere.FAMILY], ids=lambda family: family.model_type)
@@ -39,7 +29,7 @@ def test_logits_match_transformers_and_decoding_gives_what_a_prompt_gives(family
     import torch
     import transformers
 
-    tiny = checkpoint(tmp_path / "model", family)
+    tiny = save_tiny(tmp_path / "model", family.model_type)
     artifact = cupola.compile(tiny, out=tmp_path / "artifact", target="softmetal", quant="f32", block_size=4)
     model, llm = transformers.AutoModelForCausalLM.from_pretrained(tiny).eval(), cupola.LLM(artifact, max_num_seqs=2)
     for prompt, output in zip(PROMPTS, llm.generate(PROMPTS, PARAMS), strict=True):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import cupola
-from cupola.models import llama
 from cupola.runtime.wgpu_native import has_adapter
+from tests.checkpoints import save_tiny
 from tests.conftest import Compiled
 
 pytestmark = pytest.mark.skipif(not has_adapter(), reason="there is no Vulkan here; `make vulkan` installs one that runs on the CPU")
@@ -19,15 +19,7 @@ TINY_PARAMS = cupola.SamplingParams(temperature=0, max_tokens=12, logprobs=3, ig
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random model, as a checkpoint."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    config = transformers.AutoConfig.for_model("llama", **llama.FAMILY.tiny)
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model", "llama")
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +20,15 @@ from tests.targets.toy_target import toy
 
 RUNNABLE = [isa.name for isa in with_own_kernels(multiplies_int8=False) if runs_here(isa)]
 GPU = "softgpu"
+C_LIBRARY = {"libc", "libm", "libdl", "libpthread"}
 DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def needed_libraries(file: Path) -> set[str]:
+    """The names of the libraries that a library loads, but for the loader."""
+    needed = subprocess.run(["ldd", file], capture_output=True, text=True, check=True).stdout
+    names = {line.split()[0].partition(".so")[0].rpartition("/")[2] for line in needed.splitlines()}
+    return {name for name in names if not name.startswith(("ld-", "linux-"))}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from cupola.targets.gpu.lowering import split
 from cupola.targets.registry import get_target
 from cupola.targets.testing.case import SMOLLM2, lower_case
 from cupola.targets.testing.catalogue import LinearKernel, rms_norm
+from tests.targets.harness import C_LIBRARY, needed_libraries
 
 
 @pytest.mark.parametrize("weight", ["f16", "bf16", "w8", "w4", "w4m", "w4g64", "w4g128m"])
@@ -40,9 +40,7 @@ def test_a_library_needs_the_c_library_alone(architecture: str, tmp_path: Path) 
     target = get_target(f"cuda:{architecture}")
     planned = plan_memory(lower_case(rms_norm(SMOLLM2, target), target))
     build_library(planned, plan_of_kernels(planned), target, tmp_path / "lib.so")
-    needed = subprocess.run(["ldd", tmp_path / "lib.so"], capture_output=True, text=True, check=True).stdout
-    names = {line.split()[0].partition(".so")[0].rpartition("/")[2] for line in needed.splitlines()}
-    assert {name for name in names if not name.startswith(("ld-", "linux-"))} <= {"libc", "libm", "libdl", "libpthread"}
+    assert needed_libraries(tmp_path / "lib.so") <= C_LIBRARY
 
 
 def test_without_a_compiler_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
