@@ -18,9 +18,16 @@ from cupola.targets.testing.catalogue import LinearKernel
 ISA = {isa.name: isa for isa in ISAS}
 
 
-def test_kernels_cost_what_the_ledger_says():
-    changed = differences(read_ledger(ledger.LEDGER, ledger.COLUMN), ledger.make_ledger())
+@pytest.mark.by_turns
+@pytest.mark.parametrize("isa", ISAS, ids=ISA)
+def test_kernels_cost_what_the_ledger_says(isa):
+    recorded = {key: figures for key, figures in read_ledger(ledger.LEDGER, ledger.COLUMN).items() if key[1] == isa.name}
+    changed = differences(recorded, ledger.make_ledger([isa]))
     assert not changed, "\n".join(["kernels changed; if that is meant, `make ledger` and commit it:", *changed])
+
+
+def test_the_ledger_has_all_instruction_sets():
+    assert {isa for _, isa in read_ledger(ledger.LEDGER, ledger.COLUMN)} == ISA.keys()
 
 
 def test_a_spoiled_kernel_is_worse_than_its_line():
