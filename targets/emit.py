@@ -106,3 +106,13 @@ def f32_to_f16(value: Value, lanes: int) -> Value:
     half = T.Select(magnitude < splat(2.0**-14, lanes), small, normal)
     sign = (bits >> int_splat(16, lanes)) & int_splat(0x8000, lanes)
     return T.reinterpret(typed("float16", lanes), T.cast(half | sign, typed("uint16", lanes)))
+
+
+def e4m3_to_f32(code: Value, lanes: int) -> Value:
+    """Codes 0 to 255 in int32 as floats (`formats.tables`), exact. No number on the way is subnormal, which some machines take for zero.
+    NaN becomes ±480."""
+    magnitude = name(code & int_splat(0x7F, lanes))
+    normal = T.reinterpret(typed("float32", lanes), (magnitude << int_splat(20, lanes)) + int_splat(120 << 23, lanes))
+    small = T.cast(magnitude, typed("float32", lanes)) * splat(2.0**-9, lanes)
+    value = T.reinterpret(typed("int32", lanes), T.Select(magnitude < int_splat(8, lanes), small, normal))
+    return T.reinterpret(typed("float32", lanes), value | ((code & int_splat(0x80, lanes)) << int_splat(24, lanes)))

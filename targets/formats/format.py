@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, TypeAlias, get_args
 
 from cupola.runtime.errors import UnsupportedError
+from cupola.targets.formats.tables import TABLES
 
 ZeroPoint: TypeAlias = Literal["none", "mins"]
 SCALE_DTYPES = ("float16", "bfloat16", "float32")
-TABLES: Mapping[str, tuple[float, ...]] = {}
-"""Codebooks by name: what each code stands for before it is scaled."""
 _NAME = re.compile(r"w(?P<bits>\d+)g(?P<group>\d+)(?P<mins>m?)(?:-(?P<table>(?!b?f\d)[a-z]\w*))?(?:-(?P<scales>b?f\d+))?")
 _SHORT_DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cupola.targets.formats.format import TABLES, WeightFormat
+from cupola.runtime.errors import UnsupportedError
+from cupola.targets.formats.format import WeightFormat
+from cupola.targets.formats.tables import TABLES
 
 Array = npt.NDArray[Any]
 
@@ -22,6 +24,9 @@ class QuantizedTensor:
         codes: [N, K], one a byte, of the format's `code_dtype`.
         scales: [N, groups].
         mins: [N, groups], if the format has them.
+
+    Raises:
+        UnsupportedError: a code stands for NaN.
     """
 
     format: WeightFormat
@@ -35,6 +40,9 @@ class QuantizedTensor:
         assert (self.mins is not None) == self.format.has_mins
         for factors in self.tensors[1:]:
             assert factors.shape == (num_rows, width // self.format.group_size) and str(factors.dtype) == self.format.scale_dtype
+        not_numbers = [code for code, value in enumerate(TABLES.get(self.format.table, ())) if value != value]
+        if not_numbers and np.isin(self.codes, not_numbers).any():
+            raise UnsupportedError(f"a weight of {self.format.table} has NaN in it", field="weights", fix="check the file it comes from")
 
     @property
     def tensors(self) -> tuple[Array, ...]:
@@ -61,7 +69,8 @@ class QuantizedTensor:
     def values(self) -> Array:
         """The values that the codes stand for: f32 [N, K]."""
         shape = (*self.scales.shape, self.format.group_size)
-        codes = self.codes if not self.format.table else np.array(TABLES[self.format.table], np.float32)[self.codes]
+        table = self.format.table
+        codes = np.array(TABLES[table], np.float32)[self.codes] if table else self.codes
         values = self.scales.astype(np.float32)[..., None] * (codes.reshape(shape).astype(np.float32) - np.float32(self.format.zero))
         values += 0 if self.mins is None else self.mins.astype(np.float32)[..., None]
         return values.reshape(self.codes.shape)

@@ -8,8 +8,9 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.targets.emit import Buffer, Value, argument, name
-from cupola.targets.formats.format import TABLES, WeightFormat
+from cupola.targets.emit import Buffer, Value, argument, e4m3_to_f32, name
+from cupola.targets.formats.format import WeightFormat
+from cupola.targets.formats.tables import TABLES
 from cupola.targets.generic.loops import load
 
 _DTYPES = ("float32", "float16", "bfloat16", "int8", "uint8")
@@ -73,6 +74,8 @@ class StoredArguments:
         if not self.format.table:
             return T.cast(T.cast(code, "int32") - T.int32(self.format.zero), "float32")
         value, number = T.float32(0), name(T.cast(code, "int32"))
+        if self.format.table == "e4m3":
+            return e4m3_to_f32(number, 1)
         for i, entry in enumerate(TABLES[self.format.table]):
             value = T.Select(number == T.int32(i), T.float32(entry), value)
         return name(value)

@@ -49,12 +49,14 @@ class Input:
     Attributes:
         shape: a size by name is known only at run time; "n" counts tokens. An input without any is a weight.
         integers: from which to below which integers go.
+        without: integers that there are not.
     """
 
     name: str
     shape: tuple[int | str, ...]
     dtype: str = "float32"
     integers: tuple[int, int] | None = None
+    without: tuple[int, ...] = ()
 
     @property
     def is_weight(self) -> bool:
@@ -65,7 +67,8 @@ class Input:
         """Values at random; what a matrix of weights makes of others is about as large as they."""
         shape = tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
         if self.integers:
-            return random.integers(*self.integers, shape, self.dtype)
+            drawn = random.integers(*self.integers, shape, self.dtype)
+            return np.where(np.isin(drawn, self.without), drawn.dtype.type(0), drawn) if self.without else drawn
         scale = 1 / math.sqrt(shape[-1]) if self.is_weight and len(shape) == 2 else 1.0
         return (scale * random.standard_normal(shape, "float32")).astype(ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype)
 

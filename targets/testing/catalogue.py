@@ -18,6 +18,7 @@ from cupola.runtime.artifact.inputs import DRAW_COLUMNS, LIKELIEST, LIMIT, MAXIM
 from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
 from cupola.targets.base import Target
 from cupola.targets.formats.format import WeightFormat
+from cupola.targets.formats.tables import TABLES
 from cupola.targets.ops import Argmax, BlockMaxima, Embedding, GatedLinear, Linear, Op, PagedAttention, Rotary, Sample
 from cupola.targets.testing import references
 from cupola.targets.testing.case import Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
@@ -49,7 +50,8 @@ class Weight:
             return [Input("weight", (rows, depth), self.dtype)]
         groups, codes = self.format.num_groups(depth), (-128, 128) if self.dtype == "int8" else (0, 1 << self.format.bits)
         shape = (rows, groups * self.format.group_size)
-        result = [Input("weight", shape, self.dtype, codes), Input("scales", (rows, groups), self.format.scale_dtype)]
+        without = tuple(code for code, value in enumerate(TABLES.get(self.format.table, ())) if value != value)
+        result = [Input("weight", shape, self.dtype, codes, without), Input("scales", (rows, groups), self.format.scale_dtype)]
         return result + [Input("mins", (rows, groups), self.format.scale_dtype)] * self.format.has_mins
 
 

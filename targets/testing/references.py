@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from cupola.runtime.artifact.inputs import LIMIT, MAX_STEPS, MAXIMA_BLOCK, ONE, TEMPERATURE, TOP_K, TOP_P, UNIFORMS
 from cupola.targets.formats.format import WeightFormat
+from cupola.targets.formats.tables import TABLES
 from cupola.targets.state import StateContents
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -62,6 +63,8 @@ def activation(name: str, x: Array) -> Array:
 def dequantized(arrays: Arrays, format: WeightFormat | None) -> tuple[Array, Array]:
     """The weight as real numbers, and the magnitudes that add up to them."""
     weight = arrays["weight"].astype("float64")
+    if format is not None and format.table:
+        weight = np.array(TABLES[format.table])[arrays["weight"]]
     if format is None:
         return weight, np.abs(weight)
     spread = {name: np.repeat(arrays[name].astype("float64"), format.group_size, axis=1) for name in ("scales", "mins") if name in arrays}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from cupola.runtime.errors import UnsupportedError
-from cupola.targets.formats import format as formats
 from cupola.targets.formats.format import WeightFormat
 
 FORMATS = {
@@ -14,6 +13,9 @@ FORMATS = {
     "w8g64": WeightFormat(8, 64),
     "w8g64m": WeightFormat(8, 64, zero_point="mins"),
     "w3g16-f32": WeightFormat(3, 16, "float32"),
+    "w8g128-e4m3-f32": WeightFormat(8, 128, "float32", table="e4m3"),
+    "w4g32-e2m1-bf16": WeightFormat(4, 32, "bfloat16", table="e2m1"),
+    "w4g64-nf4": WeightFormat(4, 64, table="nf4"),
 }
 
 
@@ -24,21 +26,19 @@ def test_a_name_says_all(name: str) -> None:
 
 def test_what_codes_stand_for() -> None:
     assert [(form.code_dtype, form.zero) for form in FORMATS.values()] == [
-        ("uint8", 8), ("uint8", 0), ("int8", 0), ("uint8", 0), ("uint8", 4),
+        ("uint8", 8), ("uint8", 0), ("int8", 0), ("uint8", 0), ("uint8", 4), ("uint8", 0), ("uint8", 0), ("uint8", 0),
     ]  # fmt: skip
-    assert [form.bits_per_value for form in FORMATS.values()] == [4.5, 4.25, 8.25, 8.5, 5.0]
+    assert [form.bits_per_value for form in FORMATS.values()] == [4.5, 4.25, 8.25, 8.5, 5.0, 8.25, 4.5, 4.25]
     assert FORMATS["w4g128m"].num_groups(576) == 5
 
 
-def test_a_table_takes_the_place_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "TABLES", {"quarters": (0.0, 0.25, 0.5, 1.0)})
-    form = WeightFormat(2, 64, table="quarters")
-    assert form.name == "w2g64-quarters" and WeightFormat.parse(form.name) == form and form.zero == 0
-    with pytest.raises(UnsupportedError, match="table 'quarters'"):
-        WeightFormat(4, 64, table="quarters")
+@pytest.mark.parametrize("name", ["w8g32-nf4", "w4g32-e4m3", "w4g32m-nf4", "w4g32-nf5"])
+def test_a_table_has_its_bits_and_no_mins(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"table '{name.partition('-')[2]}'"):
+        WeightFormat.parse(name)
 
 
-@pytest.mark.parametrize("name", ["", "w4", "g32", "w4g32x", "w4g32-f64", "w1g32", "w9g32", "w4g0", "w4g32-nf4", "W4G32"])
+@pytest.mark.parametrize("name", ["", "w4", "g32", "w4g32x", "w4g32-f64", "w1g32", "w9g32", "w4g0", "w4g32-f32-nf4", "W4G32"])
 def test_what_is_no_format_is_refused(name: str) -> None:
     with pytest.raises(UnsupportedError, match="weight format"):
         WeightFormat.parse(name)

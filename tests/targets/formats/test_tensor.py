@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cupola.targets.formats import format as formats
-from cupola.targets.formats import tensor as tensors
+from cupola.runtime.errors import UnsupportedError
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.formats.tensor import QuantizedTensor
 
@@ -51,12 +50,15 @@ def test_what_has_mins_or_a_sign_fits_nothing_else() -> None:
     assert not any(one.fits(other) for one in (W4_MINS, W8) for other in (W4, W4_MINS, W8) if one != other)
 
 
-def test_codes_may_stand_for_entries_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (formats, tensors):
-        monkeypatch.setattr(module, "TABLES", {"quarters": (0.0, 0.25, 0.5, 1.0)})
-    codes = np.array([[0, 1, 2, 3]], "uint8")
-    tensor = QuantizedTensor(WeightFormat(2, 4, table="quarters"), codes, np.array([[2]], "float16"))
-    assert tensor.values().tolist() == [[0, 0.5, 1, 2]]
+def test_codes_may_stand_for_entries_of_a_table() -> None:
+    tensor = QuantizedTensor(WeightFormat(4, 4, table="e2m1"), np.array([[0, 1, 5, 15]], "uint8"), np.array([[2]], "float16"))
+    assert tensor.values().tolist() == [[0, 1, 6, -12]]
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_codes_that_stand_for_nan_are_refused(code: int) -> None:
+    with pytest.raises(UnsupportedError, match="e4m3 has NaN"):
+        QuantizedTensor(WeightFormat(8, 2, table="e4m3"), np.array([[0x7E, code]], "uint8"), np.array([[1]], "float16"))
 
 
 def test_parts_must_be_of_the_format() -> None:
