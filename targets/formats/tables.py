@@ -1,4 +1,4 @@
-"""What the codes of weights stand for where they are no numbers, before they are scaled: codebooks by name, a value for each code.
+"""Codebooks by name: the value that each code of a weight stands for, before it is scaled, where codes are no numbers.
 
 e4m3   8-bit floats of 4 bits of exponent and 3 of mantissa: E4M3 of OCP's "8-bit Floating Point Specification", revision 1.0, which
        torch calls float8_e4m3fn. It has no infinities; the codes 0x7f and 0xff are NaN, which no weight may hold
