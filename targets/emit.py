@@ -111,7 +111,7 @@ def f32_to_f16(value: Value, lanes: int) -> Value:
 def e4m3_to_f32(code: Value, lanes: int) -> Value:
     """Codes 0 to 255 in int32 as floats (`formats.tables`), exact. No number on the way is subnormal, which some machines take for zero.
     NaN becomes ±480."""
-    magnitude = name(code & int_splat(0x7F, lanes))
+    magnitude = code & int_splat(0x7F, lanes)
     normal = T.reinterpret(typed("float32", lanes), (magnitude << int_splat(20, lanes)) + int_splat(120 << 23, lanes))
     small = T.cast(magnitude, typed("float32", lanes)) * splat(2.0**-9, lanes)
     value = T.reinterpret(typed("int32", lanes), T.Select(magnitude < int_splat(8, lanes), small, normal))

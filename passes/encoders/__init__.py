@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from tvm import relax
 
+from cupola.passes.encoders.f8 import encode_e4m3
 from cupola.passes.encoders.groups import Array, Parts, encode_groups
 from cupola.passes.encoders.w4 import encode_w4, encode_w4_mins, encode_w4_weighted
 from cupola.passes.encoders.w8 import encode_w8
@@ -19,27 +20,28 @@ from cupola.passes.schemes.integers import storage
 from cupola.targets.formats.format import WeightFormat, ZeroPoint
 from cupola.targets.weight_functions import call_weight_function, function_of, weight_function
 
-# By bits and zero point.
-_ENCODERS: dict[tuple[int, ZeroPoint], Callable[[Array], Parts]] = {
-    (4, "none"): encode_w4,
-    (4, "mins"): encode_w4_mins,
-    (8, "none"): encode_w8,
+# By bits, zero point and table.
+_ENCODERS: dict[tuple[int, ZeroPoint, str], Callable[[Array], Parts]] = {
+    (4, "none", ""): encode_w4,
+    (4, "mins", ""): encode_w4_mins,
+    (8, "none", ""): encode_w8,
+    (8, "none", "e4m3"): encode_e4m3,
 }
-_WEIGHTED = _ENCODERS | {(4, "none"): encode_w4_weighted}
+_WEIGHTED = _ENCODERS | {(4, "none", ""): encode_w4_weighted}
 
 
 @weight_function
 def encode(format: str, weight: Array) -> Parts:
     """[N, K] -> codes, scales and perhaps mins, as `QuantizedTensor` has them."""
     form = WeightFormat.parse(format)
-    return encode_groups(weight, form.group_size, _ENCODERS[form.bits, form.zero_point])
+    return encode_groups(weight, form.group_size, _ENCODERS[form.bits, form.zero_point, form.table])
 
 
 @weight_function
 def encode_weighted(format: str, weight: Array) -> Parts:
     """The same, where errors of large weights count more, if the encoder knows how."""
     form = WeightFormat.parse(format)
-    return encode_groups(weight, form.group_size, _WEIGHTED[form.bits, form.zero_point])
+    return encode_groups(weight, form.group_size, _WEIGHTED[form.bits, form.zero_point, form.table])
 
 
 def encode_call(storage: Storage, weight: relax.Expr) -> relax.Call:

@@ -23,10 +23,11 @@ def storage(format: WeightFormat, weighted: bool = False) -> Storage:
     """How a weight is stored in a format."""
     mins, size = " with mins" if format.has_mins else "", format.group_size
     groups = "" if size == DEFAULT_GROUP else f" in groups of {size}"
-    holds, nears = _BLOCKS.get((format.bits, format.zero_point), ((), ()))
+    holds, nears = _BLOCKS.get((format.bits, format.zero_point), ((), ())) if not format.table else ((), ())
     if groups:
         holds, nears = (), holds + nears
-    return Storage(f"{format.bits} bits{mins}{groups}", format.code_dtype, format, weighted, holds, nears)
+    codes = format.table.upper() or f"{format.bits} bits"
+    return Storage(f"{codes}{mins}{groups}", format.code_dtype, format, weighted, holds, nears)
 
 
 def embedding_choice(bits: int, group_size: int) -> Choice:

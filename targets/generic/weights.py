@@ -73,12 +73,17 @@ class StoredArguments:
         code = self.weight[row, column]
         if not self.format.table:
             return T.cast(T.cast(code, "int32") - T.int32(self.format.zero), "float32")
-        value, number = T.float32(0), name(T.cast(code, "int32"))
-        if self.format.table == "e4m3":
-            return e4m3_to_f32(number, 1)
-        for i, entry in enumerate(TABLES[self.format.table]):
-            value = T.Select(number == T.int32(i), T.float32(entry), value)
-        return name(value)
+        return name(table_entry(self.format.table, name(T.cast(code, "int32"))))
+
+
+def table_entry(table: str, code: Value) -> Value:
+    """What a code, an int32, stands for in a table, as float32."""
+    if table == "e4m3":
+        return e4m3_to_f32(code, 1)
+    value = T.float32(0)
+    for i, entry in enumerate(TABLES[table]):
+        value = T.Select(code == T.int32(i), T.float32(entry), value)
+    return value
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from cupola.targets.gpu.source import launch_source
 
 _ALIGNMENTS = ("extern __shared__ __align__(64)", "extern __shared__ __align__(1024)")  # TVM's, and what matrices of warpgroups need
 _INCLUDE = re.compile(r"^\s*#\s*include\b.*$", re.MULTILINE)
+_FUNCTION = re.compile(r"^DEVICE \w+ (\w+)\(", re.MULTILINE)
 _IMAGE = """\
 /* The kernels, compiled. */
 __asm__(
@@ -41,14 +42,16 @@ def write_launches(
 
 
 def cuda_source(code: DeviceCode, target: tvm.target.Target, has_tensor_cores: bool = True) -> str:
-    """The kernels in CUDA C++, as TVM writes them, behind the functions that they call of tensor cores: those of `matrix.cuh` and, for
-    compute capability 9.0, `hopper.cuh`."""
+    """The kernels in CUDA C++, as TVM writes them, behind the functions that they call of tensor cores: those of `matrix.cuh`, where codes
+    are looked up those of `tables.cuh` and, for compute capability 9.0, `hopper.cuh`."""
     with _Uncompiled():
         source = str(tvm.target.codegen.build_module(code.device, target).inspect_source())
     if not has_tensor_cores:
         return source
     head, first, kernels = source.replace(*_ALIGNMENTS).partition('extern "C" __global__')
-    functions = _text("matrix.cuh")
+    functions, tables = _text("matrix.cuh"), _text("tables.cuh")
+    if any(f"{function}(" in kernels or f"{function}<" in kernels for function in _FUNCTION.findall(tables)):
+        functions += tables
     if target.attrs["arch"] == HOPPER:
         functions += _text("hopper.cuh") + product_functions()
     return head + functions + first + kernels

@@ -56,6 +56,7 @@ class Weight:
 
 
 WEIGHTS = (*DTYPES, "w4", "w4m", "w8")
+TABLE_WEIGHTS = ("w8g128-e4m3", "w4-e2m1", "w4g64-nf4", "w4-iq4nl")
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,8 @@ KERNELS: tuple[KernelFactory, ...] = (
     LinearKernel("w4g64", quantize_x=GROUP),
     LinearKernel("w4g64"),
     EmbeddingKernel("w4g64"),
+    *(LinearKernel(weight) for weight in TABLE_WEIGHTS),
+    *(EmbeddingKernel(weight) for weight in TABLE_WEIGHTS[:2]),
     rms_norm,
     head_norm,
     layer_norm,
@@ -331,6 +334,8 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("w4g96m", bias=True, residual=True, quantize_x=GROUP, dtype="bf16"),
     LinearKernel("w8g96", gated=True, norm=True, activation="silu"),
     LinearKernel("w4g64m", residual=True, in_place=True),
+    LinearKernel("w8g64-e4m3", gated=True, norm=True, activation="silu"),
+    LinearKernel("w4-nf4", bias=True, residual=True, activation="gelu"),
     EmbeddingKernel("w8g96"),
     EmbeddingKernel("w4g64m"),
     AttentionKernel("f16"),

@@ -60,11 +60,11 @@ def activation(name: str, x: Array) -> Array:
     return {"": x, "silu": x * np.exp(-np.logaddexp(0, -x)), "relu": np.maximum(x, 0)}[name]
 
 
-def dequantized(arrays: Arrays, format: WeightFormat | None) -> tuple[Array, Array]:
-    """The weight as real numbers, and the magnitudes that add up to them."""
+def dequantized(arrays: Arrays, format: WeightFormat | None, table_dtype: str = "float64") -> tuple[Array, Array]:
+    """The weight as real numbers, entries of a table rounded to `table_dtype`, and the magnitudes that add up to them."""
     weight = arrays["weight"].astype("float64")
     if format is not None and format.table:
-        weight = np.array(TABLES[format.table])[arrays["weight"]]
+        weight = np.array(TABLES[format.table]).astype(table_dtype).astype("float64")[arrays["weight"]]
     if format is None:
         return weight, np.abs(weight)
     spread = {name: np.repeat(arrays[name].astype("float64"), format.group_size, axis=1) for name in ("scales", "mins") if name in arrays}
@@ -94,8 +94,8 @@ def linear(
     bf16_result: bool = False, bf16_from: int | None = None, multiplies: str = "",
 ) -> Expected:  # fmt: skip
     """`ops.Linear` and `ops.GatedLinear`. From `bf16_from` rows on, bfloat16 takes the place of quantized activations, for weights too;
-    `multiplies` is such a type for activations that are not quantized, and for weights."""
-    x, (weight, magnitude) = arrays["x"].astype("float64"), dequantized(arrays, format)
+    `multiplies` is such a type for activations that are not quantized, and for weights, whose table's entries are rounded to it as well."""
+    x, (weight, magnitude) = arrays["x"].astype("float64"), dequantized(arrays, format, multiplies or "float64")
     if "norm" in arrays:
         x = _rms_normalized(x, epsilon) * arrays["norm"]
     x = np.pad(x, ((0, 0), (0, weight.shape[1] - x.shape[1])))  # quantized weights have whole groups

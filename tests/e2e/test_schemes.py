@@ -19,7 +19,7 @@ WIDTHS = {
 
 @pytest.mark.by_turns
 @pytest.mark.parametrize("widths", WIDTHS)
-@pytest.mark.parametrize("quant", ["w8a8", "w4a8", "w8a16", "w4a16"])
+@pytest.mark.parametrize("quant", ["w8a8", "w4a8", "w8a16", "w4a16", "f8a16"])
 def test_logits_are_those_of_the_stored_weights(quant: str, widths: str, tmp_path: Path) -> None:
     off = distances(quant, tmp_path, **WIDTHS[widths])
     assert np.median(off) < 1e-6 and off.max() < 1e-2

@@ -24,8 +24,8 @@ TOY = "toy"  # whose kernels are the generic ones
 # Formats that CPU kernels do not pack: the generic ones stand in for them.
 UNPACKED = (
     LinearKernel("w4g24"), LinearKernel("w8g20", quantize_x=16, norm=True), LinearKernel("w3g24m", gated=True, quantize_x=32),
-    EmbeddingKernel("w4g24m-bf16"), LinearKernel("w8g24-e4m3-f32"), LinearKernel("w4g32-e2m1-bf16", quantize_x=32),
-    EmbeddingKernel("w4g24-nf4"), EmbeddingKernel("w4g32-iq4nl"),
+    EmbeddingKernel("w4g24m-bf16"), LinearKernel("w8g24-e4m3-f32"), LinearKernel("w4g24-e2m1-bf16", quantize_x=32),
+    EmbeddingKernel("w4g24-nf4"),
 )  # fmt: skip
 FACTORIES = [
     (kernel, sizes)

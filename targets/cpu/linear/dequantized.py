@@ -15,6 +15,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.emit.loops import in_tiles
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
+from cupola.targets.cpu.emit.tables import CodeTable
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
 from cupola.targets.cpu.linear.floats import ROW_BLOCK, float_tiles, normalized
@@ -91,6 +92,7 @@ class _Product:
         """A slice's weights to the rows of `weights` from `row` on, an input each."""
         simd, codes, lanes = self.simd, self.kernel.codes, self.simd.lanes
         group, first = codes.place(at, codes.slice_bytes)
+        table = CodeTable.of(simd, codes.format)
         with T.serial(PANEL // lanes) as vector:
             column = name(vector * lanes)
 
@@ -98,14 +100,16 @@ class _Product:
                 return simd.load_from_bytes(self.weight, (panel, group, codes.code_bytes + offset + 2 * column), "float16")
 
             scale, low = factor(0), factor(2 * PANEL) if codes.has_mins else None
+            scale = scale if table is None else name(scale * splat(table.factor, lanes))
             with T.serial(QUADS * codes.bits // 8) as block:
                 place = name(first_byte(0, column) + block * (PANEL * QUAD) + first)
                 words = name(T.reinterpret(f"int32x{lanes}", self.weight[panel, group, T.ramp(place, 1, 4 * lanes)]))
                 for quad in range(8 // codes.bits):
                     for byte in range(QUAD):
                         up = 32 - 8 * (byte + 1) + (4 if codes.bits == 4 and quad == 0 else 0)
-                        code = self.code(words, up, 32 - codes.bits)
-                        value = T.cast(code, f"float32x{lanes}") * scale
+                        down = 32 - codes.bits
+                        value = T.cast(self.code(words, up, down), f"float32x{lanes}") if table is None else table.numbers(words, down - up)
+                        value = value * scale
                         k = row + (block * (8 // codes.bits) + quad) * QUAD + byte
                         simd.store(weights, value if low is None else value + low, (k, column))
 

@@ -56,7 +56,7 @@ def lower_int8_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -
     """`Linear` and `GatedLinear` with quantized weights, whose activations are to be rounded."""
     op = Linear.match(call) or GatedLinear.match(call)
     codes = None if op is None else codes_of(op)
-    if op is None or codes is None or op.quantize_x != SLICE or op.x.ty.ndim != 2 or not is_static(op.weight):
+    if op is None or codes is None or codes.format.table or op.quantize_x != SLICE or op.x.ty.ndim != 2 or not is_static(op.weight):
         return None
     residual, shape = residual_of(op), quantized_shape(isa, op, codes, call.ty)
     x_dtype, out_dtype = str(op.x.ty.dtype), str(call.ty.dtype)

@@ -54,8 +54,8 @@ class Codes:
     @property
     def label(self) -> str:
         """In the names of kernels."""
-        size = self.format.group_size
-        return f"w{self.bits}{'m' if self.has_mins else ''}{f'g{size}' if size != SLICE else ''}"
+        size, table = self.format.group_size, self.format.table
+        return f"w{self.bits}{'m' if self.has_mins else ''}{f'g{size}' if size != SLICE else ''}{table and f'_{table}'}"
 
     @property
     def offset(self) -> int:
@@ -108,7 +108,7 @@ def codes_of(op: Linear | GatedLinear | Embedding) -> Codes | None:
         return None
     form = WeightFormat.parse(op.format)
     is_known = form.bits == 4 or (form.bits == 8 and not form.has_mins)
-    return Codes(form) if is_known and form.scale_dtype == "float16" and not form.table and form.group_size % SLICE == 0 else None
+    return Codes(form) if is_known and form.scale_dtype == "float16" and form.group_size % SLICE == 0 else None
 
 
 def pack_groups(op: Linear | GatedLinear | Embedding, codes: Codes, builder: relax.BlockBuilder) -> relax.Expr:

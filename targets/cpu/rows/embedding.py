@@ -14,6 +14,7 @@ from cupola.targets.cpu.emit.simd import Simd, Value, argument, name, prim_func
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_panels, shape_of
 from cupola.targets.cpu.linear.quantized_packing import QUAD, Codes, codes_of, first_byte, pack_groups
+from cupola.targets.generic.weights import table_entry
 from cupola.targets.ops import Embedding
 
 
@@ -96,13 +97,19 @@ def _build_quantized(isa: ISA, num_entries: int, width: int, groups: int, codes:
                 scale = factor(panel, group, column, 0)
                 low = factor(panel, group, column, 2 * PANEL) if codes.has_mins else None
                 with T.serial(T.min(T.int64(size), T.int64(width) - group * size)) as k:
-                    value = name(T.cast(code(panel, group, column, k) - T.int32(codes.zero), "float32") * scale)
+                    value = name(number(panel, group, column, k) * scale)
                     T.buffer_store(out, value if low is None else value + low, [i, group * size + k])
+
+        def number(panel: Value, group: Value, column: Value, k: Value) -> Value:
+            if table := codes.format.table:
+                return table_entry(table, name(code(panel, group, column, k)))
+            return T.cast(code(panel, group, column, k) - T.int32(codes.zero), "float32")
 
         def code(panel: Value, group: Value, column: Value, k: Value) -> Value:
             quad, byte = k // QUAD, k % QUAD
             if codes.bits == 8:
-                return T.cast(T.reinterpret("int8", weight[panel, group, first_byte(quad, column) + byte]), "int32")
+                raw = weight[panel, group, first_byte(quad, column) + byte]
+                return T.cast(T.reinterpret(codes.format.code_dtype, raw), "int32")
             both = T.cast(weight[panel, group, first_byte(quad // 2, column) + byte], "int32")
             return (both >> T.cast(quad % 2 * 4, "int32")) & T.int32(15)
 

@@ -19,7 +19,7 @@ ROWS = 4  # of x that a warp multiplies with its weights at once
 
 
 def lower_linear(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`Linear` and `GatedLinear` of activations that are not quantized, and a weight of floats or of codes without a table."""
+    """`Linear` and `GatedLinear` of activations that are not quantized, and a weight of floats or of codes."""
     found = match_layer(call)
     if found is None or not is_readable(found[1].kernel):
         return None

@@ -15,8 +15,8 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value, argument
 from cupola.targets.formats.format import WeightFormat
-from cupola.targets.generic.weights import Stored, StoredKernel
-from cupola.targets.gpu.emit import WARP, call, registers
+from cupola.targets.generic.weights import Stored, StoredKernel, table_entry
+from cupola.targets.gpu.emit import WARP, call, keep, registers
 from cupola.targets.weight_functions import call_weight_function, weight_function
 
 ROWS, COLUMNS = 16, 64  # of a tile
@@ -30,7 +30,7 @@ def is_tileable(stored: StoredKernel) -> bool:
     form = stored.weight_format
     if form is None:
         return stored.dtype in _BITS
-    return form.bits in (4, 8) and not form.table and form.scale_dtype == "float16" and form.group_size % SLICE == 0
+    return form.bits in (4, 8) and form.scale_dtype == "float16" and form.group_size % SLICE == 0
 
 
 @weight_function
@@ -148,10 +148,11 @@ class Tiles:
         """The fragments of the two steps of a slice, four words each, and where they begin. `raw` is as of `read`."""
         if self.format is None:
             return raw, 8 * piece
-        words, name = registers(8, "int32"), f"numbers_of_{self.bits}_bits"
+        words, table = registers(8, "int32"), self.format.table
         for half in (0, 1):
-            given = (scales, mins if mins is not None else T.int32(0))
-            function = f"{name}<{half}, {str(self.format.has_mins).lower()}>"
+            given = (scales,) if table else (scales, mins if mins is not None else T.int32(0))
+            function = f"numbers_of_{self.bits}_bits<{half}, {str(self.format.has_mins).lower()}>"
+            function = f"numbers_of_{table}<{half}>" if table else function
             for i in range(self.bits // 4):
                 word = raw[2 * piece + half] if self.bits == 4 else raw[4 * piece + 2 * i + half]
                 call(function, T.address_of(words[4 * i + half]), word, *given)
@@ -172,13 +173,17 @@ class Tiles:
             word, shift = self.words[tile, chunk, 0, lane, 2 * piece + half], 4 * (2 * step + pair) + 16 * (column % 2)
         assert form is not None and self.scales is not None
         code = (word >> T.cast(shift, "int32")) & T.int32((1 << self.bits) - 1)
-        code = code - (code >> T.int32(7) << T.int32(8)) if form.code_dtype == "int8" else code - T.int32(form.zero)
+        if form.table:
+            number = table_entry(form.table, keep(code))
+        else:
+            code = code - (code >> T.int32(7) << T.int32(8)) if form.code_dtype == "int8" else code - T.int32(form.zero)
+            number = T.cast(code, "float32")
 
         def of_group(words: Buffer) -> Value:
             word = words[tile, column // form.group_size, g]
             return T.cast(T.reinterpret("float16", T.cast((word >> T.cast(16 * half, "int32")) & T.int32(0xFFFF), "uint16")), "float32")
 
-        product = of_group(self.scales) * T.cast(code, "float32")
+        product = of_group(self.scales) * number
         return product + of_group(self.mins) if self.mins is not None else product
 
 

@@ -10,7 +10,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value, argument
 from cupola.targets.formats.format import WeightFormat
-from cupola.targets.generic.weights import Stored, StoredArguments, StoredKernel
+from cupola.targets.generic.weights import Stored, StoredArguments, StoredKernel, table_entry
 from cupola.targets.gpu.emit import gpu, keep, load, registers
 from cupola.targets.weight_functions import call_weight_function, weight_function
 
@@ -20,9 +20,8 @@ _FLOAT_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
 def is_readable(stored: StoredKernel) -> bool:
-    """True if kernels for GPUs read such a weight: floats, or codes without a table, in rows of whole words."""
-    form = stored.weight_format
-    return form is None or (not form.table and stored.shape[1] * _bits(stored) % 32 == 0)
+    """True if kernels for GPUs read such a weight: floats, or codes in rows of whole words."""
+    return stored.weight_format is None or stored.shape[1] * _bits(stored) % 32 == 0
 
 
 def _bits(stored: StoredKernel) -> int:
@@ -127,6 +126,8 @@ class Weight:
         form, bits = self.format, _bits(self.stored)
         assert form is not None
         code = T.cast((word >> shift) & T.uint32((1 << bits) - 1), "int32")
+        if form.table:
+            return table_entry(form.table, keep(code))
         return T.cast(code - T.int32(_SIGN if form.code_dtype == "int8" else form.zero), "float32")
 
     def scale(self, row: Value, column: Value) -> tuple[Value, Value | None]:

@@ -47,9 +47,10 @@ class GroupSizeTests:
         return np.repeat(tensor.scales.astype("float64"), self.size, axis=1)
 
     def test_schemes(self) -> None:
-        own = {name: scheme for name, scheme in SCHEMES.items() if scheme.group_size == self.size}
+        own = {name: scheme for name, scheme in SCHEMES.items() if name.endswith(f"-g{self.size}")}
         assert list(own) == [f"{kind}-g{self.size}" for kind in KINDS] and set(own) < set(QUANTS)
         for kind, scheme in zip(KINDS, own.values(), strict=True):
+            assert scheme.group_size == self.size
             assert scheme.linear.pick([]).format == WeightFormat(int(kind[1]), self.size) and f"groups of {self.size}" in scheme.description
             assert scheme.embedding.pick([]).format == WeightFormat(8, self.size)
             assert scheme.quantize_x == (32 if kind.endswith("a8") else 0) and scheme.kv_dtype == SCHEMES[kind].kv_dtype

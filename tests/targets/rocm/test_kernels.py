@@ -23,6 +23,7 @@ LAYERS = (
     LinearKernel("bf16", residual=True, in_place=True, activation="relu"), LinearKernel("f16", gated=True, activation="silu"),
     LinearKernel("w8", bias=True, residual=True, activation="gelu"), LinearKernel("w4"),
     LinearKernel("w4m", gated=True, norm=True, activation="silu"), LinearKernel("w4g64m", residual=True, in_place=True),
+    LinearKernel("w8g64-e4m3", residual=True), LinearKernel("w4-nf4", bias=True),
 )  # fmt: skip
 CASES = [kernel(sizes, TARGET) for kernel in LAYERS for sizes in (WIDE, ODD[1])]
 CASES += [EmbeddingKernel(weight)(WIDE, TARGET) for weight in ("f16", "w4m", "w8")]
