@@ -19,6 +19,7 @@ from cupola.targets.testing.references import Expected
 Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
 Tensors: TypeAlias = Mapping[str, relax.Expr]
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)

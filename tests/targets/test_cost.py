@@ -18,8 +18,9 @@ from cupola.targets.gpu.lowering import split
 from cupola.targets.gpu.rules import schedule
 from cupola.targets.native.interface import size_names
 from cupola.targets.registry import get_target
+from cupola.targets.testing.attention import AttentionKernel
 from cupola.targets.testing.case import SMOLLM2, KernelCase, lower_case
-from cupola.targets.testing.catalogue import KERNELS, AttentionKernel, EmbeddingKernel, LinearKernel, argmax, is_implemented, rms_norm
+from cupola.targets.testing.catalogue import KERNELS, EmbeddingKernel, LinearKernel, argmax, is_implemented, rms_norm
 from tests.passes.harness import apply
 
 GPU = get_target("cuda:sm_80")

@@ -15,8 +15,9 @@ from cupola.compiler.kernel_check import compile_case, worst_error
 from cupola.targets.cpu.isa import ISAS, runs_here, with_own_kernels
 from cupola.targets.generic.rows import lower_rotary
 from cupola.targets.ops import Rotary
+from cupola.targets.testing.attention import AttentionKernel
 from cupola.targets.testing.case import IN_TILES, ODD, SMOLLM2
-from cupola.targets.testing.catalogue import KERNELS, VARIANTS, AttentionKernel, EmbeddingKernel, LinearKernel, is_implemented, rotary
+from cupola.targets.testing.catalogue import KERNELS, VARIANTS, EmbeddingKernel, LinearKernel, is_implemented, rotary
 from cupola.targets.testing.references import Expected
 from tests.targets.harness import same_bits, target_of
 

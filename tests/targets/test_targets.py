@@ -16,8 +16,9 @@ from cupola.targets.generic.rules import RULES, STATE_RULES
 from cupola.targets.native.interface import compile_kernels
 from cupola.targets.ops import Argmax, BlockMaxima, Linear, Sample
 from cupola.targets.registry import get_target, get_targets, list_targets, register_target, target_names
+from cupola.targets.testing.attention import AttentionKernel
 from cupola.targets.testing.case import SMOLLM2, lower_case
-from cupola.targets.testing.catalogue import AttentionKernel, LinearKernel
+from cupola.targets.testing.catalogue import LinearKernel
 from tests.targets.toy_target import TOY, toy
 
 

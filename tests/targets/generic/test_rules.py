@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import tvm
 
+from cupola.targets.testing.attention import AttentionKernel
 from cupola.targets.testing.case import ODD, lower_case
-from cupola.targets.testing.catalogue import AttentionKernel, EmbeddingKernel, LinearKernel, layer_norm, rotary
+from cupola.targets.testing.catalogue import EmbeddingKernel, LinearKernel, layer_norm, rotary
 from tests.targets.toy_target import toy
 
 KERNELS = (

@@ -11,8 +11,8 @@ import pytest
 from cupola.compiler.kernel_check import compile_case
 from cupola.targets.gpu.attention.chunks import CHUNK, MOST_SPLIT
 from cupola.targets.registry import get_target
+from cupola.targets.testing.attention import AttentionKernel
 from cupola.targets.testing.case import Array, Arrays, Sizes
-from cupola.targets.testing.catalogue import AttentionKernel
 from tests.targets.harness import same_bits
 
 TARGET = get_target("softgpu")
