@@ -11,7 +11,7 @@ from cupola.targets.registry import target_names
 
 QUANTS = ("auto", *schemes.SCHEMES)
 EMBEDDINGS = ("auto", *schemes.EMBEDDINGS)
-KV_DTYPES = ("f32", "bf16", "f16", "int8")
+KV_DTYPES = ("f32", "bf16", "f16", "int8", "fp8")
 
 
 @dataclass(frozen=True)

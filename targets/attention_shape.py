@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
+from cupola.runtime.artifact.tensors import E4M3
 from cupola.targets.ops import PagedAttention
 
 
@@ -40,6 +41,16 @@ class AttentionShape:
     softcap: float
     has_slopes: bool
     has_sinks: bool
+
+    @property
+    def in_e4m3(self) -> bool:
+        """True if pools hold bits of E4M3, of which a value beyond 448 becomes the nearest one; NaN is not kept."""
+        return self.kv_dtype == E4M3
+
+    @property
+    def pool_dtype(self) -> str:
+        """The type of the tensors that hold K and V."""
+        return "uint8" if self.in_e4m3 else self.kv_dtype
 
     @property
     def label(self) -> str:

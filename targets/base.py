@@ -12,7 +12,7 @@ from tvm import relax
 from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.runtime.artifact.plan import Plan
 from cupola.runtime.artifact.state import KVGroup
-from cupola.runtime.artifact.tensors import TensorSpec
+from cupola.runtime.artifact.tensors import E4M3, TensorSpec
 from cupola.targets.generic.rules import RULES, STATE_RULES
 from cupola.targets.generic.state_layout import LAYOUT
 from cupola.targets.native.code import Code, native_code
@@ -41,13 +41,13 @@ class Abilities:
             several tokens of a sequence and where K and V are no wider. 0: never.
         rounds_products: whether layers of activations that are not quantized round what they multiply to 16 bits, but for weights of 32:
             to bfloat16 where weights are, else to float16. Attention then does so too with several tokens of a sequence, but for pages of
-            32 bits: to float16 where pages are, else to bfloat16.
+            32 bits: to float16 where pages are or are E4M3, else to bfloat16.
     """
 
     activations: str = "float32"
     activation_bits: tuple[int, ...] = (8, 16)
     float_dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
-    kv_dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16", "int8")
+    kv_dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16", "int8", E4M3)
     multiplies_int8: bool = False
     batch_invariant: bool = True
     bf16_rows: int = 0

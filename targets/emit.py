@@ -116,3 +116,15 @@ def e4m3_to_f32(code: Value, lanes: int) -> Value:
     small = T.cast(magnitude, typed("float32", lanes)) * splat(2.0**-9, lanes)
     value = T.reinterpret(typed("int32", lanes), T.Select(magnitude < int_splat(8, lanes), small, normal))
     return T.reinterpret(typed("float32", lanes), value | ((code & int_splat(0x80, lanes)) << int_splat(24, lanes)))
+
+
+def f32_to_e4m3(value: Value, lanes: int) -> Value:
+    """To the nearest code, of two the even one, in int32; beyond 448 it saturates, NaN is not kept."""
+    integer, real = typed("int32", lanes), typed("float32", lanes)
+    bits = T.reinterpret(integer, value)
+    magnitude = T.min(T.reinterpret(real, bits & int_splat(0x7FFFFFFF, lanes)), splat(448.0, lanes))
+    small = T.reinterpret(integer, magnitude + splat(2.0**14, lanes)) - int_splat(141 << 23, lanes)  # whose ulp is that of subnormal codes
+    raw = T.reinterpret(integer, magnitude)
+    odd = (raw >> int_splat(20, lanes)) & int_splat(1, lanes)
+    normal = (raw + int_splat(0x7FFFF - (120 << 23), lanes) + odd) >> int_splat(20, lanes)
+    return T.Select(magnitude < splat(2.0**-6, lanes), small, normal) | ((bits >> int_splat(24, lanes)) & int_splat(0x80, lanes))

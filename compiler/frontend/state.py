@@ -8,10 +8,11 @@ from tvm import IRModule
 
 from cupola.passes.rewrite import shape_of
 from cupola.runtime.artifact.state import KVGroup, KVSpec
+from cupola.runtime.artifact.tensors import E4M3
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets import ops
 
-DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "int8": "int8"}
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "int8": "int8", "fp8": E4M3}
 """What K and V may be stored as, by the option's values."""
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime.artifact.plan import ALIGNMENT
+from cupola.runtime.artifact.tensors import E4M3
 
 Array = npt.NDArray[Any]
-_STAND_INS = {"bfloat16": "uint16"}  # numpy has no bfloat16
+_STAND_INS = {"bfloat16": "uint16", E4M3: "uint8"}  # numpy has neither
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint32": 4, "int8": 1, "uint8": 1, "bool": 1}
+E4M3 = "float8_e4m3fn"  # numpy's name of it; tensors hold its bits as uint8
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, E4M3: 1, "int64": 8, "int32": 4, "uint32": 4, "int8": 1, "uint8": 1, "bool": 1}
 
 
 @dataclass(frozen=True)

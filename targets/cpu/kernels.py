@@ -66,6 +66,7 @@ def abilities(isa: ISA) -> Abilities:
     """Of the kernels on `isa`."""
     return Abilities(
         activations="bfloat16" if isa.bf16_tiles else "float32",
+        kv_dtypes=("float32", "bfloat16", "float16", "int8"),
         multiplies_int8=bool(isa.int8_dot),
         batch_invariant=isa.batch_invariant,
         bf16_rows=MANY if isa.bf16_tiles else 0,

@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.targets.attention_shape import AttentionShape, attention_shape, call_attention
-from cupola.targets.emit import Buffer, Value, argument, local, name, prim_func
+from cupola.targets.emit import Buffer, Value, argument, e4m3_to_f32, f32_to_e4m3, local, name, prim_func
 from cupola.targets.generic.loops import code_of, each, largest, load, step_of, store, total
 from cupola.targets.generic.rows import rotate
 from cupola.targets.ops import PagedAttention
@@ -41,6 +41,11 @@ class AttentionTensors:
     workspace: Buffer | None
     layer: Value
     out: Buffer
+
+    def number(self, load: Callable[..., Value], which: int, *place: Value) -> Value:
+        """An element of the pool of keys (0) or of values (1) as float32; `load` reads those of floats and codes."""
+        pool = self.pools[which]
+        return e4m3_to_f32(T.cast(pool[place], "int32"), 1) if self.kernel.in_e4m3 else load(pool, *place)
 
 
 def lower_paged_attention(
@@ -82,7 +87,7 @@ def attention_tensors(
         batch=batch,
         matrices=matrices,
         angles=(cos, sin) if k.rotary_dim else None,
-        pools=[argument(f"{label}s", (*rows, dim), k.kv_dtype) for label, dim in dims.items()],
+        pools=[argument(f"{label}s", (*rows, dim), k.pool_dtype) for label, dim in dims.items()],
         scales=[argument(f"{label}_scales", rows, "float32") for label in dims if k.kv_dtype == "int8"],
         slots=argument("slots", (n,), "int32"),
         query_starts=argument("query_starts", (T.int64(),), "int32"),
@@ -133,10 +138,13 @@ def _read_head(t: AttentionTensors, matrix: int, token: Value, first: Value, row
 
 def _keep(t: AttentionTensors, which: int, place: tuple[Value, ...], row: Buffer, dim: int) -> None:
     """Writes a key or a value to its pool, rounded to its type."""
-    pool = t.pools[which]
+    pool, kernel = t.pools[which], t.kernel
     if not t.scales:
         with each(dim) as (d,):
-            store(pool, (*place, d), row[d])
+            if kernel.in_e4m3:
+                T.buffer_store(pool, T.cast(f32_to_e4m3(name(row[d]), 1), "uint8"), [*place, d])
+            else:
+                store(pool, (*place, d), row[d])
         return
     step, inverse = step_of(largest(dim, lambda d: row[d]))
     T.buffer_store(t.scales[which], step, list(place))
@@ -184,7 +192,7 @@ class _Softmax:
             key = name(begin + i)
             block = name(T.cast(t.block_tables[sequence, key // kernel.block_size], "int64"))
             place = (t.layer, block, key % kernel.block_size, group)
-            score = total(kernel.key_dim, lambda d: query[d] * load(t.pools[0], *place, d))
+            score = total(kernel.key_dim, lambda d: query[d] * t.number(load, 0, *place, d))
             self.add(self.score(score, place, key - position), lambda e: self.value(place, e))
         if t.sinks is not None:
             self.add(t.sinks[self.head], lambda e: T.float32(0))
@@ -203,7 +211,7 @@ class _Softmax:
     def value(self, place: tuple[Value, ...], e: Value) -> Value:
         """A dimension of a token's value."""
         t = self.tensors
-        value = load(t.pools[1], *place, e)
+        value = t.number(load, 1, *place, e)
         return value * t.scales[1][place] if t.scales else value
 
     def add(self, score: Value, value: Callable[[Value], Value]) -> None:

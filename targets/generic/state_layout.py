@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
-from cupola.runtime.artifact.tensors import TensorSpec
+from cupola.runtime.artifact.tensors import E4M3, TensorSpec
+from cupola.targets.formats.tables import TABLES
 from cupola.targets.state import Array, StateContents, StateLayout
 
 
 def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec, ...]:
-    """`keys` and `values`, [layers, blocks, tokens, heads, dim], and of int8 `key_scales` and `value_scales`, without the last axis."""
+    """`keys` and `values`, [layers, blocks, tokens, heads, dim], of E4M3 its bits, and of int8 `key_scales` and `value_scales`,
+    without the last axis."""
     rows: tuple[int | str, ...] = (len(group.layers), NUM_BLOCKS, block_size, group.num_kv_heads)
-    pools = TensorSpec("keys", dtype, (*rows, group.key_dim)), TensorSpec("values", dtype, (*rows, group.value_dim))
+    held = "uint8" if dtype == E4M3 else dtype
+    pools = TensorSpec("keys", held, (*rows, group.key_dim)), TensorSpec("values", held, (*rows, group.value_dim))
     scales = [TensorSpec(name, "float32", rows) for name in ("key_scales", "value_scales")]
     return (*pools, *(scales if dtype == "int8" else ()))
 
 
 def read_state(pools: Sequence[Array], layer: int) -> StateContents:
     """The pools' contents, which lie as tests want them."""
-    return StateContents(*(pool[layer] for pool in pools))
+    return StateContents(*(_E4M3[pool[layer]] if pool.dtype == np.uint8 else pool[layer] for pool in pools))
 
 
+_E4M3 = np.array(TABLES["e4m3"])
 LAYOUT = StateLayout(state_pools, read_state)

@@ -11,6 +11,21 @@ DEVICE void numbers_of_e4m3(int *numbers, unsigned codes, unsigned scales) {
   for (int i = 0; i < 2; ++i) numbers[2 * i] = number<half, false>(halves_of_e4m3(codes, i), scales, 0);
 }
 
+
+/* What `matrix.cuh` has of codes: the numbers in a word, and a copy of 16 as halves. */
+DEVICE void floats_of_float8_e4m3fn(float *to, int word) {
+  floats_of_float16(to, bits_of(halves_of_e4m3(word, 0))), floats_of_float16(to + 2, bits_of(halves_of_e4m3(word, 1)));
+}
+DEVICE void copy_e4m3(void *to, const void *from) {
+  const int4 found = *(const int4 *)from;
+  const int words[4] = {found.x, found.y, found.z, found.w};
+  int pairs[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) pairs[i] = bits_of(halves_of_e4m3(words[i / 2], i % 2));
+  ((int4 *)to)[0] = make_int4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  ((int4 *)to)[1] = make_int4(pairs[4], pairs[5], pairs[6], pairs[7]);
+}
+
 /* 8 codes of 4 bits: pair i lies at bits 4 i and 4 i + 16. E2M1's bits are those of a half that is 16384 times smaller. */
 template <int half>
 DEVICE void numbers_of_e2m1(int *numbers, unsigned codes, unsigned scales) {

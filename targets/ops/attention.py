@@ -36,7 +36,8 @@ class PagedAttention(Op):
     `k_start`, G·E from `v_start`. With `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated as by
     Rotary before. `pools` are those of the layer's group as the target lays them out, and `layer` is its index there. A slot is
     block · block size + offset. A query at index i of its sequence sees the keys 0..i (the last `window`). K and V are rounded to
-    `kv_dtype` as they are written; to int8, each token's key and value of a head become codes · scale with scale = amax / 127.
+    `kv_dtype` as they are written; to int8, each token's key and value of a head become codes · scale with scale = amax / 127; to E4M3,
+    values beyond 448 become 448.
     """
 
     name: ClassVar[str] = "paged_attention"

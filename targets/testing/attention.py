@@ -11,12 +11,14 @@ import numpy as np
 from tvm import relax
 
 from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
+from cupola.runtime.artifact.tensors import E4M3
 from cupola.targets.base import Target
 from cupola.targets.ops import PagedAttention
 from cupola.targets.testing import references
 from cupola.targets.testing.case import DTYPES, Arrays, Input, KernelCase, Sizes, Tensors, case_name
 
-KV_DTYPES = {**DTYPES, "int8": "int8"}
+KV_DTYPES = {**DTYPES, "int8": "int8", "fp8": E4M3}
+_CODES = {"int8": (-127, 128), "uint8": (0, 127)}  # of pools
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class AttentionKernel:
         matrices = {"qkv": sum(widths.values())} if self.joined else widths
         inputs = [Input(name, ("n", width), DTYPES[self.dtype]) for name, width in matrices.items()]
         inputs += [Input(name, ("n", dim)) for name in ("cos", "sin") if self.joined]
-        inputs += [Input(pool.name, pool.shape, pool.dtype, (-127, 128) if pool.dtype == "int8" else None) for pool in pools]
+        inputs += [Input(pool.name, pool.shape, pool.dtype, _CODES.get(pool.dtype)) for pool in pools]
         inputs += [Input(name, shape, "int32") for name, shape in tables.items()]
         inputs += [Input("slopes", (heads,))] * self.slopes + [Input("sinks", (heads,))] * self.sinks
         options = {"scale": dim**-0.5, "window": self.window, "softcap": self.softcap}
@@ -68,7 +70,7 @@ class AttentionKernel:
             return op.emit(relax.TensorType((q.ty.shape[0], widths["q"]), DTYPES[self.dtype]))
 
         in_bf16 = self.kv in ("bf16", "int8") and target.abilities.bf16_rows > 0
-        pages = {"f16": "float16", "bf16": "bfloat16", "int8": "bfloat16"} if target.abilities.rounds_products else {}
+        pages = {"f16": "float16", "bf16": "bfloat16", "int8": "bfloat16", "fp8": "float16"} if target.abilities.rounds_products else {}
         multiplies = "bfloat16" if in_bf16 else pages.get(self.kv, "")
         op = references.Attention(
             kv_dtype, **options, interleaved=self.interleaved, bf16_result=self.dtype == "bf16", multiplies=multiplies
@@ -114,7 +116,11 @@ def _draw_attention(
     arrays = {i.name: i.draw(random, {"n": num_tokens, NUM_BLOCKS: num_blocks}) for i in inputs if i.name not in integers}
     has_codes = any(arrays[pool].dtype == np.int8 for pool in block_axes)
     for pool, axis in block_axes.items():
-        if arrays[pool].dtype != np.int8:
+        if kernel.kv == "fp8":
+            arrays[pool] = random.standard_normal(arrays[pool].shape, "float32").astype(E4M3).view("uint8")
+        elif arrays[pool].dtype != np.int8:
             arrays[pool] = np.abs(arrays[pool]) / 64 if has_codes else arrays[pool]
             np.moveaxis(arrays[pool], axis, 0)[np.setdiff1d(np.arange(num_blocks), tables[tables != hole])] = np.nan
+    if kernel.kv == "fp8" and "v" in arrays:
+        arrays["v"][::2] *= 300  # more than E4M3 holds
     return arrays | {name: array.astype("int32") for name, array in integers.items()}

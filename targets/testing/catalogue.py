@@ -273,6 +273,7 @@ VARIANTS: tuple[KernelFactory, ...] = (
     AttentionKernel("int8", window=30, softcap=4.0),
     AttentionKernel("f32", window=20, softcap=5.0, slopes=True, sinks=True),
     AttentionKernel("bf16", joined=True, window=20, slopes=True, sinks=True),
+    AttentionKernel("fp8", window=20, softcap=4.0, sinks=True),
 )
 
 

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cupola.runtime.artifact.inputs import LIMIT, MAX_STEPS, MAXIMA_BLOCK, ONE, TEMPERATURE, TOP_K, TOP_P, UNIFORMS
+from cupola.runtime.artifact.tensors import E4M3
 from cupola.targets.formats.format import WeightFormat
-from cupola.targets.formats.tables import TABLES
+from cupola.targets.formats.tables import E4M3_MAX, TABLES
 from cupola.targets.state import StateContents
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -300,6 +301,8 @@ def _keys_and_values(arrays: Arrays, i: int, state: StateContents, kv_dtype: str
 
 def _stored(x: Array, dtype: str) -> tuple[Array, Array, Array]:
     """x [n, G, D] as pages of `dtype` hold it, how far each may be off where it is nearly halfway between two, and the steps, [n, G, 1]."""
+    if dtype == E4M3:
+        x = np.clip(x, -E4M3_MAX, E4M3_MAX)
     if dtype != "int8":
         below, value, above = (
             (x + sign * ROUNDING * (1 + np.abs(x))).astype("float32").astype(dtype).astype("float64") for sign in (-1, 0, 1)

@@ -31,7 +31,7 @@ UNPACKED = (
 FACTORIES = [
     (kernel, sizes)
     for kernel, sizes in zip((*KERNELS, *VARIANTS, *UNPACKED), itertools.cycle(ODD), strict=False)
-    if is_implemented(kernel, target_of(ISAS[0].name))
+    if is_implemented(kernel, target_of(ISAS[0].name)) or is_implemented(kernel, target_of(TOY))
 ]
 IN_BF16 = [kernel for kernel in (*KERNELS, *VARIANTS) if isinstance(kernel, AttentionKernel) and kernel.kv in ("bf16", "int8")]
 FACTORIES += [(kernel, IN_TILES) for kernel in IN_BF16]
@@ -56,7 +56,8 @@ def targets_of(index):
     isas = with_own_kernels(case.multiplies_int8 and all_of_them, in_tiles=case.may_use_bf16)
     if kernel in UNPACKED:
         isas = [next(isa for isa in ISAS if runs_here(isa) and isa.batch_invariant)]
-    return [isa.name for isa in isas if runs_here(isa)] + [TOY] * is_implemented(kernel, target(TOY))
+    isas = [isa for isa in isas if runs_here(isa) and is_implemented(kernel, target(isa.name))]
+    return [isa.name for isa in isas] + [TOY] * is_implemented(kernel, target(TOY))
 
 
 NAMES = [case_of(TOY, index).name for index in range(len(FACTORIES))]

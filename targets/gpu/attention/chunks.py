@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 from tvm.tirx.script import builder as T
 
+from cupola.runtime.artifact.tensors import ITEM_BYTES
 from cupola.targets.attention_shape import AttentionShape
 from cupola.targets.emit import Value
 from cupola.targets.gpu.emit import WARP
@@ -95,7 +95,7 @@ class Lanes:
 
 
 def _bytes(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    return ITEM_BYTES[dtype]
 
 
 def takes(kernel: AttentionShape) -> bool:

@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.tirx.script import builder as T
 
 from cupola.targets.attention_shape import AttentionShape
-from cupola.targets.emit import Buffer, Value, prim_func
+from cupola.targets.emit import Buffer, Value, e4m3_to_f32, f32_to_e4m3, prim_func
 from cupola.targets.generic import attention as generic
 from cupola.targets.generic.attention import AttentionTensors, attention_tensors
 from cupola.targets.gpu.emit import WARP, blocks, cached, keep, load, over_warp, registers, store, warp_sum
@@ -67,6 +67,9 @@ class Row:
         dim = (kernel.key_dim, kernel.value_dim)[which]
         row = Head.read(t, 1 + which, token, kernel.starts[1 + which] + group * dim, dim, lane)
         held = row.numbers
+        if kernel.in_e4m3:
+            row.each(lambda i, _: T.buffer_store(held, e4m3_to_f32(keep(f32_to_e4m3(held[i], 1)), 1), [i]))
+            return Row(t, which, row, None)
         if not t.scales:
             row.each(lambda i, _: T.buffer_store(held, T.cast(T.cast(held[i], kernel.kv_dtype), "float32"), [i]))
             return Row(t, which, row, None)
@@ -88,10 +91,17 @@ class Row:
         slot = keep(T.cast(t.slots[token], "int64"))
         with T.If(slot >= T.int64(0)), T.Then():
             place = (t.layer, slot // kernel.block_size, slot % kernel.block_size, group)
-            self.numbers.each(lambda i, d: store(t.pools[self.which], (*place, d), self.numbers.numbers[i]))
+            self.numbers.each(lambda i, d: self._write(i, (*place, d)))
             if self.scale is not None:
                 with T.If(self.numbers.lane == T.int64(0)), T.Then():
                     T.buffer_store(t.scales[self.which], self.scale, list(place))
+
+    def _write(self, i: int, place: tuple[Value, ...]) -> None:
+        pool, number = self.tensors.pools[self.which], self.numbers.numbers[i]
+        if self.tensors.kernel.in_e4m3:
+            T.buffer_store(pool, T.cast(f32_to_e4m3(number, 1), "uint8"), list(place))
+        else:
+            store(pool, place, number)
 
 
 @dataclass(frozen=True)
@@ -202,9 +212,9 @@ def _softmax(t: AttentionTensors, query: Head, token: Value, head: Value, sequen
         key = keep(begin + T.cast(step, "int64"))
         block = keep(T.cast(t.block_tables[sequence, key // kernel.block_size], "int64"))
         place = (t.layer, block, key % kernel.block_size, group)
-        product = dot(lambda _, d: load(t.pools[0], *place, d))
+        product = dot(lambda _, d: t.number(load, 0, *place, d))
         found = score(product, t.scales[0][place] if t.scales else None, key - position)
-        add(found, lambda _, e: load(t.pools[1], *place, e) * (t.scales[1][place] if t.scales else T.float32(1)))
+        add(found, lambda _, e: t.number(load, 1, *place, e) * (t.scales[1][place] if t.scales else T.float32(1)))
     with T.If(each_brings_one), T.Then():
         own = [Row.read(t, which, token, group, query.lane) for which in (0, 1)]
         with T.If(head % (kernel.num_heads // kernel.num_kv_heads) == T.int64(0)), T.Then():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import tvm
 from tvm.tirx.script import builder as T
 
+from cupola.runtime.artifact.tensors import E4M3
 from cupola.targets.attention_shape import AttentionShape
 from cupola.targets.emit import Buffer, Value
 from cupola.targets.generic.attention import AttentionTensors
@@ -135,8 +136,8 @@ class _Block:
 
     @property
     def dtype(self) -> str:
-        """The type that is multiplied: that of the pages, bfloat16 for codes, of which it holds all."""
-        return "float16" if self.t.kernel.kv_dtype == "float16" else "bfloat16"
+        """The type that is multiplied: that of the pages, float16 for E4M3 and bfloat16 for codes, of which they hold all."""
+        return "float16" if self.t.kernel.kv_dtype in ("float16", E4M3) else "bfloat16"
 
     def call(self, function: str, *arguments: Value) -> None:
         """A function of `matrix.cuh`."""
@@ -184,9 +185,9 @@ class _Block:
         dim, row, at = (
             (kernel.key_dim, layout.row, layout.keys_at), (kernel.value_dim, layout.value_row, layout.values_at)
         )[which]  # fmt: skip
-        per_piece = 16 if kernel.kv_dtype == "int8" else 8
+        copy = {"int8": "copy_codes", E4M3: "copy_e4m3"}.get(kernel.kv_dtype, "copy_16")
+        per_piece = 8 if copy == "copy_16" else 16
         pieces = -(-(layout.key_dim if which == 0 else dim) // per_piece)
-        copy = "copy_16" if kernel.kv_dtype != "int8" else "copy_codes"
         for first in range(0, layout.keys * pieces, _THREADS):
             i = self.thread + T.int64(first)
             with T.If(i < T.int64(layout.keys * pieces)), T.Then():
