@@ -59,7 +59,7 @@ def test_logits_match_transformers(tiny: Path, artifact: cupola.Artifact, prompt
         assert np.abs(llm.logits(prompt) - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize(("kv_dtype", "most"), [("f32", 1e-5), ("int8", 1e-3)])
+@pytest.mark.parametrize(("kv_dtype", "most"), [("f32", 1e-5), ("int8", 1e-3), ("fp8", 1e-3)])
 def test_decoding_gives_what_a_prompt_gives(tiny: Path, prompts: list[list[int]], kv_dtype: str, most: float, tmp_path: Path) -> None:
     """A token that comes alone brings its key by another way than those of a prompt, whose attention over codes is in bfloat16."""
     llm = cupola.LLM(cupola.compile(tiny, out=tmp_path / "artifact", target="softgpu", quant="f32", kv_dtype=kv_dtype), max_num_seqs=2)
@@ -70,6 +70,36 @@ def test_decoding_gives_what_a_prompt_gives(tiny: Path, prompts: list[list[int]]
         rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
         for row, step in zip(rows, steps, strict=True):
             assert max(abs(row[token] - entry.logprob) for token, entry in step.items()) < most
+
+
+def test_k_and_v_in_fp8_are_those_of_transformers_rounded(tiny: Path, prompts: list[list[int]], tmp_path: Path) -> None:
+    import torch
+    import transformers
+    from transformers.models.llama.modeling_llama import eager_attention_forward
+
+    def in_e4m3(x: Any) -> Any:
+        return x.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+
+    def attend(module: Any, query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> Any:
+        return eager_attention_forward(module, query, in_e4m3(key), in_e4m3(value), *rest, **options)
+
+    transformers.AttentionInterface.register("in_e4m3", attend)
+    transformers.AttentionMaskInterface.register("in_e4m3", transformers.masking_utils.eager_mask)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny, attn_implementation="in_e4m3").eval()
+    artifact = cupola.compile(tiny, out=tmp_path / "artifact", target="softgpu", quant="f32", kv_dtype="fp8")
+    assert artifact.manifest.kv.dtype == "float8_e4m3fn"
+    assert {pool.dtype for group in artifact.manifest.kv.groups for pool in group.pools} == {"uint8"}
+    llm = cupola.LLM(artifact, max_num_seqs=1)
+    for prompt in prompts:
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt])).logits[0].numpy()
+        off = np.abs(llm.logits(prompt) - expected) / np.abs(expected).max()
+        assert np.median(off) < 1e-4 and off.max() < 2e-2  # a key that stands between two steps may go to either
+
+
+def test_fp8_is_refused_by_name_where_there_are_no_kernels(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(cupola.UnsupportedError, match="target cpu:.*: can't store K and V as float8_e4m3fn"):
+        cupola.compile(tiny, out=tmp_path / "artifact", target="cpu", kv_dtype="fp8")
 
 
 SAMPLED = (

@@ -45,7 +45,7 @@ def test_logits_match_transformers_and_decoding_gives_what_a_prompt_gives(family
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize(("quant", "kv_dtype"), [("f16", "f16"), ("bf16", "bf16"), ("w8a16", "int8"), ("w4a16", "f16")])
+@pytest.mark.parametrize(("quant", "kv_dtype"), [("f16", "f16"), ("bf16", "bf16"), ("w8a16", "int8"), ("w4a16", "f16"), ("f8a16", "f16")])
 def test_formats_give_what_they_give_on_the_cpu(quant: str, kv_dtype: str, tiny: Path, tmp_path: Path) -> None:
     logits = []
     for target in ("softmetal", "cpu:avx2"):

@@ -25,6 +25,7 @@ KERNELS = [
     (AttentionKernel("int8", softcap=4.0), SIZES),
     (AttentionKernel("int8", joined=True, window=300), replace(SIZES, head_dim=64, heads=12)),
     (AttentionKernel("f16", window=20, slopes=True, sinks=True), SIZES),
+    (AttentionKernel("fp8", joined=True), SIZES),
 ]
 ROWS = ("q", "k", "v", "qkv", "cos", "sin", "slots")
 
