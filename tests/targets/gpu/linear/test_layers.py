@@ -15,6 +15,7 @@ WIDE = Sizes(hidden=576, ffn=40, heads=4, kv_heads=2, head_dim=16, vocabulary=70
 LAYERS = [
     LinearKernel("f32", norm=True), LinearKernel("f16", norm=True), LinearKernel("bf16", residual=True), LinearKernel("w8", norm=True),
     LinearKernel("w4", bias=True), LinearKernel("w4g64m", gated=True),
+    LinearKernel("w8g64-e4m3", norm=True),
 ]  # fmt: skip
 
 
