@@ -77,7 +77,7 @@ class StoredArguments:
 
 
 def table_entry(table: str, code: Value) -> Value:
-    """What a code, an int32, stands for in a table, as float32."""
+    """The entry of a code, an int32, in a table, as float32."""
     if table == "e4m3":
         return e4m3_to_f32(code, 1)
     value = T.float32(0)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, local, name, typed
-from cupola.targets.emit import int_splat
+from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, local, name
+from cupola.targets.emit import int_splat, typed
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.formats.tables import TABLES
 
@@ -47,7 +47,7 @@ class CodeTable:
         return CodeTable(simd, form.bits, 1.0, values, memory)
 
     def numbers(self, words: Value, at: int) -> Value:
-        """What the codes stand for that begin at bit `at` of a vector of int32."""
+        """The entries of the codes that begin at bit `at` of a vector of int32."""
         lanes = self.simd.lanes
         if not self.values:
             return self._e4m3(words << int_splat(24 - at, lanes) if at < 24 else words)
