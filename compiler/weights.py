@@ -204,7 +204,9 @@ class _Transform:
         return (Encoding(each.name, each.stored_as, kept, storage.name, width, padded) for each in self._sources_of(weight))
 
     def _may_keep(self, source: LazyTensor | None, storage: Storage) -> bool:
-        return source is not None and source.format is not None and storage.format is not None and source.format.fits(storage.format)
+        if source is None or source.format is None or storage.format is None:
+            return False
+        return source.format.fits(storage.format) or source.format.flat == storage.format
 
     def _compute(self, result: relax.Expr) -> Array:
         # The parts of an encoded weight are results that follow each other: it is encoded once, and then forgotten.
@@ -279,7 +281,8 @@ class _Transform:
         source = self._source(weight)
         if source is None or source.blocks is None or storage.format is None or not self._may_keep(source, storage):
             return None
-        return source.blocks().in_format(storage.format)
+        blocks = source.blocks()
+        return blocks.flat() if blocks.format.super_size and blocks.format.flat == storage.format else blocks.in_format(storage.format)
 
 
 def _numpy_dtype(name: str) -> Any:

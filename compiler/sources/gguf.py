@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +78,8 @@ def _values(header: GGUFHeader, info: TensorInfo) -> Array:
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
+    if info.type_name == "Q1_0":  # which the library does not know
+        return BLOCKS[info.type_name](raw, math.prod(info.shape[:-1])).values().reshape(info.shape)
     # A damaged scale may be NaN; what that does to a weight is not for numpy to warn about here.
     with np.errstate(invalid="ignore", over="ignore"):
         values: Array = dequantize(raw.reshape(*info.shape[:-1], -1), GGMLQuantizationType[info.type_name])
@@ -87,7 +90,7 @@ def _lazy(header: GGUFHeader, info: TensorInfo, name: str, heads: Mapping[str, i
     from gguf import quants
 
     # gguf.quants has one class for each type that it can dequantize, named as the type is.
-    if info.type_name not in _FLOATS and not hasattr(quants, info.type_name):
+    if info.type_name not in _FLOATS and info.type_name not in BLOCKS and not hasattr(quants, info.type_name):
         raise UnsupportedError(
             f"has the type {info.type_name}, which cannot be dequantized",
             file=header.path,

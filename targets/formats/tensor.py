@@ -24,6 +24,8 @@ class QuantizedTensor:
         codes: [N, K], one a byte, of the format's `code_dtype`.
         scales: [N, groups].
         mins: [N, groups], if the format has them.
+        super_scales: [N, super-blocks], if the format has those: scales and mins are then codes, one a byte.
+        super_mins: the same of mins.
 
     Raises:
         UnsupportedError: a code stands for NaN.
@@ -33,25 +35,38 @@ class QuantizedTensor:
     codes: Array
     scales: Array
     mins: Array | None = None
+    super_scales: Array | None = None
+    super_mins: Array | None = None
+
+    @staticmethod
+    def of(format: WeightFormat, codes: Array, *factors: Array) -> QuantizedTensor:
+        """The weight whose tensors come in the order of `WeightFormat.factors`."""
+        names = [name for name, _, _ in format.factors]
+        return QuantizedTensor(format, codes, **dict(zip(names, factors, strict=True)))
 
     def __post_init__(self) -> None:
         num_rows, width = self.codes.shape
-        assert str(self.codes.dtype) == self.format.code_dtype and width % self.format.group_size == 0
-        assert (self.mins is not None) == self.format.has_mins
-        for factors in self.tensors[1:]:
-            assert factors.shape == (num_rows, width // self.format.group_size) and str(factors.dtype) == self.format.scale_dtype
+        assert str(self.codes.dtype) == self.format.code_dtype and width % self.format.block_size == 0
+        wanted = {name: ((num_rows, width // size), dtype) for name, size, dtype in self.format.factors}
+        assert {name: (factors.shape, str(factors.dtype)) for name, factors in self.factors.items()} == wanted
         not_numbers = [code for code, value in enumerate(TABLES.get(self.format.table, ())) if value != value]
         if not_numbers and np.isin(self.codes, not_numbers).any():
             raise UnsupportedError(f"a weight of {self.format.table} has NaN in it", field="weights", fix="check the file it comes from")
 
     @property
+    def factors(self) -> dict[str, Array]:
+        """What stands beside the codes, by name, in the order of `WeightFormat.factors`."""
+        named = {"scales": self.scales, "mins": self.mins, "super_scales": self.super_scales, "super_mins": self.super_mins}
+        return {name: factors for name, factors in named.items() if factors is not None}
+
+    @property
     def tensors(self) -> tuple[Array, ...]:
-        """Codes and scales, and mins if there are any."""
-        return (self.codes, self.scales) if self.mins is None else (self.codes, self.scales, self.mins)
+        """Codes, then `factors`."""
+        return (self.codes, *self.factors.values())
 
     def in_order(self, rows: Array | None) -> QuantizedTensor:
         """The rows that are asked for; None is all of them."""
-        return self if rows is None else QuantizedTensor(self.format, *(tensor[rows] for tensor in self.tensors))
+        return self if rows is None else QuantizedTensor.of(self.format, *(tensor[rows] for tensor in self.tensors))
 
     def in_format(self, format: WeightFormat) -> QuantizedTensor | None:
         """Exactly the same values in another format; None if that cannot hold them (`WeightFormat.fits`), or its type the mins."""
@@ -66,11 +81,28 @@ class QuantizedTensor:
             stored = mins.astype(self.scales.dtype)
         return QuantizedTensor(format, self.codes, self.scales, stored) if np.array_equal(stored.astype(np.float32), mins) else None
 
+    def flat(self) -> QuantizedTensor:
+        """The same codes without super-blocks: the products that scales and mins are, rounded to their type."""
+        scaled = [(self.scales, self.super_scales), *([] if self.mins is None else [(self.mins, self.super_mins)])]
+        with np.errstate(over="ignore"):
+            factors = [self._scaled(*each).astype(self.format.scale_dtype) for each in scaled]
+        return QuantizedTensor.of(self.format.flat, self.codes, *factors)
+
     def values(self) -> Array:
         """The values that the codes stand for: f32 [N, K]."""
         shape = (*self.scales.shape, self.format.group_size)
         table = self.format.table
         codes = np.array(TABLES[table], np.float32)[self.codes] if table else self.codes
-        values = self.scales.astype(np.float32)[..., None] * (codes.reshape(shape).astype(np.float32) - np.float32(self.format.zero))
-        values += 0 if self.mins is None else self.mins.astype(np.float32)[..., None]
+        # A damaged scale may be infinite or NaN; what that does to a weight is not for numpy to warn about here.
+        with np.errstate(invalid="ignore", over="ignore"):
+            scales = self._scaled(self.scales, self.super_scales)[..., None]
+            values = scales * (codes.reshape(shape).astype(np.float32) - np.float32(self.format.zero))
+            values += 0 if self.mins is None else self._scaled(self.mins, self.super_mins)[..., None]
         return values.reshape(self.codes.shape)
+
+    def _scaled(self, factors: Array, super_factors: Array | None) -> Array:
+        """Scales or mins as float32 [N, groups]."""
+        numbers: Array = factors.astype(np.float32)
+        if super_factors is not None:
+            numbers *= np.repeat(super_factors.astype(np.float32), self.format.super_size // self.format.group_size, axis=1)
+        return numbers

@@ -11,32 +11,55 @@ from gguf import GGMLQuantizationType
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from cupola.compiler.sources import Source, open_source
-from cupola.compiler.sources.gguf_blocks import BLOCKS
+from cupola.compiler.sources.gguf_blocks import BLOCKS, FORMATS
 from cupola.compiler.sources.gguf_header import GGUFHeader, read_header
+from cupola.compiler.sources.gguf_lattices import LATTICES
+from cupola.runtime.errors import UnsupportedError
 
 
-@pytest.mark.parametrize("name", sorted(set(BLOCKS) - {"Q4_K"}))
+def any_bytes(name: str, num_rows: int = 5, num_blocks: int = 3) -> np.ndarray:
+    """Blocks of any bytes: scales that are no numbers or infinite are among them."""
+    size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[name]][1]
+    data = np.random.default_rng(0).integers(0, 256, (num_rows, num_blocks, size)).astype("uint8")
+    if name == "MXFP4":
+        data[..., 0] %= 255  # the last is NaN
+        data[0, 0, 0] = 0
+    return data
+
+
+@pytest.mark.parametrize("name", sorted(set(BLOCKS) - {"Q1_0"}))
 def test_every_type_is_read_bit_for_bit(name: str) -> None:
-    kind = GGMLQuantizationType[name]
-    random = np.random.default_rng(0)
-    # Any bytes but for the scales, which must be numbers.
-    size = gguf.GGML_QUANT_SIZES[kind][1]
-    data = random.integers(0, 256, (5, 3, size)).astype("uint8")
-    data[:, :, :4] = random.normal(size=(5, 3, 2)).astype("float16").view("uint8")
+    data, (num_values, _) = any_bytes(name), gguf.GGML_QUANT_SIZES[GGMLQuantizationType[name]]
     blocks = BLOCKS[name](data.reshape(-1), 5)
-    assert blocks.codes.shape == (5, 96) and blocks.scales.shape == (5, 3)
-    np.testing.assert_array_equal(blocks.values(), gguf.dequantize(data.reshape(5, -1), kind))
+    assert blocks.format == FORMATS[name] and blocks.codes.shape == (5, 3 * num_values)
+    with np.errstate(all="ignore"):
+        expected = gguf.dequantize(data.reshape(5, -1), GGMLQuantizationType[name])
+    np.testing.assert_array_equal(blocks.values(), expected)
 
 
-def test_codes_of_q4_k_are_kept_and_scales_rounded_to_float16() -> None:
-    kind, random = GGMLQuantizationType.Q4_K, np.random.default_rng(0)
-    data = random.integers(0, 256, (5, 3, 144)).astype("uint8")
-    data[:, :, :4] = random.uniform(1e-4, 1e-2, (5, 3, 2)).astype("float16").view("uint8")
-    blocks = BLOCKS["Q4_K"](data.reshape(-1), 5)
-    assert blocks.codes.shape == (5, 768) and blocks.scales.shape == blocks.mins.shape == (5, 24)
-    scale, lowest = (np.repeat(abs(tensor.astype("float64")), 32, axis=1) for tensor in (blocks.scales, blocks.mins))
-    off = abs(blocks.values() - gguf.dequantize(data.reshape(5, -1), kind))
-    assert (off <= 2.0**-11 * (15 * scale + lowest) + 1e-6).all()
+def test_bits_are_a_scale_or_its_negative() -> None:
+    """ggml's `dequantize_row_q1_0`, for which gguf-py has no counterpart."""
+    data = any_bytes("Q1_0")
+    scale = np.ascontiguousarray(data[..., :2]).view("float16").astype("float32")
+    bits = data[..., 2:, None] >> np.arange(8) & 1
+    expected = np.where(bits.reshape(5, 3, 128), scale, -scale).reshape(5, -1)
+    np.testing.assert_array_equal(BLOCKS["Q1_0"](data.reshape(-1), 5).values(), expected)
+
+
+def test_a_scale_of_mxfp4_that_is_nan_is_refused() -> None:
+    data = any_bytes("MXFP4")
+    data[3, 1, 0] = 255
+    with pytest.raises(UnsupportedError, match="MXFP4 has NaN"):
+        BLOCKS["MXFP4"](data.reshape(-1), 5)
+
+
+WIDER = {"MXFP4", "TQ1_0", "Q1_0", *LATTICES}  # scales in 16 bits, codes in 2, and no places in lattices
+
+
+@pytest.mark.parametrize("name", sorted(set(BLOCKS) - WIDER))
+def test_formats_take_up_what_the_file_does(name: str) -> None:
+    num_values, num_bytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    assert FORMATS[name].bits_per_value == 8 * num_bytes / num_values
 
 
 ROWS = 1000  # that are compared; all of q's, k's and down's
@@ -71,8 +94,7 @@ def test_a_real_file_keeps_its_blocks_in_the_order_of_the_checkpoint(theirs: str
     np.testing.assert_array_equal(tensor.blocks().in_order(np.arange(len(values))).values(), values)
 
 
-@pytest.mark.parametrize("kind", [GGMLQuantizationType.F16, GGMLQuantizationType.Q5_1])
-def test_other_types_have_no_blocks(kind: GGMLQuantizationType, write_gguf, tmp_path: Path) -> None:
-    source = open_source(write_gguf(tmp_path / "model.gguf", kind=kind))
-    assert {tensor.stored_as for tensor in source.tensors.values() if len(tensor.shape) > 1} == {kind.name}
+def test_other_types_have_no_blocks(write_gguf, tmp_path: Path) -> None:
+    source = open_source(write_gguf(tmp_path / "model.gguf", kind=GGMLQuantizationType.F16))
+    assert {tensor.stored_as for tensor in source.tensors.values() if len(tensor.shape) > 1} == {"F16"}
     assert not any(tensor.blocks for tensor in source.tensors.values())

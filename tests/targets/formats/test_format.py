@@ -16,6 +16,8 @@ FORMATS = {
     "w8g128-e4m3-f32": WeightFormat(8, 128, "float32", table="e4m3"),
     "w4g32-e2m1-bf16": WeightFormat(4, 32, "bfloat16", table="e2m1"),
     "w4g64-nf4": WeightFormat(4, 64, table="nf4"),
+    "w4g32m-s6x256": WeightFormat(4, 32, zero_point="mins", super_size=256, scale_bits=6),
+    "w3g16-iq2-s6x256-f32": WeightFormat(3, 16, "float32", table="iq2", super_size=256, scale_bits=6),
 }
 
 
@@ -27,9 +29,25 @@ def test_a_name_says_all(name: str) -> None:
 def test_what_codes_stand_for() -> None:
     assert [(form.code_dtype, form.zero) for form in FORMATS.values()] == [
         ("uint8", 8), ("uint8", 0), ("int8", 0), ("uint8", 0), ("uint8", 4), ("uint8", 0), ("uint8", 0), ("uint8", 0),
+        ("uint8", 0), ("uint8", 0),
     ]  # fmt: skip
-    assert [form.bits_per_value for form in FORMATS.values()] == [4.5, 4.25, 8.25, 8.5, 5.0, 8.25, 4.5, 4.25]
+    assert [form.bits_per_value for form in FORMATS.values()] == [4.5, 4.25, 8.25, 8.5, 5.0, 8.25, 4.5, 4.25, 4.5, 3.5]
     assert FORMATS["w4g128m"].num_groups(576) == 5
+
+
+def test_super_blocks_are_whole_and_have_scale_codes() -> None:
+    form = FORMATS["w4g32m-s6x256"]
+    assert (form.block_size, form.padded(576), form.num_groups(576)) == (256, 768, 24)
+    assert form.factors == (
+        ("scales", 32, "uint8"), ("mins", 32, "uint8"), ("super_scales", 256, "float16"), ("super_mins", 256, "float16"),
+    )  # fmt: skip
+    assert WeightFormat.parse("w6g16-s8x256").factors == (("scales", 16, "int8"), ("super_scales", 256, "float16"))
+
+
+@pytest.mark.parametrize("name", ["w4g32-s6x100", "w4g32-s5x256", "w4g32-s6x0", "w4g32-s0x256", "w4g32-s6x", "w4g32-f16-s6x256"])
+def test_super_blocks_that_make_no_sense_are_refused(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="weight format"):
+        WeightFormat.parse(name)
 
 
 @pytest.mark.parametrize("name", ["w8g32-nf4", "w4g32-e4m3", "w4g32m-nf4", "w4g32-nf5"])

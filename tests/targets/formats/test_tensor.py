@@ -7,6 +7,7 @@ import pytest
 
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.formats.format import WeightFormat
+from cupola.targets.formats.tables import TABLES
 from cupola.targets.formats.tensor import QuantizedTensor
 
 W4, W4_MINS, W8 = WeightFormat(4, 32), WeightFormat(4, 32, zero_point="mins"), WeightFormat(8, 32)
@@ -59,6 +60,41 @@ def test_codes_may_stand_for_entries_of_a_table() -> None:
 def test_codes_that_stand_for_nan_are_refused(code: int) -> None:
     with pytest.raises(UnsupportedError, match="e4m3 has NaN"):
         QuantizedTensor(WeightFormat(8, 2, table="e4m3"), np.array([[0x7E, code]], "uint8"), np.array([[1]], "float16"))
+
+
+def in_super_blocks(name: str, num_rows: int = 3) -> QuantizedTensor:
+    form, random = WeightFormat.parse(name), np.random.default_rng(0)
+    codes = random.integers(0, 1 << form.bits, (num_rows, 512)).astype("uint8")
+    low, high = (0, 1 << form.scale_bits) if form.has_mins else (-(1 << form.scale_bits - 1), 1 << form.scale_bits - 1)
+    factors = [
+        random.normal(size=(num_rows, 512 // size)).astype(dtype) if "float" in dtype
+        else random.integers(low, high, (num_rows, 512 // size)).astype(dtype)
+        for _, size, dtype in form.factors
+    ]  # fmt: skip
+    return QuantizedTensor.of(form, codes, *factors)
+
+
+@pytest.mark.parametrize("name", ["w4g32m-s6x256", "w2g16m-s4x256", "w6g16-s8x256", "w4g32-iq4nl-s6x256"])
+def test_scales_of_super_blocks_are_products(name: str) -> None:
+    tensor = in_super_blocks(name)
+    assert tensor.super_scales is not None
+    codes = np.array(TABLES["iq4nl"])[tensor.codes] if tensor.format.table else tensor.codes.astype("float64") - tensor.format.zero
+    scales, mins = (
+        0.0 if codes is None else np.repeat(codes.astype("float64"), tensor.format.group_size, axis=1) * np.repeat(each, 256, axis=1)
+        for codes, each in ((tensor.scales, tensor.super_scales), (tensor.mins, tensor.super_mins))
+    )
+    np.testing.assert_array_equal(tensor.values(), (scales * codes + mins).astype("float32"))
+    np.testing.assert_array_equal(tensor.in_order(np.array([2, 0])).values(), tensor.values()[[2, 0]])
+    flat = tensor.flat()
+    assert flat.format == WeightFormat.parse(name.partition("-s")[0])
+    off = abs(flat.values() - tensor.values())
+    assert (off <= 2.0**-11 * (abs(scales * codes) + abs(mins)) + 1e-6).all()
+
+
+def test_super_blocks_fit_nothing_else() -> None:
+    tensor = in_super_blocks("w6g16-s8x256")
+    assert tensor.in_format(tensor.format) is tensor
+    assert not any(tensor.format.fits(WeightFormat.parse(name)) for name in ("w6g16", "w8g16", "w6g16m", "w8g16-s8x256"))
 
 
 def test_parts_must_be_of_the_format() -> None:
