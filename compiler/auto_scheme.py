@@ -1,4 +1,7 @@
-"""`quant="auto"`: the scheme that serves a source best on a target, and why."""
+"""`quant="auto"`: the scheme that serves a source best on a target, and why.
+
+The blocks of a GGUF file are kept if the target has kernels for them.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,9 @@ def choose_scheme(quant: str, source: Source, target: Target) -> tuple[str, tupl
     """The name of the scheme that `quant` asks for, and notes: why it was chosen, if it was."""
     if quant != "auto":
         return quant, ()
+    if target.abilities.keeps_blocks and any(tensor.format is not None for tensor in source.tensors.values()):
+        name = "keep-a8" if target.abilities.multiplies_int8 else "keep-a16"
+        return name, (f"quant auto is {name} here: the file's weights are quantized, and {target.spec.name} multiplies them as they are",)
     counts: Counter[str] = Counter()
     for tensor in source.tensors.values():
         counts[tensor.stored_as] += math.prod(tensor.shape) if len(tensor.shape) > 1 else 0

@@ -41,7 +41,8 @@ def compile(
         target: what to compile for, as `cupola targets` lists; several, with commas between them, get a library each over the same weights.
         quant: how weights are stored and multiplied: f32, bf16, f16; w8a8 or w4a8, weights of 8 or 4 bits and activations
             quantized to 8; w8a16 or w4a16, activations as they are; w4a16-g64 and the like in larger groups
-            than 32; f8a16, weights in FP8 (E4M3); auto, what suits the source and the target.
+            than 32; f8a16, weights in FP8 (E4M3); keep-a8 or keep-a16, every weight in the format that its file has, as GGUF files do;
+            auto, what suits the source and the target: of GGUF files one of those two.
         embedding: how the embedding and the vocabulary projection are stored: f32, bf16, f16, w8, w4; auto, as the source has
             them if `quant` holds that, else as `quant` has it, but never quantized to less than 8 bits.
         out: the artifact's folder; by default `<name>-<target>-<quant>` in the current one.

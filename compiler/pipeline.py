@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -59,6 +60,7 @@ def pipeline(
         formats: what weights are stored as in their file, in ggml's terms, by parameter.
         extra: passes that see the recognized operations, norms among them, on weights in float32.
     """
+    kind_of = partial(_kind_of, scheme, formats or {})
     return [
         # recognize what models spell out
         fuse_rms_norm(),
@@ -71,9 +73,9 @@ def pipeline(
         pick_rows_early(),
         # make few and large operations of many small ones
         fuse_linear(),
-        fuse_gated_linear(),
+        fuse_gated_linear(kind_of),
         fuse_epilogue(),
-        join_projections(),
+        join_projections(kind_of),
         # say how it is stored
         page_attention(kv),
         simplify(),
@@ -88,6 +90,11 @@ def pipeline(
         *([sample_tokens()] if all(map(target.implements, (Sample, Argmax, BlockMaxima))) else []),
         lower_ops(target),
     ]
+
+
+def _kind_of(scheme: Scheme, formats: Mapping[str, str], weight: relax.Expr) -> str:
+    """A name that weights share which may be joined."""
+    return scheme.kind_of(formats.get(weight.name, "") if isinstance(weight, relax.Var) else "")
 
 
 def kernel_passes(target: Target) -> list[Pass]:

@@ -58,6 +58,9 @@ def check_scheme(scheme: Scheme, targets: Sequence[Target]) -> None:
         for dtype in sorted(stored - {"int8", "uint8", *target.abilities.float_dtypes}):
             problem = f"is {scheme.name}, and {target.spec.name} has no {dtype}"
             raise UnsupportedError(problem, field="quant", fix="take f16, w8a16 or w4a16")
+        if scheme.exact and not target.abilities.keeps_blocks:
+            problem = f"is {scheme.name}, and {target.spec.name} has no kernels for all formats of GGUF files"
+            raise UnsupportedError(problem, field="quant", fix="take w4a16 or w8a16, which quantize again what they cannot hold")
         if scheme.quantize_x and 8 not in target.abilities.activation_bits:
             problem = f"is {scheme.name}, and {target.spec.name} has no kernels for activations of 8 bits"
             raise UnsupportedError(problem, field="quant", fix=f"take {scheme.name.replace('a8', 'a16')}")

@@ -9,6 +9,10 @@ A checkpoint that stores both as one weight (Phi 3) is recognized by its two hal
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
 import tvm
 from tvm import relax
 
@@ -16,13 +20,15 @@ from cupola.passes.fuse_epilogue import ACTIVATION_OF
 from cupola.passes.rewrite import Scope, name_of, pass_of, rewrite_calls, shape_of
 from cupola.targets import ops
 
-
-def fuse_gated_linear() -> tvm.transform.Pass:
-    """The pass."""
-    return pass_of("fuse_gated_linear", lambda mod: rewrite_calls(mod, {"multiply": _rule}))
+KindOf: TypeAlias = Callable[[relax.Expr], str]  # weights of different kinds are not stored as one
 
 
-def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
+def fuse_gated_linear(kind_of: KindOf = lambda weight: "") -> tvm.transform.Pass:
+    """The pass. Two weights are joined only if they are of one kind."""
+    return pass_of("fuse_gated_linear", lambda mod: rewrite_calls(mod, {"multiply": partial(_rule, kind_of)}))
+
+
+def _rule(kind_of: KindOf, call: relax.Call, scope: Scope) -> relax.Expr | None:
     if not (scope.used_once(0) and scope.used_once(1)):
         return None
     for gate, up in (call.args, reversed(call.args)):
@@ -30,15 +36,17 @@ def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
         activation = ACTIVATION_OF.get(name_of(activated)) if isinstance(activated, relax.Call) else None
         if activation is None:
             continue
-        found = _separate(activated.args[0], up, scope) or _halves(activated.args[0], up, scope)
+        found = _separate(activated.args[0], up, kind_of, scope) or _halves(activated.args[0], up, scope)
         if found is not None:
             return ops.GatedLinear(*found, activation).emit(call.ty)
     return None
 
 
-def _separate(gate: relax.Expr, up: relax.Expr, scope: Scope) -> tuple[relax.Expr, relax.Expr, relax.Expr | None] | None:
+def _separate(gate: relax.Expr, up: relax.Expr, kind_of: KindOf, scope: Scope) -> tuple[relax.Expr, relax.Expr, relax.Expr | None] | None:
     left, right = ops.Linear.match(scope.value(gate)), ops.Linear.match(scope.value(up))
     if left is None or right is None or not (is_plain(left) and is_plain(right)) or not left.x.same_as(right.x):
+        return None
+    if kind_of(left.weight) != kind_of(right.weight):
         return None
     if shape_of(left.weight) != shape_of(right.weight) or (left.bias is None) != (right.bias is None):
         return None

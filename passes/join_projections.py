@@ -3,6 +3,8 @@
 Before:  lv = cupola.linear(x, wq);  lv1 = cupola.linear(x, wk);  lv2 = cupola.linear(x, wv)
 After:   lv = cupola.linear(x, R.concat((wq, wk, wv), axis=0))
          lv1 = lv[:, :q];  lv2 = lv[:, q : q + k];  lv3 = lv[:, q + k :]
+
+Where a scheme keeps the formats that weights come in, those are joined that share one.
 """
 
 from __future__ import annotations
@@ -12,30 +14,30 @@ from collections import defaultdict
 import tvm
 from tvm import IRModule, relax
 
-from cupola.passes.fuse_gated_linear import is_plain
+from cupola.passes.fuse_gated_linear import KindOf, is_plain
 from cupola.passes.rewrite import Scope, pass_of, rewrite_calls, shape_of
 from cupola.targets import ops
 
 
-def join_projections() -> tvm.transform.Pass:
-    """The pass."""
-    return pass_of("join_projections", _run)
+def join_projections(kind_of: KindOf = lambda weight: "") -> tvm.transform.Pass:
+    """The pass. Weights are joined with others of their kind only."""
+    return pass_of("join_projections", lambda mod: _run(mod, kind_of))
 
 
-def _run(mod: IRModule) -> IRModule:
-    groups = [group for _, func in mod.functions_items() if isinstance(func, relax.Function) for group in _groups(func)]
+def _run(mod: IRModule, kind_of: KindOf) -> IRModule:
+    groups = [group for _, func in mod.functions_items() if isinstance(func, relax.Function) for group in _groups(func, kind_of)]
     joined = _Join(groups)
     return rewrite_calls(mod, {"cupola.linear": joined.rule}) if groups else mod
 
 
-def _groups(func: relax.Function) -> list[list[ops.Linear]]:
+def _groups(func: relax.Function, kind_of: KindOf) -> list[list[ops.Linear]]:
     """Plain linear layers by input, where there are at least two, weights in the order of their use."""
-    by_input: dict[tuple[relax.Expr, bool, str], list[ops.Linear]] = defaultdict(list)
+    by_input: dict[tuple[relax.Expr, bool, str, str], list[ops.Linear]] = defaultdict(list)
     for block in func.body.blocks:
         for binding in block.bindings:
             linear = ops.Linear.match(binding.value)
             if linear is not None and is_plain(linear) and _is_weight(linear, func):
-                by_input[linear.x, linear.bias is None, linear.weight.ty.dtype].append(linear)
+                by_input[linear.x, linear.bias is None, linear.weight.ty.dtype, kind_of(linear.weight)].append(linear)
     return [group for group in by_input.values() if len(group) > 1]
 
 

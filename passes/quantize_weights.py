@@ -39,8 +39,7 @@ class _Stored:
 
     weight: relax.Expr
     format: str = ""
-    scales: relax.Expr | None = None
-    mins: relax.Expr | None = None
+    factors: Mapping[str, relax.Expr] = dataclasses.field(default_factory=dict)  # by the names of `WeightFormat.factors`
 
 
 class _Quantizer:
@@ -55,17 +54,17 @@ class _Quantizer:
         is_last = self.last is not None and scope.original.same_as(self.last)
         stored = self._store(op.weight, self.scheme.embedding if is_last else self.scheme.linear, scope)
         quantize_x = self.scheme.quantize_x if stored.format else 0
-        return dataclasses.replace(
-            op, weight=stored.weight, scales=stored.scales, mins=stored.mins, format=stored.format, quantize_x=quantize_x
-        ).emit(call.ty)
+        replaced = dataclasses.replace(op, weight=stored.weight, format=stored.format, quantize_x=quantize_x, **stored.factors)
+        return replaced.emit(call.ty)
 
     def take(self, call: relax.Call, scope: Scope) -> relax.Expr | None:
         table, tokens = call.args
         if not tokens.same_as(self.tokens) or len(shape_of(table)) != 2 or call.attrs.axis is None or int(call.attrs.axis) != 0:
             return None
         stored = self._store(table, self.scheme.embedding, scope)
-        if stored.scales is not None:
-            return ops.Embedding(stored.weight, stored.scales, stored.mins, stored.format, tokens).emit(call.ty)
+        if stored.factors:
+            factors = {"mins": None, **stored.factors}
+            return ops.Embedding(weight=stored.weight, format=stored.format, tokens=tokens, **factors).emit(call.ty)
         rows = relax.op.take(stored.weight, tokens, axis=0, mode=call.attrs.mode)
         return rows if rows.args[0].same_as(table) else relax.op.astype(scope.emit(rows), call.ty.dtype)
 
@@ -76,7 +75,8 @@ class _Quantizer:
             same = weight.ty.dtype == storage.dtype
             return _Stored(weight if same else scope.emit(relax.op.astype(weight, storage.dtype)))
         codes, *factors = _concat([_encode(part, storage, scope) for part in parts], scope)
-        return _Stored(codes, storage.format.name, *factors)
+        names = [name for name, _, _ in storage.format.factors]
+        return _Stored(codes, storage.format.name, dict(zip(names, factors, strict=True)))
 
 
 def _parts(weight: relax.Expr, scope: Scope) -> Iterator[relax.Expr]:

@@ -39,6 +39,7 @@ class Abilities:
         batch_invariant: whether a row of every result has the same bits whatever rows stand beside it.
         bf16_rows: from how many rows on a quantized layer multiplies in bfloat16, activations and weights; attention then does so too, for
             several tokens of a sequence and where K and V are no wider. 0: never.
+        keeps_blocks: whether quantized layers take every format that a GGUF file's blocks have (`targets.formats.ggml`).
         rounds_products: whether layers of activations that are not quantized round what they multiply to 16 bits, but for weights of 32:
             to bfloat16 where weights are, else to float16. Attention then does so too with several tokens of a sequence, but for pages of
             32 bits: to float16 where pages are or are E4M3, else to bfloat16.
@@ -52,6 +53,7 @@ class Abilities:
     batch_invariant: bool = True
     bf16_rows: int = 0
     rounds_products: bool = False
+    keeps_blocks: bool = True
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from cupola.runtime.artifact.tensors import ITEM_BYTES, KernelCost, KernelSpec
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.native.interface import size_names
 from cupola.targets.native.sizes import size_of
-from cupola.targets.ops import Argmax, Embedding, GatedLinear, Linear, PagedAttention
+from cupola.targets.ops import Argmax, Embedding, GatedLinear, Linear, PagedAttention, factors_of
 
 _ATTRIBUTE = "cupola.cost"
 
@@ -62,8 +62,8 @@ def _attention(op: PagedAttention, out: relax.TensorType) -> KernelCost:
 
 
 def _embedding(op: Embedding, _: relax.TensorType) -> KernelCost:
-    """Codes, which kernels may hold several in a byte, and scales and mins."""
-    bits, tensors = WeightFormat.parse(op.format).bits, [tensor for tensor in (op.scales, op.mins) if tensor is not None]
+    """Codes, which kernels may hold several in a byte, and what stands beside them."""
+    bits, tensors = WeightFormat.parse(op.format).bits, factors_of(op)
     codes = -(-int(op.weight.ty.shape[1]) * bits // 8)
     return KernelCost(gathered_bytes_per_row=codes + sum(_row_bytes(t.ty) for t in tensors), num_gathered=1 + len(tensors))
 

@@ -16,12 +16,13 @@ from cupola.compiler.sources.chat_templates import gguf_chat_templates
 from cupola.compiler.sources.config_check import check_config
 from cupola.compiler.sources.files import sha256_of, typed
 from cupola.compiler.sources.generation import generation_defaults
-from cupola.compiler.sources.gguf_blocks import BLOCKS, FORMATS
+from cupola.compiler.sources.gguf_blocks import BLOCKS
 from cupola.compiler.sources.gguf_config import architecture_of, derive_config
 from cupola.compiler.sources.gguf_header import RECONVERT, GGUFHeader, TensorInfo, read_header
 from cupola.compiler.sources.gguf_tokenizer import convert_tokenizer, stop_token_ids
 from cupola.compiler.sources.special_tokens import gguf_special_tokens
 from cupola.runtime.errors import SourceError, UnsupportedError
+from cupola.targets.formats.ggml import GGML_FORMATS
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -107,7 +108,7 @@ def _lazy(header: GGUFHeader, info: TensorInfo, name: str, heads: Mapping[str, i
     if info.type_name not in BLOCKS or len(info.shape) != 2:
         return LazyTensor(name, info.shape, dtype, load, info.type_name)
     raw = header.data[info.begin : info.begin + info.num_bytes]
-    form = FORMATS[info.type_name]
+    form = GGML_FORMATS[info.type_name]
     return LazyTensor(
         name, info.shape, dtype, load, info.type_name, form, lambda: BLOCKS[info.type_name](raw, info.shape[0]).in_order(order)
     )

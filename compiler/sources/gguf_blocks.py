@@ -13,34 +13,11 @@ import ml_dtypes
 import numpy as np
 
 from cupola.compiler.sources.base import Array
-from cupola.compiler.sources.gguf_lattices import LATTICES, read_lattice
+from cupola.compiler.sources.gguf_lattices import is_lattice, read_lattice
 from cupola.runtime.errors import UnsupportedError
-from cupola.targets.formats.format import WeightFormat
+from cupola.targets.formats.ggml import GGML_FORMATS
 from cupola.targets.formats.tensor import QuantizedTensor
 
-# By ggml type: the format that holds its blocks. Of ternary and of binary types codes take up 2 bits.
-FORMATS = {
-    name: WeightFormat.parse(form)
-    for name, form in {
-        "Q4_0": "w4g32",
-        "Q4_1": "w4g32m",
-        "Q5_0": "w5g32",
-        "Q5_1": "w5g32m",
-        "Q8_0": "w8g32",
-        "Q2_K": "w2g16m-s4x256",
-        "Q3_K": "w3g16-s6x256",
-        "Q4_K": "w4g32m-s6x256",
-        "Q5_K": "w5g32m-s6x256",
-        "Q6_K": "w6g16-s8x256",
-        "IQ4_NL": "w4g32-iq4nl",
-        "IQ4_XS": "w4g32-iq4nl-s6x256",
-        "MXFP4": "w4g32-e2m1-bf16",
-        "TQ1_0": "w2g256",
-        "TQ2_0": "w2g256",
-        "Q1_0": "w2g128",
-        **LATTICES,
-    }.items()
-}
 _NAN_E8M0 = 255
 
 
@@ -66,7 +43,7 @@ def _rows(codes: Array) -> Array:
 
 def _one_level(name: str, *sizes: int) -> Callable[[Array, int], QuantizedTensor]:
     """Scales, perhaps mins, perhaps fifth bits, and nibbles: a block's first 16 values are the low halves of its bytes."""
-    form = FORMATS[name]
+    form = GGML_FORMATS[name]
 
     def read(data: Array, num_rows: int) -> QuantizedTensor:
         *rest, nibbles = _fields(data, num_rows, *sizes)
@@ -80,7 +57,7 @@ def _one_level(name: str, *sizes: int) -> Callable[[Array, int], QuantizedTensor
 
 def _q8_0(data: Array, num_rows: int) -> QuantizedTensor:
     scales, codes = _fields(data, num_rows, 2, 32)
-    return QuantizedTensor(FORMATS["Q8_0"], _rows(codes.view(np.int8)), _f16(scales))
+    return QuantizedTensor(GGML_FORMATS["Q8_0"], _rows(codes.view(np.int8)), _f16(scales))
 
 
 def _mxfp4(data: Array, num_rows: int) -> QuantizedTensor:
@@ -90,7 +67,7 @@ def _mxfp4(data: Array, num_rows: int) -> QuantizedTensor:
     if (exponents == _NAN_E8M0).any():
         raise UnsupportedError("a weight of MXFP4 has NaN as a scale", field="weights", fix="check the file it comes from")
     bits = np.where(exponents == 0, np.uint16(0x40), exponents.astype(np.uint16) << 7)  # 2^-127 is a subnormal number
-    return QuantizedTensor(FORMATS["MXFP4"], _parts(nibbles, 16, 4), bits.view(ml_dtypes.bfloat16))
+    return QuantizedTensor(GGML_FORMATS["MXFP4"], _parts(nibbles, 16, 4), bits.view(ml_dtypes.bfloat16))
 
 
 def _tq1_0(data: Array, num_rows: int) -> QuantizedTensor:
@@ -109,36 +86,36 @@ def _tq2_0(data: Array, num_rows: int) -> QuantizedTensor:
 
 def _ternary(name: str, digits: Array, scales: Array) -> QuantizedTensor:
     """Digits less 1, from −1 to 2: with 0 at code 2 they are codes from the highest down, of negative scales."""
-    return QuantizedTensor(FORMATS[name], np.uint8(3) - _rows(digits), -_f16(scales))
+    return QuantizedTensor(GGML_FORMATS[name], np.uint8(3) - _rows(digits), -_f16(scales))
 
 
 def _q1_0(data: Array, num_rows: int) -> QuantizedTensor:
     """A bit is the scale or its negative."""
     scales, bits = _fields(data, num_rows, 2, 16)
-    return QuantizedTensor(FORMATS["Q1_0"], 1 + 2 * _rows(np.unpackbits(bits, axis=2, bitorder="little")), _f16(scales))
+    return QuantizedTensor(GGML_FORMATS["Q1_0"], 1 + 2 * _rows(np.unpackbits(bits, axis=2, bitorder="little")), _f16(scales))
 
 
 def _q2_k(data: Array, num_rows: int) -> QuantizedTensor:
     factors, codes, scale, low = _fields(data, num_rows, 16, 64, 2, 2)
-    return QuantizedTensor(FORMATS["Q2_K"], _parts(codes, 32, 2), _rows(factors & 15), _rows(factors >> 4), _f16(scale), -_f16(low))
+    return QuantizedTensor(GGML_FORMATS["Q2_K"], _parts(codes, 32, 2), _rows(factors & 15), _rows(factors >> 4), _f16(scale), -_f16(low))
 
 
 def _q3_k(data: Array, num_rows: int) -> QuantizedTensor:
     high, codes, low_scales, high_scales, scale = _fields(data, num_rows, 32, 64, 8, 4, 2)
     scales = _parts(low_scales, 8, 4) | _parts(high_scales, 4, 2) << 4
     codes = _parts(codes, 32, 2) | _parts(high, 32, 1) << 2
-    return QuantizedTensor(FORMATS["Q3_K"], codes, scales.view(np.int8) - np.int8(32), super_scales=_f16(scale))
+    return QuantizedTensor(GGML_FORMATS["Q3_K"], codes, scales.view(np.int8) - np.int8(32), super_scales=_f16(scale))
 
 
 def _q4_k(data: Array, num_rows: int) -> QuantizedTensor:
     scale, low, factors, codes = _fields(data, num_rows, 2, 2, 12, 128)
-    return QuantizedTensor(FORMATS["Q4_K"], _parts(codes, 32, 4), *_scales_and_mins(factors), _f16(scale), -_f16(low))
+    return QuantizedTensor(GGML_FORMATS["Q4_K"], _parts(codes, 32, 4), *_scales_and_mins(factors), _f16(scale), -_f16(low))
 
 
 def _q5_k(data: Array, num_rows: int) -> QuantizedTensor:
     scale, low, factors, high, codes = _fields(data, num_rows, 2, 2, 12, 32, 128)
     codes = _parts(codes, 32, 4) | _parts(high, 32, 1) << 4
-    return QuantizedTensor(FORMATS["Q5_K"], codes, *_scales_and_mins(factors), _f16(scale), -_f16(low))
+    return QuantizedTensor(GGML_FORMATS["Q5_K"], codes, *_scales_and_mins(factors), _f16(scale), -_f16(low))
 
 
 def _scales_and_mins(factors: Array) -> list[Array]:
@@ -151,18 +128,18 @@ def _scales_and_mins(factors: Array) -> list[Array]:
 def _q6_k(data: Array, num_rows: int) -> QuantizedTensor:
     low, high, scales, scale = _fields(data, num_rows, 128, 64, 16, 2)
     codes = _parts(low, 64, 4) | _parts(high, 32, 2) << 4
-    return QuantizedTensor(FORMATS["Q6_K"], codes, _rows(scales.view(np.int8)), super_scales=_f16(scale))
+    return QuantizedTensor(GGML_FORMATS["Q6_K"], codes, _rows(scales.view(np.int8)), super_scales=_f16(scale))
 
 
 def _iq4_xs(data: Array, num_rows: int) -> QuantizedTensor:
     scale, high, low, codes = _fields(data, num_rows, 2, 2, 4, 128)
     high_bits = high.view(np.uint16) >> np.arange(0, 16, 2, dtype=np.uint16) & 3
     scales = _parts(low, 1, 4) | _rows(high_bits.astype(np.uint8)) << 4
-    return QuantizedTensor(FORMATS["IQ4_XS"], _parts(codes, 16, 4), scales.view(np.int8) - np.int8(32), super_scales=_f16(scale))
+    return QuantizedTensor(GGML_FORMATS["IQ4_XS"], _parts(codes, 16, 4), scales.view(np.int8) - np.int8(32), super_scales=_f16(scale))
 
 
 def _lattice(name: str) -> Callable[[Array, int], QuantizedTensor]:
-    return lambda data, num_rows: read_lattice(name, FORMATS[name], data, num_rows)
+    return lambda data, num_rows: read_lattice(name, GGML_FORMATS[name], data, num_rows)
 
 
 # By ggml type: from a tensor's bytes and its number of rows.
@@ -183,5 +160,5 @@ BLOCKS: dict[str, Callable[[Array, int], QuantizedTensor]] = {
     "TQ1_0": _tq1_0,
     "TQ2_0": _tq2_0,
     "Q1_0": _q1_0,
-    **{name: _lattice(name) for name in LATTICES},
+    **{name: _lattice(name) for name in GGML_FORMATS if is_lattice(name)},
 }

@@ -15,18 +15,13 @@ from cupola.targets.formats.format import WeightFormat
 from cupola.targets.formats.tables import TABLES
 from cupola.targets.formats.tensor import QuantizedTensor
 
-LATTICES: Mapping[str, str] = {
-    "IQ2_XXS": "w3g32-iq2-s6x256",
-    "IQ2_XS": "w3g16-iq2-s6x256",
-    "IQ2_S": "w3g16-iq2-s6x256",
-    "IQ3_XXS": "w4g32-iq3xxs-s6x256",
-    "IQ3_S": "w4g32-iq3s-s6x256",
-    "IQ1_S": "w3g32-iq1-s6x256",
-    "IQ1_M": "w3g16-iq1-s6x256",
-}
-"""By ggml type: the name of the format that holds it."""
 _CHUNK = 1 << 12  # blocks that are in float32 at a time
 _ONE = np.array([1], np.float16).view(np.uint8)
+
+
+def is_lattice(name: str) -> bool:
+    """True of a type that this module reads."""
+    return name in _SCALES
 
 
 def read_lattice(name: str, format: WeightFormat, data: Array, num_rows: int) -> QuantizedTensor:

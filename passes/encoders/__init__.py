@@ -48,9 +48,9 @@ def encode_call(storage: Storage, weight: relax.Expr) -> relax.Call:
     """The call that encodes `weight` [N, K] for a quantized storage, whose result is a tuple."""
     form, (rows, width) = storage.format, shape_of(weight)
     assert form is not None
-    groups = form.num_groups(width)
-    out = [relax.TensorType([rows, groups * form.group_size], form.code_dtype)]
-    out += [relax.TensorType([rows, groups], form.scale_dtype)] * (2 if form.has_mins else 1)
+    padded = form.padded(width)
+    out = [relax.TensorType([rows, padded], form.code_dtype)]
+    out += [relax.TensorType([rows, padded // size], dtype) for _, size, dtype in form.factors]
     return call_weight_function(encode_weighted if storage.weighted else encode, [form.name, weight], out)
 
 

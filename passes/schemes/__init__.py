@@ -22,11 +22,11 @@ EMBEDDINGS = (*_FLOATS, *_BITS)
 def _schemes() -> dict[str, Scheme]:
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     found: list[Scheme] = [scheme for module in modules for scheme in getattr(module, "SCHEMES", ())]
-    return {scheme.name: scheme for scheme in sorted(found, key=lambda scheme: scheme.group_size)}
+    return {scheme.name: scheme for scheme in sorted(found, key=lambda scheme: (scheme.exact, scheme.group_size))}
 
 
 SCHEMES = _schemes()
-"""Floats first, then by group size."""
+"""Floats first, then by group size, last those that keep what a file has."""
 
 
 def scheme_of(name: str, embedding: str = "auto") -> Scheme:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cupola.targets.formats.format import WeightFormat
 
@@ -27,6 +27,11 @@ class Storage:
     weighted: bool = False
     holds: tuple[str, ...] = ()
     nears: tuple[str, ...] = ()
+
+    @property
+    def exactly(self) -> Storage:
+        """The same, of what it holds alone."""
+        return replace(self, nears=())
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Scheme:
         kv_dtype: how K and V are stored if nothing else is asked for, in the terms of that option.
         group_size: values that share a scale, where weights are quantized; 0: they are not.
         quantize_x: the same of activations, which become int8 where they meet quantized weights; 0: they stay as they are.
+        exact: whether no weight may be rounded, so that those which no storage holds together are not joined either.
     """
 
     name: str
@@ -67,3 +73,9 @@ class Scheme:
     kv_dtype: str
     group_size: int = 0
     quantize_x: int = 0
+    exact: bool = False
+
+    def kind_of(self, stored_as: str) -> str:
+        """A name that weights share which may be stored as one: of an exact scheme, those that come in the same format."""
+        storage = self.linear.pick([stored_as])
+        return "" if not self.exact else storage.dtype if storage.format is None else storage.format.name

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from cupola.passes.schemes.base import Choice, Scheme, Storage
 
-F32, BF16, F16 = Storage("float32", "float32"), Storage("bfloat16", "bfloat16"), Storage("float16", "float16")
+F32, BF16, F16 = (
+    Storage("float32", "float32", holds=("F32",)), Storage("bfloat16", "bfloat16", holds=("BF16",)),
+    Storage("float16", "float16", holds=("F16",)),
+)  # fmt: skip
 
 
 def _scheme(name: str, description: str, storage: Storage) -> Scheme:

@@ -6,28 +6,34 @@ bits, which 4 would spoil. Of groups of 32, ggml's blocks are kept.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cupola.passes.schemes.base import Choice, Scheme, Storage
 from cupola.targets.formats.format import WeightFormat, ZeroPoint
+from cupola.targets.formats.ggml import GGML_FORMATS
 
 DEFAULT_GROUP = 32  # of ggml's blocks too: the one that names of schemes leave out
 ACTIVATION_GROUP = 32  # activations that share a scale, whatever weights have: groups of 64 lose a fifth more, in perplexity
-# By bits and zero point: ggml's types whose blocks such a format of groups of 32 holds, and those that come near to them.
-_BLOCKS: dict[tuple[int, ZeroPoint], tuple[tuple[str, ...], tuple[str, ...]]] = {
-    (4, "none"): (("Q4_0",), ()),
-    (4, "mins"): (("Q4_0", "Q4_1"), ("Q4_K",)),
-    (8, "none"): (("Q8_0", "Q5_0", "Q4_0"), ("Q5_1", "Q5_K", "Q6_K")),
-}
+# By bits and zero point: ggml's types that are not exactly such codes in groups of 32, but not to be stored in fewer bits.
+_NEAR: dict[tuple[int, ZeroPoint], tuple[str, ...]] = {(4, "mins"): ("Q4_K",), (8, "none"): ("Q5_1", "Q5_K", "Q6_K")}
 
 
 def storage(format: WeightFormat, weighted: bool = False) -> Storage:
     """How a weight is stored in a format."""
-    mins, size = " with mins" if format.has_mins else "", format.group_size
-    groups = "" if size == DEFAULT_GROUP else f" in groups of {size}"
-    holds, nears = _BLOCKS.get((format.bits, format.zero_point), ((), ())) if not format.table else ((), ())
-    if groups:
-        holds, nears = (), holds + nears
-    codes = format.table.upper() or f"{format.bits} bits"
-    return Storage(f"{codes}{mins}{groups}", format.code_dtype, format, weighted, holds, nears)
+    of_default, default = replace(format, group_size=DEFAULT_GROUP), format.group_size == DEFAULT_GROUP
+    holds = tuple(name for name, blocks in GGML_FORMATS.items() if blocks.fits(format))
+    nears: tuple[str, ...] = ()
+    if not format.super_size and not format.table:
+        others = () if default else tuple(name for name, blocks in GGML_FORMATS.items() if blocks.fits(of_default))
+        nears = others + _NEAR.get((format.bits, format.zero_point), ())
+    return Storage(_described(format), format.code_dtype, format, weighted, holds, nears)
+
+
+def _described(format: WeightFormat) -> str:
+    size = format.group_size
+    parts = [f"{format.bits} bits", f"of {format.table}" * bool(format.table), "with mins" * format.has_mins]
+    parts += [f"in groups of {size}" * (size != DEFAULT_GROUP), f"in super-blocks of {format.super_size}" * bool(format.super_size)]
+    return " ".join(filter(None, parts))
 
 
 def embedding_choice(bits: int, group_size: int) -> Choice:

@@ -55,7 +55,7 @@ class QuantizedTensor:
 
     @property
     def factors(self) -> dict[str, Array]:
-        """What stands beside the codes, by name, in the order of `WeightFormat.factors`."""
+        """The tensors beside the codes, by name, in the order of `WeightFormat.factors`."""
         named = {"scales": self.scales, "mins": self.mins, "super_scales": self.super_scales, "super_mins": self.super_mins}
         return {name: factors for name, factors in named.items() if factors is not None}
 

@@ -53,7 +53,7 @@ class _Kernel:
 def lower_linear(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`Linear` and `GatedLinear` of a weight of known shape."""
     op = Linear.match(call) or GatedLinear.match(call)
-    stored = Stored.of(op.weight, op.scales, op.mins, op.format) if op is not None else None
+    stored = Stored.of(op.weight, op.scales, op.mins, op.format, op.super_scales, op.super_mins) if op is not None else None
     if op is None or stored is None or op.x.ty.ndim != 2 or str(op.x.ty.dtype) not in FLOATS:
         return None
     residual = op.residual if isinstance(op, Linear) else None
@@ -134,10 +134,10 @@ class _Row:
     def times(self, weight: StoredArguments, column: Value) -> Value:
         """The product with a row of the weight. Codes are summed as integers, as far as they share scales."""
         width, group, form = self.kernel.width, self.kernel.quantize_x, weight.format
-        codes, steps, scales = self.codes, self.steps, weight.scales
+        codes, steps = self.codes, self.steps
         if codes is None or steps is None:
             return total(width, lambda k: self.numbers[k] * weight.value(column, k))
-        if form is None or form.table or scales is None:
+        if form is None or form.table:
             return total(width, lambda k: steps[k // group] * T.cast(codes[k], "float32") * weight.value(column, k))
         size = math.gcd(form.group_size, group)
 
@@ -150,10 +150,10 @@ class _Row:
             def stored(k: Value) -> Value:
                 return T.cast(weight.weight[column, first + k], "int32") - T.int32(form.zero)
 
-            place = first // form.group_size
-            sums = load(scales, column, place) * T.cast(total(size, lambda k: code(k) * stored(k), "int32"), "float32")
-            if weight.mins is not None:
-                sums = sums + load(weight.mins, column, place) * T.cast(total(size, code, "int32"), "float32")
+            low, sums = weight.min(column, first), weight.scale(column, first)
+            sums = sums * T.cast(total(size, lambda k: code(k) * stored(k), "int32"), "float32")
+            if low is not None:
+                sums = sums + low * T.cast(total(size, code, "int32"), "float32")
             return sums * steps[first // group]
 
         return total(-(-width // size), part)

@@ -144,7 +144,7 @@ def lower_take(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | No
 def lower_embedding(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`Embedding` of a quantized table."""
     op = Embedding.match(call)
-    stored = Stored.of(op.weight, op.scales, op.mins, op.format) if op is not None else None
+    stored = Stored.of(op.weight, op.scales, op.mins, op.format, op.super_scales, op.super_mins) if op is not None else None
     return _rows(stored, int(call.ty.shape[1]), op.tokens, call.ty, builder) if op is not None and stored is not None else None
 
 

@@ -41,13 +41,10 @@ class StoredKernel:
         return WeightFormat.parse(self.format) if self.format else None
 
     def arguments(self) -> StoredArguments:
-        """The arguments of a kernel: `weight`, and for codes `scales` and perhaps `mins`."""
-        form, scales = self.weight_format, []
-        weight = argument("weight", self.shape, self.dtype)
-        if form is not None:
-            groups = (self.shape[0], self.shape[1] // form.group_size)
-            scales = [argument(label, groups, form.scale_dtype) for label in ("scales", "mins")[: 1 + form.has_mins]]
-        return StoredArguments(form, weight, *scales)
+        """The arguments of a kernel: `weight`, and what stands beside codes."""
+        form, (rows, columns) = self.weight_format, self.shape
+        weight, factors = argument("weight", self.shape, self.dtype), () if form is None else form.factors
+        return StoredArguments(form, weight, **{label: argument(label, (rows, columns // size), dtype) for label, size, dtype in factors})
 
 
 @dataclass(frozen=True)
@@ -58,14 +55,29 @@ class StoredArguments:
     weight: Buffer
     scales: Buffer | None = None
     mins: Buffer | None = None
+    super_scales: Buffer | None = None
+    super_mins: Buffer | None = None
 
     def value(self, row: Value, column: Value) -> Value:
         """An element as float32."""
         if self.format is None or self.scales is None:
             return load(self.weight, row, column)
-        group = column // self.format.group_size
-        product = load(self.scales, row, group) * self.code(row, column)
-        return product + load(self.mins, row, group) if self.mins is not None else product
+        low, product = self.min(row, column), self.scale(row, column) * self.code(row, column)
+        return product if low is None else product + low
+
+    def scale(self, row: Value, column: Value) -> Value:
+        """The scale of an element's group, as float32. Of codes only."""
+        assert self.scales is not None
+        return self._factor(self.scales, self.super_scales, row, column)
+
+    def min(self, row: Value, column: Value) -> Value | None:
+        """The min of an element's group, if it has one."""
+        return None if self.mins is None else self._factor(self.mins, self.super_mins, row, column)
+
+    def _factor(self, factors: Buffer, super_factors: Buffer | None, row: Value, column: Value) -> Value:
+        assert self.format is not None
+        factor = load(factors, row, column // self.format.group_size)
+        return factor if super_factors is None else load(super_factors, row, column // self.format.super_size) * factor
 
     def code(self, row: Value, column: Value) -> Value:
         """The number that a scale multiplies, as float32."""
@@ -94,10 +106,14 @@ class Stored:
     tensors: tuple[relax.Expr, ...]
 
     @staticmethod
-    def of(weight: relax.Expr, scales: relax.Expr | None = None, mins: relax.Expr | None = None, form: str = "") -> Stored | None:
+    def of(
+        weight: relax.Expr, scales: relax.Expr | None = None, mins: relax.Expr | None = None, form: str = "",
+        super_scales: relax.Expr | None = None, super_mins: relax.Expr | None = None,
+    ) -> Stored | None:  # fmt: skip
         """The matrix of an operation's fields; None if its shape is not known, or its type is none of a weight's."""
         sizes, dtype = list(weight.ty.shape), str(weight.ty.dtype)
         if len(sizes) != 2 or not all(isinstance(size, tvm.tirx.IntImm) for size in sizes) or dtype not in _DTYPES:
             return None
         rows, columns = map(int, sizes)
-        return Stored(StoredKernel((rows, columns), dtype, form), tuple(t for t in (weight, scales, mins) if t is not None))
+        given = (weight, scales, mins, super_scales, super_mins)
+        return Stored(StoredKernel((rows, columns), dtype, form), tuple(t for t in given if t is not None))

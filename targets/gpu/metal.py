@@ -45,7 +45,9 @@ inline long simd_shuffle_down(long value, ushort away) { return as_type<long>(me
 def metal_like(spec: DeviceSpec) -> Target:
     """A target with Metal's kernels; who runs them gives it `code` and `link`."""
     target = tvm.target.Target({"kind": KIND, **LIMITS}, host="llvm")
-    return Target(spec, target, Abilities(activation_bits=(16,)), kernels=RULES, optional=OPTIONAL, schedules=(schedule(target),))
+    return Target(
+        spec, target, Abilities(activation_bits=(16,), keeps_blocks=False), kernels=RULES, optional=OPTIONAL, schedules=(schedule(target),)
+    )
 
 
 def write_kernels(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: Path) -> tuple[str, tuple[Path, ...]]:

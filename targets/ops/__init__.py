@@ -7,7 +7,7 @@ G key/value heads, D key dim, E value dim. Relax's own `take`, `nn.rms_norm` and
 
 from cupola.targets.ops.attention import Attention, PagedAttention, Rotary
 from cupola.targets.ops.base import PREFIX, Op, Tensor, op_name
-from cupola.targets.ops.linear import ACTIVATIONS, Embedding, GatedLinear, Linear
+from cupola.targets.ops.linear import ACTIVATIONS, Embedding, GatedLinear, Linear, factors_of
 from cupola.targets.ops.sampling import Argmax, BlockMaxima, Sample
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "Rotary",
     "Sample",
     "Tensor",
+    "factors_of",
     "op_name",
 ]

@@ -16,7 +16,8 @@ class Linear(Op):
     """activation(x @ weight.T + bias) + residual: x [m, K], weight [N, K], bias [N], residual [m, N] -> [m, N], f32 or bf16.
 
     A quantized weight comes as codes, one a byte, in groups along K, each with a scale and perhaps a min; `format` says what they stand
-    for, and rows are padded with zeros to whole groups. With a `norm`, x is RMS-normalized by it first (arXiv:1910.07467).
+    for, and rows are padded with zeros to whole groups. Where it has super-blocks, scales and mins are codes too. With a `norm`, x is
+    RMS-normalized by it first (arXiv:1910.07467).
     """
 
     name: ClassVar[str] = "linear"
@@ -32,6 +33,8 @@ class Linear(Op):
     epsilon: float = 0.0  # of the norm
     quantize_x: int = 0  # x is quantized to int8 in groups of so many, in steps of amax / 127, and products are summed as integers; 0: not
     in_place: int = 0  # 1: nobody reads the residual afterwards, whose memory may become the result's
+    super_scales: Tensor | None = None  # [N, super-blocks]
+    super_mins: Tensor | None = None  # [N, super-blocks]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class GatedLinear(Op):
     norm: Tensor | None = None
     epsilon: float = 0.0
     quantize_x: int = 0
+    super_scales: Tensor | None = None
+    super_mins: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,3 +69,10 @@ class Embedding(Op):
     mins: Tensor | None
     format: str
     tokens: Tensor
+    super_scales: Tensor | None = None
+    super_mins: Tensor | None = None
+
+
+def factors_of(op: Linear | GatedLinear | Embedding) -> tuple[Tensor, ...]:
+    """The tensors beside the codes of an operation's weight, in the order of `WeightFormat.factors`."""
+    return tuple(tensor for tensor in (op.scales, op.mins, op.super_scales, op.super_mins) if tensor is not None)

@@ -16,41 +16,13 @@ from tvm import relax
 
 from cupola.runtime.artifact.inputs import DRAW_COLUMNS, LIKELIEST, LIMIT, MAXIMA_BLOCK, ONE, TEMPERATURE, TOP_K, TOP_P
 from cupola.targets.base import Target
-from cupola.targets.formats.format import WeightFormat
-from cupola.targets.formats.tables import TABLES
 from cupola.targets.ops import Argmax, BlockMaxima, Embedding, GatedLinear, Linear, Op, Rotary, Sample
 from cupola.targets.testing import references
 from cupola.targets.testing.attention import KV_DTYPES, AttentionKernel
 from cupola.targets.testing.case import DTYPES, Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
+from cupola.targets.testing.weights import GROUP, Weight
 
 EPSILON = 1e-5  # of norms
-GROUP = 32  # of quantized numbers, where nothing else is said
-
-
-@dataclass(frozen=True)
-class Weight:
-    """How a matrix is stored: the type of its values, or the format of its codes."""
-
-    dtype: str
-    format: WeightFormat | None = None
-
-    @staticmethod
-    def of(name: str) -> Weight:
-        """A key of DTYPES, or a weight format's name; groups of 32 need no word in those: w4, w4m, w8."""
-        if name in DTYPES:
-            return Weight(DTYPES[name])
-        form = WeightFormat.parse(name if "g" in name else f"{name[:2]}g{GROUP}{name[2:]}")
-        return Weight(form.code_dtype, form)
-
-    def inputs(self, rows: int, depth: int) -> list[Input]:
-        """The tensors of a matrix [rows, depth]."""
-        if self.format is None:
-            return [Input("weight", (rows, depth), self.dtype)]
-        groups, codes = self.format.num_groups(depth), (-128, 128) if self.dtype == "int8" else (0, 1 << self.format.bits)
-        shape = (rows, groups * self.format.group_size)
-        without = tuple(code for code, value in enumerate(TABLES.get(self.format.table, ())) if value != value)
-        result = [Input("weight", shape, self.dtype, codes, without), Input("scales", (rows, groups), self.format.scale_dtype)]
-        return result + [Input("mins", (rows, groups), self.format.scale_dtype)] * self.format.has_mins
 
 
 WEIGHTS = (*DTYPES, "w4", "w4m", "w8")
@@ -102,9 +74,11 @@ class LinearKernel:
         form = Weight.of(self.weight).format
         stored = (t.get("scales"), t.get("mins"), form.name if form else "")
         quantized = (*stored, t.get("norm"), EPSILON if self.norm else 0.0, self.quantize_x)
+        supers = (t.get("super_scales"), t.get("super_mins"))
         if self.gated:
-            return GatedLinear(t["x"], t["weight"], t.get("bias"), self.activation, *quantized).emit(out)
-        return Linear(t["x"], t["weight"], t.get("bias"), t.get("residual"), self.activation, *quantized, int(self.in_place)).emit(out)
+            return GatedLinear(t["x"], t["weight"], t.get("bias"), self.activation, *quantized, *supers).emit(out)
+        last = (int(self.in_place), *supers)
+        return Linear(t["x"], t["weight"], t.get("bias"), t.get("residual"), self.activation, *quantized, *last).emit(out)
 
 
 @dataclass(frozen=True)
@@ -122,7 +96,8 @@ class EmbeddingKernel:
             if weight.format is None:
                 return relax.op.take(t["weight"], t["tokens"], axis=0)
             out = relax.TensorType((t["tokens"].ty.shape[0], k), "float32")
-            return Embedding(t["weight"], t["scales"], t.get("mins"), weight.format.name, t["tokens"]).emit(out)
+            supers = (t.get("super_scales"), t.get("super_mins"))
+            return Embedding(t["weight"], t["scales"], t.get("mins"), weight.format.name, t["tokens"], *supers).emit(out)
 
         reference = partial(references.embedding, width=k, format=weight.format)
         return KernelCase(case_name("embedding", f"{v}x{k}", self.weight), inputs, emit, reference, at_random(inputs))
@@ -220,6 +195,8 @@ def sample(sizes: Sizes, target: Target) -> KernelCase:
     return KernelCase(case_name("sample", sizes.vocabulary), inputs, emit, references.sample, draw)
 
 
+K_QUANTS = ("w4g32m-s6x256", "w6g16-s8x256")  # ggml's Q4_K and Q6_K, which stand for all that have super-blocks
+
 # Each kernel for each kind of weight or page; these are in the ledger too. Groups of 64 stand for all that are more than a slice.
 KERNELS: tuple[KernelFactory, ...] = (
     *(LinearKernel(weight) for weight in DTYPES),
@@ -234,6 +211,9 @@ KERNELS: tuple[KernelFactory, ...] = (
     EmbeddingKernel("w4g64"),
     *(LinearKernel(weight) for weight in TABLE_WEIGHTS),
     *(EmbeddingKernel(weight) for weight in TABLE_WEIGHTS[:2]),
+    *(LinearKernel(weight, quantize_x=GROUP) for weight in K_QUANTS),
+    LinearKernel("w6g16-s8x256"),
+    EmbeddingKernel("w6g16-s8x256"),
     rms_norm,
     head_norm,
     layer_norm,
@@ -265,6 +245,17 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("w4g64m", residual=True, in_place=True),
     LinearKernel("w8g64-e4m3", gated=True, norm=True, activation="silu"),
     LinearKernel("w4-nf4", bias=True, residual=True, activation="gelu"),
+    LinearKernel("w5g32m-s6x256", gated=True, norm=True, activation="silu", quantize_x=GROUP),  # Q5_K
+    LinearKernel("w3g16-s6x256", bias=True, residual=True, quantize_x=GROUP),  # Q3_K
+    LinearKernel("w2g16m-s4x256", quantize_x=GROUP, dtype="bf16"),  # Q2_K
+    LinearKernel("w5g32", quantize_x=GROUP),  # Q5_0
+    LinearKernel("w4g32-iq4nl-s6x256", gated=True, activation="silu", quantize_x=GROUP),  # IQ4_XS
+    LinearKernel("w3g16-iq2-s6x256", quantize_x=GROUP),  # IQ2_XS
+    LinearKernel("w4g32-e2m1-bf16", bias=True, quantize_x=GROUP),  # MXFP4
+    LinearKernel("w4g32m-s6x256", residual=True, in_place=True),
+    LinearKernel("w4g32-iq4nl-s6x256", gated=True, norm=True, activation="silu"),
+    EmbeddingKernel("w3g16-s6x256"),
+    EmbeddingKernel("w2g16m-s4x256"),
     EmbeddingKernel("w8g96"),
     EmbeddingKernel("w4g64m"),
     AttentionKernel("f16"),
@@ -284,7 +275,11 @@ def is_implemented(kernel: KernelFactory, target: Target) -> bool:
     """True if the target has a kernel for the factory's cases."""
     if getattr(kernel, "quantize_x", 0) and 8 not in target.abilities.activation_bits:
         return False
-    floats = {DTYPES[name] for name in (getattr(kernel, "weight", ""), getattr(kernel, "dtype", "")) if name in DTYPES}
+    weight = getattr(kernel, "weight", "f32")
+    form = Weight.of(weight).format
+    if form is not None and form.super_size and not target.abilities.keeps_blocks:
+        return False
+    floats = {DTYPES[name] for name in (weight, getattr(kernel, "dtype", "")) if name in DTYPES}
     kept = KV_DTYPES[getattr(kernel, "kv", "f32")]
     if not floats <= set(target.abilities.float_dtypes) or kept not in target.abilities.kv_dtypes:
         return False

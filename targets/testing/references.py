@@ -68,8 +68,9 @@ def dequantized(arrays: Arrays, format: WeightFormat | None, table_dtype: str = 
         weight = np.array(TABLES[format.table]).astype(table_dtype).astype("float64")[arrays["weight"]]
     if format is None:
         return weight, np.abs(weight)
-    spread = {name: np.repeat(arrays[name].astype("float64"), format.group_size, axis=1) for name in ("scales", "mins") if name in arrays}
-    product, mins = spread["scales"] * (weight - format.zero), spread.get("mins", 0.0)
+    spread = {name: np.repeat(arrays[name].astype("float64"), size, axis=1) for name, size, _ in format.factors}
+    product, mins = (spread.get(name, 0.0) * spread.get(f"super_{name}", 1.0) for name in ("scales", "mins"))
+    product = product * (weight - format.zero)
     return product + mins, np.abs(product) + np.abs(mins)
 
 

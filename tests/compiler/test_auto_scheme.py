@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from cupola.compiler.auto_scheme import choose_scheme
 from cupola.compiler.sources import LazyTensor, Source
+from cupola.targets.formats.ggml import GGML_FORMATS
 from cupola.targets.registry import get_target
 
 DOT, NO_DOT = get_target("cpu:avx512vnni"), get_target("cpu:generic")
 
 
-def source(*weights: tuple[str, int]) -> Source:
-    """A source of two-dimensional weights, (type, rows), and a norm."""
+def source(*weights: tuple[str, int], keeps: bool = False) -> Source:
+    """A source of two-dimensional weights, (type, rows), and a norm; `keeps`: that hands out their blocks."""
     shapes = {f"w{i}": (kind, (rows, 64)) for i, (kind, rows) in enumerate(weights)} | {"norm": ("F32", (10**6,))}
     tensors = {name: LazyTensor(name, shape, "float32", lambda: np.zeros(shape), kind) for name, (kind, shape) in shapes.items()}
+    if keeps:
+        tensors = {name: dataclasses.replace(tensor, format=GGML_FORMATS.get(tensor.stored_as)) for name, tensor in tensors.items()}
     return Source("m", "gguf", "", {}, tensors, None, None)
 
 
@@ -40,3 +45,12 @@ def test_the_bits_of_most_weights_and_the_target_decide(weights: list[tuple[str,
 
 def test_a_scheme_that_is_asked_for_is_taken() -> None:
     assert choose_scheme("f16", source(("Q4_0", 1)), DOT) == ("f16", ())
+
+
+def test_blocks_are_kept_where_there_are_kernels_for_them() -> None:
+    blocks = source(("Q6_K", 9), ("F16", 8), keeps=True)
+    for target, name in ((DOT, "keep-a8"), (NO_DOT, "keep-a16")):
+        reason = f"the file's weights are quantized, and {target.spec.name} multiplies them as they are"
+        assert choose_scheme("auto", blocks, target) == (name, (f"quant auto is {name} here: {reason}",))
+    without = dataclasses.replace(NO_DOT, abilities=dataclasses.replace(NO_DOT.abilities, keeps_blocks=False))
+    assert choose_scheme("auto", blocks, without)[0] == "bf16" and choose_scheme("w4a8", blocks, DOT) == ("w4a8", ())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cupola.compiler.sources.base import LazyTensor
-from cupola.compiler.sources.gguf_blocks import FORMATS
 from cupola.compiler.weights import encoding_notes, overflow_notes
+from cupola.targets.formats.ggml import GGML_FORMATS
 from cupola.targets.formats.tensor import QuantizedTensor
 from tests.compiler.encodings import File, packed, stored
 
@@ -34,6 +34,21 @@ def test_blocks_are_kept_bit_for_bit(case: str) -> None:
     np.testing.assert_array_equal(blocks.values(), np.concatenate([file.values[f"w{i}"] for i in range(len(kinds))]))
     assert encoding_notes(weights) == [f"of the weights, {note}, 1 is quantized from F32 to 8 bits"]
     assert not any("w" in read and "floats" in read for read in file.reads)
+
+
+@pytest.mark.parametrize("quant", ["keep-a8", "keep-a16"])
+@pytest.mark.parametrize("kind", GGML_FORMATS)
+def test_every_type_is_kept_bit_for_bit(kind: str, quant: str) -> None:
+    file = File({"a": kind, "b": kind, "c": "BF16", "e": "F16"}, (48, 512))
+    weights = packed(file, [["a", "b"], ["c"], ["e"]], quant)
+    names = [name for name, _, _ in GGML_FORMATS[kind].factors]
+    kept = [weight.compute() for weight in weights if {each.name for each in weight.encodings} == {"a", "b"}]
+    tensor = QuantizedTensor(GGML_FORMATS[kind], kept[0], **dict(zip(names, kept[1:], strict=True)))
+    np.testing.assert_array_equal(tensor.values(), np.concatenate([file.values["a"], file.values["b"]]))
+    assert encoding_notes(weights) == [f"of the weights, 2 keep their {kind} blocks"]
+    floats = {weight.spec.name: weight for weight in weights if not weight.encodings}
+    assert {name: weight.spec.dtype for name, weight in floats.items()} == {"c": "bfloat16", "e": "float16"}
+    assert all(np.array_equal(weight.compute().astype("float32"), file.values[name]) for name, weight in floats.items())
 
 
 ROUNDED = {
@@ -85,7 +100,7 @@ def test_a_weight_is_read_and_encoded_once_for_all_that_is_stored_of_it() -> Non
 def test_scales_that_leave_no_room_for_mins_are_encoded_again() -> None:
     """A Q4_0 block joined with Q4_1 needs mins of −8 times its scale."""
     file = File({"a": "Q4_0", "b": "Q4_1", "e": "F32"})
-    huge = QuantizedTensor(FORMATS["Q4_0"], np.full((48, 96), 9, "uint8"), np.full((48, 3), 9000, "float16"))
+    huge = QuantizedTensor(GGML_FORMATS["Q4_0"], np.full((48, 96), 9, "uint8"), np.full((48, 3), 9000, "float16"))
     file.tensors["a"] = LazyTensor("a", (48, 96), "float32", lambda: huge.values(), "Q4_0", huge.format, lambda: huge)
     np.testing.assert_allclose(stored(packed(file, [["a", "b"], ["e"]], "w4a8"), "a", "b").values()[:48], 9000, rtol=1e-3)
 

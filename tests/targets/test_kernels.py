@@ -26,7 +26,8 @@ TOY = "toy"  # whose kernels are the generic ones
 UNPACKED = (
     LinearKernel("w4g24"), LinearKernel("w8g20", quantize_x=16, norm=True), LinearKernel("w3g24m", gated=True, quantize_x=32),
     EmbeddingKernel("w4g24m-bf16"), LinearKernel("w8g24-e4m3-f32"), LinearKernel("w4g24-e2m1-bf16", quantize_x=32),
-    EmbeddingKernel("w4g24-nf4"),
+    EmbeddingKernel("w4g24-nf4"), EmbeddingKernel("w4g24-iq4nl"), LinearKernel("w5g24m-s6x96", quantize_x=32, gated=True, norm=True),
+    LinearKernel("w7g12-s8x48"), EmbeddingKernel("w3g24-iq2-s6x48-f32"),
 )  # fmt: skip
 FACTORIES = [
     (kernel, sizes)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.emit.simd import Buffer, Value, name
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, Codes, first_byte
+from cupola.targets.cpu.linear.packing import PANEL
+from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, SLICE, Codes, first_byte, integers_of
 
 Dot = Callable[[ISA, Codes, Value, Value, Value], Value]
 PairDot = Callable[[Value, Value, Value], Value]  # (sums in int32, pairs of int16, int32 that hold pairs of int16)
@@ -24,8 +26,8 @@ PairDot = Callable[[Value, Value, Value], Value]  # (sums in int32, pairs of int
 class Weights:
     """The weights of a slice and how to multiply them.
 
-    In a dot product a weight of 4 bits is its code, one of 8 bits its code or, where the instruction takes unsigned
-    weights, its code + 128. `zero` is what then stands for 0; `zero` · Σx is to be taken off the sum.
+    In a dot product a weight of fewer than 8 bits is its code. One of 8 bits, or an entry of a table, is that number or, where the
+    instruction takes unsigned weights, that and 128. `zero` is what then stands for 0; `zero` · Σx is to be taken off the sum.
     """
 
     isa: ISA
@@ -33,8 +35,8 @@ class Weights:
 
     @property
     def unsigned(self) -> bool:
-        """True if weights of 8 bits go in with 128 added."""
-        return self.codes.bits == 8 and self.isa.int8_dot == "vpdpbusd"
+        """True if weights with a sign go in with 128 added."""
+        return self.codes.is_signed and self.isa.int8_dot == "vpdpbusd"
 
     @property
     def zero(self) -> int:
@@ -51,11 +53,22 @@ class Weights:
         group, start = self.codes.place(at, self.codes.slice_bytes)
         if self.codes.bits == 8:
             return [self._offset(self._bytes(source, panel, group, first_byte(quad, first) + start)) for quad in range(QUADS)]
-        result = []
-        for pair in range(QUADS // 2):
-            both = name(self._bytes(source, panel, group, first_byte(pair, first) + start))
-            result += [name(part) for part in self._nibbles(both)]
-        return result
+        quads: list[Value] = [None] * QUADS
+        low = 0
+        for size in self.codes.planes:
+            for block in range(size):
+                both = name(self._bytes(source, panel, group, first_byte(block, first) + start))
+                for i in range(8 // size):
+                    quad, bits = block * (8 // size) + i, name(self._bits(both, size * i - low, ((1 << size) - 1) << low))
+                    quads[quad] = bits if quads[quad] is None else name(_words(bits, lambda words, old=quads[quad]: words | _as_words(old)))
+            start = start + PANEL * SLICE * size // 8
+            low += size
+        return [self._looked_up(quad) for quad in quads] if self.codes.format.table else quads
+
+    @staticmethod
+    def can_unpack(isa: ISA, codes: Codes) -> bool:
+        """True if the instruction set has what unpacking takes: for tables, bytes that are looked up."""
+        return not codes.format.table or (isa.architecture, isa.lanes) in _LOOKUPS
 
     def dot(self, total: Value, weights: Value, quad: Value) -> Value:
         """`total` (int32, a lane a column) plus the products of a vector of weights and an int32 that holds four activations."""
@@ -70,9 +83,24 @@ class Weights:
     def _offset(self, weights: Value) -> Value:
         return name(_words(weights, lambda words: words ^ _splat(-0x7F7F7F80, words)) if self.unsigned else weights)
 
-    def _nibbles(self, both: Value) -> tuple[Value, Value]:
-        low = _words(both, lambda words: words & _splat(0x0F0F0F0F, words))
-        return low, _words(both, lambda words: (words >> _splat(4, words)) & _splat(0x0F0F0F0F, words))
+    def _bits(self, weights: Value, down: int, mask: int) -> Value:
+        """Bytes shifted down (or up), of which only `mask` is left."""
+
+        def change(words: Value) -> Value:
+            shifted = words >> _splat(down, words) if down > 0 else words << _splat(-down, words) if down else words
+            return shifted & _splat(_in_every_byte(mask), words)
+
+        return _words(weights, change)
+
+    def _looked_up(self, codes: Value) -> Value:
+        """The integers of the table that codes stand for."""
+        found = integers_of(self.codes.format.table)
+        assert found is not None
+        added, lanes = 128 if self.unsigned else 0, self.isa.lanes
+        entries = [*found[0], *[0] * (16 - len(found[0]))]
+        words = np.array([entry + added & 255 for entry in entries], np.uint8).view(np.int32).tolist()
+        table = T.reinterpret(f"int8x{4 * lanes}", T.Shuffle([T.int32(word) for word in words * (lanes // 4)], list(range(lanes))))
+        return name(_intrinsic(f"int8x{4 * lanes}", _LOOKUPS[self.isa.architecture, lanes], table, codes))
 
 
 def dot_pairs(isa: ISA, total: Value, numbers: Value, pair: Value) -> Value:
@@ -80,6 +108,16 @@ def dot_pairs(isa: ISA, total: Value, numbers: Value, pair: Value) -> Value:
     lanes = total.ty.dtype.lanes
     kind = "vpdpwssd" if isa.int8_dot == "vpdpbusd" else isa.architecture
     return _PAIR_DOTS.get((kind, lanes), _pairs_widened)(total, numbers, pair if lanes == 1 else T.broadcast(pair, lanes))
+
+
+def _in_every_byte(mask: int) -> int:
+    """Four bytes as an int32."""
+    word = mask * 0x01010101
+    return word - (1 << 32) if word >> 31 else word
+
+
+def _as_words(value: Value) -> Value:
+    return T.reinterpret(f"int32x{value.ty.dtype.lanes // 4}", value)
 
 
 def _words(value: Value, change: Callable[[Value], Value]) -> Value:
@@ -104,9 +142,9 @@ def _vpdpbusd(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) ->
 
 def _maddubs(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> Value:
     """Pairs in 16 bits, which 2 · 128 · 127 fits; then pairs of those. Signed weights lend their sign to x."""
-    if codes.bits == 8 and isa.lanes != 8:  # wider than the instruction that copies signs
+    if codes.is_signed and isa.lanes != 8:  # wider than the instruction that copies signs
         return _widened(isa, codes, total, weights, x)
-    if codes.bits == 8:
+    if codes.is_signed:
         x = name(_intrinsic("int8x32", "llvm.x86.avx2.psign.b", x, weights))
         weights = name(_intrinsic("int8x32", "llvm.x86.avx2.psign.b", weights, weights))
     by_pairs, by_fours = _PAIRS[isa.lanes]
@@ -127,6 +165,12 @@ def _widened(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> 
     return name(total)
 
 
+# By architecture and lanes: bytes of a table of 16, looked up by bytes.
+_LOOKUPS = {
+    ("x86_64", 16): "llvm.x86.avx512.pshuf.b.512",
+    ("x86_64", 8): "llvm.x86.avx2.pshuf.b",
+    ("aarch64", 4): "llvm.aarch64.neon.tbl1.v16i8",
+}
 _PAIRS = {
     8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
     16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),

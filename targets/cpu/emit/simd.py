@@ -98,11 +98,12 @@ class Simd:
         lanes = self.lanes if lanes is None else lanes
         return name(self.widen(buffer[(*outer, lane_index(start, lanes))], str(buffer.dtype), lanes))
 
-    def load_from_bytes(self, buffer: Buffer, index: Sequence[Value | int], dtype: str) -> Value:
-        """A vector of `dtype` that lies at `index` of a buffer of uint8, as float32."""
+    def load_from_bytes(self, buffer: Buffer, index: Sequence[Value | int], dtype: str, lanes: int = 0) -> Value:
+        """A vector of `dtype`, or `lanes` of them, that lies at `index` of a buffer of uint8, as float32."""
         *outer, start = index
-        raw = buffer[(*outer, lane_index(start, self.lanes * np.dtype(dtype).itemsize))]
-        return name(self.widen(T.reinterpret(typed(dtype, self.lanes), raw), dtype, self.lanes))
+        lanes = lanes or self.lanes
+        raw = buffer[(*outer, lane_index(start, lanes * tvm.DataType(dtype).itemsize))]
+        return name(self.widen(T.reinterpret(typed(dtype, lanes), raw), dtype, lanes))
 
     def store(self, buffer: Buffer, value: Value, index: Sequence[Value | int]) -> None:
         """Writes float32 lanes from `index` on, rounded to the buffer's type (to nearest even)."""

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.emit import amx as tiles
+from cupola.targets.cpu.emit.dot import Weights as Unpacked
 from cupola.targets.cpu.emit.loops import Threads, between, in_tiles, parallel_region, shared_loop
 from cupola.targets.cpu.emit.simd import CACHE_LINE, Buffer, Simd, Value, local, name, splat
 from cupola.targets.cpu.linear.epilogue import Epilogue
+from cupola.targets.cpu.linear.factors import Factors
 from cupola.targets.cpu.linear.int8_rows import RowSource
 from cupola.targets.cpu.linear.packing import PANEL
-from cupola.targets.cpu.linear.quantized_packing import COLUMNS, HALVES, QUAD, SLICE, Codes
+from cupola.targets.cpu.linear.quantized_packing import COLUMNS, HALVES, QUAD, QUADS, SLICE, Codes
 
 ROW_BLOCK = 256  # rows of a task: their activations stay in L2 while panels stream by
 SLICE_BLOCK = 20  # slices of a panel that are dequantized at once, at most: 40 KB, which stay in L1
@@ -136,15 +138,10 @@ class TileProduct:
         the 1 adds would take bits of it: there v - 1 is multiplied.
         """
         simd, codes, lanes = self.simd, self.codes, self.simd.lanes
-        group = codes.group_of(at)
-        scale = self.factor(panel, group, half, 0)
-        lowest = self.factor(panel, group, half, 2 * PANEL) if codes.has_mins else scale * splat(-float(codes.offset), lanes)
-        factors = []  # by place of a code in its byte and by half of the lanes, whose columns come twice each
-        for mask in self.masks:
-            scaled = name(scale * splat(float((1 << 23) // (mask & -mask)), lanes))
-            doubled = [[lane // 2 + start for lane in range(lanes)] for start in (0, lanes // 2)]
-            low = lowest if codes.has_mins else name(lowest - scaled)
-            factors.append([[name(T.Shuffle([value], order)) for value in (scaled, low)] for order in doubled])
+        if not codes.is_plain:
+            self.dequantize_unpacked(panel, at, half, weights, to)
+            return
+        factors = self.doubled(panel, at, 0, half, codes.offset)
         with T.serial(codes.slice_bytes // (4 * PANEL)) as block:
             words = self.words(panel, at, block, half)
             for pair in range(QUAD // 2):
@@ -154,10 +151,39 @@ class TileProduct:
                     row = block * (PAIRS * 4 * PANEL // codes.slice_bytes) + place * (QUAD // 2) + pair
                     T.buffer_store(weights, tiles.to_bf16(*values), [to, half, row, T.ramp(0, 1, 2 * COLUMNS)])
 
+    def dequantize_unpacked(self, panel: Value, at: Value, half: Value, weights: Buffer, to: Value) -> None:
+        """The same of codes that lie in parts, that stand for a table's entries, or whose slices have several scales: quad by quad."""
+        unpacked, parts, lanes = Unpacked(self.simd.isa, self.codes), self.codes.parts, self.simd.lanes
+        for quad, numbers in enumerate(unpacked.unpack(self.weight, panel, at, name(half * COLUMNS))):
+            if quad % (QUADS // parts) == 0:
+                (factors,) = self.doubled(panel, at, quad * parts // QUADS, half, unpacked.zero)
+            words = name(T.reinterpret("int32x16", numbers))
+            for pair in range(QUAD // 2):
+                sides = [self.pair_of_bytes(words, pair, start) for start in (0, lanes // 2)]
+                values = [self.simd.fma(self.code(side, self.masks[0]), *factor) for side, factor in zip(sides, factors, strict=True)]
+                T.buffer_store(weights, tiles.to_bf16(*values), [to, half, quad * (QUAD // 2) + pair, T.ramp(0, 1, 2 * COLUMNS)])
+
+    def doubled(self, panel: Value, at: Value, part: int, half: Value, zero: int) -> list[list[list[Value]]]:
+        """The factors of codes that stand in a mantissa, and the summands: by a code's place in its byte and by half of the lanes,
+        whose columns come twice each."""
+        codes, lanes, read = self.codes, self.simd.lanes, Factors(self.simd, self.codes, self.weight)
+        column, orders = (
+            name(half * COLUMNS),
+            [[lane // 2 + start for lane in range(self.simd.lanes)] for start in (0, self.simd.lanes // 2)],
+        )
+        scale, lowest = read.scale(panel, at, part, column), read.min(panel, at, part, column)
+        lowest = scale * splat(-float(zero), lanes) if lowest is None else lowest
+        factors = []
+        for mask in self.masks:
+            scaled = name(scale * splat(float((1 << 23) // (mask & -mask)), lanes))
+            low = lowest if codes.has_mins else name(lowest - scaled)
+            factors.append([[name(T.Shuffle([value], order)) for value in (scaled, low)] for order in orders])
+        return factors
+
     @property
     def masks(self) -> tuple[int, ...]:
         """Where the codes of a byte stand in a word that has it twice, in the middle: within a float's mantissa."""
-        return (0xF << 16, 0xF << 12) if self.codes.bits == 4 else (0xFF << 8,)
+        return (0xF << 16, 0xF << 12) if self.codes.bits == 4 and self.codes.is_plain else (0xFF << 8,)
 
     def code(self, words: Value, mask: int) -> Value:
         """The codes that `mask` leaves of words, u / steps, and 1 besides where there are no mins."""
@@ -168,11 +194,6 @@ class TileProduct:
         """Of the 8 columns from `start` on two bytes each, those of a pair of inputs: words that have one four times."""
         order = [4 * (start + lane // 2) + 2 * pair + lane % 2 for lane in range(self.simd.lanes) for _ in range(4)]
         return name(T.reinterpret("int32x16", T.Shuffle([T.reinterpret("int8x64", words)], order)))
-
-    def factor(self, panel: Value, group: Value, half: Value, offset: int) -> Value:
-        """The scales, or what stands `offset` bytes after them, of half a panel."""
-        place = self.codes.code_bytes + offset + 2 * half * COLUMNS
-        return self.simd.load_from_bytes(self.weight, (panel, group, place), "float16")
 
     def words(self, panel: Value, at: Value, block: Value, half: Value) -> Value:
         """16 columns' codes of a quad or a pair of quads, none below 0."""

@@ -13,11 +13,13 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
+from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.loops import in_tiles
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.cpu.emit.tables import CodeTable
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
+from cupola.targets.cpu.linear.factors import Factors
 from cupola.targets.cpu.linear.floats import ROW_BLOCK, float_tiles, normalized
 from cupola.targets.cpu.linear.packing import PANEL, is_static
 from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, SLICE, codes_of, first_byte, pack_groups
@@ -31,7 +33,7 @@ def lower_dequantized_linear(isa: ISA, call: relax.Call, builder: relax.BlockBui
     """`Linear` and `GatedLinear` with quantized weights, whose activations stay what they are."""
     op = Linear.match(call) or GatedLinear.match(call)
     codes = None if op is None else codes_of(op)
-    if op is None or codes is None or op.quantize_x or op.x.ty.ndim != 2 or not is_static(op.weight):
+    if op is None or codes is None or not Weights.can_unpack(isa, codes) or op.quantize_x or op.x.ty.ndim != 2 or not is_static(op.weight):
         return None
     kernel, residual = quantized_shape(isa, op, codes, call.ty), residual_of(op)
     arguments = [normalized(op, isa, builder), pack_groups(op, codes, builder), *packed_bias(op, builder)]
@@ -91,15 +93,16 @@ class _Product:
     def dequantize(self, panel: Value, at: Value, row: Value, weights: Buffer) -> None:
         """A slice's weights to the rows of `weights` from `row` on, an input each."""
         simd, codes, lanes = self.simd, self.kernel.codes, self.simd.lanes
+        if not codes.is_plain:
+            self.dequantize_unpacked(panel, at, row, weights)
+            return
         group, first = codes.place(at, codes.slice_bytes)
         table = CodeTable.of(simd, codes.format)
         with T.serial(PANEL // lanes) as vector:
             column = name(vector * lanes)
 
-            def factor(offset: int) -> Value:
-                return simd.load_from_bytes(self.weight, (panel, group, codes.code_bytes + offset + 2 * column), "float16")
-
-            scale, low = factor(0), factor(2 * PANEL) if codes.has_mins else None
+            factors = Factors(simd, codes, self.weight)
+            scale, low = factors.scale(panel, at, 0, column), factors.min(panel, at, 0, column)
             scale = scale if table is None else name(scale * splat(table.factor, lanes))
             with T.serial(QUADS * codes.bits // 8) as block:
                 place = name(first_byte(0, column) + block * (PANEL * QUAD) + first)
@@ -112,6 +115,27 @@ class _Product:
                         value = value * scale
                         k = row + (block * (8 // codes.bits) + quad) * QUAD + byte
                         simd.store(weights, value if low is None else value + low, (k, column))
+
+    def dequantize_unpacked(self, panel: Value, at: Value, row: Value, weights: Buffer) -> None:
+        """The same of codes that lie in parts, that stand for a table's entries, or whose slices have several scales."""
+        simd, codes, lanes = self.simd, self.kernel.codes, self.simd.lanes
+        unpacked, factors = Weights(self.kernel.isa, codes), Factors(simd, codes, self.weight)
+        with T.serial(PANEL // lanes) as vector:
+            column = name(vector * lanes)
+            for quad, numbers in enumerate(unpacked.unpack(self.weight, panel, at, column)):
+                if quad % (QUADS // codes.parts) == 0:
+                    part = quad * codes.parts // QUADS
+                    scale, low = factors.scale(panel, at, part, column), factors.min(panel, at, part, column)
+                words = name(T.reinterpret(f"int32x{lanes}", numbers))
+                for byte in range(QUAD):
+                    number = words << T.broadcast(T.int32(24 - 8 * byte), lanes)
+                    if codes.is_signed and not unpacked.unsigned:
+                        number = number >> T.broadcast(T.int32(24), lanes)
+                    else:
+                        number = T.reinterpret(f"uint32x{lanes}", number) >> T.broadcast(T.uint32(24), lanes)
+                        number = T.reinterpret(f"int32x{lanes}", number) - T.broadcast(T.int32(unpacked.zero), lanes)
+                    value = T.cast(number, f"float32x{lanes}") * scale
+                    simd.store(weights, value if low is None else value + low, (row + quad * QUAD + byte, column))
 
     def code(self, words: Value, up: int, down: int) -> Value:
         """The bits that shifting `up` and then `down` leaves, less what stands for 0; codes of 8 bits have a sign."""

@@ -7,7 +7,8 @@ as they come from memory. With more, a task takes a panel of 32 columns and a bl
 bytes, a block of slices at a time, and walks the rows in register tiles; where the machine has tiles of its own, those of
 bfloat16 take over (`tile_product`).
 
-An output is a sum over slices in ascending order, `sum += (scale_w · Σ q_w·q_x) · scale_x`, whose inner sums are exact integers.
+An output is a sum in ascending order over slices, or over the groups of 16 that a slice may have two of, `sum += (scale_w · Σ q_w·q_x) ·
+scale_x`, whose inner sums are exact integers.
 So its bits depend neither on the path nor on the tile nor on the rows beside it, unless bfloat16 took over.
 """
 
@@ -30,6 +31,7 @@ from cupola.targets.cpu.emit.simd import CACHE_LINE, Buffer, Register, Simd, Val
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.amx import TileProduct
 from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
+from cupola.targets.cpu.linear.factors import Factors
 from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.linear.packing import PANEL, is_static
 from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, codes_of, first_byte, pack_groups
@@ -56,7 +58,9 @@ def lower_int8_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -
     """`Linear` and `GatedLinear` with quantized weights, whose activations are to be rounded."""
     op = Linear.match(call) or GatedLinear.match(call)
     codes = None if op is None else codes_of(op)
-    if op is None or codes is None or codes.format.table or op.quantize_x != SLICE or op.x.ty.ndim != 2 or not is_static(op.weight):
+    if op is None or codes is None or not Weights.can_unpack(isa, codes):
+        return None
+    if op.quantize_x != SLICE or op.x.ty.ndim != 2 or not is_static(op.weight):
         return None
     residual, shape = residual_of(op), quantized_shape(isa, op, codes, call.ty)
     x_dtype, out_dtype = str(op.x.ty.dtype), str(call.ty.dtype)
@@ -108,10 +112,11 @@ class _Product:
     @property
     def stream_slices(self) -> int:
         """Slices of a panel in memory: whole groups."""
-        return self.kernel.groups * self.kernel.codes.slices
+        return self.kernel.blocks * self.kernel.codes.slices
 
     def allocate(self, num_rows: Value | int) -> Int8Rows:
-        return Int8Rows.allocate(num_rows, self.kernel.slices, self.weights.zero, self.kernel.codes.has_mins)
+        codes = self.kernel.codes
+        return Int8Rows.allocate(num_rows, self.kernel.slices, self.weights.zero, codes.has_mins, codes.parts)
 
     def few(self) -> None:
         """One region: the rows, then panels. One row is rounded by every thread for itself: to wait for another core takes longer."""
@@ -216,11 +221,11 @@ class _Product:
         with T.serial(count) as r:
             self.epilogue.finish(panel, first + r, r, products)
 
-    def add(self, total: Register, exact: Value, low: Value | None, rows: Int8Rows, place: Value) -> None:
-        """total += exact · scale of x + low · scale · Σq of x, for a vector of columns and a place in the rows."""
+    def add(self, total: Register, exact: Value, low: Value | None, rows: Int8Rows, place: Value, part: int) -> None:
+        """total += exact · scale of x + low · scale · Σq of x, for a vector of columns and a part of a place in the rows."""
         lanes = self.simd.lanes
         total.set(self.simd.fma(exact, splat(rows.scale(place), lanes), total.get()))
-        if low is not None and (x_sum := rows.sum(place)) is not None:
+        if low is not None and (x_sum := rows.sum(place, part)) is not None:
             total.set(self.simd.fma(low, splat(x_sum, lanes), total.get()))
 
     def tile(
@@ -254,19 +259,20 @@ class _Product:
         """Adds one slice's products: `of_rows` is its place in the rows, `at` that in the panel."""
         lanes = self.simd.lanes
         places = [rows.place(row + i, of_rows) for i in range(len(sums))]
-        starts = [rows.start(place) for place in places]
-        integers = [[Register(lanes, start, "int32") for _ in columns] for start in starts]
-        weights = [panel.quads(at, column) for column in columns]
-        for quad in range(QUADS):
-            for i, totals in enumerate(integers):
-                x = rows.quad(places[i], quad)
-                for total, vectors in zip(totals, weights, strict=True):
-                    total.set(self.weights.dot(total.get(), vectors[quad], x))
-        for vector, column in enumerate(columns):
-            scale, low = panel.scale(at, column), panel.min(at, column)
-            for i, totals in enumerate(integers):
-                exact = name(T.cast(totals[vector].get(), f"float32x{lanes}") * scale)
-                self.add(sums[i][vector], exact, low, rows, places[i])
+        weights, parts = [panel.quads(at, column) for column in columns], self.kernel.codes.parts
+        for part in range(parts):
+            starts = [rows.start(place, part) for place in places]
+            integers = [[Register(lanes, start, "int32") for _ in columns] for start in starts]
+            for quad in range(part * QUADS // parts, (part + 1) * QUADS // parts):
+                for i, totals in enumerate(integers):
+                    x = rows.quad(places[i], quad)
+                    for total, vectors in zip(totals, weights, strict=True):
+                        total.set(self.weights.dot(total.get(), vectors[quad], x))
+            for vector, column in enumerate(columns):
+                scale, low = panel.scale(at, column, part), panel.min(at, column, part)
+                for i, totals in enumerate(integers):
+                    exact = name(T.cast(totals[vector].get(), f"float32x{lanes}") * scale)
+                    self.add(sums[i][vector], exact, low, rows, places[i], part)
 
     def vectors_beside(self, rows: int) -> int:
         """Vectors of a panel whose sums of `rows` rows, as integers and as floats, fit the registers."""
@@ -287,9 +293,9 @@ class _Panel(Protocol):
 
     def quads(self, at: Value, column: Value) -> list[Value]: ...
 
-    def scale(self, at: Value, column: Value) -> Value: ...
+    def scale(self, at: Value, column: Value, part: int) -> Value: ...
 
-    def min(self, at: Value, column: Value) -> Value | None: ...
+    def min(self, at: Value, column: Value, part: int) -> Value | None: ...
 
 
 @dataclass(frozen=True)
@@ -305,30 +311,32 @@ class _Packed:
     def quads(self, at: Value, column: Value) -> list[Value]:
         return self.weights.unpack(self.weight, self.panel, at, column)
 
-    def scale(self, at: Value, column: Value) -> Value:
-        return self.factor(at, column, 0)
+    def scale(self, at: Value, column: Value, part: int) -> Value:
+        return self.factors.scale(self.panel, at, part, column)
 
-    def min(self, at: Value, column: Value) -> Value | None:
-        return self.factor(at, column, 2 * PANEL) if self.kernel.codes.has_mins else None
+    def min(self, at: Value, column: Value, part: int) -> Value | None:
+        return self.factors.min(self.panel, at, part, column)
 
-    def factor(self, at: Value, column: Value, offset: int) -> Value:
-        place = self.kernel.codes.code_bytes + offset + 2 * column
-        return self.simd.load_from_bytes(self.weight, (self.panel, self.kernel.codes.group_of(at), place), "float16")
+    @property
+    def factors(self) -> Factors:
+        return Factors(self.simd, self.kernel.codes, self.weight)
 
 
 @dataclass(frozen=True)
 class _Unpacked:
-    """Some of a panel's slices as bytes and float32: int8 [slices · 1024], float32 [slices, 32]: each with its group's scales."""
+    """Some of a panel's slices as bytes and float32: int8 [slices · 1024], float32 [parts of slices, 32]: each with its group's scales."""
 
     simd: Simd
+    parts: int
     codes: Buffer
     scales: Buffer
     mins: Buffer | None
 
     @staticmethod
     def allocate(kernel: _Kernel, simd: Simd) -> _Unpacked:
-        mins = local((SLICE_BLOCK, PANEL)) if kernel.codes.has_mins else None
-        return _Unpacked(simd, local(SLICE_BLOCK * SLICE * PANEL, "int8"), local((SLICE_BLOCK, PANEL)), mins)
+        parts = kernel.codes.parts
+        mins = local((SLICE_BLOCK * parts, PANEL)) if kernel.codes.has_mins else None
+        return _Unpacked(simd, parts, local(SLICE_BLOCK * SLICE * PANEL, "int8"), local((SLICE_BLOCK * parts, PANEL)), mins)
 
     def fill(self, packed: _Packed, at: Value, to: Value) -> None:
         """Takes in slice `at` of a packed panel as number `to`."""
@@ -336,9 +344,10 @@ class _Unpacked:
             column = name(vector * self.simd.lanes)
             for quad, vector in enumerate(packed.quads(at, column)):
                 T.buffer_store(self.codes, vector, [T.ramp(self.place(to, quad, column), 1, 4 * self.simd.lanes)])
-            self.simd.store(self.scales, packed.scale(at, column), (to, column))
-            if self.mins is not None:
-                self.simd.store(self.mins, packed.min(at, column), (to, column))
+            for part in range(self.parts):
+                self.simd.store(self.scales, packed.scale(at, column, part), (self.row(to, part), column))
+                if self.mins is not None:
+                    self.simd.store(self.mins, packed.min(at, column, part), (self.row(to, part), column))
 
     def place(self, at: Value, quad: int, column: Value) -> Value:
         return at * SLICE * PANEL + first_byte(quad, column)
@@ -347,8 +356,11 @@ class _Unpacked:
         lanes = 4 * self.simd.lanes
         return [name(self.codes[T.ramp(self.place(at, quad, column), 1, lanes)]) for quad in range(QUADS)]
 
-    def scale(self, at: Value, column: Value) -> Value:
-        return self.simd.load(self.scales, (at, column))
+    def row(self, at: Value, part: int) -> Value:
+        return at if self.parts == 1 else name(at * self.parts + part)
 
-    def min(self, at: Value, column: Value) -> Value | None:
-        return None if self.mins is None else self.simd.load(self.mins, (at, column))
+    def scale(self, at: Value, column: Value, part: int) -> Value:
+        return self.simd.load(self.scales, (self.row(at, part), column))
+
+    def min(self, at: Value, column: Value, part: int) -> Value | None:
+        return None if self.mins is None else self.simd.load(self.mins, (self.row(at, part), column))

@@ -1,7 +1,7 @@
 """Rows of activations rounded to int8 on the fly, in groups of 32 with a scale each (as llama.cpp's Q8_0), after a norm if there is one.
 
 x[k] is about scale · q[k], q from −127 to 127, scale = max |x| / 127. Beside it stands what matrix products want of a group: −zero · Σq as
-an integer to start sums from, and scale · Σq for weights with a min.
+an integer to start sums from, and scale · Σq for weights with a min; both for each half of the group if weights have smaller groups.
 """
 
 from __future__ import annotations
@@ -66,25 +66,26 @@ class RowSource:
 class Int8Rows:
     """Scratch for quantized rows, one buffer since TVM's pool takes its time: int32 [places, words], a place for each group of each row.
 
-    Its words are `QUADS` of four int8 each, the scale (float32), −zero · Σq if there is a `zero`, and scale · Σq (float32) for weights
-    with a min.
+    Its words are `QUADS` of four int8 each, the scale (float32), −zero · Σq of each of its `parts` if there is a `zero`, and scale · Σq
+    (float32) of each for weights with a min.
     """
 
     groups: int
     zero: int
     has_mins: bool
+    parts: int
     words: Buffer
 
     @staticmethod
-    def allocate(num_rows: Value | int, groups: int, zero: int, has_mins: bool) -> Int8Rows:
+    def allocate(num_rows: Value | int, groups: int, zero: int, has_mins: bool, parts: int = 1) -> Int8Rows:
         """Room for rows."""
-        width = QUADS + 1 + bool(zero) + has_mins
-        return Int8Rows(groups, zero, has_mins, T.alloc_buffer((num_rows * groups, width), "int32", scope="global"))
+        width = QUADS + 1 + parts * (bool(zero) + has_mins)
+        return Int8Rows(groups, zero, has_mins, parts, T.alloc_buffer((num_rows * groups, width), "int32", scope="global"))
 
     @property
     def sum_at(self) -> int:
-        """Which word is the sum."""
-        return QUADS + 1 + bool(self.zero)
+        """Which word is the first sum."""
+        return QUADS + 1 + self.parts * bool(self.zero)
 
     def quad(self, place: Value, quad: int) -> Value:
         """Four int8 of a group."""
@@ -94,13 +95,13 @@ class Int8Rows:
         """The scale of a group's codes."""
         return name(T.reinterpret("float32", self.words[place, QUADS]))
 
-    def start(self, place: Value) -> Value:
-        """The number that a group's sums of products start from."""
-        return name(self.words[place, QUADS + 1]) if self.zero else T.int32(0)
+    def start(self, place: Value, part: int = 0) -> Value:
+        """The number that sums of products of a group's part start from."""
+        return name(self.words[place, QUADS + 1 + part]) if self.zero else T.int32(0)
 
-    def sum(self, place: Value) -> Value | None:
-        """A group's sum, if weights have mins."""
-        return name(T.reinterpret("float32", self.words[place, self.sum_at])) if self.has_mins else None
+    def sum(self, place: Value, part: int = 0) -> Value | None:
+        """The sum of a group's part, if weights have mins."""
+        return name(T.reinterpret("float32", self.words[place, self.sum_at + part])) if self.has_mins else None
 
     def place(self, row: Value, group: Value | int) -> Value:
         """Where a group of a row is."""
@@ -131,14 +132,16 @@ class Int8Rows:
         T.buffer_store(self.words, T.reinterpret("int32", scale), [place, QUADS])
         if not self.zero and not self.has_mins:
             return
-        total = rounded[0]
-        for codes in rounded[1:]:
-            total = name(total + codes)
-        total = tree(total, lambda a, b: a + b)
-        if self.zero:
-            T.buffer_store(self.words, total * T.int32(-self.zero), [place, QUADS + 1])
-        if self.has_mins:
-            T.buffer_store(self.words, T.reinterpret("int32", T.cast(total, "float32") * scale), [place, self.sum_at])
+        for part in range(self.parts):
+            vectors = len(rounded) // self.parts
+            total, *others = rounded[part * vectors : (part + 1) * vectors]
+            for codes in others:
+                total = name(total + codes)
+            total = tree(total, lambda a, b: a + b)
+            if self.zero:
+                T.buffer_store(self.words, total * T.int32(-self.zero), [place, QUADS + 1 + part])
+            if self.has_mins:
+                T.buffer_store(self.words, T.reinterpret("int32", T.cast(total, "float32") * scale), [place, self.sum_at + part])
 
 
 def _magnitude(value: Value) -> Value:

@@ -1,27 +1,37 @@
 """How a quantized weight lies in memory: one stream of bytes a panel of 32 output columns, the same on every instruction set.
 
-A panel is a row of groups of inputs; a group holds its codes, then 32 f16 scales, then 32 f16 mins if there are any. Codes lie in slices
-of 32 inputs, as dot-product instructions take them, four inputs (a quad) of 16 columns in 64 bytes:
+A panel is a row of blocks of inputs, each a group or a super-block. A block holds its codes, then for 32 columns each the scales of its
+groups and their mins if there are any, and if it is a super-block the super scales and super mins. Codes lie in slices of 32 inputs, as
+dot-product instructions take them, four inputs (a quad) of 16 columns in 64 bytes:
 
     8 bits:  quad 0 of columns 0–15, quad 0 of columns 16–31, quad 1 of columns 0–15, …         8 · 2 · 64 bytes
     4 bits:  the same for pairs of quads; the even quad in the low half of a byte, the odd in the high    4 · 2 · 64 bytes
+    2 bits:  the same for four quads                                                            2 · 2 · 64 bytes
+    1 bit:   the same for eight                                                                 1 · 2 · 64 bytes
 
-Kernels go slice by slice, whatever the size of a group: so does the quantization of activations.
+Codes of other sizes are taken apart: of 6 bits the lowest 4 of a slice come first, then the others. Codes of scales and of mins
+take up a byte each, or if they have 4 bits, one for both.
+
+Kernels go slice by slice, whatever the size of a group: so does the quantization of activations. A slice may have two groups.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tvm import relax
+from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.emit.simd import CACHE_LINE, Value, name
+from cupola.runtime.artifact.tensors import ITEM_BYTES
+from cupola.targets.cpu.emit.simd import CACHE_LINE, Buffer, Value, name
 from cupola.targets.cpu.linear.packing import PANEL, num_panels, shape_of
 from cupola.targets.formats.format import WeightFormat
-from cupola.targets.ops import Embedding, GatedLinear, Linear
+from cupola.targets.formats.tables import TABLES
+from cupola.targets.ops import Embedding, GatedLinear, Linear, factors_of
 from cupola.targets.weight_functions import call_weight_function, weight_function
 
 Array = npt.NDArray[Any]
@@ -52,9 +62,31 @@ class Codes:
         return self.format.zero
 
     @property
+    def is_signed(self) -> bool:
+        """True if what is multiplied has a sign: codes of 8 bits, and entries of a table."""
+        return self.format.code_dtype == "int8" or bool(self.format.table)
+
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """The bits that lie together, from the lowest on: 6 are 4 and 2."""
+        return tuple(size for size in (8, 4, 2, 1) if self.bits & size)
+
+    @property
+    def is_plain(self) -> bool:
+        """True of codes of 4 or 8 bits that are numbers, a scale for each whole slice."""
+        return len(self.planes) == 1 and self.bits > 2 and not self.format.table and not self.format.super_size
+
+    @property
+    def parts(self) -> int:
+        """Groups of a slice; 1 too where a group is several slices."""
+        return max(SLICE // self.format.group_size, 1)
+
+    @property
     def label(self) -> str:
         """In the names of kernels."""
         size, table = self.format.group_size, self.format.table
+        if not self.is_plain or self.format.scale_dtype != "float16":
+            return self.format.name.replace("-", "_")
         return f"w{self.bits}{'m' if self.has_mins else ''}{f'g{size}' if size != SLICE else ''}{table and f'_{table}'}"
 
     @property
@@ -64,8 +96,8 @@ class Codes:
 
     @property
     def code_bytes(self) -> int:
-        """Bytes of codes in a group of a panel; the scales follow them."""
-        return PANEL * self.format.group_size * self.bits // 8
+        """Bytes of codes in a block of a panel; the scales follow them."""
+        return PANEL * self.format.block_size * self.bits // 8
 
     @property
     def slice_bytes(self) -> int:
@@ -79,22 +111,49 @@ class Codes:
 
     @property
     def slices(self) -> int:
-        """Slices of a group."""
-        return self.format.group_size // SLICE
+        """Slices of a block."""
+        return self.format.block_size // SLICE
+
+    @property
+    def in_nibbles(self) -> bool:
+        """True if the codes of a group's scale and min share a byte."""
+        return self.format.scale_bits == 4 and self.has_mins
+
+    @property
+    def factors(self) -> dict[str, int]:
+        """Where in a block the numbers beside codes begin, by name, and where it ends, by ""."""
+        start, places = self.code_bytes, {}
+        for factors, size, dtype in self.format.factors:
+            shared = self.in_nibbles and factors == "mins"
+            places[factors] = places["scales"] if shared else start
+            start += 0 if shared else PANEL * (self.format.block_size // size) * ITEM_BYTES[dtype]
+        return places | {"": start}
 
     @property
     def group_bytes(self) -> int:
-        """Bytes of a group of a panel."""
-        return self.code_bytes + PANEL * 2 * (1 + self.has_mins)
+        """Bytes of a block of a panel."""
+        return self.factors[""]
 
     def group_of(self, at: Value | int) -> Value | int:
-        """The group that slice `at` of a panel is of."""
+        """The block that slice `at` of a panel is of."""
         return at if self.slices == 1 else at // self.slices if isinstance(at, int) else name(at // self.slices)
 
     def place(self, at: Value | int, num_bytes: int) -> tuple[Value | int, Value | int]:
-        """The group that slice `at` of a panel is of, and where it begins in it if each slice takes up `num_bytes`."""
+        """The block that slice `at` of a panel is of, and where it begins in it if each slice takes up `num_bytes`."""
         start = 0 if self.slices == 1 else at % self.slices * num_bytes
         return self.group_of(at), start if isinstance(start, int) else name(start)
+
+    def code(self, weight: Buffer, block: tuple[Value, Value], column: Value, k: Value) -> Value:
+        """The code of input k of a block, of fewer than 8 bits, as int32."""
+        only = self.slices == 1 or len(self.planes) == 1  # where slices follow each other without a gap, quads do too
+        quad, start = (k // QUAD, 0) if only else (k % SLICE // QUAD, k // SLICE * self.slice_bytes)
+        found, low = None, 0
+        for size in self.planes:
+            byte = weight[(*block, first_byte(quad * size // 8, column) + k % QUAD + start)]
+            bits = T.cast(byte, "int32") >> T.cast(quad % (8 // size) * size, "int32") & T.int32((1 << size) - 1)
+            found = bits if found is None else found | bits << T.int32(low)
+            start, low = start + PANEL * SLICE * size // 8, low + size
+        return found
 
 
 def first_byte(block: Value | int, column: Value) -> Value:
@@ -107,45 +166,74 @@ def codes_of(op: Linear | GatedLinear | Embedding) -> Codes | None:
     if not op.format:
         return None
     form = WeightFormat.parse(op.format)
-    is_known = form.bits == 4 or (form.bits == 8 and not form.has_mins)
-    return Codes(form) if is_known and form.scale_dtype == "float16" and form.group_size % SLICE == 0 else None
+    if form.bits == 8 and form.has_mins:
+        return None
+    if form.super_size:
+        in_slices = form.super_size % SLICE == 0 and form.group_size in (SLICE // 2, SLICE)
+    else:
+        in_slices = form.group_size % SLICE == 0
+    return Codes(form) if in_slices else None
+
+
+@cache
+def integers_of(table: str) -> tuple[tuple[int, ...], float] | None:
+    """A table's entries, up to 16, as integers of 8 bits with a sign, and what those are multiples of; None if there are no such."""
+    for unit in (1.0, 0.5, 0.25, 0.125) if len(TABLES[table]) <= 16 else ():
+        integers = [entry / unit for entry in TABLES[table]]
+        if all(entry == int(entry) and abs(entry) < 128 for entry in integers):
+            return tuple(map(int, integers)), unit
+    return None
 
 
 def pack_groups(op: Linear | GatedLinear | Embedding, codes: Codes, builder: relax.BlockBuilder) -> relax.Expr:
-    """Codes [N, K], scales and mins [N, groups] -> uint8 [panels, groups, bytes of a group].
+    """Codes [N, K] and what stands beside them -> uint8 [panels, blocks, bytes of a block].
 
     Of N gates above N ups, each panel gets 16 and 16.
     """
     n, k = shape_of(op.weight)
-    out = relax.TensorType([num_panels(n), k // codes.format.group_size, codes.group_bytes], "uint8")
-    assert op.scales is not None
-    arguments = [op.format, op.weight, op.scales, *([] if op.mins is None else [op.mins])]
+    out = relax.TensorType([num_panels(n), k // codes.format.block_size, codes.group_bytes], "uint8")
+    arguments = [op.format, op.weight, *factors_of(op)]
     return builder.emit(call_weight_function(pack_gated_codes if isinstance(op, GatedLinear) else pack_codes, arguments, out))
 
 
 @weight_function
-def pack_codes(format: str, codes: Array, scales: Array, mins: Array | None = None) -> Array:
-    """The bytes that the module describes; columns past N are zero."""
-    form, (n, k) = WeightFormat.parse(format), codes.shape
-    panels, groups = num_panels(n), k // form.group_size
+def pack_codes(format: str, codes: Array, *factors: Array) -> Array:
+    """The bytes that the module describes; columns past N are zero. `factors` come in the order of `WeightFormat.factors`."""
+    packing, (n, k) = Codes(WeightFormat.parse(format)), codes.shape
+    form, panels = packing.format, num_panels(n)
+    blocks = k // form.block_size
     padded = np.zeros((panels * PANEL, k), np.uint8)
     padded[:n] = codes.view(np.uint8)
-    quads: Array = padded.reshape(panels, HALVES, COLUMNS, groups, -1, QUAD).transpose(0, 3, 4, 1, 2, 5)
-    if form.bits == 4:
-        quads = quads[:, :, 0::2] | quads[:, :, 1::2] << 4
-    parts = [quads.reshape(panels, groups, -1)]
-    for factors in (scales, mins):
-        if factors is not None:
-            wide = np.zeros((panels * PANEL, groups), np.float16)
-            wide[:n] = factors
-            parts.append(np.ascontiguousarray(wide.reshape(panels, PANEL, groups).transpose(0, 2, 1)).view(np.uint8))
+    quads: Array = padded.reshape(panels, HALVES, COLUMNS, -1, QUADS, QUAD).transpose(0, 3, 4, 1, 2, 5)
+    planes = [_plane(quads, size, sum(packing.planes[:i])) for i, size in enumerate(packing.planes)]
+    parts = [(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)).reshape(panels, blocks, -1)]
+    given = list(factors)
+    if packing.in_nibbles:
+        given[:2] = [given[0] | given[1] << 4]
+    for each in given:
+        wide = np.zeros((panels * PANEL, each.shape[1]), each.dtype)
+        wide[:n] = each
+        columns = wide.reshape(panels, PANEL, blocks, -1).transpose(0, 2, 3, 1)
+        parts.append(np.ascontiguousarray(columns).view(np.uint8).reshape(panels, blocks, -1))
     return np.concatenate(parts, axis=2)
 
 
+def _plane(quads: Array, bits: int, low: int) -> Array:
+    """Of codes [panels, slices, quads, …] so many bits from bit `low` on: [panels, slices, bytes]."""
+    per_byte = 8 // bits
+    if per_byte == 1:
+        return quads.reshape(*quads.shape[:2], -1)
+    pieces = quads >> low & (1 << bits) - 1
+    joined = pieces[:, :, 0::per_byte]
+    for i in range(1, per_byte):
+        joined = joined | pieces[:, :, i::per_byte] << bits * i
+    return joined.reshape(*quads.shape[:2], -1)
+
+
 @weight_function
-def pack_gated_codes(format: str, codes: Array, scales: Array, mins: Array | None = None) -> Array:
+def pack_gated_codes(format: str, codes: Array, *factors: Array) -> Array:
     """`pack_codes` after gates and ups were put side by side, 16 and 16."""
-    return pack_codes(format, *(_interleave(rows) for rows in (codes, scales, *([] if mins is None else [mins]))))
+    return pack_codes(format, *(_interleave(rows) for rows in (codes, *factors)))
 
 
 def _interleave(rows: Array) -> Array:

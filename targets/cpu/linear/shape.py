@@ -54,9 +54,9 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class QuantizedShape(LayerShape):
-    """The shape of a layer whose weight is codes, of so many groups a row."""
+    """The shape of a layer whose weight is codes, of so many blocks a row."""
 
-    groups: int
+    blocks: int
     codes: Codes
 
     @property
@@ -66,7 +66,7 @@ class QuantizedShape(LayerShape):
 
     def weight(self) -> Buffer:
         """The packed weight, as a kernel's argument."""
-        return argument("weight", (self.num_panels, self.groups, self.codes.group_bytes), "uint8")
+        return argument("weight", (self.num_panels, self.blocks, self.codes.group_bytes), "uint8")
 
 
 def layer_shape(isa: ISA, op: Layer, out: relax.TensorType) -> LayerShape:
@@ -86,7 +86,7 @@ def layer_shape(isa: ISA, op: Layer, out: relax.TensorType) -> LayerShape:
 
 def quantized_shape(isa: ISA, op: Layer, codes: Codes, out: relax.TensorType) -> QuantizedShape:
     """The shape of a layer of codes whose result has the type `out`."""
-    return QuantizedShape(**vars(layer_shape(isa, op, out)), groups=shape_of(op.weight)[1] // codes.format.group_size, codes=codes)
+    return QuantizedShape(**vars(layer_shape(isa, op, out)), blocks=shape_of(op.weight)[1] // codes.format.block_size, codes=codes)
 
 
 def residual_of(op: Layer) -> relax.Expr | None:

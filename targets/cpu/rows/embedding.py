@@ -12,8 +12,9 @@ from tvm.tirx.script import builder as T
 from cupola.targets.cpu.emit.loops import for_each
 from cupola.targets.cpu.emit.simd import Simd, Value, argument, name, prim_func
 from cupola.targets.cpu.isa import ISA
+from cupola.targets.cpu.linear.factors import Factors
 from cupola.targets.cpu.linear.packing import PANEL, is_static, num_panels, pack_panels, shape_of
-from cupola.targets.cpu.linear.quantized_packing import QUAD, Codes, codes_of, first_byte, pack_groups
+from cupola.targets.cpu.linear.quantized_packing import QUAD, SLICE, Codes, codes_of, first_byte, pack_groups
 from cupola.targets.generic.weights import table_entry
 from cupola.targets.ops import Embedding
 
@@ -69,49 +70,44 @@ def lower_embedding(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> 
     if op is None or codes is None:
         return None
     num_entries, padded = shape_of(op.weight)
-    width, groups = int(call.ty.shape[1]), padded // codes.format.group_size
-    gv = builder.add_func(_build_quantized(isa, num_entries, width, groups, codes), f"embedding_{num_entries}x{width}_{codes.label}")
+    width, blocks = int(call.ty.shape[1]), padded // codes.format.block_size
+    gv = builder.add_func(_build_quantized(isa, num_entries, width, blocks, codes), f"embedding_{num_entries}x{width}_{codes.label}")
     return relax.op.call_tir(gv, relax.Tuple([pack_groups(op, codes, builder), op.tokens]), out_ty=call.ty)
 
 
 @cache
-def _build_quantized(isa: ISA, num_entries: int, width: int, groups: int, codes: Codes) -> tvm.tirx.PrimFunc:
+def _build_quantized(isa: ISA, num_entries: int, width: int, blocks: int, codes: Codes) -> tvm.tirx.PrimFunc:
     """A row is scale · (code − zero) + min, rounded as a linear kernel's float weights are."""
-    simd, size = Simd(isa), codes.format.group_size
+    simd, form = Simd(isa), codes.format
+    size = min(form.group_size, SLICE) if form.super_size else form.group_size  # inputs at a time, of the same scale
 
     def body() -> None:
         n = T.int64()
-        weight = argument("weight", (num_panels(num_entries), groups, codes.group_bytes), "uint8")
+        weight = argument("weight", (num_panels(num_entries), blocks, codes.group_bytes), "uint8")
         tokens = argument("tokens", (n,), "int32")
         out = argument("out", (n, width), "float32")
-
-        def factor(panel: Value, group: Value, column: Value, offset: int) -> Value:
-            place = codes.code_bytes + offset + 2 * column
-            raw = T.cast(weight[panel, group, place], "uint16") | T.cast(weight[panel, group, place + 1], "uint16") << T.uint16(8)
-            return name(simd.widen(T.reinterpret("float16", raw), "float16", 1))
+        factors = Factors(simd, codes, weight)
 
         def row(i: Value) -> None:
             token = name(T.cast(tokens[i], "int64"))
             panel, column = name(token // PANEL), name(token % PANEL)
             with T.serial(-(-width // size)) as group:
-                scale = factor(panel, group, column, 0)
-                low = factor(panel, group, column, 2 * PANEL) if codes.has_mins else None
+                scale, low = factors.of_group(panel, group, column)
+                start = 0 if form.super_size == 0 else name(group * size % form.block_size)
+                block = group if form.super_size == 0 else name(group * size // form.block_size)
                 with T.serial(T.min(T.int64(size), T.int64(width) - group * size)) as k:
-                    value = name(number(panel, group, column, k) * scale)
+                    value = name(number(panel, block, column, start + k) * scale)
                     T.buffer_store(out, value if low is None else value + low, [i, group * size + k])
 
-        def number(panel: Value, group: Value, column: Value, k: Value) -> Value:
-            if table := codes.format.table:
-                return table_entry(table, name(code(panel, group, column, k)))
-            return T.cast(code(panel, group, column, k) - T.int32(codes.zero), "float32")
-
-        def code(panel: Value, group: Value, column: Value, k: Value) -> Value:
-            quad, byte = k // QUAD, k % QUAD
+        def number(panel: Value, block: Value, column: Value, k: Value) -> Value:
+            """The number that the scale of input k of a block multiplies."""
             if codes.bits == 8:
-                raw = weight[panel, group, first_byte(quad, column) + byte]
-                return T.cast(T.reinterpret(codes.format.code_dtype, raw), "int32")
-            both = T.cast(weight[panel, group, first_byte(quad // 2, column) + byte], "int32")
-            return (both >> T.cast(quad % 2 * 4, "int32")) & T.int32(15)
+                raw = weight[panel, block, first_byte(k // QUAD, column) + k % QUAD]
+                code = T.cast(T.reinterpret(form.code_dtype, raw), "int32")
+            else:
+                code = codes.code(weight, (panel, block), column, k)
+            return table_entry(form.table, name(code)) if form.table else T.cast(code - T.int32(codes.zero), "float32")
+
 
         for_each(n, width, row)
 

@@ -11,10 +11,11 @@ from gguf import GGMLQuantizationType
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from cupola.compiler.sources import Source, open_source
-from cupola.compiler.sources.gguf_blocks import BLOCKS, FORMATS
+from cupola.compiler.sources.gguf_blocks import BLOCKS
 from cupola.compiler.sources.gguf_header import GGUFHeader, read_header
-from cupola.compiler.sources.gguf_lattices import LATTICES
+from cupola.compiler.sources.gguf_lattices import is_lattice
 from cupola.runtime.errors import UnsupportedError
+from cupola.targets.formats.ggml import GGML_FORMATS
 
 
 def any_bytes(name: str, num_rows: int = 5, num_blocks: int = 3) -> np.ndarray:
@@ -31,7 +32,7 @@ def any_bytes(name: str, num_rows: int = 5, num_blocks: int = 3) -> np.ndarray:
 def test_every_type_is_read_bit_for_bit(name: str) -> None:
     data, (num_values, _) = any_bytes(name), gguf.GGML_QUANT_SIZES[GGMLQuantizationType[name]]
     blocks = BLOCKS[name](data.reshape(-1), 5)
-    assert blocks.format == FORMATS[name] and blocks.codes.shape == (5, 3 * num_values)
+    assert blocks.format == GGML_FORMATS[name] and blocks.codes.shape == (5, 3 * num_values)
     with np.errstate(all="ignore"):
         expected = gguf.dequantize(data.reshape(5, -1), GGMLQuantizationType[name])
     np.testing.assert_array_equal(blocks.values(), expected)
@@ -53,13 +54,13 @@ def test_a_scale_of_mxfp4_that_is_nan_is_refused() -> None:
         BLOCKS["MXFP4"](data.reshape(-1), 5)
 
 
-WIDER = {"MXFP4", "TQ1_0", "Q1_0", *LATTICES}  # scales in 16 bits, codes in 2, and no places in lattices
+WIDER = {"MXFP4", "TQ1_0", "Q1_0", *filter(is_lattice, BLOCKS)}  # scales in 16 bits, codes in 2, and no places in lattices
 
 
 @pytest.mark.parametrize("name", sorted(set(BLOCKS) - WIDER))
 def test_formats_take_up_what_the_file_does(name: str) -> None:
     num_values, num_bytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[name]]
-    assert FORMATS[name].bits_per_value == 8 * num_bytes / num_values
+    assert GGML_FORMATS[name].bits_per_value == 8 * num_bytes / num_values
 
 
 ROWS = 1000  # that are compared; all of q's, k's and down's

@@ -20,6 +20,10 @@ from cupola.targets.registry import get_target
 
 NEEDS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
 NUM_GROUPS = 3
+OTHERS = (
+    "w4g32m-s6x256", "w5g32m-s6x256", "w6g16-s8x256", "w3g16-s6x256", "w2g16m-s4x256", "w4g32-iq4nl-s6x256", "w5g32m",
+    "w4g32-iq4nl", "w2g256",
+)  # fmt: skip
 
 
 def dequantize(format: WeightFormat, packed: np.ndarray) -> np.ndarray:
@@ -43,14 +47,18 @@ def dequantize(format: WeightFormat, packed: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.skipif(here() != "x86_64" or bool(missing_features(NEEDS)), reason="this machine has no AVX-512 with bfloat16")
-@pytest.mark.parametrize("name", ["w4g32", "w4g32m", "w8g32", "w4g64", "w4g64m", "w8g64", "w4g96", "w8g128"])
+@pytest.mark.parametrize("name", ["w4g32", "w4g32m", "w8g32", "w4g64", "w4g64m", "w8g64", "w4g96", "w8g128", *OTHERS])
 def test_slices_become_tiles(name: str) -> None:
     form, random = WeightFormat.parse(name), np.random.default_rng(0)
-    width = NUM_GROUPS * form.group_size
-    low, high = (-128, 128) if form.code_dtype == "int8" else (0, 16)
+    width = NUM_GROUPS * form.block_size
+    low, high = (-128, 128) if form.code_dtype == "int8" else (0, 1 << form.bits)
     codes = random.integers(low, high, (32, width), form.code_dtype)
-    factors = [random.uniform(0.5, 2, (32, NUM_GROUPS)).astype("float16") for _ in range(1 + form.has_mins)]
-    values = QuantizedTensor(form, codes, *factors).values().astype(ml_dtypes.bfloat16)
+    factors = [
+        random.uniform(0.5, 2, (32, width // size)).astype(dtype) if "float" in dtype
+        else random.integers(1, 1 << form.scale_bits - 1, (32, width // size), dtype)
+        for _, size, dtype in form.factors
+    ]  # fmt: skip
+    values = QuantizedTensor.of(form, codes, *factors).values().astype(ml_dtypes.bfloat16)
     expected = values.reshape(HALVES, COLUMNS, -1, PAIRS, 2).transpose(2, 0, 3, 1, 4)  # [slice, half, pair, column, one of the pair]
     actual = dequantize(form, pack_codes(name, codes, *factors)).view(ml_dtypes.bfloat16).reshape(expected.shape)
     assert expected.shape[0] * SLICE == width
