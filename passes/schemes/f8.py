@@ -1,7 +1,8 @@
 """f8a16: weights in E4M3, the FP8 that vLLM, TensorRT-LLM and NVIDIA's checkpoints use, in groups of 128, each with a float16 scale.
 
 As floats, codes keep small weights beside large ones, so that larger groups lose little, and every width has the same format. Activations
-stay as they are. The embedding and the vocabulary projection, which suffer most, get integers of 8 bits, which lose less than E4M3.
+stay as they are. The embedding and the vocabulary projection, which suffer most, get integers of 8 bits. Those lose less: of normally
+distributed weights in such groups 0.65 %, E4M3 2.6 %.
 """
 
 from __future__ import annotations
