@@ -269,12 +269,35 @@ class _Transform:
         found = self.encoded.get(call) or self.previous.get(call)
         if found is None:
             blocks = self._blocks(weight, storage)
-            found = self._call(call) if blocks is None else blocks.tensors
+            found = self._encoded(call, weight) if blocks is None else blocks.tensors
             full = sum(np.count_nonzero(abs(part) >= _MAX_F16) for part in found if part.dtype == np.float16)
             if full and blocks is None:  # schemes clip a group's scale where float16 ends, and its codes with it
                 self._count_overflow(call, f"the scales of {full} groups")
         self.encoded[call] = found
         return found
+
+    def _encoded(self, call: relax.Call, weight: relax.Expr) -> tuple[Array, ...]:
+        """What the encoder makes of a weight; of experts, whose rows it does not see together, one by one."""
+        experts = self._experts(weight)
+        if experts is None:
+            encoded: tuple[Array, ...] = self._call(call)
+            return encoded
+        function, form = function_of(call), str(call.args[1].fields[0].value)
+        assert function is not None
+        return tuple(map(np.concatenate, zip(*(function(form, matrix) for matrix in experts), strict=True)))
+
+    def _experts(self, weight: relax.Expr) -> Iterator[Array] | None:
+        """The matrices, in float32, that a weight has one above the other, if the source has them as one tensor, perhaps transposed."""
+        flattened = self._value(weight)
+        if not isinstance(flattened, relax.Call) or name_of(flattened) != "reshape":
+            return None
+        inner = self._value(flattened.args[0])
+        is_transposed = isinstance(inner, relax.Call) and name_of(inner) == "permute_dims" and axes_of(inner) == [0, 2, 1]
+        source = self._source(inner.args[0] if is_transposed else inner)
+        if source is None or len(source.shape) != 3:
+            return None
+        matrices = (slab.load() for slab in source.slabs) if source.slabs else iter(source.load())
+        return (np.ascontiguousarray(matrix.T if is_transposed else matrix, dtype="float32") for matrix in matrices)
 
     def _blocks(self, weight: relax.Expr, storage: Storage) -> QuantizedTensor | None:
         """The blocks that a weight comes in, in the format of `storage`; None where there are none or it has no place for them."""

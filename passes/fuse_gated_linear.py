@@ -4,7 +4,7 @@ Before:  lv = cupola.linear(x, gate);  lv1 = cupola.linear(x, up)
          lv2 = R.multiply(R.nn.silu(lv), lv1)
 After:   lv2 = cupola.gated_linear(x, R.concat((gate, up), axis=0), activation="silu")
 
-A checkpoint that stores both as one weight (Phi 3) is recognized by its two halves.
+A checkpoint that stores both as one weight (Phi 3) is recognized by its two halves, and so are the experts of a mixture.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ def _rule(kind_of: KindOf, call: relax.Call, scope: Scope) -> relax.Expr | None:
         found = _separate(activated.args[0], up, kind_of, scope) or _halves(activated.args[0], up, scope)
         if found is not None:
             return ops.GatedLinear(*found, activation).emit(call.ty)
+        experts = ops.ExpertLinear.match(_split_in_halves(activated.args[0], up, scope))
+        if experts is not None:
+            return ops.GatedExpertLinear(experts.x, experts.index, experts.weight, experts.bias, experts.num_experts, activation).emit(
+                call.ty
+            )
     return None
 
 
@@ -56,16 +61,21 @@ def _separate(gate: relax.Expr, up: relax.Expr, kind_of: KindOf, scope: Scope) -
 
 
 def _halves(gate: relax.Expr, up: relax.Expr, scope: Scope) -> tuple[relax.Expr, relax.Expr, relax.Expr | None] | None:
+    linear = ops.Linear.match(_split_in_halves(gate, up, scope))
+    return (linear.x, linear.weight, linear.bias) if linear is not None and is_plain(linear) else None
+
+
+def _split_in_halves(gate: relax.Expr, up: relax.Expr, scope: Scope) -> relax.Expr | None:
+    """The value whose last axis was split into `gate` and `up`."""
     first, second = scope.value(gate), scope.value(up)
     if not (isinstance(first, relax.TupleGetItem) and isinstance(second, relax.TupleGetItem)):
         return None
     split = scope.call(first.tuple_value, "split")
     if split is None or not first.tuple_value.same_as(second.tuple_value) or (first.index, second.index) != (0, 1):
         return None
-    linear, width = ops.Linear.match(scope.value(split.args[0])), shape_of(gate)[-1]
-    if linear is None or not is_plain(linear) or shape_of(linear.weight)[0] != 2 * width or shape_of(up)[-1] != width:
-        return None
-    return linear.x, linear.weight, linear.bias
+    width = shape_of(gate)[-1]
+    halved = shape_of(split.args[0])[-1] == 2 * width and shape_of(up)[-1] == width
+    return scope.value(split.args[0]) if halved else None
 
 
 def is_plain(linear: ops.Linear) -> bool:

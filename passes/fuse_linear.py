@@ -3,11 +3,14 @@
 Before:  lv = R.matmul(x, R.permute_dims(weight))       # x [n, K], weight [N, K]
          lv1 = R.add(lv, bias)                          # bias [N]
 After:   lv1 = cupola.linear(x, weight, bias)
+
+An x of more axes, such as the one head of a latent vector has, goes through as rows, between two reshapes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import tvm
 from tvm import relax
@@ -24,13 +27,18 @@ def fuse_linear() -> tvm.transform.Pass:
 
 def _matmul(call: relax.Call, scope: Scope) -> relax.Expr | None:
     x, right = call.args
-    shape = shape_of(right)
-    if len(shape_of(x)) != 2 or len(shape) != 2 or not all(isinstance(size, int) for size in shape):
+    shape, sizes = shape_of(right), list(x.ty.shape)
+    if len(sizes) < 2 or len(shape) != 2 or not all(isinstance(size, int) for size in shape):
         return None
     transposed = scope.call(right, "permute_dims")
     swapped = transposed is not None and axes_of(transposed) == [1, 0]
     weight = transposed.args[0] if transposed is not None and swapped else scope.emit(relax.op.permute_dims(right))
-    return ops.Linear(x, weight, None, None, "").emit(call.ty)
+    if len(sizes) == 2:
+        return ops.Linear(x, weight, None, None, "").emit(call.ty)
+    num_rows = math.prod(sizes[:-1])
+    rows = scope.emit(relax.op.reshape(x, [num_rows, sizes[-1]]))
+    product = scope.emit(ops.Linear(rows, weight, None, None, "").emit(relax.TensorType([num_rows, shape[1]], call.ty.dtype)))
+    return relax.op.reshape(product, call.ty.shape)
 
 
 def _add(call: relax.Call, scope: Scope) -> relax.Expr | None:

@@ -4,6 +4,9 @@ Before:  lv = cupola.linear(x, R.concat((wq, wk), axis=0))                      
 After:   lv1 = weight.encode("w4g32", wq);  lv2 = weight.encode("w4g32", wk)      # codes uint8 [N, K], scales f16 [N, K / 32]
          lv = cupola.linear(x, R.concat((lv1[0], lv2[0]), axis=0), scales=R.concat((lv1[1], lv2[1]), axis=0), format="w4g32", quantize_x=32)
 
+The experts of a mixture are stored as linear layers are. What chooses experts stays in float32, as llama.cpp has it: it is small, and an
+error there is another expert.
+
 Groups lie along rows, so the parts of joined weights are encoded one by one; where weights are packed, what came from a file in such
 blocks then stays as it is. Norms, biases and tables of positions stay in float32: they are small, and their errors are not.
 """
@@ -29,8 +32,14 @@ def quantize_weights(scheme: Scheme, formats: Mapping[str, str] | None = None) -
 
 def _run(mod: IRModule, scheme: Scheme, formats: Mapping[str, str]) -> IRModule:
     quantizer = _Quantizer(scheme, formats, mod["forward"])
-    rules: dict[str, Rule] = {"cupola.linear": quantizer.linear, "cupola.gated_linear": quantizer.linear, "take": quantizer.take}
+    layers: dict[str, Rule] = {f"cupola.{op.name}": quantizer.linear for op in _LAYERS}
+    rules: dict[str, Rule] = {**layers, "take": quantizer.take}
     return rewrite_calls(mod, rules)
+
+
+_LAYERS: tuple[type[ops.Linear | ops.GatedLinear | ops.ExpertLinear | ops.GatedExpertLinear], ...] = (
+    ops.Linear, ops.GatedLinear, ops.ExpertLinear, ops.GatedExpertLinear,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +56,13 @@ class _Quantizer:
         self.scheme, self.formats, self.tokens = scheme, formats, forward.params[0]
         values = [binding.value for block in forward.body.blocks for binding in block.bindings]
         self.last = next((value for value in reversed(values) if ops.Linear.match(value)), None)  # the vocabulary projection
+        self.routers = _routers(forward)
 
     def linear(self, call: relax.Call, scope: Scope) -> relax.Expr | None:
-        op = ops.Linear.match(call) or ops.GatedLinear.match(call)
-        assert op is not None and scope.original is not None
+        op = next(found for layer in _LAYERS if (found := layer.match(call)) is not None)
+        assert scope.original is not None
+        if any(scope.original.same_as(router) for router in self.routers):
+            return None
         is_last = self.last is not None and scope.original.same_as(self.last)
         stored = self._store(op.weight, self.scheme.embedding if is_last else self.scheme.linear, scope)
         quantize_x = self.scheme.quantize_x if stored.format else 0
@@ -77,6 +89,32 @@ class _Quantizer:
         codes, *factors = _concat([_encode(part, storage, scope) for part in parts], scope)
         names = [name for name, _, _ in storage.format.factors]
         return _Stored(codes, storage.format.name, dict(zip(names, factors, strict=True)))
+
+
+def _routers(forward: relax.Function) -> list[relax.Expr]:
+    """The linear layers of which experts are chosen, with nothing but small operations between."""
+    values = {binding.var: binding.value for block in forward.body.blocks for binding in block.bindings}
+    found: list[relax.Expr] = []
+    seen: set[relax.Var] = set()
+
+    def visit(value: relax.Expr) -> None:
+        if isinstance(value, relax.Var):
+            if value in values and value not in seen:
+                seen.add(value)
+                visit(values[value])
+        elif isinstance(value, relax.TupleGetItem):
+            visit(value.tuple_value)
+        elif ops.Linear.match(value) is not None:
+            found.append(value)
+        elif isinstance(value, relax.Call | relax.Tuple) and ops.op_name(value) in (None, ops.TopK.name):
+            for part in value.args if isinstance(value, relax.Call) else value.fields:
+                visit(part)
+
+    for value in values.values():
+        choice = ops.TopK.match(value)
+        if choice is not None:
+            visit(choice.x)
+    return found
 
 
 def _parts(weight: relax.Expr, scope: Scope) -> Iterator[relax.Expr]:

@@ -9,6 +9,7 @@ After:   lv3 = R.reshape(x, (n, 4, 16))
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ import tvm_ffi
 from tvm import relax
 
 from cupola.passes.rewrite import Rule, Scope, constant_of, pass_of, rewrite_calls, shape_of, tidy
+from cupola.targets import ops
 
 
 def simplify() -> tvm.transform.Pass:
@@ -111,13 +113,28 @@ def _take(call: relax.Call, _: Scope) -> relax.Expr | None:
 
 def _gather_elements(call: relax.Call, scope: Scope) -> relax.Expr | None:
     """Rows picked with one index for all the entries of each are a `take`: rotation angles from a table, as GPT-J reads them."""
-    table, tiled = call.args[0], scope.call(call.args[1], "tile")
+    table, tiled, narrow = call.args[0], scope.call(call.args[1], "tile"), _narrow_index(call.args[1], scope)
+    if not narrow.same_as(call.args[1]):
+        return relax.op.gather_elements(table, narrow, axis=call.attrs.axis)
     if tiled is None or int(call.attrs.axis) != 0 or len(call.ty.shape) != 2 or shape_of(call)[1:] != shape_of(table)[1:]:
         return None
     index = tiled.args[0]
     if len(index.ty.shape) != 2 or shape_of(index)[1] != 1 or int(tiled.attrs.repeats[0]) != 1:
         return None
     return relax.op.take(table, relax.op.reshape(index, [index.ty.shape[0]]), axis=0, mode="clip")
+
+
+def _expert_linear(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    op = ops.ExpertLinear.match(call)
+    assert op is not None
+    narrow = _narrow_index(op.index, scope)
+    return None if narrow.same_as(op.index) else dataclasses.replace(op, index=narrow).emit(call.ty)
+
+
+def _narrow_index(index: relax.Expr, scope: Scope) -> relax.Expr:
+    """An index before it was widened for torch, which has them in 64 bits."""
+    cast = scope.call(index, "astype")
+    return cast.args[0] if cast is not None and cast.args[0].ty.dtype == "int32" else index
 
 
 def _tile(call: relax.Call, _: Scope) -> relax.Expr | None:
@@ -148,6 +165,7 @@ RULES: dict[str, Rule] = {
     "broadcast_to": _broadcast_to,
     "take": _take,
     "gather_elements": _gather_elements,
+    "cupola.expert_linear": _expert_linear,
     "tile": _tile,
     "strided_slice": _strided_slice,
     "concat": _concat,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -19,6 +20,53 @@ def _attention(node: fx.Node, importer: Any) -> relax.Var:
     batch, heads, tokens, _ = q.ty.shape
     marker = ops.Attention(q, k, v, slopes, sinks, layer, scale, window, softcap)
     return importer.block_builder.emit(marker.emit(relax.TensorType((batch, tokens, heads, v.ty.shape[3]), q.ty.dtype)))
+
+
+def _expert_linear(node: fx.Node, importer: Any) -> relax.Var:
+    x, index, weight, bias, transposed = importer.retrieve_args(node)
+    emit = importer.block_builder.emit
+    weight = emit(relax.op.permute_dims(weight, [0, 2, 1])) if transposed else weight
+    (tokens, choices), (experts, outputs, depth) = index.ty.shape, map(int, weight.ty.shape)
+    weight = emit(relax.op.reshape(weight, [experts * outputs, depth]))
+    bias = None if bias is None else emit(relax.op.reshape(bias, [experts * outputs]))
+    if node.args[0].meta["val"].shape[1] == 1:
+        x = emit(relax.op.reshape(x, [tokens, depth]))
+    product = ops.ExpertLinear(x, index, weight, bias, experts)
+    return emit(product.emit(relax.TensorType((tokens, choices, outputs), x.ty.dtype)))
+
+
+def _topk(node: fx.Node, importer: Any) -> relax.Var:
+    """Of the last axis, the largest first."""
+    x, k, *rest = importer.retrieve_args(node)
+    axis, largest = rest[:2] + [-1, True][len(rest) :]
+    emit, shape = importer.block_builder.emit, list(x.ty.shape)
+    if axis % len(shape) != len(shape) - 1 or not largest:
+        raise NotImplementedError("topk of an axis other than the last one, or of the smallest")
+    rows = shape[:1] if len(shape) == 2 else [math.prod(shape[:-1])]
+    flat = x if len(shape) == 2 else emit(relax.op.reshape(x, [*rows, shape[-1]]))
+    found = emit(relax.op.astype(emit(ops.TopK(flat, k).call()), "int64"))
+    found = found if len(shape) == 2 else emit(relax.op.reshape(found, [*shape[:-1], k]))
+    return emit(relax.Tuple([emit(relax.op.gather_elements(x, found, axis=len(shape) - 1)), found]))
+
+
+def _largest(node: fx.Node, importer: Any) -> relax.Var:
+    """The largest numbers along an axis, and where they stand."""
+    x, axis, *rest = importer.retrieve_args(node)
+    emit, keepdims = importer.block_builder.emit, bool(rest[0]) if rest else node.kwargs.get("keepdim", False)
+    values, places = (emit(find(x, axis, keepdims)) for find in (relax.op.max, relax.op.argmax))
+    return emit(relax.Tuple([values, places]))
+
+
+def _vector_norm(node: fx.Node, importer: Any) -> relax.Var:
+    """(Σ |x|^p)^(1/p)."""
+    x, *rest = importer.retrieve_args(node)
+    order, axes, keepdims = rest[:3] + [2, None, False][len(rest) :]
+    emit = importer.block_builder.emit
+    if order in (float("inf"), float("-inf"), 0):
+        raise NotImplementedError(f"a norm of order {order}")
+    powers = emit(relax.op.power(emit(relax.op.abs(x)), relax.const(float(order), "float32")))
+    total = emit(relax.op.sum(powers, axes, keepdims))
+    return emit(relax.op.power(total, relax.const(1 / float(order), "float32")))
 
 
 def _repeat_interleave(node: fx.Node, importer: Any) -> relax.Var:
@@ -161,6 +209,10 @@ def _clip(node: fx.Node, importer: Any) -> relax.Var:
 
 CONVERTERS: dict[str, Converter] = {
     "attention.default": _attention,
+    "expert_linear.default": _expert_linear,
+    "topk.default": _topk,
+    "max.dim": _largest,
+    "linalg_vector_norm.default": _vector_norm,
     "repeat_interleave.self_int": _repeat_interleave,
     "layer_norm.default": _layer_norm,
     "rms_norm.default": _rms_norm,

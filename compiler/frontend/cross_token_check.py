@@ -24,7 +24,7 @@ _ONE_BY_ONE = {
     "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.type_as", "aten.expand", "aten.permute", "aten.transpose",
     "aten.unsqueeze", "aten.squeeze", "aten.numpy_T", "aten.t", "aten.ones_like", "aten.zeros_like",
     "aten.full_like", "aten.empty_like", "aten.new_empty", "aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.expand_as",
-    "aten.broadcast_to", "cupola.attention",
+    "aten.broadcast_to", "cupola.attention", "cupola.expert_linear",
 }  # fmt: skip
 _KEEPS_AXES = {"aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten._unsafe_view", "aten.view_as", "aten.reshape_as"}
 # name -> position of the axes among the arguments
@@ -33,6 +33,7 @@ _ALONG_AXES = {
     "aten.log_softmax": 1, "aten.slice": 1, "aten.select": 1, "aten.split": 2, "aten.split_with_sizes": 2, "aten.chunk": 2,
     "aten.cat": 1, "aten.stack": 1, "aten.unbind": 1, "aten.repeat_interleave": 2, "aten.index_select": 1, "aten.topk": 2,
     "aten.cumsum": 1, "aten.roll": 2, "aten.flip": 1, "aten.concat": 1, "aten.concatenate": 1,
+    "aten.max": 1, "aten.min": 1, "aten.argmax": 1, "aten.linalg_vector_norm": 2,
 }  # fmt: skip
 
 _DEFAULT_AXES = {
@@ -157,7 +158,7 @@ _SPECIAL: dict[str, Callable[[fx.Node, list[torch.Tensor], Any], str | None]] = 
     "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.index": _index, "aten.gather": _gather,
     "aten.scatter": _scatter, "aten.scatter_add": _scatter, "aten.slice_scatter": _slice_scatter,
     "aten.select_scatter": _select_scatter, "aten.repeat": _repeat,
-    **dict.fromkeys(("aten.copy", "aten.fill"), lambda _, inputs, tokens: _aligned(inputs, tokens)),
+    **dict.fromkeys(("aten.copy", "aten.fill", "aten.where"), lambda _, inputs, tokens: _aligned(inputs, tokens)),
 }  # fmt: skip
 
 

@@ -20,7 +20,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cupola.compiler.frontend.attention import attention, marked_sdpa, number_layers
+from cupola.compiler.frontend.complex_rope import real_numbers_only
 from cupola.compiler.frontend.cross_token_check import check_token_mixing
+from cupola.compiler.frontend.experts import mark_experts
 from cupola.compiler.frontend.functionalize import functionalize
 from cupola.compiler.frontend.model_parts import refuse_unsupported_parts
 from cupola.compiler.frontend.positions import Positions
@@ -125,6 +127,7 @@ def _build(config: Mapping[str, Any], family: Family | None, file: str) -> Any:
             _first_line(error), file=file, fix="the configuration does not describe a model that transformers can build"
         ) from error
     refuse_unsupported_parts(model, config["model_type"], file)
+    mark_experts(model)
     return model.eval()
 
 
@@ -185,7 +188,7 @@ def _export(model: Any, positions: Positions, model_type: str, file: str) -> tor
 def _run_export(model: Any, positions: Positions, num_tokens: int, dynamic: dict[str, Any] | None) -> torch.export.ExportedProgram:
     flat = torch.zeros(num_tokens, dtype=torch.int32)
     inputs = (flat, flat.clone(), torch.zeros(TRACED_ROWS, dtype=torch.int32))
-    with torch.no_grad(), marked_sdpa():
+    with torch.no_grad(), marked_sdpa(), real_numbers_only():
         return torch.export.export(_Wrapper(model, positions).eval(), inputs, dynamic_shapes=dynamic, strict=False)
 
 

@@ -26,7 +26,8 @@ class LazyTensor:
     `load` returns a C-contiguous array of `shape` whose dtype is `dtype` ("float32", "float16" or "bfloat16", the
     latter as `ml_dtypes.bfloat16`); it may be a read-only view of a mapped file. `stored_as` is the file's own name of the
     type, such as BF16 or Q4_1. Where those are blocks that a weight format of cupola's holds, `format` names it, and `blocks` returns
-    them as they are: their values are those of `load`, bit for bit (but see `gguf_blocks` for Q4_K).
+    them as they are: their values are those of `load`, bit for bit (but see `gguf_blocks` for Q4_K). One that is stacked of others has
+    those as `slabs`, and one that is made of others has their `names`.
     """
 
     name: str
@@ -36,6 +37,8 @@ class LazyTensor:
     stored_as: str = ""
     format: WeightFormat | None = None
     blocks: Callable[[], QuantizedTensor] | None = None
+    slabs: tuple[LazyTensor, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:

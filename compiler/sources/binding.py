@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cupola.compiler.sources.base import WEIGHT_DTYPES, LazyTensor, Source
+from cupola.compiler.sources.conversions import Conversion
 from cupola.compiler.sources.huggingface import BUFFERS
 from cupola.compiler.sources.outline import OUTLINE, outline_weights
 from cupola.runtime.errors import SourceError, UnsupportedError
@@ -36,10 +37,12 @@ def _transforms(model_type: str) -> tuple[list[Any], list[Any]]:
 
 
 def _renamed(source: Source, parameters: Mapping[str, tuple[int, ...]], base_model_prefix: str) -> dict[str, LazyTensor]:
-    """The checkpoint's tensors by the model's names."""
-    from transformers.core_model_loading import rename_source_key
+    """The checkpoint's tensors by the model's names, those that the model has in another arrangement converted."""
+    from transformers.core_model_loading import apply_renamings, rename_source_key
 
     renamings, converters = _transforms(source.config["model_type"])
+    converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    conversions: dict[str, Conversion] = {}
     # Only whether a name is there is asked of this; an empty prefix would be stripped from every name.
     known: dict[str, Any] = dict(parameters)
     named: dict[str, LazyTensor] = {}
@@ -48,14 +51,16 @@ def _renamed(source: Source, parameters: Mapping[str, tuple[int, ...]], base_mod
             named[name] = tensor
             continue
         renamed, converted = rename_source_key(name, renamings, converters, base_model_prefix or None, known)
-        if converted is not None:
-            raise UnsupportedError(
-                "is stored in another arrangement than the model's",
-                file=source.name,
-                field=name,
-                fix="use a model without experts, or a GGUF file",
-            )
-        named.setdefault(renamed, tensor)
+        if converted is None:
+            named.setdefault(renamed, tensor)
+            continue
+        conversion = conversions.setdefault(renamed, Conversion(converter_of[converted], renamed, source.name))
+        conversion.add(converted, apply_renamings(name, renamings), tensor)
+    for conversion in conversions.values():
+        for name, tensor in conversion.tensors(parameters).items():
+            if name in named:
+                raise SourceError(f"is there twice: as it is, and as {tensor.names[0]}, …", file=source.name, field=name)
+            named[name] = tensor
     return named
 
 
@@ -97,8 +102,7 @@ def bind_weights(
 
     Raises:
         SourceError: a tensor is missing, has another shape, or differs from the one that it is tied to.
-        UnsupportedError: the checkpoint holds a tensor in another arrangement than the model (single experts, say), or in a type
-            that is none of weights.
+        UnsupportedError: the checkpoint holds a tensor in an arrangement that is not known, or in a type that is none of weights.
     """
     if source.format == OUTLINE:
         return outline_weights(source, parameters)
@@ -131,5 +135,5 @@ def unused_tensors(source: Source, bound: Mapping[str, LazyTensor], tied: Iterab
         bound: what `bind_weights` gave.
         tied: names of parameters that share another's value, whose own tensors may go unused.
     """
-    used = {tensor.name for tensor in bound.values()} | set(tied)
+    used = {name for tensor in bound.values() for name in (tensor.names or (tensor.name,))} | set(tied)
     return tuple(name for name in source.tensors if name not in used and not BUFFERS.search(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,22 +19,36 @@ from cupola.targets.ops import GatedLinear, Linear
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """A layer.
+class RowShape:
+    """How a kernel reads rows of x.
 
     Attributes:
         width: columns of x.
-        dtypes: of x and of the result.
-        norm, bias, residual: their types; "" where there is none.
         quantize_x: the group of x's codes; 0: x stays as it is.
     """
 
-    weight: StoredKernel
     width: int
+    quantize_x: int
+
+    @property
+    def groups(self) -> int:
+        """Groups of a row of codes."""
+        return -(-self.width // self.quantize_x)
+
+
+@dataclass(frozen=True)
+class _Kernel(RowShape):
+    """A layer.
+
+    Attributes:
+        dtypes: of x and of the result.
+        norm, bias, residual: their types; "" where there is none.
+    """
+
+    weight: StoredKernel
     dtypes: tuple[str, str]
     norm: str
     epsilon: float
-    quantize_x: int
     gated: bool
     activation: str
     bias: str
@@ -43,11 +58,6 @@ class _Kernel:
     def outputs(self) -> int:
         """Columns of the result."""
         return self.weight.shape[0] // (2 if self.gated else 1)
-
-    @property
-    def groups(self) -> int:
-        """Groups of a row of codes."""
-        return -(-self.width // self.quantize_x)
 
 
 def lower_linear(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -86,7 +96,7 @@ def _layer(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         residual = argument("residual", (m, outputs), kernel.residual) if kernel.residual else None
         out = argument("out", (m, outputs), kernel.dtypes[1])
         with each(m) as (row,):
-            dot = _Row.read(kernel, x, norm, row)
+            dot = _normalized(kernel, x, norm, row)
 
             def product(column: Value) -> Value:
                 value = dot.times(weight, column)
@@ -101,39 +111,49 @@ def _layer(kernel: _Kernel) -> tvm.tirx.PrimFunc:
     return prim_func(body)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of x, normalized where the layer does that: float32 numbers, and perhaps codes, and what those are multiples of by groups."""
+def _normalized(kernel: _Kernel, x: Buffer, norm: Buffer | None, row: Value) -> Row:
+    """A row of x, normalized where the layer does that."""
 
-    kernel: _Kernel
+    def write(numbers: Buffer) -> None:
+        if norm is not None:
+            normalize(kernel.width, kernel.epsilon, lambda k: load(x, row, k), [norm], lambda k, value: T.buffer_store(numbers, value, [k]))
+        else:
+            with each(kernel.width) as (k,):
+                T.buffer_store(numbers, load(x, row, k), [k])
+
+    return Row.read(kernel, write)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of x: float32 numbers, and perhaps codes, and what those are multiples of by groups."""
+
+    shape: RowShape
     numbers: Buffer
     codes: Buffer | None = None
     steps: Buffer | None = None
 
     @staticmethod
-    def read(kernel: _Kernel, x: Buffer, norm: Buffer | None, row: Value) -> _Row:
-        width, group = kernel.width, kernel.quantize_x
-        numbers = local(kernel.groups * group if group else width)
-        if norm is not None:
-            normalize(width, kernel.epsilon, lambda k: load(x, row, k), [norm], lambda k, value: T.buffer_store(numbers, value, [k]))
-        else:
-            with each(width) as (k,):
-                T.buffer_store(numbers, load(x, row, k), [k])
+    def read(shape: RowShape, write: Callable[[Buffer], None]) -> Row:
+        """The row whose numbers `write` stores, from the first element on."""
+        width, group = shape.width, shape.quantize_x
+        numbers = local(shape.groups * group if group else width)
+        write(numbers)
         if not group:
-            return _Row(kernel, numbers)
-        with each(kernel.groups * group - width) as (k,):
+            return Row(shape, numbers)
+        with each(shape.groups * group - width) as (k,):
             T.buffer_store(numbers, T.float32(0), [width + k])
-        codes, steps = local(kernel.groups * group, "int8"), local(kernel.groups)
-        with each(kernel.groups) as (i,):
+        codes, steps = local(shape.groups * group, "int8"), local(shape.groups)
+        with each(shape.groups) as (i,):
             step, inverse = step_of(largest(group, lambda k: numbers[i * group + k]))
             T.buffer_store(steps, step, [i])
             with each(group) as (k,):
                 T.buffer_store(codes, code_of(numbers[i * group + k], inverse), [i * group + k])
-        return _Row(kernel, numbers, codes, steps)
+        return Row(shape, numbers, codes, steps)
 
     def times(self, weight: StoredArguments, column: Value) -> Value:
         """The product with a row of the weight. Codes are summed as integers, as far as they share scales."""
-        width, group, form = self.kernel.width, self.kernel.quantize_x, weight.format
+        width, group, form = self.shape.width, self.shape.quantize_x, weight.format
         codes, steps = self.codes, self.steps
         if codes is None or steps is None:
             return total(width, lambda k: self.numbers[k] * weight.value(column, k))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from cupola.targets.generic.attention import lower_paged_attention
+from cupola.targets.generic.experts import lower_expert_linear, lower_top_k
 from cupola.targets.generic.linear import lower_linear
 from cupola.targets.generic.rows import lower_embedding, lower_norm, lower_rotary, lower_take
 
-RULES = (lower_linear, lower_embedding, lower_take, lower_norm, lower_rotary)
+RULES = (lower_linear, lower_embedding, lower_take, lower_norm, lower_rotary, lower_expert_linear, lower_top_k)
 STATE_RULES = (lower_paged_attention,)  # of targets whose state lies as `state_layout.py` says

@@ -2,11 +2,12 @@
 
 Passes write them, `targets/` lowers them. In the IR each is `R.call_dps_packed("cupola.<name>", …)`: its fields in order,
 an absent tensor as the integer 0, without those at the end that have their defaults. Shapes: n tokens, H query heads,
-G key/value heads, D key dim, E value dim. Relax's own `take`, `nn.rms_norm` and `nn.layer_norm` are lowered the same way.
+G key/value heads, D key dim, E value dim, or E experts. Relax's own `take`, `nn.rms_norm` and `nn.layer_norm` are lowered the same way.
 """
 
 from cupola.targets.ops.attention import Attention, PagedAttention, Rotary
 from cupola.targets.ops.base import PREFIX, Op, Tensor, op_name
+from cupola.targets.ops.experts import ExpertLinear, GatedExpertLinear, TopK
 from cupola.targets.ops.linear import ACTIVATIONS, Embedding, GatedLinear, Linear, factors_of
 from cupola.targets.ops.sampling import Argmax, BlockMaxima, Sample
 
@@ -17,6 +18,8 @@ __all__ = [
     "Attention",
     "BlockMaxima",
     "Embedding",
+    "ExpertLinear",
+    "GatedExpertLinear",
     "GatedLinear",
     "Linear",
     "Op",
@@ -24,6 +27,7 @@ __all__ = [
     "Rotary",
     "Sample",
     "Tensor",
+    "TopK",
     "factors_of",
     "op_name",
 ]
