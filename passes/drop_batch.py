@@ -251,6 +251,12 @@ def _attention(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
     return flat.emit(relax.TensorType(list(call.ty.shape)[1:], call.ty.dtype))
 
 
+def _top_k(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    marker = ops.TopK.match(relax.Call(call.op, [call.args[0], args[1]], call.attrs, call.ty_args))
+    assert marker is not None
+    return marker.call()
+
+
 def _tiled_axes(call: relax.Call) -> list[int] | None:
     counts = [int(count) for count in call.attrs.repeats]
     return [axis for axis, count in enumerate(counts) if count != 1] if len(counts) == len(call.args[0].ty.shape) else None
@@ -269,4 +275,5 @@ _REBUILD: dict[str, Rebuild] = {
     "expand_dims": _to_shape, "squeeze": _to_shape, "concat": _concat, "stack": _stack, "split": _split,
     "strided_slice": _slice, "take": _take, "permute_dims": _permute, "repeat": _repeat, "mean": _mean,
     "tile": _tile, "gather_elements": _gather_elements, "nn.layer_norm": _layer_norm, "cupola.attention": _attention,
+    "cupola.top_k": _top_k,
 }  # fmt: skip

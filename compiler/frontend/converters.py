@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -39,14 +38,11 @@ def _topk(node: fx.Node, importer: Any) -> relax.Var:
     """Of the last axis, the largest first."""
     x, k, *rest = importer.retrieve_args(node)
     axis, largest = rest[:2] + [-1, True][len(rest) :]
-    emit, shape = importer.block_builder.emit, list(x.ty.shape)
-    if axis % len(shape) != len(shape) - 1 or not largest:
+    emit, last = importer.block_builder.emit, len(x.ty.shape) - 1
+    if axis % (last + 1) != last or not largest:
         raise NotImplementedError("topk of an axis other than the last one, or of the smallest")
-    rows = shape[:1] if len(shape) == 2 else [math.prod(shape[:-1])]
-    flat = x if len(shape) == 2 else emit(relax.op.reshape(x, [*rows, shape[-1]]))
-    found = emit(relax.op.astype(emit(ops.TopK(flat, k).call()), "int64"))
-    found = found if len(shape) == 2 else emit(relax.op.reshape(found, [*shape[:-1], k]))
-    return emit(relax.Tuple([emit(relax.op.gather_elements(x, found, axis=len(shape) - 1)), found]))
+    found = emit(relax.op.astype(emit(ops.TopK(x, k).call()), "int64"))
+    return emit(relax.Tuple([emit(relax.op.gather_elements(x, found, axis=last)), found]))
 
 
 def _largest(node: fx.Node, importer: Any) -> relax.Var:

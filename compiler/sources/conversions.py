@@ -75,6 +75,10 @@ class Conversion:
         if more := sorted(set(found) - set(range(count))):
             problem = f"is one too many: the configuration has {count} experts"
             raise SourceError(problem, file=self.file, field=found[more[0]].name)
+        first = found[0]
+        if different := [tensor for tensor in found.values() if tensor.shape != first.shape]:
+            problem = f"has the shape {list(different[0].shape)}, where the others have {list(first.shape)}"
+            raise SourceError(problem, file=self.file, field=different[0].name)
         return [found[number] for number in range(count)]
 
 

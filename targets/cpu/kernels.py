@@ -11,6 +11,8 @@ from cupola.runtime.environment import num_threads
 from cupola.targets.base import Abilities, Target
 from cupola.targets.cpu.attention.paged import lower_paged_attention
 from cupola.targets.cpu.emit.amx import MANY
+from cupola.targets.cpu.experts.floats import lower_expert_linear
+from cupola.targets.cpu.experts.int8 import lower_int8_expert_linear
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.dequantized import lower_dequantized_linear
 from cupola.targets.cpu.linear.floats import lower_linear
@@ -30,6 +32,8 @@ RULES = (
     lower_int8_linear,
     lower_dequantized_linear,
     lower_linear,
+    lower_int8_expert_linear,
+    lower_expert_linear,
     lower_paged_attention,
     lower_rms_norm,
     lower_layer_norm,

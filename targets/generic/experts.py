@@ -21,23 +21,25 @@ _LOWEST = -3.4028234663852886e38  # of float32
 
 
 def lower_top_k(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`TopK` of rows of known width."""
+    """`TopK` of rows of known sizes."""
     op = TopK.match(call)
     inner = sizes_of(op.x) if op is not None else None
-    if op is None or inner is None or len(inner) != 1 or op.k > inner[0] or str(op.x.ty.dtype) not in FLOATS:
+    if op is None or not inner or op.k > inner[-1] or str(op.x.ty.dtype) not in FLOATS:
         return None
-    function = builder.add_func(_top_k(inner[0], op.k, str(op.x.ty.dtype)), f"top_{op.k}_of_{inner[0]}")
+    function = builder.add_func(_top_k(inner, op.k, str(op.x.ty.dtype)), f"top_{op.k}_of_{inner[-1]}")
     return relax.op.call_tir(function, relax.Tuple([op.x]), out_ty=call.ty)
 
 
 @cache
-def _top_k(width: int, k: int, dtype: str) -> tvm.tirx.PrimFunc:
+def _top_k(inner: tuple[int, ...], k: int, dtype: str) -> tvm.tirx.PrimFunc:
+    *middle, width = inner
+
     def body() -> None:
         n = T.int64()
-        x = argument("x", (n, width), dtype)
-        out = argument("out", (n, k), "int32")
-        with each(n) as (row,):
-            largest_of_row(width, k, lambda i: load(x, row, i), lambda i, column: T.buffer_store(out, column, [row, i]))
+        x = argument("x", (n, *inner), dtype)
+        out = argument("out", (n, *middle, k), "int32")
+        with each(n, *middle) as row:
+            largest_of_row(width, k, lambda i: load(x, *row, i), lambda i, column: T.buffer_store(out, column, [*row, i]))
 
     return in_block(prim_func(body))
 

@@ -12,7 +12,7 @@ from cupola.targets.ops.base import Op, Tensor
 
 @dataclass(frozen=True)
 class TopK(Op):
-    """The columns of a row's `k` largest numbers, the largest first, of equal ones the leftmost: x f32 [n, E] -> i32 [n, k].
+    """The columns of a row's `k` largest numbers, the largest first, of equal ones the leftmost: x f32 [n, …, E] -> i32 [n, …, k].
 
     They are `k` different ones whatever the numbers are: NaN counts as less than all others.
     """
@@ -23,7 +23,7 @@ class TopK(Op):
 
     def call(self) -> relax.Call:
         """The call."""
-        return self.emit(relax.TensorType((self.x.ty.shape[0], self.k), "int32"))
+        return self.emit(relax.TensorType([*list(self.x.ty.shape)[:-1], self.k], "int32"))
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class ExpertLinear(Op):
     mins: Tensor | None = None
     format: str = ""
     quantize_x: int = 0
+    super_scales: Tensor | None = None
+    super_mins: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,5 @@ class GatedExpertLinear(Op):
     mins: Tensor | None = None
     format: str = ""
     quantize_x: int = 0
+    super_scales: Tensor | None = None
+    super_mins: Tensor | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cupola.targets.ops.base import Op, Tensor
+from cupola.targets.ops.experts import ExpertLinear, GatedExpertLinear
 
 # "" is the identity; "gelu_tanh" is the tanh approximation, "gelu" the exact one (erf).
 ACTIVATIONS = ("", "silu", "gelu", "gelu_tanh", "relu")
@@ -73,6 +74,6 @@ class Embedding(Op):
     super_mins: Tensor | None = None
 
 
-def factors_of(op: Linear | GatedLinear | Embedding) -> tuple[Tensor, ...]:
+def factors_of(op: Linear | GatedLinear | Embedding | ExpertLinear | GatedExpertLinear) -> tuple[Tensor, ...]:
     """The tensors beside the codes of an operation's weight, in the order of `WeightFormat.factors`."""
     return tuple(tensor for tensor in (op.scales, op.mins, op.super_scales, op.super_mins) if tensor is not None)

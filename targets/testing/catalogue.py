@@ -20,6 +20,7 @@ from cupola.targets.ops import Argmax, BlockMaxima, Embedding, GatedLinear, Line
 from cupola.targets.testing import references
 from cupola.targets.testing.attention import KV_DTYPES, AttentionKernel
 from cupola.targets.testing.case import DTYPES, Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
+from cupola.targets.testing.experts import ExpertKernel, top_k
 from cupola.targets.testing.weights import GROUP, Weight
 
 EPSILON = 1e-5  # of norms
@@ -214,6 +215,11 @@ KERNELS: tuple[KernelFactory, ...] = (
     *(LinearKernel(weight, quantize_x=GROUP) for weight in K_QUANTS),
     LinearKernel("w6g16-s8x256"),
     EmbeddingKernel("w6g16-s8x256"),
+    *(ExpertKernel(weight, gated=True, activation="silu") for weight in DTYPES),
+    *(ExpertKernel(weight, is_shared=False, quantize_x=GROUP) for weight in ("w4", "w8")),
+    ExpertKernel("w4", gated=True, activation="silu", quantize_x=GROUP),
+    ExpertKernel("w4"),
+    top_k,
     rms_norm,
     head_norm,
     layer_norm,
@@ -256,6 +262,11 @@ VARIANTS: tuple[KernelFactory, ...] = (
     LinearKernel("w4g32-iq4nl-s6x256", gated=True, norm=True, activation="silu"),
     EmbeddingKernel("w3g16-s6x256"),
     EmbeddingKernel("w2g16m-s4x256"),
+    ExpertKernel("f32", bias=True, is_shared=False),
+    ExpertKernel("bf16", gated=True, bias=True, activation="gelu_tanh"),
+    ExpertKernel("w4m", bias=True, is_shared=False, quantize_x=GROUP),
+    ExpertKernel("w8", gated=True, bias=True, activation="silu", quantize_x=GROUP),
+    ExpertKernel("w8g64", gated=True, activation="gelu", is_shared=False),
     EmbeddingKernel("w8g96"),
     EmbeddingKernel("w4g64m"),
     AttentionKernel("f16"),

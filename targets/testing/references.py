@@ -121,6 +121,29 @@ def linear(
     return _expected(value, slack_value + bf16_result * BF16_ROUNDING * (1 + BF16_EXP2) * (np.abs(value) + slack_value))
 
 
+def expert_linear(
+    arrays: Arrays, num_experts: int, activation: str, quantize_x: int, gated: bool, format: WeightFormat | None = None
+) -> Expected:
+    """`ops.ExpertLinear` and `ops.GatedExpertLinear`: `linear` of each expert and the rows that go there."""
+    index, x = arrays["index"], arrays["x"]
+    pairs = x if x.ndim == 3 else np.repeat(x[:, None], index.shape[1], axis=1)
+    parts = {name: np.split(arrays[name], num_experts) for name in ("weight", "scales", "mins", "bias") if name in arrays}
+    outputs = len(parts["weight"][0]) // (2 if gated else 1)
+    value, slack = np.zeros((*index.shape, outputs)), np.zeros((*index.shape, outputs))
+    for expert in np.unique(index):
+        given = {name: part[expert] for name, part in parts.items()} | {"x": pairs[index == expert]}
+        found = linear(given, activation, 0.0, quantize_x, gated, format)
+        value[index == expert], slack[index == expert] = found.value, found.slack
+    return Expected(value, slack)
+
+
+def top_k(arrays: Arrays, k: int) -> Expected:
+    """`ops.TopK`, which rounds nothing."""
+    x = np.nan_to_num(arrays["x"].astype("float64"), nan=-np.inf, neginf=-np.inf, posinf=np.inf)
+    value = np.argsort(-x, axis=-1, kind="stable")[..., :k].astype("float64")
+    return Expected(value, np.full_like(value, np.finfo("float64").tiny))
+
+
 _activated = activation  # under a name that no parameter hides
 
 

@@ -198,3 +198,45 @@ def test_a_gate_that_activates_the_normalized_product_stays() -> None:
         return out
 
     stays(fuse_gated_linear(), before)
+
+
+@R.function
+def halves_of_experts(x: R.Tensor(("n", 64), "float32"), index: R.Tensor(("n", 2), "int32"), w: R.Tensor((256, 64), "float32")):
+    n = T.int64()
+    with R.dataflow():
+        both = R.call_dps_packed("cupola.expert_linear", (x, index, w, 0, 4), out_ty=R.Tensor((n, 2, 64), dtype="float32"))
+        parts = R.split(both, 2, axis=2)
+        out = R.multiply(R.nn.silu(parts[0]), parts[1])
+        R.output(out)
+    return out
+
+
+def test_halves_of_experts() -> None:
+    @R.function
+    def expected(x: R.Tensor(("n", 64), "float32"), index: R.Tensor(("n", 2), "int32"), w: R.Tensor((256, 64), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            out = R.call_dps_packed(
+                "cupola.gated_expert_linear", (x, index, w, 0, 4, R.str("silu")), out_ty=R.Tensor((n, 2, 32), dtype="float32")
+            )
+            R.output(out)
+        return out
+
+    becomes(fuse_gated_linear(), halves_of_experts, expected)
+
+
+def test_a_gate_with_limits_stays() -> None:
+    """As gpt-oss has it: between the product and the activation something else happens."""
+
+    @R.function
+    def limited(x: R.Tensor(("n", 64), "float32"), index: R.Tensor(("n", 2), "int32"), w: R.Tensor((256, 64), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            both = R.call_dps_packed("cupola.expert_linear", (x, index, w, 0, 4), out_ty=R.Tensor((n, 2, 64), dtype="float32"))
+            parts = R.split(both, 2, axis=2)
+            gate = R.minimum(parts[0], R.const(7.0, "float32"))
+            out = R.multiply(R.nn.silu(gate), parts[1])
+            R.output(out)
+        return out
+
+    stays(fuse_gated_linear(), limited)

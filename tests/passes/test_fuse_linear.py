@@ -115,3 +115,24 @@ def test_products_of_tensors_without_a_known_shape_or_of_more_axes_stay() -> Non
 
     stays(fuse_linear(), dynamic)
     stays(fuse_linear(), batched)
+
+
+def test_rows_within_more_axes() -> None:
+    @R.function
+    def before(x: R.Tensor((1, "n", 64), "float32"), w: R.Tensor((32, 64), "float32")):
+        with R.dataflow():
+            out = R.matmul(x, R.permute_dims(w))
+            R.output(out)
+        return out
+
+    @R.function
+    def expected(x: R.Tensor((1, "n", 64), "float32"), w: R.Tensor((32, 64), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            rows = R.reshape(x, (n, 64))
+            product = R.call_dps_packed("cupola.linear", (rows, w, 0, 0, R.str("")), out_ty=R.Tensor((n, 32), dtype="float32"))
+            out = R.reshape(product, (1, n, 32))
+            R.output(out)
+        return out
+
+    becomes(fuse_linear(), before, expected)

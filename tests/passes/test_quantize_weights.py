@@ -8,6 +8,7 @@ from tvm.script import tirx as T
 
 from cupola.passes.quantize_weights import quantize_weights
 from cupola.passes.schemes import SCHEMES, scheme_of
+from cupola.targets.ops import ExpertLinear, Linear
 from tests.passes.harness import apply, becomes, stays
 
 
@@ -240,3 +241,36 @@ def test_a_weight_that_is_computed_is_encoded_whole() -> None:
     turned = next(line.split(":")[0].strip() for line in text.splitlines() if "permute_dims" in line)
     assert f'"cupola.weight.encode", (R.str("w8g32"), {turned})' in text
     assert isinstance(tvm.script.from_source(text), tvm.IRModule)
+
+
+def test_experts_are_stored_as_linear_layers_are_and_routers_stay() -> None:
+    @R.function
+    def mixture(
+        x: R.Tensor(("n", 64), "float32"),
+        router: R.Tensor((4, 64), "float32"),
+        bias: R.Tensor((4,), "float32"),
+        w: R.Tensor((4, 32, 64), "float32"),
+        head: R.Tensor((96, 64), "float32"),
+    ):
+        n = T.int64()
+        with R.dataflow():
+            logits = R.call_dps_packed("cupola.linear", (x, router, 0, 0, R.str("")), out_ty=R.Tensor((n, 4), dtype="float32"))
+            scores = R.add(R.sigmoid(logits), bias)
+            index = R.call_dps_packed("cupola.top_k", (scores, 2), out_ty=R.Tensor((n, 2), dtype="int32"))
+            flat = R.reshape(w, (128, 64))
+            y = R.call_dps_packed("cupola.expert_linear", (x, index, flat, 0, 4), out_ty=R.Tensor((n, 2, 32), dtype="float32"))
+            z = R.reshape(y, (n, 64))
+            out = R.call_dps_packed("cupola.linear", (z, head, 0, 0, R.str("")), out_ty=R.Tensor((n, 96), dtype="float32"))
+            R.output(out)
+        return out
+
+    quantized = apply(quantize_weights(SCHEMES["w4a8"]), mixture)
+    linears = [op for call in calls_of(quantized) if (op := Linear.match(call)) is not None]
+    (experts,) = (op for call in calls_of(quantized) if (op := ExpertLinear.match(call)) is not None)
+    assert [linear.format for linear in linears] == ["", "w8g32"]
+    assert (experts.format, experts.quantize_x, experts.num_experts) == ("w4g32", 32, 4)
+    assert [int(size) for size in experts.weight.ty.shape] == [128, 64] and [int(size) for size in experts.scales.ty.shape] == [128, 2]
+
+
+def calls_of(mod: tvm.IRModule) -> list[relax.Expr]:
+    return [binding.value for block in mod["forward"].body.blocks for binding in block.bindings]

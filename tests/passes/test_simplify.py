@@ -224,3 +224,28 @@ def test_other_gathers_stay() -> None:
 
     for function in (columns, narrower, repeated):
         stays(simplify(), function)
+
+
+def test_an_index_that_was_widened_is_read_as_it_was() -> None:
+    @R.function
+    def before(x: R.Tensor(("n", 8), "float32"), index: R.Tensor(("n", 2), "int32"), w: R.Tensor((64, 8), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            wide = R.astype(index, "int64")
+            scores = R.gather_elements(x, wide, axis=1)
+            y = R.call_dps_packed("cupola.expert_linear", (x, wide, w, 0, 8), out_ty=R.Tensor((n, 2, 8), dtype="float32"))
+            out = R.multiply(y, R.expand_dims(scores, axis=[2]))
+            R.output(out)
+        return out
+
+    @R.function
+    def expected(x: R.Tensor(("n", 8), "float32"), index: R.Tensor(("n", 2), "int32"), w: R.Tensor((64, 8), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            scores = R.gather_elements(x, index, axis=1)
+            y = R.call_dps_packed("cupola.expert_linear", (x, index, w, 0, 8), out_ty=R.Tensor((n, 2, 8), dtype="float32"))
+            out = R.multiply(y, R.expand_dims(scores, axis=[2]))
+            R.output(out)
+        return out
+
+    becomes(simplify(), before, expected)

@@ -52,7 +52,7 @@ def _build(kernel: QuantizedShape) -> tvm.tirx.PrimFunc:
         weight = k.weight()
         bias, residual = k.bias_and_residual(num_rows)
         simd = Simd(k.isa)
-        product = _Product(k, simd, x, weight, k.epilogue(simd, num_rows, bias, residual))
+        product = DequantizedProduct(k, simd, x, weight, k.epilogue(simd, num_rows, bias, residual))
         with T.parallel((num_rows + ROW_BLOCK - 1) // ROW_BLOCK * k.num_panels) as task:
             first = name(task // k.num_panels * ROW_BLOCK)
             product.block(name(task % k.num_panels), first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
@@ -61,7 +61,7 @@ def _build(kernel: QuantizedShape) -> tvm.tirx.PrimFunc:
 
 
 @dataclass(frozen=True)
-class _Product:
+class DequantizedProduct:
     """Emits the loops of one task."""
 
     kernel: QuantizedShape
@@ -69,6 +69,10 @@ class _Product:
     x: Buffer
     weight: Buffer
     epilogue: Epilogue
+
+    def place(self, row: Value) -> tuple[Value, ...]:
+        """Where a row stands in `x`."""
+        return (row,)
 
     def block(self, panel: Value, first: Value, count: Value) -> None:
         """`count` rows from `first` on of one panel."""
@@ -157,10 +161,11 @@ class _Product:
             for i, totals in enumerate(sums):
                 for column, total in zip(columns, totals, strict=True):
                     total.set(simd.load(products, (r + i, column)))
+            places = [self.place(row + i) for i in range(size)]
             with T.serial(depth) as k:
                 loaded = [simd.load(weights, (k, column)) for column in columns]
                 for i, totals in enumerate(sums):
-                    value = name(splat(self.x[row + i, start + k], lanes))
+                    value = name(splat(self.x[(*places[i], start + k)], lanes))
                     for total, w in zip(totals, loaded, strict=True):
                         total.set(simd.fma(value, w, total.get()))
             for i, totals in enumerate(sums):

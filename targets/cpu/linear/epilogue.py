@@ -66,7 +66,11 @@ class Epilogue:
     def prefetch(self, panel: Value, row: Value) -> None:
         """Takes what `finish` will write of a row from other cores. Columns past the last one are nobody's, or the next row's."""
         for column in range(0, self.panel_outputs, self.simd.elements_of_line(self.out)):
-            self.simd.prefetch(self.out, (row, panel * self.panel_outputs + column), write=True)
+            self.simd.prefetch(self.out, (*self.place(row), panel * self.panel_outputs + column), write=True)
+
+    def place(self, row: Value) -> tuple[Value, ...]:
+        """Where a row stands in `out`."""
+        return (row,)
 
     def _columns(self, panel: Value, row: Value, r: Value, products: Buffer, width: int) -> None:
         simd = self.simd
@@ -75,7 +79,7 @@ class Epilogue:
             value = simd.activation(self.activation, value, for_bf16=self.out.dtype == "bfloat16")
             if self.gated:
                 value = value * self._biased(products, panel, r, start + PANEL // 2, lanes)
-            index = (row, panel * self.panel_outputs + start)
+            index = (*self.place(row), panel * self.panel_outputs + start)
             if self.residual is not None:
                 value = value + simd.load(self.residual, index, lanes)
             simd.store(self.out, value, index)

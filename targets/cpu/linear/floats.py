@@ -72,7 +72,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         bias, residual = kernel.bias_and_residual(num_rows)
         simd = Simd(kernel.isa)
         epilogue = kernel.epilogue(simd, num_rows, bias, residual)
-        panels = _Panels(kernel, simd, x, weight, epilogue)
+        panels = Panels(kernel, simd, x, weight, epilogue)
         with T.parallel((num_rows + ROW_BLOCK - 1) // ROW_BLOCK * kernel.num_panels) as task:
             panel, first = name(task % kernel.num_panels), name(task // kernel.num_panels * ROW_BLOCK)
             panels.rows(panel, first, name(T.min(num_rows - first, T.int64(ROW_BLOCK))))
@@ -81,14 +81,18 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
 
 
 @dataclass(frozen=True)
-class _Panels:
+class Panels:
     """Emits the loops of one task."""
 
-    kernel: _Kernel
+    kernel: LayerShape
     simd: Simd
     x: Buffer
     weight: Buffer
     epilogue: Epilogue
+
+    def place(self, row: Value) -> tuple[Value, ...]:
+        """Where a row stands in `x`."""
+        return (row,)
 
     def rows(self, panel: Value, first: Value, count: Value) -> None:
         in_tiles(count, float_tiles(self.kernel.isa), lambda row, rows: self.tile(panel, name(first + row), rows))
@@ -111,10 +115,11 @@ class _Panels:
     def multiply(self, panel: Value, row: Value, rows: int, columns: list[int], products: Buffer) -> None:
         simd = self.simd
         sums = [[Register(simd.lanes) for _ in columns] for _ in range(rows)]
+        places = [self.place(row + r) for r in range(rows)]
         with T.serial(self.kernel.depth) as k:
             weights = [simd.load(self.weight, (panel, k, column)) for column in columns]
             for r in range(rows):
-                value = name(splat(self.x[row + r, k], simd.lanes))
+                value = name(splat(self.x[(*places[r], k)], simd.lanes))
                 for total, w in zip(sums[r], weights, strict=True):
                     total.set(simd.fma(value, w, total.get()))
         for r in range(rows):

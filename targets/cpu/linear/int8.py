@@ -45,7 +45,7 @@ FIRST, AHEAD = 8192, 16384  # bytes of weights that are asked for before anythin
 
 
 @dataclass(frozen=True)
-class _Kernel(QuantizedShape):
+class Int8Shape(QuantizedShape):
     """The parameters of a kernel."""
 
     has_norm: bool
@@ -64,7 +64,7 @@ def lower_int8_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -
         return None
     residual, shape = residual_of(op), quantized_shape(isa, op, codes, call.ty)
     x_dtype, out_dtype = str(op.x.ty.dtype), str(call.ty.dtype)
-    kernel = _Kernel(**vars(shape), has_norm=op.norm is not None, epsilon=op.epsilon, x_dtype=x_dtype, out_dtype=out_dtype)
+    kernel = Int8Shape(**vars(shape), has_norm=op.norm is not None, epsilon=op.epsilon, x_dtype=x_dtype, out_dtype=out_dtype)
     arguments = [op.x, pack_groups(op, codes, builder), *packed_bias(op, builder)]
     arguments += [extra for extra in (residual, op.norm) if extra is not None]
     function = builder.add_func(_build(kernel), f"{kernel.label}_{codes.label}a8")
@@ -72,7 +72,7 @@ def lower_int8_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -
 
 
 @cache
-def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
+def _build(kernel: Int8Shape) -> tvm.tirx.PrimFunc:
     k = kernel
 
     def body() -> None:
@@ -84,7 +84,7 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
         simd = Simd(k.isa)
         epilogue = k.epilogue(simd, num_rows, bias, residual, k.out_dtype)
         source = RowSource(simd, x, k.depth, norm, k.epsilon)
-        product = _Product(k, simd, weight, epilogue, source, Weights(k.isa, k.codes), num_rows)
+        product = Int8Product(k, simd, weight, epilogue, source, Weights(k.isa, k.codes), num_rows)
         with T.If(num_rows <= T.int64(FEW)):
             with T.Then():
                 product.few()
@@ -98,10 +98,10 @@ def _build(kernel: _Kernel) -> tvm.tirx.PrimFunc:
 
 
 @dataclass(frozen=True)
-class _Product:
+class Int8Product:
     """Emits the loops."""
 
-    kernel: _Kernel
+    kernel: Int8Shape
     simd: Simd
     weight: Buffer
     epilogue: Epilogue
@@ -302,7 +302,7 @@ class _Panel(Protocol):
 class _Packed:
     """The weights as they are stored."""
 
-    kernel: _Kernel
+    kernel: Int8Shape
     simd: Simd
     weights: Weights
     weight: Buffer
@@ -333,7 +333,7 @@ class _Unpacked:
     mins: Buffer | None
 
     @staticmethod
-    def allocate(kernel: _Kernel, simd: Simd) -> _Unpacked:
+    def allocate(kernel: Int8Shape, simd: Simd) -> _Unpacked:
         parts = kernel.codes.parts
         mins = local((SLICE_BLOCK * parts, PANEL)) if kernel.codes.has_mins else None
         return _Unpacked(simd, parts, local(SLICE_BLOCK * SLICE * PANEL, "int8"), local((SLICE_BLOCK * parts, PANEL)), mins)

@@ -26,13 +26,17 @@ class RowSource:
     norm: Buffer | None
     epsilon: float
 
+    def place(self, row: Value) -> tuple[Value, ...]:
+        """Where a row stands in `x`."""
+        return (row,)
+
     def factor(self, row: Value) -> Value:
         """1 / √(mean of squares + epsilon) of a row; 1 without a norm."""
         if self.norm is None:
             return T.float32(1)
 
         def add_square(start: Value | int, lanes: int, total: Value) -> Value:
-            value = self.simd.load(self.x, (row, start), lanes)
+            value = self.simd.load(self.x, (*self.place(row), start), lanes)
             return self.simd.fma(value, value, total)
 
         squares = reduce_sum(self.simd, self.depth, add_square)
@@ -40,7 +44,7 @@ class RowSource:
 
     def load(self, row: Value, start: Value | int, lanes: int, factor: Value) -> Value:
         """`lanes` values of a row from `start` on."""
-        value = self.simd.load(self.x, (row, start), lanes)
+        value = self.simd.load(self.x, (*self.place(row), start), lanes)
         return value if self.norm is None else name(value * splat(factor, lanes) * self.simd.load(self.norm, (start,), lanes))
 
     def for_each_group(self, row: Value, body: Callable[..., None]) -> None:

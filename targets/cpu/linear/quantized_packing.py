@@ -31,7 +31,7 @@ from cupola.targets.cpu.emit.simd import CACHE_LINE, Buffer, Value, name
 from cupola.targets.cpu.linear.packing import PANEL, num_panels, shape_of
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.formats.tables import TABLES
-from cupola.targets.ops import Embedding, GatedLinear, Linear, factors_of
+from cupola.targets.ops import Embedding, ExpertLinear, GatedExpertLinear, GatedLinear, Linear, factors_of
 from cupola.targets.weight_functions import call_weight_function, weight_function
 
 Array = npt.NDArray[Any]
@@ -161,7 +161,7 @@ def first_byte(block: Value | int, column: Value) -> Value:
     return name(column // COLUMNS * (COLUMNS * QUAD) + column % COLUMNS * QUAD) + block * (HALVES * COLUMNS * QUAD)
 
 
-def codes_of(op: Linear | GatedLinear | Embedding) -> Codes | None:
+def codes_of(op: Linear | GatedLinear | Embedding | ExpertLinear | GatedExpertLinear) -> Codes | None:
     """How an operation's weight is packed, or None if these kernels have no way to store its format."""
     if not op.format:
         return None
@@ -194,6 +194,24 @@ def pack_groups(op: Linear | GatedLinear | Embedding, codes: Codes, builder: rel
     out = relax.TensorType([num_panels(n), k // codes.format.block_size, codes.group_bytes], "uint8")
     arguments = [op.format, op.weight, *factors_of(op)]
     return builder.emit(call_weight_function(pack_gated_codes if isinstance(op, GatedLinear) else pack_codes, arguments, out))
+
+
+def pack_expert_groups(op: ExpertLinear | GatedExpertLinear, codes: Codes, builder: relax.BlockBuilder) -> relax.Expr:
+    """Of E experts -> uint8 [E · panels, blocks, bytes of a block], the panels of each as `pack_groups` makes them."""
+    (n, k), gated = shape_of(op.weight), isinstance(op, GatedExpertLinear)
+    panels = op.num_experts * num_panels(n // op.num_experts)
+    out = relax.TensorType([panels, k // codes.format.block_size, codes.group_bytes], "uint8")
+    arguments = [f"{op.format} {op.num_experts} {'gated' if gated else ''}", op.weight, *factors_of(op)]
+    return builder.emit(call_weight_function(pack_expert_codes, arguments, out))
+
+
+@weight_function
+def pack_expert_codes(experts: str, codes: Array, *factors: Array) -> Array:
+    """The panels of experts whose rows stand one above the other; `experts` is the format, their number, and "gated" if they are that."""
+    form, num_experts, gated = experts.split(" ")
+    pack = pack_gated_codes if gated else pack_codes
+    parts = [np.split(rows, int(num_experts)) for rows in (codes, *factors)]
+    return np.concatenate([pack(form, *expert) for expert in zip(*parts, strict=True)])
 
 
 @weight_function

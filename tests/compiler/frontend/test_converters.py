@@ -16,7 +16,9 @@ from tvm import relax
 import cupola.compiler.frontend.attention  # noqa: F401  registers the marker
 from cupola.compiler.frontend.functionalize import functionalize
 from cupola.compiler.frontend.translate import to_relax
+from cupola.passes.lower_ops import lower_ops
 from cupola.runtime.errors import UnsupportedError
+from tests.targets.toy_target import toy
 
 # torch's own decompositions warn about a function of torch's; the compiler traces quietly.
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
@@ -43,7 +45,8 @@ def exported(function: Function) -> torch.export.ExportedProgram:
 
 def translated(function: Function) -> np.ndarray:
     program = functionalize(exported(function), "toy", "file")
-    machine = relax.VirtualMachine(tvm.compile(to_relax(program, "file"), "llvm"), tvm.cpu())
+    mod = lower_ops(toy())(to_relax(program, "file"))
+    machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
     return machine["main"](tvm.runtime.tensor(X.numpy()), tvm.runtime.tensor(POSITIONS.numpy())).numpy()
 
 
@@ -125,6 +128,10 @@ CASES: dict[str, Function] = {
     "new_ones": lambda x, p: x.new_ones(x.shape[1], 8) + x,
     "gather": lambda x, p: x.gather(-1, torch.zeros_like(p)[..., None].long() + 3),
     "topk": lambda x, p: x.topk(3, -1).values,
+    "topk's indices": lambda x, p: x.topk(3, -1).indices.float(),
+    "topk of more axes": lambda x, p: x.view(1, -1, 2, 4).topk(2, -1).values,
+    "max along an axis": lambda x, p: x.max(-1).values + x.max(-1, keepdim=True).indices.float()[..., 0],
+    "norm": lambda x, p: x / torch.norm(x, p=1, dim=-1, keepdim=True) + torch.norm(x, dim=-1, keepdim=True),
     "weightless layer norm": lambda x, p: nn.functional.layer_norm(x, (8,)),
     "rms norm": lambda x, p: nn.functional.rms_norm(x, (8,), torch.linspace(0.5, 2, 8), 1e-5),
     "weightless rms norm": lambda x, p: nn.functional.rms_norm(x, (8,)),

@@ -24,7 +24,6 @@ REFUSED = {
     "lfm2": ({"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}, r"lfm2, model\.layers\.0\.conv: aten\.conv1d"),
     "mamba": ({"state_size": 8}, r"mamba, backbone\.layers\.0\.mixer: aten\.conv1d"),
     "rwkv": ({}, r"rwkv, rwkv\.blocks\.0\.attention\.time_shift: aten\.pad"),
-    "mixtral": ({"num_local_experts": 4}, r"mixtral, model\.layers\.0\.mlp"),
     "llama4_text": ({"attention_chunk_size": 8, "head_dim": 16}, r"mask of its own, chunked_overlay"),
     "bert": ({}, r"bert: its attention sees later tokens"),
 }

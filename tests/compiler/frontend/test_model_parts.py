@@ -15,15 +15,18 @@ from cupola.compiler.sources.config_check import check_config
 from cupola.models import FAMILIES, llama
 from cupola.runtime.errors import SourceError, UnsupportedError
 
-EXPERTS, INDEXER, CONVOLUTIONS, DELTA = "a mixture of experts", "an indexer chooses", "convolutions over tokens", "gated delta rule"
+EXPERTS, INDEXER, CONVOLUTIONS, DELTA = (
+    "a mixture of experts of a kind of its own",
+    "an indexer chooses",
+    "convolutions over tokens",
+    "gated delta rule",
+)
 MAMBA, RWKV, XLSTM, RGLRU, DIFFERENTIAL = "(Mamba)", "(RWKV)", "(xLSTM)", "(RG-LRU)", "differential attention"
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "mixtral": (EXPERTS,), "qwen3_moe": (EXPERTS,), "gpt_oss": (EXPERTS,), "olmoe": (EXPERTS,), "deepseek_v3": (EXPERTS,),
-    "granitemoe": (EXPERTS,), "jetmoe": (EXPERTS,), "phimoe": (EXPERTS,), "llama4_text": (EXPERTS,), "longcat_flash": (EXPERTS,),
-    "deepseek_v32": (EXPERTS, INDEXER), "glm_moe_dsa": (EXPERTS, INDEXER),
-    "lfm2": (CONVOLUTIONS,), "qwen3_5_text": (DELTA,), "qwen3_next": (DELTA, EXPERTS), "olmo_hybrid": (DELTA,),
-    "mamba": (MAMBA,), "falcon_mamba": (MAMBA,), "jamba": (MAMBA, EXPERTS), "recurrent_gemma": (RGLRU,), "rwkv": (RWKV,), "xlstm": (XLSTM,),
+    "doge": (EXPERTS,), "deepseek_v32": (INDEXER,), "glm_moe_dsa": (INDEXER,),
+    "lfm2": (CONVOLUTIONS,), "qwen3_5_text": (DELTA,), "qwen3_next": (DELTA,), "olmo_hybrid": (DELTA,),
+    "mamba": (MAMBA,), "falcon_mamba": (MAMBA,), "jamba": (MAMBA,), "recurrent_gemma": (RGLRU,), "rwkv": (RWKV,), "xlstm": (XLSTM,),
     "diffllama": (DIFFERENTIAL,),
 }  # fmt: skip
 

@@ -112,15 +112,6 @@ def test_integers_are_left_out_where_nothing_takes_them_and_refused_elsewhere(ll
         bind(folder, model)
 
 
-def test_single_experts_are_refused_for_now(tmp_path):
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "num_local_experts": 2}
-    config = AutoConfig.for_model("mixtral", **sizes, num_attention_heads=2, num_key_value_heads=2)
-    model = AutoModelForCausalLM.from_config(config).float()
-    model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UnsupportedError, match="experts.*is stored in another arrangement"):
-        bind(tmp_path / "model", model)
-
-
 def test_gguf_binds(tiny_gguf, make_model):
     model = make_model("llama", num_key_value_heads=2, tie_word_embeddings=True)
     assert_bound(tiny_gguf, model)
