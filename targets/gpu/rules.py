@@ -15,6 +15,7 @@ from cupola.runtime.errors import UnsupportedError
 from cupola.targets.gpu.attention import decode
 from cupola.targets.gpu.attention.plain import lower_paged_attention
 from cupola.targets.gpu.emit import WARP
+from cupola.targets.gpu.experts import lower_expert_linear, lower_top_k
 from cupola.targets.gpu.linear.hopper import HopperStage
 from cupola.targets.gpu.linear.matmul import lower_matmul
 from cupola.targets.gpu.linear.plain import lower_linear
@@ -25,7 +26,7 @@ from cupola.targets.ops import Argmax, BlockMaxima, Sample
 
 RULES = (
     lower_linear, lower_embedding, lower_take, lower_norm, lower_rotary, lower_paged_attention, lower_block_maxima, lower_argmax,
-    lower_sample,
+    lower_sample, lower_expert_linear, lower_top_k,
 )  # fmt: skip
 # In front of those, where there are matrix units: a table that embeds tokens may be the vocabulary's projection as well.
 MATRIX_RULES = (

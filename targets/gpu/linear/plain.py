@@ -41,7 +41,7 @@ def _layer(layer: Layer) -> tvm.tirx.PrimFunc:
         with blocks(-(-outputs // warps), groups, threads=warps * WARP) as (block, group, thread):
             column, lane = keep(block * warps + thread // WARP), thread % WARP
             with T.If(column < T.int64(outputs)), T.Then():
-                rows = _Rows(m, keep(group * ROWS), x, tensors.norm)
+                rows = Rows(m, keep(group * ROWS), x, tensors.norm)
                 factors = rows.norm_factors(width, layer.epsilon, lane) if layer.norm else None
 
                 def products(which: Value) -> list[Value]:
@@ -61,7 +61,7 @@ def _layer(layer: Layer) -> tvm.tirx.PrimFunc:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """The rows of x from `start` on that a warp works on, at most ROWS of `count`. All its lanes have the same ones."""
 
     count: Value
@@ -70,6 +70,7 @@ class _Rows:
     norm: Buffer | None
 
     def index(self, r: int) -> Value:
+        """Row `r` of the warp's."""
         return self.start + T.int64(r)
 
     def each(self, do: Callable[[int], None]) -> None:
@@ -153,7 +154,7 @@ class _Sums:
     def add(self, r: int, value: Value) -> None:
         T.buffer_store(self._held, self._held[r] + value, [r])
 
-    def over_warp(self, rows: _Rows) -> list[Value]:
+    def over_warp(self, rows: Rows) -> list[Value]:
         """The sums over all lanes."""
         warp_sums(self._held, rows.each)
         return [self._held[r] for r in range(ROWS)]
