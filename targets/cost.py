@@ -20,7 +20,7 @@ from cupola.runtime.artifact.tensors import ITEM_BYTES, KernelCost, KernelSpec
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.native.interface import size_names
 from cupola.targets.native.sizes import size_of
-from cupola.targets.ops import Argmax, Embedding, GatedLinear, Linear, PagedAttention, factors_of
+from cupola.targets.ops import Argmax, Embedding, ExpertLinear, GatedExpertLinear, GatedLinear, Linear, PagedAttention, factors_of
 
 _ATTRIBUTE = "cupola.cost"
 
@@ -68,6 +68,16 @@ def _embedding(op: Embedding, _: relax.TensorType) -> KernelCost:
     return KernelCost(gathered_bytes_per_row=codes + sum(_row_bytes(t.ty) for t in tensors), num_gathered=1 + len(tensors))
 
 
+def _experts(op: ExpertLinear | GatedExpertLinear, _: relax.TensorType) -> KernelCost:
+    """Of each row, the experts that it goes to: their products, and their part of the weight, with scales and mins."""
+    (rows, depth), choices = map(int, op.weight.ty.shape), int(op.index.ty.shape[1])
+    rows //= op.num_experts
+    bits = WeightFormat.parse(op.format).bits if op.format else 8 * ITEM_BYTES[str(op.weight.ty.dtype)]
+    row_bytes = -(-depth * bits // 8) + sum(_row_bytes(tensor.ty) for tensor in factors_of(op))
+    operations = 2 * choices * rows * int(op.x.ty.shape[-1])
+    return KernelCost(operations_per_row=operations, gathered_bytes_per_row=choices * rows * row_bytes, num_gathered=1)
+
+
 def _argmax(op: Argmax, _: relax.TensorType) -> KernelCost:
     """One block of a row's logits."""
     return KernelCost(gathered_bytes_per_row=4 * MAXIMA_BLOCK, num_gathered=1)
@@ -76,6 +86,8 @@ def _argmax(op: Argmax, _: relax.TensorType) -> KernelCost:
 _COSTS: tuple[tuple[Any, Callable[[Any, relax.TensorType], KernelCost]], ...] = (
     (Linear, _linear),
     (GatedLinear, _linear),
+    (ExpertLinear, _experts),
+    (GatedExpertLinear, _experts),
     (PagedAttention, _attention),
     (Embedding, _embedding),
     (Argmax, _argmax),

@@ -93,8 +93,9 @@ class StepCost:
         }
         gathered = sorted(sizes, key=lambda place: -sizes[place])[: cost.num_gathered]
         whole = sum(sizes[place] for place in gathered)
+        read = min(num_rows * cost.gathered_bytes_per_row, whole)  # rows of which many want the same read it once
         for place in gathered:  # each has its share
-            sizes[place] = num_rows * cost.gathered_bytes_per_row * sizes[place] // whole
+            sizes[place] = read * sizes[place] // whole
         return sizes
 
     def _pool_bytes(self, per_key: int, window: int, batch: Batch) -> int:

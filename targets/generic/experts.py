@@ -92,7 +92,7 @@ class _Kernel(RowShape):
 def lower_expert_linear(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
     """`ExpertLinear` and `GatedExpertLinear` of a weight of known shape."""
     op = ExpertLinear.match(call) or GatedExpertLinear.match(call)
-    stored = Stored.of(op.weight, op.scales, op.mins, op.format) if op is not None else None
+    stored = Stored.of(op.weight, op.scales, op.mins, op.format, op.super_scales, op.super_mins) if op is not None else None
     if op is None or stored is None or op.x.ty.ndim not in (2, 3) or str(op.x.ty.dtype) not in FLOATS:
         return None
     gated, rows = isinstance(op, GatedExpertLinear), stored.kernel.shape[0] // op.num_experts

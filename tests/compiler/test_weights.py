@@ -10,6 +10,8 @@ from tvm import IRModule, relax
 
 from cupola.compiler.sources.base import LazyTensor
 from cupola.compiler.weights import PackedWeight, lift_weights, overflow_notes
+from cupola.passes.encoders import encode, encode_call
+from cupola.passes.schemes import SCHEMES
 from cupola.runtime.errors import UnsupportedError
 
 op = relax.op
@@ -138,3 +140,25 @@ def test_what_float16_cannot_hold_is_counted_by_name() -> None:
     for weight in weights:
         weight.compute()
     assert overflow_notes(weights) == ["layer.0.a: too large for float16, in which they are stored: 2 values"]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_are_encoded_one_by_one(transposed: bool) -> None:
+    """Whether the source has them as one tensor or apart, and each as it would be alone."""
+    (stacked,) = values_of((3, 64, 32) if transposed else (3, 32, 64))
+    loads, storage = Loads([*stacked]), SCHEMES["w4a8"].linear.otherwise
+    apart = LazyTensor("layer.0.a", stacked.shape, "float32", lambda: pytest.fail("it is read whole"), slabs=(*loads.tensors.values(),))
+    whole = LazyTensor("layer.0.a", stacked.shape, "float32", lambda: stacked)
+
+    def encoded(a: relax.Expr) -> list[relax.Expr]:
+        builder = relax.BlockBuilder.current()
+        matrices = builder.emit(op.permute_dims(a, [0, 2, 1])) if transposed else a
+        codes = builder.emit(encode_call(storage, builder.emit(op.reshape(matrices, (96, 64)))))
+        return [relax.TupleGetItem(codes, 0), relax.TupleGetItem(codes, 1)]
+
+    expected = encode("w4g32", np.concatenate([matrix.T if transposed else matrix for matrix in stacked]))
+    for tensor in (apart, whole):
+        _, weights = lift_weights(module(encoded, [stacked.shape]), {"layer.0.a": tensor})
+        for weight, part in zip(weights, expected, strict=True):
+            np.testing.assert_array_equal(weight.compute(), part)
+    assert loads.names == [*loads.tensors]  # each of them once

@@ -21,6 +21,7 @@ from cupola.targets.registry import get_target
 from cupola.targets.testing.attention import AttentionKernel
 from cupola.targets.testing.case import SMOLLM2, KernelCase, lower_case
 from cupola.targets.testing.catalogue import KERNELS, EmbeddingKernel, LinearKernel, argmax, is_implemented, rms_norm
+from cupola.targets.testing.experts import CHOICES, ExpertKernel
 from tests.passes.harness import apply
 
 GPU = get_target("cuda:sm_80")
@@ -45,6 +46,19 @@ def call_of(case: KernelCase) -> relax.Call:
         (EmbeddingKernel("w4m"), KernelCost(gathered_bytes_per_row=S.hidden // 2 + 4 * S.hidden // 32, num_gathered=3)),
         (EmbeddingKernel("w8"), KernelCost(gathered_bytes_per_row=S.hidden + 2 * S.hidden // 32, num_gathered=2)),
         (EmbeddingKernel("bf16"), KernelCost(gathered_bytes_per_row=2 * S.hidden, num_gathered=1)),
+        (
+            ExpertKernel("w4", gated=True, quantize_x=32),
+            KernelCost(
+                operations_per_row=CHOICES * 4 * S.ffn * S.hidden, num_gathered=1,
+                gathered_bytes_per_row=CHOICES * 2 * S.ffn * (S.hidden // 2 + 2 * S.hidden // 32),
+            ),
+        ),
+        (
+            ExpertKernel("bf16", is_shared=False),
+            KernelCost(
+                operations_per_row=CHOICES * 2 * S.ffn * S.hidden, gathered_bytes_per_row=CHOICES * 2 * S.ffn * S.hidden, num_gathered=1
+            ),
+        ),
         (argmax, KernelCost(gathered_bytes_per_row=256, num_gathered=1)),
         (rms_norm, None),
     ],

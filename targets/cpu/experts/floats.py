@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
+from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.loops import parallel_region
 from cupola.targets.cpu.emit.simd import Simd, Value, argument, name, prim_func
 from cupola.targets.cpu.experts.routing import Group, Routing
@@ -31,7 +32,7 @@ def lower_expert_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder)
     mixture, gated = mixture_of(isa, op, call.ty), isinstance(op, GatedExpertLinear)
     if op.format:
         codes = codes_of(op)
-        if codes is None:
+        if codes is None or not Weights.can_unpack(isa, codes):
             return None
         shape = QuantizedShape(**vars(mixture.layer), blocks=int(op.weight.ty.shape[1]) // codes.format.block_size, codes=codes)
         kernel, weight, label = _dequantized(mixture, shape), pack_expert_groups(op, codes, builder), f"{codes.label}a16"

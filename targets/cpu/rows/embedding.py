@@ -108,7 +108,6 @@ def _build_quantized(isa: ISA, num_entries: int, width: int, blocks: int, codes:
                 code = codes.code(weight, (panel, block), column, k)
             return table_entry(form.table, name(code)) if form.table else T.cast(code - T.int32(codes.zero), "float32")
 
-
         for_each(n, width, row)
 
     return prim_func(body)

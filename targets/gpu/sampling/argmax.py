@@ -13,7 +13,7 @@ from cupola.targets.emit import Buffer, Value, argument, prim_func
 from cupola.targets.gpu.emit import WARP, blocks, cached, from_first, from_lane, keep, over_warp, registers, strided
 from cupola.targets.ops import Argmax, BlockMaxima
 
-_INFINITY, _MAGNITUDE = 0x7F800000, 0x7FFFFFFF  # bits of float32; a magnitude of more than infinity's is NaN
+INFINITY, MAGNITUDE = 0x7F800000, 0x7FFFFFFF  # bits of float32; a magnitude of more than infinity's is NaN
 
 
 def lower_block_maxima(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -43,8 +43,8 @@ def _block_maxima(width: int) -> tvm.tirx.PrimFunc:
                     T.buffer_store(magnitude, T.max(magnitude[0], _magnitude(x[row, column])), [0])
             highest, found = over_warp(largest[0], T.max), over_warp(magnitude[0], T.max)
             with T.If(lane == T.int64(0)), T.Then():
-                nan = T.reinterpret("float32", keep(T.int32(_INFINITY | 1)))
-                T.buffer_store(out, T.if_then_else(found > T.int32(_INFINITY), nan, highest), [row, block])
+                nan = T.reinterpret("float32", keep(T.int32(INFINITY | 1)))
+                T.buffer_store(out, T.if_then_else(found > T.int32(INFINITY), nan, highest), [row, block])
 
     return prim_func(body)
 
@@ -81,7 +81,7 @@ def _argmax(width: int, block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
             T.buffer_store(magnitude, T.int32(0), [0])
             with strided(num_blocks, lane, WARP) as i:
                 T.buffer_store(magnitude, T.max(magnitude[0], _magnitude(maxima[row, i])), [0])
-            is_nan = over_warp(magnitude[0], T.max) > T.int32(_INFINITY)
+            is_nan = over_warp(magnitude[0], T.max) > T.int32(INFINITY)
             with T.If(lane == T.int64(0)), T.Then():
                 _add(out, row, T.if_then_else(is_nan, T.int32(-1), T.cast(token, "int32")))
         with blocks((rows + T.int64(WARP - 1)) // T.int64(WARP), threads=WARP) as (block, lane):
@@ -162,4 +162,4 @@ def _first_largest(x: Buffer, row: Value, lane: Value, start: Value, end: Value)
 
 def _magnitude(value: Value) -> Value:
     """By its bits: TVM's simplifier takes for granted that a number equals itself."""
-    return T.reinterpret("int32", value) & T.int32(_MAGNITUDE)
+    return T.reinterpret("int32", value) & T.int32(MAGNITUDE)

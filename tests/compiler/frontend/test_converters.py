@@ -96,7 +96,7 @@ def fill_an_empty_tensor(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 
 
 def scatter_in_place(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(x).scatter_(-1, x.topk(2, -1).indices, 1.0)
+    return torch.zeros_like(x[0]).scatter_(-1, x[0].topk(2, -1).indices, 1.0)
 
 
 CASES: dict[str, Function] = {
@@ -127,9 +127,9 @@ CASES: dict[str, Function] = {
     "full_like": lambda x, p: torch.full_like(x, 0.5) + x,
     "new_ones": lambda x, p: x.new_ones(x.shape[1], 8) + x,
     "gather": lambda x, p: x.gather(-1, torch.zeros_like(p)[..., None].long() + 3),
-    "topk": lambda x, p: x.topk(3, -1).values,
-    "topk's indices": lambda x, p: x.topk(3, -1).indices.float(),
-    "topk of more axes": lambda x, p: x.view(1, -1, 2, 4).topk(2, -1).values,
+    "topk": lambda x, p: x[0].topk(3, -1).values,
+    "topk's indices": lambda x, p: x[0].topk(3, -1).indices.float(),
+    "topk of more axes": lambda x, p: x[0].view(-1, 2, 4).topk(2, -1).values,
     "max along an axis": lambda x, p: x.max(-1).values + x.max(-1, keepdim=True).indices.float()[..., 0],
     "norm": lambda x, p: x / torch.norm(x, p=1, dim=-1, keepdim=True) + torch.norm(x, dim=-1, keepdim=True),
     "weightless layer norm": lambda x, p: nn.functional.layer_norm(x, (8,)),

@@ -30,6 +30,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "diffllama": (DIFFERENTIAL,),
 }  # fmt: skip
 
+CHANGES: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+    "doge": {"is_moe": True},
+}
+
 
 def published(model_type: str, **changes: Any) -> dict[str, Any]:
     """The content of a config.json with the class's defaults."""
@@ -46,8 +51,7 @@ def _no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("model_type", PARTS)
 def test_a_part_that_cupola_lacks_is_named_before_tracing(model_type: str) -> None:
-    layers = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2} if model_type == "lfm2" else {}
-    config = published(model_type, **layers)
+    config = published(model_type, **CHANGES.get(model_type, {}))
     check_config(config, "config.json")
     with pytest.raises(UnsupportedError, match=rf"^config\.json: {model_type}: has .*, which cupola does not run") as caught:
         trace(config, "config.json", 64)
