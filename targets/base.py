@@ -43,6 +43,8 @@ class Abilities:
         rounds_products: whether layers of activations that are not quantized round what they multiply to 16 bits, but for weights of 32:
             to bfloat16 where weights are, else to float16. Attention then does so too with several tokens of a sequence, but for pages of
             32 bits: to float16 where pages are or are E4M3, else to bfloat16.
+        few_rows: up to how many rows layers of activations that are not quantized add up in another order than for more, so that a row has
+            the same bits only within either. 0: there is one order.
     """
 
     activations: str = "float32"
@@ -54,6 +56,7 @@ class Abilities:
     bf16_rows: int = 0
     rounds_products: bool = False
     keeps_blocks: bool = True
+    few_rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,11 @@ def from_lane(value: Value, distance: int) -> Value:
     return T.tvm_warp_shuffle_down(T.uint32(_ALL), value, distance, WARP, WARP)
 
 
+def any_lane(value: Value, lane: Value) -> Value:
+    """The value of a lane that each may choose for itself. Where lanes read each other's registers."""
+    return keep(T.tvm_warp_shuffle(T.uint32(_ALL), value, T.cast(lane, "int32"), WARP, WARP))
+
+
 def from_first(value: Value) -> Value:
     """The first lane's value, for every lane."""
     if not gpu().has_shuffles:

@@ -18,7 +18,9 @@ from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.runtime.artifact.plan import Plan
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Abilities, Target
+from cupola.targets.gpu.attention.simdgroup import lower_paged_attention
 from cupola.targets.gpu.code import write_launches
+from cupola.targets.gpu.linear.simdgroup import FEW_ROWS, lower_matmul
 from cupola.targets.gpu.lowering import DeviceCode, Launch
 from cupola.targets.gpu.rules import OPTIONAL, RULES, schedule
 from cupola.targets.gpu.vectors import load_words
@@ -28,10 +30,12 @@ KIND = "metal"
 MAX_SHARED_BYTES = 32768
 LIMITS = {"max_threads_per_block": 256, "max_num_threads": 256, "max_shared_memory_per_block": MAX_SHARED_BYTES, "thread_warp_size": 32}
 MAX_BUFFERS = 31  # of a kernel, that with its numbers too (Metal Feature Set Tables)
+KERNELS = (lower_matmul, lower_paged_attention, *RULES)
 _NUMBERS = {"int64": "8", "int32": "4", "uint32": "4"}  # bytes, as `metal.c` reads them
 
 # TVM's text of each kernel begins with lines that a library may have once. Metal's shuffles take no numbers of 64 bits.
 _TVM_HEAD = re.compile(r"#include <metal_stdlib>\nusing namespace metal;\n+union __TVMArgUnion \{[^}]*\};\n+")
+_SHARED = re.compile(r"^(\s*)(threadgroup \w+ \w+\[)", re.MULTILINE)  # read and written as vectors
 HEAD = """\
 #include <metal_stdlib>
 using namespace metal;
@@ -45,14 +49,13 @@ inline long simd_shuffle_down(long value, ushort away) { return as_type<long>(me
 def metal_like(spec: DeviceSpec) -> Target:
     """A target with Metal's kernels; who runs them gives it `code` and `link`."""
     target = tvm.target.Target({"kind": KIND, **LIMITS}, host="llvm")
-    return Target(
-        spec, target, Abilities(activation_bits=(16,), keeps_blocks=False), kernels=RULES, optional=OPTIONAL, schedules=(schedule(target),)
-    )
+    abilities = Abilities(activation_bits=(16,), keeps_blocks=False, batch_invariant=False, few_rows=FEW_ROWS)
+    return Target(spec, target, abilities, kernels=KERNELS, optional=OPTIONAL, schedules=(schedule(target),))
 
 
 def write_kernels(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: Path) -> tuple[str, tuple[Path, ...]]:
     """The kernels in Metal Shading Language, and C files that carry and launch them."""
-    code, launches = write_launches(load_words()(mod), plan, target, folder)
+    code, launches = write_launches(load_words()(keep_rounding()(mod)), plan, target, folder)
     for symbol, kernel in code.device.functions_items():
         _check_shared(symbol.name_hint, kernel)
     source, image = metal_source(code, target), folder / "image.c"
@@ -63,7 +66,8 @@ def write_kernels(mod: IRModule, plan: Plan, target: tvm.target.Target, folder: 
 def metal_source(code: DeviceCode, target: tvm.target.Target) -> str:
     """The kernels in Metal Shading Language, as TVM writes them."""
     device = exact_constants()(code.device)
-    return HEAD + _TVM_HEAD.sub("", str(tvm.target.codegen.build_module(device, target).inspect_source()))
+    source = str(tvm.target.codegen.build_module(device, target).inspect_source())
+    return HEAD + _SHARED.sub(r"\1alignas(16) \2", _TVM_HEAD.sub("", source))
 
 
 def exact_constants() -> tvm.transform.Pass:
@@ -82,6 +86,28 @@ def exact_constants() -> tvm.transform.Pass:
     @tirx.transform.prim_func_pass(opt_level=0)
     def rewrite(func: tirx.PrimFunc, mod: IRModule, context: object) -> tirx.PrimFunc:
         return func.with_body(tvm_ffi.structural_map(func.body, (tirx.FloatImm, exact)))
+
+    return rewrite
+
+
+def keep_rounding() -> tvm.transform.Pass:
+    """TVM computes in float32 what is bfloat16, and drops that a number is rounded to it and back: that is written out.
+
+    Before:  T.cast(T.cast(x, "bfloat16"), "float32")
+    After:   T.reinterpret("float32", T.reinterpret("uint32", x) + 0x7fff + (T.reinterpret("uint32", x) >> 16 & 1) & 0xffff0000)
+    """
+
+    def rounded(cast: tirx.Cast) -> tvm.ir.Expr:
+        inner = cast.value
+        if str(cast.ty.dtype) != "float32" or not isinstance(inner, tirx.Cast) or str(inner.ty.dtype) != "bfloat16":
+            return cast
+        bits = T.reinterpret("uint32", T.cast(inner.value, "float32"))
+        nearest = bits + T.uint32(0x7FFF) + ((bits >> T.uint32(16)) & T.uint32(1))
+        return T.reinterpret("float32", nearest & T.uint32(0xFFFF0000))
+
+    @tirx.transform.prim_func_pass(opt_level=0)
+    def rewrite(func: tirx.PrimFunc, mod: IRModule, context: object) -> tirx.PrimFunc:
+        return func.with_body(tvm_ffi.structural_map(func.body, (tirx.Cast, rounded)))
 
     return rewrite
 

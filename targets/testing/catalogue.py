@@ -58,6 +58,7 @@ class LinearKernel:
         reference = partial(references.linear, activation=self.activation, epsilon=EPSILON, quantize_x=self.quantize_x, gated=self.gated)
         scheme = self.weight if weight.format is None else self.weight + ("a8" if self.quantize_x else "a16")
         in_bf16 = self.quantize_x and target.abilities.bf16_rows
+        in_one_order = not target.abilities.few_rows or bool(self.quantize_x)
         in_16_bits = target.abilities.rounds_products and not self.quantize_x and weight.dtype != "float32"
         multiplies = ("bfloat16" if weight.dtype == "bfloat16" else "float16") if in_16_bits else ""
         reference = partial(reference, format=weight.format, bf16_result=self.dtype == "bf16", bf16_from=in_bf16 or None)
@@ -66,7 +67,8 @@ class LinearKernel:
         name = case_name("gated_linear" if self.gated else "linear", f"{n}x{k}", scheme, *flags, self.activation)
         return KernelCase(
             name, tuple(inputs), partial(self.emit, n), reference, partial(_draw_rows, inputs), bool(self.quantize_x),
-            may_use_bf16=bool(self.quantize_x), batch_invariant=target.abilities.batch_invariant or not in_bf16,
+            may_use_bf16=bool(self.quantize_x),
+            batch_invariant=in_one_order and (target.abilities.batch_invariant or not in_bf16),
         )  # fmt: skip
 
     def emit(self, num_outputs: int, t: Tensors) -> relax.Call:

@@ -158,8 +158,8 @@ class Head:
                     do(i, d)
 
 
-def attend(t: AttentionTensors, least: int = 1) -> None:
-    """Writes the results of sequences that bring at least so many tokens, 1 or 2."""
+def attend(t: AttentionTensors, least: int = 1, most: int = 0) -> None:
+    """Writes the results of sequences that bring at least so many tokens, 1 or 2, and at most `most` (0: any number)."""
     kernel = t.kernel
     with blocks(t.n if least == 1 else t.n * some_bring_more(t), kernel.num_heads, threads=WARP) as (token, head, lane):
         found = registers(1, "int64")
@@ -169,7 +169,8 @@ def attend(t: AttentionTensors, least: int = 1) -> None:
         with T.If(found[0] < t.batch), T.Then():  # a token behind the last sequence is nobody's
             sequence = found[0]
             end = keep(T.cast(t.query_starts[sequence + 1], "int64"))
-            with T.If(end - T.cast(t.query_starts[sequence], "int64") >= T.int64(least)), T.Then():
+            count = end - T.cast(t.query_starts[sequence], "int64")
+            with T.If(count <= T.int64(most) if most else count >= T.int64(least)), T.Then():
                 position = keep(T.cast(t.context_lens[sequence], "int64") - end + token)
                 begin = keep(T.max(T.int64(0), position + 1 - kernel.window)) if kernel.window else T.int64(0)
                 query = Head.read(t, 0, token, kernel.starts[0] + head * kernel.key_dim, kernel.key_dim, lane)

@@ -30,34 +30,38 @@ def lower_linear(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | 
 
 @cached
 def _layer(layer: Layer) -> tvm.tirx.PrimFunc:
-    width, outputs, warps = layer.width, layer.outputs, gpu().warps
-
     def body() -> None:
         m = T.int64()
-        x = argument("x", (m, width), layer.dtypes[0])
+        x = argument("x", (m, layer.width), layer.dtypes[0])
         weight = Weight.arguments(layer.weight)
-        tensors = LayerTensors.arguments(layer, m, x)
-        groups = (m + T.int64(ROWS - 1)) // T.int64(ROWS)
-        with blocks(-(-outputs // warps), groups, threads=warps * WARP) as (block, group, thread):
-            column, lane = keep(block * warps + thread // WARP), thread % WARP
-            with T.If(column < T.int64(outputs)), T.Then():
-                rows = Rows(m, keep(group * ROWS), x, tensors.norm)
-                factors = rows.norm_factors(width, layer.epsilon, lane) if layer.norm else None
-
-                def products(which: Value) -> list[Value]:
-                    sums = rows.products(weight, which, width, lane)
-                    return [keep(total if factors is None else total * factors[r]) for r, total in enumerate(sums)]
-
-                biases = layer.biases(tensors, column)
-                sums = [products(column + T.int64(part * outputs)) for part in range(layer.parts)]
-
-                def write(r: int) -> None:
-                    layer.finish(tensors, rows.index(r), column, [total[r] for total in sums], biases)
-
-                with T.If(lane == T.int64(0)), T.Then():
-                    rows.each(write)
+        multiply_few(layer, weight, LayerTensors.arguments(layer, m, x))
 
     return prim_func(body)
+
+
+def multiply_few(layer: Layer, weight: Weight, tensors: LayerTensors, most: int = 0) -> None:
+    """Launches blocks for all rows, unless they are more than `most` (0: any number)."""
+    m, x, width, outputs, warps = tensors.count, tensors.x, layer.width, layer.outputs, gpu().warps
+    groups = (m + T.int64(ROWS - 1)) // T.int64(ROWS)
+    groups = groups * T.cast(m <= T.int64(most), "int64") if most else groups
+    with blocks(-(-outputs // warps), groups, threads=warps * WARP) as (block, group, thread):
+        column, lane = keep(block * warps + thread // WARP), thread % WARP
+        with T.If(column < T.int64(outputs)), T.Then():
+            rows = Rows(m, keep(group * ROWS), x, tensors.norm)
+            factors = rows.norm_factors(width, layer.epsilon, lane) if layer.norm else None
+
+            def products(which: Value) -> list[Value]:
+                sums = rows.products(weight, which, width, lane)
+                return [keep(total if factors is None else total * factors[r]) for r, total in enumerate(sums)]
+
+            biases = layer.biases(tensors, column)
+            sums = [products(column + T.int64(part * outputs)) for part in range(layer.parts)]
+
+            def write(r: int) -> None:
+                layer.finish(tensors, rows.index(r), column, [total[r] for total in sums], biases)
+
+            with T.If(lane == T.int64(0)), T.Then():
+                rows.each(write)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ class Weight:
         ]
         return Weight(stored, StoredArguments(form, weight, *scales))
 
+    @staticmethod
+    def count_per_load(stored: StoredKernel) -> int:
+        """Elements in the widest load."""
+        return 8 * VECTOR_BYTES // _bits(stored)
+
     @property
     def format(self) -> WeightFormat | None:
         """The format of codes; None of floats."""
@@ -92,7 +97,7 @@ class Weight:
     @property
     def per_load(self) -> int:
         """Elements that a thread reads at once, which share a scale; 0 if rows do not divide into such."""
-        count, columns = 8 * VECTOR_BYTES // _bits(self.stored), self.stored.shape[1]
+        count, columns = self.count_per_load(self.stored), self.stored.shape[1]
         return 0 if columns % count or (self.format is not None and self.format.group_size % count) else count
 
     def element(self, row: Value, column: Value) -> Value:
@@ -105,12 +110,19 @@ class Weight:
         product = load(t.scales, row, group) * code
         return product + load(t.mins, row, group) if t.mins is not None else product
 
-    def read(self, row: Value, column: Value) -> Buffer:
+    @property
+    def _per_register(self) -> int:
+        return 32 // _bits(self.stored) if self.format is not None else 1
+
+    def registers(self) -> Buffer:
+        """Room for a `read`."""
+        return registers(self.per_load // self._per_register, str(self.arrays.weight.dtype))
+
+    def read(self, row: Value, column: Value, into: Buffer | None = None) -> Buffer:
         """The `per_load` elements from `column` on as they are stored, in registers: of codes, words."""
-        buffer = self.arrays.weight
-        each = 32 // _bits(self.stored) if self.format is not None else 1
-        count, first = self.per_load // each, column // each
-        raw, lanes = registers(count, str(buffer.dtype)), min(count, gpu().max_lanes)
+        buffer, raw = self.arrays.weight, self.registers() if into is None else into
+        count, first = self.per_load // self._per_register, column // self._per_register
+        lanes = min(count, gpu().max_lanes)
         for start in range(0, count, lanes):
             T.buffer_store(raw, buffer[row, T.ramp(first + T.int64(start), 1, lanes)], [T.ramp(start, 1, lanes)])
         return raw

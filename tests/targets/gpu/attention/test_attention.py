@@ -1,4 +1,5 @@
-"""Attention of CUDA's kernels over long contexts: against float64, in several orders of blocks and threads, and alone as in company."""
+"""Attention of CUDA's and Metal's kernels over long contexts: against float64, in several orders of blocks and threads, and alone as in
+company."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from cupola.targets.testing.case import Array, Arrays, Sizes
 from tests.targets.harness import same_bits
 
 TARGET = get_target("softgpu")
+TARGETS = ("softgpu", "softmetal")
 SIZES = Sizes(hidden=64, ffn=64, heads=6, kv_heads=2, head_dim=48, vocabulary=64, block=16)
 MANY_HEADS = replace(SIZES, heads=22, kv_heads=1, head_dim=80, block=7)  # which blocks share out
 KERNELS = [
@@ -45,11 +47,12 @@ def chosen(arrays: Arrays, sequences: Sequence[int]) -> tuple[Arrays, Array]:
 
 
 @pytest.mark.by_turns
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("kernel", "sizes"), KERNELS, ids=name)
-def test_long_contexts(kernel: AttentionKernel, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = compile_case(kernel(sizes, TARGET), TARGET)
+def test_long_contexts(kernel: AttentionKernel, sizes: Sizes, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = compile_case(kernel(sizes, get_target(target)), get_target(target))
     for one_each, count in ((True, 4), (False, 9), (False, 75)):
-        case = replace(kernel, context=4 * CHUNK, one_each=one_each)(sizes, TARGET)
+        case = replace(kernel, context=4 * CHUNK, one_each=one_each)(sizes, get_target(target))
         arrays = case.draw(np.random.default_rng(3), count)
         assert arrays["context_lens"].max() > 2 * CHUNK
         whole = run(arrays)
@@ -61,10 +64,10 @@ def test_long_contexts(kernel: AttentionKernel, sizes: Sizes, monkeypatch: pytes
             assert same_bits(run(part), whole[rows])
 
 
-@pytest.mark.parametrize("window", [0, 40])
-def test_a_prompt_may_be_cut_anywhere(window: int) -> None:
-    case = AttentionKernel("f16", window=window)(SIZES, TARGET)
-    run, arrays = compile_case(case, TARGET), case.draw(np.random.default_rng(5), 90)
+@pytest.mark.parametrize(("window", "target"), [(0, "softgpu"), (40, "softgpu"), (40, "softmetal")])
+def test_a_prompt_may_be_cut_anywhere(window: int, target: str) -> None:
+    case = AttentionKernel("f16", window=window)(SIZES, get_target(target))
+    run, arrays = compile_case(case, get_target(target)), case.draw(np.random.default_rng(5), 90)
     part, _ = chosen(arrays, [int(np.argmax(np.diff(arrays["query_starts"])))])
     count, whole = int(part["query_starts"][1]), run(part)
     assert count > 40
