@@ -23,14 +23,15 @@ from cupola.targets.native.code import Code
 from cupola.targets.ops import Argmax, BlockMaxima
 from cupola.targets.webgpu.merge import merging
 from cupola.targets.webgpu.narrow import narrow
+from cupola.targets.webgpu.pairs import DTYPE, lower_take, read_pairs
 from cupola.targets.webgpu.shaders import write_shaders
 
 RUNTIME = Path(__file__).with_name("webgpu.c")  # which every library holds
 GPU = Gpu(warps=1, max_lanes=4, has_shuffles=False)
 _LIMITS = {"max_num_threads": 256, "max_shared_memory_per_block": 16384}  # what every GPU has, https://www.w3.org/TR/webgpu/#limits
 _FLOATS = ("float32", "float16")  # of WGSL
-_ABILITIES = Abilities(activation_bits=(16,), keeps_blocks=False, float_dtypes=_FLOATS, kv_dtypes=_FLOATS)
-_DTYPES = (*_FLOATS, "int32", "uint32")  # of tensors
+_ABILITIES = Abilities(activation_bits=(16,), keeps_blocks=False, float_dtypes=(*_FLOATS, DTYPE), kv_dtypes=_FLOATS)
+_DTYPES = (*_FLOATS, DTYPE, "int32", "uint32")  # of tensors
 _TABLE = """\
 /* The kernels. */
 #define _GNU_SOURCE
@@ -49,7 +50,7 @@ def webgpu_target() -> Target:
         spec=DeviceSpec("webgpu", "webgpu", "webgpu", f"{here()}-linux-gnu", ()),
         tvm=target,
         abilities=_ABILITIES,
-        kernels=tuple(merging(for_gpu(rule, GPU)) for rule in RULES),
+        kernels=tuple(merging(for_gpu(rule, GPU)) for rule in (lower_take, *RULES)),
         optional=(BlockMaxima, Argmax),  # the host draws tokens
         schedules=(schedule(target),),
         code=_code,
@@ -69,8 +70,8 @@ def _code(mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code:
     for kernel in plan.kernels:
         for dtype in {tensor.dtype for tensor in kernel.pointers} - {*_DTYPES}:
             problem = f"the kernel {kernel.name} has a tensor of {dtype}, which WGSL has no type for"
-            raise UnsupportedError(problem, field="target webgpu", fix="take --quant f32, f16, w8a16 or w4a16")
-    code, launches = write_launches(mod, plan, target.tvm, folder, [narrow])
+            raise UnsupportedError(problem, field="target webgpu", fix="take --quant f32, bf16, f16, w8a16 or w4a16")
+    code, launches = write_launches(mod, plan, target.tvm, folder, [read_pairs, narrow])
     shaders = write_shaders(code.device, target.tvm)
     ordered = [launch for kernel in plan.kernels for launch in code.launches[kernel.name]]
     table = folder / "shaders.c"

@@ -1,9 +1,9 @@
 """Kernels in WGSL (https://www.w3.org/TR/WGSL), one shader each.
 
 TVM writes the text. What is left to do: it gives seven digits of numbers where float32 has nine; and it marks tensors that a kernel only
-reads, but WebGPU has one state of a buffer during a launch, and many tensors lie in one buffer, the workspace. Tensors of floats are
-therefore all writable. Tensors of whole numbers are as TVM marks them, for they decide how far loops go and so which threads come to a
-barrier, and only of what nobody writes a compiler knows that all threads read the same.
+reads, but WebGPU has one state of a buffer during a launch, and many tensors lie in one buffer, the workspace. Tensors of floats, those of
+bfloat16 too, are therefore all writable. Tensors of whole numbers are as TVM marks them, for they decide how far loops go and so which
+threads come to a barrier, and only of what nobody writes a compiler knows that all threads read the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import tvm
 import tvm_ffi
 from tvm import IRModule, tirx
 
-_READ = re.compile(r"var<storage, read>( \w+ : array<f)")
+from cupola.targets.webgpu.pairs import SUFFIX
+
+_READ = re.compile(rf"var<storage, read>( \w+ : array<f| \w+{SUFFIX} : )")
 # Constants may be no infinity and no NaN, whatever is known at compile time is constant, and what is read from a variable is not.
 _FROM_BITS = "fn from_bits(bits : u32) -> f32 { var held = bits; return bitcast<f32>(held); }\n"
 

@@ -78,7 +78,7 @@ def test_samples_of_one_prompt_share_its_blocks(artifact: cupola.Artifact, promp
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize("quant", ["f16", "w8a16", "w4a16"])
+@pytest.mark.parametrize("quant", ["f16", "bf16", "w8a16", "w4a16"])
 def test_a_real_model(quant: str, smollm2: Compiled, tmp_path: Path) -> None:
     compiled = cupola.compile("smollm2", target="webgpu", quant=quant, out=tmp_path / "artifact", context=64)
     params = cupola.SamplingParams(temperature=0, max_tokens=7)
@@ -93,7 +93,7 @@ def test_a_real_model(quant: str, smollm2: Compiled, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"quant": "w4a8"}, r"quant: is w4a8, and webgpu has no kernels .* \(take w4a16\)"),
-        ({"quant": "bf16"}, r"quant: is bf16, and webgpu has no bfloat16 \(take f16, w8a16 or w4a16\)"),
+        ({"quant": "bf16", "kv_dtype": "bf16"}, r"target webgpu: can't store K and V as bfloat16 \(it can as float32, float16\)"),
         ({"quant": "f16", "kv_dtype": "int8"}, r"target webgpu: can't store K and V as int8 \(it can as float32, float16\)"),
     ],
     ids=["activations of 8 bits", "bf16", "int8"],
