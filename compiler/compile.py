@@ -47,7 +47,8 @@ def compile(
             them if `quant` holds that, else as `quant` has it, but never quantized to less than 8 bits.
         out: the artifact's folder; by default `<name>-<target>-<quant>` in the current one.
         context: tokens that a sequence may have; by default what the model was made for.
-        kv_dtype: how K and V are stored; by default like the weights, in bf16 or f16 if those are quantized.
+        kv_dtype: how K and V are stored; by default like the weights, in bf16 or f16 if those are quantized, and in f16 where a target
+            has no bf16.
         block_size: tokens in a block of the K/V cache.
         max_batch: sequences that one step may hold.
         progress: what to report to.

@@ -12,7 +12,6 @@ from cupola.compiler.artifact_folder import artifact_folder
 from cupola.compiler.artifact_writer import list_files, outline_weights, printable, write_manifest, write_texts, write_weights
 from cupola.compiler.auto_scheme import choose_scheme
 from cupola.compiler.frontend.importer import import_model
-from cupola.compiler.frontend.state import DTYPES
 from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, pipeline, run_passes
 from cupola.compiler.progress import Progress
@@ -22,6 +21,7 @@ from cupola.compiler.variants import (
     build_variant,
     check_agreement,
     check_scheme,
+    choose_kv_dtype,
     join_functions,
     join_kernels,
     lay_out_state,
@@ -47,7 +47,8 @@ def compile_to(
         quant, why = choose_scheme(options.quant, model, targets[0])
         scheme = scheme_of(quant, options.embedding)
         check_scheme(scheme, targets)
-        program = import_model(model, options, DTYPES[options.kv_dtype or scheme.kv_dtype], progress, dumps)
+        kv_dtype, why_kv = choose_kv_dtype(options.kv_dtype, scheme, targets)
+        program = import_model(model, options, kv_dtype, progress, dumps)
         kv = lay_out_state(program.kv, targets)
         with progress.stage("Running passes"):
             formats = {name: tensor.stored_as for name, tensor in program.weights.items()}
@@ -78,7 +79,7 @@ def compile_to(
             files=list_files(work, shards),
             kernels=join_kernels(variant.kernels for variant in variants),
             probes=join_kernels(variant.probes for variant in variants),
-            notes=tuple(map(printable, (*program.notes, *why, *encoding_notes(weights), *overflow_notes(weights)))),
+            notes=tuple(map(printable, (*program.notes, *why, *why_kv, *encoding_notes(weights), *overflow_notes(weights)))),
         )
         write_manifest(work, manifest)
     return Artifact(folder, manifest)

@@ -11,6 +11,7 @@ import tvm_ffi
 from tvm import IRModule, relax
 
 from cupola.compiler.build import build_library, plan_memory, signature_of
+from cupola.compiler.frontend.state import DTYPES
 from cupola.compiler.pipeline import Dumps, kernel_passes, run_passes
 from cupola.compiler.plan import extract_plan
 from cupola.compiler.weights import TRANSFORM, PackedWeight
@@ -64,6 +65,15 @@ def check_scheme(scheme: Scheme, targets: Sequence[Target]) -> None:
         if scheme.quantize_x and 8 not in target.abilities.activation_bits:
             problem = f"is {scheme.name}, and {target.spec.name} has no kernels for activations of 8 bits"
             raise UnsupportedError(problem, field="quant", fix=f"take {scheme.name.replace('a8', 'a16')}")
+
+
+def choose_kv_dtype(asked: str | None, scheme: Scheme, targets: Sequence[Target]) -> tuple[str, tuple[str, ...]]:
+    """numpy's name of what K and V are stored as, and notes: as asked, else as the scheme has them, or in float16 where a target can't."""
+    dtype = DTYPES[asked or scheme.kv_dtype]
+    lacking = next((target.spec.name for target in targets if dtype not in target.abilities.kv_dtypes), None)
+    if asked is not None or lacking is None:
+        return dtype, ()
+    return "float16", (f"K and V are stored as float16: {lacking} can't store them as {dtype}",)
 
 
 def lay_out_state(kv: KVSpec, targets: Sequence[Target]) -> KVSpec:

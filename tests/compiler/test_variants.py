@@ -10,8 +10,9 @@ from tvm import IRModule, relax
 
 import cupola
 from cupola.compiler.cli.app import run
-from cupola.compiler.variants import check_agreement, join_kernels, lay_out_state
+from cupola.compiler.variants import check_agreement, choose_kv_dtype, join_kernels, lay_out_state
 from cupola.models import find_family
+from cupola.passes.schemes import scheme_of
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import KernelCost, KernelSpec
 from cupola.runtime.errors import OptionError, UnsupportedError
@@ -87,6 +88,18 @@ def test_a_target_that_cannot_store_k_and_v_so_is_named() -> None:
     kv = KVSpec((KVGroup((0, 1), 2, 16, 16),), "float16", 16)
     with pytest.raises(UnsupportedError, match=r"target cpu:generic: can't store K and V as float16 \(it can as float32, int8\)"):
         lay_out_state(kv, [target])
+
+
+def test_what_a_target_cannot_store_is_chosen_only_if_it_is_asked_for() -> None:
+    targets = [
+        replace(get_target("cpu:generic"), abilities=Abilities(kv_dtypes=dtypes)) for dtypes in (("float32", "float16"), ("bfloat16",))
+    ]
+    scheme = scheme_of("bf16", None)
+    assert scheme.kv_dtype == "bf16"
+    assert choose_kv_dtype(None, scheme, targets[1:]) == ("bfloat16", ())
+    assert choose_kv_dtype("bf16", scheme, targets) == ("bfloat16", ())  # which is refused then
+    note = "K and V are stored as float16: cpu:generic can't store them as bfloat16"
+    assert choose_kv_dtype(None, scheme, targets) == ("float16", (note,))
 
 
 def test_kernels_are_listed_once() -> None:

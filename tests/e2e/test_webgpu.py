@@ -14,6 +14,7 @@ from tests.conftest import Compiled
 
 pytestmark = pytest.mark.skipif(not has_adapter(), reason="there is no Vulkan here; `make vulkan` installs one that runs on the CPU")
 PROMPT = "a b c d e f g"  # what comes next is clear
+BF16: tuple[tuple[str, dict[str, str]], ...] = (("webgpu", {}), ("cpu:generic", {"kv_dtype": "f16"}))
 TINY_PARAMS = cupola.SamplingParams(temperature=0, max_tokens=12, logprobs=3, ignore_eos=True, detokenize=False)
 
 
@@ -87,6 +88,15 @@ def test_a_real_model(quant: str, smollm2: Compiled, tmp_path: Path) -> None:
         for artifact in (compiled.path, smollm2.path)
     ]
     assert len(answers[0]) == 7 and answers[0] == answers[1]
+
+
+def test_weights_of_bfloat16_give_what_they_give_on_the_cpu(tiny: Path, tmp_path: Path) -> None:
+    """K and V are float16 then, which a note says."""
+    artifacts = [cupola.compile(tiny, out=tmp_path / name, target=name, quant="bf16", **kv) for name, kv in BF16]
+    assert [artifact.manifest.kv.dtype for artifact in artifacts] == ["float16", "float16"]
+    assert "webgpu can't store them as bfloat16" in " ".join(artifacts[0].manifest.notes)
+    logits = [cupola.LLM(artifact, max_num_seqs=1).logits([5, 3, 9, 11, 2, 7, 1, 4]) for artifact in artifacts]
+    assert np.abs(logits[0] - logits[1]).max() < 1e-4 * np.abs(logits[1]).max()
 
 
 @pytest.mark.parametrize(
