@@ -94,7 +94,7 @@ def test_what_a_target_cannot_store_is_chosen_only_if_it_is_asked_for() -> None:
     targets = [
         replace(get_target("cpu:generic"), abilities=Abilities(kv_dtypes=dtypes)) for dtypes in (("float32", "float16"), ("bfloat16",))
     ]
-    scheme = scheme_of("bf16", None)
+    scheme = scheme_of("bf16")
     assert scheme.kv_dtype == "bf16"
     assert choose_kv_dtype(None, scheme, targets[1:]) == ("bfloat16", ())
     assert choose_kv_dtype("bf16", scheme, targets) == ("bfloat16", ())  # which is refused then
