@@ -10,13 +10,14 @@ from tvm import IRModule
 
 from cupola.compiler.frontend.distances import sees_distances_only
 from cupola.compiler.frontend.state import kv_layout
+from cupola.compiler.frontend.text_path import parts_of
 from cupola.compiler.frontend.trace import TracedModel, trace
 from cupola.compiler.frontend.translate import INPUTS, translate
 from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, import_passes, run_passes
 from cupola.compiler.program import Program
 from cupola.compiler.progress import Progress
-from cupola.compiler.sources import Source, bind_weights, unused_tensors
+from cupola.compiler.sources import Source, bind_weights, left_out_tensors, text_fields, unused_tensors
 from cupola.passes.rewrite import shape_of
 from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.errors import OptionError
@@ -46,17 +47,27 @@ def import_model(source: Source, options: CompileOptions, kv_dtype: str, progres
 
 def _notes(traced: TracedModel, source: Source) -> list[str]:
     model_type = source.config["model_type"]
-    unused = unused_tensors(source, traced.weights, traced.tied)
+    aside = left_out_tensors(source, traced.base_model_prefix, traced.left_out)
+    unused = [name for name in unused_tensors(source, traced.weights, traced.tied) if name not in aside]
     verified = [] if traced.family else [f"the family {model_type} is not verified: compare its answers before you rely on them"]
     return (
         verified
         + list(traced.notes)
+        + _text_notes(traced, model_type, aside)
         + ([f"the model does not use {len(unused)} of the checkpoint's tensors, such as {unused[0]}"] if unused else [])
     )
 
 
+def _text_notes(traced: TracedModel, model_type: str, aside: Mapping[str, str]) -> list[str]:
+    """Says that a model of text and images takes text alone, and which tensors that leaves out."""
+    if not traced.left_out:
+        return []
+    count = f", and {len(aside)} tensors of the checkpoint are left out" if aside else ""
+    return [f"this is the text model of {model_type} alone: tokens do not reach {parts_of(traced.left_out)}{count}"]
+
+
 def _context_length(source: Source, wanted: int | None) -> int:
-    limit = _context_limit(source.config)
+    limit = _context_limit(text_fields(source.config))
     if wanted is not None and limit is not None and wanted > limit:
         raise OptionError(f"is {wanted}, but the model was made for {limit} tokens", field="context", fix=f"give {limit} or less")
     return wanted or limit or _DEFAULT_CONTEXT
@@ -72,8 +83,9 @@ def _within_positions(context: int, limit: int | None, wanted: int | None) -> in
 
 
 def _model_config(source: Source, mod: IRModule, context: int) -> ModelConfig:
-    stops = _token_ids(source.generation_config.get("eos_token_id", source.config.get("eos_token_id")))
-    bos = _token_ids(source.generation_config.get("bos_token_id", source.config.get("bos_token_id")))
+    text = text_fields(source.config)
+    stops = _token_ids(source.generation_config.get("eos_token_id", text.get("eos_token_id")))
+    bos = _token_ids(source.generation_config.get("bos_token_id", text.get("bos_token_id")))
     vocab_size = shape_of(mod["forward"].body.body)[1]
     stops, bos = (tuple(token for token in ids if token < vocab_size) for ids in (stops, bos))
     relative = sees_distances_only(mod)

@@ -7,6 +7,7 @@ transformers names them alike in every family. What this table doesn't know, `co
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,15 +47,15 @@ UNSUPPORTED_PARTS = (
 )
 
 
-def refuse_unsupported_parts(model: Any, model_type: str, file: str) -> None:
-    """Checks the modules of a model, which may be on the meta device.
+def refuse_unsupported_parts(model: Any, model_type: str, file: str, among: Container[str] | None = None) -> None:
+    """Checks the modules of a model, which may be on the meta device; if `among` is given, those of these paths alone.
 
     Raises:
         UnsupportedError: naming every part that cupola lacks, and one module of each.
     """
     found: dict[str, str] = {}
     for path, module in model.named_modules():
-        for part in UNSUPPORTED_PARTS:
+        for part in UNSUPPORTED_PARTS if among is None or path in among else ():
             if re.fullmatch(part.classes, type(module).__name__) and not is_caught(module):
                 found.setdefault(part.name, path)
     if found:

@@ -27,14 +27,15 @@ from cupola.compiler.frontend.functionalize import functionalize
 from cupola.compiler.frontend.model_parts import refuse_unsupported_parts
 from cupola.compiler.frontend.positions import Positions
 from cupola.compiler.frontend.rope import fix_rope
-from cupola.compiler.sources import LazyTensor
+from cupola.compiler.frontend.text_path import leave_out, text_path, without_timm
+from cupola.compiler.sources import LazyTensor, text_fields
 from cupola.models import Family, find_family
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 MAX_TOKENS = 1 << 20  # an upper bound for torch's solver; nothing is allocated by it
 TRACED_TOKENS, TRACED_ROWS = 7, 3  # any values above 1 that differ
 _PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)  # what dimensions seldom are
-Bind = Callable[[dict[str, tuple[int, ...]], str, dict[str, str]], Mapping[str, LazyTensor]]
+Bind = Callable[[dict[str, tuple[int, ...]], str, dict[str, str], tuple[str, ...]], Mapping[str, LazyTensor]]
 WRAPPER = "model."  # the prefix that `_Wrapper` puts before every parameter's name
 
 
@@ -52,6 +53,7 @@ class TracedModel:
         notes: for people: what was decided while tracing.
         max_positions: tokens that a sequence may have by the model's table of positions, where that is less than its configuration says.
         weights: the tensor of every parameter, as `bind` found them.
+        left_out: names of the parameters that token ids do not reach, in a model of text and images or sound.
     """
 
     exported: torch.export.ExportedProgram
@@ -62,6 +64,7 @@ class TracedModel:
     notes: tuple[str, ...] = ()
     max_positions: int | None = None
     weights: Mapping[str, LazyTensor] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 class _Wrapper(nn.Module):
@@ -86,8 +89,8 @@ def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambd
         config: the content of config.json.
         file: for errors.
         context: tokens that a sequence may have; some models scale their positions by it.
-        bind: finds the weights, by `parameters`, `base_model_prefix` and `tied`; called before the slow part, so that those which
-            don't fit are refused early.
+        bind: finds the weights, by `parameters`, `base_model_prefix`, `tied` and `left_out`; called before the slow part, so that
+            those which don't fit are refused early.
 
     Raises:
         SourceError: the configuration makes no model.
@@ -95,25 +98,46 @@ def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambd
         InputError: what `bind` raises.
     """
     family = find_family(config["model_type"])
+    text = text_fields(config)
     with _quiet():
-        model = _build(config, family, file)
+        model = _build(config, family, file, is_text=text is config)
         _materialize_buffers(model)
         notes = fix_rope(model, context)
         if family is not None and family.adapt is not None:
             family.adapt(model, attention)
-        tied = _tied_names(model)
         model = _with_fake_parameters(model)
-        parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
-        weights = bind(parameters, model.base_model_prefix, tied)
         positions = Positions(model, "position_ids" in inspect.signature(model.forward).parameters)
+        left_out = () if text is config else _leave_out_towers(model, positions, config["model_type"], file)
+        tied = _tied_names(model)
+        parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
+        weights = bind(parameters, model.base_model_prefix, tied, left_out)
         exported = _export(model, positions, config["model_type"], file)
         exported = functionalize(exported, config["model_type"], file)
     check_token_mixing(exported, config["model_type"], file)
     number_layers(exported.graph)
-    return TracedModel(exported, parameters, tied, model.base_model_prefix, family, notes, positions.limit, weights)
+    verified = family or _family_of_text(text)
+    return TracedModel(exported, parameters, tied, model.base_model_prefix, verified, notes, positions.limit, weights, left_out)
 
 
-def _build(config: Mapping[str, Any], family: Family | None, file: str) -> Any:
+def _family_of_text(text: Mapping[str, Any]) -> Family | None:
+    """The family of a text model inside another one, whose code is that of the family's unless the family is adapted."""
+    family = find_family(str(text.get("model_type")))
+    return None if family is None or family.adapt else family
+
+
+def _leave_out_towers(model: Any, positions: Positions, model_type: str, file: str) -> tuple[str, ...]:
+    """Takes away what token ids do not reach. Raises UnsupportedError where they reach a part that cupola lacks."""
+    modules, parameters = text_path(model, lambda: _run(_Wrapper(model, positions)))
+    refuse_unsupported_parts(model, model_type, file, modules)
+    return leave_out(model, parameters) if parameters else ()
+
+
+def _run(wrapper: _Wrapper) -> None:
+    with torch.no_grad(), marked_sdpa():
+        wrapper.eval()(*_inputs(TRACED_TOKENS))
+
+
+def _build(config: Mapping[str, Any], family: Family | None, file: str, is_text: bool) -> Any:
     content = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "quantization_config")}
     implementation = family.attention if family else "cupola"
     try:
@@ -126,15 +150,17 @@ def _build(config: Mapping[str, Any], family: Family | None, file: str) -> Any:
         raise SourceError(
             _first_line(error), file=file, fix="the configuration does not describe a model that transformers can build"
         ) from error
-    refuse_unsupported_parts(model, config["model_type"], file)
+    if is_text:
+        refuse_unsupported_parts(model, config["model_type"], file)
     mark_experts(model)
     return model.eval()
 
 
 def _instantiate(content: Mapping[str, Any], implementation: str) -> Any:
     settings = transformers.AutoConfig.for_model(**content)
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(settings, attn_implementation=implementation, dtype=torch.float32)
+    auto = transformers.AutoModelForCausalLM if text_fields(content) is content else transformers.AutoModelForMultimodalLM
+    with torch.device("meta"), without_timm():
+        return auto.from_config(settings, attn_implementation=implementation, dtype=torch.float32)
 
 
 def _materialize_buffers(model: Any) -> None:
@@ -186,10 +212,13 @@ def _export(model: Any, positions: Positions, model_type: str, file: str) -> tor
 
 
 def _run_export(model: Any, positions: Positions, num_tokens: int, dynamic: dict[str, Any] | None) -> torch.export.ExportedProgram:
-    flat = torch.zeros(num_tokens, dtype=torch.int32)
-    inputs = (flat, flat.clone(), torch.zeros(TRACED_ROWS, dtype=torch.int32))
     with torch.no_grad(), marked_sdpa(), real_numbers_only():
-        return torch.export.export(_Wrapper(model, positions).eval(), inputs, dynamic_shapes=dynamic, strict=False)
+        return torch.export.export(_Wrapper(model, positions).eval(), _inputs(num_tokens), dynamic_shapes=dynamic, strict=False)
+
+
+def _inputs(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    flat = torch.zeros(num_tokens, dtype=torch.int32)
+    return flat, flat.clone(), torch.zeros(TRACED_ROWS, dtype=torch.int32)
 
 
 def _refuse_token_mixing(model: Any, positions: Positions, model_type: str, file: str) -> None:

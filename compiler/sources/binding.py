@@ -6,7 +6,7 @@ Names change between what was saved and what the model calls its parameters; tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,12 @@ _COMPARED_ROWS = 4096
 
 
 def _transforms(model_type: str) -> tuple[list[Any], list[Any]]:
-    """transformers' renamings, and its conversions of values, for the causal language model of a type."""
+    """transformers' renamings, and its conversions of values, for the language model of a type."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) or MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[model_type]
     names = [known] if isinstance(known, str) else list(known)
     found: list[Any] = next(
         (mapping for name in (*names, model_type) if (mapping := get_checkpoint_conversion_mapping(name)) is not None), []
@@ -36,7 +36,9 @@ def _transforms(model_type: str) -> tuple[list[Any], list[Any]]:
     return renamings, [each for each in transforms if not isinstance(each, WeightRenaming)]
 
 
-def _renamed(source: Source, parameters: Mapping[str, tuple[int, ...]], base_model_prefix: str) -> dict[str, LazyTensor]:
+def _renamed(
+    source: Source, parameters: Mapping[str, tuple[int, ...]], base_model_prefix: str, left_out: Collection[str]
+) -> dict[str, LazyTensor]:
     """The checkpoint's tensors by the model's names, those that the model has in another arrangement converted."""
     from transformers.core_model_loading import apply_renamings, rename_source_key
 
@@ -44,14 +46,14 @@ def _renamed(source: Source, parameters: Mapping[str, tuple[int, ...]], base_mod
     converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     conversions: dict[str, Conversion] = {}
     # Only whether a name is there is asked of this; an empty prefix would be stripped from every name.
-    known: dict[str, Any] = dict(parameters)
+    known: dict[str, Any] = {**dict.fromkeys(left_out, True), **parameters}
     named: dict[str, LazyTensor] = {}
     for name, tensor in source.tensors.items():
         if name in parameters:
             named[name] = tensor
             continue
         renamed, converted = rename_source_key(name, renamings, converters, base_model_prefix or None, known)
-        if converted is None:
+        if converted is None or renamed in left_out:
             named.setdefault(renamed, tensor)
             continue
         conversion = conversions.setdefault(renamed, Conversion(converter_of[converted], renamed, source.name))
@@ -87,7 +89,11 @@ def _check_tied(source: Source, named: Mapping[str, LazyTensor], tied: Mapping[s
 
 
 def bind_weights(
-    source: Source, parameters: Mapping[str, tuple[int, ...]], base_model_prefix: str, tied: Mapping[str, str]
+    source: Source,
+    parameters: Mapping[str, tuple[int, ...]],
+    base_model_prefix: str,
+    tied: Mapping[str, str],
+    left_out: Collection[str] = (),
 ) -> dict[str, LazyTensor]:
     """Find the checkpoint tensor of every parameter.
 
@@ -96,6 +102,7 @@ def bind_weights(
         parameters: name -> shape, as `named_parameters()` of the model that transformers builds from `source.config` gives them.
         base_model_prefix: the model's, such as `model` or `transformer`; a checkpoint saved from the base model lacks it.
         tied: parameters that share a value: name -> the name it is tied to (`all_tied_weights_keys`).
+        left_out: further parameters of the model, which need no tensor.
 
     Returns:
         parameter name -> tensor, whose own `name` is the one in the checkpoint.
@@ -106,7 +113,7 @@ def bind_weights(
     """
     if source.format == OUTLINE:
         return outline_weights(source, parameters)
-    named = _renamed(source, parameters, base_model_prefix)
+    named = _renamed(source, parameters, base_model_prefix, frozenset(left_out))
     _check_tied(source, named, tied)
     sharing = {**{origin: target for target, origin in tied.items()}, **tied}
     bound = {}
@@ -125,6 +132,14 @@ def bind_weights(
             )
         bound[name] = tensor
     return bound
+
+
+def left_out_tensors(source: Source, base_model_prefix: str, left_out: Collection[str]) -> dict[str, str]:
+    """The checkpoint's tensors of parameters that were left out: name in the checkpoint -> name in the model."""
+    if source.format == OUTLINE or not left_out:
+        return {}
+    names = frozenset(left_out)
+    return {tensor.name: name for name, tensor in _renamed(source, {}, base_model_prefix, names).items() if name in names}
 
 
 def unused_tensors(source: Source, bound: Mapping[str, LazyTensor], tied: Iterable[str] = ()) -> tuple[str, ...]:

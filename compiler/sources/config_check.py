@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from cupola.compiler.sources.files import one_line
+from cupola.compiler.sources.text_model import text_fields
 from cupola.models import find_family
 from cupola.runtime.errors import SourceError, UnsupportedError
 
@@ -73,10 +74,11 @@ def _check_heads(sizes: Mapping[str, int], file: object) -> None:
 
 def _has_own_class(config: Mapping[str, Any]) -> bool:
     """True if transformers ships the class that a configuration names, so that the model's own code is not needed."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-    shipped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")), ())
-    names = (shipped,) if isinstance(shipped, str) else tuple(shipped)
+    model_type = str(config.get("model_type"))
+    shipped = [table.get(model_type, ()) for table in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)]
+    names = {name for each in shipped for name in ((each,) if isinstance(each, str) else each)}
     wanted = config.get("architectures") or names
     return bool(names) and isinstance(wanted, list | tuple) and any(name in names for name in wanted)
 
@@ -95,7 +97,8 @@ def _config_class(config: Mapping[str, Any], file: object) -> Any:
             field="model_type",
             fix=hint,
         )
-    if model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "text_config" not in config:
+    tables = (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+    if not any(model_type in table for table in tables) and "text_config" not in config:
         kinds = (kind for table, kind in _OTHER_KINDS.items() if model_type in getattr(modeling_auto, table))
         kind = next(kinds, "is a part of another model or no language model")
         problem = f"transformers has no causal language model of the type {model_type!r}, which {kind}"
@@ -109,6 +112,10 @@ def _refuse_composites(config: Mapping[str, Any], config_class: Any, file: objec
     text = config.get("text_config")
     if not text and not (parts and "hidden_size" not in _declared(config_class)):
         return
+    if getattr(config_class, "is_encoder_decoder", False) is True:
+        raise UnsupportedError(
+            "has an encoder beside its decoder", file=file, field=config["model_type"], fix="give a model that continues text"
+        )
     senses = dict.fromkeys(_SENSES[name] for name in parts if name in _SENSES and config.get(name))
     what = f"reads {' and '.join(senses)} beside text" if text and senses else f"is made of several models ({', '.join(parts)})"
     text_type = text.get("model_type") if isinstance(text, dict) else None
@@ -118,6 +125,23 @@ def _refuse_composites(config: Mapping[str, Any], config_class: Any, file: objec
         else "give a model of text"
     )
     raise UnsupportedError(f"{what}, and cupola compiles models of text alone", file=file, field=config["model_type"], fix=fix)
+
+
+def _text_part(config: Mapping[str, Any], config_class: Any, file: object) -> tuple[Mapping[str, Any], Any]:
+    """The fields of the text model, and their configuration class."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+    try:
+        text = text_fields(config)
+    # The configuration classes check their fields with whatever exception came to hand.
+    except Exception as error:  # noqa: BLE001
+        raise SourceError(f"transformers refuses it: {one_line(error)}", file=file, fix=_FIX) from None
+    if text is config:
+        _refuse_composites(config, config_class, file)
+        return config, config_class
+    check_quantization(text, file)
+    known = text.get("model_type") in CONFIG_MAPPING_NAMES
+    return text, CONFIG_MAPPING[text["model_type"]] if known else config_class.sub_configs.get("text_config", config_class)
 
 
 def _check_rope(config: Mapping[str, Any], file: object) -> None:
@@ -164,10 +188,10 @@ def check_config(config: Mapping[str, Any], file: object, trust_remote_code: boo
         raise UnsupportedError(what, file=file, field="auto_map", fix="remove the field if transformers' own class is meant")
     check_quantization(config, file)
     config_class = _config_class(config, file)
-    _refuse_composites(config, config_class, file)
-    sizes = _sizes(config, config_class, file)
+    text, text_class = _text_part(config, config_class, file)
+    sizes = _sizes(text, text_class, file)
     _check_heads(sizes, file)
-    _check_rope(config, file)
+    _check_rope(text, file)
     try:
         config_class.from_dict(dict(config))
     # The configuration classes check their fields with whatever exception came to hand.

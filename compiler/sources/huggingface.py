@@ -14,7 +14,7 @@ from cupola.compiler.sources.files import member, read_json_object, sha256_of
 from cupola.compiler.sources.generation import generation_defaults
 from cupola.compiler.sources.safetensors_file import read_safetensors
 from cupola.compiler.sources.special_tokens import add_end_token, read_special_tokens
-from cupola.compiler.sources.text_model import has_text_model, text_config, text_note, text_tensors
+from cupola.compiler.sources.text_model import text_fields, with_stored_head
 from cupola.compiler.sources.tokenizer_extras import EXTRA_FILES
 from cupola.compiler.sources.tokenizer_files import read_tokenizer
 from cupola.runtime.errors import SourceError
@@ -110,16 +110,12 @@ def content_files(folder: Path) -> tuple[Path, ...]:
 def _read_model(
     folder: Path, config: dict[str, Any], path: Path, trust_remote_code: bool
 ) -> tuple[dict[str, Any], int, dict[str, LazyTensor], tuple[str, ...]]:
-    """The configuration, checked; the size of its vocabulary; the weights; notes. Of a model of text and images, its text model's."""
-    code_notes = _code_notes(config)
-    if not has_text_model(config):
-        vocab_size = check_config(config, path, trust_remote_code)
-        tensors, notes = _read_weights(folder, weight_files(folder))
-        return config, vocab_size, tensors, (*code_notes, *notes)
-    whole, notes = _read_weights(folder, weight_files(folder))
-    tensors = text_tensors(whole)
-    text = text_config(config, tensors, path)
-    return text, check_config(text, path, trust_remote_code), tensors, (text_note(config), *code_notes, *notes)
+    """The configuration, checked; the size of its vocabulary; the weights; notes."""
+    vocab_size = check_config(config, path, trust_remote_code)
+    tensors, notes = _read_weights(folder, weight_files(folder))
+    if text_fields(config) is not config:
+        config = with_stored_head(config, tensors)
+    return config, vocab_size, tensors, (*_code_notes(config), *notes)
 
 
 def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -> Source:
@@ -143,9 +139,10 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
     tokenizer_config = _optional_json(folder, "tokenizer_config.json") or {}
     tokenizer_json, tokenizer_notes = read_tokenizer(folder, tokenizer_config, vocab_size)
     given = _optional_json(folder, "generation_config.json")
-    generation, notes = generation_defaults(given, config, vocab_size, folder / "generation_config.json" if given else config_path)
-    special_tokens = read_special_tokens(folder, tokenizer_config, config, tokenizer_json)
-    generation, end_notes = add_end_token(generation, config, special_tokens, tokenizer_json)
+    text = text_fields(config)
+    generation, notes = generation_defaults(given, text, vocab_size, folder / "generation_config.json" if given else config_path)
+    special_tokens = read_special_tokens(folder, tokenizer_config, text, tokenizer_json)
+    generation, end_notes = add_end_token(generation, text, special_tokens, tokenizer_json)
     templates, template_notes = read_chat_templates(folder, tokenizer_config)
     return Source(
         name=name,

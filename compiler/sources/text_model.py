@@ -1,65 +1,49 @@
-"""The text model inside a model of text and images, as a checkpoint of its own: what such a model computes of tokens alone."""
+"""Models of text and something else: images, sound. Their configuration holds that of a text model, whose sizes and limits are meant.
+
+Such a model is one of transformers' multimodal language models. It is traced as it is, called with token ids alone
+(`compiler/frontend/text_path.py`), so nothing here knows the single types.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cupola.compiler.sources.base import LazyTensor
-from cupola.compiler.sources.config_check import check_quantization
-from cupola.compiler.sources.files import one_line
-from cupola.runtime.errors import SourceError
-
-# Models whose text model is a causal language model that transformers has, with nothing added to it where there is no image.
-_WRAPPERS = {"gemma3", "mistral3", "llava", "internvl", "smolvlm", "idefics3"}
-# How checkpoints name the parts of the text model -> what it calls them itself. The first that fits counts.
-_PREFIXES = {
-    "language_model.model.": "model.",
-    "language_model.lm_head.": "lm_head.",
-    "model.language_model.": "model.",
-    "model.text_model.": "model.",
-    "lm_head.": "lm_head.",
-}
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_HEAD = "lm_head.weight"
 
 
-def has_text_model(config: Mapping[str, Any]) -> bool:
-    """True if a `config.json` describes a model of text and images whose text model compiles alone."""
-    return str(config.get("model_type")) in _WRAPPERS and isinstance(config.get("text_config"), dict)
+def text_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a `config.json` that describe its text model.
 
-
-def text_config(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], file: object) -> dict[str, Any]:
-    """The content of `config.json` for the text model of `config`, whose tensors are as `text_tensors` gives them.
+    Of a model of text alone these are `config` itself, the same object. Otherwise they are those of the text model's configuration, as
+    transformers completes them, with the token ids that the whole names.
 
     Raises:
-        SourceError: transformers can't read the configuration; `file` is for the message.
-        UnsupportedError: its weights are quantized already.
+        Exception: whatever transformers' configuration classes raise where they cannot read it.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-    check_quantization(config, file)
-    try:
-        whole = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-    except Exception as error:  # noqa: BLE001  whatever its classes raise, the configuration caused it
-        raise SourceError(f"transformers refuses it: {one_line(error)}", file=file) from None
-    text = whole.get_text_config()
-    ties = bool(whole.tie_word_embeddings or text.tie_word_embeddings) and "lm_head.weight" not in tensors
+    model_type = config.get("model_type")
+    if model_type not in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
+        return config
+    whole = CONFIG_MAPPING[model_type].from_dict(dict(config))
+    text = whole.get_text_config(decoder=True)
+    if text is whole or whole.is_encoder_decoder:
+        return config
     tokens = {name: config[name] for name in _TOKENS if config.get(name) is not None}
-    return {**text.to_dict(), **tokens, "tie_word_embeddings": ties}
+    return {**text.to_dict(), **tokens}
 
 
-def text_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Those that belong to the text model, by its own names."""
-    found = {}
-    for name, tensor in tensors.items():
-        prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
-        if prefix is not None:
-            own = _PREFIXES[prefix] + name.removeprefix(prefix)
-            found[own] = replace(tensor, name=own)
+def with_stored_head(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
+    """The configuration of a model of text and something else, which ties no head that its checkpoint holds.
+
+    Whether it ties them is said by the whole or by the text model, and often by neither: then the tensors tell.
+    """
+    found = dict(config)
+    if any(name == _HEAD or name.endswith(f".{_HEAD}") for name in tensors):
+        found["tie_word_embeddings"] = False
+        if isinstance(found.get("text_config"), dict):
+            found["text_config"] = {**found["text_config"], "tie_word_embeddings": False}
     return found
-
-
-def text_note(config: Mapping[str, Any]) -> str:
-    """Says that images are left out."""
-    return f"this is the text model of {config['model_type']} alone: it takes no images"
