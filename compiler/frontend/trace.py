@@ -133,7 +133,7 @@ def _leave_out_towers(model: Any, positions: Positions, model_type: str, file: s
 
 
 def _run(wrapper: _Wrapper) -> None:
-    with torch.no_grad(), marked_sdpa():
+    with torch.no_grad(), marked_sdpa(), real_numbers_only():
         wrapper.eval()(*_inputs(TRACED_TOKENS))
 
 

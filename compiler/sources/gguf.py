@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +15,19 @@ from cupola.compiler.sources.chat_templates import gguf_chat_templates
 from cupola.compiler.sources.config_check import check_config
 from cupola.compiler.sources.files import sha256_of, typed
 from cupola.compiler.sources.generation import generation_defaults
+from cupola.compiler.sources.gguf_architectures import ARCHITECTURES, Architecture
 from cupola.compiler.sources.gguf_blocks import BLOCKS
 from cupola.compiler.sources.gguf_config import architecture_of, derive_config
-from cupola.compiler.sources.gguf_header import RECONVERT, GGUFHeader, TensorInfo, read_header
+from cupola.compiler.sources.gguf_facts import Facts
+from cupola.compiler.sources.gguf_header import RECONVERT, GGUFHeader, TensorInfo
+from cupola.compiler.sources.gguf_split import joined, read_parts
+from cupola.compiler.sources.gguf_tensors import part_of, row_order, transformers_name, without_name
 from cupola.compiler.sources.gguf_tokenizer import convert_tokenizer, stop_token_ids
 from cupola.compiler.sources.special_tokens import gguf_special_tokens
 from cupola.runtime.errors import SourceError, UnsupportedError
 from cupola.targets.formats.ggml import GGML_FORMATS
 
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9][0-9]{0,5})\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
 _FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-_COMPUTED = ("rope_freqs.weight",)
-
-
-def transformers_name(name: str) -> str | None:
-    """The transformers name of a tensor of the llama family, or None if it has none."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    layer = match["layer"]
-    part = (_TOP if layer is None else _LAYER).get(match["part"])
-    if part is None:
-        return None
-    prefix = "" if layer is None else f"model.layers.{layer}."
-    return f"{prefix}{part}.{match['kind']}"
-
-
-def _row_order(name: str, num_rows: int, heads: Mapping[str, int]) -> Array | None:
-    """For llama's q and k: which row of the file is each row of the checkpoint.
-
-    llama.cpp rotates neighbouring pairs (0, 1), (2, 3), …; transformers the halves (0, d/2), (1, d/2 + 1), …. The
-    converter to GGUF therefore interleaves the halves of each head, which is undone here. Only rows move, so this
-    holds for quantized blocks, which lie along rows, as well.
-    """
-    match = _NAME.fullmatch(name)
-    num_heads = heads.get(match["part"]) if match else None
-    if num_heads is None:
-        return None
-    order: Array = np.arange(num_rows).reshape(num_heads, num_rows // num_heads // 2, 2).swapaxes(1, 2).reshape(-1)
-    return order
 
 
 def _values(header: GGUFHeader, info: TensorInfo) -> Array:
@@ -87,7 +46,7 @@ def _values(header: GGUFHeader, info: TensorInfo) -> Array:
     return values
 
 
-def _lazy(header: GGUFHeader, info: TensorInfo, name: str, heads: Mapping[str, int]) -> LazyTensor:
+def _lazy(header: GGUFHeader, info: TensorInfo, name: str, order: Array | None) -> LazyTensor:
     from gguf import quants
 
     # gguf.quants has one class for each type that it can dequantize, named as the type is.
@@ -98,7 +57,6 @@ def _lazy(header: GGUFHeader, info: TensorInfo, name: str, heads: Mapping[str, i
             field=info.name,
             fix="use a file of another quantization",
         )
-    order = _row_order(info.name, info.shape[0], heads)
     dtype = _FLOATS[info.type_name].name if info.type_name in _FLOATS else "float32"
 
     def load() -> Array:
@@ -114,55 +72,67 @@ def _lazy(header: GGUFHeader, info: TensorInfo, name: str, heads: Mapping[str, i
     )
 
 
-def _check_rows(header: GGUFHeader, config: Mapping[str, Any], heads: Mapping[str, int]) -> None:
-    """The rows of q and k must fill their heads before they can be put in order."""
-    for info in header.tensors:
-        match = _NAME.fullmatch(info.name)
-        if match and match["part"] in heads and info.shape[0] != heads[match["part"]] * config["head_dim"]:
-            wanted = f"{heads[match['part']]} heads of {config['head_dim']}"
-            raise SourceError(f"has {info.shape[0]} rows, not {wanted}", file=header.path, field=info.name, fix=RECONVERT)
+def _changed(tensor: LazyTensor, shape: tuple[int, ...], dtype: str, change: Callable[[Array], Array]) -> LazyTensor:
+    """A tensor with changed values, of which no blocks are left."""
+
+    def load() -> Array:
+        return np.ascontiguousarray(change(tensor.load()))
+
+    return LazyTensor(tensor.name, shape, dtype, load, tensor.stored_as)
 
 
-def _read_tensors(header: GGUFHeader, config: Mapping[str, Any]) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
-    permuted = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    heads = permuted if config["model_type"] == "llama" else {}
-    _check_rows(header, config, heads)
-    tensors, unknown = {}, []
-    for info in header.tensors:
-        name = transformers_name(info.name)
-        if name is not None:
-            tensors[name] = _lazy(header, info, name, heads)
-        elif info.name not in _COMPUTED:
-            unknown.append(info.name)
+def _arranged(header: GGUFHeader, info: TensorInfo, name: str, architecture: Architecture, facts: Facts) -> LazyTensor:
+    """A tensor as the model has it."""
+    tensor = _lazy(header, info, name, row_order(info, architecture, facts, header))
+    part = part_of(info.name)
+    if architecture.offset_norms and part.endswith("norm") and name.endswith(".weight"):
+        return _changed(tensor, tensor.shape, "float32", lambda values: values.astype(np.float32) - 1)
+    if part in architecture.transposed and len(info.shape) == 2:
+        return _changed(tensor, tensor.shape[::-1], tensor.dtype, np.transpose)
+    return tensor
+
+
+def _read_tensors(parts: tuple[GGUFHeader, ...], architecture: Architecture, facts: Facts) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+    names = architecture.names_in(facts.tensors)
+    unknown = [name for part in parts for name in without_name(part, architecture, names)]
+    tensors = {
+        name: _arranged(part, info, name, architecture, facts)
+        for part in parts
+        for info in part.tensors
+        if (name := transformers_name(info.name, names)) is not None
+    }
     notes = (f"{len(unknown)} unknown tensors left out, such as {unknown[0]:.60}",) if unknown else ()
     return tensors, notes
 
 
-def _rope_factors(header: GGUFHeader, name: str) -> Array:
-    info = next(info for info in header.tensors if info.name == name)
+def _rope_factors(parts: tuple[GGUFHeader, ...], name: str) -> Array:
+    header, info = next(((part, info) for part in parts for info in part.tensors if info.name == name), (parts[0], None))
+    if info is None:
+        raise SourceError("is missing", file=header.path, field=name, fix=RECONVERT)
     if info.type_name != "F32":
         raise SourceError(f"has the type {info.type_name}, not F32", file=header.path, field=name, fix=RECONVERT)
     return _values(header, info)
 
 
 def open_gguf(path: Path, name: str) -> Source:
-    """A GGUF file of the architectures in `gguf_config.CLASSES`.
+    """A GGUF file of the architectures in `gguf_architectures`.
 
     Tensors are dequantized to float32 when asked for, one at a time; F32, F16 and BF16 tensors are views of the file.
 
     Args:
-        path: the file.
+        path: the file, or any part of a model in several files.
         name: what the user called it.
 
     Raises:
         SourceError: the file is damaged, cut off or forged.
         UnsupportedError: an architecture, tensor type or feature that is not read here.
     """
-    header = read_header(path)
+    parts = read_parts(path)
+    header = joined(parts)
     architecture = architecture_of(header)
-    config, config_notes = derive_config(header, lambda tensor: _rope_factors(header, tensor))
+    config, facts, config_notes = derive_config(header, lambda tensor: _rope_factors(parts, tensor))
     vocab_size = check_config(config, path)
-    tensors, notes = _read_tensors(header, config)
+    tensors, notes = _read_tensors(parts, ARCHITECTURES[architecture], facts)
     tokenizer_json, tokenizer_notes = convert_tokenizer(header.metadata, architecture, path)
     templates, template_notes = gguf_chat_templates(header.metadata, path)
     special_tokens = gguf_special_tokens(header.metadata)
@@ -171,7 +141,7 @@ def open_gguf(path: Path, name: str) -> Source:
     return Source(
         name=name,
         format="gguf",
-        sha256=sha256_of([path]),
+        sha256=sha256_of([part.path for part in parts]),
         config=config,
         tensors=tensors,
         tokenizer_json=tokenizer_json,

@@ -10,41 +10,63 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cupola.compiler.sources.base import Array
+from cupola.compiler.sources.gguf_architectures import ARCHITECTURES, Architecture
+from cupola.compiler.sources.gguf_facts import Facts
 from cupola.compiler.sources.gguf_header import RECONVERT, USE_CHECKPOINT, GGUFHeader
 from cupola.compiler.sources.gguf_metadata import Metadata
-from cupola.compiler.sources.gguf_rope import llama3_parameters, scaling_parameters
+from cupola.compiler.sources.gguf_rope import rope_parameters
 from cupola.runtime.errors import SourceError, UnsupportedError
 
-CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-"""The architectures that are read: their GGUF name, which is transformers' model type too -> the model's class."""
+_OTHER_KINDS = {
+    "adapter": ("is an adapter, such as LoRA's, and no model", "merge it into its model, and convert that"),
+    "mmproj": ("is the image part of a model, without its text model", "give the file of the text model"),
+    "imatrix": ("holds statistics for quantizing, and no model", "give the file of the model"),
+    "vocab": ("is a vocabulary alone", "give the file of the model"),
+}
+"""Values of `general.type` that are no language models -> what such a file is, and what to do."""
+_ENCODERS = ("bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "eurobert", "t5encoder",
+             "gemma-embedding", "llama-embed")  # fmt: skip
 
 
 def architecture_of(header: GGUFHeader) -> str:
-    """The file's architecture, if it is one that is read here; UnsupportedError otherwise."""
+    """The file's architecture, if it is one that is read here.
+
+    Raises:
+        SourceError: it is missing.
+        UnsupportedError: it is not read, or the file is no causal language model.
+    """
+    kind = header.metadata.get("general.type")
+    if isinstance(kind, str) and kind in _OTHER_KINDS:
+        problem, fix = _OTHER_KINDS[kind]
+        raise UnsupportedError(problem, file=header.path, field="general.type", fix=fix)
     architecture = header.metadata.get("general.architecture")
     field = "general.architecture"
     if not isinstance(architecture, str):
         raise SourceError("is missing", file=header.path, field=field, fix=RECONVERT)
-    if architecture not in CLASSES:
-        known = ", ".join(CLASSES)
+    if architecture in _ENCODERS:
+        problem = f"{architecture!r} is an encoder, which makes embeddings and continues no text"
+        raise UnsupportedError(problem, file=header.path, field=field, fix="give a model that continues text")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
         raise UnsupportedError(
             f"{architecture!r:.60} is not read from GGUF (only {known})", file=header.path, field=field, fix=USE_CHECKPOINT
-        )
-    if header.metadata.get("split.count", 1) not in (0, 1):
-        raise UnsupportedError(
-            "is a model split into several files", file=header.path, field="split.count", fix="merge it with llama.cpp's gguf-split"
         )
     return architecture
 
 
-def _head_dim(read: Metadata, hidden_size: int, num_heads: int) -> int:
+def _head_dim(read: Metadata, architecture: Architecture, hidden_size: int, num_heads: int) -> tuple[int, int]:
+    """The head size, and how much of it rotary embeddings turn."""
     head_dim = read.integer("attention.key_length", hidden_size // num_heads)
     if head_dim < 2 or head_dim % 2:
         read.fail("attention.key_length", f"the head size is {head_dim}, not a positive even number")
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if read.integer(key, head_dim) != head_dim:
-            read.refuse(key, f"differs from the head size, {head_dim}")
-    return head_dim
+    if read.integer("attention.value_length", head_dim) != head_dim:
+        read.refuse("attention.value_length", f"differs from the head size, {head_dim}")
+    rotary_dim = read.integer("rope.dimension_count", head_dim)
+    if rotary_dim != head_dim and not architecture.is_partly_rotary:
+        read.refuse("rope.dimension_count", f"differs from the head size, {head_dim}")
+    if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
+        read.fail("rope.dimension_count", f"is {rotary_dim}, not an even number up to the head size, {head_dim}")
+    return head_dim, rotary_dim
 
 
 def _vocab_size(header: GGUFHeader) -> int:
@@ -54,59 +76,65 @@ def _vocab_size(header: GGUFHeader) -> int:
     return shape[0]
 
 
-def derive_config(header: GGUFHeader, values_of: Callable[[str], Array]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The content of `config.json` for a file of a known architecture, and notes for people.
+def _facts(header: GGUFHeader, architecture: Architecture, name: str, values_of: Callable[[str], Array]) -> Facts:
+    read = Metadata(header, name)
+    hidden_size, num_heads = read.integer("embedding_length"), read.integer("attention.head_count")
+    if num_heads < 1:
+        read.fail("attention.head_count", f"is {num_heads}, not a whole number from 1")
+    head_dim, rotary_dim = _head_dim(read, architecture, hidden_size, num_heads)
+    return Facts(
+        read=read,
+        tensors=frozenset(info.name for info in header.tensors),
+        values_of=values_of,
+        hidden_size=hidden_size,
+        num_layers=read.integer("block_count"),
+        num_heads=num_heads,
+        num_kv_heads=read.integer("attention.head_count_kv", num_heads),
+        head_dim=head_dim,
+        rotary_dim=rotary_dim,
+    )
+
+
+def derive_config(header: GGUFHeader, values_of: Callable[[str], Array]) -> tuple[dict[str, Any], Facts, tuple[str, ...]]:
+    """The content of `config.json` for a file of a known architecture, what it was made of, and notes for people.
 
     Args:
         header: the checked header.
-        values_of: reads a tensor by its name in the file; only `rope_freqs.weight` is asked for.
+        values_of: reads a tensor by its name in the file; only factors of rotary frequencies are asked for.
 
     Raises:
         SourceError: a field is missing or of the wrong type.
         UnsupportedError: the file asks for something that the architecture's transformers class does not have, or states
             something that is not read here and may change what the model computes.
     """
-    architecture = architecture_of(header)
-    read = Metadata(header, architecture)
-    names = {info.name for info in header.tensors}
-    hidden_size, num_heads = read.integer("embedding_length"), read.integer("attention.head_count")
-    if num_heads < 1:
-        read.fail("attention.head_count", f"is {num_heads}, not a whole number from 1")
-    head_dim = _head_dim(read, hidden_size, num_heads)
-    theta = read.real("rope.freq_base", 10000.0)
-    rope = {"rope_theta": theta, **scaling_parameters(read)}
-    if "rope_freqs.weight" in names:
-        if rope["rope_type"] != "default":
-            read.refuse("rope.scaling.factor", "comes with rope_freqs.weight, which scales rotary frequencies too")
-        rope = llama3_parameters(values_of("rope_freqs.weight"), theta, head_dim, header.path)
+    name = architecture_of(header)
+    architecture = ARCHITECTURES[name]
+    facts = _facts(header, architecture, name, values_of)
+    usual = {
+        "hidden_size": facts.hidden_size,
+        "intermediate_size": facts.read.integer("feed_forward_length"),
+        "num_hidden_layers": facts.num_layers,
+        "num_attention_heads": facts.num_heads,
+        "num_key_value_heads": facts.num_kv_heads,
+        "head_dim": facts.head_dim,
+        "max_position_embeddings": facts.read.integer("context_length"),
+    }
+    named = {architecture.renamed.get(field, field): value for field, value in usual.items()}
     config = {
-        "model_type": architecture,
-        "architectures": [CLASSES[architecture]],
+        "model_type": architecture.model_type,
+        "architectures": [architecture.model_class],
         "vocab_size": _vocab_size(header),
-        "hidden_size": hidden_size,
-        "intermediate_size": read.integer("feed_forward_length"),
-        "num_hidden_layers": read.integer("block_count"),
-        "num_attention_heads": num_heads,
-        "num_key_value_heads": read.integer("attention.head_count_kv", num_heads),
-        "head_dim": head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": read.integer("context_length"),
-        "rms_norm_eps": read.real("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": rope,
-        "tie_word_embeddings": "output.weight" not in names,
-        **_biases(architecture, names),
+        **{field: value for field, value in named.items() if field is not None},
+        "tie_word_embeddings": "output.weight" not in facts.tensors,
+        **({"rope_parameters": rope_parameters(facts)} if architecture.is_rotary else {}),
+        **{field: rule(facts) for field, rule in architecture.config.items()},
         **_token_ids(header.metadata),
     }
-    return config, read.check_all_read()
+    return config, facts, (*facts.read.check_all_read(), *architecture.notes)
 
 
-def _biases(architecture: str, names: set[str]) -> dict[str, bool]:
-    """Which projections have a bias, as far as the class leaves it open (qwen2 always has one on q, k and v)."""
-    found = {"attention_bias": "blk.0.attn_q.bias" in names, "mlp_bias": "blk.0.ffn_up.bias" in names}
-    return {"llama": found, "qwen3": {"attention_bias": found["attention_bias"]}}.get(architecture, {})
-
-
-def _token_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
+def _token_ids(metadata: Mapping[str, Any]) -> dict[str, int | None]:
+    """The file's tokens; None for one that it does not name, or a class would take its own checkpoint's."""
     keys = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
     found = {field: metadata.get(f"tokenizer.ggml.{key}") for field, key in keys.items()}
-    return {field: value for field, value in found.items() if isinstance(value, int)}
+    return {field: value if isinstance(value, int) else None for field, value in found.items()}

@@ -19,9 +19,9 @@ _WITHOUT_EFFECT = (
     "tensor_data_layout",  # llama.cpp reads only one
     "rope.scaling.finetuned",
     "pooling_type",  # of embeddings, not of logits
-    "attention.layer_norm_epsilon",  # these architectures have the root mean square's
+    "attention.layer_norm_epsilon",  # of architectures with the root mean square's, or, as OLMo's, with one that never differs
 )
-"""Keys that say nothing about what the architectures in `gguf_config.CLASSES` compute."""
+"""Keys that say nothing about what the architectures in `gguf_architectures` compute, unless their lines there read them."""
 
 _ONE = (0, 1)
 _NEUTRAL: dict[str, tuple[object, ...]] = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cupola.compiler.sources.base import Array
+from cupola.compiler.sources.gguf_facts import Facts
 from cupola.compiler.sources.gguf_header import USE_CHECKPOINT
 from cupola.compiler.sources.gguf_metadata import Metadata
 from cupola.runtime.errors import UnsupportedError
@@ -78,3 +79,38 @@ def scaling_parameters(read: Metadata) -> dict[str, Any]:
     if kind != "yarn":
         read.value("rope.scaling.original_context_length")  # only that kind goes by it
     return _KINDS[kind](read, factor)
+
+
+def rope_parameters(facts: Facts) -> dict[str, Any]:
+    """All settings of a model's rotary embeddings; by kind of layer where windows have a base of their own, as in Gemma 3.
+
+    Raises:
+        SourceError, UnsupportedError: as `scaling_parameters` and `llama3_parameters`.
+    """
+    read, theta = facts.read, facts.read.real("rope.freq_base", 10000.0)
+    part = {"partial_rotary_factor": facts.rotary_dim / facts.head_dim} if facts.rotary_dim != facts.head_dim else {}
+    rope = _longrope(facts) if "rope_factors_long.weight" in facts.tensors else scaling_parameters(read)
+    if "rope_freqs.weight" in facts.tensors:
+        if rope["rope_type"] != "default":
+            read.refuse("rope.scaling.factor", "comes with rope_freqs.weight, which scales rotary frequencies too")
+        rope = llama3_parameters(facts.values_of("rope_freqs.weight"), theta, facts.rotary_dim, read.header.path)
+    whole = {"rope_theta": theta, **rope, **part}
+    if read.architecture != "gemma3":
+        return whole
+    local = {"rope_type": "default", "rope_theta": read.real("rope.freq_base_swa", 10000.0)}
+    return {"full_attention": whole, "sliding_attention": local}
+
+
+def _longrope(facts: Facts) -> dict[str, Any]:
+    """LongRoPE's two sets of factors, which lie in tensors, and the factor of attention that the file states."""
+    read = facts.read
+    if read.value("rope.scaling.type") not in (None, "longrope", "none"):
+        read.refuse("rope.scaling.type", f"{read.value('rope.scaling.type')!r:.40} comes with factors of LongRoPE")
+    attention = read.value("rope.scaling.attn_factor")
+    return {
+        "rope_type": "longrope",
+        "long_factor": facts.values_of("rope_factors_long.weight").tolist(),
+        "short_factor": facts.values_of("rope_factors_short.weight").tolist(),
+        "original_max_position_embeddings": read.integer("rope.scaling.original_context_length"),
+        **({"attention_factor": read.real("rope.scaling.attn_factor")} if attention else {}),
+    }

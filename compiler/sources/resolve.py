@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cupola.compiler.sources.base import Source
 from cupola.compiler.sources.builtin import BUILTINS, Progress, bring_builtin
+from cupola.compiler.sources.gguf_split import split_files
 from cupola.compiler.sources.hub import HUB_ID, download
 from cupola.runtime.errors import SourceError, UnsupportedError
 
@@ -110,6 +111,7 @@ def fingerprint(name: str | Path) -> str:
         if isinstance(name, str) and HUB_ID.fullmatch(name):
             return hashlib.sha256(f"hub\0{name}".encode()).hexdigest()
         raise _unknown(name)
-    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    files = sorted(path.iterdir()) if path.is_dir() else split_files(path)
+    files = [each for each in files if each.is_file()]
     seen = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files]
     return hashlib.sha256(repr((str(path.resolve()), seen)).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,362 @@
+"""Every architecture that is read: of a tiny model, as llama.cpp's converter writes it, transformers rebuilds one with the same logits.
+
+Names come from the gguf package's own map; what the converter changes is written out here, after its sources
+(https://github.com/ggml-org/llama.cpp/tree/master/conversion).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cupola.compiler.sources import bind_weights, open_source
+from cupola.compiler.sources.gguf_architectures import ARCHITECTURES
+from cupola.runtime.errors import UnsupportedError
+from tests.compiler.sources.conftest import to_llama_cpp
+
+SIZES = {
+    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "attention_dropout": 0.0,
+}  # fmt: skip
+THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
+HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0, "partial_rotary_factor": 0.5}}
+WINDOW = {"sliding_window": 8}
+PATTERN = ["sliding_attention", "full_attention", "sliding_attention"]
+GPT2 = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 256}
+Writer = gguf.GGUFWriter
+Values = np.ndarray[Any, Any]
+
+
+def rotated(name: str, values: Values, config: Any) -> Values:
+    """`LlamaModel.modify_tensors`: q and k, weights and biases."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    return to_llama_cpp(values, heads) if heads else values
+
+
+def offset(name: str, values: Values, config: Any) -> Values:
+    """Gemma and Nemotron: norms hold 1 more."""
+    return values + 1 if name.endswith("norm.weight") else values
+
+
+def joined(name: str, values: Values, config: Any) -> Values:
+    """BLOOM and GPT-NeoX: q, k and v of all heads one after another."""
+    if "query_key_value" not in name:
+        return values
+    heads = config.num_attention_heads
+    return values.reshape(heads, 3, -1, *values.shape[1:]).swapaxes(0, 1).reshape(values.shape)
+
+
+def grouped(name: str, values: Values, config: Any) -> Values:
+    """Falcon: the q of all groups, then the k, then the v."""
+    if "query_key_value" not in name:
+        return values
+    groups = config.num_kv_heads if config.new_decoder_architecture else 1
+    by_group = values.reshape(groups, config.num_attention_heads // groups + 2, -1, *values.shape[1:])
+    flat = (-1, *values.shape[1:])
+    return np.concatenate([by_group[:, :-2].reshape(flat), by_group[:, -2].reshape(flat), by_group[:, -1].reshape(flat)])
+
+
+def transposed(name: str, values: Values, config: Any) -> Values:
+    """GPT-2: what it calls Conv1D."""
+    return values.T if name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")) else values
+
+
+def keep(name: str, values: Values, config: Any) -> Values:
+    return values
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model of an architecture, what the converter does to its tensors, and what it writes beside the usual fields."""
+
+    architecture: str
+    model_type: str
+    config: dict[str, Any] = field(default_factory=dict)
+    change: Callable[[str, Values, Any], Values] = keep
+    fields: Callable[[Writer, Any], None] = lambda writer, config: None
+    sizes: dict[str, Any] = field(default_factory=lambda: {**SIZES, **THETA})
+
+
+def scales(writer: Writer, config: Any) -> None:
+    writer.add_attention_scale(config.attention_multiplier)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+
+
+def minicpm(writer: Writer, config: Any) -> None:
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+
+
+def gemma2(writer: Writer, config: Any) -> None:
+    writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_sliding_window(config.sliding_window)
+
+
+def window(writer: Writer, config: Any) -> None:
+    writer.add_sliding_window(config.sliding_window)
+
+
+def windows(writer: Writer, config: Any) -> None:
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+
+
+def cohere(writer: Writer, config: Any) -> None:
+    writer.add_logit_scale(config.logit_scale)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    if config.model_type == "cohere2":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_rope_dimension_count(config.head_dim)
+
+
+def half(writer: Writer, config: Any) -> None:
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads // 2)
+
+
+def parallel(writer: Writer, config: Any) -> None:
+    half(writer, config)
+    writer.add_parallel_residual(config.use_parallel_residual)
+
+
+def longrope(writer: Writer, config: Any) -> None:
+    writer.add_rope_scaling_orig_ctx_len(64)
+    writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(128 / 64) / np.log(64))))
+    writer.add_sliding_window(0)
+    for name in ("long", "short"):
+        writer.add_tensor(f"rope_factors_{name}.weight", np.array(config.rope_parameters[f"{name}_factor"], np.float32))
+
+
+def gemma3(writer: Writer, config: Any) -> None:
+    writer.add_sliding_window(config.sliding_window)
+
+
+EVERY = {"attention_bias": True, "mlp_bias": True}
+GRANITE = {"attention_multiplier": 0.11, "embedding_multiplier": 3.0, "residual_multiplier": 0.6, "logits_scaling": 2.5}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+FACTORS = {"long_factor": [1.0 + index / 4 for index in range(8)], "short_factor": [1.0 + index / 16 for index in range(8)]}
+CASES = {
+    "llama": Case("llama", "llama", {**EVERY}, rotated),
+    "internlm2": Case("internlm2", "llama", {"tie_word_embeddings": True}, rotated),
+    "arcee": Case("arcee", "arcee", {}, rotated),
+    "smollm3": Case("smollm3", "smollm3", {"num_hidden_layers": 5, "use_sliding_window": False}, rotated),
+    "granite": Case("granite", "granite", GRANITE, rotated, scales),
+    "minicpm": Case("minicpm", "granite", GRANITE | {"attention_multiplier": 0.25}, rotated, minicpm),
+    "olmo": Case("olmo", "olmo", {"clip_qkv": 0.9}, rotated, lambda writer, config: writer.add_clamp_kqv(config.clip_qkv)),
+    "olmo2": Case("olmo2", "olmo2"),
+    "qwen2": Case("qwen2", "qwen2"),
+    "qwen3": Case("qwen3", "qwen3"),
+    "ernie4_5": Case("ernie4_5", "ernie4_5", {"use_bias": False}),
+    "seed_oss": Case("seed_oss", "seed_oss", {"attention_bias": True, "attention_out_bias": False}),
+    "exaone4": Case("exaone4", "exaone4", {**WINDOW, "layer_types": PATTERN}, keep, windows),
+    "exaone4 whole": Case("exaone4", "exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "phi3": Case("phi3", "phi3", WINDOW, keep, window),
+    "phi3 longrope": Case(
+        "phi3", "phi3",
+        {"sliding_window": None, "original_max_position_embeddings": 64,
+         "rope_parameters": {"rope_type": "longrope", "rope_theta": 50000.0, "original_max_position_embeddings": 64, **FACTORS}},
+        keep, longrope,
+    ),
+    "glm4": Case("glm4", "glm4", {**HALF, "attention_bias": True}, keep, half),
+    "gemma": Case("gemma", "gemma", {}, offset),
+    "gemma2": Case("gemma2", "gemma2", {**WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0}, offset, gemma2),
+    "gemma3": Case(
+        "gemma3", "gemma3_text",
+        {**WINDOW, "query_pre_attn_scalar": 16, "num_hidden_layers": 7, "rope_parameters": GEMMA3_ROPE}, offset,
+        lambda writer, config: (gemma3(writer, config), writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR),
+                                writer.add_rope_scaling_factor(8.0)),
+    ),
+    "command-r": Case("command-r", "cohere", {"logit_scale": 0.3, "use_qk_norm": True}, keep, cohere),
+    "cohere2": Case("cohere2", "cohere2", {"logit_scale": 0.3, **WINDOW, "num_hidden_layers": 5}, keep, cohere),
+    "nemotron": Case("nemotron", "nemotron", HALF, offset, half),
+    "starcoder2": Case("starcoder2", "starcoder2", {"sliding_window": None, "use_bias": True}),
+    "stablelm": Case("stablelm", "stablelm", {**HALF, "use_qkv_bias": True, "use_parallel_residual": False}, keep, parallel),
+    "stablelm parallel": Case("stablelm", "stablelm", {**HALF, "use_parallel_residual": True}, keep, parallel),
+    "phi2": Case("phi2", "phi", {**HALF, "num_key_value_heads": 4}, keep, half),
+    "falcon": Case("falcon", "falcon", {"ffn_hidden_size": 96}, grouped),
+    "falcon 40b": Case("falcon", "falcon", {"ffn_hidden_size": 96, "new_decoder_architecture": True, "num_kv_heads": 2}, grouped),
+    "falcon 11b": Case(
+        "falcon", "falcon",
+        {"ffn_hidden_size": 96, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}, grouped,
+    ),
+    "gptneox": Case("gptneox", "gpt_neox", {**HALF, "use_parallel_residual": False}, joined, parallel),
+    "bloom": Case("bloom", "bloom", {"n_layer": 2, "n_head": 4}, joined, sizes={"vocab_size": 96, "hidden_size": 64}),
+    "gpt2": Case("gpt2", "gpt2", {}, transposed, sizes=GPT2),
+    "mpt": Case(
+        "mpt", "mpt", {"attn_config": {"alibi": True, "alibi_bias_max": 4, "clip_qkv": 0.8}}, keep,
+        lambda writer, config: (writer.add_max_alibi_bias(4.0), writer.add_clamp_kqv(0.8)),
+        {"vocab_size": 96, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128},
+    ),
+}  # fmt: skip
+
+
+def tiny(case: Case) -> Any:
+    torch.manual_seed(0)
+    sizes = {name: value for name, value in case.sizes.items() if (case.model_type, name) != ("falcon", "head_dim")}
+    config = AutoConfig.for_model(case.model_type, **sizes | case.config)
+    for name in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"):
+        if hasattr(config, name):
+            setattr(config, name, 3e-4)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+    return model
+
+
+def first(config: Any, *names: str) -> Any:
+    return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
+
+
+def write(path: Path, case: Case, model: Any, quantized: tuple[str, ...] = ()) -> Path:
+    """As `TextModel` of the converter writes every model, with what the case adds; tensors whose names end so in Q8_0."""
+    config, writer = model.config, Writer(path, case.architecture)
+    layers = first(config, "num_hidden_layers", "n_layer")
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    falcon_groups = {True: first(config, "num_kv_heads"), False: 1, None: None}[getattr(config, "new_decoder_architecture", None)]
+    writer.add_block_count(layers)
+    writer.add_context_length(first(config, "max_position_embeddings", "seq_length", "n_positions", "max_seq_len") or 128)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(first(config, "ffn_hidden_size", "intermediate_size", "n_inner") or 4 * hidden)
+    writer.add_head_count(heads)
+    if (groups := falcon_groups or first(config, "num_key_value_heads")) is not None:
+        writer.add_head_count_kv(groups)
+    if getattr(config, "head_dim", None) and case.model_type not in ("bloom", "mpt", "falcon"):
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    if (eps := first(config, "rms_norm_eps")) is not None:
+        writer.add_layer_norm_rms_eps(eps)
+    elif case.model_type == "olmo":
+        writer.add_layer_norm_eps(1e-5)
+    else:
+        writer.add_layer_norm_eps(first(config, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"))
+    if isinstance(rope := getattr(config, "rope_parameters", None), dict):
+        writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    case.fields(writer, config)
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH(next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == case.architecture)), layers)
+    for name, parameter in model.named_parameters():
+        plain = name.removeprefix("transformer.") if case.model_type == "bloom" else name
+        stored = known.get_name(plain, try_suffixes=(".weight", ".bias"))
+        assert stored is not None, name
+        values = case.change(name, parameter.detach().numpy(), config)
+        kind = gguf.GGMLQuantizationType.Q8_0 if quantized and stored.endswith(quantized) else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(stored, gguf.quants.quantize(np.ascontiguousarray(values, np.float32), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def rebuilt(source: Any) -> Any:
+    """The model that transformers makes of a source."""
+    content = dict(source.config)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**content), dtype=torch.float32).eval()
+    tied = model.all_tied_weights_keys
+    parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    bound = bind_weights(source, parameters, model.base_model_prefix, tied)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(torch.from_numpy(np.array(bound[name].load(), np.float32)))
+    assert {tensor.name for tensor in bound.values()} == source.tensors.keys()
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_transformers_rebuilds_the_model(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    model = tiny(case)
+    source = open_source(write(tmp_path / "tiny.gguf", case, model))
+    assert source.notes[:-1] == ARCHITECTURES[case.architecture].notes
+    tokens = torch.randint(3, 90, (1, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = model(tokens).logits, rebuilt(source)(tokens).logits
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(found, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_every_architecture_has_a_case() -> None:
+    assert {case.architecture for case in CASES.values()} == ARCHITECTURES.keys()
+
+
+def test_every_architecture_is_one_of_the_gguf_package() -> None:
+    for name, architecture in ARCHITECTURES.items():
+        kind = next(kind for kind, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
+        parts = {gguf.TENSOR_NAMES[tensor].removeprefix("blk.{bid}.") for tensor in gguf.MODEL_TENSORS[kind]}
+        assert architecture.names_in(architecture.names_with).keys() <= parts | {"output"}, name
+
+
+def test_blocks_move_with_their_rows(tmp_path: Path) -> None:
+    case = CASES["gptneox"]
+    model = tiny(case)
+    path = write(tmp_path / "tiny.gguf", case, model, quantized=("attn_qkv.weight",))
+    tensor = open_source(path).tensors["gpt_neox.layers.1.attention.query_key_value.weight"]
+    assert tensor.blocks is not None and tensor.stored_as == "Q8_0"
+    np.testing.assert_array_equal(tensor.blocks().values(), tensor.load())
+    original = model.gpt_neox.layers[1].attention.query_key_value.weight.detach().numpy()
+    np.testing.assert_allclose(tensor.load(), original, atol=2e-3)
+
+
+def test_a_transposed_matrix_has_no_blocks(tmp_path: Path) -> None:
+    case = CASES["gpt2"]
+    model = tiny(case)
+    tensor = open_source(write(tmp_path / "tiny.gguf", case, model, quantized=("ffn_up.weight",))).tensors[
+        "transformer.h.0.mlp.c_fc.weight"
+    ]
+    original = model.transformer.h[0].mlp.c_fc.weight.detach().numpy()
+    assert tensor.blocks is None and tensor.shape == original.shape and tensor.load().flags.c_contiguous
+    np.testing.assert_allclose(tensor.load(), original, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "extra", "message"),
+    [
+        ("stablelm", "blk.0.attn_q_norm.weight", r"blk\.0\.attn_q_norm\.weight: is a part that StableLmForCausalLM does not have here"),
+        ("qwen3", "blk.0.ffn_gate_inp.weight", r"blk\.0\.ffn_gate_inp\.weight: is a part that"),
+        ("bloom", "position_embd.weight", r"position_embd\.weight: is a part that BloomForCausalLM"),
+    ],
+)
+def test_parts_that_the_class_lacks_are_refused(tmp_path: Path, architecture: str, extra: str, message: str) -> None:
+    case = CASES[architecture]
+    add = Case(
+        **{**vars(case), "fields": lambda writer, config: (case.fields(writer, config), writer.add_tensor(extra, np.zeros((4, 16), "f")))}
+    )
+    with pytest.raises(UnsupportedError, match=message):
+        open_source(write(tmp_path / "tiny.gguf", add, tiny(case)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "message"),
+    [
+        ("adapter", "llama", r"general\.type: is an adapter, such as LoRA's, and no model"),
+        ("mmproj", "clip", r"general\.type: is the image part of a model"),
+        ("imatrix", "llama", r"general\.type: holds statistics"),
+        ("model", "bert", r"general\.architecture: 'bert' is an encoder, which makes embeddings and continues no text"),
+        ("model", "mamba", r"general\.architecture: 'mamba' is not read from GGUF \(only llama, internlm2, "),
+    ],
+)
+def test_other_files_are_told_apart(tmp_path: Path, kind: str, architecture: str, message: str) -> None:
+    writer = Writer(tmp_path / "other.gguf", architecture)
+    writer.add_type(kind)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnsupportedError, match=message):
+        open_source(tmp_path / "other.gguf")
