@@ -1,7 +1,7 @@
 """Attention as the importer catches it: an opaque marker in the traced graph, in the place of a model's own attention.
 
-It is caught in three ways: the attention interface of transformers, torch's scaled_dot_product_attention, or a family's
-own `adapt`. Masks are caught as well: kernels know causality and windows, so a model gets a `Mask` that says no more than
+It is caught in four ways: the attention interface of transformers, torch's scaled_dot_product_attention, a family's own `adapt`,
+or, where a model writes it out, by the mask that it adds (`eager_attention`). Masks are caught as well: kernels know causality and windows, so a model gets a `Mask` that says no more than
 that. A model that computes with its mask, or hands attention anything else that changes the result, is refused by name.
 """
 
@@ -55,12 +55,32 @@ def _(
     return q.new_empty(batch, tokens, heads, v.shape[-1])
 
 
+@torch.library.custom_op("cupola::masked", mutates_args=())
+def masked(scores: torch.Tensor, window: int) -> torch.Tensor:
+    """Scores [1,H,n,n] with a causal mask added, of the last `window` tokens (0: all). Only ever traced, never run."""
+    raise AssertionError("the mask's marker is for tracing only")
+
+
+@masked.register_fake
+def _(scores: torch.Tensor, window: int) -> torch.Tensor:
+    return torch.empty_like(scores)
+
+
 def number_layers(graph: torch.fx.Graph) -> None:
     """Numbers the markers of a graph in their order: each attention has a K/V cache of its own, whatever its module is called."""
     markers = [node for node in graph.nodes if node.target is torch.ops.cupola.attention.default]
     place = [argument.name for argument in markers[0].target._schema.arguments].index("layer") if markers else 0
     for layer, node in enumerate(markers):
         node.update_arg(place, layer)
+
+
+class _AnySize:
+    """The size of a mask, which equals whatever it is compared with."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
 
 
 class Mask:
@@ -70,7 +90,7 @@ class Mask:
     that is not there, so it is refused where it reaches attention.
 
     Raises:
-        UnsupportedError: when it is used for anything but being passed on or cut to the keys that there are.
+        UnsupportedError: when it is used for anything but being passed on, cut to the keys that there are, or added to scores.
     """
 
     def __init__(self, window: int = 0, problem: str | None = None) -> None:
@@ -82,6 +102,10 @@ class Mask:
             return self
         self._refuse("indexing")
 
+    def size(self) -> _AnySize:
+        """Whatever a model expects: a mask of attention has the size of the scores."""
+        return _AnySize()
+
     def to(self, *_: Any, **__: Any) -> Mask:
         """The same mask: one that goes to another type says the same."""
         return self
@@ -92,8 +116,15 @@ class Mask:
         self._refuse(name)
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        cls._refuse(getattr(function, "__name__", str(function)))
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> torch.Tensor:
+        name = getattr(function, "__name__", str(function))
+        if name in ("add", "__add__", "__radd__") and len(args) == 2 and not kwargs:
+            mask, scores = args if isinstance(args[0], cls) else args[::-1]
+            if isinstance(scores, torch.Tensor) and scores.dim() == 4:
+                if mask.problem is not None:
+                    raise UnsupportedError(mask.problem)
+                return masked(scores, mask.window)
+        cls._refuse(name)
 
     @staticmethod
     def _refuse(use: str) -> NoReturn:

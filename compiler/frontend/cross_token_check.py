@@ -31,7 +31,7 @@ _KEEPS_AXES = {"aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "a
 _ALONG_AXES = {
     "aten.mean": 1, "aten.sum": 1, "aten.amax": 1, "aten.amin": 1, "aten.var": 1, "aten.softmax": 1, "aten._softmax": 1,
     "aten.log_softmax": 1, "aten.slice": 1, "aten.select": 1, "aten.split": 2, "aten.split_with_sizes": 2, "aten.chunk": 2,
-    "aten.cat": 1, "aten.stack": 1, "aten.unbind": 1, "aten.repeat_interleave": 2, "aten.index_select": 1, "aten.topk": 2,
+    "aten.cat": 1, "aten.stack": 1, "aten.unbind": 1, "aten.repeat_interleave": 2, "aten.topk": 2,
     "aten.cumsum": 1, "aten.roll": 2, "aten.flip": 1, "aten.concat": 1, "aten.concatenate": 1,
     "aten.max": 1, "aten.min": 1, "aten.argmax": 1, "aten.linalg_vector_norm": 2,
 }  # fmt: skip
@@ -149,6 +149,11 @@ def _repeat(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | Non
     return None if node.args[1][(_axis(inputs[0], tokens) or 0) + grown] == 1 else "repeats tokens"
 
 
+def _index_select(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    table = node.args[0].meta["val"]
+    return "combines or shifts tokens" if _axis(table, tokens) == int(node.args[1]) % table.dim() else None
+
+
 def _aligned(inputs: list[torch.Tensor], tokens: Any) -> str | None:
     axes = {(_axis(value, tokens) or 0) - value.dim() for value in inputs}
     return "combines every token with every other" if len(axes) > 1 else None
@@ -156,6 +161,7 @@ def _aligned(inputs: list[torch.Tensor], tokens: Any) -> str | None:
 
 _SPECIAL: dict[str, Callable[[fx.Node, list[torch.Tensor], Any], str | None]] = {
     "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.index": _index, "aten.gather": _gather,
+    "aten.index_select": _index_select,
     "aten.scatter": _scatter, "aten.scatter_add": _scatter, "aten.slice_scatter": _slice_scatter,
     "aten.select_scatter": _select_scatter, "aten.repeat": _repeat,
     **dict.fromkeys(("aten.copy", "aten.fill", "aten.where"), lambda _, inputs, tokens: _aligned(inputs, tokens)),

@@ -31,6 +31,8 @@ class Positions:
         if not takes_argument:
             for module in filter(_counts_tokens, model.modules()):
                 module.forward = types.MethodType(_at_given_positions(self._given), module)
+        for module in filter(_grows, model.modules()):
+            module.forward = types.MethodType(_rows_at_given_positions(self._given), module)
 
     def arguments(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         """The arguments that the model takes for tokens at `positions` [n]."""
@@ -43,8 +45,22 @@ def _counts_tokens(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding) and "PositionalEmbedding" in type(module).__name__
 
 
+def _grows(module: nn.Module) -> bool:
+    """True for a table of sinusoids, which looks at the number of tokens to make itself longer, as XGLM's does."""
+    return hasattr(module, "make_weights") and isinstance(getattr(module, "weights", None), torch.Tensor)
+
+
+def _rows_at_given_positions(given: SimpleNamespace) -> Any:
+    def forward(self: Any, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.nn.functional.embedding(given.positions[None] + getattr(self, "offset", 0), self.weights)
+
+    return forward
+
+
 def _at_given_positions(given: SimpleNamespace) -> Any:
     def forward(self: Any, *_: Any, **__: Any) -> torch.Tensor:
-        return nn.Embedding.forward(self, given.positions[None] + getattr(self, "offset", 0))
+        # Sinusoids have no batch axis, which RoFormer goes by.
+        positions = given.positions if "Sinusoidal" in type(self).__name__ else given.positions[None]
+        return nn.Embedding.forward(self, positions + getattr(self, "offset", 0))
 
     return forward

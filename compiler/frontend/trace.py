@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cupola.compiler.frontend.attention import attention, marked_sdpa, number_layers
 from cupola.compiler.frontend.complex_rope import real_numbers_only
 from cupola.compiler.frontend.cross_token_check import check_token_mixing
+from cupola.compiler.frontend.eager_attention import find_attention
 from cupola.compiler.frontend.experts import mark_experts
 from cupola.compiler.frontend.functionalize import functionalize
 from cupola.compiler.frontend.model_parts import refuse_unsupported_parts
@@ -113,6 +114,7 @@ def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambd
         weights = bind(parameters, model.base_model_prefix, tied, left_out)
         exported = _export(model, positions, config["model_type"], file)
         exported = functionalize(exported, config["model_type"], file)
+    _find_attention(exported, config["model_type"], file)
     check_token_mixing(exported, config["model_type"], file)
     number_layers(exported.graph)
     verified = family or _family_of_text(text)
@@ -211,6 +213,13 @@ def _export(model: Any, positions: Positions, model_type: str, file: str) -> tor
         raise UnsupportedError(reason, file=file, field=model_type, fix="CUPOLA_DEBUG=1 shows torch's full message") from error
 
 
+def _find_attention(exported: torch.export.ExportedProgram, model_type: str, file: str) -> None:
+    try:
+        find_attention(exported)
+    except UnsupportedError as error:
+        raise UnsupportedError(error.message, file=file, field=model_type) from error
+
+
 def _run_export(model: Any, positions: Positions, num_tokens: int, dynamic: dict[str, Any] | None) -> torch.export.ExportedProgram:
     with torch.no_grad(), marked_sdpa(), real_numbers_only():
         return torch.export.export(_Wrapper(model, positions).eval(), _inputs(num_tokens), dynamic_shapes=dynamic, strict=False)
@@ -233,7 +242,9 @@ def _refuse_token_mixing(model: Any, positions: Positions, model_type: str, file
         exported = _run_export(model, positions, num_tokens, None)
     except Exception:  # noqa: BLE001  it only serves a better message; the caller raises what it has
         return
-    check_token_mixing(functionalize(exported, model_type, file), model_type, file)
+    exported = functionalize(exported, model_type, file)
+    _find_attention(exported, model_type, file)
+    check_token_mixing(exported, model_type, file)
 
 
 @contextlib.contextmanager
