@@ -1,8 +1,9 @@
 """Attention as the importer catches it: an opaque marker in the traced graph, in the place of a model's own attention.
 
 It is caught in four ways: the attention interface of transformers, torch's scaled_dot_product_attention, a family's own `adapt`,
-or, where a model writes it out, by the mask that it adds (`eager_attention`). Masks are caught as well: kernels know causality and windows, so a model gets a `Mask` that says no more than
-that. A model that computes with its mask, or hands attention anything else that changes the result, is refused by name.
+or, where a model writes it out, by the mask that it adds (`eager_attention`). Masks are caught as well: kernels know causality and
+windows, so a model gets a `Mask` that says no more than that. A model that computes with its mask otherwise, or hands attention
+anything else that changes the result, is refused by name.
 """
 
 from __future__ import annotations
