@@ -118,11 +118,14 @@ def _q5_k(data: Array, num_rows: int) -> QuantizedTensor:
     return QuantizedTensor(GGML_FORMATS["Q5_K"], codes, *_scales_and_mins(factors), _f16(scale), -_f16(low))
 
 
-def _scales_and_mins(factors: Array) -> list[Array]:
+def _scales_and_mins(factors: Array) -> tuple[Array, Array]:
     """8 scales and 8 mins of 6 bits in 12 bytes: four of each as they are, above those the others' high bits, last their low ones."""
     scales, mins, rest = np.split(factors, 3, axis=2)
-    halves = [(each & 63, (low & 15) | (each >> 2 & 48)) for each, low in ((scales, rest), (mins, rest >> 4))]
-    return [_rows(np.concatenate(pair, axis=2)) for pair in halves]
+
+    def whole(each: Array, low: Array) -> Array:
+        return _rows(np.concatenate((each & 63, (low & 15) | (each >> 2 & 48)), axis=2))
+
+    return whole(scales, rest), whole(mins, rest >> 4)
 
 
 def _q6_k(data: Array, num_rows: int) -> QuantizedTensor:

@@ -10,7 +10,7 @@ from tvm import IRModule, relax
 
 import cupola
 from cupola.compiler.cli.app import run
-from cupola.compiler.variants import check_agreement, choose_kv_dtype, join_kernels, lay_out_state
+from cupola.compiler.variants import check_agreement, check_scheme, choose_kv_dtype, join_kernels, lay_out_state
 from cupola.models import find_family
 from cupola.passes.schemes import scheme_of
 from cupola.runtime.artifact.state import KVGroup, KVSpec
@@ -100,6 +100,14 @@ def test_what_a_target_cannot_store_is_chosen_only_if_it_is_asked_for() -> None:
     assert choose_kv_dtype("bf16", scheme, targets) == ("bfloat16", ())  # which is refused then
     note = "K and V are stored as float16: cpu:generic can't store them as bfloat16"
     assert choose_kv_dtype(None, scheme, targets) == ("float16", (note,))
+
+
+def test_a_target_without_kernels_for_all_formats_of_files_is_named() -> None:
+    target = get_target("cpu:generic")
+    check_scheme(scheme_of("keep-a16"), [target])
+    without = replace(target, abilities=Abilities(keeps_blocks=False))
+    with pytest.raises(UnsupportedError, match=r"quant: is keep-a16, and cpu:generic has no kernels for all formats of GGUF files"):
+        check_scheme(scheme_of("keep-a16"), [without])
 
 
 def test_kernels_are_listed_once() -> None:

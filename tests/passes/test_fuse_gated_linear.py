@@ -38,6 +38,7 @@ def test_gate_and_up_in_either_order() -> None:
             R.output(out)
         return out
 
+    stays(fuse_gated_linear(lambda weight: weight.name), before)  # of different kinds
     becomes(fuse_gated_linear(), before, joined)
     becomes(fuse_gated_linear(), commuted, joined)
 

@@ -133,3 +133,40 @@ def test_near_misses_stay() -> None:
 
     for function in (different_inputs, one_activated, one_bias, computed_weight):
         stays(join_projections(), function)
+
+
+def test_only_layers_of_one_kind_join() -> None:
+    @R.function
+    def before(
+        x: R.Tensor(("n", 64), "float32"),
+        wq: R.Tensor((64, 64), "float32"),
+        wk: R.Tensor((32, 64), "float32"),
+        wv: R.Tensor((32, 64), "float32"),
+    ):
+        n = T.int64()
+        with R.dataflow():
+            q = R.call_dps_packed("cupola.linear", (x, wq, 0, 0, R.str("")), out_ty=R.Tensor((n, 64), dtype="float32"))
+            k = R.call_dps_packed("cupola.linear", (x, wk, 0, 0, R.str("")), out_ty=R.Tensor((n, 32), dtype="float32"))
+            v = R.call_dps_packed("cupola.linear", (x, wv, 0, 0, R.str("")), out_ty=R.Tensor((n, 32), dtype="float32"))
+            R.output(q, k, v)
+        return (q, k, v)
+
+    @R.function
+    def expected(
+        x: R.Tensor(("n", 64), "float32"),
+        wq: R.Tensor((64, 64), "float32"),
+        wk: R.Tensor((32, 64), "float32"),
+        wv: R.Tensor((32, 64), "float32"),
+    ):
+        n = T.int64()
+        with R.dataflow():
+            weight = R.concat((wq, wk), axis=0)
+            both = R.call_dps_packed("cupola.linear", (x, weight, 0, 0, R.str("")), out_ty=R.Tensor((n, 96), dtype="float32"))
+            q = R.strided_slice(both, axes=[1], begin=[0], end=[64], assume_inbound=True)
+            k = R.strided_slice(both, axes=[1], begin=[64], end=[96], assume_inbound=True)
+            v = R.call_dps_packed("cupola.linear", (x, wv, 0, 0, R.str("")), out_ty=R.Tensor((n, 32), dtype="float32"))
+            R.output(q, k, v)
+        return (q, k, v)
+
+    becomes(join_projections(lambda weight: "other" if weight.name == "wv" else ""), before, expected)
+    stays(join_projections(lambda weight: weight.name), before)

@@ -44,6 +44,12 @@ class Weights:
         return 128 if self.unsigned else self.codes.zero
 
     @property
+    def unit(self) -> float:
+        """The number whose multiples weights are in a dot product: entries of a table are such of 1/8, say."""
+        found = integers_of(self.codes.format.table) if self.codes.format.table else None
+        return 1.0 if found is None else found[1]
+
+    @property
     def columns(self) -> int:
         """Columns of a vector of weights."""
         return self.isa.lanes
@@ -67,8 +73,9 @@ class Weights:
 
     @staticmethod
     def can_unpack(isa: ISA, codes: Codes) -> bool:
-        """True if the instruction set has what unpacking takes: for tables, bytes that are looked up."""
-        return not codes.format.table or (isa.architecture, isa.lanes) in _LOOKUPS
+        """True if codes can become bytes: entries of a table if they are such, and the instruction set looks bytes up."""
+        table = codes.format.table
+        return not table or (integers_of(table) is not None and (isa.architecture, isa.lanes) in _LOOKUPS)
 
     def dot(self, total: Value, weights: Value, quad: Value) -> Value:
         """`total` (int32, a lane a column) plus the products of a vector of weights and an int32 that holds four activations."""

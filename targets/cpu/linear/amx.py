@@ -138,7 +138,7 @@ class TileProduct:
         the 1 adds would take bits of it: there v - 1 is multiplied.
         """
         simd, codes, lanes = self.simd, self.codes, self.simd.lanes
-        if not codes.is_plain:
+        if not codes.is_plain or codes.format.table:
             self.dequantize_unpacked(panel, at, half, weights, to)
             return
         factors = self.doubled(panel, at, 0, half, codes.offset)
@@ -166,11 +166,9 @@ class TileProduct:
     def doubled(self, panel: Value, at: Value, part: int, half: Value, zero: int) -> list[list[list[Value]]]:
         """The factors of codes that stand in a mantissa, and the summands: by a code's place in its byte and by half of the lanes,
         whose columns come twice each."""
-        codes, lanes, read = self.codes, self.simd.lanes, Factors(self.simd, self.codes, self.weight)
-        column, orders = (
-            name(half * COLUMNS),
-            [[lane // 2 + start for lane in range(self.simd.lanes)] for start in (0, self.simd.lanes // 2)],
-        )
+        codes, lanes, column = self.codes, self.simd.lanes, name(half * COLUMNS)
+        read = Factors(self.simd, codes, self.weight, Unpacked(self.simd.isa, codes).unit)
+        orders = [[lane // 2 + start for lane in range(lanes)] for start in (0, lanes // 2)]
         scale, lowest = read.scale(panel, at, part, column), read.min(panel, at, part, column)
         lowest = scale * splat(-float(zero), lanes) if lowest is None else lowest
         factors = []
@@ -183,7 +181,7 @@ class TileProduct:
     @property
     def masks(self) -> tuple[int, ...]:
         """Where the codes of a byte stand in a word that has it twice, in the middle: within a float's mantissa."""
-        return (0xF << 16, 0xF << 12) if self.codes.bits == 4 and self.codes.is_plain else (0xFF << 8,)
+        return (0xF << 16, 0xF << 12) if self.codes.bits == 4 and self.codes.is_plain and not self.codes.format.table else (0xFF << 8,)
 
     def code(self, words: Value, mask: int) -> Value:
         """The codes that `mask` leaves of words, u / steps, and 1 besides where there are no mins."""

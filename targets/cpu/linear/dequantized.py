@@ -33,7 +33,9 @@ def lower_dequantized_linear(isa: ISA, call: relax.Call, builder: relax.BlockBui
     """`Linear` and `GatedLinear` with quantized weights, whose activations stay what they are."""
     op = Linear.match(call) or GatedLinear.match(call)
     codes = None if op is None else codes_of(op)
-    if op is None or codes is None or not Weights.can_unpack(isa, codes) or op.quantize_x or op.x.ty.ndim != 2 or not is_static(op.weight):
+    if op is None or codes is None or not (codes.is_plain or Weights.can_unpack(isa, codes)):
+        return None
+    if op.quantize_x or op.x.ty.ndim != 2 or not is_static(op.weight):
         return None
     kernel, residual = quantized_shape(isa, op, codes, call.ty), residual_of(op)
     arguments = [normalized(op, isa, builder), pack_groups(op, codes, builder), *packed_bias(op, builder)]
@@ -103,9 +105,7 @@ class DequantizedProduct:
         group, first = codes.place(at, codes.slice_bytes)
         table = CodeTable.of(simd, codes.format)
         with T.serial(PANEL // lanes) as vector:
-            column = name(vector * lanes)
-
-            factors = Factors(simd, codes, self.weight)
+            column, factors = name(vector * lanes), Factors(simd, codes, self.weight)
             scale, low = factors.scale(panel, at, 0, column), factors.min(panel, at, 0, column)
             scale = scale if table is None else name(scale * splat(table.factor, lanes))
             with T.serial(QUADS * codes.bits // 8) as block:
@@ -121,9 +121,10 @@ class DequantizedProduct:
                         simd.store(weights, value if low is None else value + low, (k, column))
 
     def dequantize_unpacked(self, panel: Value, at: Value, row: Value, weights: Buffer) -> None:
-        """The same of codes that lie in parts, that stand for a table's entries, or whose slices have several scales."""
+        """The same of codes that lie in parts, or in super-blocks, by way of the integers of a dot product."""
         simd, codes, lanes = self.simd, self.kernel.codes, self.simd.lanes
-        unpacked, factors = Weights(self.kernel.isa, codes), Factors(simd, codes, self.weight)
+        unpacked = Weights(self.kernel.isa, codes)
+        factors = Factors(simd, codes, self.weight, unpacked.unit)
         with T.serial(PANEL // lanes) as vector:
             column = name(vector * lanes)
             for quad, numbers in enumerate(unpacked.unpack(self.weight, panel, at, column)):

@@ -9,23 +9,26 @@ from tvm.tirx.script import builder as T
 from cupola.runtime.artifact.tensors import ITEM_BYTES
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, name, splat
 from cupola.targets.cpu.linear.packing import PANEL
-from cupola.targets.cpu.linear.quantized_packing import SLICE, Codes, integers_of
+from cupola.targets.cpu.linear.quantized_packing import SLICE, Codes
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The scales and mins of a packed weight, uint8 [panels, blocks, bytes of a block]."""
+    """The scales and mins of a packed weight, uint8 [panels, blocks, bytes of a block].
+
+    Attributes:
+        unit: what scales are multiplied by: `Weights.unit` where they meet what that unpacks.
+    """
 
     simd: Simd
     codes: Codes
     weight: Buffer
+    unit: float = 1.0
 
     def scale(self, panel: Value, at: Value, part: Value | int, column: Value, lanes: int = 0) -> Value:
-        """The scales of columns from `column` on, of a part of slice `at`: what the numbers that `Weights` unpacks are multiplied by."""
-        form = self.codes.format
+        """The scales of columns from `column` on, of a part of slice `at`."""
         scale = self._factor("scales", panel, at, part, column, lanes or self.simd.lanes)
-        found = integers_of(form.table) if form.table else None
-        return scale if found is None or found[1] == 1 else name(scale * splat(found[1], lanes or self.simd.lanes))
+        return scale if self.unit == 1 else name(scale * splat(self.unit, lanes or self.simd.lanes))
 
     def min(self, panel: Value, at: Value, part: Value | int, column: Value, lanes: int = 0) -> Value | None:
         """The same of mins, if there are any."""

@@ -259,10 +259,12 @@ class Int8Product:
         """Adds one slice's products: `of_rows` is its place in the rows, `at` that in the panel."""
         lanes = self.simd.lanes
         places = [rows.place(row + i, of_rows) for i in range(len(sums))]
-        weights, parts = [panel.quads(at, column) for column in columns], self.kernel.codes.parts
+        weights: list[list[Value]] = []
+        parts = self.kernel.codes.parts
         for part in range(parts):
             starts = [rows.start(place, part) for place in places]
             integers = [[Register(lanes, start, "int32") for _ in columns] for start in starts]
+            weights = weights or [panel.quads(at, column) for column in columns]
             for quad in range(part * QUADS // parts, (part + 1) * QUADS // parts):
                 for i, totals in enumerate(integers):
                     x = rows.quad(places[i], quad)
@@ -319,7 +321,7 @@ class _Packed:
 
     @property
     def factors(self) -> Factors:
-        return Factors(self.simd, self.kernel.codes, self.weight)
+        return Factors(self.simd, self.kernel.codes, self.weight, self.weights.unit)
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,8 @@ class Codes:
 
     @property
     def is_plain(self) -> bool:
-        """True of codes of 4 or 8 bits that are numbers, a scale for each whole slice."""
-        return len(self.planes) == 1 and self.bits > 2 and not self.format.table and not self.format.super_size
+        """True of codes of 4 or 8 bits with a scale for each whole slice."""
+        return len(self.planes) == 1 and self.bits > 2 and not self.format.super_size
 
     @property
     def parts(self) -> int:
@@ -122,7 +122,8 @@ class Codes:
     @property
     def factors(self) -> dict[str, int]:
         """Where in a block the numbers beside codes begin, by name, and where it ends, by ""."""
-        start, places = self.code_bytes, {}
+        start = self.code_bytes
+        places: dict[str, int] = {}
         for factors, size, dtype in self.format.factors:
             shared = self.in_nibbles and factors == "mins"
             places[factors] = places["scales"] if shared else start
