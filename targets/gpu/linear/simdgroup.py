@@ -184,24 +184,21 @@ class _Strip:
             i = thread + T.int64(start_of)
             self._pieces.append(_Piece(weight.registers(), i // per_row, i % per_row * self._count))
 
-    def _each(self) -> list[tuple[int, _Piece]]:
-        return list(enumerate(self._pieces))
-
     def _row(self, piece: _Piece) -> Value:
         parts, outputs = self._layer.parts, self._layer.outputs
         per_part = STRIP // parts
         within = T.min(self._strip * per_part + piece.row % per_part, T.int64(outputs - 1))
         return within if parts == 1 else piece.row // per_part * outputs + within
 
-    def _if_busy(self) -> Value:
+    def _is_busy(self) -> Value:
         """Where a step has fewer pieces than threads, the last warps have none."""
         return self._thread < T.int64(self._num_pieces)
 
     def fetch(self, chunk: Value) -> None:
         """Asks for a step's columns."""
         weight, columns, count = self._weight, self._layer.weight.shape[1], self._count
-        with T.If(self._if_busy()), T.Then():
-            for i, piece in self._each():
+        with T.If(self._is_busy()), T.Then():
+            for i, piece in enumerate(self._pieces):
                 column = chunk * COLUMNS + piece.column
                 column = column if columns % COLUMNS == 0 else T.min(column // count, T.int64(columns // count - 1)) * count
                 row = self._row(piece)
@@ -214,8 +211,8 @@ class _Strip:
     def put(self, chunk: Value) -> None:
         """Writes them to the block's memory, in float32."""
         weight, values = self._weight, registers(_PIECE)
-        with T.If(self._if_busy()), T.Then():
-            for i, piece in self._each():
+        with T.If(self._is_busy()), T.Then():
+            for i, piece in enumerate(self._pieces):
                 for start in range(0, self._count, _PIECE):
                     for j in range(_PIECE):
                         value = weight.value(piece.raw, start + j)
