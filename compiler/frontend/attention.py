@@ -184,8 +184,9 @@ def _window_of(mask: Any, sliding_window: int | None, is_causal: bool, field: st
     return sliding_window or 0
 
 
-# What models hand to attention, and what changes nothing there: positions are in the rotated queries and keys already.
-_HARMLESS = {"position_ids", "cache_position", "deterministic"}
+# What models hand to attention, and what changes nothing there: positions are in the rotated queries and keys already, and which rows
+# get logits is chosen later.
+_HARMLESS = {"position_ids", "cache_position", "deterministic", "logits_to_keep"}
 
 
 def _attention_interface(
