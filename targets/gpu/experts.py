@@ -133,7 +133,7 @@ def _layer(layer: _Layer) -> tvm.tirx.PrimFunc:
             with T.If(column < T.int64(outputs)), T.Then():
                 row = token if layer.is_shared else token * choices + choice
                 first = keep(T.cast(index[token, choice], "int64") * (parts * outputs) + column)
-                rows = Rows(row + 1, keep(row), x, None)
+                rows = Rows(row + 1, keep(row), x, None, most=1)
 
                 def product(part: int) -> Value:
                     place = first + T.int64(part * outputs)

@@ -66,12 +66,13 @@ def multiply_few(layer: Layer, weight: Weight, tensors: LayerTensors, most: int 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of x from `start` on that a warp works on, at most ROWS of `count`. All its lanes have the same ones."""
+    """The rows of x from `start` on that a warp works on, at most `most` of `count`. All its lanes have the same ones."""
 
     count: Value
     start: Value
     x: Buffer
     norm: Buffer | None
+    most: int = ROWS
 
     def index(self, r: int) -> Value:
         """Row `r` of the warp's."""
@@ -80,13 +81,13 @@ class Rows:
     def each(self, do: Callable[[int], None]) -> None:
         """Does something for each row that there is."""
         do(0)
-        for r in range(1, ROWS):
+        for r in range(1, self.most):
             with T.If(self.index(r) < self.count), T.Then():
                 do(r)
 
     def norm_factors(self, width: int, epsilon: float, lane: Value) -> list[Value]:
         """The factor of each row by RMSNorm (arXiv:1910.07467). Every warp finds it for itself: rows are short, and in the cache."""
-        sums = _Sums()
+        sums = _Sums(self.most)
         with strided(width, lane, WARP) as k:
 
             def add(r: int) -> None:
@@ -98,7 +99,7 @@ class Rows:
 
     def products(self, weight: Weight, row: Value, width: int, lane: Value) -> list[Value]:
         """Each row's product with a row of the weight, x times `norm` where there is one."""
-        sums, count = _Sums(), weight.per_load
+        sums, count = _Sums(self.most), weight.per_load
         if not count or width % count:  # rows that loads of 16 bytes do not divide
             with strided(width, lane, WARP) as k:
                 value = keep(weight.element(row, k) * load(self.norm, k) if self.norm is not None else weight.element(row, k))
@@ -108,7 +109,8 @@ class Rows:
             first = i * T.int64(count)  # not kept: the code generator must see that loads are aligned
             scaled = weight.scale(row, first) if weight.format is not None else None  # before the codes: ptxas then spills nothing
             raw = weight.read(row, first)
-            parts, plain = _Sums() if scaled is not None else sums, _Sums() if weight.has_mins else None
+            parts = _Sums(self.most) if scaled is not None else sums
+            plain = _Sums(self.most) if weight.has_mins else None
             for start in range(0, count, STEP):
                 values = [keep(weight.value(raw, j)) for j in range(start, min(count, start + STEP))]
                 self._multiply(values, first + T.int64(start), parts, plain)
@@ -147,9 +149,9 @@ def _read(buffer: Buffer, index: tuple[Value, ...], count: int) -> Buffer:
 class _Sums:
     """A sum of each row, in registers; each lane adds up its part."""
 
-    def __init__(self) -> None:
-        self._held = registers(ROWS)
-        for r in range(ROWS):
+    def __init__(self, count: int) -> None:
+        self._held = registers(count)
+        for r in range(count):
             T.buffer_store(self._held, T.float32(0), [r])
 
     def __getitem__(self, r: int) -> Value:
@@ -161,4 +163,4 @@ class _Sums:
     def over_warp(self, rows: Rows) -> list[Value]:
         """The sums over all lanes."""
         warp_sums(self._held, rows.each)
-        return [self._held[r] for r in range(ROWS)]
+        return [self._held[r] for r in range(rows.most)]
