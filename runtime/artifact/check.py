@@ -7,9 +7,9 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cupola.runtime.artifact.inputs import SIZES_OF_MODELS, STEP_INPUTS, STEP_OUTPUTS, input_line, input_specs, output_specs
+from cupola.runtime.artifact.inputs import SIZES_OF_MODELS, STEP_INPUTS, STEP_OUTPUTS, input_line, input_specs, output_specs, state_slots
 from cupola.runtime.artifact.manifest import COMPILE_AGAIN, FileSpec, Manifest, ModelConfig
-from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup, KVSpec
+from cupola.runtime.artifact.state import ATTENTION, NUM_BLOCKS, RECURRENT, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, KernelSpec, TensorSpec
 from cupola.runtime.errors import ArtifactError
 
@@ -76,16 +76,21 @@ def _kv_faults(kv: KVSpec) -> Iterator[Fault]:
             yield f"kv.groups[{i}].layers", "is empty"
         for j, layer in enumerate(group.layers):
             yield from _out_of_range(f"kv.groups[{i}].layers[{j}]", layer, 0)
+        if group.kind not in (ATTENTION, RECURRENT):
+            yield f"kv.groups[{i}].kind", f"is {reprlib.repr(group.kind)}, not {ATTENTION} or {RECURRENT}"
+        is_recurrent = group.kind == RECURRENT
+        if is_recurrent and i < len(kv.groups) - 1:
+            yield f"kv.groups[{i}].kind", f"is {RECURRENT}, which only the last group may be"
         for name in ("num_kv_heads", "key_dim", "value_dim"):
-            yield from _out_of_range(f"kv.groups[{i}].{name}", getattr(group, name), 1)
-        yield from _out_of_range(f"kv.groups[{i}].window", group.window, 0)
+            yield from _out_of_range(f"kv.groups[{i}].{name}", getattr(group, name), 1 - is_recurrent, 0 if is_recurrent else MAX_COUNT)
+        yield from _out_of_range(f"kv.groups[{i}].window", group.window, 0, 0 if is_recurrent else MAX_COUNT)
         yield from _pool_faults(f"kv.groups[{i}].pools", group, kv)
     yield from _repeated("kv.groups.layers", (str(layer) for group in kv.groups for layer in group.layers))
 
 
 def _pool_faults(field: str, group: KVGroup, kv: KVSpec) -> Iterator[Fault]:
     """Besides what is wrong with any tensor: its one unknown size is the number of blocks, its name is no other input's, and a block of all
-    pools has room for what the group keeps of `block_size` tokens, however the target lays it out."""
+    pools has room for what the group keeps of `block_size` tokens, however the target lays it out. A recurrent group's have its layers."""
     if not group.pools:
         yield field, "is empty"
     yield from _tensor_faults(field, group.pools, 1)
@@ -94,6 +99,11 @@ def _pool_faults(field: str, group: KVGroup, kv: KVSpec) -> Iterator[Fault]:
             yield f"{field}[{i}].shape", f"does not have {NUM_BLOCKS} once, and else numbers"
         if input_line(f"{pool.name}.0") is not None:
             yield f"{field}[{i}].name", f"{reprlib.repr(pool.name)} is another input's"
+    if group.kind == RECURRENT:
+        counts = [pool.shape[0] for pool in group.pools]
+        if sum(count for count in counts if isinstance(count, int)) != len(group.layers):
+            yield field, f"have {', '.join(map(str, counts))} layers, and the group {len(group.layers)}"
+        return
     numbers = len(group.layers) * group.num_kv_heads * (group.key_dim + group.value_dim) * kv.block_size
     found, wanted = KVSpec((group,), kv.dtype, kv.block_size).bytes_per_block, numbers * ITEM_BYTES[kv.dtype]
     if found < wanted:
@@ -146,11 +156,14 @@ def _tensor_faults(field: str, tensors: tuple[TensorSpec, ...], lowest: int = 0)
 def _input_faults(manifest: Manifest, forward: FunctionSpec) -> Iterator[Fault]:
     """Inputs of `forward` that a step can't provide: its arrays, the pages of `kv`, the weights and perhaps all outputs are there."""
     field, kv = "functions.forward.inputs", manifest.kv
-    steps = {spec.name: (spec.dtype, spec.shape) for line in STEP_INPUTS for spec in line.specs(len(kv.groups))}
+    slots = [] if kv.recurrent is None else [state_slots(kv.recurrent)]
+    lines = (line for line in STEP_INPUTS if line.name != "state_slots")
+    given_by_step = (*(spec for line in lines for spec in line.specs(len(kv.paged))), *slots)
+    steps = {spec.name: (spec.dtype, spec.shape) for spec in given_by_step}
     given: dict[str, tuple[str, tuple[int | str, ...]]] = {weight.name: (weight.dtype, weight.shape) for weight in manifest.weights}
     given |= {pool.name: (pool.dtype, pool.shape) for pool in kv.pools(NUM_BLOCKS)}
     names = {tensor.name for tensor in forward.inputs}
-    required = [spec.name for spec in input_specs(len(kv.groups))]
+    required = [spec.name for spec in (*input_specs(len(kv.paged)), *slots)]
     missing = next((name for name in (*required, *given) if name not in names), None)
     if missing is not None:
         yield field, f"{reprlib.repr(missing)} is not among them"

@@ -81,10 +81,15 @@ STEP_OUTPUTS = (
 
 
 def input_specs(num_groups: int) -> tuple[TensorSpec, ...]:
-    """The inputs that every artifact of so many state groups takes, in the order of the table, a group's side by side."""
+    """The inputs that every artifact of so many paged state groups takes, in the order of the table, a group's side by side."""
     once = [line for line in STEP_INPUTS if not (line.optional or line.each_group)]
     each = [line for line in STEP_INPUTS if line.each_group and not line.optional]
     return (*(spec for line in once for spec in line.specs(1)), *(line.of_group(group) for group in range(num_groups) for line in each))
+
+
+def state_slots(group: int) -> TensorSpec:
+    """The input that a recurrent state group has in place of slots and tables."""
+    return next(line for line in STEP_INPUTS if line.name == "state_slots").of_group(group)
 
 
 def input_line(name: str) -> StepTensor | None:

@@ -7,19 +7,25 @@ from dataclasses import dataclass, replace
 
 from cupola.runtime.artifact.tensors import TensorSpec
 
-NUM_BLOCKS = "num_blocks"  # in a pool's shape: the axis of blocks
+NUM_BLOCKS = "num_blocks"  # in a pool's shape: the axis of blocks, or of slots
+ATTENTION, RECURRENT = "attention", "recurrent"  # kinds of groups
+SLOTS_OF_SEQUENCE = 2  # of a recurrent group: a sequence's state, and a checkpoint of it
 
 
 @dataclass(frozen=True)
 class KVGroup:
-    """Layers that share one block table, and pools of memory for their keys and values.
+    """Layers that share one block table, and pools of memory for their keys and values; or layers that carry a state from token to token.
+
+    Those are a group of the kind `RECURRENT`, which stands behind all others. A sequence has one of its blocks, called a slot, which holds
+    the state of every layer after the tokens that are computed; slots of nobody hold checkpoints, states at the end of cached prefixes.
 
     Attributes:
-        layers: of the model.
-        num_kv_heads: of each layer, as the dimensions are.
+        layers: of the model; of a recurrent group by pools, each of which has as many of them as its first axis says.
+        num_kv_heads: of each layer, as the dimensions are; all 0 of a recurrent group.
         window: the number of latest tokens that a query sees, itself included; 0 is all of them.
         pools: the group's memory as the target lays it out. Each has one axis of `NUM_BLOCKS`, and all other sizes are known. `forward`
             takes a pool under its name and the group's number, such as k_pages.0.
+        kind: `ATTENTION` or `RECURRENT`.
     """
 
     layers: tuple[int, ...]
@@ -28,6 +34,7 @@ class KVGroup:
     value_dim: int
     window: int = 0
     pools: tuple[TensorSpec, ...] = ()
+    kind: str = ATTENTION
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,16 @@ class KVSpec:
     groups: tuple[KVGroup, ...]
     dtype: str
     block_size: int
+
+    @property
+    def paged(self) -> tuple[KVGroup, ...]:
+        """The groups whose sequences have block tables: all but a recurrent one."""
+        return tuple(group for group in self.groups if group.kind != RECURRENT)
+
+    @property
+    def recurrent(self) -> int | None:
+        """The number of the recurrent group, None if there is none."""
+        return len(self.groups) - 1 if self.groups and self.groups[-1].kind == RECURRENT else None
 
     @property
     def bytes_per_block(self) -> int:
@@ -52,7 +69,7 @@ class KVSpec:
         return sum(pool.num_bytes for pool in self.pools_of(group, 1))
 
     def most_held(self, group: int, max_num_new_tokens: int) -> int | None:
-        """The most blocks of a group that a sequence holds at a time if a step brings at most so many tokens of it.
+        """The most blocks of a paged group that a sequence holds at a time if a step brings at most so many tokens of it.
 
         None for as many as its tokens need. Behind a window, these are the blocks that it and a step's tokens lie in, wherever they begin.
         """
@@ -62,8 +79,9 @@ class KVSpec:
     def most_blocks(self, num_tokens: int, max_num_new_tokens: int) -> tuple[int, ...]:
         """The most blocks of each group that a sequence holds at a time until it has `num_tokens` tokens."""
         num_blocks = -(-num_tokens // self.block_size)
-        most = (self.most_held(group, max_num_new_tokens) for group in range(len(self.groups)))
-        return tuple(num_blocks if count is None else min(count, num_blocks) for count in most)
+        most = (self.most_held(group, max_num_new_tokens) for group in range(len(self.paged)))
+        paged = [num_blocks if count is None else min(count, num_blocks) for count in most]
+        return tuple(paged + [SLOTS_OF_SEQUENCE] * (self.recurrent is not None))
 
     def pools(self, num_blocks: int | str) -> list[TensorSpec]:
         """The pools of all groups for so many blocks, as `forward` takes them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,18 +27,20 @@ class Batch(NamedTuple):
     block size + offset. `block_tables` is padded with 0, which also stands for blocks behind the group's window. `copies`
     are (group, from, to) blocks to copy, in order, before anything runs: copy-on-write, and K/V that goes to the swap space
     or comes back from there, whose blocks' ids go on where those of the group's pages end. `draws` say how rows' tokens are drawn by an
-    executor that `draws_tokens` (`artifact/inputs.py` has the columns); None: all are the likeliest.
+    executor that `draws_tokens` (`artifact/inputs.py` has the columns); None: all are the likeliest. A recurrent group has neither slots
+    nor tables but, by its number, the slot of each sequence's state; a sequence whose tokens are all new starts from zeros there.
     """
 
     tokens: Int32  # [n]
     positions: Int32  # [n]
-    slots: tuple[Int32, ...]  # of each group, [n]
+    slots: tuple[Int32, ...]  # of each paged group, [n]
     query_starts: Int32  # [b + 1]
     context_lens: Int32  # [b]
-    block_tables: tuple[Int32, ...]  # of each group, [b, max_blocks]
+    block_tables: tuple[Int32, ...]  # of each paged group, [b, max_blocks]
     logit_rows: Int32  # [r], indices into the n tokens
     copies: tuple[tuple[int, int, int], ...] = ()
     draws: Int32 | None = None  # [r, DRAW_COLUMNS]
+    state_slots: Mapping[int, Int32] = MappingProxyType({})  # of a recurrent group, [b]
 
 
 class SamplingPlan(NamedTuple):

@@ -17,6 +17,7 @@ from cupola.runtime.errors import OptionError
 
 DEFAULT_KV_MEMORY = "1GB"  # where it is the host's
 UTILIZATION = 0.9  # of a GPU's memory
+CHECKPOINTS = 8  # of recurrent states, for each sequence, where there is memory for them
 _SHARE = "gpu_memory_utilization"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -103,18 +104,22 @@ def choose_num_blocks(kv: KVSpec, kv_memory: int | str, most: Sequence[int], max
 
 
 def _split(kv: KVSpec, num_bytes: int, most: Sequence[int], max_num_seqs: int) -> tuple[int, ...] | None:
-    """As many blocks of each group as there is memory for, where one sequence holds `most`; None if that is not one of each."""
+    """As many blocks of each group as there is memory for, where one sequence holds `most`; None if that is not one of each.
+
+    Of a recurrent group there may be some more: CHECKPOINTS for each sequence.
+    """
     sizes, longest = [kv.group_bytes_per_block(i) for i in range(len(kv.groups))], max(most)
+    limits = [max_num_seqs * (count + CHECKPOINTS * (i == kv.recurrent)) for i, count in enumerate(most)]
 
     def blocks(step: int) -> tuple[int, ...]:
         if step <= longest:
             return tuple(min(step, count) for count in most)
-        return tuple(min(max(count, step - longest), max_num_seqs * count) for count in most)
+        return tuple(min(max(count, step - longest), limit) for count, limit in zip(most, limits, strict=True))
 
     def needed(step: int) -> int:
         return sum(size * count for size, count in zip(sizes, blocks(step), strict=True))
 
-    found = bisect_right(range(longest * (max_num_seqs + 1) + 1), num_bytes, key=needed) - 1
+    found = bisect_right(range(longest + max(longest, *limits) + 1), num_bytes, key=needed) - 1
     return blocks(found) if found else None
 
 

@@ -70,6 +70,9 @@ def choose_sink_window(num_sinks: int | None, window: int | None, model: ModelCo
     if window is None or num_sinks is None:
         field, other = ("attention_sinks", "attention_window") if window is None else ("attention_window", "attention_sinks")
         raise OptionError(f"is of no use without {other}", field=field, fix=f"give {other} too")
+    if kv.recurrent is not None:
+        problem = "can't be set: this model carries a state from token to token, which can't forget the middle of a text"
+        raise OptionError(problem, field="attention_window", fix="leave it out")
     if any(group.window for group in kv.groups):
         windows = ", ".join(str(group.window) for group in kv.groups if group.window)
         raise OptionError(

@@ -59,6 +59,27 @@ class BlockPool:
         """True if a published block of that hash is still there."""
         return name in self._block_of
 
+    def is_shared(self, block: int) -> bool:
+        """True if more than one table holds the block."""
+        return self._num_refs[block] > 1
+
+    def is_published(self, block: int) -> bool:
+        """True if later sequences find the block by a hash."""
+        return block in self._hash_of
+
+    def unpublish(self, block: int) -> None:
+        """Lets nobody find a published block any more."""
+        del self._block_of[self._hash_of.pop(block)]
+        if block in self._cached:
+            del self._cached[block]
+            self._unused.append(block)
+
+    def forget(self, name: bytes) -> None:
+        """Lets nobody find the block of that hash any more, if it is there and nobody holds it."""
+        block = self._block_of.get(name)
+        if block is not None and block in self._cached:
+            self.unpublish(block)
+
     def match(self, hashes: Iterable[bytes]) -> BlockTable:
         """The published blocks of the longest known prefix of `hashes`, now held by the caller."""
         table = empty_table()

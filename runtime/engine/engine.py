@@ -19,7 +19,7 @@ from cupola.runtime.engine.request import Request, RequestSpec
 from cupola.runtime.engine.sampler import sample
 from cupola.runtime.engine.sampling_params import RANDOM_SEED, SamplingParams
 from cupola.runtime.engine.scheduler import Scheduler
-from cupola.runtime.engine.state_manager import StateManager
+from cupola.runtime.engine.state_manager import CHECKPOINT_INTERVAL, StateManager
 from cupola.runtime.engine.step import Step
 from cupola.runtime.engine.validator import Prompt, Validator
 from cupola.runtime.errors import EngineError, OptionError, RequestError
@@ -44,6 +44,8 @@ class EngineConfig:
     With `attention_sinks` and `attention_window` sequences keep so many of their first and latest tokens, in whole blocks, and may go on
     past the context.
 
+    Of models that carry a state from token to token, every `checkpoint_interval` tokens of a prompt a copy of it stays in the prefix cache.
+
     Raises:
         OptionError: naming the field and the fix.
     """
@@ -57,6 +59,7 @@ class EngineConfig:
     num_scheduler_steps: int = 8
     attention_sinks: int | None = None
     attention_window: int | None = None
+    checkpoint_interval: int = CHECKPOINT_INTERVAL
 
     def __post_init__(self) -> None:
         for name, kind in ((field.name, field.type) for field in fields(self) if field.type.startswith("int")):
@@ -99,6 +102,7 @@ class Engine:
             max_num_new_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
             sinks=sinks,
+            checkpoint_interval=config.checkpoint_interval,
         )
         self.scheduler = Scheduler(
             states,

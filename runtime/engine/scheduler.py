@@ -97,7 +97,7 @@ class Scheduler:
         self.num_step_tokens += len(step.batch.tokens) + (step.num_steps - 1) * len(step.chunks)
         for chunk in step.chunks:
             # Who must wait for a grammar computes the last token again, to have its logits when the grammar has spoken.
-            self._advance(chunk, chunk.end - (chunk.sequence in samples.delayed))
+            self._advance(chunk, chunk.end - (chunk.sequence in samples.delayed and not self.states.slots))
         for score in samples.prompt_scores:
             score.request.add_prompt_scores(score.logprobs, score.logits)
         for sample in samples.tokens:  # all forks first: a parent that finishes gives its blocks away
@@ -113,6 +113,10 @@ class Scheduler:
         for end in samples.ends:
             end.sequence.end("error" if end.error else "stop", end.error)
             self._note(end.sequence)
+        if self.states.slots:  # a recurrent state has taken in the token that must be computed again, so it goes back to a checkpoint
+            for sequence in samples.delayed:
+                if sequence.status is Status.RUNNING:
+                    self._preempt(sequence)
         changed, self._changed = self._changed, {}
         return list(changed.values())
 
@@ -157,14 +161,16 @@ class Scheduler:
         if not all(sequence.goes_on_alone(self.draws_tokens) for sequence in plan):
             return 1
         fitting = (sequence.request.spec.max_length - len(sequence.token_ids) for sequence in plan)
-        alike = (self.states.most_new_tokens(sequence.num_computed_tokens) for sequence in plan)
+        alike = (self.states.most_new_tokens(sequence.num_computed_tokens, len(sequence.token_ids)) for sequence in plan)
         num_steps = min(max_steps, *fitting, *alike)
         states = [(sequence.state, sequence.num_computed_tokens) for sequence in plan]
         return num_steps if self.states.reserve_all(states, num_steps) else 1
 
     def _num_fitting(self, sequence: Sequence, budget: int) -> int:
-        num_tokens = min(sequence.num_new_tokens, budget)
-        return min(num_tokens, self.states.most_new_tokens(sequence.num_computed_tokens)) if self.states.sinks else num_tokens
+        num_tokens, states = min(sequence.num_new_tokens, budget), self.states
+        if states.sinks is None and states.slots is None:
+            return num_tokens
+        return min(num_tokens, states.most_new_tokens(sequence.num_computed_tokens, len(sequence.token_ids)))
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> Copies | None:
         start = sequence.num_computed_tokens
@@ -213,6 +219,9 @@ class Scheduler:
         num_blocks = num_computed_tokens // states.block_size
         if num_blocks > sequence.state.num_published and states.enable_prefix_caching:
             states.publish(sequence.state, num_blocks, sequence.block_hashes(num_blocks, states.block_size))
+        if states.slots and states.enable_prefix_caching and num_computed_tokens % states.block_size == 0:
+            hashes = sequence.block_hashes(num_blocks, states.block_size)
+            states.keep(sequence.state, num_computed_tokens, len(sequence.token_ids), hashes)
         states.advance(sequence.state, num_computed_tokens)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: RankedLogprobs | None) -> None:

@@ -2,7 +2,8 @@
 
 Layers that keep the same of the past form a group, and each group has a pool of blocks of its own. A sequence has one table a group.
 Blocks that lie wholly behind a group's window are given back while the sequence runs; its table has holes in their places, so that a
-token's index still says where it is. A prefix is in the cache as far as every group still has what its window sees there.
+token's index still says where it is. A prefix is in the cache as far as every group still has what its window sees there. Of a recurrent
+group a sequence has one slot (`state_slots.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import TypeAlias
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.engine.attention_sinks import SinkWindow
 from cupola.runtime.engine.block_pool import HOLE, BlockPool, BlockTable, empty_table
+from cupola.runtime.engine.state_slots import StateSlots
 from cupola.runtime.engine.swap_pool import SwapPool
 from cupola.runtime.errors import EngineError
 
 MAX_COUNT = 2**31 - 1
+CHECKPOINT_INTERVAL = 512  # tokens
 Copies: TypeAlias = list[tuple[int, int, int]]  # (group, from block, to block), in order
 
 
@@ -33,11 +36,12 @@ class State:
         num_reserved: tokens up to which it can write as it is; 0 if it must be looked into.
         swap_tables: of each group, the swap blocks that hold what it had when `num_swapped_tokens` were computed and `num_swap_dropped`
             forgotten; none if that is nothing.
+        slot, swap_slot, checkpoint: as `SlotHolder` has them.
     """
 
     __slots__ = (
-        "num_dropped", "num_published", "num_reserved", "num_swap_dropped", "num_swapped_tokens", "runs_sinks", "starts", "swap_tables",
-        "tables",
+        "checkpoint", "num_dropped", "num_published", "num_reserved", "num_swap_dropped", "num_swapped_tokens", "runs_sinks", "slot",
+        "starts", "swap_slot", "swap_tables", "tables",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -47,6 +51,8 @@ class State:
         self.runs_sinks = False
         self.swap_tables: tuple[BlockTable, ...] = ()
         self.num_swapped_tokens = self.num_swap_dropped = 0
+        self.slot, self.swap_slot = empty_table(), empty_table()
+        self.checkpoint: bytes | None = None
 
     def held(self, group: int) -> BlockTable:
         """The blocks of a group that it holds."""
@@ -63,6 +69,7 @@ class StateManager:
         provide_swap: makes sure that the first so many swap blocks of a group have their memory; False if it can't be had.
         max_num_new_tokens: the most tokens of one sequence in a step.
         sinks: what sequences keep if they forget; groups have no windows then.
+        checkpoint_interval: tokens of a prompt from one checkpoint of a recurrent state to the next.
     """
 
     def __init__(
@@ -75,16 +82,23 @@ class StateManager:
         max_num_new_tokens: int,
         enable_prefix_caching: bool = True,
         sinks: SinkWindow | None = None,
+        checkpoint_interval: int = CHECKPOINT_INTERVAL,
     ) -> None:
         self.sinks, self.num_sinks = sinks, sinks.num_sinks if sinks else 0
         self.block_size, self.enable_prefix_caching = kv.block_size, enable_prefix_caching
-        self.pools = tuple(BlockPool(count, kv.block_size, enable_prefix_caching=enable_prefix_caching) for count in num_blocks)
-        self.swap_pools = tuple(
+        paged = len(kv.paged)
+        self.pools = tuple(BlockPool(count, kv.block_size, enable_prefix_caching=enable_prefix_caching) for count in num_blocks[:paged])
+        swap_pools = tuple(
             SwapPool(num_swap, count, lambda num_blocks, group=group: provide_swap(group, num_blocks))  # type: ignore[misc]
             for group, (num_swap, count) in enumerate(zip(num_swap_blocks, num_blocks, strict=True))
         )
+        self.swap_pools, self.slots = swap_pools[:paged], None
+        if kv.recurrent is not None:
+            settings = (kv.block_size, checkpoint_interval)
+            self.slots = StateSlots(num_blocks[-1], swap_pools[-1], *settings, enable_prefix_caching=enable_prefix_caching)
+        self._all_pools = (*self.pools, *([self.slots.pool] if self.slots else []))
         self._windows = tuple((i, group.window) for i, group in enumerate(kv.groups) if group.window)
-        self._most_held = [sinks.num_kept // kv.block_size if sinks else kv.most_held(i, max_num_new_tokens) for i in range(len(kv.groups))]
+        self._most_held = [sinks.num_kept // kv.block_size if sinks else kv.most_held(i, max_num_new_tokens) for i in range(paged)]
         self._bytes = [kv.group_bytes_per_block(i) for i in range(len(kv.groups))]
 
     @property
@@ -96,8 +110,8 @@ class StateManager:
     @property
     def usage(self) -> float:
         """The part of the memory for K/V that sequences hold."""
-        total = sum(pool.num_blocks * size for pool, size in zip(self.pools, self._bytes, strict=True))
-        return 1 - sum(pool.num_free_blocks * size for pool, size in zip(self.pools, self._bytes, strict=True)) / total
+        total = sum(pool.num_blocks * size for pool, size in zip(self._all_pools, self._bytes, strict=True))
+        return 1 - sum(pool.num_free_blocks * size for pool, size in zip(self._all_pools, self._bytes, strict=True)) / total
 
     def begin(self, state: State, hashes: Sequence[bytes]) -> int:
         """Gives a state tables, with what the prefix cache has of blocks of these hashes. Returns how many blocks that are."""
@@ -110,6 +124,8 @@ class StateManager:
         found = [pool.match(hashes[start:length]) for pool, start in zip(self.pools, state.starts, strict=True)]
         state.tables = tuple(_holes(start) + table for start, table in zip(state.starts, found, strict=True))
         state.num_published = length
+        if self.slots:
+            self.slots.begin(state, hashes[:length])
         return length
 
     def _begin_after_sinks(self, state: State, sinks: SinkWindow, num_dropped: int, hashes: Sequence[bytes]) -> int:
@@ -133,10 +149,12 @@ class StateManager:
                 num_needed = min(num_needed, most - len(table) + start)
             if num_needed + num_spare > pool.num_free_blocks:
                 return False
-        return True
+        return not self.slots or self.slots.num_needed(state) <= self.slots.pool.num_free_blocks
 
-    def most_new_tokens(self, num_tokens: int) -> int:
-        """How many tokens may follow after `num_tokens` in one step."""
+    def most_new_tokens(self, num_tokens: int, num_known: int) -> int:
+        """How many tokens may follow after `num_tokens`, of `num_known`, in one step."""
+        if self.slots:
+            return self.slots.most_new_tokens(num_tokens, num_known)
         return self.sinks.num_alike(num_tokens) if self.sinks else MAX_COUNT
 
     def reserve(self, state: State, start: int, end: int) -> Copies | None:
@@ -153,7 +171,10 @@ class StateManager:
         needed = [pool.num_needed(table, first, last) for pool, table in zip(self.pools, state.tables, strict=True)]
         if any(count > pool.num_free_blocks for count, pool in zip(needed, self.pools, strict=True)):
             return None
+        if self.slots and self.slots.num_needed(state) > self.slots.pool.num_free_blocks:
+            return None
         reserved = [pool.reserve(table, first, last) for pool, table in zip(self.pools, state.tables, strict=True)]
+        reserved += [self.slots.reserve(state)] if self.slots else []
         state.num_reserved = -(-end // self.block_size) * self.block_size
         return [(group, *copy) for group, copies in enumerate(reserved) for copy in copies or ()]
 
@@ -199,6 +220,11 @@ class StateManager:
                 first = max(first, num_dropped + self.sinks.num_sinks // self.block_size)
             pool.publish(table[first - num_dropped : num_blocks - num_dropped], hashes[first:num_blocks])
 
+    def keep(self, state: State, num_tokens: int, num_known: int, hashes: Sequence[bytes]) -> None:
+        """Makes a checkpoint of a recurrent state after `num_tokens`, of `num_known`, if one is wanted there."""
+        if self.slots and num_tokens and self.enable_prefix_caching:
+            self.slots.keep(state, num_tokens, num_known, hashes)
+
     def advance(self, state: State, num_tokens: int) -> None:
         """Takes note that so many tokens are computed, and gives back the blocks that no query after them sees."""
         state.runs_sinks = False
@@ -220,6 +246,8 @@ class StateManager:
         child.tables = tuple(pool.fork(table, start) for pool, table, start in held)
         child.starts, child.num_published, child.num_dropped = list(state.starts), state.num_published, state.num_dropped
         state.num_reserved = 0
+        if self.slots:
+            self.slots.fork(state, child)
         return child
 
     def release(self, state: State) -> None:
@@ -228,6 +256,8 @@ class StateManager:
             pool.release(table, start)
         state.tables, state.starts, state.runs_sinks = (), [], False
         state.num_dropped = state.num_published = state.num_reserved = 0
+        if self.slots:
+            self.slots.release(state)
 
     def swap_out(self, state: State, num_tokens: int) -> Copies:
         """The copies that put what is computed of `num_tokens` tokens into swap blocks; none if there is no room."""
@@ -238,14 +268,20 @@ class StateManager:
         if not num_tokens or state.runs_sinks or not all(not blocks or pool.take(table, len(blocks)) for pool, table, blocks in wanted):
             self.forget_swapped(state)
             return []
+        slots = self.slots.swap_out(state) if self.slots else []
+        if slots is None:
+            self.forget_swapped(state)
+            return []
         state.num_swapped_tokens, state.num_swap_dropped = num_tokens, state.num_dropped
-        pairs = zip(held, state.swap_tables, strict=True)
-        return [(group, *copy) for group, (blocks, swapped) in enumerate(pairs) for copy in zip(blocks, swapped, strict=True)]
+        copies = [list(zip(blocks, swapped, strict=True)) for blocks, swapped in zip(held, state.swap_tables, strict=True)] + [slots]
+        return [(group, *copy) for group, pairs in enumerate(copies) for copy in pairs]
 
     def swap_in(self, state: State) -> Copies:
         """Takes blocks for what swap blocks hold beyond the cached prefix; `has_room` was asked. Returns the copies that fill them."""
         num_tokens, copies = state.num_swapped_tokens, []
-        if num_tokens:
+        if num_tokens and self.slots and state.num_published * self.block_size > num_tokens:
+            self.forget_swapped(state)  # which is behind the checkpoint
+        elif num_tokens:
             self._drop_unseen(state, num_tokens)
             state.num_dropped = num_dropped = state.num_swap_dropped
             lengths = [len(table) for table in state.tables]
@@ -253,6 +289,7 @@ class StateManager:
             for group, (table, length, swapped) in enumerate(zip(state.tables, lengths, state.swap_tables, strict=True)):
                 first = -(-(num_tokens - num_dropped) // self.block_size) - len(swapped)  # the index of the first swapped block
                 copies += [(group, *copy) for copy in zip(swapped[length - first :], table[length:], strict=True)]
+            copies += [(len(self.pools), *copy) for copy in self.slots.swap_in(state)] if self.slots else []
             self.forget_swapped(state)
         return copies
 
@@ -260,6 +297,8 @@ class StateManager:
         """Lets go of every swap block."""
         for pool, table in zip(self.swap_pools, state.swap_tables, strict=bool(state.swap_tables)):
             pool.release(table)
+        if self.slots:
+            self.slots.forget_swapped(state)
         state.swap_tables, state.num_swapped_tokens, state.num_swap_dropped = (), 0, 0
 
     def check_integrity(self, running: Sequence[State], waiting: Sequence[State]) -> None:
@@ -267,10 +306,14 @@ class StateManager:
         for group, (pool, swap) in enumerate(zip(self.pools, self.swap_pools, strict=True)):
             pool.check_integrity(state.held(group) for state in running)
             swap.check_integrity(state.swap_tables[group] for state in waiting if state.swap_tables)
+        if self.slots:
+            self.slots.pool.check_integrity(state.slot for state in running)
+            self.slots.swap_pool.check_integrity(state.swap_slot for state in waiting)
 
     def check_idle(self) -> None:
         """Checks that every block is free. Raises EngineError."""
-        for name, pools in (("blocks", self.pools), ("swap blocks", self.swap_pools)):
+        swap_pools = (*self.swap_pools, *([self.slots.swap_pool] if self.slots else []))
+        for name, pools in (("blocks", self._all_pools), ("swap blocks", swap_pools)):
             num_held = sum(pool.num_blocks - pool.num_free_blocks for pool in pools)
             if num_held:
                 raise EngineError(f"{num_held} {name} are still held")
@@ -279,7 +322,10 @@ class StateManager:
         """The most leading blocks of these hashes that every group can go on from."""
         length, windows = len(hashes), dict(self._windows)
         while True:
-            fitting = min(self._longest_seen(pool, windows.get(i, 0), hashes, length) for i, pool in enumerate(self.pools))
+            fitting = min(
+                (self._longest_seen(pool, windows.get(i, 0), hashes, length) for i, pool in enumerate(self.pools)), default=length
+            )
+            fitting = self.slots.longest_hit(hashes, fitting) if self.slots else fitting
             if fitting == length:
                 return length
             length = fitting

@@ -111,6 +111,7 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_
         positions += range(chunk.first_position, chunk.first_position + chunk.end - chunk.start)
         query_starts.append(len(tokens))
     tables_of_groups = list(zip(*[chunk.sequence.state.tables for chunk in chunks], strict=True))
+    slots = [chunk.sequence.state.slot[0] for chunk in chunks if chunk.sequence.state.slot]
     return Batch(
         tokens=np.array(tokens, np.int32),
         positions=np.array(positions, np.int32),
@@ -120,6 +121,7 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_
         block_tables=tuple([_stacked(tables) for tables in tables_of_groups]),
         logit_rows=np.array(logit_rows, np.int32),
         copies=copies,
+        state_slots={len(tables_of_groups): np.array(slots, np.int32)} if slots else {},
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cupola.runtime.artifact.inputs import STEP_INPUTS
 from cupola.runtime.artifact.manifest import ModelConfig
-from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup, KVSpec
+from cupola.runtime.artifact.state import NUM_BLOCKS, RECURRENT, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.device.host import HostOutput
 from cupola.runtime.device.interface import Batch, Float32, Int32, SamplingPlan, StepOutput
@@ -42,10 +42,11 @@ def check_step(batch: Batch) -> None:
                 assert sizes.setdefault(name, found - int(more or 0)) == found - int(more or 0), spec
 
 
-def make_kv(windows: Sequence[int] = (0,)) -> KVSpec:
-    """A state group for each window; 0 sees everything."""
-    pools = (TensorSpec("pages", "int64", (NUM_BLOCKS, BLOCK, 2)),)
-    return KVSpec(tuple(KVGroup((i,), 1, 1, 1, window, pools) for i, window in enumerate(windows)), "float32", BLOCK)
+def make_kv(windows: Sequence[int] = (0,), recurrent: bool = False) -> KVSpec:
+    """A state group for each window; 0 sees everything. Behind them perhaps a recurrent one."""
+    pools, state = (TensorSpec("pages", "int64", (NUM_BLOCKS, BLOCK, 2)),), (TensorSpec("state", "float32", (1, NUM_BLOCKS, 4)),)
+    paged = tuple(KVGroup((i,), 1, 1, 1, window, pools) for i, window in enumerate(windows))
+    return KVSpec((*paged, *([KVGroup((len(windows),), 0, 0, 0, 0, state, RECURRENT)] * recurrent)), "float32", BLOCK)
 
 
 class FakeOutput:
@@ -73,20 +74,27 @@ class FakeOutput:
 
 
 class FakeExecutor:
-    """Keeps each token and its position in its slot of each group, and predicts from what the group that sees most shows it."""
+    """Keeps each token and its position in its slot of each group, and predicts from what the group that sees most shows it.
+
+    The state of a recurrent group is the tokens that it has taken in.
+    """
 
     max_steps = 5
     draws_tokens = False
 
-    def __init__(self, num_blocks: Counts = 64, num_swap_blocks: Counts = 0, windows: Sequence[int] = (0,)) -> None:
-        self.windows, self.kv = windows, make_kv(windows)
+    def __init__(
+        self, num_blocks: Counts = 64, num_swap_blocks: Counts = 0, windows: Sequence[int] = (0,), recurrent: bool = False
+    ) -> None:
+        self.windows, self.kv, num_groups = windows, make_kv(windows, recurrent), len(windows) + recurrent
         self.num_blocks, self.num_swap_blocks = (
-            (count,) * len(windows) if isinstance(count, int) else tuple(count) for count in (num_blocks, num_swap_blocks)
+            (count,) * num_groups if isinstance(count, int) else tuple(count) for count in (num_blocks, num_swap_blocks)
         )
-        self.pages = [np.full((sum(counts), BLOCK, 2), -1) for counts in zip(self.num_blocks, self.num_swap_blocks, strict=True)]
+        counts = [sum(pair) for pair in zip(self.num_blocks, self.num_swap_blocks, strict=True)]
+        self.pages = [np.full((count, BLOCK, 2), -1) for count in counts[: len(windows)]]
+        self.states: list[list[int]] = [[-1] for _ in range(counts[-1] if recurrent else 0)]
         self.forgets = False  # whether sequences may show it less than their tokens
         self.disk_is_full = False
-        self.num_provided = [0 for _ in windows]  # swap blocks
+        self.num_provided = [0 for _ in range(num_groups)]  # swap blocks
         self.num_failures = 0  # steps that are still to fail
         self.num_steps = self.num_tokens = 0
 
@@ -122,30 +130,44 @@ class FakeExecutor:
         assert len(batch.query_starts) == b + 1
         check_step(batch)
         self._copy(batch)
-        for pages, slots, tables, num_blocks in zip(self.pages, batch.slots, batch.block_tables, self.num_blocks, strict=True):
+        for pages, slots, tables, num_blocks in zip(self.pages, batch.slots, batch.block_tables, self.num_blocks, strict=False):
             assert len(np.unique(slots)) == n, "two tokens in one slot"
             assert max(slots) < num_blocks * BLOCK
             assert tables.max() < num_blocks
             pages[slots // BLOCK, slots % BLOCK] = np.stack([batch.tokens, batch.positions], 1)
+        if self.states:
+            self._take_in(batch)
         if self.num_failures:
             self._fail(batch)
         for row in batch.query_starts[:-1]:  # who looks back the furthest
             self._row(batch, int(row))
         return HostOutput.of(np.array([self._row(batch, int(row)) for row in batch.logit_rows], np.float32).reshape(-1, VOCAB))
 
+    def _take_in(self, batch: Batch) -> None:
+        (slots,) = batch.state_slots.values()
+        assert len(set(slots.tolist())) == len(batch.context_lens) and slots.max() < self.num_blocks[-1]
+        for slot, start, end, length in zip(slots, batch.query_starts[:-1], batch.query_starts[1:], batch.context_lens, strict=True):
+            state = [] if length == end - start else self.states[slot]
+            assert len(state) + end - start == length and -1 not in state, "a state that is not of the tokens before"
+            self.states[slot] = [*state, *batch.tokens[start:end].tolist()]
+
     def _copy(self, batch: Batch) -> None:
         for group, source, target in batch.copies:
-            pages, num_blocks = self.pages[group], self.num_blocks[group]
+            num_blocks = self.num_blocks[group]
+            pages: np.ndarray | list[list[int]] = self.pages[group] if group < len(self.pages) else self.states
             assert min(source, target) < num_blocks, "nothing is copied within the swap space"
             assert max(source, target) < num_blocks + self.num_provided[group], "a swap block that has no memory"
             pages[target] = pages[source]
-            if source >= num_blocks:
-                pages[source] = -1  # what came back is gone
+            if source >= num_blocks:  # what came back is gone
+                pages[source] = -1 if group < len(self.pages) else [-1]
 
     def _fail(self, batch: Batch) -> None:
         self.num_failures -= 1
         for group, _, target in batch.copies:
-            self.pages[group][target] = -1
+            if group < len(self.pages):
+                self.pages[group][target] = -1
+        for slot in (slot for slots in batch.state_slots.values() for slot in slots):
+            self.states[slot] = [-1]
         for pages, slots in zip(self.pages, batch.slots, strict=True):
             pages[slots // BLOCK, slots % BLOCK] = -1
         raise RuntimeError("the device is on fire")
@@ -155,7 +177,7 @@ class FakeExecutor:
         last, num_later = int(batch.positions[row]), int(batch.query_starts[sequence + 1]) - 1 - row
         length = int(batch.context_lens[sequence]) - num_later
         assert length == last + 1 or (self.forgets and length <= last)
-        contexts = []
+        contexts = [self.states[batch.state_slots[len(self.windows)][sequence]][:length]] if self.states else []
         for pages, tables, window in zip(self.pages, batch.block_tables, self.windows, strict=True):
             first = max(0, length - window) if window else 0
             context = pages[tables[sequence]].reshape(-1, 2)[first:length]
@@ -166,8 +188,10 @@ class FakeExecutor:
         return fake_logits(longest)
 
 
-def make_engine(num_blocks: Counts = 64, num_swap_blocks: Counts = 0, windows: Sequence[int] = (0,), **config: object) -> Engine:
-    executor = FakeExecutor(num_blocks, num_swap_blocks, windows)
+def make_engine(
+    num_blocks: Counts = 64, num_swap_blocks: Counts = 0, windows: Sequence[int] = (0,), recurrent: bool = False, **config: object
+) -> Engine:
+    executor = FakeExecutor(num_blocks, num_swap_blocks, windows, recurrent)
     executor.forgets = "attention_window" in config
     return Engine(executor, MODEL, executor.kv, EngineConfig(**config))
 

@@ -34,7 +34,7 @@ from cupola.runtime.artifact.manifest import (
     SourceSpec,
 )
 from cupola.runtime.artifact.read import MAX_MANIFEST_BYTES, parse_manifest
-from cupola.runtime.artifact.state import KVGroup, KVSpec
+from cupola.runtime.artifact.state import RECURRENT, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelCost, KernelSpec, TensorSpec, WeightSpec
 from cupola.runtime.device.memory import choose_num_blocks
 from cupola.runtime.errors import ArtifactError, InputError
@@ -218,6 +218,62 @@ def test_a_wrong_field_is_named(path: str, value: object, field: str) -> None:
     error = refused(change(path, value))
     assert error.field == field
     assert str(error).startswith(f"{FILE}: {field}: ")
+
+
+STATE = KVGroup(
+    (1, 4, 2),
+    0,
+    0,
+    0,
+    0,
+    (TensorSpec("conv", "float32", (2, "num_blocks", 3, 8)), TensorSpec("scan", "float32", (1, "num_blocks", 9))),
+    RECURRENT,
+)
+
+
+def recurrent_manifest(*groups: KVGroup, inputs: tuple[str, ...] = ("state_slots.2", "conv.2", "scan.2")) -> str:
+    """GOOD with further groups, and such inputs."""
+    kv = replace(GOOD.kv, groups=(replace(GOOD.kv.groups[0], layers=(0, 3)), replace(GOOD.kv.groups[1], layers=(5,)), *groups))
+    known = {spec.name: spec for spec in (TensorSpec("state_slots.2", "int32", ("b",)), *STATE_INPUTS)}
+    forward, other = GOOD.functions
+    forward = replace(forward, inputs=(*(known[name] for name in inputs), *forward.inputs))
+    return replace(GOOD, kv=kv, functions=(forward, other)).to_json()
+
+
+STATE_INPUTS = tuple(
+    replace(pool, name=f"{pool.name}.2", shape=tuple("m" if s == "num_blocks" else s for s in pool.shape)) for pool in STATE.pools
+)
+
+
+def test_a_recurrent_group_takes_slots_of_states() -> None:
+    kv = parse_manifest(recurrent_manifest(STATE), FILE).kv
+    assert (kv.recurrent, len(kv.paged), GOOD.kv.recurrent) == (2, 2, None)
+    assert kv.most_blocks(64, 8) == (4, 4, 2)
+    assert kv.group_bytes_per_block(2) == 4 * (2 * 3 * 8 + 9)
+
+
+@pytest.mark.parametrize(
+    ("group", "inputs", "field"),
+    [
+        (replace(STATE, kind="both"), None, "kv.groups[2].kind"),
+        (replace(STATE, window=3), None, "kv.groups[2].window"),
+        (replace(STATE, key_dim=8), None, "kv.groups[2].key_dim"),
+        (replace(STATE, layers=(1, 4)), None, "kv.groups[2].pools"),
+        (replace(STATE, layers=(0, 4, 2)), None, "kv.groups.layers"),
+        (replace(STATE, pools=()), None, "kv.groups[2].pools"),
+        (STATE, ("conv.2", "scan.2"), "functions.forward.inputs"),
+        (STATE, ("state_slots.2", "conv.2"), "functions.forward.inputs"),
+    ],
+    ids=["kind", "window", "key_dim", "layers", "twice", "pools", "no slots", "no pool"],
+)
+def test_what_is_wrong_with_a_recurrent_group(group: KVGroup, inputs: tuple[str, ...] | None, field: str) -> None:
+    text = recurrent_manifest(group) if inputs is None else recurrent_manifest(group, inputs=inputs)
+    assert refused(text).field == field
+
+
+def test_a_recurrent_group_stands_last() -> None:
+    behind = replace(GOOD.kv.groups[1], layers=(7,))
+    assert refused(recurrent_manifest(STATE, behind)).field == "kv.groups[2].kind"
 
 
 @pytest.mark.parametrize(

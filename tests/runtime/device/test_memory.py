@@ -11,8 +11,9 @@ import cupola
 from cupola.compiler.cli.app import run
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.read import read_plan
-from cupola.runtime.device.memory import choose_kv_memory
+from cupola.runtime.device.memory import CHECKPOINTS, choose_kv_memory, choose_num_blocks
 from cupola.runtime.errors import OptionError
+from tests.runtime.fakes import make_kv
 from tests.runtime.tiny_artifact import BLOCK, CONTEXT, VOCAB, make_artifact
 
 MIB = 1 << 20
@@ -89,3 +90,17 @@ def test_serving_refuses_a_share_before_a_process_starts(artifact: Artifact) -> 
 
 def test_keys_and_values_are_no_larger_than_one_tensor_may_be(artifact: Artifact) -> None:
     assert kv_memory(artifact, gpu(1000 * MIB, 1000 * MIB, 128 * MIB)) == 128 * MIB
+
+
+def test_recurrent_state_gets_two_slots_first_and_checkpoints_of_what_is_left() -> None:
+    kv = make_kv((0,), True)
+    block, slot = (kv.group_bytes_per_block(group) for group in range(2))
+    most = kv.most_blocks(48, 8)
+    assert most == (12, 2)
+
+    def found(num_bytes: int) -> tuple[int, ...]:
+        return choose_num_blocks(kv, num_bytes, most, 4)
+
+    assert found(block + slot) == (1, 1) and found(7 * block + 2 * slot) == (7, 2)  # one sequence comes first
+    assert found(12 * block + 5 * slot) == (12, 5)
+    assert found(10**6) == (4 * 12, 4 * (2 + CHECKPOINTS))
