@@ -26,6 +26,7 @@ from cupola.passes.fuse_norm import fuse_norm
 from cupola.passes.fuse_rms_norm import fuse_rms_norm
 from cupola.passes.fuse_rotary import fuse_rotary
 from cupola.passes.join_projections import join_projections
+from cupola.passes.keep_state import keep_state
 from cupola.passes.lower_ops import lower_ops
 from cupola.passes.narrow_activations import narrow_activations
 from cupola.passes.page_attention import page_attention
@@ -78,6 +79,7 @@ def pipeline(
         join_projections(kind_of),
         # say how it is stored
         page_attention(kv),
+        keep_state(kv),
         simplify(),
         fuse_attention_inputs(),
         *extra,

@@ -77,7 +77,7 @@ def choose_kv_dtype(asked: str | None, scheme: Scheme, targets: Sequence[Target]
 
 
 def lay_out_state(kv: KVSpec, targets: Sequence[Target]) -> KVSpec:
-    """`kv` with the pools of these targets.
+    """`kv` with the pools of these targets; those of recurrent state are alike for all.
 
     Raises:
         OptionError: they lay it out differently.
@@ -88,11 +88,15 @@ def lay_out_state(kv: KVSpec, targets: Sequence[Target]) -> KVSpec:
         if kv.dtype not in known:
             problem = f"can't store K and V as {kv.dtype}"
             raise UnsupportedError(problem, field=f"target {target.spec.name}", fix=f"it can as {', '.join(known)}")
-    first, *others = [[target.state_pools(group, kv.dtype, kv.block_size) for group in kv.groups] for target in targets]
+        if kv.recurrent is not None and not target.abilities.recurrent_state:
+            problem = "has no kernels for layers that carry a state from token to token"
+            raise UnsupportedError(problem, field=f"target {target.spec.name}", fix="compile for a CPU")
+    first, *others = [[target.state_pools(group, kv.dtype, kv.block_size) for group in kv.paged] for target in targets]
     for other, target in zip(others, targets[1:], strict=True):
         if other != first:
             raise _disagreement(targets[0], target, "lay the K/V cache out differently")
-    return replace(kv, groups=tuple(replace(group, pools=pools) for group, pools in zip(kv.groups, first, strict=True)))
+    paged = tuple(replace(group, pools=pools) for group, pools in zip(kv.paged, first, strict=True))
+    return replace(kv, groups=(*paged, *kv.groups[len(paged) :]))
 
 
 def build_variant(mod: IRModule, target: Target, weights: Sequence[PackedWeight], file: Path, dumps: Dumps | None = None) -> Variant:

@@ -354,4 +354,5 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "tanh": lambda call, x: np.tanh(x),
     "nn.softplus": lambda call, x: np.logaddexp(0, x * call.attrs.beta).astype(x.dtype) / x.dtype.type(call.attrs.beta),
     "expand_dims": lambda call, x: np.expand_dims(x, [int(axis) for axis in call.attrs.axis]),
+    "squeeze": lambda call, x: x.reshape(_shape(call.ty.shape)),
 }

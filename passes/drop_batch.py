@@ -6,13 +6,15 @@ Before:  lv: R.Tensor((1, n), "int32") = R.expand_dims(tokens, axis=[0])
 After:   lv1: R.Tensor((n, 64)) = R.nn.silu(x)               # x [n, 64]
          lv2: R.Tensor((n, 4, 16)) = R.reshape(lv1, (n, 4, 16))
 
-Attention markers come out as [n, heads, dim], with the transposes that lead to that written before them.
+Attention markers come out as [n, heads, dim], with the transposes that lead to that written before them; those of recurrences with a row a
+token.
 An operation that this pass does not know keeps its batch axis, between two reshapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tvm
@@ -131,7 +133,7 @@ class _Flattener:
     def _is_batched(self, value: relax.Expr) -> bool:
         if isinstance(value, relax.TupleGetItem):
             return value.tuple_value in self.flat
-        if isinstance(value, relax.Call) and name_of(value) == "cupola.attention":
+        if isinstance(value, relax.Call) and name_of(value) in _MARKERS:
             return True  # also where its inputs lost track of the batch axis
         parts = value.args if isinstance(value, relax.Call) else value.fields if isinstance(value, relax.Tuple) else []
         return any(part in self.flat if isinstance(part, relax.Var) else self._is_batched(part) for part in parts)
@@ -257,6 +259,20 @@ def _top_k(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
     return marker.call()
 
 
+def _recurrence(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+    marker = ops.match_recurrence(relax.Call(call.op, [call.args[0], args[1]], call.attrs, call.ty_args))
+    assert marker is not None
+    given = {name: getattr(marker, name) for name in marker.batched}
+    flat = {name: _one_batch_less(x, marker.batched[name]) for name, x in given.items() if x is not None}
+    return replace(marker, **flat).emit(relax.TensorType(list(call.ty.shape)[1:], call.ty.dtype))
+
+
+def _one_batch_less(x: relax.Expr, axes: tuple[int, ...]) -> relax.Expr:
+    """x with so many axes, or others, behind its rows; one more is the batch's."""
+    shape = list(x.ty.shape)
+    return x if len(shape) - 1 in axes and not _is_one(shape[0]) else relax.op.reshape(x, shape[1:])
+
+
 def _tiled_axes(call: relax.Call) -> list[int] | None:
     counts = [int(count) for count in call.attrs.repeats]
     return [axis for axis, count in enumerate(counts) if count != 1] if len(counts) == len(call.args[0].ty.shape) else None
@@ -276,4 +292,6 @@ _REBUILD: dict[str, Rebuild] = {
     "strided_slice": _slice, "take": _take, "permute_dims": _permute, "repeat": _repeat, "mean": _mean,
     "tile": _tile, "gather_elements": _gather_elements, "nn.layer_norm": _layer_norm, "cupola.attention": _attention,
     "cupola.top_k": _top_k,
+    **{ops.PREFIX + op.name: _recurrence for op in ops.RECURRENCES},
 }  # fmt: skip
+_MARKERS = {"cupola.attention", *(ops.PREFIX + op.name for op in ops.RECURRENCES)}

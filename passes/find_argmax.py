@@ -33,6 +33,6 @@ def _with_tokens(func: relax.Function, kv: KVSpec) -> relax.Function:
         return func
     results = results_of(func)
     tokens, positions, slots, context_lens, block_tables = (inputs[name] for name in _CHANGED)
-    further = [inputs[f"{name}.{group}"] for group in range(1, len(kv.groups)) for name in ("slots", "block_tables")]
+    further = [inputs[f"{name}.{group}"] for group in range(1, len(kv.paged)) for name in ("slots", "block_tables")]
     given = (results["logits"], results["maxima"], tokens, positions, slots, context_lens, block_tables, kv.block_size)
     return with_result(func, "argmax", Argmax(*given, tuple(further)).call())

@@ -6,7 +6,7 @@ After:   def forward(tokens, positions, query_starts, context_lens, logit_rows, 
              lv1 = cupola.paged_attention(q, k, v, (k_pages.0, v_pages.0), slots.0, query_starts, context_lens, block_tables.0, layer=3)
              lv = R.reshape(lv1, (n, H, E))         # q, k, v and lv1 are matrices, the heads side by side
 
-Every group of layers of the K/V specification gets slots, block tables and pools of its own; which pools, and of what shape, is the
+Every paged group of layers of the K/V specification gets slots, block tables and pools of its own; which pools, and of what shape, is the
 target's affair.
 """
 
@@ -34,9 +34,9 @@ def _run(mod: IRModule, kv: KVSpec) -> IRModule:
     tokens, positions, rows, *weights = mod["forward"].params
     sizes = {"n": tokens.ty.shape[0], "b": tirx.Var("b", "int64"), "r": rows.ty.shape[0]}
     inputs = {param.name: param for param in (tokens, positions, rows)}
-    for spec in input_specs(len(kv.groups)):
-        inputs.setdefault(spec.name, _declare(spec, sizes))
-    groups = [_Group.declare(i, kv, inputs) for i in range(len(kv.groups))]
+    for spec in input_specs(len(kv.paged)):
+        inputs.setdefault(spec.name, declare(spec, sizes))
+    groups = [_Group.declare(i, kv, inputs) for i in range(len(kv.paged))]
     out = rewrite_calls(mod, {"cupola.attention": _rule(kv, groups, inputs["query_starts"], inputs["context_lens"])})
     func = out["forward"]
     once = [inputs[spec.name] for spec in input_specs(0)]
@@ -45,7 +45,7 @@ def _run(mod: IRModule, kv: KVSpec) -> IRModule:
     return out
 
 
-def _declare(spec: TensorSpec, sizes: dict[str, tirx.Expr]) -> relax.Var:
+def declare(spec: TensorSpec, sizes: dict[str, tirx.Expr]) -> relax.Var:
     """A parameter; sizes that nobody named before are new variables."""
     for size in spec.shape:
         if isinstance(size, str) and size.isidentifier():
@@ -64,7 +64,7 @@ class _Group:
     @staticmethod
     def declare(index: int, kv: KVSpec, inputs: dict[str, relax.Var]) -> _Group:
         sizes: dict[str, tirx.Expr] = {}
-        pools = (_declare(pool, sizes) for pool in kv.pools_of(index, f"{NUM_BLOCKS}_{index}"))
+        pools = (declare(pool, sizes) for pool in kv.pools_of(index, f"{NUM_BLOCKS}_{index}"))
         return _Group(inputs[f"slots.{index}"], inputs[f"block_tables.{index}"], tuple(pools))
 
 
@@ -72,7 +72,7 @@ def _rule(kv: KVSpec, groups: list[_Group], starts: relax.Var, lens: relax.Var) 
     def rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
         marker = ops.Attention.match(call)
         assert marker is not None
-        pairs = zip(groups, kv.groups, strict=True)
+        pairs = zip(groups, kv.paged, strict=True)
         group, place = next((group, spec.layers.index(marker.layer)) for group, spec in pairs if marker.layer in spec.layers)
         q, k, v = (_flatten_heads(x, scope) for x in (marker.q, marker.k, marker.v))
         paged = ops.PagedAttention(

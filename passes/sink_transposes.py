@@ -1,4 +1,4 @@
-"""Moves transposes past slices, splits, concatenations and norms over the last axis, so that they meet and cancel.
+"""Moves transposes past slices, splits, concatenations, norms over the last axis and elementwise operations, so that they meet and cancel.
 
 Before:  lv1 = R.permute_dims(x, [1, 0, 2])
          lv2 = R.strided_slice(lv1, [2], [0], [8])
@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 
 from cupola.passes import simplify
-from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls
+from cupola.passes.rewrite import ELEMENTWISE, Rule, Scope, constant_of, pass_of, rewrite_calls
 from cupola.passes.simplify import axes_of
 
 
@@ -62,7 +62,20 @@ def _norm(call: relax.Call, scope: Scope) -> relax.Expr | None:
     return relax.op.permute_dims(scope.emit(relax.Call(call.op, [inner.args[0], *call.args[1:]], call.attrs)), axes)
 
 
+def _elementwise(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    """All operands are transposed alike, or numbers."""
+    inner = [scope.call(arg, "permute_dims") for arg in call.args]
+    transposed = [value for value in inner if value is not None]
+    axes = axes_of(transposed[0]) if transposed else []
+    numbers = [constant_of(arg) is not None and not arg.ty.shape for arg in call.args]
+    if not transposed or any(axes_of(value) != axes for value in transposed) or len(transposed) + sum(numbers) < len(call.args):
+        return None
+    args = [arg if value is None else value.args[0] for arg, value in zip(call.args, inner, strict=True)]
+    return relax.op.permute_dims(scope.emit(relax.Call(call.op, args, call.attrs)), axes)
+
+
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     "strided_slice": _strided_slice,
     "concat": _concat,
     "split": _split,

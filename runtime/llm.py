@@ -18,6 +18,7 @@ from cupola.runtime.engine.outputs import RequestOutput
 from cupola.runtime.engine.prompts import Prompts, list_priorities, list_prompts
 from cupola.runtime.engine.request import Request
 from cupola.runtime.engine.sampling_params import SamplingParams
+from cupola.runtime.engine.state_manager import CHECKPOINT_INTERVAL
 from cupola.runtime.engine.validator import Prompt
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.machine import trim_heap
@@ -53,6 +54,8 @@ class LLM:
             on past the context, in the same memory and time a token, and forgets what lies between. For models that see distances between
             tokens and no positions, and have no windows of their own.
         attention_window: see `attention_sinks`; the two go together.
+        checkpoint_interval: of models that carry a state from token to token, a copy of it stays in the prefix cache every so many tokens
+            of a prompt, at its end and at the answer's: from the nearest one before what is new, a prompt of an equal beginning goes on.
         device: what to run on, of what the artifact was compiled for; by default the first that this machine has.
 
     Raises:
@@ -77,12 +80,13 @@ class LLM:
         num_scheduler_steps: int = 8,
         attention_sinks: int | None = None,
         attention_window: int | None = None,
+        checkpoint_interval: int = CHECKPOINT_INTERVAL,
         device: str | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         config = EngineConfig(
             max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
-            num_scheduler_steps, attention_sinks, attention_window,
+            num_scheduler_steps, attention_sinks, attention_window, checkpoint_interval,
         )  # fmt: skip
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)

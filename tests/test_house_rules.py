@@ -33,6 +33,7 @@ TESTED_BY = {
     "targets/cpu/emit": "tests/targets/cpu/test_loops.py",
     "targets/cpu/linear": "tests/targets/test_kernels.py",
     "targets/cpu/measure": "tests/targets/cpu/test_ledger.py",
+    "targets/cpu/recurrent": "tests/targets/test_recurrent.py",
     "targets/cpu/rows": "tests/targets/cpu/test_elementwise.py",
     "targets/ops": "tests/targets/test_kernels.py",
     "targets/testing": "tests/targets/test_kernels.py",
@@ -53,6 +54,8 @@ CHANGES = {
 OTHER_ERRORS = {
     ("compiler/cli/*", "Exit"): "typer's way to end a command with a code",
     ("compiler/frontend/attention.py", "AssertionError"): "the marker is traced and never run",
+    ("compiler/frontend/recurrence.py", "AssertionError"): "markers are traced and never run",
+    ("targets/ops/recurrent.py", "NotImplementedError"): "each kind of recurrence says it",
     ("runtime/artifact/expressions.py", "ValueError"): "plan_check.py makes an ArtifactError of it",
     ("runtime/server/*", "HTTPException"): "Starlette's; errors.py answers it",
     ("runtime/server/app.py", "JSONDecodeError"): "FastAPI's; errors.py answers it",

@@ -33,6 +33,10 @@ MixedTokens = Annotated[
     int,
     Option("--max-num-mixed-prefill-tokens", help="Prompt tokens of a step in which other answers go on: more hold those up longer."),
 ]
+CheckpointInterval = Annotated[
+    int,
+    Option("--checkpoint-interval", help="Prompt tokens from one copy of a recurrent model's state in the prefix cache to the next."),
+]
 SchedulerSteps = Annotated[
     int,
     Option("--num-scheduler-steps", help="Tokens of an answer that may come at once, within 16 ms, where the most likely is taken."),
@@ -116,6 +120,7 @@ def serve_model(
     log_format: LogFormat = "text",
     attention_sinks: p.AttentionSinks = None,
     attention_window: p.AttentionWindow = None,
+    checkpoint_interval: CheckpointInterval = 512,
     device: p.Device = None,
     target: p.Target = None,
     quant: p.Quant = None,
@@ -134,7 +139,6 @@ def serve_model(
         raise OptionError(f"is {log_format!r:.60}", field="log_format", fix=f"give one of {', '.join(LOG_FORMATS)}")
     names = served_model_name or [_name(model)]
     keys = api_key or [key for key in [api_key_of_environment()] if key is not None]
-
     run_server = _server()
 
     def serve(folder: Path | str) -> None:
@@ -157,6 +161,7 @@ def serve_model(
             num_scheduler_steps=num_scheduler_steps,
             attention_sinks=attention_sinks,
             attention_window=attention_window,
+            checkpoint_interval=checkpoint_interval,
             device=device,
             max_queue=max_queue,
             request_timeout=request_timeout,

@@ -68,11 +68,10 @@ def _(scores: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def number_layers(graph: torch.fx.Graph) -> None:
-    """Numbers the markers of a graph in their order: each attention has a K/V cache of its own, whatever its module is called."""
-    markers = [node for node in graph.nodes if node.target is torch.ops.cupola.attention.default]
-    place = [argument.name for argument in markers[0].target._schema.arguments].index("layer") if markers else 0
-    for layer, node in enumerate(markers):
-        node.update_arg(place, layer)
+    """Numbers the markers of a graph in their order: each has a K/V cache, or a state, of its own, whatever its module is called."""
+    operations = (node for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload))
+    for layer, node in enumerate(node for node in operations if node.target.namespace == "cupola"):
+        node.update_arg([argument.name for argument in node.target._schema.arguments].index("layer"), layer)
 
 
 class _AnySize:

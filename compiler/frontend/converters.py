@@ -65,6 +65,11 @@ def _vector_norm(node: fx.Node, importer: Any) -> relax.Var:
     return emit(relax.op.power(total, relax.const(1 / float(order), "float32")))
 
 
+def _causal_conv(node: fx.Node, importer: Any) -> relax.Var:
+    x, weight, bias, layer = importer.retrieve_args(node)
+    return importer.block_builder.emit(ops.CausalConv(layer, None, None, None, None, x, weight, bias).emit(x.ty))
+
+
 def _repeat_interleave(node: fx.Node, importer: Any) -> relax.Var:
     value, repeats, *axis = importer.retrieve_args(node)
     return importer.block_builder.emit(relax.op.repeat(value, repeats, axis[0] if axis else node.kwargs.get("dim")))
@@ -209,6 +214,7 @@ CONVERTERS: dict[str, Converter] = {
     "topk.default": _topk,
     "max.dim": _largest,
     "linalg_vector_norm.default": _vector_norm,
+    "causal_conv.default": _causal_conv,
     "repeat_interleave.self_int": _repeat_interleave,
     "layer_norm.default": _layer_norm,
     "rms_norm.default": _rms_norm,

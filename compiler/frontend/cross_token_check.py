@@ -1,7 +1,7 @@
-"""Finds layers that carry something from token to token other than through attention.
+"""Finds layers that carry something from token to token other than through attention and the recurrences that kernels know.
 
-Such a layer (a convolution, a recurrence, a shift) traces without complaint, and would then decode wrongly: between
-steps only K/V is kept, and one call holds tokens of many sequences side by side. So every operation on a tensor with
+Such a layer (another convolution, a shift) traces without complaint, and would then decode wrongly: between
+steps only the state of known layers is kept, and one call holds tokens of many sequences side by side. So every operation on a tensor with
 a token axis must treat tokens one by one; one that is not known to do so is refused by name.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from cupola.compiler.frontend.recurrence import MARKERS
 from cupola.runtime.errors import UnsupportedError
 
 aten = torch.ops.aten
@@ -24,8 +25,9 @@ _ONE_BY_ONE = {
     "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.type_as", "aten.expand", "aten.permute", "aten.transpose",
     "aten.unsqueeze", "aten.squeeze", "aten.numpy_T", "aten.t", "aten.ones_like", "aten.zeros_like",
     "aten.full_like", "aten.empty_like", "aten.new_empty", "aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.expand_as",
-    "aten.broadcast_to", "cupola.attention", "cupola.expert_linear",
+    "aten.broadcast_to", "cupola.expert_linear",
 }  # fmt: skip
+_MARKERS = {"cupola.attention", *(marker._opoverload._schema.name.replace("::", ".") for marker in MARKERS)}
 _KEEPS_AXES = {"aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten._unsafe_view", "aten.view_as", "aten.reshape_as"}
 # name -> position of the axes among the arguments
 _ALONG_AXES = {
@@ -54,7 +56,7 @@ def check_token_mixing(exported: torch.export.ExportedProgram, model_type: str, 
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        num_markers += _name(node) == "cupola.attention"
+        num_markers += _name(node) in _MARKERS
         problem = _problem(node, tokens)
         if problem:
             where = f"{model_type}, {_module_of(node)}"
@@ -62,10 +64,10 @@ def check_token_mixing(exported: torch.export.ExportedProgram, model_type: str, 
                 f"{_name(node)} {problem}, which cupola does not keep between steps",
                 file=file,
                 field=where,
-                fix="models whose only memory is attention compile",
+                fix="models whose only memory is attention, or a recurrence that cupola knows, compile",
             )
     if not num_markers:
-        raise UnsupportedError("no attention was found in the traced model", file=file, field=model_type)
+        raise UnsupportedError("no attention and no known recurrence was found in the traced model", file=file, field=model_type)
 
 
 def _problem(node: fx.Node, tokens: Any) -> str | None:
@@ -76,7 +78,7 @@ def _problem(node: fx.Node, tokens: Any) -> str | None:
         return "numbers tokens by their place in the call instead of by their positions" if counts else None
     if _is_pointwise(node):
         return _pointwise(node, inputs, tokens)
-    if name in _ONE_BY_ONE or name == "getitem" or name == "aten.sym_size":
+    if name in _ONE_BY_ONE or name in _MARKERS or name == "getitem" or name == "aten.sym_size":
         return None
     if name in _KEEPS_AXES:
         return None if _num_before(node.meta["val"], tokens) == _num_before(inputs[0], tokens) else "merges the token axis with another"

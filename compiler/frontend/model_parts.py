@@ -36,7 +36,7 @@ UNSUPPORTED_PARTS = (
     Part("recurrent state (RG-LRU)", r"\w*Rglru"),
     Part("recurrent state (RWKV)", r"Rwkv\w*Attention"),
     Part("recurrent state (xLSTM)", r"[xm]LSTMLayer"),
-    Part("convolutions over tokens", r"\w*(ShortConv|ShortConvolution|CCAProjection)"),
+    Part("convolutions over tokens", r"\w*(ShortConvolution|CCAProjection)"),
     Part("sparse attention whose keys an indexer chooses", r"\w*(Indexer|Compressor)"),
     Part("attention within hashed chunks", r"LSHSelfAttention|LocalSelfAttention"),
     Part("several residual streams that predict one another (AltUp)", r"\w*AltUp"),

@@ -27,6 +27,7 @@ from cupola.compiler.frontend.experts import mark_experts
 from cupola.compiler.frontend.functionalize import functionalize
 from cupola.compiler.frontend.model_parts import refuse_unsupported_parts
 from cupola.compiler.frontend.positions import Positions
+from cupola.compiler.frontend.recurrence import marked_recurrences
 from cupola.compiler.frontend.rope import fix_rope
 from cupola.compiler.frontend.text_path import leave_out, text_path, without_timm
 from cupola.compiler.sources import LazyTensor, text_fields
@@ -135,7 +136,7 @@ def _leave_out_towers(model: Any, positions: Positions, model_type: str, file: s
 
 
 def _run(wrapper: _Wrapper) -> None:
-    with torch.no_grad(), marked_sdpa(), real_numbers_only():
+    with torch.no_grad(), marked_sdpa(), marked_recurrences(wrapper), real_numbers_only():
         wrapper.eval()(*_inputs(TRACED_TOKENS))
 
 
@@ -221,7 +222,7 @@ def _find_attention(exported: torch.export.ExportedProgram, model_type: str, fil
 
 
 def _run_export(model: Any, positions: Positions, num_tokens: int, dynamic: dict[str, Any] | None) -> torch.export.ExportedProgram:
-    with torch.no_grad(), marked_sdpa(), real_numbers_only():
+    with torch.no_grad(), marked_sdpa(), marked_recurrences(model), real_numbers_only():
         return torch.export.export(_Wrapper(model, positions).eval(), _inputs(num_tokens), dynamic_shapes=dynamic, strict=False)
 
 

@@ -19,6 +19,7 @@ from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device.memory import check_utilization, parse_bytes
 from cupola.runtime.engine.attention_sinks import choose_sink_window
 from cupola.runtime.engine.engine import EngineConfig
+from cupola.runtime.engine.state_manager import CHECKPOINT_INTERVAL
 from cupola.runtime.errors import OptionError
 from cupola.runtime.server import descriptors
 from cupola.runtime.server import messages as m
@@ -52,6 +53,7 @@ def serve(
     num_scheduler_steps: int = 8,
     attention_sinks: int | None = None,
     attention_window: int | None = None,
+    checkpoint_interval: int = CHECKPOINT_INTERVAL,
     device: str | None = None,
     max_queue: int = 256,
     request_timeout: float = 600.0,
@@ -104,7 +106,7 @@ def serve(
     # Refused here, before a process starts.
     engine = EngineConfig(
         max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
-        num_scheduler_steps, attention_sinks, attention_window,
+        num_scheduler_steps, attention_sinks, attention_window, checkpoint_interval,
     )  # fmt: skip
     if kv_memory is not None:
         parse_bytes(kv_memory, "kv_memory")

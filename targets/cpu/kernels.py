@@ -18,6 +18,9 @@ from cupola.targets.cpu.linear.dequantized import lower_dequantized_linear
 from cupola.targets.cpu.linear.floats import lower_linear
 from cupola.targets.cpu.linear.int8 import lower_int8_linear
 from cupola.targets.cpu.measure.probes import probes
+from cupola.targets.cpu.recurrent.causal_conv import lower_causal_conv
+from cupola.targets.cpu.recurrent.linear_attention import lower_linear_attention
+from cupola.targets.cpu.recurrent.selective_scan import lower_selective_scan
 from cupola.targets.cpu.rows.argmax import lower_argmax
 from cupola.targets.cpu.rows.block_maxima import lower_block_maxima
 from cupola.targets.cpu.rows.elementwise import schedule_elementwise
@@ -35,6 +38,9 @@ RULES = (
     lower_int8_expert_linear,
     lower_expert_linear,
     lower_paged_attention,
+    lower_causal_conv,
+    lower_linear_attention,
+    lower_selective_scan,
     lower_rms_norm,
     lower_layer_norm,
     lower_rotary,

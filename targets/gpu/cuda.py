@@ -20,6 +20,6 @@ LIMITS = {"max_threads_per_block": 1024, "max_num_threads": 1024, "max_shared_me
 def cuda_like(spec: DeviceSpec, architecture: str, has_tensor_cores: bool = True) -> Target:
     """A target with CUDA's kernels for a compute capability; who compiles them gives it `code` and, if need be, `link`."""
     first = (HOPPER_RULES if architecture == HOPPER else MATRIX_RULES) if has_tensor_cores else ()
-    abilities = Abilities(activation_bits=(16,), keeps_blocks=False, rounds_products=has_tensor_cores)
+    abilities = Abilities(activation_bits=(16,), keeps_blocks=False, rounds_products=has_tensor_cores, recurrent_state=False)
     target = tvm.target.Target({"kind": "cuda", "arch": architecture, **LIMITS}, host="llvm")
     return Target(spec=spec, tvm=target, abilities=abilities, kernels=(*first, *RULES), optional=OPTIONAL, schedules=(schedule(target),))

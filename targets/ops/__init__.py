@@ -9,25 +9,32 @@ from cupola.targets.ops.attention import Attention, PagedAttention, Rotary
 from cupola.targets.ops.base import PREFIX, Op, Tensor, op_name
 from cupola.targets.ops.experts import ExpertLinear, GatedExpertLinear, TopK
 from cupola.targets.ops.linear import ACTIVATIONS, Embedding, GatedLinear, Linear, factors_of
+from cupola.targets.ops.recurrent import RECURRENCES, CausalConv, LinearAttention, Recurrence, SelectiveScan, match_recurrence
 from cupola.targets.ops.sampling import Argmax, BlockMaxima, Sample
 
 __all__ = [
     "ACTIVATIONS",
     "PREFIX",
+    "RECURRENCES",
     "Argmax",
     "Attention",
     "BlockMaxima",
+    "CausalConv",
     "Embedding",
     "ExpertLinear",
     "GatedExpertLinear",
     "GatedLinear",
     "Linear",
+    "LinearAttention",
     "Op",
     "PagedAttention",
+    "Recurrence",
     "Rotary",
     "Sample",
+    "SelectiveScan",
     "Tensor",
     "TopK",
     "factors_of",
+    "match_recurrence",
     "op_name",
 ]

@@ -17,7 +17,7 @@ from tvm import relax
 from cupola.runtime.artifact.inputs import DRAW_COLUMNS, LIKELIEST, LIMIT, MAXIMA_BLOCK, ONE, TEMPERATURE, TOP_K, TOP_P
 from cupola.targets.base import Target
 from cupola.targets.ops import Argmax, BlockMaxima, Embedding, GatedLinear, Linear, Op, Rotary, Sample
-from cupola.targets.testing import references
+from cupola.targets.testing import recurrent, references
 from cupola.targets.testing.attention import KV_DTYPES, AttentionKernel
 from cupola.targets.testing.case import DTYPES, Arrays, Input, KernelCase, KernelFactory, Sizes, Tensors, at_random, case_name
 from cupola.targets.testing.experts import ExpertKernel, top_k
@@ -227,6 +227,7 @@ KERNELS: tuple[KernelFactory, ...] = (
     layer_norm,
     rotary,
     *(AttentionKernel(kv, joined=True) for kv in KV_DTYPES),
+    *recurrent.KERNELS,
     block_maxima,
     argmax,
     sample,
@@ -278,6 +279,7 @@ VARIANTS: tuple[KernelFactory, ...] = (
     AttentionKernel("f32", window=20, softcap=5.0, slopes=True, sinks=True),
     AttentionKernel("bf16", joined=True, window=20, slopes=True, sinks=True),
     AttentionKernel("fp8", window=20, softcap=4.0, sinks=True),
+    *recurrent.VARIANTS,
 )
 
 
@@ -295,6 +297,8 @@ def is_implemented(kernel: KernelFactory, target: Target) -> bool:
     floats = {DTYPES[name] for name in (weight, getattr(kernel, "dtype", "")) if name in DTYPES}
     kept = KV_DTYPES[getattr(kernel, "kv", "f32")]
     if not floats <= set(target.abilities.float_dtypes) or kept not in target.abilities.kv_dtypes:
+        return False
+    if isinstance(kernel, recurrent.RecurrentKernel) and not target.abilities.recurrent_state:
         return False
     op = _OPTIONAL.get(kernel)
     return op is None or target.implements(op)

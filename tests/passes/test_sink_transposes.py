@@ -148,3 +148,39 @@ def test_a_concatenation_with_a_plain_part_stays() -> None:
         return out
 
     stays(sink_transposes(), before)
+
+
+@R.function
+def products_of_channels(x: R.Tensor(("n", 12), "float32")):
+    with R.dataflow():
+        parts = R.split(R.permute_dims(x, [1, 0]), 2, axis=0)
+        product = R.multiply(R.nn.silu(parts[0]), R.multiply(parts[1], R.const(2.0, "float32")))
+        out = R.permute_dims(product, [1, 0])
+        R.output(out)
+    return out
+
+
+def test_past_elementwise_operations() -> None:
+    @R.function
+    def expected(x: R.Tensor(("n", 12), "float32")):
+        with R.dataflow():
+            parts = R.split(x, 2, axis=1)
+            left = parts[0]
+            right = parts[1]
+            out = R.multiply(R.nn.silu(left), R.multiply(right, R.const(2.0, "float32")))
+            R.output(out)
+        return out
+
+    becomes(sink_transposes(), products_of_channels, expected)
+    same_numbers(sink_transposes(), products_of_channels, (3, 12))
+
+
+def test_operands_that_are_not_turned_alike_stay() -> None:
+    @R.function
+    def before(x: R.Tensor((4, 4), "float32"), y: R.Tensor((4, 4), "float32")):
+        with R.dataflow():
+            out = R.add(R.permute_dims(x, [1, 0]), y)
+            R.output(out)
+        return out
+
+    stays(sink_transposes(), before)
