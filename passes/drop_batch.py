@@ -8,7 +8,8 @@ After:   lv1: R.Tensor((n, 64)) = R.nn.silu(x)               # x [n, 64]
 
 Attention markers come out as [n, heads, dim], with the transposes that lead to that written before them; those of recurrences with a row a
 token.
-An operation that this pass does not know keeps its batch axis, between two reshapes.
+An operation that this pass does not know keeps its batch axis, between two reshapes. Where tokens are merged with the heads behind them,
+[n · H, dim], they stay apart, as [n, H, dim].
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class _Flattener:
             self.flat[var] = self.flat[value]
         elif isinstance(value, relax.Call) and self._adds_batch(value):
             self.flat[var] = self._plain(value.args[0])
+        elif isinstance(value, relax.Call) and (apart := _tokens_apart(value)) is not None:
+            self.flat[var] = self.builder.emit(relax.op.reshape(self._flat_or_plain(value.args[0]), apart))
         elif self._is_batched(value):
             self._bind_batched(var, value)
         else:
@@ -162,6 +165,14 @@ class _Flattener:
 
 def _is_one(size: object) -> bool:
     return isinstance(size, tvm.tirx.IntImm) and int(size) == 1
+
+
+def _tokens_apart(call: relax.Call) -> list[tvm.tirx.Expr] | None:
+    """The shape [n, H, …] of a reshape to [n · H, …], which stands for it: a size must be n, so that kernels know what it is."""
+    first, *rest = list(call.args[1]) if name_of(call) == "reshape" else [None]
+    if not isinstance(first, tvm.tirx.Mul) or not isinstance(first.a, tvm.tirx.Var) or not isinstance(first.b, tvm.tirx.IntImm):
+        return None
+    return [first.a, first.b, *rest] if rest else None
 
 
 def _is_scalar(index: relax.Expr) -> bool:

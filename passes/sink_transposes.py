@@ -1,4 +1,5 @@
-"""Moves transposes past slices, splits, concatenations, norms over the last axis and elementwise operations, so that they meet and cancel.
+"""Moves transposes past slices, splits, concatenations, norms over the last axis, products and elementwise operations, so that they
+meet and cancel.
 
 Before:  lv1 = R.permute_dims(x, [1, 0, 2])
          lv2 = R.strided_slice(lv1, [2], [0], [8])
@@ -74,11 +75,22 @@ def _elementwise(call: relax.Call, scope: Scope) -> relax.Expr | None:
     return relax.op.permute_dims(scope.emit(relax.Call(call.op, args, call.attrs)), axes)
 
 
+def _matmul(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    """A weight times turned rows, which is a linear layer, turned."""
+    weight, inner = call.args[0], scope.call(call.args[1], "permute_dims")
+    is_weight = isinstance(weight, relax.Var) and not isinstance(weight, relax.DataflowVar) and len(weight.ty.shape) == 2
+    if inner is None or not is_weight or axes_of(inner) != [1, 0] or not isinstance(inner.args[0], relax.DataflowVar):
+        return None
+    turned = scope.emit(relax.op.permute_dims(weight, [1, 0]))
+    return relax.op.permute_dims(scope.emit(relax.op.matmul(inner.args[0], turned)), [1, 0])
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "strided_slice": _strided_slice,
     "concat": _concat,
     "split": _split,
+    "matmul": _matmul,
     "nn.rms_norm": _norm,
     "nn.layer_norm": _norm,
     "permute_dims": simplify.RULES["permute_dims"],

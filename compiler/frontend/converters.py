@@ -70,6 +70,21 @@ def _causal_conv(node: fx.Node, importer: Any) -> relax.Var:
     return importer.block_builder.emit(ops.CausalConv(layer, None, None, None, None, x, weight, bias).emit(x.ty))
 
 
+def _linear_attention(node: fx.Node, importer: Any) -> relax.Var:
+    *tensors, layer = importer.retrieve_args(node)
+    return importer.block_builder.emit(ops.LinearAttention(layer, None, None, None, None, *tensors).emit(tensors[2].ty))
+
+
+def _selective_scan(node: fx.Node, importer: Any) -> relax.Var:
+    *tensors, layer = importer.retrieve_args(node)
+    return importer.block_builder.emit(ops.SelectiveScan(layer, None, None, None, None, *tensors).emit(tensors[0].ty))
+
+
+def _concatenate(node: fx.Node, importer: Any) -> relax.Var:
+    parts, *axis = importer.retrieve_args(node)
+    return importer.block_builder.emit(relax.op.concat(parts, axis=axis[0] if axis else node.kwargs.get("dim", 0)))
+
+
 def _repeat_interleave(node: fx.Node, importer: Any) -> relax.Var:
     value, repeats, *axis = importer.retrieve_args(node)
     return importer.block_builder.emit(relax.op.repeat(value, repeats, axis[0] if axis else node.kwargs.get("dim")))
@@ -215,6 +230,9 @@ CONVERTERS: dict[str, Converter] = {
     "max.dim": _largest,
     "linalg_vector_norm.default": _vector_norm,
     "causal_conv.default": _causal_conv,
+    "concatenate.default": _concatenate,
+    "linear_attention.default": _linear_attention,
+    "selective_scan.default": _selective_scan,
     "repeat_interleave.self_int": _repeat_interleave,
     "layer_norm.default": _layer_norm,
     "rms_norm.default": _rms_norm,

@@ -205,7 +205,7 @@ def _tensors(arguments: Any) -> list[torch.Tensor]:
 
 
 def _axis(value: Any, tokens: Any) -> int | None:
-    """The axis of `value` whose length is the token count."""
+    """The axis of `value` whose length is the token count, or a multiple: tokens merged with the axes behind them, such as heads."""
     if not isinstance(value, torch.Tensor):
         return None
     for axis, size in enumerate(value.shape):
@@ -217,7 +217,7 @@ def _axis(value: Any, tokens: Any) -> int | None:
 def _same_size(size: Any, tokens: Any) -> bool:
     if isinstance(tokens, int):
         return isinstance(size, int) and size == tokens
-    return isinstance(size, torch.SymInt) and size.node.expr == tokens.node.expr
+    return isinstance(size, torch.SymInt) and (size.node.expr / tokens.node.expr).is_Integer
 
 
 def _module_of(node: fx.Node) -> str:

@@ -30,8 +30,6 @@ class Part:
 
 UNSUPPORTED_PARTS = (
     Part("a mixture of experts of a kind of its own", r"\w*(Experts|ExpertGLU|CDMoE)"),
-    Part("recurrent state (Mamba)", r"\w*(Mamba\w*Mixer|MambaLayer|BambaMixer|FalconH1Mixer|Mamba2?Mixer)"),
-    Part("recurrent state (a gated delta rule)", r"\w*(GatedDeltaNet|DeltaAttention)"),
     Part("recurrent state (linear attention)", r"\w*LightningAttention"),
     Part("recurrent state (RG-LRU)", r"\w*Rglru"),
     Part("recurrent state (RWKV)", r"Rwkv\w*Attention"),

@@ -7,6 +7,7 @@ while a model is traced. What surrounds a recurrence and treats tokens one by on
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -32,7 +33,31 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layer: i
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-MARKERS = (causal_conv,)
+@torch.library.custom_op("cupola::linear_attention", mutates_args=())
+def linear_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor | None, layer: int
+) -> torch.Tensor:
+    """The marker of `ops.LinearAttention`: q and k [1, n, G, K], v [1, n, H, V], decay [1, n, H(, K)], beta [1, n, H] -> as v."""
+    raise AssertionError(_TRACING_ONLY)
+
+
+@linear_attention.register_fake
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor | None, layer: int) -> torch.Tensor:
+    return torch.empty_like(v, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("cupola::selective_scan", mutates_args=())
+def selective_scan(x: torch.Tensor, delta: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, layer: int) -> torch.Tensor:
+    """The marker of `ops.SelectiveScan`: x and delta [1, n, C], a [C, N], b and c [1, n, N] -> as x."""
+    raise AssertionError(_TRACING_ONLY)
+
+
+@selective_scan.register_fake
+def _(x: torch.Tensor, delta: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, layer: int) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+MARKERS = (causal_conv, linear_attention, selective_scan)
 
 
 def _refuse(others: Mapping[str, Any], what: str) -> None:
@@ -43,7 +68,10 @@ def _refuse(others: Mapping[str, Any], what: str) -> None:
 
 
 # What models hand on, and what changes nothing: sequences are told apart by the runtime, and states are its own.
-_HARMLESS = {"position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache", "chunk_size"}
+_HARMLESS = {
+    "position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache", "chunk_size", "use_mambapy",
+    "use_associative_scan", "position_embeddings",
+}  # fmt: skip
 
 
 def _causal_conv1d(hidden_states: Any, weight: Any, bias: Any = None, activation: str | None = None, **_others: Any) -> Any:
@@ -52,8 +80,76 @@ def _causal_conv1d(hidden_states: Any, weight: Any, bias: Any = None, activation
     return out if activation is None else ACT2FN[activation](out)
 
 
+def _mamba2_chunk_scan(
+    hidden_states: Any,
+    dt: Any,
+    A: Any,
+    B: Any,
+    C: Any,
+    D: Any = None,
+    dt_bias: Any = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    return_final_states: bool = False,
+    **_others: Any,
+) -> Any:
+    """Mamba-2 (arXiv:2405.21060): linear attention whose decay and values are scaled by a step."""
+    _refuse(_others, "scan")
+    dt = dt if dt_bias is None else dt + dt_bias
+    dt = functional.softplus(dt) if dt_softplus else dt
+    low, high = (float(limit) for limit in dt_limit)
+    if not dt_softplus or low > 0 or high < math.inf:  # softplus is never below 0
+        dt = torch.clamp(dt, min=low, max=None if high == math.inf else high)
+    out = linear_attention(C, B, hidden_states * dt[..., None], A * dt, None, UNNUMBERED)
+    out = out if D is None else out + hidden_states * D[:, None]
+    return (out, None) if return_final_states else out
+
+
+def _gated_delta_rule(
+    query: Any, key: Any, value: Any, g: Any, beta: Any, use_qk_l2norm_in_kernel: bool = False, **_others: Any
+) -> tuple[Any, None]:
+    """The gated delta rule (arXiv:2412.06464), and Kimi's, whose decay has a number for each dimension of keys (arXiv:2510.26692)."""
+    _refuse(_others, "delta rule")
+    scale = query.shape[-1] ** -0.5
+    query, key = (_l2norm(x) if use_qk_l2norm_in_kernel else x for x in (query, key))
+    return linear_attention(query * scale, key, value, g, beta, UNNUMBERED), None
+
+
+def _l2norm(x: Any) -> Any:
+    """By the mean of squares, as norms are recognized."""
+    dim = x.shape[-1]
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6 / dim) * dim**-0.5
+
+
+def _mamba_selective_scan(
+    hidden_states: Any,
+    dt: Any,
+    A: Any,
+    B: Any,
+    C: Any,
+    D: Any = None,
+    z: Any = None,
+    delta_bias: Any = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **_others: Any,
+) -> Any:
+    """Mamba (arXiv:2312.00752), tokens last."""
+    _refuse(_others, "scan")
+    x, dt, B, C = (part.transpose(1, 2) for part in (hidden_states, dt, B, C))
+    dt = dt if delta_bias is None else dt + delta_bias
+    out = selective_scan(x, functional.softplus(dt) if delta_softplus else dt, A, B, C, UNNUMBERED)
+    out = (out if D is None else out + x * D).transpose(1, 2)
+    out = out if z is None else out * functional.silu(z)
+    return (out, None) if return_last_state else out
+
+
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "causal_conv1d_fn": _causal_conv1d,
+    "mamba2_chunk_scan": _mamba2_chunk_scan,
+    "torch_chunk_gated_delta_rule": _gated_delta_rule,
+    "chunk_kimi_delta_attention": _gated_delta_rule,
+    "mamba_selective_scan": _mamba_selective_scan,
 }
 """What stands for functions of modeling files, by their names."""
 
@@ -72,4 +168,4 @@ def marked_recurrences(model: torch.nn.Module) -> Iterator[None]:
             setattr(file, name, function)
 
 
-__all__ = ["MARKERS", "causal_conv", "functional", "marked_recurrences"]
+__all__ = ["MARKERS", "marked_recurrences"]

@@ -173,3 +173,50 @@ def test_rows_of_a_table_gathered_entry_by_entry_lose_it() -> None:
     random = np.random.default_rng(0)
     arrays = [np.array([3, 31, 0, 3], "int32"), random.normal(size=(32, 8)).astype("float32")]
     np.testing.assert_array_equal(run(after, *arrays), -arrays[1][arrays[0]])
+
+
+@R.function
+def gated_heads(tokens: R.Tensor(("n",), "int32"), table: R.Tensor((32, 64), "float32"), g: R.Tensor((16,), "float32")):
+    n = T.int64()
+    with R.dataflow():
+        x = R.take(table, R.expand_dims(tokens, axis=[0]), axis=0)
+        rows = R.reshape(R.reshape(x, (1, n, 4, 16)), (n * 4, 16))
+        squares = R.mean(R.multiply(rows, rows), axis=[-1], keepdims=True)
+        normed = R.multiply(R.multiply(rows, R.rsqrt(squares)), g)
+        heads = R.reshape(R.multiply(normed, R.nn.silu(rows)), (1, n, 4, 16))
+        out = R.reshape(heads, (n, 64))
+        R.output(out)
+    return out
+
+
+def test_tokens_stay_apart_from_heads_that_a_model_merges_them_with() -> None:
+    random = np.random.default_rng(0)
+    arrays = random.integers(0, 32, 5).astype("int32"), random.normal(size=(32, 64)).astype("float32"), np.ones(16, "float32")
+    after = apply(drop_batch(), gated_heads)
+    np.testing.assert_allclose(run(after, *arrays), run(module(gated_heads), *arrays), rtol=1e-5)
+    shapes = [binding.var.ty.shape for block in after["forward"].body.blocks for binding in block.bindings]
+    assert not any(isinstance(size, tvm.tirx.Mul) for shape in shapes for size in shape)
+
+
+@R.function
+def recurrent_layer(tokens: R.Tensor(("n",), "int32"), table: R.Tensor((32, 64), "float32"), w: R.Tensor((64, 3), "float32")):
+    n = T.int64()
+    with R.dataflow():
+        x = R.take(table, R.expand_dims(tokens, axis=[0]), axis=0)
+        mixed = R.call_dps_packed("cupola.causal_conv", (2, 0, 0, 0, 0, x, w, 0), out_ty=R.Tensor((1, n, 64), dtype="float32"))
+        heads = R.reshape(mixed, (1, n, 4, 16))
+        decay = R.reshape(R.strided_slice(x, axes=[2], begin=[0], end=[4]), (1, n, 4))
+        out_heads = R.call_dps_packed(
+            "cupola.linear_attention", (3, 0, 0, 0, 0, heads, heads, heads, decay, 0), out_ty=R.Tensor((1, n, 4, 16), dtype="float32")
+        )
+        out = R.reshape(out_heads, (n, 64))
+        R.output(out)
+    return out
+
+
+def test_recurrences_have_a_row_a_token() -> None:
+    after = apply(drop_batch(), recurrent_layer)
+    values = [binding.value for block in after["forward"].body.blocks for binding in block.bindings]
+    convolution, attention = [op for value in values if (op := ops.match_recurrence(value)) is not None]
+    assert (convolution.layer, len(convolution.x.ty.shape), attention.layer) == (2, 2, 3)
+    assert [len(x.ty.shape) for x in (attention.q, attention.k, attention.v, attention.decay)] == [3, 3, 3, 2]

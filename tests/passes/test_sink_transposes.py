@@ -184,3 +184,24 @@ def test_operands_that_are_not_turned_alike_stay() -> None:
         return out
 
     stays(sink_transposes(), before)
+
+
+def test_past_a_product_with_a_weight() -> None:
+    @R.function
+    def before(x: R.Tensor(("n", 4), "float32"), w: R.Tensor((6, 4), "float32")):
+        with R.dataflow():
+            rows = R.nn.silu(x)
+            out = R.permute_dims(R.matmul(w, R.permute_dims(rows, [1, 0])), [1, 0])
+            R.output(out)
+        return out
+
+    @R.function
+    def expected(x: R.Tensor(("n", 4), "float32"), w: R.Tensor((6, 4), "float32")):
+        with R.dataflow():
+            rows = R.nn.silu(x)
+            out = R.matmul(rows, R.permute_dims(w, [1, 0]))
+            R.output(out)
+        return out
+
+    becomes(sink_transposes(), before, expected)
+    same_numbers(sink_transposes(), before, (3, 4), (6, 4))

@@ -21,7 +21,6 @@ SIZES = {
     "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 REFUSED = {
-    "mamba": ({"state_size": 8}, r"mamba, backbone\.layers\.0\.mixer: aten\.select"),
     "rwkv": ({}, r"rwkv, rwkv\.blocks\.0\.attention\.time_shift: aten\.pad"),
     "llama4_text": ({"attention_chunk_size": 8, "head_dim": 16}, r"mask of its own, chunked_overlay"),
     "bert": ({}, r"bert: its attention sees later tokens"),
