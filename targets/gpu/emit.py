@@ -1,6 +1,6 @@
 """The vocabulary that kernels for GPUs are written in: blocks of threads, registers, and sums in one order.
 
-A warp has 32 lanes, on every GPU that these kernels are for. Functions of values take and give scalars.
+A warp has 32 lanes, on every GPU that these kernels are for, unless a matrix unit wants more. Functions of values take and give scalars.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any, ParamSpec, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import tvm
 from tvm import relax
@@ -18,10 +18,12 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.base import KernelRule
 from cupola.targets.emit import Buffer, Value
+from cupola.targets.gpu.units import MMA, MatrixUnit
 
 WARP = 32
 _ALL = 0xFFFFFFFF
 _P = ParamSpec("_P")
+_Kernel = TypeVar("_Kernel", bound=tvm.tirx.PrimFunc | None)
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Gpu:
         max_lanes: elements that a load may bring.
         has_shuffles: whether a warp's lanes read each other's registers. Else values go through the block's memory, and blocks are one warp
             where lanes exchange any, so that all of a block's threads come to the same barriers.
+        matrix: the unit that kernels multiply by, if they multiply by one. Its warps may have more lanes.
     """
 
     warps: int = 4
     max_lanes: int = 16
     has_shuffles: bool = True
+    matrix: MatrixUnit = MMA
 
 
 _MOST = Gpu()  # as CUDA's are
@@ -64,17 +68,17 @@ def for_gpu(rule: KernelRule, which: Gpu) -> KernelRule:
     return lower
 
 
-def cached(write: Callable[_P, tvm.tirx.PrimFunc]) -> Callable[_P, tvm.tirx.PrimFunc]:
+def cached(write: Callable[_P, _Kernel]) -> Callable[_P, _Kernel]:
     """`functools.cache` for a function that writes a kernel: once for the arguments and each GPU. A decorator."""
 
     @cache
-    def written(which: Gpu, arguments: tuple[Any, ...]) -> tvm.tirx.PrimFunc:
-        return cast("Callable[..., tvm.tirx.PrimFunc]", write)(*arguments)
+    def written(which: Gpu, arguments: tuple[Any, ...]) -> _Kernel:
+        return cast("Callable[..., _Kernel]", write)(*arguments)
 
-    def of_this_gpu(*arguments: Any) -> tvm.tirx.PrimFunc:
+    def of_this_gpu(*arguments: Any) -> _Kernel:
         return written(gpu(), arguments)
 
-    return cast("Callable[_P, tvm.tirx.PrimFunc]", of_this_gpu)
+    return cast("Callable[_P, _Kernel]", of_this_gpu)
 
 
 @contextmanager

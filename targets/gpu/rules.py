@@ -19,6 +19,7 @@ from cupola.targets.gpu.experts import lower_expert_linear, lower_top_k
 from cupola.targets.gpu.linear.hopper import HopperStage
 from cupola.targets.gpu.linear.matmul import lower_matmul
 from cupola.targets.gpu.linear.plain import lower_linear
+from cupola.targets.gpu.linear.register_stages import RegisterStage
 from cupola.targets.gpu.rows import lower_embedding, lower_norm, lower_rotary, lower_take
 from cupola.targets.gpu.sampling.argmax import lower_argmax, lower_block_maxima
 from cupola.targets.gpu.sampling.draw import lower_sample
@@ -33,6 +34,7 @@ MATRIX_RULES = (
     lower_matmul, partial(lower_embedding, tiled=True), partial(lower_take, tiled=True), decode.lower_paged_attention,
 )  # fmt: skip
 HOPPER_RULES = (partial(lower_matmul, stage=HopperStage), *MATRIX_RULES[1:])  # in place of those, where warpgroups multiply
+REGISTER_RULES = (partial(lower_matmul, stage=RegisterStage), *MATRIX_RULES[1:])  # and where copies go through registers
 OPTIONAL = (BlockMaxima, Argmax, Sample)  # operations that they implement
 _BY_ROWS = "cupola.by_rows"
 

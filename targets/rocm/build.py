@@ -16,7 +16,7 @@ from cupola.runtime.errors import UnsupportedError
 from cupola.runtime.machine import here
 from cupola.targets.base import Target
 from cupola.targets.gpu.code import cuda_source, without_includes, write_image, write_launches
-from cupola.targets.gpu.cuda import HIP_RUNTIME, cuda_like
+from cupola.targets.gpu.cuda import HIP_RUNTIME, rocm_like
 from cupola.targets.native.code import Code
 
 _HEADER = Path(__file__).with_name("rocm.h")
@@ -28,7 +28,7 @@ _FLAGS = ("-std=c++17", "-O3", "-w", "-include", str(_HEADER))
 def rocm_target(architecture: str) -> Target:
     """The target for an instruction set such as gfx942; the host is Linux on this machine's architecture."""
     spec = DeviceSpec(f"rocm:{architecture}", "rocm", architecture, f"{here()}-linux-gnu", ())
-    return replace(cuda_like(spec, "sm_80", has_tensor_cores=False), code=_code)
+    return replace(rocm_like(spec, architecture), code=_code)
 
 
 def _code(mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code:

@@ -45,6 +45,7 @@ static inline float ceilf(float x) { return __builtin_ceilf(x); }
 static inline float truncf(float x) { return __builtin_truncf(x); }
 static inline float roundf(float x) { return __builtin_roundf(x); }
 static inline float nearbyintf(float x) { return __builtin_nearbyintf(x); }
+static inline float fmaf(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
 static inline float fminf(float x, float y) { return __builtin_fminf(x, y); }
 static inline float fmaxf(float x, float y) { return __builtin_fmaxf(x, y); }
 

@@ -1,8 +1,10 @@
 // What TVM's CUDA C++ needs of CUDA, for AMD's GPUs: clang compiles it as HIP, without ROCm's headers and its library of device functions.
 //
-// A warp has 32 lanes here: a wavefront of gfx1100, half of one of gfx942. What lanes give each other stays within it.
+// A warp has 32 lanes here: a wavefront of gfx1100, half of one of gfx942. What lanes give each other stays within it, but for matrix units.
+// `targets/softgpu/softrocm.h` brings the first part on a CPU, and what is built into the compiler.
 #pragma once
 
+#ifndef SOFTGPU_ROCM
 #define __global__ __attribute__((global))
 #define __device__ __attribute__((device))
 #define __host__ __attribute__((host))
@@ -20,11 +22,15 @@ using uint16_t = __UINT16_TYPE__;
 using uint32_t = __UINT32_TYPE__;
 using uint64_t = __UINT64_TYPE__;
 using size_t = __SIZE_TYPE__;
+#endif
 
 #pragma clang force_cuda_host_device begin
+#ifndef SOFTGPU_ROCM
 #include "functions.h"
 #define CUPOLA_COPIED(V) V() = default;
+#endif
 #include "../gpu/types.h"
+#include "pairs.h"
 #pragma clang force_cuda_host_device end
 
 #define threadIdx (uint3{__builtin_amdgcn_workitem_id_x(), __builtin_amdgcn_workitem_id_y(), __builtin_amdgcn_workitem_id_z()})
@@ -39,6 +45,10 @@ static __device__ inline void __syncwarp(unsigned mask = ~0u) {  // lanes of a w
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
   __builtin_amdgcn_wave_barrier();
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+}
+static __device__ inline void __threadfence() { __builtin_amdgcn_fence(__ATOMIC_SEQ_CST, "agent"); }
+static __device__ inline unsigned atomicInc(unsigned* address, unsigned most) {
+  return __builtin_amdgcn_atomic_inc32(address, most, __ATOMIC_RELAXED, "agent");
 }
 
 namespace rocm {
@@ -70,6 +80,4 @@ static __device__ inline T __shfl_xor_sync(unsigned mask, T value, int bits, int
   return rocm::from_lane(value, ((lane ^ bits) & (width - 1)) | (lane & -width));
 }
 
-#pragma clang force_cuda_host_device begin
 #include "matrix.h"
-#pragma clang force_cuda_host_device end

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,21 +29,21 @@ _CHECKED = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")  # which 
 _CPUS = {"x86_64": "x86_64_v3", "aarch64": "generic"}
 
 
-def softgpu_target(name: str, architecture: str, runtime: Path = RUNTIME) -> Target:
-    """The target for an architecture of NVIDIA's, below a vendor's runtime. Raises UnsupportedError where there is no compiler for it."""
+def softgpu_target(name: str, architecture: str) -> Target:
+    """The target for an architecture of NVIDIA's. Raises UnsupportedError where there is no compiler for it."""
     if find_spec("ziglang") is None:
         raise UnsupportedError("needs clang", field="target softgpu", fix="`pip install ziglang`")
     spec = DeviceSpec(name, "cuda", name.replace(":", "-"), f"{here()}-linux-gnu", ())
-    return replace(cuda_like(spec, architecture), code=partial(_code, runtime), link=link)
+    return replace(cuda_like(spec, architecture), code=_code, link=link)
 
 
-def _code(runtime: Path, mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code:
+def _code(mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code:
     code, launches = write_launches(mod, plan, target.tvm, folder)
     source = cuda_source(code, target.tvm)
     kernels = folder / "kernels.cpp"
     symbols = [launch.symbol for kernel in plan.kernels for launch in code.launches[kernel.name]]
     kernels.write_text(translate(source, symbols), encoding="utf-8")
-    return Code((), (launches, kernels, DRIVER, runtime), {"kernels.cu": source} if debug_level() >= 4 else {})
+    return Code((), (launches, kernels, DRIVER, RUNTIME), {"kernels.cu": source} if debug_level() >= 4 else {})
 
 
 def link(objects: Sequence[Path], sources: Sequence[Path], output: Path) -> None:

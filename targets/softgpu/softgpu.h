@@ -39,12 +39,23 @@ struct softgpu_uint3 {
 
 namespace softgpu {
 
-constexpr unsigned kLanes = 32, kWords = 4, kMaxThreads = 1024;
+#ifndef SOFTGPU_LANES
+#define SOFTGPU_LANES 32
+#endif
+using Mask = uint64_t;  // a bit for each lane of a warp
+constexpr unsigned kLanes = SOFTGPU_LANES, kWords = 4, kMaxThreads = 1024;
+constexpr Mask kAll = ~(Mask)0 >> (64 - kLanes);
+#ifdef SOFTGPU_ROCM
+constexpr bool kMayPart = true;  // whether lanes may come to a barrier while others of their warp wait for each other elsewhere
+#else
+constexpr bool kMayPart = false;
+#endif
 constexpr size_t kStack = 64 << 10, kDynamic = 227 << 10;
 constexpr uint64_t kCanary = 0x736f667467707521;  // at the end of each stack
 
 struct Warp {
-  unsigned live, arrived, generation;  // live: a bit for each lane that has not ended
+  Mask live;  // those of lanes that have not ended
+  unsigned arrived, generation;
   const char* instruction;             // that they wait in, if all lanes must reach it
   uint32_t words[2][kLanes][kWords];   // what lanes hand to each other; two sets in turns, for who is late may still read the last one
 };
@@ -198,7 +209,7 @@ static inline void give_turn() {  // to the next fiber that can go on
       softgpu_switch(&self->stack, f.stack);
       return;
     }
-    if (num_live && (complete_a_copy() || (!arrived && complete_a_warp()))) continue;
+    if (num_live && (complete_a_copy() || ((kMayPart || !arrived) && complete_a_warp()))) continue;
     if (num_live) failure = why_stuck();
     else if (num_bulk_copies) failure = "a block ends while its bulk copies are under way";
     break;
@@ -228,13 +239,13 @@ struct Nothing {
 
 // The lanes of `mask` meet; the last of them runs `all` over what each handed over. Gives that.
 template <class All = Nothing>
-static inline uint32_t (*meet(unsigned mask, const char* instruction = nullptr, All all = {}))[kWords] {
+static inline uint32_t (*meet(Mask mask, const char* instruction = nullptr, All all = {}))[kWords] {
   Warp& w = *me->warp;
   const unsigned set = w.generation & 1;
   if (!(mask >> me->lane & 1)) fail("a warp collective whose mask leaves out the lane that calls it");
   if (w.arrived && w.instruction != instruction) fail("lanes of a warp wait for each other in different instructions");
   w.instruction = instruction;
-  if (++w.arrived >= (unsigned)__builtin_popcount(mask & w.live)) {
+  if (++w.arrived >= (unsigned)__builtin_popcountll(mask & w.live)) {
     all(w.words[set]);
     w.arrived = 0;
     ++w.generation;
@@ -245,7 +256,7 @@ static inline uint32_t (*meet(unsigned mask, const char* instruction = nullptr, 
 }
 
 template <class T>
-static inline T exchange(unsigned mask, T value, unsigned from) {
+static inline T exchange(Mask mask, T value, unsigned from) {
   static_assert(sizeof(T) <= sizeof(uint32_t[kWords]));
   memcpy(me->warp->words[me->warp->generation & 1][me->lane], &value, sizeof(T));
   auto words = meet(mask);
@@ -257,10 +268,10 @@ static inline T exchange(unsigned mask, T value, unsigned from) {
 // All lanes of a warp meet in an instruction; the last of them runs `all` over pointers to what each brings, which lies on their stacks.
 template <class T, class All>
 static inline void together(const char* instruction, T& mine, All all) {
-  if (me->warp->live != ~0u) fail("an instruction of a whole warp where some lanes have ended");
+  if (me->warp->live != kAll) fail("an instruction of a whole warp where some lanes have ended");
   T* const pointer = &mine;
   memcpy(me->warp->words[me->warp->generation & 1][me->lane], &pointer, sizeof pointer);
-  meet(~0u, instruction, [&](uint32_t (*words)[kWords]) {
+  meet(kAll, instruction, [&](uint32_t (*words)[kWords]) {
     T* lanes[kLanes];
     for (unsigned l = 0; l < kLanes; ++l) memcpy(&lanes[l], words[l], sizeof lanes[l]);
     all(lanes);
@@ -272,10 +283,10 @@ static void run_fiber() {
     kernel(kernel_arguments);
     if (arrived) fail("a thread ended while others wait for it in __syncthreads");
     Warp& w = *me->warp;
-    w.live &= ~(1u << me->lane);
+    w.live &= ~((Mask)1 << me->lane);
     me->done = true;
     --num_live;
-    if (w.arrived && w.arrived >= (unsigned)__builtin_popcount(w.live)) {
+    if (w.arrived && w.arrived >= (unsigned)__builtin_popcountll(w.live)) {
       if (w.instruction) fail("an instruction of a whole warp where some lanes have ended");
       w.arrived = 0;
       ++w.generation;
@@ -323,7 +334,7 @@ static inline void begin_block(char* stacks) {
     ((void**)f.stack)[kReturn] = (void*)run_fiber;
     copies[t].first = copies[t].end = copies[t].group = 0;
     f.awaited = nullptr, f.done = false, f.rank = t, f.lane = t % kLanes, f.warp = &warps[t / kLanes];
-    f.warp->live |= 1u << f.lane;
+    f.warp->live |= (Mask)1 << f.lane;
     f.index = {t % block_size.x, t / block_size.x % block_size.y, t / (block_size.x * block_size.y)};
   }
 }
@@ -390,7 +401,29 @@ struct Sizes<void(A...)> {
   }
 #define SOFTGPU_KERNEL(name) {#name, softgpu_launch_##name, softgpu::Sizes<decltype(name)>::bytes}
 
-#ifndef SOFTGPU_METAL  // the rest is CUDA's
+#define CUPOLA_COPIED(V) /* the compiler checks the alignment of copies only where they are not its own */ \
+  V() = default;                                                                                           \
+  V(const V& other) { memcpy(this, &other, sizeof *this); }                                                \
+  V& operator=(const V& other) {                                                                           \
+    memcpy(this, &other, sizeof *this);                                                                    \
+    return *this;                                                                                          \
+  }
+template <class To, class From>
+static inline To softgpu_bits(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  memcpy(&result, &value, sizeof result);
+  return result;
+}
+static inline unsigned short softgpu_to_bf16(float value) {
+  const uint32_t bits = softgpu_bits<uint32_t>(value);
+  return value != value ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+extern "C" __attribute__((visibility("hidden"), weak)) __bf16 __truncsfbf2(float value) {  // which not every compiler brings along
+  return softgpu_bits<__bf16>(softgpu_to_bf16(value));
+}
+
+#if !defined(SOFTGPU_METAL) && !defined(SOFTGPU_ROCM)  // the rest is CUDA's
 #define threadIdx (softgpu::me->index)
 #define blockIdx (softgpu::block_index)
 #define blockDim (softgpu::block_size)
@@ -420,29 +453,8 @@ static inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32
   return softgpu::exchange(mask, value, ((lane ^ bits) & (width - 1)) | (lane & ~(width - 1)));
 }
 
-#define CUPOLA_COPIED(V) /* the compiler checks the alignment of copies only where they are not its own */ \
-  V() = default;                                                                                           \
-  V(const V& other) { memcpy(this, &other, sizeof *this); }                                                \
-  V& operator=(const V& other) {                                                                           \
-    memcpy(this, &other, sizeof *this);                                                                    \
-    return *this;                                                                                          \
-  }
 #include "../gpu/types.h"
 
-template <class To, class From>
-static inline To softgpu_bits(From value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To result;
-  memcpy(&result, &value, sizeof result);
-  return result;
-}
-static inline unsigned short softgpu_to_bf16(float value) {
-  const uint32_t bits = softgpu_bits<uint32_t>(value);
-  return value != value ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-extern "C" __attribute__((visibility("hidden"), weak)) __bf16 __truncsfbf2(float value) {  // which not every compiler brings along
-  return softgpu_bits<__bf16>(softgpu_to_bf16(value));
-}
 static inline float softgpu_fma(double a, double b, double c) {  // to odd, so that rounding to 16 bits rounds once
   const double exact = fma(a, b, c);
   const float near = (float)exact;

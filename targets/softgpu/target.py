@@ -1,4 +1,5 @@
-"""The targets `softgpu…` and `softmetal`: kernels for CUDA and Metal, run on this CPU thread by thread, to test them. Very slow."""
+"""The targets `softgpu…`, `softrocm:…` and `softmetal`: kernels for CUDA, AMD's GPUs and Metal, run on this CPU thread by thread, to test
+them. Very slow."""
 
 from __future__ import annotations
 
@@ -13,12 +14,19 @@ if TYPE_CHECKING:
 
 
 ARCHITECTURES = {"softgpu": "sm_80", "softgpu:sm_90a": "sm_90a"}  # of NVIDIA's, by the target's name
+AMD_ARCHITECTURES = {"softrocm:gfx942": "gfx942", "softrocm:gfx1100": "gfx1100"}
 
 
 def _make(name: str) -> Target:
     from cupola.targets.softgpu.build import softgpu_target  # here, so that names are known without tvm, seconds of start-up
 
     return softgpu_target(name, ARCHITECTURES[name])
+
+
+def _make_rocm(name: str) -> Target:
+    from cupola.targets.softgpu.build_rocm import softrocm_target
+
+    return softrocm_target(name, AMD_ARCHITECTURES[name])
 
 
 def _make_metal() -> Target:
@@ -35,6 +43,12 @@ TARGETS = (
     *(
         TargetEntry(name, f"CUDA's kernels for {architecture} on this CPU, to test them", partial(_make, name), _has_compiler, EXECUTED)
         for name, architecture in ARCHITECTURES.items()
+    ),
+    *(
+        TargetEntry(
+            name, f"ROCm's kernels for {architecture} on this CPU, to test them", partial(_make_rocm, name), _has_compiler, EXECUTED
+        )
+        for name, architecture in AMD_ARCHITECTURES.items()
     ),
     TargetEntry("softmetal", "Metal's kernels on this CPU, to test them", _make_metal, _has_compiler, EXECUTED),
 )

@@ -62,8 +62,8 @@ INSTRUCTIONS = {
 }
 
 
-def translate(source: str, symbols: Sequence[str]) -> str:
-    """The C++ of the kernels called `symbols`, with the table that `driver.c` looks them up in.
+def translate(source: str, symbols: Sequence[str], head: str = '#include "softgpu.h"\n') -> str:
+    """The C++ of the kernels called `symbols` behind `head`, with the table that `driver.c` looks them up in.
 
     Raises:
         UnsupportedError: the source has an instruction that is not in INSTRUCTIONS.
@@ -71,7 +71,7 @@ def translate(source: str, symbols: Sequence[str]) -> str:
     code = without_includes(_DYNAMIC.sub(r"\1 *const \2 = (\1 *)softgpu::dynamic;", _without_assembly(source)))
     entries = "\n".join(f"SOFTGPU_ENTRY({symbol})" for symbol in symbols)
     table = "".join(f"  SOFTGPU_KERNEL({symbol}),\n" for symbol in symbols)
-    return f'#include "softgpu.h"\n{code}\n{entries}\nextern "C" const softgpu::Kernel softgpu_kernels[] = {{\n{table}  {{}}}};\n'
+    return f'{head}{code}\n{entries}\nextern "C" const softgpu::Kernel softgpu_kernels[] = {{\n{table}  {{}}}};\n'
 
 
 def _without_assembly(source: str) -> str:

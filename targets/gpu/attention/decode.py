@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import tvm
 from tvm import relax
@@ -25,8 +24,10 @@ from cupola.targets.generic import attention as generic
 from cupola.targets.generic.attention import AttentionTensors, attention_tensors
 from cupola.targets.gpu.attention.chunks import CHUNK, WARPS, WORDS, Lanes, heads_of, is_split_for, num_chunks, takes, workspace_shape
 from cupola.targets.gpu.attention.plain import LOWEST, Head, Row, append, attend
+from cupola.targets.gpu.attention.prefill import Block as TileBlock
 from cupola.targets.gpu.attention.prefill import attend_together, multiplies
-from cupola.targets.gpu.emit import WARP, blocks, from_lane, keep, over_warp, registers, shared, store, synchronize, warp_sum
+from cupola.targets.gpu.attention.turned import TurnedBlock
+from cupola.targets.gpu.emit import WARP, blocks, cached, from_lane, gpu, keep, over_warp, registers, shared, store, synchronize, warp_sum
 
 _THREADS = WARPS * WARP
 
@@ -36,14 +37,14 @@ def lower_paged_attention(call: relax.Call, builder: relax.BlockBuilder) -> rela
     return generic.lower_paged_attention(call, builder, _attention, workspace_shape)
 
 
-@cache
+@cached
 def _attention(k: AttentionShape) -> tvm.tirx.PrimFunc | None:
     def body() -> None:
         tensors = attention_tensors(k, workspace_shape)
         append(tensors)
         attend_alone(tensors)
         if multiplies(k):
-            attend_together(tensors)
+            attend_together(tensors, TurnedBlock if gpu().matrix.is_square else TileBlock)
         else:
             attend(tensors, least=2)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import tvm
 from tvm.tirx.script import builder as T
@@ -20,12 +21,11 @@ from cupola.targets.attention_shape import AttentionShape
 from cupola.targets.emit import Buffer, Value
 from cupola.targets.generic.attention import AttentionTensors
 from cupola.targets.gpu.attention.plain import LOWEST, Head, some_bring_more
-from cupola.targets.gpu.emit import WARP, blocks, keep, registers, shared, store, synchronize
+from cupola.targets.gpu.emit import WARP, blocks, gpu, keep, registers, shared, store, synchronize
 
-ROWS = 64  # of a block
-_WARPS = 4  # of a block; each has 16 rows
-_THREADS = _WARPS * WARP
-_SLICE = 32  # dimensions of a key that a lane's 16 bytes and those of its three neighbours are
+ROWS = 16  # of a warp
+MOST_ROWS = 64  # of a block
+SLICE = 32  # dimensions of a key that a lane's 16 bytes and those of its three neighbours are
 _MOST_DIM = 256  # of a head, for registers
 
 
@@ -35,12 +35,12 @@ def multiplies(kernel: AttentionShape) -> bool:
     return kernel.kv_dtype != "float32" and fits
 
 
-def attend_together(t: AttentionTensors) -> None:
+def attend_together(t: AttentionTensors, block_type: type[Block]) -> None:
     """Writes the results of sequences that bring several tokens, whose keys and values stand in pages."""
     kernel, per_group = t.kernel, t.kernel.num_heads // t.kernel.num_kv_heads
-    tile = _Tile.of(kernel)
-    most = (t.n * per_group // T.int64(ROWS) + t.batch) * some_bring_more(t)
-    with blocks(most, kernel.num_kv_heads, threads=_THREADS) as (index, group, thread):
+    tile = block_type.tile_of(kernel)
+    most = (t.n * per_group // T.int64(tile.rows) + t.batch) * some_bring_more(t)
+    with blocks(most, kernel.num_kv_heads, threads=tile.threads) as (index, group, thread):
         memory = T.alloc_buffer((tile.halves,), "int16", scope="shared.dyn")
         scales = [shared(tile.keys) for _ in t.scales]
         found = registers(3, "int64")  # tiles before, the sequence, its first tile
@@ -49,54 +49,61 @@ def attend_together(t: AttentionTensors) -> None:
         with T.serial(t.batch) as i:
             count = keep(T.cast(t.query_starts[i + 1] - t.query_starts[i], "int64"))
             with T.If(count > T.int64(1)), T.Then():
-                rows = (count * per_group + T.int64(ROWS - 1)) // T.int64(ROWS)
+                rows = (count * per_group + T.int64(tile.rows - 1)) // T.int64(tile.rows)
                 with T.If(tvm.tirx.all(index >= found[0], index < found[0] + rows)), T.Then():
                     T.buffer_store(found, T.cast(i, "int64"), [1])
                     T.buffer_store(found, found[0], [2])
                 T.buffer_store(found, found[0] + rows, [0])
         with T.If(found[1] >= T.int64(0)), T.Then():
-            sequence, first = found[1], keep((index - found[2]) * ROWS)
+            sequence, first = found[1], keep((index - found[2]) * tile.rows)
             start = keep(T.cast(t.query_starts[sequence], "int64"))
             count = keep(T.cast(t.query_starts[sequence + T.int64(1)], "int64") - start)
             before = keep(T.cast(t.context_lens[sequence], "int64") - count)
-            last = keep(T.min(first + T.int64(ROWS), count * per_group) - T.int64(1))
-            begin = keep(_first_seen(kernel, before + first // per_group))
+            last = keep(T.min(first + T.int64(tile.rows), count * per_group) - T.int64(1))
+            begin = keep(first_seen(kernel, before + first // per_group))
             end = keep(before + last // per_group)
-            block = _Block(t, tile, memory, scales, sequence, group, start, before, first, last, begin, end, thread)
+            block = block_type(t, tile, memory, scales, sequence, group, start, before, first, last, begin, end, thread)
             block.run()
 
 
-def _first_seen(kernel: AttentionShape, position: Value) -> Value:
+def keys_of(kernel: AttentionShape) -> int:
+    """Keys of a tile."""
+    return 64 if max(kernel.key_dim, kernel.value_dim) <= 128 else 32
+
+
+def first_seen(kernel: AttentionShape, position: Value) -> Value:
     return T.max(T.int64(0), position + T.int64(1 - kernel.window)) if kernel.window else T.int64(0)
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
     """A block's shared memory, in halves: queries, then a tile of keys, then one of values.
 
     Attributes:
+        rows: of the block.
         keys: of a tile.
         key_dim: of the keys, to whole slices.
         row: halves from a query or key to the next: an odd multiple of 64 bytes, so that lanes read from different banks.
-        value_row: the same of values, for `load_transposed`: 16 bytes more than a multiple of 128.
+        value_row: the same of values: 16 bytes more than a multiple of as much as lanes read at once.
+        value_rows: of a tile of values.
     """
 
+    rows: int
     keys: int
     key_dim: int
     row: int
     value_row: int
+    value_rows: int
 
-    @staticmethod
-    def of(kernel: AttentionShape) -> _Tile:
-        """That of a kernel."""
-        slices = -(-kernel.key_dim // _SLICE)
-        keys = 64 if max(kernel.key_dim, kernel.value_dim) <= 128 else 32
-        return _Tile(keys, slices * _SLICE, (slices | 1) * _SLICE, -(-kernel.value_dim // 64) * 64 + 8)
+    @property
+    def threads(self) -> int:
+        """Of the block."""
+        return self.rows // ROWS * gpu().matrix.lanes
 
     @property
     def keys_at(self) -> int:
         """The first key."""
-        return ROWS * self.row
+        return self.rows * self.row
 
     @property
     def values_at(self) -> int:
@@ -106,11 +113,11 @@ class _Tile:
     @property
     def halves(self) -> int:
         """All of it."""
-        return self.values_at + self.keys * self.value_row
+        return self.values_at + self.value_rows * self.value_row
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """A block's part of the work.
 
     Attributes:
@@ -121,7 +128,7 @@ class _Block:
     """
 
     t: AttentionTensors
-    tile: _Tile
+    tile: Tile
     memory: Buffer
     scales: list[Buffer]
     sequence: Value
@@ -133,6 +140,22 @@ class _Block:
     begin: Value
     end: Value
     thread: Value
+
+    @staticmethod
+    def tile_of(kernel: AttentionShape) -> Tile:
+        """The memory of a kernel's blocks."""
+        slices, keys = -(-kernel.key_dim // SLICE), keys_of(kernel)
+        return Tile(MOST_ROWS, keys, slices * SLICE, (slices | 1) * SLICE, -(-kernel.value_dim // 64) * 64 + 8, keys)
+
+    @property
+    def lane(self) -> Value:
+        """Of the warp."""
+        return self.thread % gpu().matrix.lanes
+
+    @property
+    def warp(self) -> Value:
+        """Of the block."""
+        return self.thread // gpu().matrix.lanes
 
     @property
     def dtype(self) -> str:
@@ -148,35 +171,48 @@ class _Block:
         per_group, x = self.t.kernel.num_heads // self.t.kernel.num_kv_heads, T.min(self.first + row, self.last)
         return x // per_group, self.group * per_group + x % per_group
 
+    def rows(self) -> Rows:
+        """The warp's."""
+        return Rows(self)
+
     def run(self) -> None:
         """All of it."""
-        rows, size = _Rows(self), self.tile.keys
+        rows, size = self.rows(), self.tile.keys
         begin = keep(self.begin // size)
         self._fetch(0, begin)
-        self.call("commit_copies")
+        self._commit()
         self._fetch_scales(0, begin)
         self._read_queries()
         with T.serial(self.end // size + T.int64(1) - begin) as i:
             now = keep(begin + T.cast(i, "int64"))
             is_next = (now + T.int64(1)) * size <= self.end
-            self._wait(0)  # for keys, and for who reads values
+            self._wait(0, now)  # for keys, and for who reads values
             self._fetch(1, now)
-            self.call("commit_copies")
+            self._commit()
             self._fetch_scales(1, now)
             scores = rows.scores()
-            synchronize()
+            self._leave_keys(now)
             with T.If(is_next), T.Then():
                 self._fetch(0, now + T.int64(1))
-            self.call("commit_copies")
+            self._commit()
             rows.weigh(scores, now * size)
-            self._wait(1)  # for values
+            self._wait(1, now)  # for values
             with T.If(is_next), T.Then():
                 self._fetch_scales(0, now + T.int64(1))
             rows.add_values(scores)
         rows.finish()
 
-    def _wait(self, left: int) -> None:
+    def _commit(self) -> None:
+        """Ends a group of copies."""
+        self.call("commit_copies")
+
+    def _wait(self, left: int, tile: Value) -> None:
+        """Until all copies of a tile but so many groups' are here, and nobody reads what the next ones go to."""
         self.call(f"wait_for_copies<{left}>")
+        synchronize()
+
+    def _leave_keys(self, tile: Value) -> None:
+        """Until nobody reads the tile of keys any more."""
         synchronize()
 
     def _fetch(self, which: int, tile: Value) -> None:
@@ -188,7 +224,7 @@ class _Block:
         copy = {"int8": "copy_codes", E4M3: "copy_e4m3"}.get(kernel.kv_dtype, "copy_16")
         per_piece = 8 if copy == "copy_16" else 16
         pieces = -(-(layout.key_dim if which == 0 else dim) // per_piece)
-        for first in range(0, layout.keys * pieces, _THREADS):
+        for first in range(0, layout.keys * pieces, layout.threads):
             i = self.thread + T.int64(first)
             with T.If(i < T.int64(layout.keys * pieces)), T.Then():
                 place, piece = self._place(tile * layout.keys + i // pieces), i % pieces
@@ -209,9 +245,10 @@ class _Block:
         return self.t.layer, held, seen % kernel.block_size, self.group
 
     def _read_queries(self) -> None:
-        """A warp reads its rows, one after the other."""
-        with T.serial(ROWS // _WARPS) as i:
-            row = keep(self.thread // WARP * (ROWS // _WARPS) + T.cast(i, "int64"))
+        """32 lanes read some rows, one after the other."""
+        count = self.tile.rows // (self.tile.threads // WARP)
+        with T.serial(count) as i:
+            row = keep(self.thread // WARP * count + T.cast(i, "int64"))
             self._read_query(row, *self.row(row))
 
     def _read_query(self, row: Value, token: Value, head: Value) -> None:
@@ -227,22 +264,26 @@ class _Block:
                 put(T.int64(kernel.key_dim) + lane, T.float32(0))
 
 
-class _Rows:
+class Rows:
     """A warp's 16 rows. A lane has two of them, r = lane / 4 and r + 8, and of tiles of 8 columns those at 2 (lane % 4) and the next
     (`matrix.cuh`): the highest scores, sums of weights, and sums of values."""
 
-    def __init__(self, block: _Block) -> None:
-        self.block, kernel = block, block.t.kernel
-        self.lane, self.warp = block.thread % WARP, block.thread // WARP
-        rows = [block.row(self.warp * 16 + self.lane // 4 + T.int64(8 * half)) for half in (0, 1)]
+    places: ClassVar[tuple[int, ...]] = (0, 8)  # of a lane's rows, from its first one on
+    over_row: ClassVar[str] = "of_four"  # lanes that share a row
+
+    def __init__(self, block: Block) -> None:
+        self.block, kernel, unit = block, block.t.kernel, gpu().matrix
+        self.lane, self.warp = block.lane, block.warp
+        rows = [block.row(self.warp * ROWS + unit.place(self.lane) + T.int64(place)) for place in self.places]
         self.tokens = [keep(token) for token, _ in rows]
         self.heads = [keep(head) for _, head in rows]
         self.positions = [keep(block.before + token) for token in self.tokens]
-        self.begins = [keep(_first_seen(kernel, position)) for position in self.positions]
+        self.begins = [keep(first_seen(kernel, position)) for position in self.positions]
         self.slopes = [keep(block.t.slopes[head]) for head in self.heads] if block.t.slopes is not None else None
-        self.highest, self.totals, self.sums = registers(2), registers(2), registers(kernel.value_dim // 2)
-        for held, count, value in ((self.highest, 2, LOWEST), (self.totals, 2, 0.0), (self.sums, kernel.value_dim // 2, 0.0)):
-            for i in range(count):
+        count, num_sums = len(self.places), kernel.value_dim // 16 * unit.sums * 16 // unit.rows
+        self.highest, self.totals, self.sums = registers(count), registers(count), registers(num_sums)
+        for held, size, value in ((self.highest, count, LOWEST), (self.totals, count, 0.0), (self.sums, num_sums, 0.0)):
+            for i in range(size):
                 T.buffer_store(held, T.float32(value), [i])
 
     def scores(self) -> Buffer:
@@ -251,8 +292,8 @@ class _Rows:
         found = registers(tile.keys // 2)
         for i in range(tile.keys // 2):
             T.buffer_store(found, T.float32(0), [i])
-        for part in range(tile.key_dim // _SLICE):
-            column = T.int64(part * _SLICE) + self.lane % 4 * 8
+        for part in range(tile.key_dim // SLICE):
+            column = T.int64(part * SLICE) + self.lane % 4 * 8
             halves, queries = [registers(4, "int32") for _ in (0, 1)], registers(8, "int32")
             for half, words in enumerate(halves):
                 row = self.warp * 16 + self.lane // 4 + T.int64(8 * half)
@@ -268,23 +309,28 @@ class _Rows:
                     block.call(f"multiply_{block.dtype}", *map(T.address_of, operands))
         return found
 
-    def _columns(self) -> Iterator[tuple[int, int, int, Value]]:
-        """Of each of a lane's scores: its index, its half, the index of its column, and the column."""
+    def columns(self) -> Iterator[tuple[int, int, Value]]:
+        """Of each of a lane's scores: its index, its row's, and its column."""
         for eight, half, j in itertools.product(range(self.block.tile.keys // 8), (0, 1), (0, 1)):
-            yield 4 * eight + 2 * half + j, half, 2 * eight + j, self.lane % 4 * 2 + T.int64(8 * eight + j)
+            yield 4 * eight + 2 * half + j, half, self.lane % 4 * 2 + T.int64(8 * eight + j)
+
+    def results(self, which: int) -> Iterator[tuple[int, Value]]:
+        """Of each of a lane's sums of values for a row: its index and its column."""
+        for eight, j in itertools.product(range(self.block.t.kernel.value_dim // 8), (0, 1)):
+            yield 4 * eight + 2 * which + j, self.lane % 4 * 2 + T.int64(8 * eight + j)
 
     def weigh(self, scores: Buffer, start: Value) -> None:
         """Makes weights of the scores of the keys from `start` on, and scales what was summed before to the new highest one."""
         block, kernel = self.block, self.block.t.kernel
-        highest = registers(2)
-        for half in (0, 1):
+        highest = registers(len(self.places))
+        for half in range(len(self.places)):
             T.buffer_store(highest, self.highest[half], [half])
 
         def is_seen(half: int, column: Value) -> Value:
             key = start + column
             return tvm.tirx.all(key <= self.positions[half], key >= self.begins[half])
 
-        for i, half, _, column in self._columns():
+        for i, half, column in self.columns():
             value = scores[i] * T.float32(kernel.scale)
             value = value * block.scales[0][column] if block.scales else value
             if kernel.softcap:
@@ -293,10 +339,10 @@ class _Rows:
                 value = value + self.slopes[half] * T.cast(start + column - self.positions[half], "float32")
             T.buffer_store(scores, T.Select(is_seen(half, column), keep(value), T.float32(LOWEST)), [i])
             T.buffer_store(highest, T.max(highest[half], scores[i]), [half])
-        for half in (0, 1):
-            new = keep(T.call_extern("float32", "highest_of_four", highest[half]))
+        for half in range(len(self.places)):
+            new = keep(T.call_extern("float32", f"highest_{self.over_row}", highest[half]))
             self._scale(half, new)
-        for i, half, _, column in self._columns():
+        for i, half, column in self.columns():
             weight = keep(T.Select(is_seen(half, column), T.exp(scores[i] - self.highest[half]), T.float32(0)))
             T.buffer_store(self.totals, self.totals[half] + weight, [half])
             T.buffer_store(scores, weight * block.scales[1][column] if block.scales else weight, [i])
@@ -305,8 +351,7 @@ class _Rows:
         kept = keep(T.exp(self.highest[half] - highest))
         T.buffer_store(self.highest, highest, [half])
         T.buffer_store(self.totals, self.totals[half] * kept, [half])
-        for eight, j in itertools.product(range(self.block.t.kernel.value_dim // 8), (0, 1)):
-            place = 4 * eight + 2 * half + j
+        for place, _ in self.results(half):
             T.buffer_store(self.sums, self.sums[place] * kept, [place])
 
     def add_values(self, weights: Buffer) -> None:
@@ -329,14 +374,14 @@ class _Rows:
     def finish(self) -> None:
         """Writes the results."""
         block, kernel = self.block, self.block.t.kernel
-        for half in (0, 1):
-            T.buffer_store(self.totals, T.call_extern("float32", "sum_of_four", self.totals[half]), [half])
+        for half, place in enumerate(self.places):
+            T.buffer_store(self.totals, T.call_extern("float32", f"sum_{self.over_row}", self.totals[half]), [half])
             if block.t.sinks is not None:
                 sink = keep(block.t.sinks[self.heads[half]])
                 self._scale(half, keep(T.max(self.highest[half], sink)))
                 T.buffer_store(self.totals, self.totals[half] + T.exp(sink - self.highest[half]), [half])
-            row = block.first + self.warp * 16 + self.lane // 4 + T.int64(8 * half)
+            row = block.first + self.warp * ROWS + gpu().matrix.place(self.lane) + T.int64(place)
             with T.If(row <= block.last), T.Then():
-                for eight, j in itertools.product(range(kernel.value_dim // 8), (0, 1)):
-                    column = self.heads[half] * kernel.value_dim + self.lane % 4 * 2 + T.int64(8 * eight + j)
-                    store(block.t.out, (block.start + self.tokens[half], column), self.sums[4 * eight + 2 * half + j] / self.totals[half])
+                for i, column in self.results(half):
+                    index = block.start + self.tokens[half], self.heads[half] * kernel.value_dim + column
+                    store(block.t.out, index, self.sums[i] / self.totals[half])

@@ -15,9 +15,10 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.emit import Buffer, Value
 from cupola.targets.gpu.emit import WARP, call, synchronize
-from cupola.targets.gpu.linear.fragments import GROUP, MOST_FEW, Part, Sums
-from cupola.targets.gpu.linear.stages import STAGES, Stage
+from cupola.targets.gpu.linear.fragments import MOST_FEW, Part, Sums
+from cupola.targets.gpu.linear.stages import Stage
 from cupola.targets.gpu.linear.tiles import COLUMNS, SLICE, STEP
+from cupola.targets.gpu.units import MMA
 
 _BLOCK = 64  # rows of x that lie together
 _ALIGNMENT = 1024 // 4  # words, of rows in shared memory
@@ -37,11 +38,11 @@ class HopperStage(Stage):
         return (blocks, num_chunks, _BLOCK, COLUMNS // 2)
 
     @staticmethod
-    def store_rounded(rounded: Buffer, row: Value, chunk: Value, piece: int, part: Value, words: Buffer) -> None:
+    def store_rounded(rounded: Buffer, row: Value, chunk: Value, piece: int, part: Value, words: Buffer, start: int) -> None:
         """As `Stage`."""
         for i in range(4):
             exchanged = T.bitwise_xor(T.int64(4 * piece + i), row % 8)
-            T.buffer_store(rounded, words[i], [row // _BLOCK, chunk, row % _BLOCK, exchanged * 4 + part])
+            T.buffer_store(rounded, words[start + i], [row // _BLOCK, chunk, row % _BLOCK, exchanged * 4 + part])
 
     @property
     def words(self) -> int:
@@ -51,15 +52,15 @@ class HopperStage(Stage):
     @property
     def shared_words(self) -> int:
         """As `Stage`."""
-        return STAGES * (self.words + _BARRIER)
+        return self.count * (self.words + _BARRIER)
 
     def _barrier(self, memory: Buffer, chunk: Value) -> Value:
-        return T.address_of(memory[T.int64(STAGES * self.words) + chunk % STAGES * _BARRIER])
+        return T.address_of(memory[T.int64(self.count * self.words) + chunk % self.count * _BARRIER])
 
     def begin(self, memory: Buffer, thread: Value) -> None:
         """As `Stage`."""
         with T.If(thread == T.int64(0)), T.Then():
-            for stage in range(STAGES):
+            for stage in range(self.count):
                 call("make_barrier", self._barrier(memory, T.int64(stage)))
             call("publish_barriers")
         synchronize()
@@ -102,19 +103,18 @@ class HopperStage(Stage):
         """As `Stage`."""
         synchronize()
         fetch()
-        call("wait_for_barrier", self._barrier(memory, chunk), T.cast(chunk // STAGES % 2, "int32"))
+        call("wait_for_barrier", self._barrier(memory, chunk), T.cast(chunk // self.count % 2, "int32"))
 
     def multiply(self, memory: Buffer, chunk: Value, sums: Sums, pair: Sequence[Part], row: Value, lane: Value) -> None:
         """As `Stage`."""
         rows = T.address_of(memory[self._start(chunk) + row * (COLUMNS // 2)])
         fragments = [[part.fragments(piece) for part in pair] for piece in range(COLUMNS // SLICE)]
-        function = f"multiply_{sums.groups * GROUP}_{self.weight.dtype}"
+        function = f"multiply_{sums.groups * MMA.rows}_{self.weight.dtype}"
         call("begin_products")
         for piece, words in enumerate(fragments):
             for tile, (a, at) in enumerate(words):
                 for step in range(SLICE // STEP):
-                    addresses = T.address_of(sums.held[sums.place(tile, 0)]), T.address_of(a[at + 4 * step])
-                    call(function, *addresses, rows, T.int32(piece * (SLICE // STEP) + step))
+                    call(function, sums.address(tile, 0), T.address_of(a[at + 4 * step]), rows, T.int32(piece * (SLICE // STEP) + step))
         call("commit_products")
         call("wait_for_products")
 

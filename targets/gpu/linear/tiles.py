@@ -1,7 +1,7 @@
-"""Weights in the order in which matrix units take them: tiles of 16 rows and 64 columns, of which every lane has its part side by side.
+"""Weights in the order in which matrix units take them: tiles of 64 columns, of which every lane has its part side by side.
 
-A lane's part are words of 4 bytes that `matrix.cuh` describes; four of them are one load. A unit of two tiles is what a warp works on:
-neighbours, or a tile of the gate and one of what it gates.
+A lane has two rows of a tile, by words of 4 bytes that `numbers.cuh` describes; four of them are one load. A unit is what a warp works on:
+two neighbouring tiles of 16 rows, or one of the gate and one of what it gates, or one tile of 32 rows, whose halves are that.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from tvm.tirx.script import builder as T
 from cupola.targets.emit import Buffer, Value, argument
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.generic.weights import Stored, StoredKernel, table_entry
-from cupola.targets.gpu.emit import WARP, call, keep, registers
+from cupola.targets.gpu.emit import call, gpu, keep, registers
+from cupola.targets.gpu.units import PARTS, UNIT
 from cupola.targets.weight_functions import call_weight_function, weight_function
 
-ROWS, COLUMNS = 16, 64  # of a tile
+COLUMNS = 64  # of a tile
 STEP = 16  # columns that an instruction multiplies
 SLICE = 32  # columns that share a scale: of every group there are whole ones
 _BITS = {"float16": 16, "bfloat16": 16}
@@ -34,44 +35,46 @@ def is_tileable(stored: StoredKernel) -> bool:
 
 
 @weight_function
-def tile_rows(weight: npt.NDArray[np.generic], parts: str, bits: str) -> npt.NDArray[np.int32]:
-    """Numbers or codes [N, K] as words i32 [tiles, ⌈K / 64⌉, bits / 4, 32, 4]; of two parts, as gate and up, tiles take turns."""
-    tiles = _tiles(weight, int(parts), COLUMNS)  # [tiles, row half, row, columns]
+def tile_rows(weight: npt.NDArray[np.generic], parts: str, bits: str, rows: str) -> npt.NDArray[np.int32]:
+    """Numbers or codes [N, K] as words i32 [tiles, ⌈K / 64⌉, bits / 4, lanes, 4], a lane for each of a matrix unit's `rows` and parts of
+    slices; of two `parts`, as gate and up, those are taken by turns."""
+    tiles = _tiles(weight, int(parts), COLUMNS, int(rows))  # [tiles, row half, row, columns]
     t, per_row = len(tiles), tiles.shape[-1] // COLUMNS
     # columns: chunk, slice, lane of four, instruction, half of its columns, pair, number
-    split = tiles.reshape(t, 2, 8, per_row, 2, 4, 2, 2, 2)
+    split = tiles.reshape(t, 2, int(rows), per_row, 2, 4, 2, 2, 2)
+    lanes, g, p = 4 * int(rows), *((2, 5) if int(rows) == 8 else (5, 2))  # as MatrixUnit.stored_lane
     if bits == "16":
-        ordered = split.transpose(0, 3, 4, 6, 2, 5, 7, 1, 8)
-        return np.ascontiguousarray(ordered).view(np.int32).reshape(t, per_row, 4, WARP, 4)
+        ordered = split.transpose(0, 3, 4, 6, g, p, 7, 1, 8) if int(rows) == 8 else split.transpose(0, 3, 4, 1, g, p, 6, 7, 8)
+        return np.ascontiguousarray(ordered).view(np.int32).reshape(t, per_row, 4, lanes, 4)
     if bits == "8":
-        ordered = split.view(np.uint8).transpose(0, 3, 4, 2, 5, 6, 1, 7, 8)
-        return np.ascontiguousarray(ordered).reshape(-1).view(np.int32).reshape(t, per_row, 2, WARP, 4)
-    ordered = split.view(np.uint8).transpose(0, 3, 2, 5, 4, 1, 6, 7, 8).reshape(t, per_row, 1, WARP, 4, 4, 2)
+        ordered = split.view(np.uint8).transpose(0, 3, 4, g, p, 6, 1, 7, 8)
+        return np.ascontiguousarray(ordered).reshape(-1).view(np.int32).reshape(t, per_row, 2, lanes, 4)
+    ordered = split.view(np.uint8).transpose(0, 3, g, p, 4, 1, 6, 7, 8).reshape(t, per_row, 1, lanes, 4, 4, 2)
     shifts = 4 * np.arange(4, dtype=np.uint32)
     words = (ordered[..., 0].astype(np.uint32) << shifts | ordered[..., 1].astype(np.uint32) << shifts + 16).sum(-1, dtype=np.uint32)
     return words.view(np.int32)
 
 
 @weight_function
-def tile_scales(scales: npt.NDArray[np.float16], parts: str, group_size: str) -> npt.NDArray[np.int32]:
-    """Scales or mins [N, G] as words i32 [tiles, groups of whole tiles, 8]: those of a tile's rows r and r + 8."""
+def tile_scales(scales: npt.NDArray[np.float16], parts: str, group_size: str, rows: str) -> npt.NDArray[np.int32]:
+    """Scales or mins [N, G] as words i32 [tiles, groups of whole tiles, rows]: those of a lane's two rows of a tile."""
     groups = _group_count(scales.shape[1] * int(group_size), int(group_size))
-    tiles = _tiles(scales, int(parts), groups)
+    tiles = _tiles(scales, int(parts), groups, int(rows))
     return np.ascontiguousarray(tiles.transpose(0, 3, 2, 1)).view(np.int32)[..., 0]
 
 
-def _tiles(matrix: npt.NDArray[np.generic], parts: int, columns: int) -> npt.NDArray[np.generic]:
-    """[N, K] as [tiles, 2, 8, K], padded with zeros: rows to whole tiles, and those to whole units; K to a multiple of `columns`."""
-    rows, width = len(matrix) // parts, matrix.shape[1]
-    padded = np.zeros((parts, _tile_count(rows, parts) // parts * ROWS, -(-width // columns) * columns), matrix.dtype)
+def _tiles(matrix: npt.NDArray[np.generic], parts: int, columns: int, half: int) -> npt.NDArray[np.generic]:
+    """[N, K] as [tiles, 2, half, K], padded with zeros: rows to whole units; K to a multiple of `columns`."""
+    rows, width, units = len(matrix) // parts, matrix.shape[1], _unit_count(len(matrix), parts)
+    padded = np.zeros((parts, units * UNIT // parts, -(-width // columns) * columns), matrix.dtype)
     padded[:, :rows, :width] = matrix.reshape(parts, rows, width)
-    return padded.reshape(parts, -1, 2, 8, padded.shape[-1]).swapaxes(0, 1).reshape(-1, 2, 8, padded.shape[-1])
+    by_turns = padded.reshape(parts, units, UNIT // parts, -1).swapaxes(0, 1)
+    return by_turns.reshape(-1, 2, half, padded.shape[-1])
 
 
-def _tile_count(rows: int, parts: int) -> int:
-    """Tiles of `parts` times so many rows."""
-    tiles = -(-rows // ROWS)
-    return 2 * tiles if parts == 2 else -(-tiles // 2) * 2
+def _unit_count(rows: int, parts: int) -> int:
+    """Units of so many rows, which are `parts` matrices."""
+    return -(-rows // UNIT)
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Tiles:
     """A weight within a kernel.
 
     Attributes:
-        words: of the tiles, i32 [tiles, chunks of 64 columns, loads, 32, 4].
-        scales, mins: of codes, i32 [tiles, groups, 8].
+        words: of the tiles, as of `tile_rows`.
+        scales, mins: of codes, as of `tile_scales`.
     """
 
     stored: StoredKernel
@@ -93,9 +96,8 @@ class Tiles:
     def tensors_of(stored: Stored, builder: relax.BlockBuilder, parts: int = 1) -> tuple[relax.Expr, ...]:
         """The tensors of a stored matrix as kernels take them; `parts` is 2 for a gate above what it gates."""
         shapes = _shapes(stored.kernel, parts)
-        bits = str(_bits(stored.kernel))
-        form = stored.kernel.weight_format
-        texts = [[str(parts), bits], *[[str(parts), str(form.group_size)]] * 2] if form else [[str(parts), bits]]
+        form, rows = stored.kernel.weight_format, str(gpu().matrix.rows)
+        texts = [[str(parts), str(_bits(stored.kernel)), rows], *([[str(parts), str(form.group_size), rows]] * 2 if form else ())]
         return tuple(
             builder.emit(call_weight_function((tile_rows, tile_scales)[i > 0], [tensor, *texts[i]], relax.TensorType(list(shape), "int32")))
             for i, (tensor, shape) in enumerate(zip(stored.tensors, shapes, strict=True))
@@ -131,8 +133,8 @@ class Tiles:
 
     @property
     def units(self) -> int:
-        """Pairs of tiles, one above the other."""
-        return int(self.words.shape[0]) // 2
+        """Units of 32 rows."""
+        return int(self.words.shape[0]) // gpu().matrix.tiles
 
     @property
     def group_size(self) -> int:
@@ -145,26 +147,34 @@ class Tiles:
         return (2 * chunk + T.int64(piece)) // T.int64(self.group_size // SLICE)
 
     def fragments(self, raw: Buffer, piece: int, scales: Value | None, mins: Value | None) -> tuple[Buffer, int]:
-        """The fragments of the two steps of a slice, four words each, and where they begin. `raw` is as of `read`."""
+        """The fragments of a slice, eight words for every part of the lane's, and where they begin: of the two steps, or of both rows where
+        instructions are square. `raw` is as of `Part.read`."""
         if self.format is None:
             return raw, 8 * piece
-        words, table = registers(8, "int32"), self.format.table
-        for half in (0, 1):
-            given = (scales,) if table else (scales, mins if mins is not None else T.int32(0))
-            function = f"numbers_of_{self.bits}_bits<{half}, {str(self.format.has_mins).lower()}>"
-            function = f"numbers_of_{table}<{half}>" if table else function
-            for i in range(self.bits // 4):
-                word = raw[2 * piece + half] if self.bits == 4 else raw[4 * piece + 2 * i + half]
-                call(function, T.address_of(words[4 * i + half]), word, *given)
+        parts, per_part, table = int(raw.shape[0]) // (4 * self.loads), 4 * self.loads, self.format.table
+        words = registers(8 * parts, "int32")
+        for part in range(parts):
+            of_steps = registers(8, "int32") if gpu().matrix.is_square else words
+            for half in (0, 1):
+                given = (scales,) if table else (scales, mins if mins is not None else T.int32(0))
+                function = f"numbers_of_{self.bits}_bits<{half}, {str(self.format.has_mins).lower()}>"
+                function = f"numbers_of_{table}<{half}>" if table else function
+                for i in range(self.bits // 4):
+                    word = raw[per_part * part + (2 * piece + half if self.bits == 4 else 4 * piece + 2 * i + half)]
+                    call(function, T.address_of(of_steps[4 * i + half]), word, *given)
+                for i in range(4 if gpu().matrix.is_square else 0):
+                    T.buffer_store(words, of_steps[2 * i + half], [8 * part + 4 * half + i])
         return words, 0
 
     def element(self, row: Value, column: Value) -> Value:
         """One element as float32, of a weight of one part."""
-        tile, half, g = row // ROWS, row % ROWS // 8, row % 8
+        unit = gpu().matrix
+        tile, half, g = row // unit.tile_rows, row % unit.tile_rows // unit.rows, row % unit.rows
         chunk, piece, t, step, pair = column // 64, column // 32 % 2, column // 8 % 4, column // 4 % 2, column // 2 % 2
-        lane, form = 4 * g + t, self.format
+        lane, form = unit.stored_lane(g, t), self.format
         if self.bits == 16:
-            word, shift = self.words[tile, chunk, 2 * piece + step, lane, 2 * pair + half], column % 2 * 16
+            of_load, of_word = (half, 2 * step + pair) if unit.is_square else (step, 2 * pair + half)
+            word, shift = self.words[tile, chunk, 2 * piece + of_load, lane, of_word], column % 2 * 16
             bits = T.cast((word >> T.cast(shift, "int32")) & T.int32(0xFFFF), "uint16")
             return T.cast(T.reinterpret(self.stored.dtype, bits), "float32")
         if self.bits == 8:
@@ -193,10 +203,10 @@ def _bits(stored: StoredKernel) -> int:
 
 
 def _shapes(stored: StoredKernel, parts: int) -> list[tuple[int, ...]]:
-    (rows, columns), form = stored.shape, stored.weight_format
-    tiles = _tile_count(rows // parts, parts)
-    words = (tiles, -(-columns // COLUMNS), _bits(stored) // 4, WARP, 4)
-    return [words] if form is None else [words, *[(tiles, _group_count(columns, form.group_size), 8)] * (1 + form.has_mins)]
+    (rows, columns), form, unit = stored.shape, stored.weight_format, gpu().matrix
+    tiles = _unit_count(rows, parts) * unit.tiles
+    words = (tiles, -(-columns // COLUMNS), _bits(stored) // 4, PARTS * unit.rows, 4)
+    return [words] if form is None else [words, *[(tiles, _group_count(columns, form.group_size), unit.rows)] * (1 + form.has_mins)]
 
 
 def _group_count(columns: int, group_size: int) -> int:
