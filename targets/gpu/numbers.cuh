@@ -93,4 +93,3 @@ DEVICE void copy_codes(void *to, const void *from) {
 
 DEVICE void store_float16(void *to, float value) { *(unsigned short *)to = pair_float16(value, 0); }
 DEVICE void store_bfloat16(void *to, float value) { *(unsigned short *)to = pair_bfloat16(value, 0); }
-

@@ -1,5 +1,5 @@
-"""Matrix units: which lane of a warp has what of an instruction's matrices. The functions in C that multiply are those of `matrix.cuh` and of
-`targets/rocm/matrix.h`.
+"""Matrix units: which lane of a warp has what of an instruction's matrices. The functions in C that multiply are those of `matrix.cuh` and
+of `targets/rocm/matrix.h`.
 
 An instruction multiplies 16 columns of some rows of a weight with the same columns of rows of x. Columns may come in any order, if both
 matrices have the same. So a lane that shares a row with three others has 8 neighbours of every 32, which are its part of a slice, for two
@@ -102,6 +102,7 @@ class MatrixUnit:
 
 
 MMA = MatrixUnit(lanes=32, rows=8, numbers=2, lane_step=2, number_step=1)  # m16n8k16 (PTX ISA 8.5, 9.7.14.5.8)
-# AMD's of 16 x 16 x 16 (CDNA 3 and RDNA 3 instruction set architectures). x is the first matrix, so that the sums of 16 lanes are neighbours.
+# AMD's of 16 x 16 x 16 (instruction set architectures CDNA 3, 7.1.4, and RDNA 3, 7.9). x is the first matrix, so that 16 lanes' sums are
+# neighbours.
 MFMA = MatrixUnit(lanes=64, rows=16, numbers=4, lane_step=4, number_step=1)
 WMMA = MatrixUnit(lanes=32, rows=16, numbers=8, lane_step=1, number_step=2)

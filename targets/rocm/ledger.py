@@ -12,6 +12,7 @@ The ledger in the repository must be what the kernels give, better figures too. 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,9 +41,9 @@ _NOTE = re.compile(
 )  # of a kernel; those of its arguments are indented further
 
 
-def make_ledger() -> Ledger:
+def make_ledger(architectures: Iterable[str] = ARCHITECTURES) -> Ledger:
     """Every kernel at a real model's sizes, on each instruction set."""
-    return {key: line for architecture in ARCHITECTURES for key, line in _lines(get_target(f"rocm:{architecture}")).items()}
+    return {key: line for architecture in architectures for key, line in _lines(get_target(f"rocm:{architecture}")).items()}
 
 
 def _lines(target: Target) -> Ledger:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cupola.targets.entry import INSPECTED, TargetEntry
+from cupola.targets.entry import EXECUTED, TargetEntry
 
 if TYPE_CHECKING:
     from cupola.targets.base import Target
@@ -29,5 +29,5 @@ def _has_driver() -> bool:
 
 
 TARGETS = tuple(
-    TargetEntry(f"rocm:{name}", description, partial(_make, name), _has_driver, INSPECTED) for name, description in ARCHITECTURES.items()
+    TargetEntry(f"rocm:{name}", description, partial(_make, name), _has_driver, EXECUTED) for name, description in ARCHITECTURES.items()
 )

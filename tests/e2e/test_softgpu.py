@@ -16,10 +16,8 @@ from cupola.runtime.device.accelerator import AcceleratorOutput
 from cupola.runtime.engine import engine
 from cupola.targets import registry
 from cupola.targets.entry import EXECUTED, TargetEntry
-from cupola.targets.gpu.cuda import HIP_RUNTIME
 from cupola.targets.ops import Argmax, BlockMaxima
 from cupola.targets.registry import get_target
-from cupola.targets.softgpu.build import softgpu_target
 from tests.checkpoints import save_tiny
 from tests.conftest import Compiled
 from tests.targets.harness import same_bits
@@ -154,19 +152,6 @@ def test_graphs_change_no_bit(artifact: cupola.Artifact, prompts: list[list[int]
     with_graphs = generate()
     monkeypatch.setenv("CUPOLA_NO_GRAPHS", "1")
     assert generate() == with_graphs
-
-
-def test_rocms_runtime_changes_no_bit(
-    tiny: Path, artifact: cupola.Artifact, prompts: list[list[int]], tmp_path: Path, monkeypatch: Any
-) -> None:
-    """The same kernels below the runtime that AMD's GPUs get, over the names of HIP's functions."""
-    monkeypatch.setattr(registry, "_REGISTERED", {})
-    registry.register_target(TargetEntry("softgpu-hip", "", partial(softgpu_target, "softgpu-hip", "sm_80", HIP_RUNTIME), lambda: True))
-    below = cupola.compile(tiny, out=tmp_path / "artifact", target="softgpu-hip", quant="f32", block_size=4)
-    assert b"hipModuleLaunchKernel" in (below.path / below.manifest.libraries[0].file).read_bytes()
-    llms = [cupola.LLM(found, max_num_seqs=3, kv_memory=9 * artifact.manifest.kv.bytes_per_block) for found in (artifact, below)]
-    assert outputs(llms[0], prompts) == outputs(llms[1], prompts)
-    assert all(same_bits(*(llm.logits(prompt) for llm in llms)) for prompt in prompts)
 
 
 def test_preempted_and_swapped_sequences_go_on(artifact: cupola.Artifact, prompts: list[list[int]]) -> None:

@@ -72,6 +72,7 @@ def keys_of(kernel: AttentionShape) -> int:
 
 
 def first_seen(kernel: AttentionShape, position: Value) -> Value:
+    """The first key that a token sees."""
     return T.max(T.int64(0), position + T.int64(1 - kernel.window)) if kernel.window else T.int64(0)
 
 

@@ -1,8 +1,8 @@
 """Attention of several tokens where an instruction multiplies 16 rows with 16, as on AMD's GPUs: the rest of `prefill.py`, turned.
 
-Keys are the first matrix and queries the second one, so that a lane's scores are of one query: its row. Of every 32 keys those that it has are,
-rounded, what it has of the second matrix when values are summed, by parts of slices as everywhere; or where lanes have whole rows, two lanes
-give each other theirs. Values stand in shared memory by dimensions. Copies go through registers.
+Keys are the first matrix and queries the second one, so that a lane's scores are of one query: its row. Of every 32 keys those that it has
+are, rounded, what it has of the second matrix when values are summed, by parts of slices as everywhere; where lanes have whole rows, two
+lanes give each other theirs. Values stand in shared memory by dimensions. Copies go through registers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.attention_shape import AttentionShape
 from cupola.targets.emit import Buffer, Value
-from cupola.targets.gpu.attention.prefill import MOST_ROWS, SLICE, Block, Rows, Tile, keys_of
+from cupola.targets.gpu.attention.prefill import MOST_ROWS, ROWS, SLICE, Block, Rows, Tile, keys_of
 from cupola.targets.gpu.emit import gpu, keep, registers, strided, synchronize
 from cupola.targets.gpu.units import PARTS
 
@@ -168,14 +168,14 @@ class TurnedRows(Rows):
 
     def scores(self) -> Buffer:
         """Products of queries and a tile of keys: for every slice of keys a lane's numbers of two steps."""
-        block, tile, unit = self.block, self.block.tile, gpu().matrix
+        tile, unit = self.block.tile, gpu().matrix
         found = registers(tile.keys // 16 * unit.numbers)
         for i in range(tile.keys // 16 * unit.numbers):
             T.buffer_store(found, T.float32(0), [i])
         place = unit.place(self.lane)
         rows = [keep(self._key(*unit.sum_place(place), step)) for step in (0, 1)]
         for part in range(tile.key_dim // SLICE):
-            queries = self._words(self.warp * 16 + place, part, 0, tile.row)
+            queries = self._words(self.warp * ROWS + place, part, 0, tile.row)
             for sixteen in range(tile.keys // 16):
                 row = rows[sixteen % 2] + T.int64(sixteen // 2 * SLICE)
                 keys = self._words(row, part, tile.keys_at, tile.row)

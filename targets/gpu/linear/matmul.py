@@ -7,6 +7,7 @@ one after the other, and adds up their sums in the same order. So a row has the 
 from __future__ import annotations
 
 import itertools
+
 import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T

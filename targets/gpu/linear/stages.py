@@ -15,7 +15,6 @@ from cupola.targets.gpu.linear.fragments import WARPS, Part, Sums, multiply
 from cupola.targets.gpu.linear.tiles import COLUMNS, SLICE, Tiles
 from cupola.targets.gpu.units import PARTS
 
-
 Copy = Callable[..., None]  # of a place in shared memory, a buffer, and an index of it
 
 

@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -117,39 +116,6 @@ def test_without_a_compiler_there_is_one_clear_error(monkeypatch: pytest.MonkeyP
         compile_rocm(REVERSED, "gfx942", tmp_path)
 
 
-# What the header has of a wavefront, by arrays over its lanes: values to be exchanged, and the operands of matrix units, gathered first.
-WAVEFRONT = """
-static unsigned self;
-static int held[64];
-#define __builtin_amdgcn_ds_bpermute(address, word) held[(address) / 4 & 63]
-#define __builtin_amdgcn_mbcnt_lo(mask, before) (before)
-#define __builtin_amdgcn_mbcnt_hi(mask, before) self
-#define __builtin_amdgcn_fence(order, scope)
-#define __builtin_amdgcn_s_barrier()
-#define __builtin_amdgcn_wave_barrier()
-static float a_of[16][16], b_of[16][16];
-static bool is_gathering;
-template <class Part, class Sums, class Number>
-static Sums emulate(Part a, Part b, Sums sums, int parts, int num_sums, unsigned (*row)(int), Number number) {
-  for (int i = 0; i < parts; ++i) {
-    const int k = parts == 16 ? i : self / 16 * 4 + i;
-    if (is_gathering) a_of[self % 16][k] = number(a[i]), b_of[self % 16][k] = number(b[i]);
-  }
-  for (int i = 0; i < num_sums; ++i)
-    for (int k = 0; k < 16; ++k) sums[i] += a_of[row(i)][k] * b_of[self % 16][k];
-  return sums;
-}
-static unsigned mfma_row(int i) { return self / 16 * 4 + i; }
-static unsigned wmma_row(int i) { return i * 2 + self / 16; }
-static float of_half(_Float16 x) { return x; }
-static float of_bfloat16(short x) { return __builtin_bit_cast(float, (int)((unsigned)(unsigned short)x << 16)); }
-#define __builtin_amdgcn_mfma_f32_16x16x16f16(a, b, c, x, y, z) emulate(a, b, c, 4, 4, mfma_row, of_half)
-#define __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(a, b, c, x, y, z) emulate(a, b, c, 4, 4, mfma_row, of_bfloat16)
-#define __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(a, b, c) emulate(a, b, c, 16, 8, wmma_row, of_half)
-#define __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(a, b, c) emulate(a, b, c, 16, 8, wmma_row, of_bfloat16)
-"""
-
-
 def on_this_cpu(source: str, folder: Path) -> ctypes.CDLL:
     """A library of C++ that includes the headers of AMD's kernels."""
     (folder / "on_cpu.cpp").write_text(source)
@@ -158,65 +124,6 @@ def on_this_cpu(source: str, folder: Path) -> ctypes.CDLL:
     command = [*interpreter(), "-m", "ziglang", "cc", *flags, *march, str(folder / "on_cpu.cpp"), "-o", str(folder / "on_cpu.so"), "-lm"]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(folder / "on_cpu.so"))
-
-
-def test_lanes_exchange_values_within_32(tmp_path: Path) -> None:
-    """The header's arithmetic of lanes, with a wavefront of 64 in an array."""
-    library = on_this_cpu(
-        "#define __gfx942__\n"
-        + WAVEFRONT
-        + """
-#include "rocm.h"
-extern "C" void exchange(int how, int by, int *results) {
-  for (int i = 0; i < 64; ++i) held[i] = i;
-  for (self = 0; self < 64; ++self)
-    results[self] = how == 0   ? __shfl_sync(~0u, held[self], by, 32)
-                    : how == 1 ? __shfl_down_sync(~0u, held[self], by, 32)
-                               : __shfl_xor_sync(~0u, held[self], by, 32);
-}
-""",
-        tmp_path,
-    )
-    lanes, results = np.arange(64), np.zeros(64, np.int32)
-    half, lane = lanes // 32 * 32, lanes % 32
-    for by in (0, 1, 2, 5, 16, 31):
-        expected = (half + by, lanes + np.where(lane + by < 32, by, 0), half + (lane ^ by))
-        for how, lanes_read in enumerate(expected):
-            library.exchange(how, by, results.ctypes.data_as(ctypes.c_void_p))
-            np.testing.assert_array_equal(results, lanes_read)
-
-
-PRODUCT = """
-extern "C" {device} void multiply(float* y, const {number}* a, const {number}* b, int depth) {{
-  rocm::Sums sums;
-  for (int k = 0; k < depth; k += 16) sums.add(a + k, depth, b + k, depth);
-  for (int i = 0; i < rocm::kSums; ++i) y[sums.row(i) * 16 + sums.column()] = sums.held[i];
-}}
-"""
-NUMBERS = {"half": np.float16, "nv_bfloat16": ml_dtypes.bfloat16}
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("number", NUMBERS)
-def test_matrix_units_multiply(number: str, architecture: str, tmp_path: Path) -> None:
-    """A wavefront's product of rows, its lanes one after the other on this CPU; and the instruction that they have."""
-    run = f"""
-extern "C" void run(float* y, const {number}* a, const {number}* b) {{
-  for (int pass = 0; pass < 2; ++pass) {{
-    is_gathering = !pass;
-    for (self = 0; self < {WAVEFRONTS[architecture]}; ++self) multiply(y, a, b, 16);
-  }}
-}}
-"""
-    source = f"#define __{architecture}__\n" + WAVEFRONT + '#include "rocm.h"\n' + PRODUCT.format(device="", number=number) + run
-    a, b = (np.random.default_rng(i).standard_normal((16, 16)).astype(NUMBERS[number]) for i in range(2))
-    y = np.full((16, 16), np.nan, np.float32)
-    on_this_cpu(source, tmp_path).run(*(array.ctypes.data_as(ctypes.c_void_p) for array in (y, a, b)))
-    np.testing.assert_allclose(y, a.astype(np.float64) @ b.astype(np.float64).T, rtol=0, atol=1e-5)
-
-    kernel = PRODUCT.format(device="__global__", number=number)
-    figures = kernel_figures(compile_rocm(kernel, architecture, tmp_path).read_text())["multiply"]
-    assert (figures["matrix_instructions"], figures["spill_bytes"]) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from cupola.targets.gpu.cuda import RUNTIME
+from cupola.targets.gpu.cuda import HIP_RUNTIME, RUNTIME
 from cupola.targets.softgpu.build import DRIVER, link
+from cupola.targets.softgpu.build_rocm import rocm_head
 from cupola.targets.softgpu.translate import translate
 
 _LAUNCH = """
@@ -35,11 +36,13 @@ class TensorMap:
 
 
 class Kernel:
-    """A kernel of its arguments, pointers or tensor maps, and its body; `before` stands before it."""
+    """A kernel of its arguments, pointers or tensor maps, and its body; `before` stands before it. It is for NVIDIA's GPUs, or for an
+    instruction set of AMD's."""
 
-    def __init__(self, body: str, folder: Path, arguments: str = "float *x", before: str = "") -> None:
-        sources = [folder / "kernels.cpp", folder / "launches.c", DRIVER, RUNTIME]
-        sources[0].write_text(translate(f'{before}\nextern "C" __global__ void kernel({arguments}) {{\n{body}\n}}\n', ["kernel"]))
+    def __init__(self, body: str, folder: Path, arguments: str = "float *x", before: str = "", rocm: str = "") -> None:
+        sources = [folder / "kernels.cpp", folder / "launches.c", DRIVER, HIP_RUNTIME if rocm else RUNTIME]
+        source = f'{before}\nextern "C" __global__ void kernel({arguments}) {{\n{body}\n}}\n'
+        sources[0].write_text(translate(source, ["kernel"], rocm_head(rocm)) if rocm else translate(source, ["kernel"]))
         sources[1].write_text(_LAUNCH)
         self.file = folder / "lib.so"
         link([], sources, self.file)

@@ -1,4 +1,5 @@
-"""Every kernel of the catalogue, executed as CUDA's and as Metal's against float64: in several orders of threads, alone as in company."""
+"""Every kernel of the catalogue, executed as CUDA's, as AMD's and as Metal's against float64: in several orders of threads, alone as in
+company. AMD's two kinds of wavefronts take them by turns."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from cupola.targets.testing.case import ODD
 from cupola.targets.testing.catalogue import KERNELS, VARIANTS, is_implemented
 from tests.targets.harness import same_bits
 
-TARGETS = [get_target(name) for name in ("softgpu", "softmetal")]
+AMD = ["softrocm:gfx942"] * 2 + ["softrocm:gfx1100"] * 2  # each takes both of ODD
+TARGETS = [[get_target(name) for name in names] for names in (["softgpu"], ["softmetal"], AMD)]
 CASES = [
     pytest.param(case := kernel(sizes, target), target, id=f"{target.spec.name} {case.name}")
-    for target in TARGETS
-    for kernel, sizes in zip((*KERNELS, *VARIANTS), itertools.cycle(ODD), strict=False)
+    for targets in TARGETS
+    for kernel, sizes, target in zip((*KERNELS, *VARIANTS), itertools.cycle(ODD), itertools.cycle(targets), strict=False)
     if is_implemented(kernel, target)
 ]
 

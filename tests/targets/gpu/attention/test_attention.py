@@ -1,5 +1,5 @@
-"""Attention of CUDA's and Metal's kernels over long contexts: against float64, in several orders of blocks and threads, and alone as in
-company."""
+"""Attention of CUDA's, Metal's and AMD's kernels over long contexts: against float64, in several orders of blocks and threads, and alone as
+in company."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ KERNELS = [
     (AttentionKernel("f16", window=20, slopes=True, sinks=True), SIZES),
     (AttentionKernel("fp8", joined=True), SIZES),
 ]
+AMD = [
+    ("softrocm:gfx942", KERNELS[1]), ("softrocm:gfx1100", KERNELS[3]), ("softrocm:gfx942", KERNELS[4]), ("softrocm:gfx1100", KERNELS[5]),
+    ("softrocm:gfx942", KERNELS[6]), ("softrocm:gfx1100", (AttentionKernel("f16", joined=True), replace(SIZES, head_dim=256, kv_heads=3))),  # whose tiles come late
+]  # fmt: skip
 ROWS = ("q", "k", "v", "qkv", "cos", "sin", "slots")
 
 
@@ -47,12 +51,14 @@ def chosen(arrays: Arrays, sequences: Sequence[int]) -> tuple[Arrays, Array]:
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("kernel", "sizes"), KERNELS, ids=name)
-def test_long_contexts(kernel: AttentionKernel, sizes: Sizes, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = compile_case(kernel(sizes, get_target(target)), get_target(target))
+@pytest.mark.parametrize(
+    ("gpu", "kernel", "sizes"), [*((gpu, *each) for each in KERNELS for gpu in TARGETS), *((gpu, *each) for gpu, each in AMD)], ids=name
+)
+def test_long_contexts(gpu: str, kernel: AttentionKernel, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = get_target(gpu)
+    run = compile_case(kernel(sizes, target), target)
     for one_each, count in ((True, 4), (False, 9), (False, 75)):
-        case = replace(kernel, context=4 * CHUNK, one_each=one_each)(sizes, get_target(target))
+        case = replace(kernel, context=4 * CHUNK, one_each=one_each)(sizes, target)
         arrays = case.draw(np.random.default_rng(3), count)
         assert arrays["context_lens"].max() > 2 * CHUNK
         whole = run(arrays)
@@ -64,10 +70,13 @@ def test_long_contexts(kernel: AttentionKernel, sizes: Sizes, target: str, monke
             assert same_bits(run(part), whole[rows])
 
 
-@pytest.mark.parametrize(("window", "target"), [(0, "softgpu"), (40, "softgpu"), (40, "softmetal")])
-def test_a_prompt_may_be_cut_anywhere(window: int, target: str) -> None:
-    case = AttentionKernel("f16", window=window)(SIZES, get_target(target))
-    run, arrays = compile_case(case, get_target(target)), case.draw(np.random.default_rng(5), 90)
+@pytest.mark.parametrize(
+    ("gpu", "window"), [("softgpu", 0), ("softgpu", 40), ("softmetal", 40), ("softrocm:gfx942", 40), ("softrocm:gfx1100", 0)]
+)
+def test_a_prompt_may_be_cut_anywhere(gpu: str, window: int) -> None:
+    target = get_target(gpu)
+    case = AttentionKernel("f16", window=window)(SIZES, target)
+    run, arrays = compile_case(case, target), case.draw(np.random.default_rng(5), 90)
     part, _ = chosen(arrays, [int(np.argmax(np.diff(arrays["query_starts"])))])
     count, whole = int(part["query_starts"][1]), run(part)
     assert count > 40

@@ -20,7 +20,7 @@ LAYERS = [
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize("target", ["softgpu", "softgpu:sm_90a", "softmetal"])
+@pytest.mark.parametrize("target", ["softgpu", "softgpu:sm_90a", "softmetal", "softrocm:gfx942", "softrocm:gfx1100"])
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer(WIDE, get_target("softgpu")).name)
 def test_layers_of_any_number_of_rows(layer, target, monkeypatch):
     """A row has the same bits in all of them, or in all few and in all others."""
