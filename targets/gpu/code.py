@@ -49,7 +49,10 @@ def cuda_source(code: DeviceCode, target: tvm.target.Target, has_tensor_cores: b
     if not has_tensor_cores:
         return source
     head, first, kernels = source.replace(*_ALIGNMENTS).partition('extern "C" __global__')
-    functions, tables = _text("matrix.cuh").replace('#include "numbers.cuh"\n', _text("numbers.cuh").partition("\n")[2]), _text("tables.cuh")
+    functions, tables = (
+        _text("matrix.cuh").replace('#include "numbers.cuh"\n', _text("numbers.cuh").partition("\n")[2]),
+        _text("tables.cuh"),
+    )
     if any(f"{function}(" in kernels or f"{function}<" in kernels for function in _FUNCTION.findall(tables)):
         functions += tables
     if target.attrs["arch"] == HOPPER:

@@ -38,12 +38,12 @@ class MatrixUnit:
 
     @property
     def is_square(self) -> bool:
-        """Whether an instruction multiplies 16 rows with 16 rows, in any order; else 16 rows of the weight with 8 of x."""
+        """True if an instruction multiplies 16 rows with 16 rows, in any order; else 16 rows of the weight with 8 of x."""
         return self.rows == 16
 
     @property
     def has_whole_rows(self) -> bool:
-        """Whether lanes have all parts of a row, and so one row of both matrices by two lanes; else four share one."""
+        """True if a lane has all parts of a row, which two lanes have; else four share it."""
         return self.lanes // self.rows < PARTS
 
     @property
@@ -79,11 +79,11 @@ class MatrixUnit:
         return [T.int64(part) for part in range(PARTS)] if self.has_whole_rows else [self.part(lane)]
 
     def stored_lane(self, place: Value, part: Value) -> Value:
-        """Where the part of a row lies in a tile."""
+        """The place of a row's part in a tile."""
         return PARTS * place + part if not self.is_square else self.rows * part + place
 
     def stored_lanes(self, lane: Value) -> list[Value]:
-        """Where a lane's parts lie."""
+        """The places of a lane's parts."""
         return [self.stored_lane(self.place(lane), part) for part in self.parts(lane)] if self.has_whole_rows else [lane]
 
     def sum_row(self, part: Value, first: int, i: int) -> Value:

@@ -125,13 +125,27 @@ DEVICE void store_codes(void* to, const int* words) {
   store_16((int4*)to + 1, pairs + 4);
 }
 
+DEVICE void store_e4m3(void* to, const int* words) {  // as float16
+  int pairs[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) pairs[i] = bits_of(halves_of_e4m3(words[i / 2], i % 2));
+  store_16(to, pairs);
+  store_16((int4*)to + 1, pairs + 4);
+}
+
 // The numbers of two keys, whose words follow one another, by dimensions: pairs of them, `stride` numbers apart.
+DEVICE void store_turned_pairs(void* to, int stride, int dim, unsigned first, unsigned second) {
+  *(unsigned*)((short*)to + dim * stride) = first & 0xffff | second << 16;
+  *(unsigned*)((short*)to + (dim + 1) * stride) = first >> 16 | second & 0xffff0000;
+}
 DEVICE void store_turned_16(void* to, int stride, const int* words) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    *(unsigned*)((short*)to + 2 * i * stride) = (unsigned)words[i] & 0xffff | (unsigned)words[i + 4] << 16;
-    *(unsigned*)((short*)to + (2 * i + 1) * stride) = (unsigned)words[i] >> 16 | (unsigned)words[i + 4] & 0xffff0000;
-  }
+  for (int i = 0; i < 4; ++i) store_turned_pairs(to, stride, 2 * i, words[i], words[i + 4]);
+}
+DEVICE void store_turned_e4m3(void* to, int stride, const int* words) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    store_turned_pairs(to, stride, 2 * i, bits_of(halves_of_e4m3(words[i / 2], i % 2)), bits_of(halves_of_e4m3(words[i / 2 + 4], i % 2)));
 }
 DEVICE void store_turned_codes(void* to, int stride, const int* words) {
 #pragma unroll

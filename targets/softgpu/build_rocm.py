@@ -31,7 +31,7 @@ def softrocm_target(name: str, architecture: str) -> Target:
 
 
 def rocm_head(architecture: str) -> str:
-    """What stands before kernels: the number of a wavefront's lanes, and the header."""
+    """The text before kernels: the number of a wavefront's lanes, and the header."""
     return f'#define SOFTGPU_LANES {AMD_UNITS[architecture].lanes}\n#include "softrocm.h"\n'
 
 

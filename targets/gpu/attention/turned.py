@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from tvm.tirx.script import builder as T
 
+from cupola.runtime.artifact.tensors import E4M3
 from cupola.targets.attention_shape import AttentionShape
 from cupola.targets.emit import Buffer, Value
 from cupola.targets.gpu.attention.prefill import MOST_ROWS, ROWS, SLICE, Block, Rows, Tile, keys_of
@@ -61,7 +62,7 @@ class TurnedBlock(Block):
 
     @property
     def _is_late(self) -> bool:
-        """Whether nothing is loaded ahead, because sums take the registers."""
+        """True if nothing is loaded ahead, because sums take the registers."""
         return gpu().matrix.has_whole_rows and self.t.kernel.value_dim > _MOST_AHEAD
 
     def run(self) -> None:
@@ -75,7 +76,12 @@ class TurnedBlock(Block):
 
     def _per_piece(self) -> int:
         """Numbers in 16 bytes."""
-        return 16 if self.t.kernel.kv_dtype == "int8" else 8
+        return 8 if self._kind == "16" else 16
+
+    @property
+    def _kind(self) -> str:
+        """Of numbers in pages, as functions that write them are called."""
+        return {"int8": "codes", E4M3: "e4m3"}.get(self.t.kernel.kv_dtype, "16")
 
     def _num_pieces(self, which: int) -> int:
         """Of 16 bytes, of a tile of keys; of values by pairs."""
@@ -127,7 +133,7 @@ class TurnedBlock(Block):
                 T.buffer_store(self.scales[which], self.held[f"scale {which}"][0], [self.thread])
 
     def _store(self, which: int, number: int, i: Value) -> None:
-        layout, per_piece, kind = self.tile, self._per_piece(), "codes" if self.scales else "16"
+        layout, per_piece, kind = self.tile, self._per_piece(), self._kind
         held = T.address_of(self.held[f"words {which}"][number * (1 + which) * _WORDS])
         if which == 0:
             per_row = -(-layout.key_dim // per_piece)

@@ -207,11 +207,11 @@ class Sums:
             T.buffer_store(self.held, T.float32(0), [i])
 
     def place(self, sixteen: int, group: int) -> int:
-        """Where those of 16 rows of the weight and a group begin."""
+        """The index of the first one for 16 rows of the weight and a group."""
         return (sixteen * self.groups + group) * gpu().matrix.sums
 
     def address(self, sixteen: int, group: int) -> Value:
-        """The same."""
+        """The address of the same."""
         return T.address_of(self.held[self.place(sixteen, group)])
 
 
