@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from cupola.targets.ops import Argmax, BlockMaxima
 from cupola.targets.registry import get_target
 from tests.checkpoints import save_tiny
 from tests.conftest import Compiled
-from tests.targets.harness import same_bits
 
 PROMPT = "a b c d e f g"  # what comes next is clear
 TINY_PARAMS = cupola.SamplingParams(temperature=0, max_tokens=12, logprobs=3, ignore_eos=True, detokenize=False)

@@ -15,7 +15,6 @@ from cupola.targets.testing.attention import AttentionKernel
 from cupola.targets.testing.case import SMOLLM2
 from cupola.targets.testing.catalogue import KERNELS, VARIANTS, LinearKernel, is_implemented
 
-
 RECORDED = read_ledger(LEDGER)
 
 

@@ -14,8 +14,8 @@ from tests.targets.softgpu.kernel import Kernel
 LANES = {"gfx942": 64, "gfx1100": 32}
 NUMBERS = {"half": np.dtype("float16"), "nv_bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
-# What lanes have of A [16, 16], of B [16, 16] and of D [16, 16], as AMD's matrix instruction calculator prints it: of element [row, column] the
-# register and the lane, halves of a register apart.
+# Where A, B and D [16, 16] lie, as AMD's matrix instruction calculator prints it: of element [row, column] the index among numbers of a
+# lane, and the lane.
 PLACES = {
     "gfx942": [  # v_mfma_f32_16x16x16_f16
         ("A", (0, 0), 0, 0), ("A", (15, 2), 2, 15), ("A", (15, 3), 3, 15), ("A", (15, 4), 0, 31), ("A", (15, 15), 3, 63),

@@ -31,7 +31,8 @@ KERNELS = [
 ]
 AMD = [
     ("softrocm:gfx942", KERNELS[1]), ("softrocm:gfx1100", KERNELS[3]), ("softrocm:gfx942", KERNELS[4]), ("softrocm:gfx1100", KERNELS[5]),
-    ("softrocm:gfx942", KERNELS[6]), ("softrocm:gfx1100", (AttentionKernel("f16", joined=True), replace(SIZES, head_dim=256, kv_heads=3))),  # whose tiles come late
+    ("softrocm:gfx942", KERNELS[6]),
+    ("softrocm:gfx1100", (AttentionKernel("f16", joined=True), replace(SIZES, head_dim=256, kv_heads=3))),  # whose tiles come late
 ]  # fmt: skip
 ROWS = ("q", "k", "v", "qkv", "cos", "sin", "slots")
 

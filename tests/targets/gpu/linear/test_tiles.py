@@ -1,5 +1,5 @@
-"""Tiles of weights, word by word: where PTX's fragments of mma.m16n8k16 want them (PTX ISA 8.5, 9.7.14.5.8), and where 16 lanes in turns have a
-row, as in matrix units that multiply 16 rows with 16."""
+"""Tiles of weights, word by word: where PTX's fragments of mma.m16n8k16 want them (PTX ISA 8.5, 9.7.14.5.8), and where 16 lanes in turns
+have a row, as in matrix units that multiply 16 rows with 16."""
 
 from __future__ import annotations
 
