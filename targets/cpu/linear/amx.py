@@ -135,7 +135,8 @@ class TileProduct:
         """Half a slice's weights as a tile, in which a row has two inputs of each of 16 columns.
 
         Where a code u stands in the mantissa of a float v = 1 + u / steps, its weight is one multiply-add away. Beside a minimum, what
-        the 1 adds would take bits of it: there v - 1 is multiplied.
+        the 1 adds would take bits of it, and beside a scale of a super-block, which has more than a float16, of that: there v - 1 is
+        multiplied.
         """
         simd, codes, lanes = self.simd, self.codes, self.simd.lanes
         if not codes.is_plain or codes.format.table:
@@ -174,9 +175,14 @@ class TileProduct:
         factors = []
         for mask in self.masks:
             scaled = name(scale * splat(float((1 << 23) // (mask & -mask)), lanes))
-            low = lowest if codes.has_mins else name(lowest - scaled)
+            low = lowest if self.subtracts else name(lowest - scaled)
             factors.append([[name(T.Shuffle([value], order)) for value in (scaled, low)] for order in orders])
         return factors
+
+    @property
+    def subtracts(self) -> bool:
+        """True if v - 1 is multiplied."""
+        return self.codes.has_mins or not self.codes.is_plain or bool(self.codes.format.table)
 
     @property
     def masks(self) -> tuple[int, ...]:
@@ -184,9 +190,9 @@ class TileProduct:
         return (0xF << 16, 0xF << 12) if self.codes.bits == 4 and self.codes.is_plain and not self.codes.format.table else (0xFF << 8,)
 
     def code(self, words: Value, mask: int) -> Value:
-        """The codes that `mask` leaves of words, u / steps, and 1 besides where there are no mins."""
+        """The codes that `mask` leaves of words, u / steps, and 1 besides unless that is subtracted."""
         value = name(T.reinterpret("float32x16", (words & _int(mask)) | _int(0x3F800000)))
-        return value - splat(1.0, self.simd.lanes) if self.codes.has_mins else value
+        return value - splat(1.0, self.simd.lanes) if self.subtracts else value
 
     def pair_of_bytes(self, words: Value, pair: int, start: int) -> Value:
         """Of the 8 columns from `start` on two bytes each, those of a pair of inputs: words that have one four times."""
