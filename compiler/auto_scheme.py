@@ -22,6 +22,10 @@ def choose_scheme(quant: str, source: Source, target: Target) -> tuple[str, tupl
     """The name of the scheme that `quant` asks for, and notes: why it was chosen, if it was."""
     if quant != "auto":
         return quant, ()
+    if source.quantized_by:
+        has_few = any(tensor.format is not None and tensor.format.bits <= 4 for tensor in source.tensors.values())
+        name = "keep-a16" if target.abilities.keeps_blocks else "w4a16" if has_few else "w8a16"
+        return name, (f"quant auto is {name} here: the checkpoint's weights come quantized by {source.quantized_by}",)
     if target.abilities.keeps_blocks and any(tensor.format is not None for tensor in source.tensors.values()):
         name = "keep-a8" if target.abilities.multiplies_int8 else "keep-a16"
         return name, (f"quant auto is {name} here: the file's weights are quantized, and {target.spec.name} multiplies them as they are",)

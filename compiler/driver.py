@@ -12,10 +12,12 @@ from cupola.compiler.artifact_folder import artifact_folder
 from cupola.compiler.artifact_writer import list_files, outline_weights, printable, write_manifest, write_texts, write_weights
 from cupola.compiler.auto_scheme import choose_scheme
 from cupola.compiler.frontend.importer import import_model
+from cupola.compiler.kept_weights import column_orders, kept_notes, kept_weights
 from cupola.compiler.options import CompileOptions
 from cupola.compiler.pipeline import Dumps, pipeline, run_passes
+from cupola.compiler.program import Program
 from cupola.compiler.progress import Progress
-from cupola.compiler.sources import open_source
+from cupola.compiler.sources import Source, open_source
 from cupola.compiler.sources.outline import OUTLINE
 from cupola.compiler.variants import (
     build_variant,
@@ -27,8 +29,8 @@ from cupola.compiler.variants import (
     lay_out_state,
     library_names,
 )
-from cupola.compiler.weights import encoding_notes, lift_weights, overflow_notes
-from cupola.passes.schemes import scheme_of
+from cupola.compiler.weights import PackedWeight, encoding_notes, lift_weights, overflow_notes
+from cupola.passes.schemes import Scheme, scheme_of
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import FORMAT_VERSION, Limits, Manifest, SourceSpec
 from cupola.runtime.environment import debug_level
@@ -52,9 +54,10 @@ def compile_to(
         kv = lay_out_state(program.kv, targets)
         with progress.stage("Running passes"):
             formats = {name: tensor.stored_as for name, tensor in program.weights.items()}
-            lowered = [run_passes(program.mod, pipeline(target, kv, scheme, formats, extra_passes), dumps) for target in targets]
+            kept = kept_weights(scheme, model, program.weights, targets)
+            lowered = [run_passes(program.mod, pipeline(target, kv, scheme, formats, extra_passes, kept), dumps) for target in targets]
             check_agreement(lowered, targets)
-            lifted = [lift_weights(mod, program.weights) for mod in lowered]
+            lifted = [lift_weights(mod, {**program.weights, **column_orders(kept, program.weights)}) for mod in lowered]
             weights = lifted[0][1]
         with progress.stage("Building kernels"):
             files = [work / name for name in library_names(targets)]
@@ -79,7 +82,12 @@ def compile_to(
             files=list_files(work, shards),
             kernels=join_kernels(variant.kernels for variant in variants),
             probes=join_kernels(variant.probes for variant in variants),
-            notes=tuple(map(printable, (*program.notes, *why, *why_kv, *encoding_notes(weights), *overflow_notes(weights)))),
+            notes=tuple(map(printable, (*program.notes, *why, *why_kv, *_weight_notes(scheme, model, program, weights)))),
         )
         write_manifest(work, manifest)
     return Artifact(folder, manifest)
+
+
+def _weight_notes(scheme: Scheme, source: Source, program: Program, weights: Sequence[PackedWeight]) -> list[str]:
+    """What became of the weights."""
+    return encoding_notes(weights) + kept_notes(scheme, source, program.weights, weights) + overflow_notes(weights)

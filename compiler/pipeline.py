@@ -29,11 +29,12 @@ from cupola.passes.join_projections import join_projections
 from cupola.passes.keep_state import keep_state
 from cupola.passes.lower_ops import lower_ops
 from cupola.passes.narrow_activations import narrow_activations
+from cupola.passes.order_columns import order_columns
 from cupola.passes.page_attention import page_attention
 from cupola.passes.pick_rows_early import pick_rows_early
 from cupola.passes.quantize_weights import quantize_weights
 from cupola.passes.sample_tokens import sample_tokens
-from cupola.passes.schemes.base import Scheme
+from cupola.passes.schemes.base import Kept, Scheme
 from cupola.passes.simplify import simplify
 from cupola.passes.sink_transposes import sink_transposes
 from cupola.runtime.artifact.state import KVSpec
@@ -50,7 +51,12 @@ def import_passes() -> list[Pass]:
 
 
 def pipeline(
-    target: Target, kv: KVSpec, scheme: Scheme, formats: Mapping[str, str] | None = None, extra: Sequence[Pass] = ()
+    target: Target,
+    kv: KVSpec,
+    scheme: Scheme,
+    formats: Mapping[str, str] | None = None,
+    extra: Sequence[Pass] = (),
+    kept: Kept | None = None,
 ) -> list[Pass]:
     """From a flat model to calls of the target's kernels.
 
@@ -60,8 +66,10 @@ def pipeline(
         scheme: how weights are stored and multiplied.
         formats: what weights are stored as in their file, in ggml's terms, by parameter.
         extra: passes that see the recognized operations, norms among them, on weights in float32.
+        kept: the weights that stay as their file has them.
     """
-    kind_of = partial(_kind_of, scheme, formats or {})
+    kept = kept or Kept()
+    kind_of = partial(_kind_of, scheme, formats or {}, kept)
     return [
         # recognize what models spell out
         fuse_rms_norm(),
@@ -74,6 +82,7 @@ def pipeline(
         pick_rows_early(),
         # make few and large operations of many small ones
         fuse_linear(),
+        order_columns(kept.orders),
         fuse_gated_linear(kind_of),
         fuse_epilogue(),
         join_projections(kind_of),
@@ -84,7 +93,7 @@ def pipeline(
         fuse_attention_inputs(),
         *extra,
         fuse_norm(),
-        quantize_weights(scheme, formats),
+        quantize_weights(scheme, formats, kept),
         narrow_activations(target),
         add_in_place(),
         *([find_maxima()] if target.implements(BlockMaxima) else []),
@@ -94,9 +103,10 @@ def pipeline(
     ]
 
 
-def _kind_of(scheme: Scheme, formats: Mapping[str, str], weight: relax.Expr) -> str:
+def _kind_of(scheme: Scheme, formats: Mapping[str, str], kept: Kept, weight: relax.Expr) -> str:
     """A name that weights share which may be joined."""
-    return scheme.kind_of(formats.get(weight.name, "") if isinstance(weight, relax.Var) else "")
+    name = str(weight.name) if isinstance(weight, relax.Var) else ""
+    return kept.kind_of(name) or scheme.kind_of(formats.get(name, ""))
 
 
 def kernel_passes(target: Target) -> list[Pass]:

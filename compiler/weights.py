@@ -195,13 +195,23 @@ class _Transform:
     def _sources_of(self, expr: relax.Expr) -> Iterator[LazyTensor]:
         return (source for value in self._values_of(expr) if (source := self._source(value)) is not None)
 
+    def _stored_source(self, weight: relax.Expr) -> LazyTensor | None:
+        """The tensor whose blocks a weight comes in, perhaps with its columns in the order of these."""
+        value = self._value(weight)
+        if isinstance(value, relax.Call) and name_of(value) == "take":
+            source = self._source(value.args[0])
+            return source if source is not None and source.order is not None else None
+        source = self._source(value)
+        return source if source is None or source.order is None else None
+
     def _encodings_of(self, weight: relax.Expr, storage: Storage) -> Iterator[Encoding]:
-        source = self._source(weight)
-        exact = source is not None and source.stored_as in storage.holds
+        source = self._stored_source(weight)
+        exact = source is not None and _holds(storage, source)
         kept = ("blocks" if exact else "codes, their scales rounded") if self._may_keep(source, storage) else ""
         width, form = int(weight.ty.shape[1]), storage.format
         padded = form.num_groups(width) * form.group_size if form is not None and form.group_size > DEFAULT_GROUP else width
-        return (Encoding(each.name, each.stored_as, kept, storage.name, width, padded) for each in self._sources_of(weight))
+        tensors = (each for each in self._sources_of(weight) if each.dtype != "int32")  # those are orders of columns
+        return (Encoding(each.name, each.stored_as, kept, storage.name, width, padded) for each in tensors)
 
     def _may_keep(self, source: LazyTensor | None, storage: Storage) -> bool:
         if source is None or source.format is None or storage.format is None:
@@ -301,11 +311,17 @@ class _Transform:
 
     def _blocks(self, weight: relax.Expr, storage: Storage) -> QuantizedTensor | None:
         """The blocks that a weight comes in, in the format of `storage`; None where there are none or it has no place for them."""
-        source = self._source(weight)
+        source = self._stored_source(weight)
         if source is None or source.blocks is None or storage.format is None or not self._may_keep(source, storage):
             return None
         blocks = source.blocks()
         return blocks.flat() if blocks.format.super_size and blocks.format.flat == storage.format else blocks.in_format(storage.format)
+
+
+def _holds(storage: Storage, source: LazyTensor) -> bool:
+    """True if it takes the blocks of a tensor with all of their bits."""
+    fits = source.format is not None and storage.format is not None and source.format.fits(storage.format)
+    return source.stored_as in storage.holds or (fits and source.stored_as not in storage.nears)
 
 
 def _numpy_dtype(name: str) -> Any:
@@ -348,6 +364,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "multiply": lambda call, x, y: x * y,
     "divide": lambda call, x, y: x / y,
     "negative": lambda call, x: -x,
+    "take": lambda call, x, indices: np.take(x, indices, axis=int(call.attrs.axis)),
     "power": lambda call, x, y: x**y,
     "exp": lambda call, x: np.exp(x),
     "sqrt": lambda call, x: np.sqrt(x),

@@ -21,17 +21,21 @@ from tvm import IRModule, relax
 
 from cupola.passes.encoders import encode_call
 from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
-from cupola.passes.schemes.base import Choice, Scheme, Storage
+from cupola.passes.schemes.base import Choice, Kept, Scheme, Storage
 from cupola.targets import ops
+from cupola.targets.formats.format import WeightFormat
+from cupola.targets.formats.tables import TABLES
+
+_MOST_ENTRIES = 16  # of a table that is looked up as bytes
 
 
-def quantize_weights(scheme: Scheme, formats: Mapping[str, str] | None = None) -> tvm.transform.Pass:
-    """The pass. `formats` names, by parameter, what a weight is stored as in its file, in ggml's terms."""
-    return pass_of("quantize_weights", lambda mod: _run(mod, scheme, formats or {}))
+def quantize_weights(scheme: Scheme, formats: Mapping[str, str] | None = None, kept: Kept | None = None) -> tvm.transform.Pass:
+    """The pass. `formats` names, by parameter, what a weight is stored as in its file, in ggml's terms; `kept` says which stay so."""
+    return pass_of("quantize_weights", lambda mod: _run(mod, scheme, formats or {}, kept or Kept()))
 
 
-def _run(mod: IRModule, scheme: Scheme, formats: Mapping[str, str]) -> IRModule:
-    quantizer = _Quantizer(scheme, formats, mod["forward"])
+def _run(mod: IRModule, scheme: Scheme, formats: Mapping[str, str], kept: Kept) -> IRModule:
+    quantizer = _Quantizer(scheme, formats, kept, mod["forward"])
     layers: dict[str, Rule] = {f"cupola.{op.name}": quantizer.linear for op in _LAYERS}
     rules: dict[str, Rule] = {**layers, "take": quantizer.take}
     return rewrite_calls(mod, rules)
@@ -52,8 +56,8 @@ class _Stored:
 
 
 class _Quantizer:
-    def __init__(self, scheme: Scheme, formats: Mapping[str, str], forward: relax.Function) -> None:
-        self.scheme, self.formats, self.tokens = scheme, formats, forward.params[0]
+    def __init__(self, scheme: Scheme, formats: Mapping[str, str], kept: Kept, forward: relax.Function) -> None:
+        self.scheme, self.formats, self.kept, self.tokens = scheme, formats, kept, forward.params[0]
         values = [binding.value for block in forward.body.blocks for binding in block.bindings]
         self.last = next((value for value in reversed(values) if ops.Linear.match(value)), None)  # the vocabulary projection
         self.routers = _routers(forward)
@@ -65,7 +69,7 @@ class _Quantizer:
             return None
         is_last = self.last is not None and scope.original.same_as(self.last)
         stored = self._store(op.weight, self.scheme.embedding if is_last else self.scheme.linear, scope)
-        quantize_x = self.scheme.quantize_x if stored.format else 0
+        quantize_x = self.scheme.quantize_x if stored.format and _is_integer(stored.format) else 0
         replaced = dataclasses.replace(op, weight=stored.weight, format=stored.format, quantize_x=quantize_x, **stored.factors)
         return replaced.emit(call.ty)
 
@@ -82,13 +86,38 @@ class _Quantizer:
 
     def _store(self, weight: relax.Expr, choice: Choice, scope: Scope) -> _Stored:
         parts = list(_parts(weight, scope))
-        storage = choice.pick([self.formats.get(part.name, "") if isinstance(part, relax.Var) else "" for part in parts])
+        names = [_name(part, scope) for part in parts]
+        storage = self._own(names) or choice.pick([self.formats.get(name, "") for name in names])
         if storage.format is None:
             same = weight.ty.dtype == storage.dtype
             return _Stored(weight if same else scope.emit(relax.op.astype(weight, storage.dtype)))
         codes, *factors = _concat([_encode(part, storage, scope) for part in parts], scope)
         names = [name for name, _, _ in storage.format.factors]
         return _Stored(codes, storage.format.name, dict(zip(names, factors, strict=True)))
+
+    def _own(self, names: list[str]) -> Storage | None:
+        """How the source stores the parts of these names, if they are kept and one of their formats holds all."""
+        found = [self.kept.storages.get(name) for name in names]
+        known = [each for each in found if each is not None]
+        holds = (one for one in known if all(each == one or _fits(each, one) for each in known))
+        return next(holds, None) if len(known) == len(found) else None
+
+
+def _is_integer(form: str) -> bool:
+    """True if weights are multiples of scales by small whole numbers, or by eighths of such: what integers can multiply."""
+    entries = TABLES.get(WeightFormat.parse(form).table, ())
+    return len(entries) <= _MOST_ENTRIES and all(8 * entry == int(8 * entry) for entry in entries)
+
+
+def _fits(one: Storage, other: Storage) -> bool:
+    return one.format is not None and other.format is not None and one.format.fits(other.format)
+
+
+def _name(part: relax.Expr, scope: Scope) -> str:
+    """The parameter that a weight is, perhaps with its columns in another order; "" if it is none."""
+    ordered = scope.call(part, "take")
+    param = part if ordered is None else ordered.args[0]
+    return str(param.name) if isinstance(param, relax.Var) else ""
 
 
 def _routers(forward: relax.Function) -> list[relax.Expr]:

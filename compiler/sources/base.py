@@ -26,8 +26,9 @@ class LazyTensor:
     `load` returns a C-contiguous array of `shape` whose dtype is `dtype` ("float32", "float16" or "bfloat16", the
     latter as `ml_dtypes.bfloat16`); it may be a read-only view of a mapped file. `stored_as` is the file's own name of the
     type, such as BF16 or Q4_1. Where those are blocks that a weight format of cupola's holds, `format` names it, and `blocks` returns
-    them as they are: their values are those of `load`, bit for bit (but see `gguf_blocks` for Q4_K). One that is stacked of others has
-    those as `slabs`, and one that is made of others has their `names`.
+    them as they are: their values are those of `load`, bit for bit (but see `gguf_blocks` for Q4_K). Where groups are not made of
+    neighbouring columns, column j of the blocks is column order[j] of the tensor. One that is stacked of others has those as `slabs`, and
+    one that is made of others has their `names`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LazyTensor:
     blocks: Callable[[], QuantizedTensor] | None = None
     slabs: tuple[LazyTensor, ...] = ()
     names: tuple[str, ...] = ()
+    order: Array | None = field(default=None, compare=False)  # i32 [K]
 
     @property
     def num_bytes(self) -> int:
@@ -61,6 +63,7 @@ class Source:
         special_tokens: the texts of the tokens that templates know by name, such as `bos_token`.
         generation_config: the content of `generation_config.json`, or {}.
         notes: for people: what was assumed or converted.
+        quantized_by: the method that quantized the checkpoint's weights, for people; "": none, or they are GGUF's blocks.
     """
 
     name: str
@@ -73,3 +76,4 @@ class Source:
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    quantized_by: str = ""

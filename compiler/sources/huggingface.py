@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cupola.compiler.sources.base import WEIGHT_DTYPES, LazyTensor, Source
 from cupola.compiler.sources.chat_templates import read_chat_templates, template_files
+from cupola.compiler.sources.checkpoints import Unpacked, unpack_checkpoint, without_quantization
 from cupola.compiler.sources.config_check import check_config
 from cupola.compiler.sources.files import member, read_json_object, sha256_of
 from cupola.compiler.sources.generation import generation_defaults
-from cupola.compiler.sources.safetensors_file import read_safetensors
+from cupola.compiler.sources.safetensors_file import read_metadata, read_safetensors
 from cupola.compiler.sources.special_tokens import add_end_token, read_special_tokens
 from cupola.compiler.sources.text_model import text_fields, with_stored_head
 from cupola.compiler.sources.tokenizer_extras import EXTRA_FILES
@@ -107,15 +109,23 @@ def content_files(folder: Path) -> tuple[Path, ...]:
     return (*(path for name in _CONTENT if (path := member(folder, name))), *template_files(folder), *weight_files(folder))
 
 
-def _read_model(
-    folder: Path, config: dict[str, Any], path: Path, trust_remote_code: bool
-) -> tuple[dict[str, Any], int, dict[str, LazyTensor], tuple[str, ...]]:
-    """The configuration, checked; the size of its vocabulary; the weights; notes."""
-    vocab_size = check_config(config, path, trust_remote_code)
-    tensors, notes = _read_weights(folder, weight_files(folder))
-    if text_fields(config) is not config:
-        config = with_stored_head(config, tensors)
-    return config, vocab_size, tensors, (*_code_notes(config), *notes)
+def _read_model(folder: Path, config: dict[str, Any], path: Path, trust_remote_code: bool) -> tuple[Unpacked, int]:
+    """The model, its configuration checked, and the size of its vocabulary."""
+    vocab_size = check_config(without_quantization(config), path, trust_remote_code)
+    model = _read_quantized(folder, config, path)
+    plain = model.config
+    if text_fields(plain) is not plain:
+        plain = with_stored_head(plain, model.tensors)
+    return replace(model, config=plain, notes=(*_code_notes(config), *model.notes)), vocab_size
+
+
+def _read_quantized(folder: Path, config: dict[str, Any], path: Path) -> Unpacked:
+    """The checkpoint, with the weights that were quantized in the place of what they are stored as."""
+    files = weight_files(folder)
+    tensors, notes = _read_weights(folder, files)
+    metadata = {name: text for file in files for name, text in read_metadata(file).items()}
+    model = unpack_checkpoint(config, tensors, metadata, path)
+    return replace(model, notes=(*notes, *model.notes))
 
 
 def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -> Source:
@@ -135,7 +145,8 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
     config_path = member(folder, "config.json")
     if config_path is None:
         raise SourceError("is missing", file=folder / "config.json", fix="give a folder with config.json and safetensors, or a GGUF file")
-    config, vocab_size, tensors, model_notes = _read_model(folder, read_json_object(config_path), config_path, trust_remote_code)
+    model, vocab_size = _read_model(folder, read_json_object(config_path), config_path, trust_remote_code)
+    config = model.config
     tokenizer_config = _optional_json(folder, "tokenizer_config.json") or {}
     tokenizer_json, tokenizer_notes = read_tokenizer(folder, tokenizer_config, vocab_size)
     given = _optional_json(folder, "generation_config.json")
@@ -149,10 +160,11 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
         format="huggingface",
         sha256=sha256_of(content_files(folder)),
         config=config,
-        tensors=tensors,
+        tensors=model.tensors,
         tokenizer_json=tokenizer_json,
         chat_templates=templates,
         special_tokens=special_tokens,
         generation_config=generation,
-        notes=(*model_notes, *tokenizer_notes, *notes, *end_notes, *template_notes),
+        notes=(*model.notes, *tokenizer_notes, *notes, *end_notes, *template_notes),
+        quantized_by=model.method,
     )

@@ -19,6 +19,15 @@ from cupola.compiler.sources.files import mapped, one_line, typed
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 _DOUBLE = "F64"  # rounded to float32, as transformers does when it is asked for that
+CODES: dict[str, np.dtype[Any]] = {
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "F8_E4M3": np.dtype(np.uint8),
+    "F8_E8M0": np.dtype(np.uint8),
+}
+"""Types that no parameter has, but parts of quantized weights: floats of 8 bits are read as their bits."""
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -47,6 +56,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 def _lazy(path: Path, data: Array, name: str, stored_as: str, shape: tuple[int, ...]) -> LazyTensor:
     if stored_as == _DOUBLE:
         return LazyTensor(name, shape, "float32", lambda: _to_single(typed(data, np.dtype(np.float64), shape)), stored_as)
+    if stored_as in CODES:
+        return LazyTensor(name, shape, stored_as.lower(), lambda: typed(data, CODES[stored_as], shape), stored_as)
     if stored_as not in DTYPES:
 
         def refuse() -> Array:
@@ -63,8 +74,14 @@ def _to_single(values: Array) -> Array:
     return single
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that the header holds besides, by their names. Raises SourceError."""
+    metadata = _header(path)[0].get("__metadata__")
+    return dict(metadata) if isinstance(metadata, dict) else {}
+
+
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors in a safetensors file; their values are read when asked for, and refused then if they are no floats.
+    """The tensors in a safetensors file; their values are read when asked for, and refused then if they are of none of these types.
 
     Raises:
         SourceError: the file is damaged.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from cupola.targets.formats.format import WeightFormat
 
@@ -63,6 +63,7 @@ class Scheme:
         kv_dtype: how K and V are stored if nothing else is asked for, in the terms of that option.
         group_size: values that share a scale, where weights are quantized; 0: they are not.
         quantize_x: the same of activations, which become int8 where they meet quantized weights; 0: they stay as they are.
+        keeps_bits: codes of a quantized checkpoint stay as they are, whatever their groups, if they have no more bits.
         exact: whether no weight may be rounded, so that those which no storage holds together are not joined either.
     """
 
@@ -73,9 +74,28 @@ class Scheme:
     kv_dtype: str
     group_size: int = 0
     quantize_x: int = 0
+    keeps_bits: int = 0
     exact: bool = False
 
     def kind_of(self, stored_as: str) -> str:
         """A name that weights share which may be stored as one: of an exact scheme, those that come in the same format."""
         storage = self.linear.pick([stored_as])
         return "" if not self.exact else storage.dtype if storage.format is None else storage.format.name
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The weights that are stored as their source has them, by parameter.
+
+    Attributes:
+        storages: as what.
+        orders: of those whose groups are no neighbouring columns, a name for the order of columns that makes them such.
+    """
+
+    storages: Mapping[str, Storage] = field(default_factory=dict)
+    orders: Mapping[str, str] = field(default_factory=dict)
+
+    def kind_of(self, parameter: str) -> str:
+        """A name that weights share which may be stored as one; "": the scheme says that."""
+        storage = self.storages.get(parameter)
+        return "" if storage is None else storage.dtype if storage.format is None else storage.format.name

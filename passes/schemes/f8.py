@@ -15,4 +15,4 @@ _GROUP = 128
 _E4M3 = WeightFormat(8, _GROUP, table="e4m3")
 _DESCRIPTION = f"weights in E4M3 (FP8) in groups of {_GROUP}, activations as they are"
 
-SCHEMES = (Scheme("f8a16", _DESCRIPTION, Choice(storage(_E4M3)), embedding_choice(8, _GROUP), "f16", _GROUP),)
+SCHEMES = (Scheme("f8a16", _DESCRIPTION, Choice(storage(_E4M3)), embedding_choice(8, _GROUP), "f16", _GROUP, keeps_bits=8),)

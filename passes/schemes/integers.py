@@ -31,7 +31,12 @@ def storage(format: WeightFormat, weighted: bool = False) -> Storage:
 
 def _described(format: WeightFormat) -> str:
     size = format.group_size
-    parts = [f"{format.bits} bits", f"of {format.table}" * bool(format.table), "with mins" * format.has_mins]
+    parts = [
+        f"{format.bits} bits",
+        f"of {format.table}" * bool(format.table),
+        "with mins" * format.has_mins,
+        "with zeros" * format.has_zeros,
+    ]
     parts += [f"in groups of {size}" * (size != DEFAULT_GROUP), f"in super-blocks of {format.super_size}" * bool(format.super_size)]
     return " ".join(filter(None, parts))
 
@@ -57,7 +62,7 @@ def integer_schemes(group_size: int) -> tuple[Scheme, ...]:
         linear, embedding = choices[bits]
         how, kv_dtype, quantize_x = activations[x_bits]
         description = f"weights of {bits} bits in groups of {group_size}, activations {how}"
-        return Scheme(f"w{bits}a{x_bits}{suffix}", description, linear, embedding, kv_dtype, group_size, quantize_x)
+        return Scheme(f"w{bits}a{x_bits}{suffix}", description, linear, embedding, kv_dtype, group_size, quantize_x, keeps_bits=bits)
 
     return tuple(scheme(bits, x_bits) for bits in choices for x_bits in activations)
 

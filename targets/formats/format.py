@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, TypeAlias, get_args
@@ -10,12 +11,13 @@ from typing import Literal, TypeAlias, get_args
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.formats.tables import TABLES
 
-ZeroPoint: TypeAlias = Literal["none", "mins"]
+ZeroPoint: TypeAlias = Literal["none", "mins", "codes"]
 SCALE_DTYPES = ("float16", "bfloat16", "float32")
 _NAME = re.compile(
-    r"w(?P<bits>\d+)g(?P<group>\d+)(?P<mins>m?)(?:-(?P<table>(?!b?f\d|s\d+x)[a-z]\w*))?"
+    r"w(?P<bits>\d+)g(?P<group>\d+)(?P<zero>[mz]?)(?:-(?P<table>(?!b?f\d|s\d+x)[a-z]\w*))?"
     r"(?:-s(?P<scale_bits>\d+)x(?P<super>\d+))?(?:-(?P<scales>b?f\d+))?"
 )
+_ZERO_POINTS: Mapping[str, ZeroPoint] = {"": "none", "m": "mins", "z": "codes"}
 _SHORT_DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 _SCALE_BITS = (4, 6, 8)
 
@@ -31,7 +33,7 @@ class WeightFormat:
         bits: of a code.
         group_size: values of a row that share a scale. Rows are padded with zeros to whole groups, or super-blocks.
         scale_dtype: the type of scales and of mins; of super scales and super mins where there are those.
-        zero_point: "mins": each group has a min too; "none": codes lie around `zero`.
+        zero_point: "mins": each group has a min too; "codes": each has a zero, of the codes' type; "none": codes lie around `zero`.
         table: a key of TABLES, or "": codes are numbers.
         super_size: values of a row that share a super scale; 0: scales stand for themselves.
         scale_bits: of a scale code, and of a min code; with a sign if there are no mins. 0: scales stand for themselves.
@@ -54,9 +56,10 @@ class WeightFormat:
         _check("scale type", self.scale_dtype, self.scale_dtype in SCALE_DTYPES, ", ".join(SCALE_DTYPES))
         _check("zero point", self.zero_point, self.zero_point in get_args(ZeroPoint), ", ".join(get_args(ZeroPoint)))
         tables = [name for name, values in TABLES.items() if len(values) == 1 << self.bits]
-        _check("table", self.table, not self.table or (self.table in tables and not self.has_mins), ", ".join(tables) or "none")
+        _check("table", self.table, not self.table or (self.table in tables and self.zero_point == "none"), ", ".join(tables) or "none")
         whole_groups = self.super_size >= 0 and self.super_size % self.group_size == 0
         _check("super-block size", self.super_size, whole_groups, f"multiples of {self.group_size}")
+        _check("zeros in super-blocks", self.has_zeros, not (self.super_size and self.has_zeros), "none")
         bits = _SCALE_BITS if self.super_size else (0,)
         _check("scale code of bits", self.scale_bits, self.scale_bits in bits, ", ".join(map(str, bits)))
 
@@ -73,22 +76,28 @@ class WeightFormat:
         if found is None or scales is None:
             raise UnsupportedError(f"{name!r} is not a weight format", field="weight format", fix="such as w4g32 or w4g128m")
         levels = (int(found["super"] or 0), int(found["scale_bits"] or 0))
-        zero_point: ZeroPoint = "mins" if found["mins"] else "none"
+        zero_point = _ZERO_POINTS[found["zero"]]
         return WeightFormat(int(found["bits"]), int(found["group"]), scales, zero_point, found["table"] or "", *levels)
 
     @property
     def name(self) -> str:
-        """The text that operations carry: w4g32 is 4 bits in groups of 32; an m after it says that there are mins; w6g16-s8x256 has scale
-        codes of 8 bits in super-blocks of 256."""
+        """The text that operations carry: w4g32 is 4 bits in groups of 32; an m after it says that there are mins, a z zeros;
+        w6g16-s8x256 has scale codes of 8 bits in super-blocks of 256."""
         scales = next(short for short, dtype in _SHORT_DTYPES.items() if dtype == self.scale_dtype)
         levels = f"s{self.scale_bits}x{self.super_size}" if self.super_size else ""
         extras = [part for part in (self.table, levels, "" if scales == "f16" else scales) if part]
-        return "-".join([f"w{self.bits}g{self.group_size}{'m' if self.has_mins else ''}", *extras])
+        zero = next(letter for letter, kind in _ZERO_POINTS.items() if kind == self.zero_point)
+        return "-".join([f"w{self.bits}g{self.group_size}{zero}", *extras])
 
     @property
     def has_mins(self) -> bool:
         """True if each group has a min."""
         return self.zero_point == "mins"
+
+    @property
+    def has_zeros(self) -> bool:
+        """True if each group has a zero, which stands in the place of a min."""
+        return self.zero_point == "codes"
 
     @property
     def code_dtype(self) -> str:
@@ -97,8 +106,8 @@ class WeightFormat:
 
     @property
     def zero(self) -> int:
-        """The code that stands for 0, where there are neither mins nor a table."""
-        return 0 if self.has_mins or self.table or self.code_dtype == "int8" else 1 << self.bits - 1
+        """The code that stands for 0, where neither mins, zeros nor a table say so."""
+        return 0 if self.zero_point != "none" or self.table or self.code_dtype == "int8" else 1 << self.bits - 1
 
     @property
     def block_size(self) -> int:
@@ -110,7 +119,8 @@ class WeightFormat:
         """The tensors beside codes, [N, values of a row / size] each: name, size and type."""
         names = ("scales", "mins")[: 1 + self.has_mins]
         if not self.super_size:
-            return tuple((name, self.group_size, self.scale_dtype) for name in names)
+            zeros = (("mins", self.group_size, self.code_dtype),) if self.has_zeros else ()
+            return (*((name, self.group_size, self.scale_dtype) for name in names), *zeros)
         codes = tuple((name, self.group_size, "uint8" if self.has_mins else "int8") for name in names)
         return codes + tuple((f"super_{name}", self.super_size, self.scale_dtype) for name in names)
 
@@ -118,7 +128,7 @@ class WeightFormat:
     def bits_per_value(self) -> float:
         """Bits of a value, with its share of the scale and the min."""
         size = 32 if self.scale_dtype == "float32" else 16
-        codes = self.scale_bits * (1 + self.has_mins) / self.group_size
+        codes = (self.scale_bits * (1 + self.has_mins) + 8 * self.has_zeros) / self.group_size
         return self.bits + codes + size * (1 + self.has_mins) / self.block_size
 
     @property
@@ -129,8 +139,10 @@ class WeightFormat:
     def fits(self, other: WeightFormat) -> bool:
         """True if `other` can hold the values of this format exactly, as long as mins do not overflow its type."""
         kinds = [(form.group_size, form.scale_dtype, form.table, form.super_size) for form in (self, other)]
-        plain = kinds[0] == kinds[1] and not self.super_size and not self.has_mins and self.code_dtype == "uint8"
-        return self == other or (plain and not self.table and (other.code_dtype == "int8" or (other.has_mins and other.bits == self.bits)))
+        if kinds[0] != kinds[1] or self.super_size or self.table or self.zero_point != "none":
+            return self == other
+        with_zeros = other.bits == self.bits and (other.has_zeros or (other.has_mins and self.code_dtype == "uint8"))
+        return self == other or with_zeros or (self.code_dtype == "uint8" and other.code_dtype == "int8" and not other.has_zeros)
 
     def padded(self, width: int) -> int:
         """Values of a row of `width`, padded to whole groups or super-blocks."""

@@ -23,7 +23,7 @@ class QuantizedTensor:
         format: what the numbers mean.
         codes: [N, K], one a byte, of the format's `code_dtype`.
         scales: [N, groups].
-        mins: [N, groups], if the format has them.
+        mins: [N, groups], if the format has them, or its zeros.
         super_scales: [N, super-blocks], if the format has those: scales and mins are then codes, one a byte.
         super_mins: the same of mins.
 
@@ -74,6 +74,8 @@ class QuantizedTensor:
             return self
         if not self.format.fits(format):
             return None
+        if format.has_zeros:
+            return QuantizedTensor(format, self.codes, self.scales, np.full(self.scales.shape, self.format.zero, format.code_dtype))
         if not format.has_mins:
             return QuantizedTensor(format, self.codes.view(np.int8) - np.int8(self.format.zero), self.scales)
         mins = -self.format.zero * self.scales.astype(np.float32)
@@ -96,8 +98,10 @@ class QuantizedTensor:
         # A damaged scale may be infinite or NaN; what that does to a weight is not for numpy to warn about here.
         with np.errstate(invalid="ignore", over="ignore"):
             scales = self._scaled(self.scales, self.super_scales)[..., None]
-            values = scales * (codes.reshape(shape).astype(np.float32) - np.float32(self.format.zero))
-            values += 0 if self.mins is None else self._scaled(self.mins, self.super_mins)[..., None]
+            low = np.float32(0) if self.mins is None else self._scaled(self.mins, self.super_mins)[..., None]
+            zero, least = (low, np.float32(0)) if self.format.has_zeros else (np.float32(self.format.zero), low)
+            values = scales * (codes.reshape(shape).astype(np.float32) - zero)
+            values += least
         return values.reshape(self.codes.shape)
 
     def _scaled(self, factors: Array, super_factors: Array | None) -> Array:

@@ -168,7 +168,7 @@ class Row:
                 return T.cast(codes[first + k], "int32")
 
             def stored(k: Value) -> Value:
-                return T.cast(weight.weight[column, first + k], "int32") - T.int32(form.zero)
+                return T.cast(weight.weight[column, first + k], "int32") - weight.zero(column, first)
 
             low, sums = weight.min(column, first), weight.scale(column, first)
             sums = sums * T.cast(total(size, lambda k: code(k) * stored(k), "int32"), "float32")

@@ -72,7 +72,19 @@ class StoredArguments:
 
     def min(self, row: Value, column: Value) -> Value | None:
         """The min of an element's group, if it has one."""
-        return None if self.mins is None else self._factor(self.mins, self.super_mins, row, column)
+        return None if self.mins is None or self.has_zeros else self._factor(self.mins, self.super_mins, row, column)
+
+    @property
+    def has_zeros(self) -> bool:
+        """True if groups have zeros."""
+        return self.format is not None and self.format.has_zeros
+
+    def zero(self, row: Value, column: Value) -> Value:
+        """The code that stands for 0 in an element's group, as int32."""
+        assert self.format is not None
+        if self.mins is None or not self.has_zeros:
+            return T.int32(self.format.zero)
+        return T.cast(self.mins[row, column // self.format.group_size], "int32")
 
     def _factor(self, factors: Buffer, super_factors: Buffer | None, row: Value, column: Value) -> Value:
         assert self.format is not None
@@ -84,7 +96,7 @@ class StoredArguments:
         assert self.format is not None
         code = self.weight[row, column]
         if not self.format.table:
-            return T.cast(T.cast(code, "int32") - T.int32(self.format.zero), "float32")
+            return T.cast(T.cast(code, "int32") - self.zero(row, column), "float32")
         return name(table_entry(self.format.table, name(T.cast(code, "int32"))))
 
 

@@ -16,8 +16,8 @@ ACTIVATIONS = ("", "silu", "gelu", "gelu_tanh", "relu")
 class Linear(Op):
     """activation(x @ weight.T + bias) + residual: x [m, K], weight [N, K], bias [N], residual [m, N] -> [m, N], f32 or bf16.
 
-    A quantized weight comes as codes, one a byte, in groups along K, each with a scale and perhaps a min; `format` says what they stand
-    for, and rows are padded with zeros to whole groups. Where it has super-blocks, scales and mins are codes too. With a `norm`, x is
+    A quantized weight comes as codes, one a byte, in groups along K, each with a scale and perhaps a min or a zero; `format` says what they
+    stand for, and rows are padded with zeros to whole groups. Where it has super-blocks, scales and mins are codes too. With a `norm`, x is
     RMS-normalized by it first (arXiv:1910.07467).
     """
 
@@ -28,7 +28,7 @@ class Linear(Op):
     residual: Tensor | None
     activation: str  # a key of ACTIVATIONS
     scales: Tensor | None = None  # [N, groups]
-    mins: Tensor | None = None  # [N, groups]
+    mins: Tensor | None = None  # [N, groups], or zeros
     format: str = ""  # the name of a `targets.formats.format.WeightFormat`; "": weights are floats
     norm: Tensor | None = None  # f32 [K]
     epsilon: float = 0.0  # of the norm

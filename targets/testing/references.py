@@ -69,6 +69,8 @@ def dequantized(arrays: Arrays, format: WeightFormat | None, table_dtype: str = 
     if format is None:
         return weight, np.abs(weight)
     spread = {name: np.repeat(arrays[name].astype("float64"), size, axis=1) for name, size, _ in format.factors}
+    if format.has_zeros:
+        spread["mins"] = -spread["scales"] * spread["mins"]
     product, mins = (spread.get(name, 0.0) * spread.get(f"super_{name}", 1.0) for name in ("scales", "mins"))
     product = product * (weight - format.zero)
     return product + mins, np.abs(product) + np.abs(mins)

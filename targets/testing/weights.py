@@ -33,6 +33,10 @@ class Weight:
         form, codes = self.format, (-128, 128) if self.dtype == "int8" else (0, 1 << self.format.bits)
         width = form.padded(depth)
         without = tuple(code for code, value in enumerate(TABLES.get(form.table, ())) if value != value)
+        if form.has_zeros:
+            scales, zeros = ((rows, width // size) for _, size, _ in form.factors)
+            return [Input("weight", (rows, width), self.dtype, codes), Input("scales", scales, form.scale_dtype),
+                    Input("mins", zeros, form.code_dtype, codes)]  # fmt: skip
         scale_codes = (0, 1 << form.scale_bits) if form.has_mins else (-(1 << form.scale_bits >> 1), 1 << form.scale_bits >> 1)
         return [Input("weight", (rows, width), self.dtype, codes, without)] + [
             Input(name, (rows, width // size), dtype, scale_codes if dtype.endswith("int8") else None) for name, size, dtype in form.factors

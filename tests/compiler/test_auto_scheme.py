@@ -54,3 +54,13 @@ def test_blocks_are_kept_where_there_are_kernels_for_them() -> None:
         assert choose_scheme("auto", blocks, target) == (name, (f"quant auto is {name} here: {reason}",))
     without = dataclasses.replace(NO_DOT, abilities=dataclasses.replace(NO_DOT.abilities, keeps_blocks=False))
     assert choose_scheme("auto", blocks, without)[0] == "bf16" and choose_scheme("w4a8", blocks, DOT) == ("w4a8", ())
+
+
+def test_quantized_checkpoints_keep_their_weights() -> None:
+    checkpoint = dataclasses.replace(source(("GPTQ of 4 bits", 1)), format="huggingface", quantized_by="GPTQ")
+    assert choose_scheme("auto", checkpoint, DOT) == (
+        "keep-a16",
+        ("quant auto is keep-a16 here: the checkpoint's weights come quantized by GPTQ",),
+    )
+    without = dataclasses.replace(NO_DOT, abilities=dataclasses.replace(NO_DOT.abilities, keeps_blocks=False))
+    assert choose_scheme("auto", checkpoint, without)[0] == "w8a16"

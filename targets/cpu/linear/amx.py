@@ -136,9 +136,9 @@ class TileProduct:
 
         Where a code u stands in the mantissa of a float v = 1 + u / steps, its weight is one multiply-add away. Beside a minimum, what
         the 1 adds would take bits of it, and beside a scale of a super-block, which has more than a float16, of that: there v - 1 is
-        multiplied.
+        multiplied. Beside a zero, or scales with bits of their own, v less what stands for 0 is, which is exact.
         """
-        simd, codes, lanes = self.simd, self.codes, self.simd.lanes
+        codes, lanes = self.codes, self.simd.lanes
         if not codes.is_plain or codes.format.table:
             self.dequantize_unpacked(panel, at, half, weights, to)
             return
@@ -148,7 +148,7 @@ class TileProduct:
             for pair in range(QUAD // 2):
                 sides = [self.pair_of_bytes(words, pair, start) for start in (0, lanes // 2)]
                 for place, (mask, pairs) in enumerate(zip(self.masks, factors, strict=True)):
-                    values = [simd.fma(self.code(side, mask), *factor) for side, factor in zip(sides, pairs, strict=True)]
+                    values = [self.weight_of(side, mask, *factor) for side, factor in zip(sides, pairs, strict=True)]
                     row = block * (PAIRS * 4 * PANEL // codes.slice_bytes) + place * (QUAD // 2) + pair
                     T.buffer_store(weights, tiles.to_bf16(*values), [to, half, row, T.ramp(0, 1, 2 * COLUMNS)])
 
@@ -161,38 +161,60 @@ class TileProduct:
             words = name(T.reinterpret("int32x16", numbers))
             for pair in range(QUAD // 2):
                 sides = [self.pair_of_bytes(words, pair, start) for start in (0, lanes // 2)]
-                values = [self.simd.fma(self.code(side, self.masks[0]), *factor) for side, factor in zip(sides, factors, strict=True)]
+                values = [self.weight_of(side, self.masks[0], *factor) for side, factor in zip(sides, factors, strict=True)]
                 T.buffer_store(weights, tiles.to_bf16(*values), [to, half, quad * (QUAD // 2) + pair, T.ramp(0, 1, 2 * COLUMNS)])
 
     def doubled(self, panel: Value, at: Value, part: int, half: Value, zero: int) -> list[list[list[Value]]]:
-        """The factors of codes that stand in a mantissa, and the summands: by a code's place in its byte and by half of the lanes,
+        """The factors of codes that stand in a mantissa, and what `beside` says: by a code's place in its byte and by half of the lanes,
         whose columns come twice each."""
         codes, lanes, column = self.codes, self.simd.lanes, name(half * COLUMNS)
         read = Factors(self.simd, codes, self.weight, Unpacked(self.simd.isa, codes).unit)
         orders = [[lane // 2 + start for lane in range(lanes)] for start in (0, lanes // 2)]
-        scale, lowest = read.scale(panel, at, part, column), read.min(panel, at, part, column)
-        lowest = scale * splat(-float(zero), lanes) if lowest is None else lowest
+        scale = read.scale(panel, at, part, column)
+        low = read.zero(panel, at, part, column) if codes.has_zeros else read.min(panel, at, part, column)
         factors = []
         for mask in self.masks:
-            scaled = name(scale * splat(float((1 << 23) // (mask & -mask)), lanes))
-            low = lowest if self.subtracts else name(lowest - scaled)
-            factors.append([[name(T.Shuffle([value], order)) for value in (scaled, low)] for order in orders])
+            steps = (1 << 23) // (mask & -mask)
+            scaled = name(scale * splat(float(steps), lanes))
+            beside = self.beside(scale, scaled, low, zero, steps)
+            factors.append([[name(T.Shuffle([value], order)) for value in (scaled, beside)] for order in orders])
         return factors
+
+    @property
+    def is_centred(self) -> bool:
+        """True if what stands for 0 is taken off codes before they are scaled: multiply-adds would lose bits."""
+        form = self.codes.format
+        return form.has_zeros or (form.scale_dtype == "float32" and not form.has_mins and not form.super_size)
 
     @property
     def subtracts(self) -> bool:
         """True if v - 1 is multiplied."""
         return self.codes.has_mins or not self.codes.is_plain or bool(self.codes.format.table)
 
+    def beside(self, scale: Value, scaled: Value, low: Value | None, zero: int, steps: int) -> Value:
+        """What `weight_of` wants beside scales: v of the code that stands for 0, or what a code of 0 stands for."""
+        lanes = self.simd.lanes
+        if self.codes.has_mins:
+            return low
+        if not self.is_centred:
+            lowest = scale * splat(-float(zero), lanes)
+            return name(lowest if self.subtracts else lowest - scaled)
+        if low is None:
+            return splat(1 + zero / steps, lanes)
+        sign = 128.0 if self.codes.bits == 8 else 0.0  # zeros of codes of 8 bits have their sign
+        return name((low + splat(sign + steps, lanes)) * splat(1 / steps, lanes))
+
     @property
     def masks(self) -> tuple[int, ...]:
         """Where the codes of a byte stand in a word that has it twice, in the middle: within a float's mantissa."""
         return (0xF << 16, 0xF << 12) if self.codes.bits == 4 and self.codes.is_plain and not self.codes.format.table else (0xFF << 8,)
 
-    def code(self, words: Value, mask: int) -> Value:
-        """The codes that `mask` leaves of words, u / steps, and 1 besides unless that is subtracted."""
-        value = name(T.reinterpret("float32x16", (words & _int(mask)) | _int(0x3F800000)))
-        return value - splat(1.0, self.simd.lanes) if self.subtracts else value
+    def weight_of(self, words: Value, mask: int, scaled: Value, beside: Value) -> Value:
+        """The weights that the codes which `mask` leaves of words stand for."""
+        one, v = splat(1.0, self.simd.lanes), name(T.reinterpret("float32x16", (words & _int(mask)) | _int(0x3F800000)))
+        if self.is_centred:
+            return (v - beside) * scaled
+        return self.simd.fma(v - one if self.subtracts else v, scaled, beside)
 
     def pair_of_bytes(self, words: Value, pair: int, start: int) -> Value:
         """Of the 8 columns from `start` on two bytes each, those of a pair of inputs: words that have one four times."""

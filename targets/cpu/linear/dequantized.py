@@ -106,7 +106,7 @@ class DequantizedProduct:
         table = CodeTable.of(simd, codes.format)
         with T.serial(PANEL // lanes) as vector:
             column, factors = name(vector * lanes), Factors(simd, codes, self.weight)
-            scale, low = factors.scale(panel, at, 0, column), factors.min(panel, at, 0, column)
+            scale, low, zero = (read(panel, at, 0, column) for read in (factors.scale, factors.min, factors.zero))
             scale = scale if table is None else name(scale * splat(table.factor, lanes))
             with T.serial(QUADS * codes.bits // 8) as block:
                 place = name(first_byte(0, column) + block * (PANEL * QUAD) + first)
@@ -116,7 +116,7 @@ class DequantizedProduct:
                         up = 32 - 8 * (byte + 1) + (4 if codes.bits == 4 and quad == 0 else 0)
                         down = 32 - codes.bits
                         value = T.cast(self.code(words, up, down), f"float32x{lanes}") if table is None else table.numbers(words, down - up)
-                        value = value * scale
+                        value = (value if zero is None else value - zero) * scale
                         k = row + (block * (8 // codes.bits) + quad) * QUAD + byte
                         simd.store(weights, value if low is None else value + low, (k, column))
 

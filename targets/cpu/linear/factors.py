@@ -34,11 +34,24 @@ class Factors:
         """The same of mins, if there are any."""
         return self._factor("mins", panel, at, part, column, lanes or self.simd.lanes) if self.codes.has_mins else None
 
-    def of_group(self, panel: Value, group: Value, column: Value) -> tuple[Value, Value | None]:
-        """A column's scale and min of a group of a row."""
+    def zero(self, panel: Value, at: Value, part: Value | int, column: Value, lanes: int = 0) -> Value | None:
+        """The same of zeros, if there are any."""
+        return self._factor("mins", panel, at, part, column, lanes or self.simd.lanes) if self.codes.has_zeros else None
+
+    def low(self, panel: Value, at: Value, part: Value | int, column: Value) -> Value | None:
+        """What is added for each unit of a group's Σx: the min, or what the zero makes; None where there is neither."""
+        zero = self.zero(panel, at, part, column)
+        if zero is None:
+            return self.min(panel, at, part, column)
+        return name((splat(0.0, self.simd.lanes) - zero) * self.scale(panel, at, part, column))
+
+    def of_group(self, panel: Value, group: Value, column: Value) -> tuple[Value, Value | None, Value | None]:
+        """A column's scale, min and zero of a group of a row."""
         parts, slices = self.codes.parts, max(self.codes.format.group_size // SLICE, 1)
         at, part = (name(group // parts), name(group % parts)) if parts > 1 else (group * slices if slices > 1 else group, 0)
-        return self.scale(panel, at, part, column, 1), self.min(panel, at, part, column, 1)
+        scale, low, zero = (read(panel, at, part, column, 1) for read in (self.scale, self.min, self.zero))
+        assert scale is not None
+        return scale, low, zero
 
     def _factor(self, which: str, panel: Value, at: Value, part: Value | int, column: Value, lanes: int) -> Value:
         codes, form = self.codes, self.codes.format

@@ -116,7 +116,7 @@ class Int8Product:
 
     def allocate(self, num_rows: Value | int) -> Int8Rows:
         codes = self.kernel.codes
-        return Int8Rows.allocate(num_rows, self.kernel.slices, self.weights.zero, codes.has_mins, codes.parts)
+        return Int8Rows.allocate(num_rows, self.kernel.slices, self.weights.zero, codes.has_mins or codes.has_zeros, codes.parts)
 
     def few(self) -> None:
         """One region: the rows, then panels. One row is rounded by every thread for itself: to wait for another core takes longer."""
@@ -317,7 +317,7 @@ class _Packed:
         return self.factors.scale(self.panel, at, part, column)
 
     def min(self, at: Value, column: Value, part: int) -> Value | None:
-        return self.factors.min(self.panel, at, part, column)
+        return self.factors.low(self.panel, at, part, column)
 
     @property
     def factors(self) -> Factors:
@@ -337,7 +337,7 @@ class _Unpacked:
     @staticmethod
     def allocate(kernel: Int8Shape, simd: Simd) -> _Unpacked:
         parts = kernel.codes.parts
-        mins = local((SLICE_BLOCK * parts, PANEL)) if kernel.codes.has_mins else None
+        mins = local((SLICE_BLOCK * parts, PANEL)) if kernel.codes.has_mins or kernel.codes.has_zeros else None
         return _Unpacked(simd, parts, local(SLICE_BLOCK * SLICE * PANEL, "int8"), local((SLICE_BLOCK * parts, PANEL)), mins)
 
     def fill(self, packed: _Packed, at: Value, to: Value) -> None:

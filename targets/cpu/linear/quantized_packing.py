@@ -1,8 +1,8 @@
 """How a quantized weight lies in memory: one stream of bytes a panel of 32 output columns, the same on every instruction set.
 
 A panel is a row of blocks of inputs, each a group or a super-block. A block holds its codes, then for 32 columns each the scales of its
-groups and their mins if there are any, and if it is a super-block the super scales and super mins. Codes lie in slices of 32 inputs, as
-dot-product instructions take them, four inputs (a quad) of 16 columns in 64 bytes:
+groups and their mins or zeros if there are any (zeros in the type of scales), and if it is a super-block the super scales and super mins.
+Codes lie in slices of 32 inputs, as dot-product instructions take them, four inputs (a quad) of 16 columns in 64 bytes:
 
     8 bits:  quad 0 of columns 0–15, quad 0 of columns 16–31, quad 1 of columns 0–15, …         8 · 2 · 64 bytes
     4 bits:  the same for pairs of quads; the even quad in the low half of a byte, the odd in the high    4 · 2 · 64 bytes
@@ -55,6 +55,11 @@ class Codes:
     def has_mins(self) -> bool:
         """True if each group has a min."""
         return self.format.has_mins
+
+    @property
+    def has_zeros(self) -> bool:
+        """True if each group has a zero."""
+        return self.format.has_zeros
 
     @property
     def zero(self) -> int:
@@ -127,7 +132,8 @@ class Codes:
         for factors, size, dtype in self.format.factors:
             shared = self.in_nibbles and factors == "mins"
             places[factors] = places["scales"] if shared else start
-            start += 0 if shared else PANEL * (self.format.block_size // size) * ITEM_BYTES[dtype]
+            stored = self.format.scale_dtype if self.has_zeros else dtype
+            start += 0 if shared else PANEL * (self.format.block_size // size) * ITEM_BYTES[stored]
         return places | {"": start}
 
     @property
@@ -229,6 +235,8 @@ def pack_codes(format: str, codes: Array, *factors: Array) -> Array:
     given = list(factors)
     if packing.in_nibbles:
         given[:2] = [given[0] | given[1] << 4]
+    if form.has_zeros:
+        given[1] = given[1].astype(given[0].dtype)
     for each in given:
         wide = np.zeros((panels * PANEL, each.shape[1]), each.dtype)
         wide[:n] = each

@@ -92,11 +92,12 @@ def _build_quantized(isa: ISA, num_entries: int, width: int, blocks: int, codes:
             token = name(T.cast(tokens[i], "int64"))
             panel, column = name(token // PANEL), name(token % PANEL)
             with T.serial(-(-width // size)) as group:
-                scale, low = factors.of_group(panel, group, column)
+                scale, low, zero = factors.of_group(panel, group, column)
                 start = 0 if form.super_size == 0 else name(group * size % form.block_size)
                 block = group if form.super_size == 0 else name(group * size // form.block_size)
                 with T.serial(T.min(T.int64(size), T.int64(width) - group * size)) as k:
-                    value = name(number(panel, block, column, start + k) * scale)
+                    code = number(panel, block, column, start + k)
+                    value = name((code if zero is None else code - zero) * scale)
                     T.buffer_store(out, value if low is None else value + low, [i, group * size + k])
 
         def number(panel: Value, block: Value, column: Value, k: Value) -> Value:

@@ -31,7 +31,8 @@ def is_tileable(stored: StoredKernel) -> bool:
     form = stored.weight_format
     if form is None:
         return stored.dtype in _BITS
-    return form.bits in (4, 8) and not form.super_size and form.scale_dtype == "float16" and form.group_size % SLICE == 0
+    is_known = form.bits in (4, 8) and form.scale_dtype == "float16" and not form.super_size and not form.has_zeros
+    return is_known and form.group_size % SLICE == 0
 
 
 @weight_function

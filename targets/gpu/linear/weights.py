@@ -20,9 +20,9 @@ _FLOAT_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
 def is_readable(stored: StoredKernel) -> bool:
-    """True if kernels for GPUs read such a weight: floats, or codes without super-blocks, in rows of whole words."""
+    """True if kernels for GPUs read such a weight: floats, or codes without super-blocks or zeros, in rows of whole words."""
     form = stored.weight_format
-    return form is None or (not form.super_size and stored.shape[1] * _bits(stored) % 32 == 0)
+    return form is None or (not form.super_size and not form.has_zeros and stored.shape[1] * _bits(stored) % 32 == 0)
 
 
 def _bits(stored: StoredKernel) -> int:

@@ -13,6 +13,8 @@ FORMATS = {
     "w8g64": WeightFormat(8, 64),
     "w8g64m": WeightFormat(8, 64, zero_point="mins"),
     "w3g16-f32": WeightFormat(3, 16, "float32"),
+    "w4g128z": WeightFormat(4, 128, zero_point="codes"),
+    "w8g32z-bf16": WeightFormat(8, 32, "bfloat16", "codes"),
     "w8g128-e4m3-f32": WeightFormat(8, 128, "float32", table="e4m3"),
     "w4g32-e2m1-bf16": WeightFormat(4, 32, "bfloat16", table="e2m1"),
     "w4g64-nf4": WeightFormat(4, 64, table="nf4"),
@@ -28,10 +30,14 @@ def test_a_name_says_all(name: str) -> None:
 
 def test_what_codes_stand_for() -> None:
     assert [(form.code_dtype, form.zero) for form in FORMATS.values()] == [
-        ("uint8", 8), ("uint8", 0), ("int8", 0), ("uint8", 0), ("uint8", 4), ("uint8", 0), ("uint8", 0), ("uint8", 0),
-        ("uint8", 0), ("uint8", 0),
+        ("uint8", 8), ("uint8", 0), ("int8", 0), ("uint8", 0), ("uint8", 4), ("uint8", 0), ("int8", 0), ("uint8", 0), ("uint8", 0),
+        ("uint8", 0), ("uint8", 0), ("uint8", 0),
     ]  # fmt: skip
-    assert [form.bits_per_value for form in FORMATS.values()] == [4.5, 4.25, 8.25, 8.5, 5.0, 8.25, 4.5, 4.25, 4.5, 3.5]
+    assert [form.bits_per_value for form in FORMATS.values()] == [
+        4.5, 4.25, 8.25, 8.5, 5.0, 4.1875, 8.75, 8.25, 4.5, 4.25, 4.5, 3.5,
+    ]  # fmt: skip
+    zeros = [{name: dtype for name, _, dtype in form.factors}["mins"] for form in FORMATS.values() if form.has_zeros]
+    assert zeros == ["uint8", "int8"]
     assert FORMATS["w4g128m"].num_groups(576) == 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -32,6 +33,27 @@ def test_mins_take_the_place_of_a_zero_exactly() -> None:
     np.testing.assert_array_equal(again.values(), tensor.values())
     assert w4(0.01, 9000).in_format(W4_MINS) is None  # float16 ends at 65504
     assert again.in_format(W4_MINS) is again
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(4, "uint8"), (8, "int8")])
+def test_zeros_are_taken_off_codes(bits: int, dtype: str) -> None:
+    random, form = np.random.default_rng(2), WeightFormat(bits, 32, "bfloat16", "codes")
+    codes, zeros = (random.integers(0, 16, shape).astype(dtype) for shape in ((3, 64), (3, 2)))
+    scales = random.normal(size=(3, 2)).astype(ml_dtypes.bfloat16)
+    expected = np.repeat(scales.astype("float32"), 32, 1) * (codes.astype("float32") - np.repeat(zeros.astype("float32"), 32, 1))
+    np.testing.assert_array_equal(QuantizedTensor(form, codes, scales, zeros).values(), expected)
+
+
+def test_a_zero_for_all_becomes_one_of_each_group() -> None:
+    tensor = w4(0.01, -3.3)
+    again = tensor.in_format(WeightFormat(4, 32, zero_point="codes"))
+    assert again is not None
+    np.testing.assert_array_equal(again.values(), tensor.values())
+    signed = tensor.in_format(W8)
+    again = signed.in_format(WeightFormat(8, 32, zero_point="codes")) if signed is not None else None
+    assert again is not None
+    np.testing.assert_array_equal(again.values(), tensor.values())
+    assert again.in_format(W8) is None
 
 
 def test_codes_of_4_bits_fit_8() -> None:
