@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.targets.emit import Value, argument, prim_func
+from cupola.targets.emit import argument, prim_func
 from cupola.targets.generic.experts import in_block
 from cupola.targets.generic.linear import activated
 from cupola.targets.generic.rows import FLOATS, sizes_of
@@ -135,14 +135,14 @@ def _layer(layer: _Layer) -> tvm.tirx.PrimFunc:
                 first = keep(T.cast(index[token, choice], "int64") * (parts * outputs) + column)
                 rows = Rows(row + 1, keep(row), x, None, most=1)
 
-                def product(part: int) -> Value:
+                result = registers()
+                for part in reversed(range(parts)):  # the gate last: ptxas then spills nothing
                     place = first + T.int64(part * outputs)
                     total = keep(rows.products(weight, place, layer.width, lane)[0])
-                    return total if bias is None else keep(total + load(bias, place))
-
-                sums = [product(part) for part in range(parts)]
-                result = keep(activated(layer.activation, sums[0]))
+                    total = total if bias is None else keep(total + load(bias, place))
+                    value = activated(layer.activation, total) if part == 0 else total
+                    T.buffer_store(result, value if part == parts - 1 else result[0] * value, [0])
                 with T.If(lane == T.int64(0)), T.Then():
-                    store(out, (token, choice, column), result * sums[1] if layer.gated else result)
+                    store(out, (token, choice, column), result[0])
 
     return prim_func(body)
