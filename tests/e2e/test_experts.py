@@ -13,16 +13,15 @@ from tests.e2e.tiny_models import SIZES, assert_matches, tiny_model
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize("scheme", ["w4a8", "w8a16"])
-def test_a_token_has_the_same_bits_whatever_stands_beside_it(scheme: str, tmp_path: Path) -> None:
+def test_a_token_has_the_same_bits_whatever_stands_beside_it(tmp_path: Path) -> None:
     """Of a prompt in one step, in chunks, and with another one beside it: each time other tokens go to its experts."""
     tiny_model("qwen3_moe", **find_family("qwen3_moe").tiny).save_pretrained(tmp_path / "model")
-    artifact = cupola.compile(tmp_path / "model", out=tmp_path / "artifact", quant=scheme, target="cpu:batch-invariant")
-    first, second = (np.random.default_rng(seed).integers(4, 250, 40).tolist() for seed in (0, 1))
+    artifact = cupola.compile(tmp_path / "model", out=tmp_path / "artifact", quant="w4a8", target="cpu:batch-invariant")
+    first, second = (np.random.default_rng(seed).integers(4, 250, 24).tolist() for seed in (0, 1))
     whole = cupola.LLM(artifact, max_num_batched_tokens=128).logits(first)
-    for chunk in (1, 7, 23):
+    for chunk in (5, 16):
         np.testing.assert_array_equal(cupola.LLM(artifact, max_num_batched_tokens=chunk, kv_memory="64MB").logits(first), whole)
-    params = cupola.SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=5, detokenize=False)
+    params = cupola.SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=5, detokenize=False)
     alone, beside = (cupola.LLM(artifact, max_num_seqs=2).generate(prompts, params)[0] for prompts in ([first], [first, second]))
     assert alone.outputs[0].token_ids == beside.outputs[0].token_ids and alone.outputs[0].logprobs == beside.outputs[0].logprobs
 

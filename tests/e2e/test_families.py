@@ -15,7 +15,7 @@ from cupola.models import FAMILIES, Family, llama
 
 LENGTHS, NUM_DECODED, BOUND = (40, 5, 23), 16, 1e-4  # the first step is a chunk of the first prompt, and wants no logits
 PARAMS = cupola.SamplingParams(temperature=0, max_tokens=NUM_DECODED, logprobs=20, ignore_eos=True, detokenize=False)
-EACH_TIME = {"falcon", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3"}
+EACH_TIME = {"falcon", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe"}
 CASES = [pytest.param(family, marks=() if family.model_type in EACH_TIME else pytest.mark.by_turns) for family in FAMILIES]
 
 
