@@ -69,9 +69,10 @@ def _(scores: torch.Tensor, window: int) -> torch.Tensor:
 
 def number_layers(graph: torch.fx.Graph) -> None:
     """Numbers the markers of a graph in their order: each has a K/V cache, or a state, of its own, whatever its module is called."""
-    operations = (node for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload))
-    for layer, node in enumerate(node for node in operations if node.target.namespace == "cupola"):
-        node.update_arg([argument.name for argument in node.target._schema.arguments].index("layer"), layer)
+    ours = [node for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "cupola"]
+    places = [(node, [argument.name for argument in node.target._schema.arguments]) for node in ours]
+    for layer, (node, names) in enumerate((node, names) for node, names in places if "layer" in names):  # experts have none
+        node.update_arg(names.index("layer"), layer)
 
 
 class _AnySize:
