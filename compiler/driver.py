@@ -89,5 +89,5 @@ def compile_to(
 
 
 def _weight_notes(scheme: Scheme, source: Source, program: Program, weights: Sequence[PackedWeight]) -> list[str]:
-    """What became of the weights."""
+    """Notes on weights: how they were encoded, which were kept, which overflowed."""
     return encoding_notes(weights) + kept_notes(scheme, source, program.weights, weights) + overflow_notes(weights)

@@ -19,7 +19,7 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 def kept_weights(scheme: Scheme, source: Source, weights: Mapping[str, LazyTensor], targets: Sequence[Target]) -> Kept:
-    """What `scheme` keeps of a quantized checkpoint's weights, by parameter: codes in their own groups that have no more bits than it has.
+    """The weights of a quantized checkpoint that `scheme` keeps, by parameter: codes in groups of their own, of no more bits than it has.
 
     What stays of GGUF's blocks, the schemes say by their types.
     """

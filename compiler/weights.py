@@ -287,7 +287,7 @@ class _Transform:
         return found
 
     def _encoded(self, call: relax.Call, weight: relax.Expr) -> tuple[Array, ...]:
-        """What the encoder makes of a weight; of experts, whose rows it does not see together, one by one."""
+        """A weight as the encoder gives it; experts, whose rows it does not see together, one by one."""
         experts = self._experts(weight)
         if experts is None:
             encoded: tuple[Array, ...] = self._call(call)

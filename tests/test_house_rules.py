@@ -31,6 +31,7 @@ NOT_A_PASS = {"rewrite": "what passes are written with"}
 TESTED_BY = {
     "runtime/server/translations": "tests/runtime/server/test_messages.py",
     "targets/cpu/emit": "tests/targets/cpu/test_loops.py",
+    "targets/cpu/experts": "tests/targets/test_kernels.py",
     "targets/cpu/linear": "tests/targets/test_kernels.py",
     "targets/cpu/measure": "tests/targets/cpu/test_ledger.py",
     "targets/cpu/recurrent": "tests/targets/test_recurrent.py",
@@ -42,6 +43,7 @@ TESTED_BY = {
 # Dataclasses that change -> why. Elsewhere frozen ones cross borders.
 CHANGES = {
     ("benchmarks/peers/turns.py", "Record"): "figures of an engine, gathered round by round",
+    ("compiler/sources/conversions.py", "Conversion"): "gathers a converter's tensors as the checkpoint's names are read",
     ("runtime/engine/grammar_masks.py", "_Matching"): "counts what a grammar's process knows and was asked",
     ("runtime/server/artifact_watch.py", "ArtifactWatch"): "remembers the files as they were last seen",
     ("runtime/server/generation.py", "Choice"): "a completion that grows as tokens come",
@@ -54,7 +56,10 @@ CHANGES = {
 OTHER_ERRORS = {
     ("compiler/cli/*", "Exit"): "typer's way to end a command with a code",
     ("compiler/frontend/attention.py", "AssertionError"): "the marker is traced and never run",
+    ("compiler/frontend/converters.py", "NotImplementedError"): "translate.py makes an UnsupportedError of it",
+    ("compiler/frontend/experts.py", "AssertionError"): "the marker is traced and never run",
     ("compiler/frontend/recurrence.py", "AssertionError"): "markers are traced and never run",
+    ("compiler/sources/checkpoints/blocks.py", "ValueError"): "the methods make a SourceError of it",
     ("targets/ops/recurrent.py", "NotImplementedError"): "each kind of recurrence says it",
     ("runtime/artifact/expressions.py", "ValueError"): "plan_check.py makes an ArtifactError of it",
     ("runtime/server/*", "HTTPException"): "Starlette's; errors.py answers it",

@@ -54,7 +54,7 @@ def _view_as_real(x: Complex) -> torch.Tensor:
 
 @contextlib.contextmanager
 def real_numbers_only() -> Iterator[None]:
-    """What makes, multiplies and takes apart complex numbers does so with pairs of real ones."""
+    """Within it, torch makes, multiplies and takes apart complex numbers as pairs of real ones."""
     replaced = {"polar": _polar, "view_as_complex": _view_as_complex, "view_as_real": _view_as_real}
     with contextlib.ExitStack() as patches:
         for name, function in replaced.items():

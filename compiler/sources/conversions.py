@@ -107,7 +107,7 @@ def stacked(tensors: Sequence[LazyTensor]) -> LazyTensor:
 
 
 def _made(tensors: Sequence[LazyTensor], function: Callable[..., Array], shape: tuple[int, ...]) -> LazyTensor:
-    """What `function` makes of the tensors' arrays."""
+    """A lazy tensor: `function` of the tensors' arrays."""
     dtype, first = _dtype_of(tensors), tensors[0]
 
     def load() -> Array:

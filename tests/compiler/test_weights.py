@@ -144,7 +144,7 @@ def test_what_float16_cannot_hold_is_counted_by_name() -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_experts_are_encoded_one_by_one(transposed: bool) -> None:
-    """Whether the source has them as one tensor or apart, and each as it would be alone."""
+    """As one tensor of the source or apart, each as it would be alone."""
     (stacked,) = values_of((3, 64, 32) if transposed else (3, 32, 64))
     loads, storage = Loads([*stacked]), SCHEMES["w4a8"].linear.otherwise
     apart = LazyTensor("layer.0.a", stacked.shape, "float32", lambda: pytest.fail("it is read whole"), slabs=(*loads.tensors.values(),))

@@ -44,7 +44,7 @@ def test_logits_match_transformers_and_decoding_gives_what_a_prompt_gives(tiny: 
     [("gfx942", "w4a16", "f16"), ("gfx1100", "f16", "f16"), ("gfx1100", "w8a16", "int8"), ("gfx942", "bf16", "bf16")],
 )
 def test_formats_give_what_they_give_on_the_cpu(architecture: str, quant: str, kv_dtype: str, tiny: Path, tmp_path: Path) -> None:
-    """What layers multiply is rounded to 16 bits here."""
+    """Within the rounding to 16 bits of factors here."""
     logits = []
     for target in (f"softrocm:{architecture}", "cpu:avx2"):
         artifact = cupola.compile(tiny, out=tmp_path / target, target=target, quant=quant, kv_dtype=kv_dtype)

@@ -1,4 +1,4 @@
-"""What a method of quantizing checkpoints brings, and what it is given: the fields of its configuration and the tensors of a weight."""
+"""The interface of a method of quantizing checkpoints, and its inputs: the fields of its configuration and the tensors of a weight."""
 
 from __future__ import annotations
 

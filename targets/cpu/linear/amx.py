@@ -192,7 +192,7 @@ class TileProduct:
         return self.codes.has_mins or not self.codes.is_plain or bool(self.codes.format.table)
 
     def beside(self, scale: Value, scaled: Value, low: Value | None, zero: int, steps: int) -> Value:
-        """What `weight_of` wants beside scales: v of the code that stands for 0, or what a code of 0 stands for."""
+        """The second factor of `weight_of`: v of the code that stands for 0, or the value of code 0."""
         lanes = self.simd.lanes
         if self.codes.has_mins:
             return low

@@ -39,7 +39,7 @@ class Factors:
         return self._factor("mins", panel, at, part, column, lanes or self.simd.lanes) if self.codes.has_zeros else None
 
     def low(self, panel: Value, at: Value, part: Value | int, column: Value) -> Value | None:
-        """What is added for each unit of a group's Σx: the min, or what the zero makes; None where there is neither."""
+        """The summand for each unit of a group's Σx: the min, or −zero · scale; None where there is neither."""
         zero = self.zero(panel, at, part, column)
         if zero is None:
             return self.min(panel, at, part, column)

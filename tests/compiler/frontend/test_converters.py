@@ -18,6 +18,7 @@ from cupola.compiler.frontend.functionalize import functionalize
 from cupola.compiler.frontend.translate import to_relax
 from cupola.passes.lower_ops import lower_ops
 from cupola.runtime.errors import UnsupportedError
+from tests.passes.harness import verified
 from tests.targets.toy_target import toy
 
 # torch's own decompositions warn about a function of torch's; the compiler traces quietly.
@@ -45,7 +46,7 @@ def exported(function: Function) -> torch.export.ExportedProgram:
 
 def translated(function: Function) -> np.ndarray:
     program = functionalize(exported(function), "toy", "file")
-    mod = lower_ops(toy())(to_relax(program, "file"))
+    mod = verified(lower_ops(toy()), to_relax(program, "file"))
     machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
     return machine["main"](tvm.runtime.tensor(X.numpy()), tvm.runtime.tensor(POSITIONS.numpy())).numpy()
 
