@@ -178,6 +178,7 @@ def _materialize_buffers(model: Any) -> None:
             module._buffers[name] = torch.zeros_like(module._buffers[name], device="cpu")
         if missing:
             owner._init_weights(module)
+            owner._init_weights(owner)  # which computes some of them for its parts
 
 
 def _tied_names(model: nn.Module) -> dict[str, str]:
