@@ -68,8 +68,7 @@ def pipeline(
         extra: passes that see the recognized operations, norms among them, on weights in float32.
         kept: the weights that stay as their file has them.
     """
-    kept = kept or Kept()
-    kind_of = partial(_kind_of, scheme, formats or {}, kept)
+    kind_of = partial(_kind_of, scheme, formats or {}, kept := kept or Kept())
     return [
         # recognize what models spell out
         fuse_rms_norm(),

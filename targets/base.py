@@ -39,7 +39,7 @@ class Abilities:
         batch_invariant: whether a row of every result has the same bits whatever rows stand beside it.
         bf16_rows: from how many rows on a quantized layer multiplies in bfloat16, activations and weights; attention then does so too, for
             several tokens of a sequence and where K and V are no wider. 0: never.
-        keeps_blocks: whether quantized layers take every format that a GGUF file's blocks have (`targets.formats.ggml`).
+        keeps_blocks: whether quantized layers take every format of GGUF's blocks (`targets.formats.ggml`) and of quantized checkpoints.
         rounds_products: whether layers of activations that are not quantized round what they multiply to 16 bits, but for weights of 32:
             to bfloat16 where weights are, else to float16. Attention then does so too with several tokens of a sequence, but for pages of
             32 bits: to float16 where pages are or are E4M3, else to bfloat16.

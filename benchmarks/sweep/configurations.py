@@ -25,7 +25,6 @@ GENERIC: Fields = {
     # latent attention and sparse indexers
     "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
     "index_topk": 8, "index_head_dim": 16, "index_n_heads": 2, "index_topk_blocks": 2, "index_block_size": 4,
-    "zaya": {"num_experts_per_tok": 1},
     # recurrences
     "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
     "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 8, "mamba_n_groups": 1, "chunk_size": 8,
@@ -41,7 +40,6 @@ TEXT = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "
 WINDOWED: Fields = {"layer_types": ["sliding_attention", "full_attention"]}
 LINEAR: Fields = {"layer_types": ["linear_attention", "full_attention"]}
 CONVOLUTIONS: Fields = {"layer_types": ["conv", "full_attention"]}
-MAMBA: Fields = {"state_size": 8, "time_step_rank": 4}
 NO_WINDOW: Fields = {"sliding_window": None}
 DECODER: Fields = {"is_decoder": True}
 LATENT: Fields = {"num_key_value_heads": 4}  # as many as attention heads
@@ -62,17 +60,16 @@ ADAPTER: Fields = {"adapter_out_dim": 64}
 LLAMA4: Fields = {"intermediate_size_mlp": 128, "num_local_experts": 4, "num_experts_per_tok": 1, "attention_chunk_size": 8}
 
 OWN: Mapping[str, Fields] = {
-    **dict.fromkeys(("flint", "gpt_oss", "cohere2_moe", "exaone_moe",
+    **dict.fromkeys(("flint", "cohere2_moe", "exaone_moe",
                      "granitemoe_swa", "kolibri1", "laguna", "mellum", "mimo_v2_flash"), WINDOWED),
-    **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), LINEAR),
+    **dict.fromkeys(("qwen3_5_moe_text", "qwen3_next"), LINEAR),
     **dict.fromkeys(("axk1", "glm4_moe_lite", "minicpm3"), LATENT),
     **dict.fromkeys(("deepseek_v2", "deepseek_v32", "glm_moe_dsa"), LATENT_EXPERTS),
     **dict.fromkeys(("bart", "bert", "bert-generation", "bigbird_pegasus", "blenderbot", "blenderbot-small", "camembert", "data2vec-text",
                      "electra", "ernie", "mbart", "megatron-bert", "mvp", "pegasus", "plbart", "roberta", "roberta-prelayernorm",
                      "roformer", "xlm-roberta", "xlm-roberta-xl"), DECODER),
     **dict.fromkeys(("gpt_bigcode", "openai-gpt"), GPT),
-    **dict.fromkeys(("falcon_mamba", "mamba"), MAMBA),
-    **dict.fromkeys(("mixtral", "phimoe"), NO_WINDOW),
+    "phimoe": NO_WINDOW,
     # dense
     "cohere_compass_text": {**WINDOWED, "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in
                                                              ("sliding_attention", "full_attention")}},
@@ -93,7 +90,6 @@ OWN: Mapping[str, Fields] = {
     "dbrx": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256,
              "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
              "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
-    "deepseek_v3": {**LATENT_EXPERTS, "num_mtp_layers": 0},
     "deepseek_v4": {"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 8, "hc_mult": 2, "hc_sinkhorn_iters": 3,
                     "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}, "partial_rotary_factor": 0.5},
     "doge": {"keep_window_size": 64},
@@ -115,15 +111,10 @@ OWN: Mapping[str, Fields] = {
     # recurrences
     "bailing_hybrid": {**LATENT_EXPERTS, **LINEAR, "short_conv_kernel_size": 4, "num_mtp_layers": 0,
                        "mlp_layer_types": ["dense", "sparse"]},
-    "bamba": {"attn_layer_indices": [1]},
-    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "position_embedding_type": "rope"},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {**LATENT, **LINEAR, "linear_head_dim": 16, "linear_num_heads": 4, "num_local_experts": 8},
-    "lfm2": {**CONVOLUTIONS, "block_multiple_of": 16},
     "lfm2_moe": CONVOLUTIONS,
     "lfm3": {"layer_types": ["conv", "sliding_attention"]},
-    "mamba2": {"num_heads": 8, "state_size": 16, "n_groups": 2},
     "minimax": {**LINEAR, "block_size": 8},
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "mamba_num_heads": 8, "mamba_head_dim": 16,
                    "ssm_state_size": 16, "n_groups": 2, "moe_shared_expert_intermediate_size": 32},

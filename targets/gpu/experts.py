@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.targets.emit import argument, prim_func
+from cupola.targets.emit import Value, argument, prim_func
 from cupola.targets.generic.experts import in_block
 from cupola.targets.generic.linear import activated
 from cupola.targets.generic.rows import FLOATS, sizes_of
@@ -33,6 +35,15 @@ def lower_top_k(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | N
     return relax.op.call_tir(function, relax.Tuple([op.x]), out_ty=call.ty)
 
 
+def _indices(place: Value, middle: Sequence[int]) -> list[Value]:
+    """The indices of element `place` of a tensor [n, *middle]."""
+    indices: list[Value] = []
+    for size in reversed(middle):
+        indices.insert(0, keep(place % size))
+        place = keep(place // size)
+    return [place, *indices]
+
+
 @cached
 def _top_k(inner: tuple[int, ...], k: int, dtype: str) -> tvm.tirx.PrimFunc:
     *middle, width = inner
@@ -41,7 +52,8 @@ def _top_k(inner: tuple[int, ...], k: int, dtype: str) -> tvm.tirx.PrimFunc:
         n = T.int64()
         x = argument("x", (n, *inner), dtype)
         out = argument("out", (n, *middle, k), "int32")
-        with blocks(n, *middle, threads=WARP) as (*row, lane):
+        with blocks(n * math.prod(middle), threads=WARP) as (place, lane):
+            row = _indices(place, middle)
             count = -(-width // WARP)
             held, best = registers(count), registers(1)
             column, chosen = keep(T.cast(lane, "int32")), registers(1, "int32")
@@ -52,7 +64,7 @@ def _top_k(inner: tuple[int, ...], k: int, dtype: str) -> tvm.tirx.PrimFunc:
                     magnitude = keep(T.reinterpret("int32", value) & T.int32(MAGNITUDE))
                     number = T.max(value, T.float32(_LOWEST))
                     T.buffer_store(held, T.if_then_else(magnitude > T.int32(INFINITY), T.float32(_LOWEST), number), [i])
-            for place in range(k):
+            for rank in range(k):
                 T.buffer_store(best, T.float32(_TAKEN), [0])
                 for i in range(count):
                     T.buffer_store(best, T.max(best[0], held[i]), [0])
@@ -64,7 +76,7 @@ def _top_k(inner: tuple[int, ...], k: int, dtype: str) -> tvm.tirx.PrimFunc:
                 for i in range(count):
                     T.buffer_store(held, T.Select(first == column + T.int32(i * WARP), T.float32(_TAKEN), held[i]), [i])
                 with T.If(lane == T.int64(0)), T.Then():
-                    T.buffer_store(out, first, [*row, place])
+                    T.buffer_store(out, first, [*row, rank])
 
     return in_block(prim_func(body))
 
@@ -128,18 +140,19 @@ def _layer(layer: _Layer) -> tvm.tirx.PrimFunc:
         weight = Weight.arguments(layer.weight)
         bias = argument("bias", layer.weight.shape[:1], layer.bias) if layer.bias else None
         out = argument("out", (n, choices, outputs), layer.dtypes[2])
-        with blocks(-(-outputs // warps), n, choices, threads=warps * WARP) as (block, token, choice, thread):
+        with blocks(n * choices, -(-outputs // warps), threads=warps * WARP) as (place, block, thread):
+            token, choice = keep(place // choices), keep(place % choices)
             column, lane = keep(block * warps + thread // WARP), thread % WARP
             with T.If(column < T.int64(outputs)), T.Then():
-                row = token if layer.is_shared else token * choices + choice
+                row = token if layer.is_shared else place
                 first = keep(T.cast(index[token, choice], "int64") * (parts * outputs) + column)
                 rows = Rows(row + 1, keep(row), x, None, most=1)
 
                 result = registers()
                 for part in reversed(range(parts)):  # the gate last: ptxas then spills nothing
-                    place = first + T.int64(part * outputs)
-                    total = keep(rows.products(weight, place, layer.width, lane)[0])
-                    total = total if bias is None else keep(total + load(bias, place))
+                    output = first + T.int64(part * outputs)
+                    total = keep(rows.products(weight, output, layer.width, lane)[0])
+                    total = total if bias is None else keep(total + load(bias, output))
                     value = activated(layer.activation, total) if part == 0 else total
                     T.buffer_store(result, value if part == parts - 1 else result[0] * value, [0])
                 with T.If(lane == T.int64(0)), T.Then():

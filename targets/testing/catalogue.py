@@ -300,7 +300,7 @@ def is_implemented(kernel: KernelFactory, target: Target) -> bool:
         return False
     weight = getattr(kernel, "weight", "f32")
     form = Weight.of(weight).format
-    if form is not None and form.super_size and not target.abilities.keeps_blocks:
+    if form is not None and (form.super_size or form.has_zeros) and not target.abilities.keeps_blocks:
         return False
     floats = {DTYPES[name] for name in (weight, getattr(kernel, "dtype", "")) if name in DTYPES}
     kept = KV_DTYPES[getattr(kernel, "kv", "f32")]
