@@ -31,7 +31,6 @@ NOT_A_PASS = {"rewrite": "what passes are written with"}
 TESTED_BY = {
     "runtime/server/translations": "tests/runtime/server/test_messages.py",
     "targets/cpu/emit": "tests/targets/cpu/test_loops.py",
-    "targets/cpu/experts": "tests/targets/test_kernels.py",
     "targets/cpu/linear": "tests/targets/test_kernels.py",
     "targets/cpu/measure": "tests/targets/cpu/test_ledger.py",
     "targets/cpu/recurrent": "tests/targets/test_recurrent.py",
@@ -56,7 +55,6 @@ CHANGES = {
 OTHER_ERRORS = {
     ("compiler/cli/*", "Exit"): "typer's way to end a command with a code",
     ("compiler/frontend/attention.py", "AssertionError"): "the marker is traced and never run",
-    ("compiler/frontend/converters.py", "NotImplementedError"): "translate.py makes an UnsupportedError of it",
     ("compiler/frontend/experts.py", "AssertionError"): "the marker is traced and never run",
     ("compiler/frontend/recurrence.py", "AssertionError"): "markers are traced and never run",
     ("compiler/sources/checkpoints/blocks.py", "ValueError"): "the methods make a SourceError of it",

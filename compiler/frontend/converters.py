@@ -9,6 +9,7 @@ import numpy as np
 from torch import fx
 from tvm import relax
 
+from cupola.runtime.errors import UnsupportedError
 from cupola.targets import ops
 
 Converter: TypeAlias = Callable[[fx.Node, Any], relax.Var]
@@ -40,7 +41,7 @@ def _topk(node: fx.Node, importer: Any) -> relax.Var:
     axis, largest = rest[:2] + [-1, True][len(rest) :]
     emit, last = importer.block_builder.emit, len(x.ty.shape) - 1
     if axis % (last + 1) != last or not largest:
-        raise NotImplementedError("topk of an axis other than the last one, or of the smallest")
+        raise UnsupportedError("it takes topk of an axis other than the last one, or of the smallest")
     found = emit(relax.op.astype(emit(ops.TopK(x, k).call()), "int64"))
     return emit(relax.Tuple([emit(relax.op.gather_elements(x, found, axis=last)), found]))
 
@@ -59,7 +60,7 @@ def _vector_norm(node: fx.Node, importer: Any) -> relax.Var:
     order, axes, keepdims = rest[:3] + [2, None, False][len(rest) :]
     emit = importer.block_builder.emit
     if order in (float("inf"), float("-inf"), 0):
-        raise NotImplementedError(f"a norm of order {order}")
+        raise UnsupportedError(f"it takes a norm of order {order}")
     powers = emit(relax.op.power(emit(relax.op.abs(x)), relax.const(float(order), "float32")))
     total = emit(relax.op.sum(powers, axes, keepdims))
     return emit(relax.op.power(total, relax.const(1 / float(order), "float32")))

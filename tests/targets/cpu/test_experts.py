@@ -1,0 +1,23 @@
+"""Experts on CPUs: what nobody goes to is not read, however tokens are spread."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cupola.compiler.kernel_check import compile_case
+from cupola.targets.testing.case import ODD
+from cupola.targets.testing.experts import NUM_EXPERTS, ExpertKernel
+from tests.targets.harness import RUNNABLE, target_of
+
+
+@pytest.mark.parametrize("kernel", [ExpertKernel("f32", gated=True, activation="silu"), ExpertKernel("f16", is_shared=False)])
+def test_weights_of_experts_that_nobody_goes_to_are_not_read(kernel: ExpertKernel) -> None:
+    target = target_of(RUNNABLE[0])
+    case = kernel(ODD[1], target)
+    run = compile_case(case, target)
+    for num_tokens, picked in ((1, [3]), (5, [0, 4]), (130, [2])):
+        arrays = case.draw(np.random.default_rng(0), num_tokens)
+        arrays["index"] = np.resize(np.array(picked, "int32"), arrays["index"].shape)
+        np.split(arrays["weight"], NUM_EXPERTS)[1][:] = np.nan
+        assert case.expected(arrays).error(run(arrays)) <= 1
