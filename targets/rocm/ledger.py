@@ -1,7 +1,8 @@
 """The ledger: what each kernel costs on AMD's GPUs, read from its assembly. A line is a case of the catalogue compiled for one of them.
 
     registers            vector registers of a lane, the most of its launches
-    spill_bytes          memory of a lane for what is in no register, arrays too, and 4 for each scalar register without a place
+    spill_bytes          memory of a lane for what is in no register, arrays too
+    scalar_spills        scalar registers without a place, kept in lanes of a vector register: an instruction each way, and no memory
     shared_bytes         memory of a block
     wide_loads           instructions that load 16 bytes a lane from the device's memory
     matrix_instructions  of MFMA or WMMA
@@ -81,7 +82,8 @@ def kernel_figures(assembly: str) -> dict[str, Figures]:
         note = notes[kernel["symbol"]]
         result[kernel["symbol"]] = {
             "registers": int(note["vgpr_count"]),
-            "spill_bytes": int(note["private_segment_fixed_size"]) + 4 * int(note["sgpr_spill_count"]),
+            "spill_bytes": int(note["private_segment_fixed_size"]),
+            "scalar_spills": int(note["sgpr_spill_count"]),
             "shared_bytes": int(note["group_segment_fixed_size"]),
             **{name: len(re.findall(rf"\b{pattern}\b", kernel["body"])) for name, pattern in INSTRUCTIONS.items()},
             "wavefront_size": int(note["wavefront_size"]),
@@ -91,7 +93,7 @@ def kernel_figures(assembly: str) -> dict[str, Figures]:
 
 def _of_all(launches: list[Figures]) -> Figures:
     most = {column: max(launch[column] for launch in launches) for column in ("registers", "shared_bytes")}
-    total = {column: sum(launch[column] for launch in launches) for column in ("spill_bytes", *INSTRUCTIONS)}
+    total = {column: sum(launch[column] for launch in launches) for column in ("spill_bytes", "scalar_spills", *INSTRUCTIONS)}
     return {column: (most | total)[column] for column in launches[0] if column != "wavefront_size"}
 
 

@@ -96,11 +96,11 @@ amdhsa.version:
 """
     assert kernel_figures(assembly) == {
         "spoiled": {
-            "registers": 128, "spill_bytes": 28, "shared_bytes": 256, "wide_loads": 2, "matrix_instructions": 1,
+            "registers": 128, "spill_bytes": 20, "scalar_spills": 2, "shared_bytes": 256, "wide_loads": 2, "matrix_instructions": 1,
             "wavefront_size": 64,
         },
         "after": {
-            "registers": 24, "spill_bytes": 0, "shared_bytes": 0, "wide_loads": 0, "matrix_instructions": 1,
+            "registers": 24, "spill_bytes": 0, "scalar_spills": 0, "shared_bytes": 0, "wide_loads": 0, "matrix_instructions": 1,
             "wavefront_size": 32,
         },
     }  # fmt: skip
