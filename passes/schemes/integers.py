@@ -32,8 +32,7 @@ def storage(format: WeightFormat, weighted: bool = False) -> Storage:
 def _described(format: WeightFormat) -> str:
     size = format.group_size
     parts = [
-        f"{format.bits} bits",
-        f"of {format.table}" * bool(format.table),
+        format.table.upper() or f"{format.bits} bits",
         "with mins" * format.has_mins,
         "with zeros" * format.has_zeros,
     ]
