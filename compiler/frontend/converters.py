@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from tvm import relax
 
 from cupola.runtime.errors import UnsupportedError
@@ -162,6 +163,13 @@ def _filled(value: float | None) -> Converter:
     return convert
 
 
+def _slice(node: fx.Node, importer: Any) -> relax.Var:
+    """The tensor itself where it takes the whole axis; TVM's own can't tell that where it starts at minus the number of tokens."""
+    axis = node.args[1] if len(node.args) > 1 else 0
+    whole = statically_known_true(node.meta["val"].shape[axis] == node.args[0].meta["val"].shape[axis])
+    return importer.retrieve_args(node)[0] if whole else importer._slice(node)
+
+
 def _slice_scatter(node: fx.Node, importer: Any) -> relax.Var:
     """Part of a tensor replaced, as the parts before and behind joined with the new one; with steps, picked from both."""
     x, new, *rest = importer.retrieve_args(node)
@@ -245,6 +253,7 @@ CONVERTERS: dict[str, Converter] = {
     "_unsafe_view.default": _reshape,
     "view_as.default": _reshape_like,
     "reshape_as.default": _reshape_like,
+    "slice.Tensor": _slice,
     "slice_scatter.default": _slice_scatter,
     "select_scatter.default": _select_scatter,
     "copy.default": _copy,

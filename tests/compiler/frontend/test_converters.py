@@ -118,6 +118,7 @@ CASES: dict[str, Function] = {
     "identity view": lambda x, p: (x * 2).view(1, x.shape[1], 8),
     "identity reshape": lambda x, p: (x * 2).reshape(*x.shape[:2], 8),
     "reshape": lambda x, p: x.reshape(1, -1, 2, 4).transpose(1, 2),
+    "a slice of every token": lambda x, p: (x[:, -x.shape[1] :].reshape(-1, 4) * x.reshape(-1, 4)).reshape(1, -1, 8),
     "view_as": lambda x, p: x.view(1, -1, 2, 4).view_as(x),
     "broadcast_to": lambda x, p: torch.broadcast_to(x[..., None], (1, x.shape[1], 8, 3)) * 1,
     "expand_as": lambda x, p: x[..., :1].expand_as(x) + x,
