@@ -2,6 +2,7 @@
 
 Those files look the functions up by name as they run: convolutions over tokens, scans, delta rules. So the names stand for the markers
 while a model is traced. What surrounds a recurrence and treats tokens one by one, such as gates, norms and scales, stays traced code.
+Classes that loop over tokens in a method of their own get another method.
 """
 
 from __future__ import annotations
@@ -154,18 +155,36 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 """What stands for functions of modeling files, by their names."""
 
 
+def _lightning(self: Any, hidden_states: Any, **_others: Any) -> tuple[Any, None]:
+    """Lightning attention (arXiv:2401.04658): linear attention, of which each head keeps the same share at every token."""
+    _refuse(_others, "lightning attention")
+    shape = (*hidden_states.shape[:2], self.num_attention_heads)
+    q, k, v = self.act_fn(self.qkv_proj(hidden_states)).reshape(*shape, 3 * self.head_dim).split(self.head_dim, dim=3)
+    out = linear_attention(q, k, v, -self.slope_rate.reshape(1, 1, -1).expand(shape), None, UNNUMBERED)
+    out = self.norm(out.reshape(*shape[:2], -1)) * torch.sigmoid(self.output_gate(hidden_states))
+    return self.out_proj(out), None
+
+
+METHODS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+    "MiniMaxLightningAttention": {"forward": _lightning},
+}
+"""What stands for methods of classes, by the names of both."""
+
+
 @contextlib.contextmanager
 def marked_recurrences(model: torch.nn.Module) -> Iterator[None]:
-    """Within the context, the modeling files of a model's modules call markers."""
-    files = {sys.modules[type(module).__module__] for module in model.modules()}
-    replaced = [(file, name, getattr(file, name)) for file in files for name in FUNCTIONS if hasattr(file, name)]
-    for file, name, _ in replaced:
-        setattr(file, name, FUNCTIONS[name])
+    """Within the context, the modeling files of a model's modules and their classes call markers."""
+    classes = {type(module) for module in model.modules()}
+    owners: dict[Any, Mapping[str, Callable[..., Any]]] = {each: METHODS.get(each.__name__, {}) for each in classes}
+    owners |= {sys.modules[each.__module__]: FUNCTIONS for each in classes}
+    replaced = [(owner, name, getattr(owner, name)) for owner, names in owners.items() for name in names if hasattr(owner, name)]
+    for owner, name, _ in replaced:
+        setattr(owner, name, owners[owner][name])
     try:
         yield
     finally:
-        for file, name, function in replaced:
-            setattr(file, name, function)
+        for owner, name, function in replaced:
+            setattr(owner, name, function)
 
 
 __all__ = ["MARKERS", "marked_recurrences"]
