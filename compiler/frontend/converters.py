@@ -128,6 +128,16 @@ def _true_division(node: fx.Node, importer: Any) -> relax.Var:
     return importer.block_builder.emit(relax.op.divide(*operands))
 
 
+def _number_less_tensor(node: fx.Node, importer: Any) -> relax.Var:
+    """In the type that torch gives it: TVM's own takes a whole number for int32."""
+    x, number, *rest = importer.retrieve_args(node)
+    if (rest[0] if rest else node.kwargs.get("alpha", 1)) != 1:
+        raise UnsupportedError("it takes rsub with an alpha")
+    emit, dtype = importer.block_builder.emit, str(node.meta["val"].dtype).removeprefix("torch.")
+    x = x if x.ty.dtype == dtype else emit(relax.op.astype(x, dtype))
+    return emit(relax.op.subtract(relax.const(number, dtype), x))
+
+
 def _as_float(value: Any, importer: Any) -> relax.Expr:
     if not isinstance(value, relax.Expr):
         return relax.const(float(value), "float32")
@@ -247,6 +257,7 @@ CONVERTERS: dict[str, Converter] = {
     "rms_norm.default": _rms_norm,
     "numpy_T.default": _reverse_axes,
     "to.device": _same_value,  # dtype stays: the model is traced in f32 throughout
+    "rsub.Scalar": _number_less_tensor,
     "div.Tensor": _true_division,
     "reshape.default": _reshape,
     "view.default": _reshape,

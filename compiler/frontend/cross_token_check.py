@@ -106,7 +106,7 @@ def _unknown(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | No
 
 
 def _matmul(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
-    left, right = node.args[0].meta["val"], node.args[1].meta["val"]
+    left, right = (arg.meta["val"] for arg in node.args[-2:])  # behind what `baddbmm` adds
     contracted = {left.dim() - 1} if left is inputs[0] else {right.dim() - 2}
     mixes = len(inputs) > 1 or _axis(inputs[0], tokens) in contracted
     return "multiplies tokens with each other" if mixes else None
@@ -162,8 +162,8 @@ def _aligned(inputs: list[torch.Tensor], tokens: Any) -> str | None:
 
 
 _SPECIAL: dict[str, Callable[[fx.Node, list[torch.Tensor], Any], str | None]] = {
-    "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.index": _index, "aten.gather": _gather,
-    "aten.index_select": _index_select,
+    "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.baddbmm": _matmul,
+    "aten.index": _index, "aten.gather": _gather, "aten.index_select": _index_select,
     "aten.scatter": _scatter, "aten.scatter_add": _scatter, "aten.slice_scatter": _slice_scatter,
     "aten.select_scatter": _select_scatter, "aten.repeat": _repeat,
     **dict.fromkeys(("aten.copy", "aten.fill", "aten.where"), lambda _, inputs, tokens: _aligned(inputs, tokens)),

@@ -30,7 +30,6 @@ class Part:
 
 UNSUPPORTED_PARTS = (
     Part("a mixture of experts of a kind of its own", r"\w*(Experts|ExpertGLU|CDMoE)"),
-    Part("recurrent state (RG-LRU)", r"\w*Rglru"),
     Part("recurrent state (RWKV)", r"Rwkv\w*Attention"),
     Part("recurrent state (xLSTM)", r"[xm]LSTMLayer"),
     Part("convolutions over tokens", r"\w*(ShortConvolution|CCAProjection)"),

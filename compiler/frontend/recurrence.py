@@ -165,8 +165,28 @@ def _lightning(self: Any, hidden_states: Any, **_others: Any) -> tuple[Any, None
     return self.out_proj(out), None
 
 
+def _griffin(self: Any, input_states: Any, position_ids: Any, attention_mask: Any = None, **_others: Any) -> tuple[Any, None]:
+    """Griffin's recurrent block (arXiv:2402.19427), whose convolution is a module; attention layers alone need the mask."""
+    _refuse(_others, "recurrent block")
+    x = causal_conv(self.linear_x(input_states), self.conv_1d.weight.squeeze(1), self.conv_1d.bias, UNNUMBERED)
+    return self.linear_out(self.rg_lru(x, position_ids) * self.act_fn(self.linear_y(input_states))), None
+
+
+def _rg_lru(self: Any, hidden_states: Any, recurrent_gate: Any, **_others: Any) -> tuple[Any, None]:
+    """h ← gate · h + x, as Mamba's scan of one state a channel, whose step is −log gate and whose input is x over the step.
+
+    Beyond the bounds of the step the gate is 0 or 1 to float32. Where a sequence begins, its state is of zeros, so `reset` changes nothing.
+    """
+    step = torch.clamp(-torch.log(recurrent_gate), min=1e-30, max=80.0)
+    one = torch.ones_like(hidden_states[..., :1])
+    decay = hidden_states.new_full((hidden_states.shape[-1], 1), -1.0)
+    return selective_scan(hidden_states / step, step, decay, one, one, UNNUMBERED), None
+
+
 METHODS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "MiniMaxLightningAttention": {"forward": _lightning},
+    "RecurrentGemmaRecurrentBlock": {"forward": _griffin},
+    "RecurrentGemmaRglru": {"_rnn_scan": _rg_lru},
 }
 """What stands for methods of classes, by the names of both."""
 

@@ -24,7 +24,8 @@ class _Importer(ExportedProgramImporter):
     def _convert_pytorch_tensor_to_tvm(tensor_value: torch.Tensor) -> tvm.runtime.Tensor:
         if isinstance(tensor_value, torch.nn.Parameter):
             return tvm.runtime.tensor(0)
-        return tvm.runtime.tensor(tensor_value.detach().contiguous().numpy())
+        wide = tensor_value.float() if tensor_value.dtype == torch.bfloat16 else tensor_value  # which numpy lacks
+        return tvm.runtime.tensor(wide.detach().contiguous().numpy())
 
 
 def translate(traced: TracedModel, file: str) -> IRModule:
@@ -42,6 +43,7 @@ def to_relax(exported: torch.export.ExportedProgram, file: str) -> IRModule:
     Raises:
         UnsupportedError: as `translate` does.
     """
+    _check_rounding(exported, file)
     importer = _Importer()
     try:
         return importer.from_exported_program(
@@ -55,6 +57,17 @@ def to_relax(exported: torch.export.ExportedProgram, file: str) -> IRModule:
         with contextlib.suppress(tvm.error.InternalError):
             importer.block_builder._end_block()  # TVM's scope leaves it open, and warns about that when it goes
         raise UnsupportedError(f"TVM's importer stopped: {type(error).__name__}: {error}", file=file) from error
+
+
+def _check_rounding(exported: torch.export.ExportedProgram, file: str) -> None:
+    """Constants in bfloat16 become float32: whatever is computed of them would round otherwise, unless it is float32 already."""
+    for node in exported.graph.nodes:
+        if node.op == "placeholder" and _is_bfloat16(node) and any(_is_bfloat16(user) for user in node.users):
+            raise UnsupportedError(f"it computes in bfloat16 with its constant {node.name}", file=file)
+
+
+def _is_bfloat16(node: torch.fx.Node) -> bool:
+    return getattr(node.meta.get("val"), "dtype", None) == torch.bfloat16
 
 
 def _with_model_names(func: relax.Function, traced: TracedModel) -> relax.Function:

@@ -115,6 +115,7 @@ CASES: dict[str, Function] = {
     "whole numbers divided": lambda x, p: x + (p / 16)[..., None],
     "whole number by a tensor of one": lambda x, p: x * (p / torch.tensor(16))[..., None],
     "whole numbers divided and floored": lambda x, p: x + torch.floor(p / 10)[..., None],
+    "a whole number less a tensor": lambda x, p: (1 - x) + (2 - p)[..., None],
     "identity view": lambda x, p: (x * 2).view(1, x.shape[1], 8),
     "identity reshape": lambda x, p: (x * 2).reshape(*x.shape[:2], 8),
     "reshape": lambda x, p: x.reshape(1, -1, 2, 4).transpose(1, 2),
@@ -144,6 +145,26 @@ CASES: dict[str, Function] = {
 @pytest.mark.parametrize("name", CASES)
 def test_as_in_torch(name: str) -> None:
     np.testing.assert_allclose(translated(CASES[name]), CASES[name](X, POSITIONS).numpy(), rtol=2e-5, atol=2e-6)
+
+
+class Scaled(nn.Module):
+    """By a constant in bfloat16, or by its square, which is rounded to bfloat16 too."""
+
+    def __init__(self, squared: bool) -> None:
+        super().__init__()
+        self.squared, self.scale = squared, nn.Buffer(torch.tensor(1.1, dtype=torch.bfloat16), persistent=False)
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return x * (self.scale * self.scale if self.squared else self.scale).float()
+
+
+def test_a_constant_in_bfloat16_keeps_its_value() -> None:
+    np.testing.assert_array_equal(translated(Scaled(False)), X.numpy() * np.float32(1.1015625))
+
+
+def test_rounding_to_bfloat16_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="file: it computes in bfloat16 with its constant"):
+        translated(Scaled(True))
 
 
 def test_every_activation_of_transformers() -> None:
