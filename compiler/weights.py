@@ -347,6 +347,11 @@ def _pad(call: relax.Call, x: Array, *_: Any) -> Array:
     return np.pad(x, list(zip(widths[::2], widths[1::2], strict=True)))
 
 
+def _sum(call: relax.Call, x: Array) -> Array:
+    axes = None if call.attrs.axis is None else tuple(int(axis) for axis in call.attrs.axis)
+    return np.asarray(np.sum(x, axis=axes, keepdims=bool(call.attrs.keepdims)), dtype=x.dtype)
+
+
 def _shape(shape: relax.ShapeExpr) -> list[int]:
     return [int(size) for size in shape]
 
@@ -367,6 +372,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "take": lambda call, x, indices: np.take(x, indices, axis=int(call.attrs.axis)),
     "power": lambda call, x, y: x**y,
     "exp": lambda call, x: np.exp(x),
+    "sum": _sum,
     "sqrt": lambda call, x: np.sqrt(x),
     "tanh": lambda call, x: np.tanh(x),
     "nn.softplus": lambda call, x: np.logaddexp(0, x * call.attrs.beta).astype(x.dtype) / x.dtype.type(call.attrs.beta),

@@ -36,7 +36,6 @@ UNSUPPORTED_PARTS = (
     Part("sparse attention whose keys an indexer chooses", r"\w*(Indexer|Compressor)"),
     Part("attention within hashed chunks", r"LSHSelfAttention|LocalSelfAttention"),
     Part("several residual streams that predict one another (AltUp)", r"\w*AltUp"),
-    Part("differential attention", r"DiffLlama\w*Attention"),
     Part("attention over predicted n-grams", r"ProphetNetNgramSelfAttention"),
     Part("adapters that are chosen by language", r"XmodAdapter"),
     Part("cross-attention", r"\w*CrossAttention"),

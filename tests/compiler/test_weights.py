@@ -73,6 +73,8 @@ CASES: dict[str, tuple[Make, Callable[..., np.ndarray], list[tuple[int, ...]]]] 
     ),
     "power": (lambda a: [op.power(a, relax.const(2.0))], lambda a: a**2, [(6,)]),
     "exp": (lambda a: [op.exp(a)], np.exp, [(6,)]),
+    "sum": (lambda a: [op.sum(a, axis=[-1])], lambda a: a.sum(-1), [(4, 6)]),
+    "sum of all": (lambda a: [op.sum(a, keepdims=True)], lambda a: a.sum(keepdims=True), [(4, 6)]),
     "sqrt": (lambda a: [op.sqrt(op.exp(a))], lambda a: np.sqrt(np.exp(a)), [(6,)]),
     "tanh": (lambda a: [op.tanh(a)], np.tanh, [(6,)]),
     "softplus": (lambda a: [op.nn.softplus(a)], lambda a: np.logaddexp(0, a).astype(a.dtype), [(6,)]),
