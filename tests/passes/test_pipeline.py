@@ -81,6 +81,7 @@ RECOGNIZED = {
     "gpt_neo": (2, 9, 0, 0, 0, 5, 0),
     "gptj": (2, 9, 0, 0, 0, 3, 0),
     "mpt": (2, 9, 0, 0, 0, 5, 0),
+    "openai-gpt": (2, 9, 0, 0, 0, 4, 0),  # normalizes behind its layers, the last one too
     "lfm2": (1, 10, 3, 2, 9, 0, 0),
     "mamba2": (0, 5, 0, 0, 3, 0, 0),
     "mamba": (0, 9, 0, 0, 3, 0, 0),
