@@ -1,4 +1,4 @@
-"""OpenAI GPT, the first. It masks its scores by a triangle of its own, so scores, softmax and weighting of each module become the marker."""
+"""OpenAI GPT. It multiplies its scores by a triangle, so scores, softmax and weighting of each module become the marker."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
 
@@ -146,22 +147,46 @@ def _mask(*_: Any, mask_function: Callable[..., Any] = causal_mask_function, att
 
 def _is_of_ones(mask: Any) -> bool:
     """True if the mask masks nothing: a model that wants a mask where none is given, as BioGPT does, traces as a call of `torch.ones`."""
-    mode = get_proxy_mode()
-    made = get_proxy_slot(mask, mode.tracer, None) if mode is not None and isinstance(mask, torch.Tensor) else None
-    node = made.proxy.node if made is not None else None
-    while node is not None and getattr(node.target, "overloadpacket", None) is torch.ops.aten.to:
-        node = node.args[0]  # of another type or on another device
+    node = _traced(mask)
     return node is not None and node.target is torch.ops.aten.ones.default
 
 
+def _traced(value: Any) -> torch.fx.Node | None:
+    """The call that a tensor traces as, but for its type and device; None where nothing is traced, or it was written to since."""
+    mode = get_proxy_mode()
+    is_as_made = isinstance(value, torch.Tensor) and value._version == 0
+    made = get_proxy_slot(value, mode.tracer, None) if mode is not None and is_as_made else None
+    node = made.proxy.node if made is not None else None
+    while node is not None and getattr(node.target, "overloadpacket", None) is torch.ops.aten.to:
+        node = node.args[0]
+    return node
+
+
 def _mask_parts(function: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The functions of transformers.masking_utils that a mask is made of, with their names."""
-    yield function.__qualname__.split(".")[0], function
+    """The functions of transformers.masking_utils that a mask is made of, with their names; a union with nothing is what it joins."""
+    name = function.__qualname__.split(".")[0]
+    members = inspect.getclosurevars(function).nonlocals["mask_functions"] if name == "or_masks" else ()
+    others = [member for member in members if not _is_without_blocks(member)]
+    if len(others) == 1 < len(members):
+        yield from _mask_parts(others[0])
+        return
+    yield name, function
     for cell in function.__closure__ or ():
         contents = cell.cell_contents if isinstance(cell.cell_contents, tuple) else (cell.cell_contents,)
         for part in contents:
             if inspect.isfunction(part):
                 yield from _mask_parts(part)
+
+
+def _is_without_blocks(function: Callable[..., Any]) -> bool:
+    """True for the mask by which tokens of an image see each other, where all are of block -1, as models number those of no image."""
+    if not function.__qualname__.startswith("blockwise_overlay."):
+        return False
+    ids = inspect.getclosurevars(function).nonlocals["block_sequence_ids"]
+    node = _traced(ids)
+    if node is not None:
+        return node.target is torch.ops.aten.full.default and isinstance(node.args[1], int) and node.args[1] < 0
+    return not isinstance(ids, FakeTensor) and bool((ids < 0).all())
 
 
 # Packed sequences are told from the inputs of a call; here sequences come with bounds of their own.

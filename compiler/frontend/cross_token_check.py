@@ -183,7 +183,9 @@ def _along_axes(node: fx.Node, value: torch.Tensor, tokens: Any, place: int) -> 
 
 
 def _is_pointwise(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    """True for what torch says is, and for `|`, `&` and `^` of booleans, of which it does not say so."""
+    is_operation = isinstance(node.target, torch._ops.OpOverload)
+    return is_operation and (torch.Tag.pointwise in node.target.tags or _name(node) in ("aten.__or__", "aten.__and__", "aten.__xor__"))
 
 
 def _name(node: fx.Node) -> str:

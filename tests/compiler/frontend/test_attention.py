@@ -104,6 +104,39 @@ def test_a_mask_of_ones_that_a_model_makes_masks_nothing(made: str) -> None:
     assert all(problem in str(mask.problem) for mask in found if problem)
 
 
+def _written(ids: torch.Tensor) -> torch.Tensor:
+    ids[:, 0] = 0
+    return ids
+
+
+BLOCKS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], bool]] = {
+    "of no block": (lambda x: torch.full((1, x.shape[0]), -1), True),
+    "of one block": (lambda x: torch.full((1, x.shape[0]), 0), False),
+    "of one that is written later": (lambda x: _written(torch.full((1, x.shape[0]), -1)), False),
+    "of blocks by the input": (lambda x: x[None].long() - 1, False),
+}
+
+
+@pytest.mark.parametrize("is_traced", [True, False])
+@pytest.mark.parametrize("made", BLOCKS)
+def test_a_union_with_blocks_of_images_is_known_where_no_token_is_in_one(made: str, is_traced: bool) -> None:
+    make, is_known = BLOCKS[made]
+    found: list[Mask] = []
+
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            union = masking_utils.or_masks(masking_utils.causal_mask_function, masking_utils.blockwise_overlay(make(x)))
+            found.append(_mask(mask_function=masking_utils.and_masks(union, masking_utils.sliding_window_overlay(8))))
+            return x + 1
+
+    if is_traced:
+        torch.export.export(Model(), (torch.zeros(7),), dynamic_shapes={"x": {0: torch.export.Dim("n", min=2)}}, strict=False)
+    else:
+        Model()(torch.ones(7))
+    assert {(mask.problem is None, mask.window) for mask in found} == {(is_known, 8 if is_known else 0)}
+    assert is_known or all("or_masks" in str(mask.problem) for mask in found)
+
+
 def test_attention_that_sees_later_tokens_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="sees later tokens"):
         _attention_interface(BOTH_WAYS, *QKV, Mask())

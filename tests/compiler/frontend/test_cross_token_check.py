@@ -75,6 +75,7 @@ KEEPS_APART = {
     "activation": lambda x, p: torch.nn.functional.silu(x) * 2 + 1,
     "norm": lambda x, p: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1),
     "heads": lambda x, p: x.view(1, -1, 2, 4).transpose(1, 2).softmax(-1).transpose(1, 2).reshape(1, -1, 8),
+    "logic": lambda x, p: x * (((p == 1) | (p == 2)) & (p > 0))[..., None],
     "halves": lambda x, p: torch.cat((-x[..., 4:], x[..., :4]), -1),
     "angles": lambda x, p: x * (p[..., None].float() * torch.ones(8)).cos(),
     "a product and a bias": lambda x, p: torch.baddbmm(torch.ones(1, 1, 8), x, torch.ones(1, 8, 8)),
@@ -113,6 +114,7 @@ MIXES = {
     "one token assigned": lambda x, p: assigned(x, x[:, 3], 5),
     "some tokens assigned": lambda x, p: assigned(x, 1.0, slice(1, 5)),
     "tokens by tokens": lambda x, p: x + torch.ones(64)[p.long() - p.long().transpose(0, 1)].sum(-1)[..., None],
+    "logic of tokens by tokens": lambda x, p: x + ((p[0][:, None] == 1) | (p == 2)).float().sum(-1)[None, :, None],
     "longest position": lambda x, p: x * p.max(),
 }
 
