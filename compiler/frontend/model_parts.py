@@ -37,7 +37,6 @@ UNSUPPORTED_PARTS = (
     Part("attention within hashed chunks", r"LSHSelfAttention|LocalSelfAttention"),
     Part("several residual streams that predict one another (AltUp)", r"\w*AltUp"),
     Part("attention over predicted n-grams", r"ProphetNetNgramSelfAttention"),
-    Part("adapters that are chosen by language", r"XmodAdapter"),
     Part("cross-attention", r"\w*CrossAttention"),
 )
 

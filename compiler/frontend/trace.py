@@ -25,6 +25,7 @@ from cupola.compiler.frontend.cross_token_check import check_token_mixing
 from cupola.compiler.frontend.eager_attention import find_attention
 from cupola.compiler.frontend.experts import mark_experts
 from cupola.compiler.frontend.functionalize import functionalize
+from cupola.compiler.frontend.language_adapters import keep_default_language
 from cupola.compiler.frontend.model_parts import refuse_unsupported_parts
 from cupola.compiler.frontend.positions import Positions
 from cupola.compiler.frontend.recurrence import marked_recurrences
@@ -104,7 +105,7 @@ def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambd
     with _quiet():
         model = _build(config, family, file, is_text=text is config)
         _materialize_buffers(model)
-        notes = fix_rope(model, context)
+        notes = (*fix_rope(model, context), *keep_default_language(model, file))
         if family is not None and family.adapt is not None:
             family.adapt(model, attention)
         model = _with_fake_parameters(model)
