@@ -83,6 +83,7 @@ RECOGNIZED = {
     "mpt": (2, 9, 0, 0, 0, 5, 0),
     "openai-gpt": (2, 9, 0, 0, 0, 4, 0),  # normalizes behind its layers, the last one too
     "lfm2": (1, 10, 3, 2, 9, 0, 0),
+    "doge": (2, 9, 2, 4, 9, 0, 10),  # joins queries and keys with a number for each token
     "mamba2": (0, 5, 0, 0, 3, 0, 0),
     "mamba": (0, 9, 0, 0, 3, 0, 0),
     "falcon_mamba": (0, 9, 0, 0, 3, 0, 0),
@@ -179,8 +180,9 @@ def test_operations_are_recognized(model_type: str) -> None:
     assert tuple(found[name] for name in experts) == EXPERTS.get(model_type, (0, 0, 0))
 
 
-# Keys of deepseek_v3 have one head, which looks like an axis of a batch; angles of qwen3_5_text come by three axes of positions.
-@pytest.mark.parametrize("model_type", [name for name in RECOGNIZED if name not in ("deepseek_v3", "qwen3_5_text")])
+# Keys of deepseek_v3 have one head, which looks like an axis of a batch; angles of qwen3_5_text come by three axes of positions; what
+# doge joins to its queries is constant.
+@pytest.mark.parametrize("model_type", [name for name in RECOGNIZED if name not in ("deepseek_v3", "qwen3_5_text", "doge")])
 def test_no_batch_axis_is_left(model_type: str) -> None:
     """Angles get an axis of 1 for the heads, by a reshape, and are then cut or repeated; nothing is computed with a batch axis."""
     moves = ("reshape", "strided_slice", "repeat", "tile")
