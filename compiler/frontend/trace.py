@@ -33,6 +33,7 @@ from cupola.compiler.frontend.rope import fix_rope
 from cupola.compiler.frontend.text_path import leave_out, text_path, without_timm
 from cupola.compiler.sources import LazyTensor, text_fields
 from cupola.models import Family, find_family
+from cupola.models.family import AttentionMarker
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 MAX_TOKENS = 1 << 20  # an upper bound for torch's solver; nothing is allocated by it
@@ -107,7 +108,7 @@ def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambd
         _materialize_buffers(model)
         notes = (*fix_rope(model, context), *keep_default_language(model, file))
         if family is not None and family.adapt is not None:
-            family.adapt(model, attention)
+            _adapt(model, family.adapt, file)
         model = _with_fake_parameters(model)
         positions = Positions(model, "position_ids" in inspect.signature(model.forward).parameters)
         left_out = () if text is config else _leave_out_towers(model, positions, config["model_type"], file)
@@ -214,6 +215,13 @@ def _export(model: Any, positions: Positions, model_type: str, file: str) -> tor
         _refuse_token_mixing(model, positions, model_type, file)
         reason = f"torch.export could not trace the model: {_first_line(error)}"
         raise UnsupportedError(reason, file=file, field=model_type, fix="CUPOLA_DEBUG=1 shows torch's full message") from error
+
+
+def _adapt(model: Any, adapt: Callable[[Any, AttentionMarker], None], file: str) -> None:
+    try:
+        adapt(model, attention)
+    except UnsupportedError as error:
+        raise UnsupportedError(error.message, file=file, field=error.field, fix=error.fix) from error
 
 
 def _find_attention(exported: torch.export.ExportedProgram, model_type: str, file: str) -> None:

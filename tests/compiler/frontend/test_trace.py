@@ -85,6 +85,11 @@ def test_attention_that_cannot_be_replaced_is_refused(monkeypatch: pytest.Monkey
         trace(config, "config.json", 64)
 
 
+def test_what_a_family_cannot_adapt_is_refused_by_file_and_field() -> None:
+    with pytest.raises(UnsupportedError, match=r"^config\.json: keep_window_size: is 128: .* tokens choose their keys"):
+        trace({**config_of("doge"), "keep_window_size": 128}, "config.json", 64)
+
+
 def test_what_the_importer_does_not_know_is_one_clear_line(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     traced = trace(config_of("llama"), "config.json", 64)
     monkeypatch.setattr("cupola.compiler.frontend.translate.CONVERTERS", {})
