@@ -68,7 +68,7 @@ OWN: Mapping[str, Fields] = {
     **dict.fromkeys(("bart", "bert", "bert-generation", "bigbird_pegasus", "blenderbot", "blenderbot-small", "camembert", "data2vec-text",
                      "electra", "ernie", "mbart", "megatron-bert", "mvp", "pegasus", "plbart", "roberta", "roberta-prelayernorm",
                      "roformer", "xlm-roberta", "xlm-roberta-xl"), DECODER),
-    **dict.fromkeys(("gpt_bigcode", "openai-gpt"), GPT),
+    "gpt_bigcode": GPT,
     "phimoe": NO_WINDOW,
     # dense
     "cohere_compass_text": {**WINDOWED, "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in
@@ -92,7 +92,6 @@ OWN: Mapping[str, Fields] = {
              "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
     "deepseek_v4": {"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 8, "hc_mult": 2, "hc_sinkhorn_iters": 3,
                     "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}, "partial_rotary_factor": 0.5},
-    "doge": {"keep_window_size": 64},
     "dots1": {**WINDOWED, "first_k_dense_replace": 1},
     "dots3_note_text": {**LATENT, "shared_experts_intermediate_size": 32},
     "ernie4_5_moe": {"moe_k": 2, "moe_num_experts": 8, "moe_num_shared_experts": 1},
