@@ -50,9 +50,10 @@ class TurnedBlock(Block):
         """Nothing: registers need no groups."""
 
     def _wait(self, left: int, tile: Value) -> None:
-        """As `Block`. Values are here already."""
+        """As `Block`. Values are here already; scales of keys are read until then, and the next ones overwrite them."""
         if left == 0:
             self._put(0, tile)
+        if left == 0 or self.scales:
             synchronize()
 
     def _leave_keys(self, tile: Value) -> None:
