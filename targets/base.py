@@ -40,9 +40,9 @@ class Abilities:
         bf16_rows: from how many rows on a quantized layer multiplies in bfloat16, activations and weights; attention then does so too, for
             several tokens of a sequence and where K and V are no wider. 0: never.
         keeps_blocks: whether quantized layers take every format of GGUF's blocks (`targets.formats.ggml`) and of quantized checkpoints.
-        rounds_products: whether layers of activations that are not quantized round what they multiply to 16 bits, but for weights of 32:
-            to bfloat16 where weights are, else to float16. Attention then does so too with several tokens of a sequence, but for pages of
-            32 bits: to float16 where pages are or are E4M3, else to bfloat16.
+        rounds_products: whether layers of activations that are not quantized round what they multiply to 16 bits, but for weights of 32 and
+            codes whose scales are no float16: to bfloat16 where weights are, else to float16. Attention then does so too with several
+            tokens of a sequence, but for pages of 32 bits: to float16 where pages are or are E4M3, else to bfloat16.
         few_rows: up to how many rows layers of activations that are not quantized add up in another order than for more, so that a row has
             the same bits only within either. 0: there is one order.
         recurrent_state: whether kernels know layers that carry a state from token to token.

@@ -59,7 +59,7 @@ class LinearKernel:
         scheme = self.weight if weight.format is None else self.weight + ("a8" if self.quantize_x else "a16")
         in_bf16 = self.quantize_x and target.abilities.bf16_rows
         in_one_order = not target.abilities.few_rows or bool(self.quantize_x)
-        in_16_bits = target.abilities.rounds_products and not self.quantize_x and weight.dtype != "float32"
+        in_16_bits = target.abilities.rounds_products and not self.quantize_x and weight.has_halves
         multiplies = ("bfloat16" if weight.dtype == "bfloat16" else "float16") if in_16_bits else ""
         reference = partial(reference, format=weight.format, bf16_result=self.dtype == "bf16", bf16_from=in_bf16 or None)
         reference = partial(reference, multiplies=multiplies)

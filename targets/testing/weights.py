@@ -18,6 +18,11 @@ class Weight:
     dtype: str
     format: WeightFormat | None = None
 
+    @property
+    def has_halves(self) -> bool:
+        """True if its values, or its scales, are floats of 16 bits as kernels for matrix units take them."""
+        return self.dtype != "float32" and (self.format is None or self.format.scale_dtype == "float16")
+
     @staticmethod
     def of(name: str) -> Weight:
         """A key of DTYPES, or a weight format's name; groups of 32 need no word in those: w4, w4m, w8."""
