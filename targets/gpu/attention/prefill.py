@@ -20,7 +20,8 @@ from cupola.runtime.artifact.tensors import E4M3
 from cupola.targets.attention_shape import AttentionShape
 from cupola.targets.emit import Buffer, Value
 from cupola.targets.generic.attention import AttentionTensors
-from cupola.targets.gpu.attention.plain import LOWEST, Head, some_bring_more
+from cupola.targets.gpu.attention.plain import LOWEST, Head
+from cupola.targets.gpu.attention.share import Share, first_seen, most_shares, share_of
 from cupola.targets.gpu.emit import WARP, blocks, gpu, keep, registers, shared, store, synchronize
 
 ROWS = 16  # of a warp
@@ -37,43 +38,17 @@ def multiplies(kernel: AttentionShape) -> bool:
 
 def attend_together(t: AttentionTensors, block_type: type[Block]) -> None:
     """Writes the results of sequences that bring several tokens, whose keys and values stand in pages."""
-    kernel, per_group = t.kernel, t.kernel.num_heads // t.kernel.num_kv_heads
-    tile = block_type.tile_of(kernel)
-    most = (t.n * per_group // T.int64(tile.rows) + t.batch) * some_bring_more(t)
-    with blocks(most, kernel.num_kv_heads, threads=tile.threads) as (index, group, thread):
+    tile = block_type.tile_of(t.kernel)
+    with blocks(most_shares(t, tile.rows), t.kernel.num_kv_heads, threads=tile.threads) as (index, group, thread):
         memory = T.alloc_buffer((tile.halves,), "int16", scope="shared.dyn")
         scales = [shared(tile.keys) for _ in t.scales]
-        found = registers(3, "int64")  # tiles before, the sequence, its first tile
-        for i, value in enumerate((0, -1, 0)):
-            T.buffer_store(found, T.int64(value), [i])
-        with T.serial(t.batch) as i:
-            count = keep(T.cast(t.query_starts[i + 1] - t.query_starts[i], "int64"))
-            with T.If(count > T.int64(1)), T.Then():
-                rows = (count * per_group + T.int64(tile.rows - 1)) // T.int64(tile.rows)
-                with T.If(tvm.tirx.all(index >= found[0], index < found[0] + rows)), T.Then():
-                    T.buffer_store(found, T.cast(i, "int64"), [1])
-                    T.buffer_store(found, found[0], [2])
-                T.buffer_store(found, found[0] + rows, [0])
-        with T.If(found[1] >= T.int64(0)), T.Then():
-            sequence, first = found[1], keep((index - found[2]) * tile.rows)
-            start = keep(T.cast(t.query_starts[sequence], "int64"))
-            count = keep(T.cast(t.query_starts[sequence + T.int64(1)], "int64") - start)
-            before = keep(T.cast(t.context_lens[sequence], "int64") - count)
-            last = keep(T.min(first + T.int64(tile.rows), count * per_group) - T.int64(1))
-            begin = keep(first_seen(kernel, before + first // per_group))
-            end = keep(before + last // per_group)
-            block = block_type(t, tile, memory, scales, sequence, group, start, before, first, last, begin, end, thread)
-            block.run()
+        with share_of(t, index, group, tile.rows) as share:
+            block_type(t, tile, memory, scales, share, thread).run()
 
 
 def keys_of(kernel: AttentionShape) -> int:
     """Keys of a tile."""
     return 64 if max(kernel.key_dim, kernel.value_dim) <= 128 else 32
-
-
-def first_seen(kernel: AttentionShape, position: Value) -> Value:
-    """The first key that a token sees."""
-    return T.max(T.int64(0), position + T.int64(1 - kernel.window)) if kernel.window else T.int64(0)
 
 
 @dataclass(frozen=True)
@@ -119,27 +94,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Block:
-    """A block's part of the work.
-
-    Attributes:
-        group: the K/V head.
-        start, before: the sequence's first new token, and how many stand before it.
-        first, last: of the block's rows among the sequence's.
-        begin, end: the first and the last key that one of them sees.
-    """
+    """A block's part of the work."""
 
     t: AttentionTensors
     tile: Tile
     memory: Buffer
     scales: list[Buffer]
-    sequence: Value
-    group: Value
-    start: Value
-    before: Value
-    first: Value
-    last: Value
-    begin: Value
-    end: Value
+    share: Share
     thread: Value
 
     @staticmethod
@@ -167,11 +128,6 @@ class Block:
         """A function of `matrix.cuh`."""
         T.evaluate(T.call_extern("int32", function, *arguments))
 
-    def row(self, row: Value) -> tuple[Value, Value]:
-        """The token, counted from the sequence's first new one, and the query head, of a row; of one that there is not, the last one's."""
-        per_group, x = self.t.kernel.num_heads // self.t.kernel.num_kv_heads, T.min(self.first + row, self.last)
-        return x // per_group, self.group * per_group + x % per_group
-
     def rows(self) -> Rows:
         """The warp's."""
         return Rows(self)
@@ -179,14 +135,14 @@ class Block:
     def run(self) -> None:
         """All of it."""
         rows, size = self.rows(), self.tile.keys
-        begin = keep(self.begin // size)
+        begin = keep(self.share.begin // size)
         self._fetch(0, begin)
         self._commit()
         self._fetch_scales(0, begin)
         self._read_queries()
-        with T.serial(self.end // size + T.int64(1) - begin) as i:
+        with T.serial(self.share.end // size + T.int64(1) - begin) as i:
             now = keep(begin + T.cast(i, "int64"))
-            is_next = (now + T.int64(1)) * size <= self.end
+            is_next = (now + T.int64(1)) * size <= self.share.end
             self._wait(0, now)  # for keys, and for who reads values
             self._fetch(1, now)
             self._commit()
@@ -228,7 +184,7 @@ class Block:
         for first in range(0, layout.keys * pieces, layout.threads):
             i = self.thread + T.int64(first)
             with T.If(i < T.int64(layout.keys * pieces)), T.Then():
-                place, piece = self._place(tile * layout.keys + i // pieces), i % pieces
+                place, piece = self.share.place(tile * layout.keys + i // pieces), i % pieces
                 source = t.pools[which][(*place, T.min(piece, T.int64(dim // per_piece - 1)) * per_piece)]
                 to = self.memory[T.int64(at) + i // pieces * row + piece * per_piece]
                 self.call(copy, T.address_of(to), T.address_of(source))
@@ -237,24 +193,19 @@ class Block:
         if not self.scales:
             return
         with T.If(self.thread < T.int64(self.tile.keys)), T.Then():
-            place = self._place(tile * self.tile.keys + self.thread)
+            place = self.share.place(tile * self.tile.keys + self.thread)
             T.buffer_store(self.scales[which], self.t.scales[which][place], [self.thread])
-
-    def _place(self, key: Value) -> tuple[Value, ...]:
-        kernel, seen = self.t.kernel, keep(T.min(T.max(key, self.begin), self.end))
-        held = keep(T.cast(self.t.block_tables[self.sequence, seen // kernel.block_size], "int64"))
-        return self.t.layer, held, seen % kernel.block_size, self.group
 
     def _read_queries(self) -> None:
         """32 lanes read some rows, one after the other."""
         count = self.tile.rows // (self.tile.threads // WARP)
         with T.serial(count) as i:
             row = keep(self.thread // WARP * count + T.cast(i, "int64"))
-            self._read_query(row, *self.row(row))
+            self._read_query(row, *self.share.row(row))
 
     def _read_query(self, row: Value, token: Value, head: Value) -> None:
         kernel, lane = self.t.kernel, self.thread % WARP
-        read = Head.read(self.t, 0, self.start + token, kernel.starts[0] + head * kernel.key_dim, kernel.key_dim, lane)
+        read = Head.read(self.t, 0, self.share.start + token, kernel.starts[0] + head * kernel.key_dim, kernel.key_dim, lane)
 
         def put(d: Value, value: Value) -> None:
             self.call(f"store_{self.dtype}", T.address_of(self.memory[row * self.tile.row + d]), value)
@@ -275,10 +226,10 @@ class Rows:
     def __init__(self, block: Block) -> None:
         self.block, kernel, unit = block, block.t.kernel, gpu().matrix
         self.lane, self.warp = block.lane, block.warp
-        rows = [block.row(self.warp * ROWS + unit.place(self.lane) + T.int64(place)) for place in self.places]
+        rows = [block.share.row(self.warp * ROWS + unit.place(self.lane) + T.int64(place)) for place in self.places]
         self.tokens = [keep(token) for token, _ in rows]
         self.heads = [keep(head) for _, head in rows]
-        self.positions = [keep(block.before + token) for token in self.tokens]
+        self.positions = [keep(block.share.before + token) for token in self.tokens]
         self.begins = [keep(first_seen(kernel, position)) for position in self.positions]
         self.slopes = [keep(block.t.slopes[head]) for head in self.heads] if block.t.slopes is not None else None
         count, num_sums = len(self.places), kernel.value_dim // 16 * unit.sums * 16 // unit.rows
@@ -381,8 +332,8 @@ class Rows:
                 sink = keep(block.t.sinks[self.heads[half]])
                 self._scale(half, keep(T.max(self.highest[half], sink)))
                 T.buffer_store(self.totals, self.totals[half] + T.exp(sink - self.highest[half]), [half])
-            row = block.first + self.warp * ROWS + gpu().matrix.place(self.lane) + T.int64(place)
-            with T.If(row <= block.last), T.Then():
+            row = block.share.first + self.warp * ROWS + gpu().matrix.place(self.lane) + T.int64(place)
+            with T.If(row <= block.share.last), T.Then():
                 for i, column in self.results(half):
-                    index = block.start + self.tokens[half], self.heads[half] * kernel.value_dim + column
+                    index = block.share.start + self.tokens[half], self.heads[half] * kernel.value_dim + column
                     store(block.t.out, index, self.sums[i] / self.totals[half])

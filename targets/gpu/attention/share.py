@@ -46,7 +46,6 @@ class Share:
     last: Value
     begin: Value
     end: Value
-    layer: Value
 
     def row(self, row: Value) -> tuple[Value, Value]:
         """The token, counted from the sequence's first new one, and the query head, of a row; of one that there is not, the last one's."""
@@ -57,7 +56,7 @@ class Share:
         """Where a key lies in pages; instead of one that nobody sees, another one."""
         kernel, seen = self.t.kernel, keep(T.min(T.max(key, self.begin), self.end))
         held = keep(T.cast(self.t.block_tables[self.sequence, seen // kernel.block_size], "int64"))
-        return self.layer, held, seen % kernel.block_size, self.group
+        return self.t.layer, held, seen % kernel.block_size, self.group
 
 
 @contextmanager
@@ -82,5 +81,4 @@ def share_of(t: AttentionTensors, index: Value, group: Value, size: int) -> Iter
         before = keep(T.cast(t.context_lens[sequence], "int64") - count)
         last = keep(T.min(first + T.int64(size), count * per_group) - T.int64(1))
         begin = keep(first_seen(kernel, before + first // per_group))
-        layer = keep(t.layer)  # in a register: what is multiplied on the host is no multiple of a row for the code generator
-        yield Share(t, sequence, group, start, before, first, last, begin, keep(before + last // per_group), layer)
+        yield Share(t, sequence, group, start, before, first, last, begin, keep(before + last // per_group))

@@ -110,7 +110,7 @@ class TurnedBlock(Block):
         dim, per_row = (self.t.kernel.key_dim, self.t.kernel.value_dim)[which], -(-self.tile.key_dim // per_piece)
         keys, piece = ([i // per_row], i % per_row) if which == 0 else ([i % half * 2, i % half * 2 + T.int64(1)], i // half)
         for j, key in enumerate(keys):
-            place = self._place(tile * self.tile.keys + key)
+            place = self.share.place(tile * self.tile.keys + key)
             source = self.t.pools[which][(*place, T.min(piece, T.int64(dim // per_piece - 1)) * per_piece)]
             self.call("load_16", T.address_of(words[(number * len(keys) + j) * _WORDS]), T.address_of(source))
 
@@ -118,7 +118,7 @@ class TurnedBlock(Block):
         """As `Block`: loads them."""
         if self.scales:
             key = T.min(self.thread, T.int64(self.tile.keys - 1))
-            T.buffer_store(self.held[f"scale {which}"], self.t.scales[which][self._place(tile * self.tile.keys + key)], [0])
+            T.buffer_store(self.held[f"scale {which}"], self.t.scales[which][self.share.place(tile * self.tile.keys + key)], [0])
 
     def _put(self, which: int, tile: Value) -> None:
         """Writes what was loaded of a tile."""
