@@ -10,7 +10,7 @@ import pytest
 import cupola
 from cupola.models import cohere, llama
 from cupola.models.family import Family
-from tests.checkpoints import save_tiny
+from tests.checkpoints import answers_as_transformers, save_tiny
 from tests.conftest import Compiled
 from tests.targets.metal.mach_o import ARM64, read_dylib
 
@@ -26,22 +26,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("family", [llama.FAMILY, cohere.FAMILY], ids=lambda family: family.model_type)
 def test_logits_match_transformers_and_decoding_gives_what_a_prompt_gives(family: Family, tmp_path: Path) -> None:
     """Cohere's norms, which have no shift, are nobody's kernels: their sums stay in a thread."""
-    import torch
-    import transformers
-
     tiny = save_tiny(tmp_path / "model", family.model_type)
     artifact = cupola.compile(tiny, out=tmp_path / "artifact", target="softmetal", quant="f32", block_size=4)
-    model, llm = transformers.AutoModelForCausalLM.from_pretrained(tiny).eval(), cupola.LLM(artifact, max_num_seqs=2)
-    for prompt, output in zip(PROMPTS, llm.generate(PROMPTS, PARAMS), strict=True):
-        chosen, steps = list(output.outputs[0].token_ids), output.outputs[0].logprobs
-        assert steps is not None
-        with torch.no_grad():
-            expected = model(torch.tensor([prompt + chosen[:-1]])).logits[0].double()
-        assert np.abs(llm.logits(prompt) - expected[: len(prompt)].numpy()).max() < 1e-4
-        rows = expected[len(prompt) - 1 :].log_softmax(-1).numpy()
-        assert [int(row.argmax()) for row in rows] == chosen
-        for row, step in zip(rows, steps, strict=True):
-            assert max(abs(row[token] - entry.logprob) for token, entry in step.items()) < 1e-4
+    answers_as_transformers(cupola.LLM(artifact, max_num_seqs=2), tiny, PROMPTS, PARAMS)
 
 
 @pytest.mark.by_turns

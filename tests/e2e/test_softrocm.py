@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cupola
-from tests.checkpoints import save_tiny
+from tests.checkpoints import answers_as_transformers, save_tiny
 
 PROMPTS = [[5, 3, 9, 11, 2, 7, 1, 4, 8, 6, 10], [12, 3, 9], [1, 2, 3, 4, 5, 6, 7]]
 PARAMS = cupola.SamplingParams(temperature=0, max_tokens=8, logprobs=3, ignore_eos=True, detokenize=False)
@@ -20,22 +20,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_logits_match_transformers_and_decoding_gives_what_a_prompt_gives(tiny: Path, tmp_path: Path) -> None:
-    import torch
-    import transformers
-
     artifact = cupola.compile(tiny, out=tmp_path / "artifact", target="softrocm:gfx942", quant="f32", block_size=4)
     assert b"hipModuleLaunchKernel" in (artifact.path / artifact.manifest.libraries[0].file).read_bytes()
-    model, llm = transformers.AutoModelForCausalLM.from_pretrained(tiny).eval(), cupola.LLM(artifact, max_num_seqs=2)
-    for prompt, output in zip(PROMPTS, llm.generate(PROMPTS, PARAMS), strict=True):
-        chosen, steps = list(output.outputs[0].token_ids), output.outputs[0].logprobs
-        assert steps is not None
-        with torch.no_grad():
-            expected = model(torch.tensor([prompt + chosen[:-1]])).logits[0].double()
-        assert np.abs(llm.logits(prompt) - expected[: len(prompt)].numpy()).max() < 1e-4
-        rows = expected[len(prompt) - 1 :].log_softmax(-1).numpy()
-        assert [int(row.argmax()) for row in rows] == chosen
-        for row, step in zip(rows, steps, strict=True):
-            assert max(abs(row[token] - entry.logprob) for token, entry in step.items()) < 1e-4
+    answers_as_transformers(cupola.LLM(artifact, max_num_seqs=2), tiny, PROMPTS, PARAMS)
 
 
 @pytest.mark.by_turns
