@@ -6,15 +6,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cupola.runtime.engine.block_pool import BlockPool, BlockTable, chain_hash, empty_table
+from cupola.runtime.engine.block_pool import BlockPool, BlockTable, empty_table
 from cupola.runtime.errors import EngineError
-
-
-def hashes(tokens: list[int], salt: bytes = b"") -> list[bytes]:
-    names = []
-    for i in range(len(tokens) // 4):
-        names.append(chain_hash(names[-1] if names else salt, tokens[4 * i : 4 * i + 4]))
-    return names
+from tests.runtime.engine.schedules import hashes
 
 
 def test_reserve_grows_and_refuses_whole():

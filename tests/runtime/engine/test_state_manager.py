@@ -6,23 +6,15 @@ from array import array
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import invariant
 
-from cupola.runtime.engine.block_pool import chain_hash
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.state_manager import Copies, State, StateManager
 from cupola.runtime.errors import EngineError
+from tests.runtime.engine.schedules import Schedules, hashes
 from tests.runtime.fakes import BLOCK, VOCAB, greedy_reference, make_engine, make_kv, run_all
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-
-
-def hashes(tokens: list[int]) -> list[bytes]:
-    names: list[bytes] = []
-    for i in range(len(tokens) // BLOCK):
-        names.append(chain_hash(names[-1] if names else b"", tokens[BLOCK * i : BLOCK * (i + 1)]))
-    return names
 
 
 def make_manager(windows: tuple[int, ...], num_blocks: int = 40, num_swap: int = 0, chunk: int = 8) -> StateManager:
@@ -153,7 +145,7 @@ def test_a_leak_in_any_group_is_seen():
         manager.check_idle()
 
 
-class StateMachine(RuleBasedStateMachine):
+class StateMachine(Schedules):
     """Random schedules over a full group and two windows, whose blocks hold (index, token): what a token sees must always be there."""
 
     windows = (0, 5, 14)
@@ -163,17 +155,16 @@ class StateMachine(RuleBasedStateMachine):
         self.manager = StateManager(make_kv(self.windows), (14, 6, 9), (9, 3, 6), lambda group, count: True, max_num_new_tokens=7)
         self.memory = [np.full((pool.num_blocks + swap.num_blocks, BLOCK, 2), -1) for pool, swap in
                        zip(self.manager.pools, self.manager.swap_pools, strict=True)]  # fmt: skip
-        self.running: list[tuple[State, list[int], int]] = []  # tokens, and how many are computed
-        self.waiting: list[tuple[State, list[int]]] = []
 
     def copy(self, copies: Copies) -> None:
         for group, source, target in copies:
             self.memory[group][target] = self.memory[group][source]
 
-    def write(self, state: State, tokens: list[int], start: int, end: int) -> bool:
+    def write(self, state: State, tokens: list[int], start: int, count: int) -> int | None:
+        end = min(len(tokens), start + count)
         copies = self.manager.reserve(state, start, end)
         if copies is None:
-            return False
+            return None
         self.copy(copies)
         for memory, table in zip(self.memory, state.tables, strict=True):
             for i in range(start, end):
@@ -181,7 +172,7 @@ class StateMachine(RuleBasedStateMachine):
         self.check(state, tokens, start, end)
         self.manager.publish(state, end // BLOCK, hashes(tokens[:end]))
         self.manager.advance(state, end)
-        return True
+        return end
 
     def check(self, state: State, tokens: list[int], start: int, end: int) -> None:
         """Every token from `start` on sees what it must, in every group."""
@@ -189,79 +180,12 @@ class StateMachine(RuleBasedStateMachine):
             for i in range(max(0, start - window + 1) if window else 0, end):
                 assert memory[table[i // BLOCK], i % BLOCK].tolist() == [i, tokens[i]]
 
-    def admit(self, state: State, tokens: list[int]) -> bool:
-        length = self.manager.begin(state, hashes(tokens[:-1])) * BLOCK
-        if not self.manager.has_room(state, len(tokens), 0):
-            self.manager.release(state)
-            return False
-        length = max(length, state.num_swapped_tokens)
-        self.copy(self.manager.swap_in(state))
-        if not self.write(state, tokens, length, min(len(tokens), length + 7)):  # others hold less than they will
-            self.manager.release(state)
-            return False
-        self.running.append((state, tokens, min(len(tokens), length + 7)))
-        return True
-
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=40))
-    def start(self, tokens: list[int]) -> None:
-        self.admit(State(), tokens)
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def come_back(self, data: st.DataObject) -> None:
-        i = data.draw(st.integers(0, len(self.waiting) - 1))
-        if self.admit(*self.waiting[i]):
-            del self.waiting[i]
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data(), count=st.integers(1, 7), more=st.lists(st.integers(0, 1), max_size=2))
-    def grow(self, data: st.DataObject, count: int, more: list[int]) -> None:
-        i = data.draw(st.integers(0, len(self.running) - 1))
-        state, tokens, length = self.running[i]
-        tokens = tokens + more
-        end = min(len(tokens), length + count)
-        if end > length and self.write(state, tokens, length, end):
-            self.running[i] = (state, tokens, end)
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def fork(self, data: st.DataObject) -> None:
-        state, tokens, length = self.running[data.draw(st.integers(0, len(self.running) - 1))]
-        self.running.append((self.manager.fork(state), tokens, length))
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data(), swaps=st.booleans())
-    def preempt(self, data: st.DataObject, swaps: bool) -> None:
-        state, tokens, length = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        if swaps:
-            self.copy(self.manager.swap_out(state, length))
-        self.manager.release(state)
-        self.waiting.append((state, tokens))
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def forget(self, data: st.DataObject) -> None:
-        state, _ = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
-        self.manager.forget_swapped(state)
-
-    @invariant()
-    def nothing_is_lost(self) -> None:
-        self.manager.check_integrity([state for state, *_ in self.running], [state for state, _ in self.waiting])
-        assert 0 <= self.manager.usage <= 1
-
     @invariant()
     def holes_are_not_needed(self) -> None:
         for state, tokens, length in self.running:
             for memory, table, window in zip(self.memory, state.tables, self.windows, strict=True):
                 for i in range(max(0, length - window + 1) if window else 0, length):
                     assert memory[table[i // BLOCK], i % BLOCK].tolist() == [i, tokens[i]]
-
-    def teardown(self) -> None:
-        for state, *_ in self.running:
-            self.manager.release(state)
-        for state, _ in self.waiting:
-            self.manager.forget_swapped(state)
-        self.manager.check_idle()
 
 
 TestStates = StateMachine.TestCase

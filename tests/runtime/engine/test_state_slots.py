@@ -7,15 +7,14 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cupola.runtime.engine.attention_sinks import choose_sink_window
 from cupola.runtime.engine.engine import Engine
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.state_manager import Copies, State, StateManager
 from cupola.runtime.errors import EngineError, OptionError
-from tests.runtime.engine.test_state_manager import hashes, make_prompts
+from tests.runtime.engine.schedules import Schedules, hashes
+from tests.runtime.engine.test_state_manager import make_prompts
 from tests.runtime.fakes import BLOCK, MODEL, completions, generate_alone, greedy_reference, make_engine, make_kv, run_all
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -121,7 +120,7 @@ def test_sinks_are_refused():
         choose_sink_window(4, 16, MODEL, make_kv((0,), True))
 
 
-class SlotMachine(RuleBasedStateMachine):
+class SlotMachine(Schedules):
     """Random schedules over a paged and a recurrent group, whose slots hold the tokens that they have taken in."""
 
     def __init__(self) -> None:
@@ -130,8 +129,6 @@ class SlotMachine(RuleBasedStateMachine):
             make_kv((0,), True), (20, 5), (9, 2), lambda group, count: True, max_num_new_tokens=7, checkpoint_interval=12
         )
         self.memory: list[list[int]] = [[-1]] * 7
-        self.running: list[tuple[State, list[int], int]] = []  # tokens, and how many are computed
-        self.waiting: list[tuple[State, list[int]]] = []
 
     def copy(self, copies: Copies) -> None:
         for group, source, target in copies:
@@ -152,68 +149,8 @@ class SlotMachine(RuleBasedStateMachine):
         self.manager.advance(state, end)
         return end
 
-    def admit(self, state: State, tokens: list[int]) -> bool:
-        length = self.manager.begin(state, hashes(tokens[:-1])) * BLOCK
+    def check_begun(self, state: State, tokens: list[int], length: int) -> None:
         assert length == 0 or self.memory[state.slot[0]] == tokens[:length]
-        if not self.manager.has_room(state, len(tokens), 0):
-            self.manager.release(state)
-            return False
-        length = max(length, state.num_swapped_tokens)
-        self.copy(self.manager.swap_in(state))
-        end = self.write(state, tokens, length, 7)
-        if end is None:
-            self.manager.release(state)
-            return False
-        self.running.append((state, tokens, end))
-        return True
-
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=40))
-    def start(self, tokens: list[int]) -> None:
-        self.admit(State(), tokens)
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def come_back(self, data: st.DataObject) -> None:
-        i = data.draw(st.integers(0, len(self.waiting) - 1))
-        if self.admit(*self.waiting[i]):
-            del self.waiting[i]
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data(), count=st.integers(1, 7), more=st.lists(st.integers(0, 1), max_size=2))
-    def grow(self, data: st.DataObject, count: int, more: list[int]) -> None:
-        i = data.draw(st.integers(0, len(self.running) - 1))
-        state, tokens, length = self.running[i]
-        tokens = tokens + more
-        if length < len(tokens) and (end := self.write(state, tokens, length, count)) is not None:
-            self.running[i] = (state, tokens, end)
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def fork(self, data: st.DataObject) -> None:
-        state, tokens, length = self.running[data.draw(st.integers(0, len(self.running) - 1))]
-        self.running.append((self.manager.fork(state), tokens, length))
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data(), swaps=st.booleans(), is_over=st.booleans())
-    def preempt(self, data: st.DataObject, swaps: bool, is_over: bool) -> None:
-        state, tokens, length = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        if swaps and not is_over:
-            self.copy(self.manager.swap_out(state, length))
-        self.manager.release(state)
-        if not is_over:
-            self.waiting.append((state, tokens))
-
-    @invariant()
-    def nothing_is_lost(self) -> None:
-        self.manager.check_integrity([state for state, *_ in self.running], [state for state, _ in self.waiting])
-        assert 0 <= self.manager.usage <= 1
-
-    def teardown(self) -> None:
-        for state, *_ in self.running:
-            self.manager.release(state)
-        for state, _ in self.waiting:
-            self.manager.forget_swapped(state)
-        self.manager.check_idle()
 
 
 TestSlots = SlotMachine.TestCase
