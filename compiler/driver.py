@@ -30,7 +30,7 @@ from cupola.compiler.variants import (
     library_names,
 )
 from cupola.compiler.weights import PackedWeight, encoding_notes, lift_weights, overflow_notes
-from cupola.passes.schemes import Scheme, scheme_of
+from cupola.passes.schemes import Scheme, scheme_of, use_name
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import FORMAT_VERSION, Limits, Manifest, SourceSpec
 from cupola.runtime.environment import debug_level
@@ -53,7 +53,7 @@ def compile_to(
         program = import_model(model, options, kv_dtype, progress, dumps)
         kv = lay_out_state(program.kv, targets)
         with progress.stage("Running passes"):
-            formats = {name: tensor.stored_as for name, tensor in program.weights.items()}
+            formats = {use_name(name, tensor.is_turned): tensor.stored_as for name, tensor in program.weights.items()}
             kept = kept_weights(scheme, model, program.weights, targets)
             lowered = [run_passes(program.mod, pipeline(target, kv, scheme, formats, extra_passes, kept), dumps) for target in targets]
             check_agreement(lowered, targets)

@@ -11,7 +11,7 @@ import numpy as np
 from cupola.compiler.sources import LazyTensor, Source
 from cupola.compiler.sources.base import Array
 from cupola.compiler.weights import PackedWeight
-from cupola.passes.schemes.base import Kept, Scheme, Storage
+from cupola.passes.schemes.base import Kept, Scheme, Storage, use_name
 from cupola.passes.schemes.integers import storage
 from cupola.targets.base import Target
 
@@ -27,12 +27,13 @@ def kept_weights(scheme: Scheme, source: Source, weights: Mapping[str, LazyTenso
         return Kept()
     dtypes = set.intersection(*(set(target.abilities.float_dtypes) for target in targets))
     storages: dict[str, Storage] = {}
-    for name, tensor in weights.items():
+    for parameter, tensor in weights.items():
+        name = use_name(parameter, tensor.is_turned)
         if tensor.format is not None and tensor.format.bits <= scheme.keeps_bits:
             storages[name] = storage(tensor.format)
         elif tensor.format is None and scheme.exact and tensor.dtype in dtypes and len(tensor.shape) == 2:
             storages[name] = Storage(tensor.dtype, tensor.dtype)
-    orders = {name: _label(order) for name in storages if (order := weights[name].order) is not None}
+    orders = {name: _label(order) for name, tensor in weights.items() if name in storages and (order := tensor.order) is not None}
     return Kept(storages, orders)
 
 

@@ -24,7 +24,7 @@ from cupola.passes.encoders import encoded_weight
 from cupola.passes.rewrite import name_of
 from cupola.passes.schemes import Storage
 from cupola.passes.schemes.integers import DEFAULT_GROUP
-from cupola.passes.simplify import axes_of
+from cupola.passes.simplify import axes_of, stacks_matrices, swaps_last_axes
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.formats.tensor import QuantizedTensor
@@ -196,13 +196,22 @@ class _Transform:
         return (source for value in self._values_of(expr) if (source := self._source(value)) is not None)
 
     def _stored_source(self, weight: relax.Expr) -> LazyTensor | None:
-        """The tensor whose blocks a weight comes in, perhaps with its columns in the order of these."""
+        """The tensor whose blocks a weight comes in, perhaps with its columns in the order of these, or matrices one above the other."""
         value = self._value(weight)
         if isinstance(value, relax.Call) and name_of(value) == "take":
             source = self._source(value.args[0])
             return source if source is not None and source.order is not None else None
-        source = self._source(value)
-        return source if source is None or source.order is None else None
+        inner, is_turned = self._matrices(value)
+        source = self._source(inner)
+        return source if source is not None and source.order is None and source.is_turned == is_turned else None
+
+    def _matrices(self, weight: relax.Expr) -> tuple[relax.Expr, bool]:
+        """The tensor that a weight is made of by placing matrices one above the other and swapping their axes, and whether that is done."""
+        value = self._value(weight)
+        if isinstance(value, relax.Call) and stacks_matrices(value):
+            value = self._value(value.args[0])
+        is_turned = isinstance(value, relax.Call) and name_of(value) == "permute_dims" and swaps_last_axes(axes_of(value))
+        return (value.args[0] if is_turned else value), is_turned
 
     def _encodings_of(self, weight: relax.Expr, storage: Storage) -> Iterator[Encoding]:
         source = self._stored_source(weight)
@@ -298,12 +307,8 @@ class _Transform:
 
     def _experts(self, weight: relax.Expr) -> Iterator[Array] | None:
         """The matrices, in float32, that a weight has one above the other, if the source has them as one tensor, perhaps transposed."""
-        flattened = self._value(weight)
-        if not isinstance(flattened, relax.Call) or name_of(flattened) != "reshape":
-            return None
-        inner = self._value(flattened.args[0])
-        is_transposed = isinstance(inner, relax.Call) and name_of(inner) == "permute_dims" and axes_of(inner) == [0, 2, 1]
-        source = self._source(inner.args[0] if is_transposed else inner)
+        inner, is_transposed = self._matrices(weight)
+        source = self._source(inner)
         if source is None or len(source.shape) != 3:
             return None
         matrices = (slab.load() for slab in source.slabs) if source.slabs else iter(source.load())

@@ -21,7 +21,8 @@ from tvm import IRModule, relax
 
 from cupola.passes.encoders import encode_call
 from cupola.passes.rewrite import Rule, Scope, pass_of, rewrite_calls, shape_of
-from cupola.passes.schemes.base import Choice, Kept, Scheme, Storage
+from cupola.passes.schemes.base import Choice, Kept, Scheme, Storage, use_name
+from cupola.passes.simplify import axes_of, stacks_matrices, swaps_last_axes
 from cupola.targets import ops
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.formats.tables import TABLES
@@ -30,7 +31,7 @@ _MOST_ENTRIES = 16  # of a table that is looked up as bytes
 
 
 def quantize_weights(scheme: Scheme, formats: Mapping[str, str] | None = None, kept: Kept | None = None) -> tvm.transform.Pass:
-    """The pass. `formats` names, by parameter, what a weight is stored as in its file, in ggml's terms; `kept` says which stay so."""
+    """The pass. `formats` names, by parameter (`use_name`), what a weight is stored as, in ggml's terms; `kept` says which stay so."""
     return pass_of("quantize_weights", lambda mod: _run(mod, scheme, formats or {}, kept or Kept()))
 
 
@@ -114,10 +115,16 @@ def _fits(one: Storage, other: Storage) -> bool:
 
 
 def _name(part: relax.Expr, scope: Scope) -> str:
-    """The parameter that a weight is, perhaps with its columns in another order; "" if it is none."""
+    """The parameter that a weight is, perhaps with its columns in another order, or its matrices one above the other; "" if it is none."""
     ordered = scope.call(part, "take")
     param = part if ordered is None else ordered.args[0]
-    return str(param.name) if isinstance(param, relax.Var) else ""
+    stacked = scope.call(part, "reshape")
+    if stacked is not None and stacks_matrices(stacked):
+        param = stacked.args[0]
+    swapped = scope.call(param, "permute_dims")
+    is_turned = swapped is not None and swaps_last_axes(axes_of(swapped))
+    param = swapped.args[0] if swapped is not None and is_turned else param
+    return use_name(str(param.name), is_turned) if isinstance(param, relax.Var) else ""
 
 
 def _routers(forward: relax.Function) -> list[relax.Expr]:

@@ -19,7 +19,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from cupola.passes.rewrite import Rule, Scope, constant_of, pass_of, rewrite_calls, shape_of, tidy
+from cupola.passes.rewrite import Rule, Scope, constant_of, name_of, pass_of, rewrite_calls, shape_of, tidy
 from cupola.targets import ops
 
 
@@ -155,6 +155,18 @@ def axes_of(call: relax.Call) -> list[int]:
     rank = len(call.args[0].ty.shape)
     axes: Sequence[int] = call.attrs.axes if call.attrs.axes is not None else range(rank - 1, -1, -1)
     return [int(axis) % rank for axis in axes]
+
+
+def swaps_last_axes(axes: Sequence[int]) -> bool:
+    """True of a permutation that swaps the last two axes and keeps the others."""
+    rank = len(axes)
+    return rank > 1 and list(axes) == [*range(rank - 2), rank - 1, rank - 2]
+
+
+def stacks_matrices(call: relax.Call) -> bool:
+    """True of a `reshape` that places the matrices of a tensor with three axes one above the other."""
+    before = shape_of(call.args[0]) if name_of(call) == "reshape" else []
+    return len(before) == 3 and len(after := shape_of(call)) == 2 and after[1] == before[2]
 
 
 RULES: dict[str, Rule] = {

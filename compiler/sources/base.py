@@ -27,8 +27,9 @@ class LazyTensor:
     latter as `ml_dtypes.bfloat16`); it may be a read-only view of a mapped file. `stored_as` is the file's own name of the
     type, such as BF16 or Q4_1. Where those are blocks that a weight format of cupola's holds, `format` names it, and `blocks` returns
     them as they are: their values are those of `load`, bit for bit (but see `gguf_blocks` for Q4_K). Where groups are not made of
-    neighbouring columns, column j of the blocks is column order[j] of the tensor. One that is stacked of others has those as `slabs`, and
-    one that is made of others has their `names`.
+    neighbouring columns, column j of the blocks is column order[j] of the tensor. Of a tensor with three axes they are those of its
+    matrices, one above the other; `is_turned`: of matrices that lie the other way round in the tensor. One that is stacked of others has
+    those as `slabs`, and one that is made of others has their `names`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LazyTensor:
     slabs: tuple[LazyTensor, ...] = ()
     names: tuple[str, ...] = ()
     order: Array | None = field(default=None, compare=False)  # i32 [K]
+    is_turned: bool = False
 
     @property
     def num_bytes(self) -> int:

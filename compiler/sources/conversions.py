@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from cupola.compiler.sources.base import Array, LazyTensor
+from cupola.compiler.sources.base import LazyTensor
+from cupola.compiler.sources.composition import combined, joined, stacked
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 Lists = list[list[LazyTensor]]  # by source pattern, then by target pattern
@@ -82,41 +82,6 @@ class Conversion:
         return [found[number] for number in range(count)]
 
 
-def _dtype_of(tensors: Sequence[LazyTensor]) -> str:
-    dtypes = {tensor.dtype for tensor in tensors}
-    return dtypes.pop() if len(dtypes) == 1 else "float32"
-
-
-def _numpy_dtype(dtype: str) -> Any:
-    return ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-
-
-def stacked(tensors: Sequence[LazyTensor]) -> LazyTensor:
-    """Tensors of one shape along a new first axis; one of them is in memory beside the result."""
-    first, dtype = tensors[0], _dtype_of(tensors)
-    shape = (len(tensors), *first.shape)
-    same = {tensor.stored_as for tensor in tensors}
-
-    def load() -> Array:
-        whole = np.empty(shape, _numpy_dtype(dtype))
-        for number, tensor in enumerate(tensors):
-            whole[number] = tensor.load()
-        return whole
-
-    return LazyTensor(first.name, shape, dtype, load, stored_as=same.pop() if len(same) == 1 else "", slabs=tuple(tensors))
-
-
-def _made(tensors: Sequence[LazyTensor], function: Callable[..., Array], shape: tuple[int, ...]) -> LazyTensor:
-    """A lazy tensor: `function` of the tensors' arrays."""
-    dtype, first = _dtype_of(tensors), tensors[0]
-
-    def load() -> Array:
-        arrays = [tensor.load().astype(_numpy_dtype(dtype), copy=False) for tensor in tensors]
-        return np.ascontiguousarray(function(*arrays))
-
-    return LazyTensor(first.name, shape, dtype, load, stored_as=first.stored_as)
-
-
 def _by_slabs(tensors: Sequence[LazyTensor], axes: Sequence[int], function: Callable[[list[LazyTensor], int], LazyTensor]) -> LazyTensor:
     """`function(tensors, axes that are gone)`, slab by slab where all have them and none of the axes is the first."""
     if min(axes) > 0 and all(tensor.slabs for tensor in tensors):
@@ -125,19 +90,21 @@ def _by_slabs(tensors: Sequence[LazyTensor], axes: Sequence[int], function: Call
 
 
 def _concatenate(operation: Any, lists: Lists, _: Any) -> Lists:
-    def joined(tensors: list[LazyTensor], gone: int) -> LazyTensor:
+    def concatenated(tensors: list[LazyTensor], gone: int) -> LazyTensor:
         axis, shape = operation.dim - gone, list(tensors[0].shape)
+        if axis == 0:
+            return joined(tensors)
         shape[axis] = sum(tensor.shape[axis] for tensor in tensors)
-        return _made(tensors, lambda *arrays: np.concatenate(arrays, axis), tuple(shape))
+        return combined(tensors, lambda *arrays: np.concatenate(arrays, axis), tuple(shape))
 
-    return [[_by_slabs([tensor for each in lists for tensor in each], [operation.dim], joined)]]
+    return [[_by_slabs([tensor for each in lists for tensor in each], [operation.dim], concatenated)]]
 
 
 def _transpose(operation: Any, lists: Lists, shapes: Sequence[tuple[int, ...] | None]) -> Lists:
     def swapped(tensors: list[LazyTensor], gone: int) -> LazyTensor:
         axes, shape = (operation.dim0 - gone, operation.dim1 - gone), list(tensors[0].shape)
         shape[axes[0]], shape[axes[1]] = shape[axes[1]], shape[axes[0]]
-        return _made(tensors, lambda x: np.swapaxes(x, *axes), tuple(shape))
+        return combined(tensors, lambda x: np.swapaxes(x, *axes), tuple(shape))
 
     def one(tensor: LazyTensor) -> LazyTensor:
         keeps = operation.check_dims and tensor.shape == shapes[0]
@@ -153,7 +120,7 @@ def _interleave(operation: Any, lists: Lists, _: Any) -> Lists:
         axis, shape = operation.dim - gone, tensors[0].shape
         half = shape[axis] // 2
         sizes = (*shape[:axis], *((2, half) if operation.inverse else (half, 2)), *shape[axis + 1 :])
-        return _made(tensors, lambda x: np.swapaxes(x.reshape(sizes), axis, axis + 1).reshape(shape), shape)
+        return combined(tensors, lambda x: np.swapaxes(x.reshape(sizes), axis, axis + 1).reshape(shape), shape)
 
     return [[_by_slabs([tensor], [operation.dim], sorted_apart) for tensor in each] for each in lists]
 
@@ -167,7 +134,7 @@ def _chunk(operation: Any, lists: Lists, shapes: Sequence[tuple[int, ...] | None
             size = -(-shape[axis] // len(shapes))
             start, stop = number * size, min((number + 1) * size, shape[axis])
             shape[axis] = stop - start
-            return _made(tensors, lambda x: x.take(range(start, stop), axis), tuple(shape))
+            return combined(tensors, lambda x: x.take(range(start, stop), axis), tuple(shape))
 
         return _by_slabs([whole], [operation.dim], cut)
 

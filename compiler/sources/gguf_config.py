@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cupola.compiler.sources.base import Array
-from cupola.compiler.sources.gguf_architectures import ARCHITECTURES, Architecture
+from cupola.compiler.sources.gguf_architecture import Architecture
+from cupola.compiler.sources.gguf_architectures import ARCHITECTURES
 from cupola.compiler.sources.gguf_facts import Facts
 from cupola.compiler.sources.gguf_header import RECONVERT, USE_CHECKPOINT, GGUFHeader
 from cupola.compiler.sources.gguf_metadata import Metadata
@@ -26,6 +27,8 @@ _OTHER_KINDS = {
 """Values of `general.type` that are no language models -> what such a file is, and what to do."""
 _ENCODERS = ("bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "eurobert", "t5encoder",
              "gemma-embedding", "llama-embed")  # fmt: skip
+
+_MOST_LAYERS = 1 << 12
 
 
 def architecture_of(header: GGUFHeader) -> str:
@@ -76,22 +79,37 @@ def _vocab_size(header: GGUFHeader) -> int:
     return shape[0]
 
 
-def _facts(header: GGUFHeader, architecture: Architecture, name: str, values_of: Callable[[str], Array]) -> Facts:
-    read = Metadata(header, name)
-    hidden_size, num_heads = read.integer("embedding_length"), read.integer("attention.head_count")
+def _heads(read: Metadata, architecture: Architecture, hidden_size: int) -> tuple[int, int, int]:
+    """The number of heads, their size, and how much of it rotary embeddings turn; 0 for all without attention."""
+    if not architecture.has_heads:
+        read.value("attention.head_count")
+        return 0, 0, 0
+    num_heads = read.integer("attention.head_count")
     if num_heads < 1:
         read.fail("attention.head_count", f"is {num_heads}, not a whole number from 1")
-    head_dim, rotary_dim = _head_dim(read, architecture, hidden_size, num_heads)
+    return num_heads, *_head_dim(read, architecture, hidden_size, num_heads)
+
+
+def _facts(header: GGUFHeader, architecture: Architecture, name: str, values_of: Callable[[str], Array]) -> Facts:
+    read = Metadata(header, name)
+    hidden_size = read.integer("embedding_length")
+    num_heads, head_dim, rotary_dim = _heads(read, architecture, hidden_size)
+    num_blocks, further = read.integer("block_count"), read.integer("nextn_predict_layers", 0)
+    if not 0 <= num_blocks <= _MOST_LAYERS:
+        read.fail("block_count", f"is {num_blocks}, not a whole number from 1 to {_MOST_LAYERS}")
+    kv_heads = read.integers("attention.head_count_kv", num_blocks, num_heads)
     return Facts(
         read=read,
         tensors=frozenset(info.name for info in header.tensors),
         values_of=values_of,
         hidden_size=hidden_size,
-        num_layers=read.integer("block_count"),
+        num_layers=num_blocks - further,
         num_heads=num_heads,
-        num_kv_heads=read.integer("attention.head_count_kv", num_heads),
+        num_kv_heads=max(kv_heads, default=num_heads),
         head_dim=head_dim,
         rotary_dim=rotary_dim,
+        kv_heads=kv_heads[: num_blocks - further],
+        widths=read.integers("feed_forward_length", num_blocks)[: num_blocks - further],
     )
 
 
@@ -112,7 +130,7 @@ def derive_config(header: GGUFHeader, values_of: Callable[[str], Array]) -> tupl
     facts = _facts(header, architecture, name, values_of)
     usual = {
         "hidden_size": facts.hidden_size,
-        "intermediate_size": facts.read.integer("feed_forward_length"),
+        "intermediate_size": max(facts.widths, default=0),
         "num_hidden_layers": facts.num_layers,
         "num_attention_heads": facts.num_heads,
         "num_key_value_heads": facts.num_kv_heads,
@@ -126,7 +144,7 @@ def derive_config(header: GGUFHeader, values_of: Callable[[str], Array]) -> tupl
         "vocab_size": _vocab_size(header),
         **{field: value for field, value in named.items() if field is not None},
         "tie_word_embeddings": "output.weight" not in facts.tensors,
-        **({"rope_parameters": rope_parameters(facts)} if architecture.is_rotary else {}),
+        **({"rope_parameters": rope_parameters(facts, architecture.rope)} if architecture.is_rotary else {}),
         **{field: rule(facts) for field, rule in architecture.config.items()},
         **_token_ids(header.metadata),
     }

@@ -18,7 +18,9 @@ class Facts:
         read: the metadata, which remembers what was read.
         tensors: the names of the file's tensors.
         values_of: reads a small tensor by its name.
-        hidden_size, num_layers, num_heads, num_kv_heads, head_dim, rotary_dim: sizes.
+        hidden_size, num_layers, num_heads, num_kv_heads, head_dim, rotary_dim: sizes; without attention, no heads.
+        kv_heads: the K/V heads of each layer; 0 for one without attention.
+        widths: what `feed_forward_length` says, by layer.
     """
 
     read: Metadata
@@ -30,6 +32,16 @@ class Facts:
     num_kv_heads: int
     head_dim: int
     rotary_dim: int
+    kv_heads: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+
+    def is_further(self, layer: str) -> bool:
+        """True of a layer that predicts further tokens, and is no part of the model."""
+        return bool(layer) and bool(self.read.value("nextn_predict_layers")) and int(layer) >= self.num_layers
+
+    def layers_with(self, part: str) -> list[int]:
+        """The layers that have a part."""
+        return [layer for layer in range(self.num_layers) if f"blk.{layer}.{part}" in self.tensors]
 
 
 Rule = Callable[[Facts], Any]
@@ -48,6 +60,16 @@ def optional_real(key: str) -> Rule:
 def optional_integer(key: str) -> Rule:
     """The value of a key, a whole number; None where it is absent or 0."""
     return lambda facts: facts.read.integer(key) if facts.read.value(key) else None
+
+
+def integer(key: str, default: int | None = None) -> Rule:
+    """The value of a key, a whole number."""
+    return lambda facts: facts.read.integer(key, default)
+
+
+def layers_without(part: str) -> Rule:
+    """The layers that lack a part."""
+    return lambda facts: sorted(set(range(facts.num_layers)) - set(facts.layers_with(part)))
 
 
 def flag(key: str, default: bool) -> Rule:

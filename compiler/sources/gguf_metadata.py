@@ -70,6 +70,15 @@ class Metadata:
             self.fail(key, f"is {value!r:.40}, not one whole number")
         return value
 
+    def integers(self, key: str, count: int, default: int | None = None) -> tuple[int, ...]:
+        """A whole number for each of `count` layers, of which the file has one for all, or a list."""
+        value = self.value(key)
+        if not isinstance(value, list):
+            return (self.integer(key, default),) * count
+        if len(value) != count or not all(isinstance(each, int) and not isinstance(each, bool) for each in value):
+            self.fail(key, f"is {value!r:.40}, not a whole number for each of {count} layers")
+        return tuple(value)
+
     def real(self, key: str, default: float | None = None) -> float:
         """A float32 field as the shortest decimal that stands for it, as `config.json` would have it."""
         value = self.value(key)

@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 
 from cupola.passes.schemes import floats
-from cupola.passes.schemes.base import Choice, Scheme, Storage
+from cupola.passes.schemes.base import Choice, Scheme, Storage, use_name
 from cupola.passes.schemes.integers import DEFAULT_GROUP, embedding_choice
 
 _FLOATS = {"f32": floats.F32, "bf16": floats.BF16, "f16": floats.F16}
@@ -39,4 +39,4 @@ def scheme_of(name: str, embedding: str = "auto") -> Scheme:
     return dataclasses.replace(scheme, name=f"{name}, embedding {embedding}", embedding=choice)
 
 
-__all__ = ["EMBEDDINGS", "SCHEMES", "Choice", "Scheme", "Storage", "scheme_of"]
+__all__ = ["EMBEDDINGS", "SCHEMES", "Choice", "Scheme", "Storage", "scheme_of", "use_name"]

@@ -83,9 +83,14 @@ class Scheme:
         return "" if not self.exact else storage.dtype if storage.format is None else storage.format.name
 
 
+def use_name(parameter: str, is_turned: bool) -> str:
+    """The name of a weight as a layer multiplies it: the parameter's, or another one for its matrices with rows and columns swapped."""
+    return f"{parameter}.T" if is_turned else parameter
+
+
 @dataclass(frozen=True)
 class Kept:
-    """The weights that are stored as their source has them, by parameter.
+    """The weights that are stored as their source has them, by parameter (`use_name`).
 
     Attributes:
         storages: as what.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,21 @@ class QuantizedTensor:
         not_numbers = [code for code, value in enumerate(TABLES.get(self.format.table, ())) if value != value]
         if not_numbers and np.isin(self.codes, not_numbers).any():
             raise UnsupportedError(f"a weight of {self.format.table} has NaN in it", field="weights", fix="check the file it comes from")
+
+    @staticmethod
+    def joined(parts: Iterable[QuantizedTensor], num_rows: int) -> QuantizedTensor:
+        """Weights of one format and width, row under row, `num_rows` together; one of them at a time is in memory beside the result."""
+        wholes: list[Array] = []
+        begin = 0
+        for part in parts:
+            if not wholes:
+                form, wholes = part.format, [np.empty((num_rows, each.shape[1]), each.dtype) for each in part.tensors]
+            end = begin + len(part.codes)
+            for whole, each in zip(wholes, part.tensors, strict=True):
+                whole[begin:end] = each
+            begin = end
+        assert begin == num_rows > 0
+        return QuantizedTensor.of(form, *wholes)
 
     @property
     def factors(self) -> dict[str, Array]:
