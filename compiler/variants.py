@@ -88,9 +88,6 @@ def lay_out_state(kv: KVSpec, targets: Sequence[Target]) -> KVSpec:
         if kv.dtype not in known:
             problem = f"can't store K and V as {kv.dtype}"
             raise UnsupportedError(problem, field=f"target {target.spec.name}", fix=f"it can as {', '.join(known)}")
-        if kv.recurrent is not None and not target.abilities.recurrent_state:
-            problem = "has no kernels for layers that carry a state from token to token"
-            raise UnsupportedError(problem, field=f"target {target.spec.name}", fix="compile for a CPU")
     first, *others = [[target.state_pools(group, kv.dtype, kv.block_size) for group in kv.paged] for target in targets]
     for other, target in zip(others, targets[1:], strict=True):
         if other != first:

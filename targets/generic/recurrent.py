@@ -109,12 +109,12 @@ def recurrent_tensors(shape: RecurrentShape) -> RecurrentTensors:
     )
 
 
-def span_of(t: RecurrentTensors, sequence: Value) -> Span:
-    """Where a sequence's tokens and state are."""
-    first, end = (name(T.cast(t.query_starts[sequence + i], "int64")) for i in (0, 1))
-    count = name(end - first)
-    goes_on = name(T.cast(T.cast(t.context_lens[sequence], "int64") > count, "int32"))
-    return Span(first, count, name(T.cast(t.slots[sequence], "int64")), goes_on)
+def span_of(t: RecurrentTensors, sequence: Value, hold: Callable[[Value], Value] = name) -> Span:
+    """Where a sequence's tokens and state are; `hold` computes a value once."""
+    first, end = (hold(T.cast(t.query_starts[sequence + i], "int64")) for i in (0, 1))
+    count = hold(end - first)
+    goes_on = hold(T.cast(T.cast(t.context_lens[sequence], "int64") > count, "int32"))
+    return Span(first, count, hold(T.cast(t.slots[sequence], "int64")), goes_on)
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def over_warp(value: Value, combine: Callable[[Value, Value], Value]) -> Value:
 def from_lane(value: Value, distance: int) -> Value:
     """The value of the lane so many further on; the last ones get their own."""
     if not gpu().has_shuffles:
-        held, lane = _exchange(value), _LANE.get()
+        held, lane = exchange(value), _LANE.get()
         return keep(held[T.if_then_else(lane < T.int64(WARP - distance), lane + T.int64(distance), lane)])
     return T.tvm_warp_shuffle_down(T.uint32(_ALL), value, distance, WARP, WARP)
 
@@ -152,13 +152,13 @@ def any_lane(value: Value, lane: Value) -> Value:
 def from_first(value: Value) -> Value:
     """The first lane's value, for every lane."""
     if not gpu().has_shuffles:
-        return keep(_exchange(value)[0])
+        return keep(exchange(value)[0])
     return keep(T.tvm_warp_shuffle(T.uint32(_ALL), value, 0, WARP, WARP))
 
 
 def _over_block(values: Sequence[Value], combine: Callable[[Value, Value], Value]) -> list[Value]:
     """`over_warp` of several values at once, since waiting takes longer than adding: every lane makes the whole tree."""
-    held, half = _exchange(*values), WARP // 2
+    held, half = exchange(*values), WARP // 2
     part, results = registers(half, str(held.dtype)), []
     for first in range(0, len(values) * WARP, WARP):
         for i in range(half):
@@ -170,7 +170,7 @@ def _over_block(values: Sequence[Value], combine: Callable[[Value, Value], Value
     return results
 
 
-def _exchange(*values: Value) -> Buffer:
+def exchange(*values: Value) -> Buffer:
     """Each value of all lanes, by lane, one value's after the other's. What was exchanged before has been read by all."""
     held = shared(len(values) * WARP, str(values[0].ty.dtype))
     synchronize()

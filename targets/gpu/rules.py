@@ -20,6 +20,7 @@ from cupola.targets.gpu.linear.hopper import HopperStage
 from cupola.targets.gpu.linear.matmul import lower_matmul
 from cupola.targets.gpu.linear.plain import lower_linear
 from cupola.targets.gpu.linear.register_stages import RegisterStage
+from cupola.targets.gpu.recurrent import lower_recurrences
 from cupola.targets.gpu.rows import lower_embedding, lower_norm, lower_rotary, lower_take
 from cupola.targets.gpu.sampling.argmax import lower_argmax, lower_block_maxima
 from cupola.targets.gpu.sampling.draw import lower_sample
@@ -27,7 +28,7 @@ from cupola.targets.ops import Argmax, BlockMaxima, Sample
 
 RULES = (
     lower_linear, lower_embedding, lower_take, lower_norm, lower_rotary, lower_paged_attention, lower_block_maxima, lower_argmax,
-    lower_sample, lower_expert_linear, lower_top_k,
+    lower_sample, lower_expert_linear, lower_top_k, lower_recurrences,
 )  # fmt: skip
 # In front of those, where there are matrix units: a table that embeds tokens may be the vocabulary's projection as well.
 MATRIX_RULES = (

@@ -91,7 +91,7 @@ class SelectiveScan(Recurrence):
     batched: ClassVar[dict[str, tuple[int, ...]]] = {"x": (1,), "delta": (1,), "b": (1,), "c": (1,)}
     x: Tensor
     delta: Tensor
-    a: Tensor  # [C, N]
+    a: Tensor  # [C, N]; times Δ it is not above 0
     b: Tensor
     c: Tensor
 

@@ -306,8 +306,6 @@ def is_implemented(kernel: KernelFactory, target: Target) -> bool:
     kept = KV_DTYPES[getattr(kernel, "kv", "f32")]
     if not floats <= set(target.abilities.float_dtypes) or kept not in target.abilities.kv_dtypes:
         return False
-    if isinstance(kernel, recurrent.RecurrentKernel) and not target.abilities.recurrent_state:
-        return False
     op = _OPTIONAL.get(kernel)
     return op is None or target.implements(op)
 

@@ -157,9 +157,13 @@ _RANGES: dict[str, Callable[[Array], Array]] = {  # as models have them
 }
 
 
-KERNELS = (RecurrentKernel("causal_conv"), RecurrentKernel("linear_attention", ("beta",)), RecurrentKernel("selective_scan"))
+KERNELS = (
+    RecurrentKernel("causal_conv"),
+    RecurrentKernel("linear_attention"),
+    RecurrentKernel("linear_attention", ("beta",)),
+    RecurrentKernel("selective_scan"),
+)
 VARIANTS = (
     RecurrentKernel("causal_conv", ("bias",)),
-    RecurrentKernel("linear_attention"),
     RecurrentKernel("linear_attention", ("beta", "decays_each")),
 )

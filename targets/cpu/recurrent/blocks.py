@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.emit.loops import for_each
-from cupola.targets.cpu.emit.simd import Value, name
+from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, name
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.generic.recurrent import RecurrentTensors, Span, span_of
 
 MAX_VECTORS = 4  # of a block
+AHEAD = 4  # tokens whose rows are asked for before they are needed: they lie further apart than processors look ahead
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,9 @@ def for_each_block(t: RecurrentTensors, num_blocks: int, work: int, body: Callab
             body(span_of(t, name(index // num_blocks)), name(index % num_blocks))
 
         for_each(name(t.batch * num_blocks), each, task)
+
+
+def prefetch_part(simd: Simd, buffer: Buffer, index: tuple[Value, ...], start: Value | int, size: int, *, write: bool = False) -> None:
+    """Brings `size` elements of a row nearer."""
+    for i in range(0, size, simd.elements_of_line(buffer)):
+        simd.prefetch(buffer, (*index, start + i), write=write)

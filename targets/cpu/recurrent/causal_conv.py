@@ -11,7 +11,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, name, prim_func
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.recurrent.blocks import Blocks, for_each_block
+from cupola.targets.cpu.recurrent.blocks import AHEAD, Blocks, for_each_block, prefetch_part
 from cupola.targets.generic.recurrent import RecurrentShape, RecurrentTensors, Span, lower_recurrence, recurrent_tensors
 from cupola.targets.ops import CausalConv
 
@@ -53,6 +53,9 @@ def _convolve(simd: Simd, blocks: Blocks, t: RecurrentTensors, before: int, span
     biases = [simd.load(bias, (place,), lanes) if isinstance(bias, Buffer) else None for place in places]
     with T.serial(span.count) as i:
         token = name(span.first + i)
+        with T.If(i + AHEAD < span.count), T.Then():
+            for tensor, write in ((x, False), (t.out, True)):
+                prefetch_part(simd, tensor, (token + AHEAD,), places[0], blocks.size, write=write)
         for v, place in enumerate(places):
             new = simd.load(x, (token, place), lanes)
             sums = [row[v].get() for row in rows] + [new]

@@ -11,7 +11,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.emit.simd import Register, Simd, Value, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.recurrent.blocks import Blocks, for_each_block
+from cupola.targets.cpu.recurrent.blocks import AHEAD, Blocks, for_each_block, prefetch_part
 from cupola.targets.generic.recurrent import RecurrentShape, RecurrentTensors, Span, lower_recurrence, recurrent_tensors
 from cupola.targets.ops import SelectiveScan
 
@@ -46,13 +46,16 @@ def _scan(simd: Simd, blocks: Blocks, t: RecurrentTensors, num_states: int, span
             simd.store(t.pool, splat(0.0, lanes), (t.layer, span.slot, s, place))
     with T.serial(span.count) as i:
         token = name(span.first + i)
+        with T.If(i + AHEAD < span.count), T.Then():
+            for tensor, write in ((x, False), (delta, False), (t.out, True)):
+                prefetch_part(simd, tensor, (token + AHEAD,), places[0], blocks.size, write=write)
         steps = [simd.load(delta, (token, place), lanes) for place in places]
         inputs = [name(step * simd.load(x, (token, place), lanes)) for step, place in zip(steps, places, strict=True)]
         sums = [Register(lanes) for _ in places]
         with T.serial(num_states) as s:
             in_, out = splat(b[token, s], lanes), splat(c[token, s], lanes)
             for v, place in enumerate(places):
-                kept = simd.exp(name(steps[v] * simd.load(a, (s, place), lanes)))
+                kept = simd.exp(name(steps[v] * simd.load(a, (s, place), lanes)), nonpositive=True)
                 old = simd.load(t.pool, (t.layer, span.slot, s, place), lanes)
                 new = name(simd.fma(kept, old, name(inputs[v] * in_)))
                 simd.store(t.pool, new, (t.layer, span.slot, s, place))
