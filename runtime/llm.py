@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.device.block_store import KEY_BYTES, make_block_store
 from cupola.runtime.device.executor import open_library
 from cupola.runtime.device.interface import Float32
 from cupola.runtime.device.memory import choose_kv_memory, choose_num_blocks, make_swap_space
@@ -45,6 +47,8 @@ class LLM:
         swap_memory: memory beside it for the K/V of sequences that are preempted when `kv_memory` runs out, in such terms too.
             What does not fit is computed again later, as all of it is by default.
         swap_folder: where a file without a name stands in for that memory.
+        cache_folder: where the prefix cache is kept on disk, so that the next engine with the same artifact finds it; None is nowhere.
+        cache_size: the most that all files there may take, in such terms too.
         enable_prefix_caching: whether prompts share the K/V of equal beginnings.
         seed: for requests whose SamplingParams have none; without it they differ from one LLM to the next.
         max_logprobs: the most log-probabilities a token that a request may ask for; -1 is the whole vocabulary.
@@ -74,6 +78,8 @@ class LLM:
         gpu_memory_utilization: float | None = None,
         swap_memory: int | str = 0,
         swap_folder: str | Path | None = None,
+        cache_folder: str | Path | None = None,
+        cache_size: int | str = "10GB",
         enable_prefix_caching: bool = True,
         seed: int | None = None,
         max_logprobs: int = 20,
@@ -92,7 +98,7 @@ class LLM:
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
         self.engine = load_engine(
             self.artifact, config, self.tokenizer, kv_memory=kv_memory, gpu_memory_utilization=gpu_memory_utilization,
-            swap_memory=swap_memory, swap_folder=swap_folder, device=device,
+            swap_memory=swap_memory, swap_folder=swap_folder, cache_folder=cache_folder, cache_size=cache_size, device=device,
         )  # fmt: skip
         self._defaults = default_sampling_params(self.artifact)
         self._num_requests, self._schemas = 0, SchemaChecker()
@@ -366,6 +372,8 @@ def load_engine(
     gpu_memory_utilization: float | None,
     swap_memory: int | str,
     swap_folder: str | Path | None,
+    cache_folder: str | Path | None,
+    cache_size: int | str,
     device: str | None,
 ) -> Engine:
     """An engine that runs the artifact, with no more sequences in a step than it was compiled for. Raises as `LLM`."""
@@ -378,6 +386,9 @@ def load_engine(
     kv_memory = choose_kv_memory(manifest, opened.library.plan, opened.device, kv_memory, gpu_memory_utilization, *limits)
     num_blocks = choose_num_blocks(kv, kv_memory, most, config.max_num_seqs)
     swap = make_swap_space(kv, swap_memory, swap_folder, most)
-    engine = Engine(opened.executor(num_blocks, swap), model, kv, config, tokenizer)
+    # What K/V depends on beside the tokens: weights, kernels, and what sequences forget.
+    key = hashlib.sha256(f"{artifact.sha256} {opened.library.file.name} {sinks}".encode()).digest()[:KEY_BYTES]
+    store = make_block_store(cache_folder, cache_size, key, enable_prefix_caching=config.enable_prefix_caching)
+    engine = Engine(opened.executor(num_blocks, swap), model, kv, config, tokenizer, block_store=store)
     trim_heap()  # reading a tokenizer leaves as much behind as it takes
     return engine

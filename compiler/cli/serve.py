@@ -51,6 +51,11 @@ KVMemory = Annotated[
 ]
 SwapMemory = Annotated[str, Option("--swap-memory", help="Memory for K and V of preempted answers, such as 1GB; 0 computes them again.")]
 SwapFolder = Annotated[Path | None, Option("--swap-folder", help="A folder on a disk that stands in for that memory.", show_default=False)]
+CacheFolder = Annotated[
+    Path | None,
+    Option("--cache-folder", help="A folder that keeps the K/V of prompts and answers for the next start.", show_default=False),
+]
+CacheSize = Annotated[str, Option("--cache-size", help="The most that such a folder may hold; what is longest out of use goes.")]
 PrefixCaching = Annotated[bool, Option("--prefix-caching/--no-prefix-caching", help="Share the K/V of prompts that begin equally.")]
 MaxQueue = Annotated[int, Option("--max-queue", help="Sequences that may wait; more are refused with 429.")]
 MaxLogprobs = Annotated[int, Option("--max-logprobs", help="The most log-probabilities a token that may be asked for.")]
@@ -98,6 +103,8 @@ def serve_model(
     gpu_memory_utilization: p.GPUMemory = None,
     swap_memory: SwapMemory = "0",
     swap_folder: SwapFolder = None,
+    cache_folder: CacheFolder = None,
+    cache_size: CacheSize = "10GB",
     prefix_caching: PrefixCaching = True,
     seed: p.Seed = None,
     max_logprobs: MaxLogprobs = 20,
@@ -143,43 +150,18 @@ def serve_model(
 
     def serve(folder: Path | str) -> None:
         run_server(
-            folder,
-            host=host,
-            port=port,
-            api_key=keys,
-            served_model_name=names,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_mixed_prefill_tokens=max_num_mixed_prefill_tokens,
-            kv_memory=kv_memory,
-            gpu_memory_utilization=gpu_memory_utilization,
-            swap_memory=swap_memory,
-            swap_folder=swap_folder,
-            enable_prefix_caching=prefix_caching,
-            seed=seed,
-            max_logprobs=max_logprobs,
-            num_scheduler_steps=num_scheduler_steps,
-            attention_sinks=attention_sinks,
-            attention_window=attention_window,
-            checkpoint_interval=checkpoint_interval,
-            device=device,
-            max_queue=max_queue,
-            request_timeout=request_timeout,
-            shutdown_timeout=shutdown_timeout,
-            send_timeout=send_timeout,
-            stall_timeout=stall_timeout,
-            read_timeout=read_timeout,
-            max_connections=max_connections,
-            ignored_fields=_split(ignored_fields),
-            allowed_origins=_split(",".join(allowed_origins or [])),
-            allowed_hosts=_split(",".join(allowed_hosts or [])),
-            root_path=root_path,
-            ssl_certfile=ssl_certfile,
-            ssl_keyfile=ssl_keyfile,
-            sse_keep_alive=sse_keep_alive,
-            chat_template=chat_template,
-            log_format="json" if log_format == "json" else "text",
-        )
+            folder, host=host, port=port, api_key=keys, served_model_name=names, max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens, max_num_mixed_prefill_tokens=max_num_mixed_prefill_tokens,
+            kv_memory=kv_memory, gpu_memory_utilization=gpu_memory_utilization, swap_memory=swap_memory, swap_folder=swap_folder,
+            cache_folder=cache_folder, cache_size=cache_size, enable_prefix_caching=prefix_caching, seed=seed,
+            max_logprobs=max_logprobs, num_scheduler_steps=num_scheduler_steps, attention_sinks=attention_sinks,
+            attention_window=attention_window, checkpoint_interval=checkpoint_interval, device=device, max_queue=max_queue,
+            request_timeout=request_timeout, shutdown_timeout=shutdown_timeout, send_timeout=send_timeout, stall_timeout=stall_timeout,
+            read_timeout=read_timeout, max_connections=max_connections, ignored_fields=_split(ignored_fields),
+            allowed_origins=_split(",".join(allowed_origins or [])), allowed_hosts=_split(",".join(allowed_hosts or [])),
+            root_path=root_path, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile, sse_keep_alive=sse_keep_alive,
+            chat_template=chat_template, log_format="json" if log_format == "json" else "text",
+        )  # fmt: skip
 
     answer.load_by(serve, model, options)
     gc.freeze()  # the process ends: collecting what its libraries leave behind would take it 0.4 s

@@ -196,6 +196,30 @@ class AcceleratorPools:
                 for start, to in zip(read, written, strict=True):
                     self._device.copy(to, start, pool.part)
 
+    def read_block(self, group: int, block: int) -> bytes:
+        """As `PagePools`."""
+        return self._staged(group, block, None).tobytes()
+
+    def write_block(self, group: int, block: int, data: bytes | memoryview) -> bool:
+        """As `PagePools`."""
+        if len(data) != sum(pool.count * pool.part for pool in self._pools[group]):
+            return False
+        self._staged(group, block, data)
+        return True
+
+    def _staged(self, group: int, block: int, data: bytes | memoryview | None) -> Array:
+        """A block's parts in the host's memory: those of the device or, if `data` is given, those that it gets."""
+        pools = self._pools[group]
+        size = sum(pool.count * pool.part for pool in pools)
+        staged = np.empty(size, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+        at = staged.ctypes.data
+        for pool, addresses in zip(pools, self._block(group, block), strict=True):
+            for address in addresses:
+                self._device.copy(*((at, address) if data is None else (address, at)), pool.part)
+                at += pool.part
+        self._device.synchronize()
+        return staged
+
     def _block(self, group: int, block: int) -> list[list[int]]:
         """The addresses of a block's parts in every pool of its group."""
         pools, index = self._pools[group], block - self._num_blocks[group]

@@ -87,6 +87,14 @@ class NativeExecutor:
         self.device.synchronize()
         return self._results.output()
 
+    def read_block(self, group: int, block: int) -> bytes:
+        """As `PagePools`."""
+        return self._pools.read_block(group, block)
+
+    def write_block(self, group: int, block: int, data: bytes | memoryview) -> bool:
+        """As `PagePools`."""
+        return self._pools.write_block(group, block, data)
+
     @property
     def plan(self) -> Plan:
         """The library's plan."""

@@ -99,6 +99,20 @@ class HostPools:
             for read, written in zip(self._block(group, source), self._block(group, target), strict=True):
                 written[...] = read
 
+    def read_block(self, group: int, block: int) -> bytes:
+        """As `PagePools`."""
+        return b"".join(part.tobytes() for part in self._block(group, block))
+
+    def write_block(self, group: int, block: int, data: bytes | memoryview) -> bool:
+        """As `PagePools`."""
+        parts, start = self._block(group, block), 0
+        if len(data) != sum(part.nbytes for part in parts):
+            return False
+        for part in parts:
+            part[...] = np.frombuffer(data, part.dtype, part.size, start).reshape(part.shape)
+            start += part.nbytes
+        return True
+
     def _block(self, group: int, block: int) -> list[Array]:
         """A block's part of every pool of its group."""
         if block >= self._num_blocks[group]:

@@ -102,6 +102,14 @@ class Executor(Protocol):
         """Makes sure that the first `num_blocks` swap blocks of a group can be written; False if there is no room for them after all."""
         ...
 
+    def read_block(self, group: int, block: int) -> bytes:
+        """As `PagePools`; between steps."""
+        ...
+
+    def write_block(self, group: int, block: int, data: bytes | memoryview) -> bool:
+        """As `PagePools`; between steps."""
+        ...
+
     def submit(self, batch: Batch, sampling: SamplingPlan) -> StepHandle:
         """Starts a step: appends the batch's K/V to the pages and computes the logits of `logit_rows`. Raises EngineError."""
         ...
@@ -131,6 +139,14 @@ class PagePools(Protocol):
 
     def copy_blocks(self, copies: Sequence[tuple[int, int, int]]) -> None:
         """Copies blocks: (group, from, to), in order, each in all pools of its group."""
+        ...
+
+    def read_block(self, group: int, block: int) -> bytes:
+        """A block's part of every pool of its group, one after another."""
+        ...
+
+    def write_block(self, group: int, block: int, data: bytes | memoryview) -> bool:
+        """Puts into a block what `read_block` gave; False, with nothing changed, if it has another size."""
         ...
 
 

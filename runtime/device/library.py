@@ -40,7 +40,7 @@ class Library:
     """
 
     def __init__(self, loaded: ctypes.CDLL, plan: Plan, file: Path) -> None:
-        self.plan, self._loaded, self._file = plan, loaded, file
+        self.plan, self.file, self._loaded = plan, file, loaded
         run, workspace_bytes, set_threads = (self._function(f"cupola_{name}") for name in ("run", "workspace_bytes", "set_threads"))
         run.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4]
         workspace_bytes.argtypes, workspace_bytes.restype = [ctypes.c_void_p], ctypes.c_int64
@@ -79,7 +79,7 @@ class Library:
         try:
             return self._loaded[name]
         except AttributeError:
-            raise ArtifactError(f"lacks the function {name}", file=self._file, fix=COMPILE_AGAIN) from None
+            raise ArtifactError(f"lacks the function {name}", file=self.file, fix=COMPILE_AGAIN) from None
 
     def _check(self) -> None:
         try:
@@ -87,14 +87,14 @@ class Library:
         except ValueError:
             abi = 0
         if abi != self.plan.abi:
-            raise ArtifactError(f"is {abi}, and the plan's {self.plan.abi}", file=self._file, field="cupola_abi", fix=COMPILE_AGAIN)
+            raise ArtifactError(f"is {abi}, and the plan's {self.plan.abi}", file=self.file, field="cupola_abi", fix=COMPILE_AGAIN)
         for kernel in self.plan.kernels:
             self._function(_KERNEL + kernel.name)
         dims = (ctypes.c_int64 * len(self.plan.dims))(*[_SAMPLE] * len(self.plan.dims))
         _, planned = self.plan.layout(dict.fromkeys(self.plan.dims, _SAMPLE))
         if (found := self.workspace_bytes(dims)) != planned:
             problem = f"is {found} where the plan's is {planned}"
-            raise ArtifactError(problem, file=self._file, field="cupola_workspace_bytes", fix=COMPILE_AGAIN)
+            raise ArtifactError(problem, file=self.file, field="cupola_workspace_bytes", fix=COMPILE_AGAIN)
 
 
 def load_library(file: Path, sha256: str, load: Callable[[str], Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from cupola.runtime.errors import EngineError
@@ -32,6 +32,9 @@ class BlockPool:
 
     A block is free (on `_unused`, or on `_cached`: free, but still findable by its hash until it is taken), or held by
     one or more block tables. Full blocks that were computed are published under their hash and can be shared.
+
+    Attributes:
+        on_publish: is told the hash of each block that is published.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True) -> None:
@@ -41,6 +44,7 @@ class BlockPool:
         self._num_refs = [0] * num_blocks
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
+        self.on_publish: Callable[[bytes], None] | None = None
 
     @property
     def num_free_blocks(self) -> int:
@@ -58,6 +62,10 @@ class BlockPool:
     def knows(self, name: bytes) -> bool:
         """True if a published block of that hash is still there."""
         return name in self._block_of
+
+    def find(self, name: bytes) -> int | None:
+        """The published block of that hash; None if there is none."""
+        return self._block_of.get(name)
 
     def is_shared(self, block: int) -> bool:
         """True if more than one table holds the block."""
@@ -136,6 +144,8 @@ class BlockPool:
         for block, name in zip(blocks, hashes, strict=True):
             if block not in self._hash_of and name not in self._block_of:
                 self._hash_of[block], self._block_of[name] = name, block
+                if self.on_publish is not None:
+                    self.on_publish(name)
 
     def drop(self, table: BlockTable, start: int, end: int) -> None:
         """Lets go of blocks `start` to `end` of `table`, in whose places it then has holes: the number of no block of its own."""

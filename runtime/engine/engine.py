@@ -11,6 +11,7 @@ import numpy as np
 
 from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.artifact.state import KVSpec
+from cupola.runtime.device.block_store import BlockStore, StoreCounts
 from cupola.runtime.device.interface import Executor, Float32, StepOutput
 from cupola.runtime.engine.attention_sinks import MAX_POSITIONS, choose_sink_window
 from cupola.runtime.engine.grammar_masks import GrammarMasks
@@ -21,6 +22,7 @@ from cupola.runtime.engine.sampling_params import RANDOM_SEED, SamplingParams
 from cupola.runtime.engine.scheduler import Scheduler
 from cupola.runtime.engine.state_manager import CHECKPOINT_INTERVAL, StateManager
 from cupola.runtime.engine.step import Step
+from cupola.runtime.engine.stored_prefixes import StoredPrefixes
 from cupola.runtime.engine.validator import Prompt, Validator
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler, check_installed
@@ -81,6 +83,7 @@ class Engine:
         kv: the state groups.
         tokenizer: None for a model that takes and gives token ids only.
         grammar_compiler: for structured outputs; by default one of the engine's own.
+        block_store: where the prefix cache is kept beyond the engine's life, if it is.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Engine:
         config: EngineConfig,
         tokenizer: Tokenizer | None = None,
         grammar_compiler: GrammarCompiler | None = None,
+        block_store: BlockStore | None = None,
     ) -> None:
         self.executor, self.model, self.config, self.tokenizer = executor, model, config, tokenizer
         sinks = choose_sink_window(config.attention_sinks, config.attention_window, model, kv)
@@ -104,12 +108,16 @@ class Engine:
             sinks=sinks,
             checkpoint_interval=config.checkpoint_interval,
         )
+        self.stored = None if block_store is None else StoredPrefixes(states, executor, block_store)
+        if self.stored is not None:
+            self.stored.warm()
         self.scheduler = Scheduler(
             states,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_num_mixed_prefill_tokens=config.max_num_mixed_prefill_tokens,
             draws_tokens=executor.draws_tokens,
+            stored=self.stored,
         )
         limit = MAX_POSITIONS if sinks else model.context_length
         max_length = min(limit, states.max_length or limit)
@@ -198,6 +206,8 @@ class Engine:
             for request in changed:
                 if request.finished:
                     self._grammars.forget(request)
+            if self.stored is not None:
+                self.stored.save(is_idle=not self.has_unfinished_requests())
             return changed
         except BaseException as error:
             self.scheduler.recover()
@@ -213,8 +223,10 @@ class Engine:
         return request is not None
 
     def close(self) -> None:
-        """Ends the processes that grammars run in. The engine may go on and start new ones."""
+        """Ends the processes that grammars run in, and writes what is to be kept. The engine may go on and start new ones."""
         self._grammars.close()
+        if self.stored is not None:
+            self.stored.store.flush()
 
     def _run(self, step: Step) -> StepOutput:
         """Runs the model, and finds out how many steps of it may come next."""
@@ -240,7 +252,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """The engine's current load, and counts since it began."""
-        scheduler = self.scheduler
+        scheduler, stored = self.scheduler, self.stored.store.counts if self.stored else StoreCounts()
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -252,6 +264,8 @@ class Engine:
             num_swapped_in=scheduler.num_swapped_in,
             num_steps=scheduler.num_steps,
             num_step_tokens=scheduler.num_step_tokens,
+            num_loaded=stored.num_loaded,
+            num_saved=stored.num_saved,
         )
 
     def check_idle(self) -> None:

@@ -73,7 +73,8 @@ class EngineStats:
 
     `num_prefix_queries` counts prompt tokens that were looked for in the prefix cache, `num_prefix_hits` those that were found;
     `num_steps` counts steps of the model and `num_step_tokens` the tokens that they computed;
-    `num_swapped_out` counts blocks that were put into the swap space, `num_swapped_in` those that came back.
+    `num_swapped_out` counts blocks that were put into the swap space, `num_swapped_in` those that came back;
+    `num_loaded` counts blocks that were read from the prefix cache on disk, `num_saved` those that were written there.
     """
 
     num_running: int
@@ -86,3 +87,5 @@ class EngineStats:
     num_swapped_in: int = 0
     num_steps: int = 0
     num_step_tokens: int = 0
+    num_loaded: int = 0
+    num_saved: int = 0

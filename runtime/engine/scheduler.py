@@ -11,11 +11,13 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 
 from cupola.runtime.engine.request import RankedLogprobs, Request, Sequence, Status
 from cupola.runtime.engine.sampler import Samples
 from cupola.runtime.engine.state_manager import Copies, StateManager
 from cupola.runtime.engine.step import Chunk, Step, build_step
+from cupola.runtime.engine.stored_prefixes import StoredPrefixes
 
 
 class Scheduler:
@@ -28,6 +30,7 @@ class Scheduler:
         max_num_batched_tokens: tokens in one step.
         max_num_mixed_prefill_tokens: of those, prompt tokens in a step in which running sequences decode: they wait for each other.
         draws_tokens: whether the model finds tokens by their sequence's sampling parameters, or just the likeliest.
+        stored: the prefix cache on disk, if there is one.
     """
 
     def __init__(
@@ -38,10 +41,11 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_num_mixed_prefill_tokens: int,
         draws_tokens: bool = False,
+        stored: StoredPrefixes | None = None,
     ) -> None:
         self.states, self.max_num_seqs = states, max_num_seqs
         self.max_num_batched_tokens, self.max_num_mixed_prefill_tokens = max_num_batched_tokens, max_num_mixed_prefill_tokens
-        self.draws_tokens = draws_tokens
+        self.draws_tokens, self.stored = draws_tokens, stored
         self.requests: dict[str, Request] = {}
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []
@@ -62,6 +66,7 @@ class Scheduler:
         streams. When blocks run out, the sequence of the last rank gives way. What budget prompts have left goes to
         waiting sequences in the order of their ranks, unless a preemption just showed that there is no room.
         """
+        self._fetch()
         plan: dict[Sequence, int] = {}
         copies: Copies = []
         decodes = [sequence for sequence in self.running if sequence.decoding]
@@ -176,12 +181,25 @@ class Scheduler:
         start = sequence.num_computed_tokens
         return self.states.reserve(sequence.state, start, start + num_tokens)
 
+    def _fetch(self) -> None:
+        """Reads from disk what sequences that may be admitted in this step could begin with."""
+        if self.stored is None:
+            return
+        for sequence in self.waiting[: self.max_num_seqs - len(self.running)]:
+            if not sequence.state.swap_tables and self.states.could_begin(len(sequence.token_ids), len(self.running)):
+                self.stored.fetch(self._hashes(sequence))
+
+    def _hashes(self, sequence: Sequence) -> SequenceOf[bytes]:
+        """The hashes of the blocks that a sequence may begin with. The last token is always computed: its logits are wanted."""
+        block_size = self.states.block_size
+        if not self.states.enable_prefix_caching or sequence.request.wants_scores:
+            return ()
+        return sequence.block_hashes((len(sequence.token_ids) - 1) // block_size, block_size)
+
     def _admit(self, sequence: Sequence) -> bool:
         """Lets a waiting sequence run if all its tokens fit, with a block for each running sequence to grow into."""
-        request, states, block_size, hashes = sequence.request, self.states, self.states.block_size, list[bytes]()
-        if states.enable_prefix_caching and not request.wants_scores:  # the last token is always computed: its logits are wanted
-            hashes = sequence.block_hashes((len(sequence.token_ids) - 1) // block_size, block_size)
-        num_cached = states.begin(sequence.state, hashes)
+        request, states, block_size = sequence.request, self.states, self.states.block_size
+        num_cached = states.begin(sequence.state, self._hashes(sequence))
         if not states.has_room(sequence.state, len(sequence.token_ids), len(self.running)):
             states.release(sequence.state)
             return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from cupola.runtime.artifact.state import KVSpec
@@ -115,7 +116,7 @@ class StateManager:
 
     def begin(self, state: State, hashes: Sequence[bytes]) -> int:
         """Gives a state tables, with what the prefix cache has of blocks of these hashes. Returns how many blocks that are."""
-        length = self._longest_hit(hashes) if hashes and not (self.sinks and state.num_swapped_tokens) else 0
+        length = self._longest_hit(hashes, self._knows) if hashes and not (self.sinks and state.num_swapped_tokens) else 0
         if self.sinks and (num_dropped := self.sinks.num_dropped(length * self.block_size)):
             return self._begin_after_sinks(state, self.sinks, num_dropped, hashes[:length])
         state.starts = [0] * len(self.pools)
@@ -150,6 +151,14 @@ class StateManager:
             if num_needed + num_spare > pool.num_free_blocks:
                 return False
         return not self.slots or self.slots.num_needed(state) <= self.slots.pool.num_free_blocks
+
+    def could_begin(self, num_tokens: int, num_spare: int) -> bool:
+        """True if `has_room` would be for a sequence that finds nothing in the prefix cache."""
+        state = State()
+        self.begin(state, ())
+        has_room = self.has_room(state, num_tokens, num_spare)
+        self.release(state)
+        return has_room
 
     def most_new_tokens(self, num_tokens: int, num_known: int) -> int:
         """How many tokens may follow after `num_tokens`, of `num_known`, in one step."""
@@ -318,25 +327,36 @@ class StateManager:
             if num_held:
                 raise EngineError(f"{num_held} {name} are still held")
 
-    def _longest_hit(self, hashes: Sequence[bytes]) -> int:
-        """The most leading blocks of these hashes that every group can go on from."""
-        length, windows = len(hashes), dict(self._windows)
+    def cached_names(self, hashes: Sequence[bytes], stored: Callable[[int, bytes], bool]) -> list[list[bytes]]:
+        """The blocks of each group, by their hashes, that a sequence would begin with if its pool also had what `stored` says."""
+        length = self._longest_hit(hashes, lambda group, name: self._knows(group, name) or stored(group, name))
+        windows = dict(self._windows)
+        starts = [self._first_seen(windows.get(i, 0), length) if self.sinks or i in windows else 0 for i in range(len(self.pools))]
+        names = [list(hashes[start:length]) for start in starts]
+        return names + [list(hashes[length - 1 : length])] * (self.slots is not None)
+
+    def _knows(self, group: int, name: bytes) -> bool:
+        return self._all_pools[group].knows(name)
+
+    def _longest_hit(self, hashes: Sequence[bytes], knows: Callable[[int, bytes], bool]) -> int:
+        """The most leading blocks of these hashes that every group can go on from, by what `knows` says of its blocks."""
+        length, windows, of_group = len(hashes), dict(self._windows), [partial(knows, group) for group in range(len(self._all_pools))]
         while True:
             fitting = min(
-                (self._longest_seen(pool, windows.get(i, 0), hashes, length) for i, pool in enumerate(self.pools)), default=length
+                (self._longest_seen(of_group[i], windows.get(i, 0), hashes, length) for i in range(len(self.pools))), default=length
             )
-            fitting = self.slots.longest_hit(hashes, fitting) if self.slots else fitting
+            fitting = self.slots.longest_hit(hashes, fitting, of_group[-1]) if self.slots else fitting
             if fitting == length:
                 return length
             length = fitting
 
-    def _longest_seen(self, pool: BlockPool, window: int, hashes: Sequence[bytes], length: int) -> int:
+    def _longest_seen(self, knows: Callable[[bytes], bool], window: int, hashes: Sequence[bytes], length: int) -> int:
         """At most `length` leading blocks, of which a group knows all that the token after them sees."""
         if not window and not self.sinks:
-            return next((i for i in range(length) if not pool.knows(hashes[i])), length)
+            return next((i for i in range(length) if not knows(hashes[i])), length)
         i = length - 1
         while i >= self._first_seen(window, length):
-            if not pool.knows(hashes[i]):
+            if not knows(hashes[i]):
                 length = i
             i -= 1
         return length

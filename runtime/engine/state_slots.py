@@ -9,7 +9,7 @@ recently used first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cupola.runtime.engine.block_pool import BlockPool, BlockTable, empty_table
@@ -46,9 +46,9 @@ class StateSlots:
         self.pool, self.swap_pool = BlockPool(num_slots, 1, enable_prefix_caching=enable_prefix_caching), swap
         self._block_size, self._interval = block_size, -(-interval // block_size) * block_size
 
-    def longest_hit(self, hashes: Sequence[bytes], length: int) -> int:
-        """The most leading blocks, at most `length`, at whose end there is a checkpoint."""
-        return next((count for count in range(length, 0, -1) if self.pool.knows(hashes[count - 1])), 0)
+    def longest_hit(self, hashes: Sequence[bytes], length: int, knows: Callable[[bytes], bool]) -> int:
+        """The most leading blocks, at most `length`, at whose end there is a checkpoint, by what `knows` says."""
+        return next((count for count in range(length, 0, -1) if knows(hashes[count - 1])), 0)
 
     def begin(self, holder: SlotHolder, hashes: Sequence[bytes]) -> None:
         """Lets a sequence hold the checkpoint at the end of these blocks, if there are any."""

@@ -138,6 +138,7 @@ class _Watch:
     def __init__(self, benchmark: Benchmark) -> None:
         executor = self._executor = benchmark.executor
         self.num_blocks, self.num_swap_blocks, self.provide_swap = executor.num_blocks, executor.num_swap_blocks, executor.provide_swap
+        self.read_block, self.write_block = executor.read_block, executor.write_block
         self.max_steps = 1  # each is looked at
         self.draws_tokens = executor.draws_tokens
         self._benchmark, self._manifest = benchmark, benchmark.artifact.manifest

@@ -197,6 +197,8 @@ def load(start: m.Start) -> Engine:
         gpu_memory_utilization=start.gpu_memory_utilization,
         swap_memory=start.swap_memory,
         swap_folder=start.swap_folder,
+        cache_folder=start.cache_folder,
+        cache_size=start.cache_size,
         device=start.device,
     )
 

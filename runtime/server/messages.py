@@ -27,6 +27,8 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     gpu_memory_utilization: float | None
     swap_memory: int | str
     swap_folder: str | None
+    cache_folder: str | None
+    cache_size: int | str
     device: str | None
 
 

@@ -23,6 +23,8 @@ COUNTERS = {
     "num_preemptions": "Sequences that had to give their K/V blocks up.",
     "prefix_cache_queries": "Tokens that were looked for in the prefix cache.",
     "prefix_cache_hits": "Tokens that were found there.",
+    "num_loaded": "K/V blocks read from the prefix cache on disk.",
+    "num_saved": "K/V blocks written to the prefix cache on disk.",
     "num_swapped_out": "K/V blocks swapped out for preempted sequences.",
     "num_swapped_in": "K/V blocks that came back from the swap space.",
     "prompt_tokens": "Tokens of prompts whose first token came.",
@@ -97,6 +99,8 @@ class Metrics:
             ("num_preemptions", stats.num_preemptions, last.num_preemptions),
             ("prefix_cache_queries", stats.num_prefix_queries, last.num_prefix_queries),
             ("prefix_cache_hits", stats.num_prefix_hits, last.num_prefix_hits),
+            ("num_loaded", stats.num_loaded, last.num_loaded),
+            ("num_saved", stats.num_saved, last.num_saved),
             ("num_swapped_out", stats.num_swapped_out, last.num_swapped_out),
             ("num_swapped_in", stats.num_swapped_in, last.num_swapped_in),
         ):

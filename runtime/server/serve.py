@@ -47,6 +47,8 @@ def serve(
     gpu_memory_utilization: float | None = None,
     swap_memory: int | str = 0,
     swap_folder: str | Path | None = None,
+    cache_folder: str | Path | None = None,
+    cache_size: int | str = "10GB",
     enable_prefix_caching: bool = True,
     seed: int | None = None,
     max_logprobs: int = 20,
@@ -112,6 +114,7 @@ def serve(
         parse_bytes(kv_memory, "kv_memory")
     check_utilization(gpu_memory_utilization)
     parse_bytes(swap_memory, "swap_memory", lowest=0)
+    parse_bytes(cache_size, "cache_size")
     config = ServerConfig(
         _tuple(served_model_name) or (folder.resolve().name,), _tuple(api_key), max_queue, request_timeout, shutdown_timeout, send_timeout,
         stall_timeout, ignored_fields=tuple(ignored_fields), allowed_origins=tuple(allowed_origins), root_path=root_path.rstrip("/"),
@@ -129,6 +132,8 @@ def serve(
         gpu_memory_utilization=gpu_memory_utilization,
         swap_memory=swap_memory,
         swap_folder=None if swap_folder is None else str(Path(swap_folder).resolve()),
+        cache_folder=None if cache_folder is None else str(Path(cache_folder).resolve()),
+        cache_size=cache_size,
         device=device,
     )
     with listen(host, port) as listener:

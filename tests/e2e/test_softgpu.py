@@ -162,6 +162,18 @@ def test_preempted_and_swapped_sequences_go_on(artifact: cupola.Artifact, prompt
         assert sum(output.metrics.num_preemptions for output in found if output.metrics) > 0
 
 
+def test_the_next_engine_goes_on_from_a_cache_on_disk(artifact: cupola.Artifact, prompts: list[list[int]], tmp_path: Path) -> None:
+    prompt, expected, size = [max(prompts, key=len) * 4], [], artifact.manifest.kv.block_size
+    for i in range(2):
+        llm = cupola.LLM(artifact, max_num_seqs=3, cache_folder=tmp_path)
+        [output] = llm.generate(prompt, TINY_PARAMS)
+        expected.append(output.outputs[0].token_ids)
+        assert output.num_cached_tokens == i * ((len(prompt[0]) - 1) // size * size)
+        assert (llm.engine.stats().num_loaded > 0) == i
+        llm.engine.close()
+    assert expected[0] == expected[1]
+
+
 @pytest.mark.by_turns
 @pytest.mark.parametrize("quant", ["f16", "bf16", "w8a16", "w4a16"])
 def test_a_real_model(quant: str, smollm2: Compiled, tmp_path: Path) -> None:

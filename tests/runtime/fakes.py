@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from cupola.runtime.artifact.inputs import STEP_INPUTS
 from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.artifact.state import NUM_BLOCKS, RECURRENT, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import TensorSpec
+from cupola.runtime.device.block_store import BlockStore
 from cupola.runtime.device.host import HostOutput
 from cupola.runtime.device.interface import Batch, Float32, Int32, SamplingPlan, StepOutput
 from cupola.runtime.engine.attention_sinks import SinkWindow
@@ -103,6 +105,18 @@ class FakeExecutor:
             self.num_provided[group] = max(self.num_provided[group], num_blocks)
         return num_blocks <= self.num_provided[group]
 
+    def read_block(self, group: int, block: int) -> bytes:
+        return self.pages[group][block].tobytes() if group < len(self.pages) else json.dumps(self.states[block]).encode()
+
+    def write_block(self, group: int, block: int, data: bytes | memoryview) -> bool:
+        if group < len(self.pages):
+            if len(data) != self.pages[group][block].nbytes:
+                return False
+            self.pages[group][block] = np.frombuffer(data, np.int64).reshape(BLOCK, 2)
+        else:
+            self.states[block] = json.loads(bytes(data))
+        return True
+
     def submit(self, batch: Batch, sampling: SamplingPlan) -> FakeOutput:
         assert 1 <= sampling.num_steps <= self.max_steps
         chosen = []
@@ -189,11 +203,16 @@ class FakeExecutor:
 
 
 def make_engine(
-    num_blocks: Counts = 64, num_swap_blocks: Counts = 0, windows: Sequence[int] = (0,), recurrent: bool = False, **config: object
+    num_blocks: Counts = 64,
+    num_swap_blocks: Counts = 0,
+    windows: Sequence[int] = (0,),
+    recurrent: bool = False,
+    block_store: BlockStore | None = None,
+    **config: object,
 ) -> Engine:
     executor = FakeExecutor(num_blocks, num_swap_blocks, windows, recurrent)
     executor.forgets = "attention_window" in config
-    return Engine(executor, MODEL, executor.kv, EngineConfig(**config))
+    return Engine(executor, MODEL, executor.kv, EngineConfig(**config), block_store=block_store)
 
 
 def run_all(engine: Engine) -> dict[str, RequestOutput]:

@@ -56,6 +56,18 @@ def test_blocks_go_to_the_swap_space_and_back() -> None:
     assert first.max(axis=(0, 2)).tolist() == [0, 0, 7] and second.max(axis=(1, 2)).tolist() == [0, 0, 8]
 
 
+def test_the_bytes_of_a_block_fit_any_block_of_its_group() -> None:
+    keys, values = TensorSpec("k_pages", "bfloat16", (2, NUM_BLOCKS, 8)), TensorSpec("v_pages", "int8", (NUM_BLOCKS, 2, 8))
+    kv = KVSpec((KVGroup((0, 1), 1, 2, 2, 0, (keys, values)),), "bfloat16", 4)
+    pools = DEVICE.page_pools(kv, [3], SwapSpace(kv, [1]))
+    first, second = (tensor.memory for tensor in pools.tensors.values())
+    first[:, 1], second[1] = np.arange(16).reshape(2, 8), -np.arange(16).reshape(2, 8)
+    data = pools.read_block(0, 1)
+    assert len(data) == kv.group_bytes_per_block(0) and pools.write_block(0, 2, data)
+    assert (first[:, 2] == first[:, 1]).all() and (second[2] == second[1]).all() and not first[:, 0].any()
+    assert not pools.write_block(0, 0, data[:-1]) and not pools.write_block(0, 0, data + b"0") and not first[:, 0].any()
+
+
 def test_memory_is_what_the_machine_has() -> None:
     assert 1 << 28 < DEVICE.memory_budget() < 1 << 50
 

@@ -61,7 +61,7 @@ def test_a_decoding_sequence_keeps_its_latest_checkpoint_and_those_of_the_grid()
     names = hashes(list(range(40)))
     assert [i + 1 for i, name in enumerate(names) if manager.slots.pool.knows(name)] == [2, 4, 8, 9]  # prompt, grid, grid, latest
     manager.release(state)
-    assert manager.slots.longest_hit(names, 10) == 9
+    assert manager.slots.longest_hit(names, 10, manager.slots.pool.knows) == 9
     manager.check_idle()
 
 
@@ -106,7 +106,7 @@ def test_the_least_recently_used_checkpoint_goes_first():
         if i == 3:
             manager.begin(state, names[0])
             manager.release(state)
-    assert [manager.slots.longest_hit(name, 2) for name in names] == [2, 0, 0, 2, 2, 2]
+    assert [manager.slots.longest_hit(name, 2, manager.slots.pool.knows) for name in names] == [2, 0, 0, 2, 2, 2]
 
 
 def test_without_a_cache_no_chunk_is_cut():

@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from cupola.runtime.artifact.folder import Artifact
 from tests.runtime.server.conftest import CONTEXT, ENDLESS
 from tests.runtime.server.harness import COMPLETIONS, PATIENCE, Server, engine_of, error_of, eventually, run_server
 from tests.runtime.tiny_artifact import make_artifact
@@ -148,6 +149,25 @@ def test_the_server_is_killed(endless: Path, tmp_path: Path):
             server.stop(signal.SIGKILL)
             _, alive = psutil.wait_procs(children, PATIENCE)
             assert not alive
+
+
+def test_what_a_killed_server_cached_on_disk_is_there_when_it_starts_again(endless: Path, tmp_path: Path):
+    question, options = {**SHORT, "prompt": [7, 11, 13] * 30, "max_tokens": 40}, ("--cache-folder", str(tmp_path / "cache"))
+    size = Artifact.open(endless).manifest.kv.block_size
+    num_blocks = (90 + 39) // size  # nobody reads the K/V of the last token
+    with run_server(endless, tmp_path, *options) as server:
+        answer = server.complete(**question)["choices"][0]["token_ids"]
+        written = tmp_path / "cache"
+        eventually(lambda: len([path for path in written.rglob("*") if path.is_file() and not path.suffix]) == num_blocks)
+        server.engine().kill()
+        server.stop(signal.SIGKILL)
+    with run_server(endless, tmp_path, *options) as server:
+        next_turn = {**question, "prompt": [*question["prompt"], *answer, 5, 6]}
+        again = server.complete(**next_turn)["choices"][0]["token_ids"]
+        figures = server.metrics()
+        assert figures["prefix_cache_hits_total"] == num_blocks * size and figures["num_loaded_total"] == num_blocks
+    with run_server(endless, tmp_path) as server:
+        assert server.complete(**next_turn)["choices"][0]["token_ids"] == again
 
 
 def test_an_engine_that_can_not_come_back(endless: Path, tmp_path: Path):
