@@ -110,14 +110,11 @@ vulkan: ## install Vulkan on the CPU for the tests of the target webgpu, if ther
 pictures: $(STAMP) browser ## take the chat page's pictures in docs/ anew
 	$(BIN)/python -m tests.pictures
 
-# What mostly waits for LLVM, which takes one core, is dealt out test by test; the others by files, whose servers and artifacts their tests share.
-# TURN (0, 1 or 2) leaves out two thirds of what is marked by_turns, as CI does.
-COMPILING := tests/passes tests/targets tests/compiler $(addprefix tests/e2e/,test_bits.py test_families.py test_schemes.py)
-PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci --durations=15 -n $(JOBS) $(if $(TURN),--turn $(TURN))
+# TURN, a number, leaves out other turns' share of what is marked by_turns, as CI does. Who gets which test is in tests/scheduling.py.
+PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci --durations=40 -n $(JOBS) --dist loadfile
 
 test: lint types ## run every check: ruff, mypy, layer rules, all tests
-	$(PYTEST) --dist worksteal $(COMPILING)
-	$(PYTEST) --dist loadfile $(addprefix --ignore=,$(COMPILING))
+	$(PYTEST) $(if $(TURN),--turn $(TURN))
 
 check: lint types layers ## run the quick checks
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from cupola.runtime.environment import num_threads
+from tests.scheduling import Scheduling
 from tests.turns import MARK, NUM_TURNS, split
 
 # Compiled code and a shared machine make single examples slow now and then: no deadline. `make test` takes
@@ -22,8 +25,13 @@ settings.load_profile("cupola")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--turn`, which CI gives."""
-    what = f"run only a third of the tests that are marked {MARK}: this one"
-    parser.addoption("--turn", type=int, choices=range(NUM_TURNS), help=what)
+    what = f"run one of {NUM_TURNS} parts of the tests that are marked {MARK}: that of this number modulo {NUM_TURNS}"
+    parser.addoption("--turn", type=int, help=what)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """Refines `--dist loadfile`, which `make test` gives."""
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,12 +86,29 @@ def compiled(folder: Path, *options: str) -> Compiled:
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """SmolLM2 in f32."""
-    return compiled(tmp_path_factory.mktemp("smollm2"), "--quant", "f32")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all workers of pytest-xdist have."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+def compiled_once(folder: Path, *options: str) -> Compiled:
+    """As `compiled`, by the first worker that asks; others wait for it."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, however that comes
+        if not (folder / "artifact").exists():
+            return compiled(folder, *options)
+    return Compiled(folder / "artifact", int((folder / "peak").read_text()) * 1024)
 
 
 @pytest.fixture(scope="session")
-def smollm2_w4a8(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+def smollm2(shared_folder: Path) -> Compiled:
+    """SmolLM2 in f32."""
+    return compiled_once(shared_folder / "smollm2", "--quant", "f32")
+
+
+@pytest.fixture(scope="session")
+def smollm2_w4a8(shared_folder: Path) -> Compiled:
     """SmolLM2 with the blocks of its GGUF file (Q4_1, and Q8_0 for the embedding), activations in int8."""
-    return compiled(tmp_path_factory.mktemp("smollm2-w4a8"), "--quant", "w4a8")
+    return compiled_once(shared_folder / "smollm2-w4a8", "--quant", "w4a8")

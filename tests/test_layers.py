@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,6 @@ def python_files(*folders: str) -> list[Path]:
 
 SOURCES = python_files(*ROOMS)
 SCRIPTS = python_files("tutorials", "benchmarks")
-each_source = pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())
-each_file = pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=lambda file: file.relative_to(ROOT).as_posix())
 
 
 def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -171,53 +170,54 @@ def loose_arguments(path: str, tree: ast.AST) -> list[str]:
     return [f"{path}:{f.lineno}: {f.name} takes **{f.args.kwarg.arg}" for f in named if f.args.kwarg]
 
 
+@functools.cache
 def parse(file: Path) -> tuple[str, ast.Module]:
     return file.relative_to(ROOT).as_posix(), ast.parse(file.read_text(encoding="utf-8"))
 
 
-@each_file
-def test_a_room_imports_only_what_its_row_allows(file: Path) -> None:
-    assert broken_imports(*parse(file)) == []
+def faults_of(rule: Callable[[str, ast.Module], list[str]], files: Sequence[Path] = SOURCES) -> list[str]:
+    """What a rule finds in all files."""
+    assert len(files) > 100
+    return [fault for file in files for fault in rule(*parse(file))]
 
 
-@each_file
-def test_targets_are_found_by_name(file: Path) -> None:
+def test_a_room_imports_only_what_its_row_allows() -> None:
+    assert faults_of(broken_imports, SOURCES + SCRIPTS) == []
+
+
+def test_targets_are_found_by_name() -> None:
     """Only a target's own folder imports it, and the list of targets finds it: elsewhere an ability is asked."""
-    assert imported_targets(*parse(file)) == []
+    assert faults_of(imported_targets, SOURCES + SCRIPTS) == []
 
 
-@each_source
-def test_no_instruction_set_is_named_outside_targets(file: Path) -> None:
-    path = file.relative_to(ROOT).as_posix()
-    assert path.startswith("targets/") or named_instruction_sets(path, file.read_text(encoding="utf-8")) == []
+def test_no_instruction_set_is_named_outside_targets() -> None:
+    others = [file for file in SOURCES if not file.is_relative_to(ROOT / "targets")]
+    assert faults_of(lambda path, _: named_instruction_sets(path, (ROOT / path).read_text(encoding="utf-8")), others) == []
 
 
-@each_source
-def test_functions_stop_at_50_lines(file: Path) -> None:
-    assert long_functions(*parse(file)) == []
+def test_functions_stop_at_50_lines() -> None:
+    assert faults_of(long_functions) == []
 
 
-@each_source
-def test_no_exception_is_swallowed(file: Path) -> None:
-    assert swallowed_exceptions(*parse(file)) == []
+def test_no_exception_is_swallowed() -> None:
+    assert faults_of(swallowed_exceptions) == []
 
 
-@each_source
-def test_no_function_takes_loose_keyword_arguments(file: Path) -> None:
-    assert loose_arguments(*parse(file)) == []
+def test_no_function_takes_loose_keyword_arguments() -> None:
+    assert faults_of(loose_arguments) == []
 
 
-@each_source
-def test_files_stop_at_400_lines(file: Path) -> None:
-    if not file.is_relative_to(ROOT / "targets/cpu"):
-        assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+def test_files_stop_at_400_lines() -> None:
+    lengths = {
+        file: len(file.read_text(encoding="utf-8").splitlines()) for file in SOURCES if not file.is_relative_to(ROOT / "targets/cpu")
+    }
+    assert [f"{file}: has {length} lines" for file, length in lengths.items() if length > 400] == []
 
 
-@each_source
-def test_the_environment_is_read_in_one_file(file: Path) -> None:
-    if file != ROOT / "runtime/environment.py":
-        assert unsafe_interpreters(*parse(file)) == []
-        assert environment_reads(*parse(file)) == []
+def test_the_environment_is_read_in_one_file() -> None:
+    others = [file for file in SOURCES if file != ROOT / "runtime/environment.py"]
+    assert faults_of(unsafe_interpreters, others) == []
+    assert faults_of(environment_reads, others) == []
 
 
 def test_setuptools_finds_every_folder() -> None:

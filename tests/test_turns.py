@@ -20,7 +20,7 @@ class Item:
 @pytest.mark.parametrize("marked", [0, 1, 2, 3, 10])
 def test_marked_tests_run_in_one_turn_and_others_in_all(marked: int) -> None:
     items = [Item(f"{kind} {i}", is_marked=kind == "marked") for i in range(marked) for kind in ("plain", "marked")]
-    turns = [split(items, turn) for turn in range(NUM_TURNS)]  # type: ignore[arg-type]
+    turns = [split(items, turn) for turn in range(5, 5 + NUM_TURNS)]  # type: ignore[arg-type]
     for chosen, others in turns:
         assert sorted(item.name for item in [*chosen, *others]) == sorted(item.name for item in items)
         assert marked // NUM_TURNS <= sum(item.name.startswith("marked") for item in chosen) <= -(-marked // NUM_TURNS)

@@ -1,23 +1,31 @@
-"""Tests that take turns: what is slow and has many like it runs in a third of the commits."""
+"""Tests that take turns: what is slow and has many like it runs once in several commits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytest
 
-NUM_TURNS = 3
+NUM_TURNS = 4
 MARK = "by_turns"
+# Families that are much used: where a test takes every family, these run each time.
+MUCH_USED = {"falcon", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe"}
+
+
+def by_family(model_types: Iterable[str]) -> list[Any]:
+    """A test's parameters: every family, those that are not much used by turns."""
+    return [pytest.param(name, marks=() if name in MUCH_USED else pytest.mark.by_turns) for name in model_types]
 
 
 def split(items: Sequence[pytest.Item], turn: int) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """The tests to run in this turn, 0 to `NUM_TURNS` - 1, and those of the other turns. Who isn't marked always runs."""
+    """The tests to run in this turn, a number modulo `NUM_TURNS`, and those of the other turns. What isn't marked always runs."""
     chosen: list[pytest.Item] = []
     others: list[pytest.Item] = []
     count = 0
     for item in items:
         is_due = True
         if item.get_closest_marker(MARK):
-            is_due, count = count % NUM_TURNS == turn, count + 1
+            is_due, count = count % NUM_TURNS == turn % NUM_TURNS, count + 1
         (chosen if is_due else others).append(item)
     return chosen, others

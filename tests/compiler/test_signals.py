@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 import tvm
@@ -12,6 +13,14 @@ import tvm
 from cupola.compiler.pipeline import run_passes
 from cupola.compiler.signals import keep_signals
 from cupola.runtime.errors import UnsupportedError
+
+
+@pytest.fixture(autouse=True)
+def heed_interrupts() -> Iterator[None]:
+    """As in a shell's foreground; jobs in its background ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def run_inside_tvm(what: object) -> None:

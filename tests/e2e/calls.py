@@ -6,6 +6,8 @@ reported: exit code, output, the folder's names.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import signal
@@ -18,6 +20,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 TIMEOUT_SECONDS = 600  # only what hangs takes as long
+# What takes long, once for all calls.
+IMPORTED = (
+    "cupola.compiler.cli.app", "cupola.compiler.driver", "cupola.runtime.llm", "cupola.targets.cpu.kernels", "gguf",
+    "transformers.models.llama.modeling_llama",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,10 @@ def run_calls(calls: dict[str, Call], folder: Path) -> dict[str, Result]:
 
 
 def main(folder: Path) -> None:
-    import cupola.__main__
-    import cupola.compiler.driver
-    import cupola.runtime.llm  # noqa: F401  what takes long is imported once
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else every process looks through what it shares with the others, and so gets a copy of it
 
     calls = {name: Call(**values) for name, values in json.loads((folder / "calls.json").read_text()).items()}
     started = [(name, call, *start(call, folder / str(i))) for i, (name, call) in enumerate(calls.items())]
@@ -89,6 +97,7 @@ def serve(call: Call, folder: Path) -> int:
     """The forked process: the command line as a shell would start it."""
     from cupola.__main__ import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell's foreground; jobs in its background ignore it
     for number, file, flags in [
         (0, call.stdin or os.devnull, os.O_RDONLY),
         (1, folder / "out", os.O_WRONLY),

@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 
 import cupola
-from cupola.models import FAMILIES, Family, llama
+from cupola.models import FAMILIES, find_family, llama
+from tests.turns import by_family
 
 LENGTHS, NUM_DECODED, BOUND = (40, 5, 23), 16, 1e-4  # the first step is a chunk of the first prompt, and wants no logits
 PARAMS = cupola.SamplingParams(temperature=0, max_tokens=NUM_DECODED, logprobs=20, ignore_eos=True, detokenize=False)
-EACH_TIME = {"falcon", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe"}
-CASES = [pytest.param(family, marks=() if family.model_type in EACH_TIME else pytest.mark.by_turns) for family in FAMILIES]
 
 
-@pytest.mark.parametrize("family", CASES, ids=lambda family: family.model_type)
-def test_prompt_and_decoding_match_transformers(family: Family, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", by_family(family.model_type for family in FAMILIES))
+def test_prompt_and_decoding_match_transformers(model_type: str, tmp_path: Path) -> None:
     import torch
     import transformers
 
+    family = find_family(model_type)
+    assert family is not None
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family.model_type, **family.tiny)
+    config = transformers.AutoConfig.for_model(model_type, **family.tiny)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for value in model.parameters():  # biases and norms start out at 0 and 1, which hides mistakes

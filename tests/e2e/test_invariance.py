@@ -63,6 +63,7 @@ def test_in_several_steps_at_once(
     assert max(num_steps) == 8
 
 
+@pytest.mark.by_turns
 def test_under_preemption(smollm2: Compiled, prompts: list[str]) -> None:
     """The pool holds little more than the longest sequence, so that sequences that grow push others out."""
     params, short = replace(GREEDY, max_tokens=64), prompts[::2]

@@ -29,6 +29,7 @@ def compare(path: object, reference: Compiled, text: str) -> float:
     return comparison.perplexity_ratio.value
 
 
+@pytest.mark.by_turns
 def test_w4a8(smollm2: Compiled, smollm2_w4a8: Compiled, text: str) -> None:
     assert abs(compare(smollm2_w4a8.path, smollm2, text) - 1) < 0.01
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from dataclasses import replace
 
@@ -23,6 +22,7 @@ from cupola.runtime.artifact.state import KVSpec
 from cupola.targets.base import Target
 from cupola.targets.ops import Argmax, BlockMaxima, GatedLinear, Linear, PagedAttention, Sample
 from tests.passes.harness import verified
+from tests.turns import by_family
 
 NO_TARGET = Target(DeviceSpec("none", "cpu", "none", "", ()), None, optional=(BlockMaxima, Argmax))
 
@@ -112,9 +112,11 @@ EXPERTS = {
     "deepseek_v3": (1, 1, 3),
     "glm4_moe": (1, 1, 3),  # two of a group's experts, the groups, and then the experts
 }
+# Keys of deepseek_v3 have one head, which looks like an axis of a batch; angles of qwen3_5_text come by three axes of positions; what
+# doge joins to its queries is constant.
+BATCHED = ("deepseek_v3", "qwen3_5_text", "doge")
 
 
-@functools.cache
 def recognized(model_type: str) -> IRModule:
     """The module before `lower_ops`, verified after every pass on the way."""
     family = find_family(model_type)
@@ -156,9 +158,16 @@ def test_every_family_is_counted() -> None:
     assert set(RECOGNIZED) == {family.model_type for family in FAMILIES}
 
 
-@pytest.mark.parametrize("model_type", RECOGNIZED)
+@pytest.mark.parametrize("model_type", by_family(RECOGNIZED))
 def test_operations_are_recognized(model_type: str) -> None:
     mod = recognized(model_type)
+    assert_counts(model_type, mod)
+    if model_type not in BATCHED:
+        assert_no_batch_axis(mod)
+    assert_no_index_is_trusted_and_no_slice_is_empty(mod)
+
+
+def assert_counts(model_type: str, mod: IRModule) -> None:
     found = Counter(name_of(call) for call in calls(mod) if not (name_of(call) == "permute_dims" and is_of_weights(mod, call)))
     # Attention rotates q and k itself where that is all that happens to them.
     found["cupola.rotary"] += 2 * sum(paged.cos is not None for call in calls(mod) if (paged := PagedAttention.match(call)) is not None)
@@ -180,21 +189,17 @@ def test_operations_are_recognized(model_type: str) -> None:
     assert tuple(found[name] for name in experts) == EXPERTS.get(model_type, (0, 0, 0))
 
 
-# Keys of deepseek_v3 have one head, which looks like an axis of a batch; angles of qwen3_5_text come by three axes of positions; what
-# doge joins to its queries is constant.
-@pytest.mark.parametrize("model_type", [name for name in RECOGNIZED if name not in ("deepseek_v3", "qwen3_5_text", "doge")])
-def test_no_batch_axis_is_left(model_type: str) -> None:
+def assert_no_batch_axis(mod: IRModule) -> None:
     """Angles get an axis of 1 for the heads, by a reshape, and are then cut or repeated; nothing is computed with a batch axis."""
     moves = ("reshape", "strided_slice", "repeat", "tile")
-    for call in calls(recognized(model_type)):
+    for call in calls(mod):
         if isinstance(call.ty, relax.TensorType) and len(call.ty.shape) > 1 and name_of(call) not in moves:
             first = call.ty.shape[0]
             assert not (isinstance(first, tvm.tirx.IntImm) and int(first) == 1), call
 
 
-@pytest.mark.parametrize("model_type", RECOGNIZED)
-def test_no_index_is_trusted_and_no_slice_is_empty(model_type: str) -> None:
-    for call in calls(recognized(model_type)):
+def assert_no_index_is_trusted_and_no_slice_is_empty(mod: IRModule) -> None:
+    for call in calls(mod):
         if name_of(call) == "take":
             assert call.attrs.mode == "clip"
         if isinstance(call.ty, relax.TensorType):

@@ -86,6 +86,7 @@ def test_kernel(name, index, num_tokens, cut, seed):
         assert same_bits(run(arrays | {i.name: arrays[i.name][part] for i in case.inputs if not i.is_weight}), actual[part])
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("index", range(len(FACTORIES)), ids=NAMES)
 def test_threads_do_not_disturb_each_other(index):
     """The same call, again and again, for few tokens, where threads have least between them."""

@@ -20,6 +20,7 @@ def assert_same_tensors(source, model):
         np.testing.assert_array_equal(values.astype(np.float32), expected[name], err_msg=name)
 
 
+@pytest.mark.by_turns  # as the logits of tests/e2e/test_parity.py say too
 def test_smollm2_is_what_transformers_reads(smollm2):
     source = open_source(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype="float32")
