@@ -6,10 +6,12 @@ from xdist.scheduler import LoadFileScheduling
 
 # Tests that share nothing and mostly wait for a compiler: whichever worker is free takes the next one.
 DEALT_OUT = (
-    "tests/e2e/test_checkpoints.py", "tests/e2e/test_experts.py", "tests/e2e/test_families.py", "tests/e2e/test_imports.py",
-    "tests/e2e/test_quality.py", "tests/e2e/test_schemes.py", "tests/e2e/test_toy_target.py", "tests/passes/schemes/",
-    "tests/targets/cpu/test_attention.py", "tests/targets/cpu/test_ledger.py", "tests/targets/cuda/", "tests/targets/gpu/",
-    "tests/targets/native/", "tests/targets/rocm/", "tests/targets/softgpu/", "tests/targets/webgpu/test_kernels.py",
+    *(f"tests/e2e/test_{name}.py" for name in ("checkpoints", "experts", "families", "imports", "kept_formats", "quality", "schemes")),
+    *(f"tests/e2e/test_{name}.py" for name in ("softrocm", "toy_target")),
+    *(f"tests/targets/{name}/test_ledger.py" for name in ("cpu", "cuda", "rocm")),
+    *(f"tests/targets/{name}/test_kernels.py" for name in ("softgpu", "webgpu")),
+    "tests/passes/schemes/", "tests/targets/gpu/attention/test_attention.py", "tests/targets/gpu/linear/test_layers.py",
+    "tests/targets/native/test_sanitizers.py",
 )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ def test_the_dtypes_are_the_compilers() -> None:
     assert tuple(re.findall(r"`(\w+)`", kv)) == KV_DTYPES
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("quant", QUANTS[1:4])
 def test_every_dtype_works(quant: str, tmp_path: Path) -> None:
     import torch

@@ -19,13 +19,15 @@ def by_family(model_types: Iterable[str]) -> list[Any]:
 
 
 def split(items: Sequence[pytest.Item], turn: int) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """The tests to run in this turn, a number modulo `NUM_TURNS`, and those of the other turns. What isn't marked always runs."""
+    """The tests to run in this turn, a number modulo `NUM_TURNS`, and those of the other turns. What isn't marked always runs, and what
+    is marked with the same `together` has the same turn, as tests of one dear fixture should."""
     chosen: list[pytest.Item] = []
     others: list[pytest.Item] = []
-    count = 0
+    places: dict[object, int] = {}
     for item in items:
         is_due = True
-        if item.get_closest_marker(MARK):
-            is_due, count = count % NUM_TURNS == turn % NUM_TURNS, count + 1
+        if mark := item.get_closest_marker(MARK):
+            place = places.setdefault(mark.kwargs.get("together", item), len(places))
+            is_due = place % NUM_TURNS == turn % NUM_TURNS
         (chosen if is_due else others).append(item)
     return chosen, others

@@ -85,6 +85,7 @@ def in_torch(source: Source, group_size: int) -> Any:
         return model(torch.tensor(PROMPTS)).logits.numpy()
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("quant", ["keep-a16", "keep-a8"])
 def test_every_tensor_is_kept_and_multiplied_as_it_is(quant: str, file: Path, tmp_path: Path) -> None:
     artifact = cupola.compile(file, out=tmp_path / "kinds", quant=quant, kv_dtype="f32", target="cpu:batch-invariant")

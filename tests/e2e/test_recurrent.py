@@ -15,7 +15,7 @@ BLOCK = 16  # tokens: checkpoints are at multiples
 GREEDY = cupola.SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, detokenize=False)
 
 
-@pytest.fixture(scope="module", params=["lfm2", pytest.param("qwen3_5_text", marks=pytest.mark.by_turns)])
+@pytest.fixture(scope="module", params=["lfm2", pytest.param("qwen3_5_text", marks=pytest.mark.by_turns(together="qwen3_5_text"))])
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
     folder, family = tmp_path_factory.mktemp(request.param), find_family(request.param)
     assert family is not None

@@ -35,6 +35,16 @@ def artifact(tiny: Path) -> cupola.Artifact:
 
 
 @pytest.fixture(scope="module")
+def artifact_fp8(tiny: Path) -> cupola.Artifact:
+    return cupola.compile(tiny, out=tiny.with_name("fp8"), target="softgpu", quant="f32", kv_dtype="fp8")
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tiny: Path) -> cupola.Artifact:
+    return cupola.compile(tiny, out=tiny.with_name("cpu"), target="cpu", quant="f32", block_size=4)
+
+
+@pytest.fixture(scope="module")
 def prompts(artifact: cupola.Artifact) -> list[list[int]]:
     random = np.random.default_rng(0)
     return [random.integers(0, artifact.manifest.model.vocab_size, length).tolist() for length in (11, 3, 7)]
@@ -56,9 +66,15 @@ def test_logits_match_transformers(tiny: Path, artifact: cupola.Artifact, prompt
 
 
 @pytest.mark.parametrize(("kv_dtype", "most"), [("f32", 1e-5), ("int8", 1e-3), ("fp8", 1e-3)])
-def test_decoding_gives_what_a_prompt_gives(tiny: Path, prompts: list[list[int]], kv_dtype: str, most: float, tmp_path: Path) -> None:
+def test_decoding_gives_what_a_prompt_gives(
+    tiny: Path, prompts: list[list[int]], kv_dtype: str, most: float, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """A token that comes alone brings its key by another way than those of a prompt, whose attention over codes is in bfloat16."""
-    llm = cupola.LLM(cupola.compile(tiny, out=tmp_path / "artifact", target="softgpu", quant="f32", kv_dtype=kv_dtype), max_num_seqs=2)
+    if kv_dtype == "int8":
+        made = cupola.compile(tiny, out=tmp_path / "artifact", target="softgpu", quant="f32", kv_dtype=kv_dtype)
+    else:
+        made = request.getfixturevalue({"f32": "artifact", "fp8": "artifact_fp8"}[kv_dtype])
+    llm = cupola.LLM(made, max_num_seqs=2)
     for prompt, output in zip(prompts, llm.generate(prompts, TINY_PARAMS), strict=True):
         chosen, steps = list(output.outputs[0].token_ids), output.outputs[0].logprobs
         assert steps is not None
@@ -68,7 +84,7 @@ def test_decoding_gives_what_a_prompt_gives(tiny: Path, prompts: list[list[int]]
             assert max(abs(row[token] - entry.logprob) for token, entry in step.items()) < most
 
 
-def test_k_and_v_in_fp8_are_those_of_transformers_rounded(tiny: Path, prompts: list[list[int]], tmp_path: Path) -> None:
+def test_k_and_v_in_fp8_are_those_of_transformers_rounded(tiny: Path, artifact_fp8: cupola.Artifact, prompts: list[list[int]]) -> None:
     import torch
     import transformers
     from transformers.models.llama.modeling_llama import eager_attention_forward
@@ -82,10 +98,9 @@ def test_k_and_v_in_fp8_are_those_of_transformers_rounded(tiny: Path, prompts: l
     transformers.AttentionInterface.register("in_e4m3", attend)
     transformers.AttentionMaskInterface.register("in_e4m3", transformers.masking_utils.eager_mask)
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny, attn_implementation="in_e4m3").eval()
-    artifact = cupola.compile(tiny, out=tmp_path / "artifact", target="softgpu", quant="f32", kv_dtype="fp8")
-    assert artifact.manifest.kv.dtype == "float8_e4m3fn"
-    assert {pool.dtype for group in artifact.manifest.kv.groups for pool in group.pools} == {"uint8"}
-    llm = cupola.LLM(artifact, max_num_seqs=1)
+    kv = artifact_fp8.manifest.kv
+    assert kv.dtype == "float8_e4m3fn" and {pool.dtype for group in kv.groups for pool in group.pools} == {"uint8"}
+    llm = cupola.LLM(artifact_fp8, max_num_seqs=1)
     for prompt in prompts:
         with torch.no_grad():
             expected = model(torch.tensor([prompt])).logits[0].numpy()
@@ -117,15 +132,14 @@ def sampled(artifact: cupola.Artifact, prompts: list[list[int]], requests: Seque
 
 @pytest.mark.parametrize("patience", [0.0, 60.0])  # one step of the model at a time, or several
 def test_sampled_tokens_are_the_cpus(
-    tiny: Path, artifact: cupola.Artifact, prompts: list[list[int]], patience: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: cupola.Artifact, on_cpu: cupola.Artifact, prompts: list[list[int]], patience: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the model draws them, and no logits come to the host, and where the host draws some."""
     monkeypatch.setattr(engine, "PATIENCE", patience)
-    cpu = cupola.compile(tiny, out=tmp_path / "cpu", target="cpu", quant="f32", block_size=4)
     together = sampled(artifact, prompts, SAMPLED + OTHERS)
-    assert together == sampled(cpu, prompts, SAMPLED + OTHERS)
+    assert together == sampled(on_cpu, prompts, SAMPLED + OTHERS)
     monkeypatch.delattr(AcceleratorOutput, "_row")
-    assert sampled(artifact, prompts, SAMPLED) == sampled(cpu, prompts, SAMPLED) == together[: len(SAMPLED)]
+    assert sampled(artifact, prompts, SAMPLED) == sampled(on_cpu, prompts, SAMPLED) == together[: len(SAMPLED)]
     with pytest.raises(cupola.EngineError, match="_row"):
         sampled(artifact, prompts, OTHERS)
 

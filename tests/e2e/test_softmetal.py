@@ -23,7 +23,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny"), "llama")
 
 
-@pytest.mark.parametrize("family", [llama.FAMILY, cohere.FAMILY], ids=lambda family: family.model_type)
+@pytest.mark.parametrize(
+    "family", [llama.FAMILY, pytest.param(cohere.FAMILY, marks=pytest.mark.by_turns)], ids=lambda family: family.model_type
+)
 def test_logits_match_transformers_and_decoding_gives_what_a_prompt_gives(family: Family, tmp_path: Path) -> None:
     """Cohere's norms, which have no shift, are nobody's kernels: their sums stay in a thread."""
     tiny = save_tiny(tmp_path / "model", family.model_type)

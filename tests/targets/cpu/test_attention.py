@@ -222,17 +222,19 @@ def test_token_by_token_and_negative_slots(isa):
     assert whole.pools[0].tobytes() == before
 
 
+@pytest.mark.by_turns
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("isa", RUNNABLE)
-def test_pages_hold_rounded_keys_and_values(isa):
-    for shape in SHAPES:
-        sequences = Sequences(isa, shape, [41], 1)
-        sequences.run((0, 0, 41))
-        k, v = sequences.stored(0)
-        for stored, exact in ((k, sequences.rotated(sequences.k[0])), (v, sequences.v[0].astype("float64"))):
-            off = np.abs(exact).max(-1, keepdims=True) / 254 if shape.dtype == "int8" else np.abs(exact) * ROUNDING[shape.dtype]
-            assert (np.abs(stored.astype("float64") - exact) <= off * (1 + 1e-5) + 1e-6).all()
+def test_pages_hold_rounded_keys_and_values(isa, shape):
+    sequences = Sequences(isa, shape, [41], 1)
+    sequences.run((0, 0, 41))
+    k, v = sequences.stored(0)
+    for stored, exact in ((k, sequences.rotated(sequences.k[0])), (v, sequences.v[0].astype("float64"))):
+        off = np.abs(exact).max(-1, keepdims=True) / 254 if shape.dtype == "int8" else np.abs(exact) * ROUNDING[shape.dtype]
+        assert (np.abs(stored.astype("float64") - exact) <= off * (1 + 1e-5) + 1e-6).all()
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("isa", [isa.name for isa in MULTIPLY_INT8])
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape.key_dim == 64 and shape.dtype != "float32"], ids=str)
 def test_pages_do_not_depend_on_how_tokens_came(isa, shape):

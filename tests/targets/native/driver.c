@@ -98,7 +98,8 @@ static void *steps(void *seed) {
 /* The first call fails in one of the threads, and what comes next doesn't. */
 static void failures(void) {
   int64_t n = FAILING, x[FAILING] = {0}, out[FAILING] = {1};
-  void *inputs[] = {x, out}, *workspace = aligned_alloc(64, cupola_workspace_bytes(&n));
+  size_t size = cupola_workspace_bytes(&n);
+  void *inputs[] = {x, out}, *workspace = memset(aligned_alloc(64, size), 0, size); /* which a call reads that none wrote for */
   for (int i = 0; i < 3; ++i) {
     check(cupola_run(2, &n, inputs, workspace, NULL) == 1 && cupola_run_calls(1, 3, &n, inputs, workspace) == 2 && out[0] == 1, "failure");
     steps(NULL);

@@ -27,8 +27,7 @@ CALLS = 5
 DRIVER = Path(__file__).with_name("driver.c")
 OPTIONS = {
     "thread": {"TSAN_OPTIONS": "die_after_fork=0:halt_on_error=1"},
-    "address": {"ASAN_OPTIONS": "detect_leaks=0"},  # a forked child leaves behind what its parent's threads held
-    "undefined": {},
+    "address,undefined": {"ASAN_OPTIONS": "detect_leaks=0"},  # a forked child leaves behind what its parent's threads held
 }
 
 
@@ -80,7 +79,7 @@ def test_steps_threads_callers_and_forks(sanitizer: str, tmp_path: Path) -> None
     [
         ("thread", "(&lines[index].value, now, memory_order_release)", "(&lines[index].value, now, memory_order_relaxed)", "data race"),
         ("thread", "(&done[index].value, news, memory_order_release)", "(&done[index].value, news, memory_order_relaxed)", "data race"),
-        ("address", "malloc(size + ALIGNMENT + sizeof(void *))", "malloc(size)", "heap-buffer-overflow"),
+        ("address,undefined", "malloc(size + ALIGNMENT + sizeof(void *))", "malloc(size)", "heap-buffer-overflow"),
     ],
     ids=["barrier", "end of a region", "scratch memory"],
 )  # fmt: skip
@@ -115,7 +114,7 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+@pytest.mark.parametrize("sanitizer", OPTIONS)
 def test_compiled_kernels_under_python(sanitizer: str, tmp_path: Path) -> None:
     """LLVM's kernels are not instrumented; what they ask of the library is."""
     command, file = compiler(sanitizer, tmp_path), tmp_path / "lib.so"
@@ -126,7 +125,7 @@ def test_compiled_kernels_under_python(sanitizer: str, tmp_path: Path) -> None:
 
     planned = plan_memory(module())
     build_library(planned, extract_plan(planned), replace(get_target("cpu"), link=link), file)
-    runtime = {"thread": "libtsan.so", "address": "libasan.so"}[sanitizer]
+    runtime = {"thread": "libtsan.so", "address,undefined": "libasan.so"}[sanitizer]
     found = subprocess.run([command[0], f"-print-file-name={runtime}"], capture_output=True, text=True, check=True).stdout.strip()
     environment = {**os.environ, **OPTIONS[sanitizer], "LD_PRELOAD": found}
     python = [*fixed_addresses(Path(sys.executable)), "-c", SCRIPT, str(file)]
