@@ -62,7 +62,12 @@ def targets_of(index):
 
 
 NAMES = [case_of(TOY, index).name for index in range(len(FACTORIES))]
-RUNNABLE = [pytest.param(name, index, id=f"{NAMES[index]}-{name}") for index in range(len(FACTORIES)) for name in targets_of(index)]
+TURNS = [pytest.mark.by_turns(together=f"kernel {name}") for name in NAMES]
+RUNNABLE = [
+    pytest.param(name, index, id=f"{NAMES[index]}-{name}", marks=TURNS[index])
+    for index in range(len(FACTORIES))
+    for name in targets_of(index)
+]
 
 
 @functools.cache
@@ -70,7 +75,6 @@ def compiled(name, index):
     return compile_case(case_of(name, index), target(name))
 
 
-@pytest.mark.by_turns
 @pytest.mark.parametrize(("name", "index"), RUNNABLE)
 @settings(max_examples=8)
 @given(num_tokens=st.integers(1, 140), cut=st.tuples(st.integers(0, 139), st.integers(1, 140)), seed=st.integers(0, 2**32 - 1))
@@ -86,8 +90,7 @@ def test_kernel(name, index, num_tokens, cut, seed):
         assert same_bits(run(arrays | {i.name: arrays[i.name][part] for i in case.inputs if not i.is_weight}), actual[part])
 
 
-@pytest.mark.by_turns
-@pytest.mark.parametrize("index", range(len(FACTORIES)), ids=NAMES)
+@pytest.mark.parametrize("index", [pytest.param(index, id=name, marks=TURNS[index]) for index, name in enumerate(NAMES)])
 def test_threads_do_not_disturb_each_other(index):
     """The same call, again and again, for few tokens, where threads have least between them."""
     name = targets_of(index)[0]
