@@ -85,6 +85,7 @@ def test_a_kernel_says_what_it_multiplies_in_and_the_operation_how_much() -> Non
     assert spec.cost == KernelCost("int8", operations_per_row=2 * S.ffn * S.hidden)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if is_implemented(kernel, GPU)], ids=lambda k: k(S, GPU).name)
 def test_launches_are_those_that_the_host_makes(kernel) -> None:
     mod = lower_case(kernel(S, GPU), GPU)

@@ -142,6 +142,7 @@ CASES: dict[str, Function] = {
 }
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", CASES)
 def test_as_in_torch(name: str) -> None:
     np.testing.assert_allclose(translated(CASES[name]), CASES[name](X, POSITIONS).numpy(), rtol=2e-5, atol=2e-6)

@@ -130,6 +130,7 @@ class GroupSizeTests:
             weights
         )
 
+    @pytest.mark.by_turns
     @by_isa
     @pytest.mark.parametrize("quantize_x", [32, 0])
     @pytest.mark.parametrize("format", ["w4g{}", "w4g{}m", "w8g{}"])
@@ -145,6 +146,7 @@ class GroupSizeTests:
             alone = [run(arrays | {name: arrays[name][row : row + 1] for name in ("x", "residual")}) for row in (0, 7, 39)]
             np.testing.assert_array_equal(np.concatenate(alone), run(arrays)[[0, 7, 39]])
 
+    @pytest.mark.by_turns
     @pytest.mark.parametrize("format", ["w4g{}", "w4g{}m", "w8g{}"])
     def test_embedding_kernels(self, format: str) -> None:
         target = get_target("cpu")

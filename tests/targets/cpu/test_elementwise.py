@@ -47,6 +47,7 @@ def scheduled(target, inputs, make):
         return tvm.transform.Sequential([*fuse, *target.schedules])(builder.get())
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("isa", RUNNABLE)
 @pytest.mark.parametrize("case", CASES)
 def test_scheduled(isa, case):

@@ -23,6 +23,7 @@ from cupola.targets.testing.catalogue import LinearKernel, rms_norm
 from tests.targets.harness import C_LIBRARY, needed_libraries
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("weight", ["f16", "bf16", "w8", "w4", "w4m", "w4g64", "w4g128m"])
 def test_threads_read_16_bytes_of_a_weight_at_once(weight: str, tmp_path: Path) -> None:
     target = get_target("cuda:sm_80")

@@ -30,6 +30,7 @@ def kernels_of(kernel: LinearKernel | AttentionKernel) -> list[str]:
     return metal_source(split(load_words()(mod), TARGET.tvm), TARGET.tvm).split("\nkernel void ")[1:]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("kernel", MULTIPLYING, ids=lambda kernel: kernel(SMOLLM2, TARGET).name)
 def test_many_rows_multiply_matrices_of_what_is_read_16_bytes_at_a_time(kernel: LinearKernel | AttentionKernel) -> None:
     matrices = [text for text in kernels_of(kernel) if "simdgroup_multiply_accumulate(" in text]

@@ -43,6 +43,7 @@ def test_matrix_units_multiply_layers_and_prompts_attention(architecture: str) -
     assert [name for name in layers | attention if not RECORDED[name, architecture]["matrix_instructions"]] == []
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("weight", ["f16", "bf16", "w8", "w4", "w4m", "w4g64", "w4g128m"])
 def test_lanes_load_16_bytes_of_a_weight_at_once(weight: str, architecture: str) -> None:

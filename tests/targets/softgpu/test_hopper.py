@@ -11,6 +11,8 @@ import pytest
 
 from tests.targets.softgpu.kernel import Kernel
 
+pytestmark = pytest.mark.by_turns  # whatever kernels need of it, their tests show each time
+
 BARRIERS = """
 __device__ __forceinline__ unsigned at(const void *p) { return __cvta_generic_to_shared(p); }
 __device__ __forceinline__ void init(void *b, unsigned n) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(at(b)), "r"(n)); }

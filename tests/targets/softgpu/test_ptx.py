@@ -13,6 +13,8 @@ from cupola.runtime.errors import UnsupportedError
 from cupola.targets.softgpu.translate import translate
 from tests.targets.softgpu.kernel import Kernel
 
+pytestmark = pytest.mark.by_turns  # whatever kernels need of it, their tests show each time
+
 COPY = """
 __device__ __forceinline__ unsigned at(const void *p) { return __cvta_generic_to_shared(p); }
 template <int Left> __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_group %0;\\n" ::"n"(Left) : "memory"); }

@@ -10,6 +10,8 @@ import pytest
 from cupola.runtime.errors import UnsupportedError
 from tests.targets.softgpu.test_softmetal import Kernel
 
+pytestmark = pytest.mark.by_turns  # whatever kernels need of it, their tests show each time
+
 PRODUCT = """
   threadgroup T held[2 * 160];
   threadgroup T *const own = held + t / 32 * 160;

@@ -14,6 +14,8 @@ from cupola.runtime.errors import UnsupportedError
 from cupola.targets.softgpu.translate import translate
 from tests.targets.softgpu.kernel import Kernel
 
+pytestmark = pytest.mark.by_turns  # whatever kernels need of it, their tests show each time
+
 REVERSED = """
   __shared__ float held[64];
   held[threadIdx.x] = x[threadIdx.x];

@@ -18,6 +18,8 @@ from cupola.targets.softgpu.build import link
 from cupola.targets.softgpu.build_metal import DRIVER
 from cupola.targets.softgpu.translate_metal import translate_metal
 
+pytestmark = pytest.mark.by_turns  # whatever kernels need of it, their tests show each time
+
 SIGNATURE = """
 struct numbers_t { long step; int last[2]; };
 kernel void kernel_1(device float* x [[ buffer(0) ]], device const float* y [[buffer(1)]], constant numbers_t& numbers [[ buffer(2) ]],

@@ -11,6 +11,8 @@ import pytest
 
 from tests.targets.softgpu.kernel import Kernel
 
+pytestmark = pytest.mark.by_turns  # whatever kernels need of it, their tests show each time
+
 LANES = {"gfx942": 64, "gfx1100": 32}
 NUMBERS = {"half": np.dtype("float16"), "nv_bfloat16": np.dtype(ml_dtypes.bfloat16)}
 

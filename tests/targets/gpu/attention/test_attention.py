@@ -71,6 +71,7 @@ def test_long_contexts(gpu: str, kernel: AttentionKernel, sizes: Sizes, monkeypa
             assert same_bits(run(part), whole[rows])
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("gpu", "window"), [("softgpu", 0), ("softgpu", 40), ("softmetal", 40), ("softrocm:gfx942", 40), ("softrocm:gfx1100", 0)]
 )
