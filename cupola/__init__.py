@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cupola.runtime.measure.evaluation import Comparison, Estimate, Evaluation, evaluate
     from cupola.runtime.measure.machines import Machine, find_machine
     from cupola.runtime.measure.profile import KernelTime, Profile, Roofline, measure_roofline, profile
+    from cupola.runtime.measure.speculation_benchmark import SpeculationSpeed, measure_speculation
     from cupola.runtime.server.serve import serve
     from cupola.runtime.structured.structured_outputs import StructuredOutputs
 
@@ -74,6 +75,7 @@ __all__ = [
     "Roofline",
     "SamplingParams",
     "SourceError",
+    "SpeculationSpeed",
     "SpeedTest",
     "StepWork",
     "StructuredOutputs",
@@ -85,6 +87,7 @@ __all__ = [
     "evaluate",
     "find_machine",
     "measure_roofline",
+    "measure_speculation",
     "profile",
     "prompt_work",
     "run_load_test",
@@ -98,7 +101,9 @@ _MODULES = {
     "LLM": "runtime.llm",
     **dict.fromkeys(("BeamSearchOutput", "BeamSearchParams", "BeamSearchSequence"), "runtime.engine.beam_search"),
     "Benchmark": "runtime.measure.benchmark",
+    "SpeculationSpeed": "runtime.measure.speculation_benchmark",
     "SpeedTest": "runtime.measure.benchmark",
+    "measure_speculation": "runtime.measure.speculation_benchmark",
     **dict.fromkeys(("KernelTime", "Profile", "Roofline", "measure_roofline", "profile"), "runtime.measure.profile"),
     **dict.fromkeys(("StepWork", "decode_work", "prompt_work"), "runtime.measure.bound"),
     **dict.fromkeys(("Machine", "find_machine"), "runtime.measure.machines"),

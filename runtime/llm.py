@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cupola.runtime.artifact.folder import Artifact
-from cupola.runtime.device.block_store import KEY_BYTES, make_block_store
-from cupola.runtime.device.executor import open_library
 from cupola.runtime.device.interface import Float32
-from cupola.runtime.device.memory import choose_kv_memory, choose_num_blocks, make_swap_space
-from cupola.runtime.engine.attention_sinks import choose_sink_window
 from cupola.runtime.engine.beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
-from cupola.runtime.engine.engine import Engine, EngineConfig, stack_logits
+from cupola.runtime.engine.engine import EngineConfig, stack_logits
 from cupola.runtime.engine.generation_defaults import add_model_stops, default_sampling_params
-from cupola.runtime.engine.outputs import RequestOutput
+from cupola.runtime.engine.outputs import EngineStats, RequestOutput
 from cupola.runtime.engine.prompts import Prompts, list_priorities, list_prompts
 from cupola.runtime.engine.request import Request
 from cupola.runtime.engine.sampling_params import SamplingParams
+from cupola.runtime.engine.speculative import Speculative, check_speculative
 from cupola.runtime.engine.state_manager import CHECKPOINT_INTERVAL
 from cupola.runtime.engine.validator import Prompt
 from cupola.runtime.errors import EngineError, RequestError
-from cupola.runtime.machine import trim_heap
+from cupola.runtime.load_engine import load_engine
 from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
 from cupola.runtime.structured.schema_checker import SchemaChecker
 from cupola.runtime.text.chat_template import Message
@@ -60,6 +56,10 @@ class LLM:
         attention_window: see `attention_sinks`; the two go together.
         checkpoint_interval: of models that carry a state from token to token, a copy of it stays in the prefix cache every so many tokens
             of a prompt, at its end and at the answer's: from the nearest one before what is new, a prompt of an equal beginning goes on.
+        speculative: how tokens are guessed, of which the model then looks at several in one step. "ngram": what followed the latest tokens
+            where they stood before; "suffix" or "auto": what most often did so, in earlier answers too; "draft:FOLDER": what a small model
+            says, an artifact of the same vocabulary. Or a function, from a sequence's token ids and a number to at most so many token ids
+            that may come next. Answers stay the same; guesses are left out where they would not pay.
         device: what to run on, of what the artifact was compiled for; by default the first that this machine has.
 
     Raises:
@@ -87,6 +87,7 @@ class LLM:
         attention_sinks: int | None = None,
         attention_window: int | None = None,
         checkpoint_interval: int = CHECKPOINT_INTERVAL,
+        speculative: Speculative = None,
         device: str | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
@@ -94,11 +95,13 @@ class LLM:
             max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
             num_scheduler_steps, attention_sinks, attention_window, checkpoint_interval,
         )  # fmt: skip
+        check_speculative(speculative)
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
         self.engine = load_engine(
             self.artifact, config, self.tokenizer, kv_memory=kv_memory, gpu_memory_utilization=gpu_memory_utilization,
-            swap_memory=swap_memory, swap_folder=swap_folder, cache_folder=cache_folder, cache_size=cache_size, device=device,
+            swap_memory=swap_memory, swap_folder=swap_folder, cache_folder=cache_folder, cache_size=cache_size,
+            device=device, speculative=speculative,
         )  # fmt: skip
         self._defaults = default_sampling_params(self.artifact)
         self._num_requests, self._schemas = 0, SchemaChecker()
@@ -189,9 +192,13 @@ class LLM:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines for users about how it was set up: what sequences forget."""
+        """Lines for users about how it was set up: what sequences forget, what was asked for and can't be had."""
         sinks = self.engine.scheduler.states.sinks
-        return (sinks.note,) if sinks else ()
+        return (*((sinks.note,) if sinks else ()), *self.engine.notes)
+
+    def stats(self) -> EngineStats:
+        """Counts since it was made, such as steps of the model and drafted tokens."""
+        return self.engine.stats()
 
     def get_tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. Raises RequestError if it has none."""
@@ -361,34 +368,3 @@ class LLM:
         if self.tokenizer is None:
             raise RequestError("this artifact has no tokenizer", field="text", fix="use token ids")
         return self.tokenizer
-
-
-def load_engine(
-    artifact: Artifact,
-    config: EngineConfig,
-    tokenizer: Tokenizer | None,
-    *,
-    kv_memory: int | str | None,
-    gpu_memory_utilization: float | None,
-    swap_memory: int | str,
-    swap_folder: str | Path | None,
-    cache_folder: str | Path | None,
-    cache_size: int | str,
-    device: str | None,
-) -> Engine:
-    """An engine that runs the artifact, with no more sequences in a step than it was compiled for. Raises as `LLM`."""
-    manifest = artifact.manifest
-    config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
-    model, kv = manifest.model, manifest.kv
-    sinks = choose_sink_window(config.attention_sinks, config.attention_window, model, kv)
-    most = kv.most_blocks(sinks.num_kept if sinks else model.context_length, config.max_num_batched_tokens)
-    opened, limits = open_library(artifact, device), (config.max_num_seqs, config.max_num_batched_tokens)
-    kv_memory = choose_kv_memory(manifest, opened.library.plan, opened.device, kv_memory, gpu_memory_utilization, *limits)
-    num_blocks = choose_num_blocks(kv, kv_memory, most, config.max_num_seqs)
-    swap = make_swap_space(kv, swap_memory, swap_folder, most)
-    # What K/V depends on beside the tokens: weights, kernels, and what sequences forget.
-    key = hashlib.sha256(f"{artifact.sha256} {opened.library.file.name} {sinks}".encode()).digest()[:KEY_BYTES]
-    store = make_block_store(cache_folder, cache_size, key, enable_prefix_caching=config.enable_prefix_caching)
-    engine = Engine(opened.executor(num_blocks, swap), model, kv, config, tokenizer, block_store=store)
-    trim_heap()  # reading a tokenizer leaves as much behind as it takes
-    return engine

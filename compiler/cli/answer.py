@@ -34,10 +34,15 @@ class Answer:
     seconds: float
 
     def speed(self, llm: LLM) -> str:
-        """The line of `--stats`; tokens a second are those after the first."""
+        """The line of `--stats`; tokens a second are those after the first. Of drafts it counts all since the start."""
         num_tokens = len(llm.tokenize(self.text, add_special_tokens=False)) if self.text else 0
         per_second = (num_tokens - 1) / (self.seconds - self.first_seconds) if num_tokens > 1 else 0.0
-        return f"first token after {self.first_seconds:.2f} s; {num_tokens} tokens in {self.seconds:.2f} s, {per_second:.1f} a second"
+        line = f"first token after {self.first_seconds:.2f} s; {num_tokens} tokens in {self.seconds:.2f} s, {per_second:.1f} a second"
+        stats = llm.stats()
+        if not stats.num_drafts:
+            return line
+        right, a_draft = stats.num_accepted_tokens / stats.num_draft_tokens, 1 + stats.num_accepted_tokens / stats.num_drafts
+        return f"{line}; of {stats.num_draft_tokens} drafted tokens {right:.0%} were right, {a_draft:.1f} tokens a step with drafts"
 
 
 def load(
@@ -47,13 +52,14 @@ def load(
     attention_sinks: int | None = None,
     attention_window: int | None = None,
     gpu_memory_utilization: float | None = None,
+    speculative: str | None = None,
 ) -> LLM:
     """The model, for one sequence."""
 
     def make(folder: Path | str) -> LLM:
         return cupola.LLM(
             folder, max_num_seqs=1, device=device, attention_sinks=attention_sinks, attention_window=attention_window,
-            gpu_memory_utilization=gpu_memory_utilization,
+            gpu_memory_utilization=gpu_memory_utilization, speculative=speculative,
         )  # fmt: skip
 
     llm = load_by(make, model, options)

@@ -15,6 +15,7 @@ import cupola
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.answer import load_by
 from cupola.compiler.cli.bench_kernels import show_kernels, unlike
+from cupola.compiler.cli.bench_speculative import show_speculation
 from cupola.compiler.cli.lists import table
 from cupola.compiler.cli.progress import console_progress
 from cupola.compiler.options import short_name
@@ -74,6 +75,7 @@ def bench(
     batch: Streams = None,
     repeat: Repeats = 5,
     kernels: Kernels = False,
+    speculative: p.Speculative = None,
     device: p.Device = None,
     gpu_memory_utilization: p.GPUMemory = None,
     as_json: p.Json = False,
@@ -97,6 +99,8 @@ def bench(
     without, and its share of the roofline: the least time that those take on this machine, divided by its own. Figures add up on a
     machine that does nothing else meanwhile.
 
+    With --speculative it measures answers to real prompts, with drafts and without.
+
     Examples: cupola bench my-model -p 512 -n 128 -d 0,512,4096 -b 1,8,16, or cupola bench my-model --kernels -d 512
     """
     options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
@@ -106,11 +110,12 @@ def bench(
         raise OptionError(f"is {repeat}, not from 1 to {MAX_REPEATS}", field="repeat", fix="give one in that range")
 
     artifact = load_by(lambda folder: cupola.Artifact.open(folder), model, options)
+    if speculative is not None:
+        return typer.echo(show_speculation(artifact, speculative, repeat, as_json))
     fitting = _fitting(artifact, tests)
     benchmark = cupola.Benchmark(artifact, fitting, device, gpu_memory_utilization)
     if kernels:
-        typer.echo(show_kernels(benchmark, unlike(fitting), repeat, as_json))
-        return
+        return typer.echo(show_kernels(benchmark, unlike(fitting), repeat, as_json))
     speeds = measure(benchmark, fitting, repeat)
     typer.echo(json.dumps(as_dict(artifact, device, speeds)) if as_json else table(*rows(artifact, device, speeds)))
 

@@ -54,6 +54,15 @@ AttentionSinks = Annotated[
 AttentionWindow = Annotated[
     int | None, Option("--attention-window", help="With --attention-sinks: keep so many of the latest tokens.", show_default=False)
 ]
+Speculative = Annotated[
+    str | None,
+    Option(
+        "--speculative",
+        help="Guess tokens, for the model to look at several in a step; answers stay the same: ngram, suffix, draft:FOLDER (a small "
+        "model's artifact) or auto.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str | None, Option("--device", help="The device to run on, of those compiled for (default: the best).", show_default=False)
 ]

@@ -29,6 +29,7 @@ def run_model(
     stats: p.Stats = False,
     attention_sinks: p.AttentionSinks = None,
     attention_window: p.AttentionWindow = None,
+    speculative: p.Speculative = None,
     device: p.Device = None,
     gpu_memory_utilization: p.GPUMemory = None,
     target: p.Target = None,
@@ -47,7 +48,7 @@ def run_model(
     text = _standard_input() if prompt is None else prompt
     if not text:
         raise OptionError("is empty", field="prompt", fix="give some text")
-    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization)
+    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization, speculative)
     if raw or not answer.has_chat_template(llm):
         if system:
             raise OptionError("needs a chat template, which this model has not", field="system", fix="put it into the prompt")

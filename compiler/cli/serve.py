@@ -128,6 +128,7 @@ def serve_model(
     attention_sinks: p.AttentionSinks = None,
     attention_window: p.AttentionWindow = None,
     checkpoint_interval: CheckpointInterval = 512,
+    speculative: p.Speculative = None,
     device: p.Device = None,
     target: p.Target = None,
     quant: p.Quant = None,
@@ -144,9 +145,8 @@ def serve_model(
     options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     if log_format not in LOG_FORMATS:
         raise OptionError(f"is {log_format!r:.60}", field="log_format", fix=f"give one of {', '.join(LOG_FORMATS)}")
-    names = served_model_name or [_name(model)]
     keys = api_key or [key for key in [api_key_of_environment()] if key is not None]
-    run_server = _server()
+    run_server, names = _server(), served_model_name or [_name(model)]
 
     def serve(folder: Path | str) -> None:
         run_server(
@@ -155,7 +155,8 @@ def serve_model(
             kv_memory=kv_memory, gpu_memory_utilization=gpu_memory_utilization, swap_memory=swap_memory, swap_folder=swap_folder,
             cache_folder=cache_folder, cache_size=cache_size, enable_prefix_caching=prefix_caching, seed=seed,
             max_logprobs=max_logprobs, num_scheduler_steps=num_scheduler_steps, attention_sinks=attention_sinks,
-            attention_window=attention_window, checkpoint_interval=checkpoint_interval, device=device, max_queue=max_queue,
+            attention_window=attention_window, checkpoint_interval=checkpoint_interval, speculative=speculative,
+            device=device, max_queue=max_queue,
             request_timeout=request_timeout, shutdown_timeout=shutdown_timeout, send_timeout=send_timeout, stall_timeout=stall_timeout,
             read_timeout=read_timeout, max_connections=max_connections, ignored_fields=_split(ignored_fields),
             allowed_origins=_split(",".join(allowed_origins or [])), allowed_hosts=_split(",".join(allowed_hosts or [])),

@@ -153,10 +153,14 @@ class BlockPool:
             self._drop(table[i])
             table[i] = HOLE
 
+    def cut(self, table: BlockTable, num_blocks: int) -> None:
+        """Lets go of what `table` holds beyond its first `num_blocks` blocks."""
+        while len(table) > num_blocks:
+            self._drop(table.pop())
+
     def release(self, table: BlockTable, first: int = 0) -> None:
         """Lets go of every block of `table`, which has holes up to index `first`, and empties it."""
-        while len(table) > first:  # from the end: the head of a prefix is of use to more requests, so it goes last
-            self._drop(table.pop())
+        self.cut(table, first)  # from the end: the head of a prefix is of use to more requests, so it goes last
         del table[:]
 
     def check_integrity(self, tables: Iterable[Iterable[int]]) -> None:

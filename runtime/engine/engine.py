@@ -16,10 +16,13 @@ from cupola.runtime.device.interface import Executor, Float32, StepOutput
 from cupola.runtime.engine.attention_sinks import MAX_POSITIONS, choose_sink_window
 from cupola.runtime.engine.grammar_masks import GrammarMasks
 from cupola.runtime.engine.outputs import EngineStats
-from cupola.runtime.engine.request import Request, RequestSpec
+from cupola.runtime.engine.proposers.proposer import Proposer
+from cupola.runtime.engine.request import Request, RequestSpec, Sequence
 from cupola.runtime.engine.sampler import sample
 from cupola.runtime.engine.sampling_params import RANDOM_SEED, SamplingParams
 from cupola.runtime.engine.scheduler import Scheduler
+from cupola.runtime.engine.speculation import Speculation
+from cupola.runtime.engine.speculative import check_speculative
 from cupola.runtime.engine.state_manager import CHECKPOINT_INTERVAL, StateManager
 from cupola.runtime.engine.step import Step
 from cupola.runtime.engine.stored_prefixes import StoredPrefixes
@@ -31,6 +34,7 @@ from cupola.runtime.text.tokenizer import Tokenizer
 MAX_SALT_BYTES = 64
 PATIENCE = 0.016  # seconds: who comes meanwhile waits no longer, and tokens that come together seem to come one by one
 MAX_KEPT_GRAMMARS = 16  # beside those of running sequences
+NO_SPECULATION = "no tokens are drafted: this model carries a state from token to token, which can't go back to before a wrong one"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class EngineConfig:
 
     With `attention_sinks` and `attention_window` sequences keep so many of their first and latest tokens, in whole blocks, and may go on
     past the context.
+
+    `speculative` names a proposer of tokens for speculative decoding (`proposers/choose.py`).
 
     Of models that carry a state from token to token, every `checkpoint_interval` tokens of a prompt a copy of it stays in the prefix cache.
 
@@ -62,6 +68,7 @@ class EngineConfig:
     attention_sinks: int | None = None
     attention_window: int | None = None
     checkpoint_interval: int = CHECKPOINT_INTERVAL
+    speculative: str | None = None
 
     def __post_init__(self) -> None:
         for name, kind in ((field.name, field.type) for field in fields(self) if field.type.startswith("int")):
@@ -72,6 +79,7 @@ class EngineConfig:
                 raise OptionError(f"is {value!r:.60}", field=name, fix=f"give a whole number of at least {lowest}")
         if not isinstance(self.enable_prefix_caching, bool):
             raise OptionError(f"is {self.enable_prefix_caching!r:.60}", field="enable_prefix_caching", fix="give true or false")
+        check_speculative(self.speculative)
 
 
 class Engine:
@@ -84,6 +92,7 @@ class Engine:
         tokenizer: None for a model that takes and gives token ids only.
         grammar_compiler: for structured outputs; by default one of the engine's own.
         block_store: where the prefix cache is kept beyond the engine's life, if it is.
+        proposer: of tokens for speculative decoding; None is none. Models that carry a state from token to token do without it.
     """
 
     def __init__(
@@ -95,6 +104,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         grammar_compiler: GrammarCompiler | None = None,
         block_store: BlockStore | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
         self.executor, self.model, self.config, self.tokenizer = executor, model, config, tokenizer
         sinks = choose_sink_window(config.attention_sinks, config.attention_window, model, kv)
@@ -124,6 +134,8 @@ class Engine:
         self.validator = Validator(model, max_length, config.max_logprobs, tokenizer)
         self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))
         self._grammars = GrammarMasks(self._compiler)
+        self.speculation = None if proposer is None or kv.recurrent is not None else Speculation(proposer, model.vocab_size)
+        self.notes: tuple[str, ...] = () if proposer is None or self.speculation else (NO_SPECULATION,)  # for users
         self._num_requests = 0
         self._seed = int.from_bytes(os.urandom(4), "little") >> 1 if config.seed is None else config.seed
         self._max_steps = 1  # of the model in the next step
@@ -199,13 +211,20 @@ class Engine:
         if not self.has_unfinished_requests():
             return []
         try:
-            step = self.scheduler.schedule(min(self._max_steps, self.executor.max_steps))
+            max_steps, drafts = min(self._max_steps, self.executor.max_steps), dict[Sequence, tuple[int, ...]]()
+            if self.speculation is not None and self.scheduler.only_decodes:
+                drafts = self.speculation.draft(self.scheduler.running, max_steps)
+                max_steps = self.speculation.num_steps(max_steps)
+            start = time.perf_counter()
+            step = self.scheduler.schedule(max_steps, drafts)
             self._grammars.ask(step)  # they think while the model runs
-            output = self._run(step)
+            output, seconds = self._run(step)
             changed = self.scheduler.update(step, sample(output, step, self._grammars.take(step)))
+            if self.speculation is not None:
+                self.speculation.observe(step, seconds, time.perf_counter() - start - seconds * step.num_steps)
             for request in changed:
                 if request.finished:
-                    self._grammars.forget(request)
+                    self._forget(request)
             if self.stored is not None:
                 self.stored.save(is_idle=not self.has_unfinished_requests())
             return changed
@@ -219,7 +238,7 @@ class Engine:
         """Forgets a request and frees its blocks; False if there is none of that name (any more)."""
         request = self.scheduler.abort(request_id)
         if request is not None:
-            self._grammars.forget(request)
+            self._forget(request)
         return request is not None
 
     def close(self) -> None:
@@ -228,14 +247,19 @@ class Engine:
         if self.stored is not None:
             self.stored.store.flush()
 
-    def _run(self, step: Step) -> StepOutput:
-        """Runs the model, and finds out how many steps of it may come next."""
+    def _forget(self, request: Request) -> None:
+        self._grammars.forget(request)
+        if self.speculation is not None:
+            self.speculation.forget(request)
+
+    def _run(self, step: Step) -> tuple[StepOutput, float]:
+        """Runs the model, and finds out how many steps of it may come next. Returns the seconds of one, too."""
         start = time.perf_counter()
         output = self.executor.submit(step.batch, step.sampling).result()
         seconds = (time.perf_counter() - start) / step.num_steps
         fitting = int(PATIENCE / max(seconds, 1e-6))
         self._max_steps = max(1, min(fitting, self.config.num_scheduler_steps))
-        return output
+        return output, seconds
 
     def _compile(self, params: SamplingParams, compiled_grammar: bytes | None) -> bytes | None:
         wanted = params.structured_outputs
@@ -252,7 +276,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """The engine's current load, and counts since it began."""
-        scheduler, stored = self.scheduler, self.stored.store.counts if self.stored else StoreCounts()
+        scheduler, drafts = self.scheduler, self.scheduler.draft_counts
+        stored = self.stored.store.counts if self.stored else StoreCounts()
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -266,6 +291,10 @@ class Engine:
             num_step_tokens=scheduler.num_step_tokens,
             num_loaded=stored.num_loaded,
             num_saved=stored.num_saved,
+            num_drafts=drafts.num_drafts,
+            num_draft_tokens=drafts.num_tokens,
+            num_accepted_tokens=drafts.num_accepted,
+            accepted_by_place=tuple(drafts.accepted_by_place),
         )
 
     def check_idle(self) -> None:

@@ -45,11 +45,11 @@ class _Matching:
     asked: dict[str, int] = field(default_factory=dict)
     since: float = 0.0
 
-    def ask(self, sequences: SequenceOf[Sequence]) -> None:
-        """Tells the process the sequences' new tokens, so that it answers what may come next."""
+    def ask(self, sequences: SequenceOf[Sequence], draft: SequenceOf[int]) -> None:
+        """Tells the process the sequences' new tokens, so that it answers what may come next, and after each drafted token."""
         if not self.asked:
             self.since = time.monotonic()
-        rows = [(sequence.name, sequence.output_from(self.known.get(sequence.name, 0))) for sequence in sequences]
+        rows = [(sequence.name, sequence.output_from(self.known.get(sequence.name, 0)), draft) for sequence in sequences]
         for sequence in sequences:
             self.known[sequence.name] = self.asked[sequence.name] = sequence.num_output_tokens
         self.process.ask(rows)
@@ -74,7 +74,7 @@ class GrammarMasks:
                 self._matchings[source] = _Matching(self._compiler.acquire(source))
             unasked = [s for s in chunk.sequence.samplers if chunk.samples and not self._is_asked(s, self._matchings[source])]
             if unasked:
-                self._matchings[source].ask(unasked)
+                self._matchings[source].ask(unasked, chunk.draft)
 
     def take(self, step: Step) -> Mapping[Sequence, Outcome | None]:
         """The tokens allowed next for each sequence with a grammar that samples in this step; None where they aren't known yet.

@@ -37,9 +37,29 @@ class CompletionOutput:
     schema_error: str | None = None
 
 
+class DraftCounts:
+    """Counts of speculative decoding: drafts that were brought into steps, their tokens, and those that were right, also by their place."""
+
+    def __init__(self) -> None:
+        self.num_drafts = self.num_tokens = self.num_accepted = 0
+        self.accepted_by_place: list[int] = []
+
+    def add(self, num_tokens: int, num_accepted: int) -> None:
+        """Takes in one draft."""
+        self.num_drafts += 1
+        self.num_tokens += num_tokens
+        self.num_accepted += num_accepted
+        self.accepted_by_place += [0] * (num_accepted - len(self.accepted_by_place))
+        for place in range(num_accepted):
+            self.accepted_by_place[place] += 1
+
+
 @dataclass(frozen=True)
 class RequestMetrics:
-    """Times in seconds of `time.monotonic()`; None is not yet. `num_cached_tokens` came from the prefix cache."""
+    """Times in seconds of `time.monotonic()`; None is not yet. `num_cached_tokens` came from the prefix cache.
+
+    Of the tokens that speculative decoding drafted `num_accepted_tokens` were right.
+    """
 
     arrival_time: float
     first_scheduled_time: float | None
@@ -47,6 +67,8 @@ class RequestMetrics:
     finished_time: float | None
     num_cached_tokens: int
     num_preemptions: int
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +96,9 @@ class EngineStats:
     `num_prefix_queries` counts prompt tokens that were looked for in the prefix cache, `num_prefix_hits` those that were found;
     `num_steps` counts steps of the model and `num_step_tokens` the tokens that they computed;
     `num_swapped_out` counts blocks that were put into the swap space, `num_swapped_in` those that came back;
-    `num_loaded` counts blocks that were read from the prefix cache on disk, `num_saved` those that were written there.
+    `num_loaded` counts blocks that were read from the prefix cache on disk, `num_saved` those that were written there;
+    `num_drafts` counts drafts of speculative decoding in steps of the model, `num_draft_tokens` their tokens, `num_accepted_tokens` those
+    that were right, and `accepted_by_place` these by their places in drafts, from the first on.
     """
 
     num_running: int
@@ -89,3 +113,7 @@ class EngineStats:
     num_step_tokens: int = 0
     num_loaded: int = 0
     num_saved: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_by_place: tuple[int, ...] = ()

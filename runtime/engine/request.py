@@ -15,7 +15,7 @@ import numpy as np
 from cupola.runtime.device.interface import Float32
 from cupola.runtime.engine.block_pool import chain_hash
 from cupola.runtime.engine.draws import parameter_columns
-from cupola.runtime.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
+from cupola.runtime.engine.outputs import CompletionOutput, DraftCounts, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from cupola.runtime.engine.samplers.chain import Chain
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.state_manager import State
@@ -249,6 +249,7 @@ class Request:
         self.num_scored_tokens = 0  # prompt tokens whose logits were looked at
         self.num_cached_tokens: int | None = None
         self.num_preemptions = 0
+        self.draft_counts = DraftCounts()
         self.arrival_time = time.monotonic()
         self.first_scheduled_time: float | None = None
         self.first_token_time: float | None = None
@@ -313,5 +314,7 @@ class Request:
                 self.finished_time,
                 self.num_cached_tokens or 0,
                 self.num_preemptions,
+                self.draft_counts.num_tokens,
+                self.draft_counts.num_accepted,
             ),
         )

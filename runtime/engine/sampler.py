@@ -87,20 +87,54 @@ def sample(output: StepOutput, step: Step, outcomes: Mapping[Sequence, Outcome |
         if chunk.sequence.request.wants_scores:
             scores.append(_score_prompt(output, chunk))
         if chunk.samples:
-            row = chunk.first_row + chunk.end - chunk.logits_start - 1
-            rows |= {sequence: row for sequence in chunk.sequence.samplers if sequence not in silent}
+            rows |= {sequence: chunk.next_row for sequence in chunk.sequence.samplers if sequence not in silent}
     masked = _masked(output, rows, outcomes) if outcomes else {}
     before = range(step.num_steps, 1, -1)
     tokens = [SampledToken(sequence, _found(output, row, sequence, back), None) for back in before for sequence, row in rows.items()]
-    read = frozenset(step.sampling.rows)
+    read, drafts = frozenset(step.sampling.rows), {chunk.sequence: chunk.draft for chunk in step.chunks if chunk.draft}
     for sequence, row in rows.items():
-        is_found = row not in read or sequence.takes_likeliest
-        sampled = _sample_one(output, row, masked.get(sequence), sequence, is_found)
+        sampled = _sample_one(output, row, masked.get(sequence), sequence, read)
         if isinstance(sampled, SampledToken):
             tokens.append(sampled)
+            if sequence in drafts and sampled.token_id == drafts[sequence][0]:
+                more, more_ends = _sample_drafted(output, row, drafts[sequence], sequence, outcomes.get(sequence), read)
+                tokens += more
+                ends += more_ends
         else:
             ends += (sampled,)
     return Samples(tokens, scores, ends, delayed)
+
+
+def _sample_drafted(
+    output: StepOutput, row: int, draft: SequenceOf[int], sequence: Sequence, outcome: Outcome | None, read: frozenset[int]
+) -> tuple[list[SampledToken], tuple[SequenceEnd, ...]]:
+    """The tokens after `row`'s, which was the first of the draft: each is sampled as it would be in a step of its own.
+
+    So they are the tokens that would come without a draft, which only says how far the rows are of use: those after the first token
+    that the draft did not foresee follow one that did not come.
+    """
+    tokens: list[SampledToken] = []
+    num_known, allowed = len(sequence.token_ids), outcome if isinstance(outcome, Allowed) else None
+    try:
+        for i, token_id in enumerate(draft, 1):
+            sequence.token_ids.append(token_id)  # penalties and the like look at them
+            masked = None
+            if allowed is not None:
+                allowed = allowed.after(token_id)
+                if allowed is None:  # nobody has asked the grammar
+                    return tokens, ()
+                if (end := _end(sequence, allowed)) is not None:
+                    return tokens, (end,)
+                masked = apply_masks(output.rows([row + i]), [allowed.mask])[0]
+            sampled = _sample_one(output, row + i, masked, sequence, read)
+            if isinstance(sampled, SequenceEnd):
+                return tokens, (sampled,)
+            tokens.append(sampled)
+            if i == len(draft) or sampled.token_id != draft[i]:
+                break
+        return tokens, ()
+    finally:
+        del sequence.token_ids[num_known:]
 
 
 def _masked(output: StepOutput, rows: Mapping[Sequence, int], outcomes: Mapping[Sequence, Outcome | None]) -> dict[Sequence, Float32]:
@@ -144,9 +178,11 @@ def _checked(token_id: int, sequence: Sequence) -> int:
     return token_id
 
 
-def _sample_one(output: StepOutput, row: int, masked: Float32 | None, sequence: Sequence, is_found: bool) -> SampledToken | SequenceEnd:
+def _sample_one(
+    output: StepOutput, row: int, masked: Float32 | None, sequence: Sequence, read: frozenset[int]
+) -> SampledToken | SequenceEnd:
     num_top = sequence.request.spec.params.logprobs
-    if is_found:
+    if row not in read or sequence.takes_likeliest:
         token_id = _found(output, row, sequence)
     else:
         logits = output.row(row)

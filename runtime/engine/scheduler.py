@@ -12,7 +12,9 @@ import time
 from bisect import insort
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from types import MappingProxyType
 
+from cupola.runtime.engine.outputs import DraftCounts
 from cupola.runtime.engine.request import RankedLogprobs, Request, Sequence, Status
 from cupola.runtime.engine.sampler import Samples
 from cupola.runtime.engine.state_manager import Copies, StateManager
@@ -52,6 +54,7 @@ class Scheduler:
         self.num_preemptions = self.num_prefix_queries = self.num_prefix_hits = 0  # the last two in tokens
         self.num_swapped_out = self.num_swapped_in = 0  # in blocks
         self.num_steps = self.num_step_tokens = 0  # of the model, when they went well
+        self.draft_counts = DraftCounts()
         self._changed: dict[str, Request] = {}  # a failed step keeps them for the next one
 
     def add(self, request: Request) -> None:
@@ -59,8 +62,15 @@ class Scheduler:
         self.requests[request.spec.request_id] = request
         self._wait(request.sequences[0])
 
-    def schedule(self, max_steps: int = 1) -> Step:
+    @property
+    def only_decodes(self) -> bool:
+        """True if the next step is one of sequences that decode: no prompt is left to compute, and none is about to be."""
+        return all(s.decoding for s in self.running) and not (self.waiting and len(self.running) < self.max_num_seqs)
+
+    def schedule(self, max_steps: int = 1, drafts: Mapping[Sequence, tuple[int, ...]] = MappingProxyType({})) -> Step:
         """Plans a step, in which the model may take up to `max_steps`; at least one request must be unfinished.
+
+        `drafts` are tokens that may come next in decoding sequences. As many as there is room for are looked at in the same step.
 
         Running sequences come first, decodes before prefill chunks, so that a long prompt does not stall running
         streams. When blocks run out, the sequence of the last rank gives way. What budget prompts have left goes to
@@ -93,8 +103,9 @@ class Scheduler:
             plan[sequence] = num_tokens = self._num_fitting(sequence, budget[False])
             copies += self._reserve(sequence, num_tokens) or []
             budget[False] -= num_tokens
-        num_steps = self._choose_num_steps(plan, max_steps)
-        return build_step(plan, copies, self.states.block_size, self.states.num_sinks, num_steps, self.draws_tokens)
+        drafts = self._fit_drafts(plan, drafts) if drafts else drafts
+        num_steps = 1 if drafts else self._choose_num_steps(plan, max_steps)
+        return build_step(plan, copies, self.states.block_size, self.states.num_sinks, num_steps, self.draws_tokens, drafts)
 
     def update(self, step: Step, samples: Samples) -> list[Request]:
         """Takes in what a step computed. Returns the requests that have something new."""
@@ -108,16 +119,21 @@ class Scheduler:
         for sample in samples.tokens:  # all forks first: a parent that finishes gives its blocks away
             if sample.sequence.status is Status.UNBORN:
                 self._fork(sample.sequence.request.sequences[0], sample.sequence)
+        drafted = [chunk.sequence for chunk in step.chunks if chunk.draft]
         for sample in samples.tokens:
             sequence = sample.sequence
             if sequence.status is Status.FINISHED:  # by a token that the same step brought
                 continue
-            if step.num_steps > 1:
-                self._note_computed(sequence, len(sequence.token_ids))  # the model went on with what it chose
+            if step.num_steps > 1 or sequence in drafted:
+                self._note_computed(sequence, len(sequence.token_ids))  # the model went on with what it chose, or what was drafted is right
             self._append(sequence, sample.token_id, sample.logprobs)
         for end in samples.ends:
-            end.sequence.end("error" if end.error else "stop", end.error)
-            self._note(end.sequence)
+            if end.sequence.status is not Status.FINISHED:
+                end.sequence.end("error" if end.error else "stop", end.error)
+                self._note(end.sequence)
+        for chunk in (chunk for chunk in step.chunks if chunk.draft):
+            self._count_draft(chunk)
+            self.states.cut(chunk.sequence.state, chunk.sequence.num_computed_tokens)  # drafted tokens that did not come leave nothing
         if self.states.slots:  # a recurrent state has taken in the token that must be computed again, so it goes back to a checkpoint
             for sequence in samples.delayed:
                 if sequence.status is Status.RUNNING:
@@ -170,6 +186,20 @@ class Scheduler:
         num_steps = min(max_steps, *fitting, *alike)
         states = [(sequence.state, sequence.num_computed_tokens) for sequence in plan]
         return num_steps if self.states.reserve_all(states, num_steps) else 1
+
+    def _fit_drafts(self, plan: Mapping[Sequence, int], drafts: Mapping[Sequence, tuple[int, ...]]) -> dict[Sequence, tuple[int, ...]]:
+        """As much of the drafts as the step, the sequences and the free blocks have room for, and reserves blocks for it."""
+        room, fitting = self.max_num_batched_tokens - sum(plan.values()), dict[Sequence, tuple[int, ...]]()
+        for sequence, draft in drafts.items():
+            if plan.get(sequence) != 1 or sequence.state.runs_sinks:
+                continue
+            start, num_known = sequence.num_computed_tokens, len(sequence.token_ids)
+            alike = self.states.most_new_tokens(start, num_known) - 1
+            draft = draft[: max(0, min(room, alike, sequence.request.spec.max_length - num_known - 1))]
+            if draft and self.states.reserve(sequence.state, start, num_known + len(draft)) is not None:  # its last block is its own by now
+                fitting[sequence] = draft
+                room -= len(draft)
+        return fitting
 
     def _num_fitting(self, sequence: Sequence, budget: int) -> int:
         num_tokens, states = min(sequence.num_new_tokens, budget), self.states
@@ -241,6 +271,11 @@ class Scheduler:
             hashes = sequence.block_hashes(num_blocks, states.block_size)
             states.keep(sequence.state, num_computed_tokens, len(sequence.token_ids), hashes)
         states.advance(sequence.state, num_computed_tokens)
+
+    def _count_draft(self, chunk: Chunk) -> None:
+        num_right = max(0, len(chunk.sequence.token_ids) - chunk.end - 1)
+        for counts in (self.draft_counts, chunk.sequence.request.draft_counts):
+            counts.add(len(chunk.draft), num_right)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: RankedLogprobs | None) -> None:
         request = sequence.request

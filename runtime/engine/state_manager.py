@@ -248,6 +248,13 @@ class StateManager:
                 self.pools[i].drop(table, start, min(first, len(table)))
                 table.extend(_holes(first - len(table)))  # of tokens that are in the swap space
 
+    def cut(self, state: State, num_tokens: int) -> None:
+        """Gives back the blocks that lie wholly behind the first `num_tokens` tokens."""
+        num_blocks = -(-(num_tokens - state.num_dropped) // self.block_size)
+        for pool, table in zip(self.pools, state.tables, strict=bool(state.tables)):
+            pool.cut(table, num_blocks)
+        state.num_reserved = min(state.num_reserved, num_blocks * self.block_size + state.num_dropped)
+
     def fork(self, state: State) -> State:
         """A second holder of the same blocks; the first one to write to a shared block gets a copy of it."""
         child = State()

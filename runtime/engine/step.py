@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,10 @@ from cupola.runtime.engine.request import Sequence
 
 
 class Chunk(NamedTuple):
-    """Tokens `start` to `end` of a sequence. Those from `logits_start` on have logits, from row `first_row` of the step's."""
+    """Tokens `start` to `end` of a sequence, and drafted ones after them.
+
+    Those from `logits_start` on have logits, from row `first_row` of the step's; so has each drafted one.
+    """
 
     sequence: Sequence
     start: int
@@ -25,6 +29,22 @@ class Chunk(NamedTuple):
     samples: bool  # whether a token comes out of the last row: no known token is left after `end`
     first_index: int  # of the first token among those that the sequence's tables show
     first_position: int
+    draft: tuple[int, ...] = ()  # what may come next, for the model to look at in the same step; only where `samples`
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model computes."""
+        return self.end - self.start + len(self.draft)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits."""
+        return self.end - self.logits_start + len(self.draft)
+
+    @property
+    def next_row(self) -> int:
+        """The row that the sequence's next token comes out of, and behind it those of drafted tokens; only where `samples`."""
+        return self.first_row + self.end - self.logits_start - 1
 
 
 class Step(NamedTuple):
@@ -47,18 +67,20 @@ def build_step(
     num_sinks: int = 0,
     num_steps: int = 1,
     draws_tokens: bool = False,
+    drafts: Mapping[Sequence, tuple[int, ...]] = MappingProxyType({}),
 ) -> Step:
     """The step that computes the next `plan[sequence]` tokens of each sequence, and then perhaps more; their blocks must be reserved.
 
-    A model that `draws_tokens` finds those too that are not the likeliest.
+    `drafts` are tokens that may come next in sequences of which all known tokens are planned. A model that `draws_tokens` finds those too
+    that are not the likeliest.
 
     Where a sequence's window moved on, its first `num_sinks` tokens run besides, at the positions before the window.
     """
     chunks, num_rows = [], 0
     for sequence, num_tokens in plan.items():
-        chunk = _chunk(sequence, num_tokens, num_rows)
+        chunk = _chunk(sequence, num_tokens, num_rows, drafts.get(sequence, ()))
         chunks.append(chunk)
-        num_rows += chunk.end - chunk.logits_start
+        num_rows += chunk.num_rows
     sinks = _sinks(plan, num_sinks, num_rows) if num_sinks else []
     sampling = SamplingPlan(num_steps, tuple(_read_rows(chunks, draws_tokens)))
     batch = _batch(chunks + sinks, tuple(copies), block_size)
@@ -70,32 +92,34 @@ def _sinks(sequences: Iterable[Sequence], num_sinks: int, num_rows: int) -> list
     return [Chunk(sequence, 0, num_sinks, num_sinks, num_rows, False, 0, sequence.state.num_dropped) for sequence in again]
 
 
-def _chunk(sequence: Sequence, num_tokens: int, first_row: int) -> Chunk:
+def _chunk(sequence: Sequence, num_tokens: int, first_row: int, draft: tuple[int, ...]) -> Chunk:
     start = sequence.num_computed_tokens
     end = start + num_tokens
     samples = end == len(sequence.token_ids)
     request = sequence.request
     logits_start = min(max(start, request.num_scored_tokens), end) if request.wants_scores else end - samples
-    return Chunk(sequence, start, end, logits_start, first_row, samples, start - sequence.state.num_dropped, start)
+    return Chunk(sequence, start, end, logits_start, first_row, samples, start - sequence.state.num_dropped, start, draft)
 
 
 def _read_rows(chunks: list[Chunk], draws_tokens: bool) -> Iterator[int]:
     """The rows of logits that sampling and scoring look at."""
     for chunk in chunks:
-        end = chunk.first_row + chunk.end - chunk.logits_start
+        end = chunk.first_row + chunk.num_rows
         if chunk.sequence.request.wants_scores:
             yield from range(chunk.first_row, end)
         elif chunk.samples and not all(sequence.needs_token_alone(draws_tokens) for sequence in chunk.sequence.samplers):
-            yield end - 1
+            yield from range(chunk.next_row, end)
 
 
 def _draws(chunks: list[Chunk], sampling: SamplingPlan, num_rows: int) -> Int32 | None:
     """How the model draws the tokens of rows that the host does not read; None if all of them are the likeliest."""
     read, rows = set(sampling.rows), [LIKELIEST] * num_rows
     for chunk in chunks:
-        row, sequence = chunk.first_row + chunk.end - chunk.logits_start - 1, chunk.sequence
+        row, sequence = chunk.next_row, chunk.sequence
         if chunk.samples and row not in read and not sequence.takes_likeliest:
-            rows[row] = (*sequence.request.spec.draw, *uniform_columns(sequence.uniforms_ahead(sampling.num_steps)))
+            ahead = sequence.uniforms_ahead(sampling.num_steps + len(chunk.draft))
+            for i in range(len(chunk.draft) + 1):
+                rows[row + i] = (*sequence.request.spec.draw, *uniform_columns(ahead[i : i + sampling.num_steps]))
     return np.array(rows, np.int32) if any(row is not LIKELIEST for row in rows) else None
 
 
@@ -106,9 +130,10 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_
     logit_rows: list[int] = []
     query_starts = [0]
     for chunk in chunks:
-        logit_rows += range(len(tokens) + chunk.logits_start - chunk.start, len(tokens) + chunk.end - chunk.start)
+        logit_rows += range(len(tokens) + chunk.logits_start - chunk.start, len(tokens) + chunk.num_tokens)
         tokens += chunk.sequence.token_ids[chunk.start : chunk.end]
-        positions += range(chunk.first_position, chunk.first_position + chunk.end - chunk.start)
+        tokens += chunk.draft
+        positions += range(chunk.first_position, chunk.first_position + chunk.num_tokens)
         query_starts.append(len(tokens))
     tables_of_groups = list(zip(*[chunk.sequence.state.tables for chunk in chunks], strict=True))
     slots = [chunk.sequence.state.slot[0] for chunk in chunks if chunk.sequence.state.slot]
@@ -117,7 +142,7 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_
         positions=np.array(positions, np.int32),
         slots=tuple([_slots(chunks, tables, block_size) for tables in tables_of_groups]),
         query_starts=np.array(query_starts, np.int32),
-        context_lens=np.array([chunk.first_index + chunk.end - chunk.start for chunk in chunks], np.int32),
+        context_lens=np.array([chunk.first_index + chunk.num_tokens for chunk in chunks], np.int32),
         block_tables=tuple([_stacked(tables) for tables in tables_of_groups]),
         logit_rows=np.array(logit_rows, np.int32),
         copies=copies,
@@ -129,7 +154,7 @@ def _slots(chunks: list[Chunk], tables: tuple[BlockTable, ...], block_size: int)
     """Where a group keeps each new token."""
     slots: list[int] = []
     for chunk, table in zip(chunks, tables, strict=True):
-        start, end = chunk.first_index, chunk.first_index + chunk.end - chunk.start
+        start, end = chunk.first_index, chunk.first_index + chunk.num_tokens
         for block in range(start // block_size, -(-end // block_size)):
             first = (table[block] - block) * block_size
             slots += range(first + max(start, block * block_size), first + min(end, (block + 1) * block_size))

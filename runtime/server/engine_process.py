@@ -23,7 +23,7 @@ from cupola.runtime.engine.outputs import TokenLogprobs
 from cupola.runtime.engine.request import Request
 from cupola.runtime.environment import debug_level
 from cupola.runtime.errors import ArtifactError, CupolaError, EngineError, InputError, one_line
-from cupola.runtime.llm import load_engine
+from cupola.runtime.load_engine import load_engine
 from cupola.runtime.server import messages as m
 from cupola.runtime.text.tokenizer import load_tokenizer
 
@@ -148,6 +148,8 @@ class Sent:
             num_cached_tokens=request.num_cached_tokens or 0,
             queue_seconds=(request.first_scheduled_time or request.arrival_time) - request.arrival_time,
             prompt_logprobs=self._prompt_logprobs(),
+            num_draft_tokens=request.draft_counts.num_tokens,
+            num_accepted_tokens=request.draft_counts.num_accepted,
         )
         self._prompt_was_sent = True
         return delta
@@ -212,6 +214,8 @@ def serve(channel: Channel) -> None:
     except (CupolaError, OSError, MemoryError) as error:
         channel.send(m.LoadFailed(str(error) or "there is not enough memory", isinstance(error, InputError)))
         return
+    for note in engine.notes:
+        print(one_line(f"engine: {note}"), file=sys.stderr, flush=True)
     channel.send(m.Ready(engine.validator.max_length, sum(engine.executor.num_blocks), engine.config.max_num_seqs))
     try:
         EngineLoop(engine, channel).run()

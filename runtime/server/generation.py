@@ -79,7 +79,7 @@ class Generation:
         self._service, self._record, self._n, self._counts_output = service, record, params.n, counts_output
         self.prompts, self.choices = prompts, [Choice() for _ in range(len(prompts) * params.n)]
         self.prompt_logprobs: list[list[TokenLogprobs | None] | None] = [None] * len(prompts)
-        self.num_cached_tokens = 0
+        self.num_cached_tokens = self.num_draft_tokens = self.num_accepted_tokens = 0
         self._restriction, self._check = params.restriction, check
         self.keep_alive = service.config.sse_keep_alive
         self._timer: asyncio.TimerHandle | None = None
@@ -126,12 +126,16 @@ class Generation:
     def usage(self) -> dict[str, Any]:
         """OpenAI's count of tokens, as far as the request has come."""
         num_prompt, num_output = sum(map(len, self.prompts)), self.num_output_tokens
-        return {
+        usage = {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
             "total_tokens": num_prompt + num_output,
             "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
         }
+        if self.num_draft_tokens:  # in the fields that OpenAI has for predicted outputs
+            num_right, num_wrong = self.num_accepted_tokens, self.num_draft_tokens - self.num_accepted_tokens
+            usage["completion_tokens_details"] = {"accepted_prediction_tokens": num_right, "rejected_prediction_tokens": num_wrong}
+        return usage
 
     def _observe(self, prompt: int, delta: m.RequestDelta) -> None:
         now = time.monotonic()
@@ -139,6 +143,8 @@ class Generation:
             self.prompt_logprobs[prompt] = delta.prompt_logprobs
         if delta.finished:
             self.num_cached_tokens += delta.num_cached_tokens
+            self.num_draft_tokens += delta.num_draft_tokens
+            self.num_accepted_tokens += delta.num_accepted_tokens
         self._service.metrics.observe(self._progress[prompt], now, delta)
         if self._record.first_token is None:
             self._record.first_token = self._progress[prompt].first_token

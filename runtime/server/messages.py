@@ -84,7 +84,10 @@ class CompletionDelta(msgspec.Struct, array_like=True, frozen=True):
 
 
 class RequestDelta(msgspec.Struct, array_like=True, frozen=True):
-    """New output of one request. The last one has `finished`; `queue_seconds` are from its arrival until it was first scheduled."""
+    """New output of one request. The last one has `finished`; `queue_seconds` are from its arrival until it was first scheduled.
+
+    Of the tokens that were drafted for it so far, `num_accepted_tokens` were right.
+    """
 
     request_id: str
     completions: list[CompletionDelta]
@@ -92,6 +95,8 @@ class RequestDelta(msgspec.Struct, array_like=True, frozen=True):
     num_cached_tokens: int
     queue_seconds: float
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 class Stepped(msgspec.Struct, tag=True, frozen=True):

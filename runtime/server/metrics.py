@@ -27,6 +27,9 @@ COUNTERS = {
     "num_saved": "K/V blocks written to the prefix cache on disk.",
     "num_swapped_out": "K/V blocks swapped out for preempted sequences.",
     "num_swapped_in": "K/V blocks that came back from the swap space.",
+    "spec_decode_num_drafts": "Drafts of speculative decoding that the model looked at.",
+    "spec_decode_num_draft_tokens": "Tokens of drafts.",
+    "spec_decode_num_accepted_tokens": "Tokens of drafts that were right.",
     "prompt_tokens": "Tokens of prompts whose first token came.",
     "generation_tokens": "Tokens generated.",
     "engine_restarts": "How often the engine's process had to be started again.",
@@ -81,6 +84,8 @@ class Metrics:
         self.registry.register(_OldNames(self.registry))
         text = "Requests that were answered, by why they ended."
         self._finished = Counter("cupola:request_success", text, ("model_name", "finished_reason"), registry=self.registry)
+        text = "Tokens of drafts that were right, by their places in these."
+        self._accepted = Counter("cupola:spec_decode_num_accepted_tokens_per_pos", text, ("model_name", "position"), registry=self.registry)
         self._model_name = model_name
         self._last = EngineStats(0, 0, 0.0, 0, 0, 0)
         self._num_finished, self._total_seconds = 0, 0.0
@@ -103,9 +108,15 @@ class Metrics:
             ("num_saved", stats.num_saved, last.num_saved),
             ("num_swapped_out", stats.num_swapped_out, last.num_swapped_out),
             ("num_swapped_in", stats.num_swapped_in, last.num_swapped_in),
+            ("spec_decode_num_drafts", stats.num_drafts, last.num_drafts),
+            ("spec_decode_num_draft_tokens", stats.num_draft_tokens, last.num_draft_tokens),
+            ("spec_decode_num_accepted_tokens", stats.num_accepted_tokens, last.num_accepted_tokens),
         ):
             if now != before:
                 self._counters[name].inc(now - before if now > before else now)  # a new engine counts from 0
+        for place, now in enumerate(stats.accepted_by_place):
+            before = last.accepted_by_place[place] if place < len(last.accepted_by_place) else 0
+            self._accepted.labels(self._model_name, str(place)).inc(now - before if now >= before else now)
         for _ in range(stats.num_steps - last.num_steps):
             mean = (stats.num_step_tokens - last.num_step_tokens) / (stats.num_steps - last.num_steps)
             self._histograms["iteration_tokens_total"].observe(mean)

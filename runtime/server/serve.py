@@ -56,6 +56,7 @@ def serve(
     attention_sinks: int | None = None,
     attention_window: int | None = None,
     checkpoint_interval: int = CHECKPOINT_INTERVAL,
+    speculative: str | None = None,
     device: str | None = None,
     max_queue: int = 256,
     request_timeout: float = 600.0,
@@ -108,7 +109,7 @@ def serve(
     # Refused here, before a process starts.
     engine = EngineConfig(
         max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
-        num_scheduler_steps, attention_sinks, attention_window, checkpoint_interval,
+        num_scheduler_steps, attention_sinks, attention_window, checkpoint_interval, speculative,
     )  # fmt: skip
     if kv_memory is not None:
         parse_bytes(kv_memory, "kv_memory")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cupola.runtime.artifact.verified import identify
 from cupola.runtime.environment import interpreter
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # slow to load, and most who generate have no grammar
     import subprocess
 
 HEAD = struct.Struct("<I")
+Row: TypeAlias = "tuple[str, Sequence[int], Sequence[int]]"  # a sequence's name, its new tokens, and those that are drafted after them
 CHUNK_BYTES = 1 << 20
 
 
@@ -30,11 +31,17 @@ class Allowed:
     """The tokens allowed after those of a sequence.
 
     `state` is "open", "done" (nothing but the end may come) or "stuck" (not even that); `mask` has a bit for each token,
-    the lowest of each byte first.
+    the lowest of each byte first. `following` is what is allowed after the token `drafted`, if that was asked.
     """
 
     state: str
     mask: bytes
+    drafted: int | None = None
+    following: Allowed | None = None
+
+    def after(self, token_id: int) -> Allowed | None:
+        """The tokens allowed after a further one; None if nobody has asked."""
+        return self.following if token_id == self.drafted else None
 
 
 class GrammarProcess:
@@ -54,7 +61,7 @@ class GrammarProcess:
         self.ended = False
         self._connection = connection
         self._unsent, self._received = bytearray(), bytearray()
-        self._questions: list[list[str]] = []  # the names of the rows of each that has no answer yet
+        self._questions: list[list[Row]] = []  # the rows of each that has no answer yet
         self._forgotten: list[str] = []
         weakref.finalize(self, connection.close)
         connection.setblocking(False)
@@ -75,9 +82,9 @@ class GrammarProcess:
         """True if `poll` has something left to send."""
         return bool(self._unsent)
 
-    def ask(self, rows: Sequence[tuple[str, Sequence[int]]]) -> None:
-        """Asks what may come after further tokens of the sequences of these names."""
-        self._questions.append([name for name, _ in rows])
+    def ask(self, rows: Sequence[Row]) -> None:
+        """Asks what may come after further tokens of sequences, and after each drafted one behind them."""
+        self._questions.append([(name, (), draft) for name, _, draft in rows])
         self._send(json.dumps({"rows": rows, "forget": self._forgotten}).encode())
         self._forgotten = []
 
@@ -141,9 +148,16 @@ class GrammarProcess:
             self.num_bytes, self.failure = verdict.get("num_bytes"), verdict.get("error")
             return {}
         header, _, masks = frame.partition(b"\n")
-        names, states = self._questions.pop(0), json.loads(header)
-        width = len(masks) // max(len(names), 1)
-        return {name: Allowed(state, masks[i * width : (i + 1) * width]) for i, (name, state) in enumerate(zip(names, states, strict=True))}
+        rows, states = self._questions.pop(0), json.loads(header)
+        width, end, answers = len(masks) // max(sum(map(len, states)), 1), len(masks), dict[str, Allowed]()
+        for (name, _, draft), states_of_row in zip(reversed(rows), reversed(states), strict=True):
+            allowed = None
+            for i in range(len(states_of_row) - 1, -1, -1):
+                allowed = Allowed(states_of_row[i], masks[end - width : end], *(() if allowed is None else (draft[i], allowed)))
+                end -= width
+            assert allowed is not None
+            answers[name] = allowed
+        return answers
 
 
 def wait(processes: Collection[GrammarProcess], seconds: float) -> None:

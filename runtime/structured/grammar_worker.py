@@ -4,8 +4,9 @@ This process reads the vocabulary, and then forks a process for each grammar, wh
 from anyone, may take for ever to compile or to match, and is then killed without harm to the others.
 
 A grammar's process reads and writes frames over a socket, each 4 bytes of length and that many of content. The first says
-what to compile (JSON); its answer is the start's: {"error": …} or {"num_bytes": …}. Each further one (JSON) has "rows": pairs of
-a sequence's name and its new tokens, and "forget": names. Its answer is a line of JSON, how each row stands, and the rows' masks.
+what to compile (JSON); its answer is the start's: {"error": …} or {"num_bytes": …}. Each further one (JSON) has "rows": each a
+sequence's name, its new tokens, and tokens drafted after them; and "forget": names. Its answer is a line of JSON, how each row stands
+after its new tokens and after each drafted one, as far as these are allowed, and the masks of all that.
 """
 
 from __future__ import annotations
@@ -89,15 +90,33 @@ def _answer(grammar: xgrammar.Grammar, matchers: dict[str, Any], message: dict[s
     for name in message["forget"]:
         matchers.pop(name, None)
     rows = message["rows"]
-    credit = signal.getitimer(signal.ITIMER_PROF)[0] + ROW_SECONDS * len(rows)
+    credit = signal.getitimer(signal.ITIMER_PROF)[0] + ROW_SECONDS * sum(1 + len(draft) for *_, draft in rows)
     signal.setitimer(signal.ITIMER_PROF, min(credit, MAX_CREDIT_SECONDS))
-    for name, _ in rows:
+    for name, *_ in rows:
         if name not in matchers:
             matchers[name] = grammar.matcher()
-    fits = [xgrammar.accept(matchers[name], token_ids) for name, token_ids in rows]
-    masks, states = grammar.fill([matchers[name] for name, _ in rows])
-    states = [state if fit else "stuck" for state, fit in zip(states, fits, strict=True)]
-    return json.dumps(states).encode() + b"\n" + masks.tobytes()
+    fits = [xgrammar.accept(matchers[name], token_ids) for name, token_ids, _ in rows]
+    masks, states = grammar.fill([matchers[name] for name, *_ in rows])
+    answers = []
+    for (name, _, draft), mask, state, fit in zip(rows, masks, states, fits, strict=True):
+        answers.append([(state if fit else "stuck", mask.tobytes())])
+        if draft and fit:
+            answers[-1] += _follow(grammar, matchers[name], state, draft)
+    header = json.dumps([[state for state, _ in answer] for answer in answers])
+    return header.encode() + b"\n" + b"".join(mask for answer in answers for _, mask in answer)
+
+
+def _follow(grammar: xgrammar.Grammar, matcher: Any, state: str, draft: list[int]) -> list[tuple[str, bytes]]:
+    """How a matcher stands after each drafted token, up to the first that is not allowed; it then goes back."""
+    found: list[tuple[str, bytes]] = []
+    for token_id in draft:
+        if state != "open" or not xgrammar.accept(matcher, [token_id]):
+            break
+        masks, (state,) = grammar.fill([matcher])
+        found.append((state, masks.tobytes()))
+    if found:
+        matcher.rollback(len(found))
+    return found
 
 
 def _read(stream: IO[bytes]) -> bytes | None:

@@ -110,6 +110,11 @@ class Tokenizer:
         """The texts of the tokens beside the trained vocabulary, special or not."""
         return frozenset(token.content for token in self._tokenizer.get_added_tokens_decoder().values())
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token as the vocabulary writes it, with its id."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return vocabulary
+
     def token(self, token_id: int) -> str | None:
         """How the vocabulary writes the token `token_id`, such as "<s>"; None if it has none."""
         token: str | None = self._tokenizer.id_to_token(token_id)

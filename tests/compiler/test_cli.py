@@ -34,6 +34,7 @@ from cupola.runtime.artifact.manifest import (
 from cupola.runtime.artifact.plan import Place, Plan, PlanBuffer, PlanCall, PlanKernel
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, TensorSpec, WeightSpec
+from cupola.runtime.engine.outputs import EngineStats
 from cupola.runtime.errors import EngineError, SourceError
 
 Capture = pytest.CaptureFixture[str]
@@ -87,10 +88,15 @@ class FakeLLM:
         attention_sinks: int | None,
         attention_window: int | None,
         gpu_memory_utilization: float | None,
+        speculative: str | None,
     ) -> None:
         FakeLLM.made_from.append(Path(artifact))
         self.artifact = Artifact.open(artifact)
+        self._stats = EngineStats(0, 0, 0.0, 0, 0, 0, num_drafts=4 if speculative else 0, num_draft_tokens=20, num_accepted_tokens=10)
         self.notes = (f"{attention_sinks} and {attention_window} are kept",) if attention_window else ()
+
+    def stats(self) -> EngineStats:
+        return self._stats
 
     def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return [1] * text.count("<")
@@ -321,6 +327,16 @@ def test_run_streams_the_answer_through_the_chat_template(artifact: str, fake: t
     assert captured.out == "<two><words>\n"
     assert fake.asked == [[("system", "Be brief."), ("user", "two words")]]
     assert "2 tokens" in captured.err
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_stats_say_how_many_drafted_tokens_were_right(
+    command: str, artifact: str, fake: type[FakeLLM], type_lines: Callable[..., None], capsys: Capture
+) -> None:
+    type_lines("hello")
+    prompt = ["-p", "hello"] if command == "run" else []
+    assert run([command, artifact, *prompt, "--speculative", "ngram", "--stats"]) == 0
+    assert "; of 20 drafted tokens 50% were right, 3.5 tokens a step with drafts\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["run", "chat"])

@@ -20,6 +20,7 @@ from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from cupola.runtime.text.tokenizer import Tokenizer
+from tests.runtime.engine.speculating import Oracle, speculate
 from tests.runtime.fakes import MODEL, STOP, VOCAB, FakeExecutor, fake_logits, make_engine, run_all
 
 TOKENS = [*'abcdefghijklmnopqrstuvwxyz0123456789{}[]":,._-+*/()<>=!?; \n', "a" * 24]
@@ -107,10 +108,13 @@ def greedy_reference(prompt: list[int], compiled_grammar: object) -> list[int]:
     kills=st.sets(st.integers(0, 30), max_size=1),
     caching=st.booleans(),
     grace=st.sampled_from([0.0, 0.02]),
+    num_right=st.sampled_from([None, 0, 4]),
 )
 def test_greedy_answers_are_the_reference_whatever_happens(
-    engines, compiled, requests, num_blocks, num_swap_blocks, max_num_seqs, max_num_batched_tokens, failures, kills, caching, grace
-):
+    engines, compiled, requests, num_blocks, num_swap_blocks, max_num_seqs, max_num_batched_tokens, failures, kills, caching, grace,
+    num_right,
+):  # fmt: skip
+    """Whatever is drafted, too: what a grammar forbids, and what is right `num_right` times."""
     engine = engines(
         num_blocks, num_swap_blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, enable_prefix_caching=caching
     )
@@ -122,6 +126,11 @@ def test_greedy_answers_are_the_reference_whatever_happens(
         engine.add_request(str(i), prompt, SamplingParams(**LONG, structured_outputs=structured_outputs))
         if structured_outputs is not None:
             expected[str(i)] = greedy_reference(prompt, compiled[kind])
+    if num_right is not None:
+        answers = {name.split(".")[0]: token_ids for name, token_ids in expected.items()}
+        with pytest.MonkeyPatch.context() as patch:
+            speculate(engine, Oracle(lambda name: answers.get(name.partition(".")[0], []), num_right), patch)
+        engine.speculation.costs.table = lambda most: [1.0] * (most + 1)
     outputs, step = {}, 0
     while engine.has_unfinished_requests():
         engine.executor.num_failures = step in failures
@@ -138,6 +147,15 @@ def test_greedy_answers_are_the_reference_whatever_happens(
     engine.check_idle()
     for name, token_ids in expected.items():
         assert (outputs[name].token_ids, outputs[name].finish_reason) == (token_ids, "stop")
+
+
+def test_drafts_in_a_grammar_bring_tokens_sooner(engines, compiled, monkeypatch):
+    wanted = greedy_reference([1, 2, 3], compiled[0])
+    engine = speculate(engines(), Oracle(lambda _: wanted, 6), monkeypatch)
+    engine.add_request("a", [1, 2, 3], SamplingParams(**LONG, structured_outputs=TEXTS[0]))
+    outputs = run_all(engine)
+    assert outputs["a"].outputs[0].token_ids == wanted
+    assert engine.stats().num_accepted_tokens >= len(wanted) // 3
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -85,6 +87,19 @@ def test_steps_are_counted_once_each():
     metrics.count_engine_restart()
     metrics.observe_stats(EngineStats(1, 0, 0.5, 0, 0, 0, num_steps=1, num_step_tokens=3))
     assert figures(metrics)["iteration_tokens_total_sum"] == 51
+
+
+def test_drafts_are_counted_by_their_places():
+    metrics = Metrics("model")
+    stats = EngineStats(1, 0, 0.5, 0, 0, 0, num_drafts=1, num_draft_tokens=4, num_accepted_tokens=2, accepted_by_place=(1, 1))
+    metrics.observe_stats(stats)
+    metrics.observe_stats(replace(stats, num_drafts=3, num_draft_tokens=9, num_accepted_tokens=5, accepted_by_place=(2, 2, 1)))
+    metrics.observe_stats(replace(stats, num_drafts=1, num_draft_tokens=2, num_accepted_tokens=1, accepted_by_place=(1,)))  # a new engine
+    text, prefix = metrics.text().decode(), "cupola:spec_decode_num"
+    for name, value in (("drafts", 4), ("draft_tokens", 11), ("accepted_tokens", 6)):
+        assert f'{prefix}_{name}_total{{model_name="model"}} {value}.0' in text
+    for place, value in enumerate((3, 2, 1)):
+        assert f'{prefix}_accepted_tokens_per_pos_total{{model_name="model",position="{place}"}} {value}.0' in text
 
 
 def test_every_histogram_is_shown_before_anything_happened():

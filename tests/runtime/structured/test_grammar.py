@@ -44,7 +44,7 @@ def compiler(tokenizer_file):
 
 
 def ask(process: GrammarProcess, name: str, token_ids: list[int]) -> Allowed:
-    process.ask([(name, token_ids)])
+    process.ask([(name, token_ids, [])])
     while not (answers := process.poll()):
         assert process.failure is None, process.failure
         wait([process], 5)
@@ -220,7 +220,7 @@ SLOW = {"slow to match": {"regex": "((a{1,100}){1,100}){1,100}"}, "slower and sl
 def test_a_grammar_that_takes_too_long_to_match_ends_alone(compiler, fields):
     slow = compiler.acquire(compiler.compile(StructuredOutputs(**fields)))
     other = compiler.acquire(compiler.compile(StructuredOutputs(regex="[ab]*")))
-    slow.ask([("a", [ord("a")] * 3000)])
+    slow.ask([("a", [ord("a")] * 3000, [])])
     while slow.failure is None:
         assert ord("b") in allowed_ids(ask(other, "b", [ord("a")]))
         slow.poll()

@@ -45,7 +45,7 @@ PATTERNS = st.tuples(
 def find_allowed(compiler: GrammarCompiler, wanted: StructuredOutputs, texts: list[str], frame: str = '"{}"') -> set[str]:
     """Those of the texts with which the output, `frame` around them, may end."""
     process = compiler.acquire(compiler.compile(wanted))
-    process.ask([(text, list(frame.format(text).encode())) for text in texts])
+    process.ask([(text, list(frame.format(text).encode()), []) for text in texts])
     while not (answers := process.poll()):
         assert process.failure is None, process.failure
         wait([process], 5)

@@ -1,0 +1,58 @@
+"""The interface of proposers. A guess may be wrong at no harm but the time that it takes: the model looks at every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Context(NamedTuple):
+    """A sequence as a proposer sees it.
+
+    Attributes:
+        name: no other sequence of the engine has it.
+        token_ids: prompt and output so far; from call to call tokens are added, and none is changed.
+        num_prompt_tokens: of them the prompt's.
+        salt: what is learned of one sequence may help others of the same salt, and no others.
+        most: tokens that are wanted at most; at least 1.
+    """
+
+    name: str
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
+    salt: bytes
+    most: int
+
+
+class Draft(NamedTuple):
+    """Tokens that may come next, one after the other.
+
+    Attributes:
+        token_ids: at most as many as were asked for; none is no guess.
+        evidence: how much speaks for them, such as the tokens before them that were found elsewhere too. Guesses of like evidence are
+            expected to be right alike often; its numbers have no other meaning.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    evidence: int = 0
+
+
+NO_DRAFT = Draft()
+
+
+class Proposer(Protocol):
+    """Guesses what sequences say next.
+
+    Attributes:
+        is_free: whether a guess takes next to no time, so that guesses are made just to learn how often they are right.
+    """
+
+    is_free: bool
+
+    def propose(self, contexts: Sequence[Context]) -> list[Draft]:
+        """A draft for each sequence."""
+        ...
+
+    def forget(self, context: Context) -> None:
+        """Takes note that a sequence has ended, whether or not it was ever asked about."""
+        ...

@@ -1,0 +1,175 @@
+"""Speculative decoding: which sequences bring drafted tokens into a step, and how many, so that tokens come sooner.
+
+The model looks at a sequence's drafted tokens in one step, and the sampler takes of them what it would have taken anyway (`sampler.py`). So
+a draft changes no token, only time: a step of more tokens takes longer, and is worth it if enough of them are right. Both are learned as
+steps pass: what steps take by their size (`step_costs.py`), and how often drafts are right (`acceptance.py`), also of drafts that were not
+brought into a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as SequenceOf
+from itertools import accumulate, repeat, takewhile
+from operator import mul
+from typing import NamedTuple
+
+from cupola.runtime.engine.acceptance import Acceptance
+from cupola.runtime.engine.proposers.proposer import Context, Draft, Proposer
+from cupola.runtime.engine.request import Request, Sequence
+from cupola.runtime.engine.step import Step
+from cupola.runtime.engine.step_costs import StepCosts
+from cupola.runtime.errors import EngineError
+
+MAX_DRAFT = 15  # tokens of one sequence: with the one before them 16 rows, which CPUs multiply as they do one
+MIN_GAIN = 1.08  # by which tokens must come faster, as it is expected, for a draft to be brought into a step
+HOPEFUL = 0.25  # drafted tokens a step that were right lately, from which on the model is not left to go on by itself
+RECENT = 0.2  # the share of one step in that
+PROBE_STEPS = 128  # steps without a draft after which one that costs time is made again, to learn whether it is worth it by now
+SHARE = 0.1  # of one step in the average of the host's seconds
+
+
+class _Made(NamedTuple):
+    """A draft, and how many tokens the sequence had."""
+
+    num_known: int
+    draft: Draft
+
+
+class Speculation:
+    """Asks a proposer, and decides what of its drafts is used. For one model.
+
+    Args:
+        vocab_size: of the model.
+    """
+
+    def __init__(self, proposer: Proposer, vocab_size: int) -> None:
+        self.proposer, self._vocab_size = proposer, vocab_size
+        self.acceptance, self.costs = Acceptance(), StepCosts()
+        self._drafting = StepCosts()  # of the proposer, by how many tokens it is asked for
+        self._made: dict[Sequence, _Made] = {}
+        self._host_seconds = 0.0  # of a step of the engine, beside those of the model and the proposer
+        self._num_right = 0.0  # drafted tokens a step and sequence, lately
+        self._num_without = 0  # steps of the model since a draft was made
+
+    def draft(self, running: SequenceOf[Sequence], max_steps: int) -> dict[Sequence, tuple[int, ...]]:
+        """The drafted tokens to bring into the next step, by sequence, if all running ones decode.
+
+        Args:
+            max_steps: of the model, which it could take at once without a draft.
+
+        Raises:
+            EngineError: the proposer gave what is no token.
+        """
+        self._learn()
+        rooms = {sequence: room for sequence in running if (room := _room(sequence)) > 0}
+        costs = self.costs.table(len(running) + MAX_DRAFT * len(rooms)) if rooms else None
+        if costs is None:
+            return {}
+        plain = costs[len(running)] + self._host_seconds / max_steps
+        costs = [seconds + self._host_seconds for seconds in costs]
+        most = MAX_DRAFT if self.proposer.is_free else self._plan_length(list(rooms), len(running), costs, plain)
+        if not most:
+            return {}
+        drafts = self._propose({sequence: min(most, room) for sequence, room in rooms.items()}, most)
+        self._made = {sequence: _Made(len(sequence.token_ids), draft) for sequence, draft in drafts.items()}
+        chances = [self._chances(sequence, draft.evidence, len(draft.token_ids)) for sequence, draft in drafts.items()]
+        lengths = choose_lengths(chances, costs, len(running), plain)
+        return {sequence: made.token_ids[:length] for (sequence, made), length in zip(drafts.items(), lengths, strict=True) if length}
+
+    def num_steps(self, max_steps: int) -> int:
+        """How many steps the model may take by itself: while drafts are right, one, since the next draft may be, too."""
+        return 1 if self._num_right > HOPEFUL else max_steps
+
+    def observe(self, step: Step, model_seconds: float, host_seconds: float) -> None:
+        """Takes in how long a step took: the model for each of its own, and the engine beside it."""
+        if any(chunk.end - chunk.start > 1 or not chunk.samples for chunk in step.chunks):
+            return  # a prompt's, or the part of one
+        self.costs.observe(len(step.batch.tokens), model_seconds)
+        most = 2 * self._host_seconds or host_seconds  # something else may have run meanwhile
+        self._host_seconds += (SHARE if self._host_seconds else 1) * (min(host_seconds, most) - self._host_seconds)
+        self._num_without += step.num_steps
+        num_right = sum(max(0, chunk.sequence.num_computed_tokens - chunk.end) for chunk in step.chunks if chunk.draft)
+        self._num_right *= (1 - RECENT) ** step.num_steps
+        self._num_right += RECENT * num_right / len(step.chunks)
+
+    def forget(self, request: Request) -> None:
+        """Drops what is known of a request that has ended."""
+        self._learn()
+        for sequence in request.sequences:
+            self.proposer.forget(context_of(sequence, 1))
+
+    def _propose(self, rooms: dict[Sequence, int], most: int) -> dict[Sequence, Draft]:
+        start = time.perf_counter()
+        made = self.proposer.propose([context_of(sequence, room) for sequence, room in rooms.items()])
+        self._drafting.observe(most, time.perf_counter() - start)
+        self._num_without = 0
+        return {sequence: self._checked(draft, sequence) for sequence, draft in zip(rooms, made, strict=True)}
+
+    def _checked(self, draft: Draft, sequence: Sequence) -> Draft:
+        """A draft up to a token that would end the sequence: nothing may follow it."""
+        for token_id in draft.token_ids:
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self._vocab_size:
+                raise EngineError(f"a draft has the token id {token_id!r:.60}, which is none of 0 to {self._vocab_size - 1}")
+        stops = sequence.request.spec.stop_token_ids
+        return Draft(tuple(takewhile(lambda token_id: token_id not in stops, draft.token_ids)), draft.evidence)
+
+    def _plan_length(self, sequences: SequenceOf[Sequence], num_running: int, costs: SequenceOf[float], plain: float) -> int:
+        """How many tokens to ask a proposer for whose drafts cost time; 0 is no draft."""
+        seconds = self._drafting.table(MAX_DRAFT) or [0.0] * (MAX_DRAFT + 1)
+        gains = [sum(column) for column in zip(*(self._chances(sequence, 0, MAX_DRAFT) for sequence in sequences), strict=True)]
+        best, best_rate, total = 0, MIN_GAIN * num_running / plain, float(num_running)
+        for length, gain in enumerate(gains, 1):
+            total += gain
+            rate = total / (costs[num_running + length * len(sequences)] + seconds[length])
+            if rate > best_rate:
+                best, best_rate = length, rate
+        return 1 if not best and self._num_without >= PROBE_STEPS else best
+
+    def _chances(self, sequence: Sequence, evidence: int, length: int) -> list[float]:
+        """The chance of each token of a draft, and of all before it, to be right."""
+        return list(accumulate(repeat(self.acceptance.chance(sequence.name, evidence), length), mul))
+
+    def _learn(self) -> None:
+        """Holds the drafts that were made against what came."""
+        made, self._made = self._made, {}
+        for sequence, (num_known, draft) in made.items():
+            came = sequence.token_ids[num_known : num_known + len(draft.token_ids)]
+            num_right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft.token_ids, came, strict=False)))
+            if came and draft.token_ids:
+                self.acceptance.observe(sequence.name, draft.evidence, num_right, num_right < len(came))
+
+
+def context_of(sequence: Sequence, most: int) -> Context:
+    """A sequence as proposers see it."""
+    spec = sequence.request.spec
+    return Context(sequence.name, sequence.token_ids, len(spec.prompt_token_ids), spec.cache_salt, most)
+
+
+def choose_lengths(chances: SequenceOf[SequenceOf[float]], costs: SequenceOf[float], num_plain: int, plain: float) -> list[int]:
+    """How much of each draft to use, so that the most tokens a second are expected.
+
+    Args:
+        chances: of each draft, each token's to be right with all before it, which never rises.
+        costs: seconds of a step by its tokens.
+        num_plain: tokens of a step without drafts.
+        plain: seconds of such a step, of which the model may take several at once.
+    """
+    ordered = sorted(((chance, i) for i, draft in enumerate(chances) for chance in draft), key=lambda pair: -pair[0])
+    best, best_rate, total = 0, MIN_GAIN * num_plain / plain, float(num_plain)
+    for count, (chance, _) in enumerate(ordered, 1):
+        total += chance
+        if total / costs[num_plain + count] > best_rate:
+            best, best_rate = count, total / costs[num_plain + count]
+    lengths = [0] * len(chances)
+    for _, i in ordered[:best]:
+        lengths[i] += 1
+    return lengths
+
+
+def _room(sequence: Sequence) -> int:
+    """How many drafted tokens a sequence could use: none before the first token, which may be several sequences', none at its end."""
+    request = sequence.request
+    if not sequence.decoding or not sequence.num_output_tokens or request.wants_scores or len(sequence.samplers) > 1:
+        return 0
+    return request.spec.max_length - len(sequence.token_ids) - 1

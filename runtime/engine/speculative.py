@@ -1,0 +1,23 @@
+"""The option `speculative`: its values. Needs no model, and imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cupola.runtime.errors import OptionError
+
+Propose = Callable[[list[int], int], Sequence[int]]  # a user's own: from a sequence's tokens, and how many are wanted at most
+Speculative = str | Propose | None
+NAMES = ("ngram", "suffix", "auto")
+DRAFT = "draft:"  # before the path of an artifact
+FIELD = "speculative"
+
+
+def check_speculative(speculative: object) -> None:
+    """Checks a value. Raises OptionError."""
+    if speculative is None or callable(speculative):
+        return
+    if isinstance(speculative, str) and (speculative in NAMES or (speculative.startswith(DRAFT) and speculative != DRAFT)):
+        return
+    fix = f"give one of {', '.join(NAMES)}, or {DRAFT} and the folder of a small model's artifact"
+    raise OptionError(f"is {speculative!r:.200}", field=FIELD, fix=fix)

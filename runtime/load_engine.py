@@ -1,0 +1,65 @@
+"""Loads an artifact's library, gives it memory, and puts an engine over it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from cupola.runtime.artifact.folder import Artifact
+from cupola.runtime.artifact.manifest import Manifest
+from cupola.runtime.device.block_store import KEY_BYTES, make_block_store
+from cupola.runtime.device.executor import open_library
+from cupola.runtime.device.memory import choose_kv_memory, choose_num_blocks, make_swap_space
+from cupola.runtime.engine.attention_sinks import choose_sink_window
+from cupola.runtime.engine.engine import Engine, EngineConfig
+from cupola.runtime.engine.proposers.choose import make_proposer
+from cupola.runtime.engine.speculative import Speculative
+from cupola.runtime.machine import trim_heap
+from cupola.runtime.text.tokenizer import Tokenizer
+
+
+def load_engine(
+    artifact: Artifact,
+    config: EngineConfig,
+    tokenizer: Tokenizer | None,
+    *,
+    kv_memory: int | str | None,
+    gpu_memory_utilization: float | None,
+    swap_memory: int | str,
+    swap_folder: str | Path | None,
+    cache_folder: str | Path | None,
+    cache_size: int | str,
+    device: str | None,
+    speculative: Speculative = None,
+) -> Engine:
+    """An engine that runs the artifact, with no more sequences in a step than it was compiled for. Raises as `LLM`.
+
+    `speculative` stands in for that of `config`, which can't hold a function.
+    """
+    manifest = artifact.manifest
+    config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
+    model, kv = manifest.model, manifest.kv
+    sinks = choose_sink_window(config.attention_sinks, config.attention_window, model, kv)
+    most = kv.most_blocks(sinks.num_kept if sinks else model.context_length, config.max_num_batched_tokens)
+    opened, limits = open_library(artifact, device), (config.max_num_seqs, config.max_num_batched_tokens)
+    kv_memory = choose_kv_memory(manifest, opened.library.plan, opened.device, kv_memory, gpu_memory_utilization, *limits)
+    num_blocks = choose_num_blocks(kv, kv_memory, most, config.max_num_seqs)
+    swap = make_swap_space(kv, swap_memory, swap_folder, most)
+    num_tokens = min(num_blocks[i] * kv.block_size for i in range(len(kv.paged))) if kv.paged else 0
+    proposer = make_proposer(speculative or config.speculative, artifact, tokenizer, num_tokens, config.max_num_seqs)
+    # What K/V depends on beside the tokens: weights, kernels, and what sequences forget.
+    key = hashlib.sha256(f"{artifact.sha256} {opened.library.file.name} {sinks}".encode()).digest()[:KEY_BYTES]
+    store = make_block_store(cache_folder, cache_size, key, enable_prefix_caching=config.enable_prefix_caching)
+    engine = Engine(opened.executor(num_blocks, swap), model, kv, config, tokenizer, block_store=store, proposer=proposer)
+    if engine.speculation is not None and (rounded := _rounded_attention(manifest)) is not None:
+        engine.notes += (f"tokens that are looked at together are attended to in {rounded}: where two are nearly as likely, an answer may "
+                         "go another way than without drafts, as it may among other answers",)  # fmt: skip
+    trim_heap()  # reading a tokenizer leaves as much behind as it takes
+    return engine
+
+
+def _rounded_attention(manifest: Manifest) -> str | None:
+    """The type that attention of several tokens rounds to, unlike that of one; None if all of it is in float32."""
+    types = (kernel.cost.arithmetic for kernel in manifest.kernels if kernel.cost.operations_per_pair)
+    return next((arithmetic for arithmetic in types if arithmetic != "float32"), None)

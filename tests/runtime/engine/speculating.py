@@ -1,0 +1,50 @@
+"""Engines that speculate, for tests: over the fake model, with proposers that are right as often as a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+import cupola.runtime.engine.speculation as module
+from cupola.runtime.engine.engine import Engine
+from cupola.runtime.engine.proposers.proposer import Context, Draft, Proposer
+from cupola.runtime.engine.speculation import Speculation
+from tests.runtime.fakes import VOCAB
+
+
+class Oracle:
+    """Knows what comes, and says something else now and then.
+
+    Args:
+        answers: the outputs to come, by the sequence's name.
+        num_right: how many tokens of a draft are right, drawn anew for each from 0 to this.
+    """
+
+    is_free = True
+
+    def __init__(self, answers: Callable[[str], Sequence[int]], num_right: int, seed: int = 0) -> None:
+        self._answers, self._num_right, self._random = answers, num_right, np.random.default_rng(seed)
+        self.known: set[str] = set()
+
+    def propose(self, contexts: Sequence[Context]) -> list[Draft]:
+        return [self._draft(context) for context in contexts]
+
+    def _draft(self, context: Context) -> Draft:
+        self.known.add(context.name)
+        num_output = len(context.token_ids) - context.num_prompt_tokens
+        draft = list(self._answers(context.name)[num_output : num_output + self._random.integers(self._num_right + 1)])
+        draft += self._random.integers(0, VOCAB, self._random.integers(4)).tolist()
+        return Draft(tuple(draft[: context.most]))
+
+    def forget(self, context: Context) -> None:
+        self.known.discard(context.name)
+
+
+def speculate(engine: Engine, proposer: Proposer, patch: pytest.MonkeyPatch) -> Engine:
+    """Lets an engine use every draft, as if more tokens in a step cost nothing."""
+    patch.setattr(module, "MIN_GAIN", 0.0)
+    engine.speculation = Speculation(proposer, VOCAB)
+    patch.setattr(engine.speculation.costs, "table", lambda most: [1.0] * (most + 1))
+    return engine

@@ -1,0 +1,131 @@
+"""The choice of how much of drafts is used: more tokens a second, as it is expected, or none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cupola.runtime.engine.engine as engine_module
+from cupola.runtime.engine import speculation as module
+from cupola.runtime.engine.acceptance import Acceptance
+from cupola.runtime.engine.proposers.proposer import Context, Draft
+from cupola.runtime.engine.sampling_params import SamplingParams
+from cupola.runtime.engine.speculation import MIN_GAIN, Speculation, choose_lengths
+from tests.runtime.engine.speculating import Oracle
+from tests.runtime.fakes import VOCAB, greedy_reference, make_engine, run_all
+
+PROMPT = [3, 1, 4, 1, 5]
+
+
+def powers(chance: float, length: int) -> list[float]:
+    return [chance**i for i in range(1, length + 1)]
+
+
+def test_good_drafts_are_used_as_far_as_they_pay():
+    linear = [1.0 + 0.3 * n for n in range(40)]
+    assert choose_lengths([powers(0.9, 15)], linear, 1, linear[1]) == [6]
+    assert choose_lengths([powers(0.3, 15)], linear, 1, linear[1]) == [0]
+    assert choose_lengths([powers(0.9, 2)], linear, 1, linear[1]) == [2]
+    assert choose_lengths([powers(0.9, 15), powers(0.3, 15)], linear, 2, linear[2])[1] == 0
+
+
+def test_cliffs_are_seen():
+    costs = [18.0, 18.2, 17.3, 25.4, 18.6, 24.2, 24.2, 33.0, 33.0]  # of steps of 0 to 8 tokens
+    assert choose_lengths([powers(0.7, 2)], costs, 1, costs[1]) == [1]
+    assert choose_lengths([powers(0.7, 7)], costs, 1, costs[1]) == [3]
+
+
+@given(
+    chances=st.lists(st.tuples(st.floats(0.01, 0.99), st.integers(0, 4)), min_size=1, max_size=3),
+    costs=st.lists(st.floats(1, 3), min_size=20, max_size=20),
+)
+def test_nothing_else_is_better(chances, costs):
+    drafts, num_plain = [powers(*pair) for pair in chances], len(chances)
+    lengths = choose_lengths(drafts, costs, num_plain, costs[num_plain])
+
+    def rate(chosen: list[int]) -> float:
+        gained = sum(sum(draft[:length]) for draft, length in zip(drafts, chosen, strict=True))
+        return (num_plain + gained) / costs[num_plain + sum(chosen)]
+
+    best = max(rate([int(i) for i in chosen]) for chosen in np.ndindex(*[len(draft) + 1 for draft in drafts]))
+    plain = MIN_GAIN * num_plain / costs[num_plain]
+    assert rate(lengths) == pytest.approx(best) if any(lengths) else best <= plain * (1 + 1e-9)
+
+
+def test_chances_are_learned_by_evidence_and_by_sequence():
+    acceptance = Acceptance()
+    assert acceptance.chance("a", 3) == 0.5
+    for _ in range(50):
+        acceptance.observe("a", 3, 4, was_wrong=False)
+        acceptance.observe("b", 3, 0, was_wrong=True)
+    assert acceptance.chance("a", 3) > 0.9 and acceptance.chance("b", 3) < 0.2
+    assert 0.5 < acceptance.chance("c", 3) < 0.9  # as all of them
+    assert acceptance.chance("a", 4) == 0.5
+
+
+def test_drafts_that_are_never_right_are_left_out_and_cost_no_steps(monkeypatch):
+    """Once enough of them were held against what came, the model goes on by itself as without a proposer."""
+    monkeypatch.setattr(engine_module, "PATIENCE", 60.0)
+    engine = make_engine(num_scheduler_steps=5)
+    engine.speculation = Speculation(Oracle(lambda _: [], 0), VOCAB)
+    for name in "abcdef":
+        engine.add_request(name, PROMPT, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
+        run_all(engine)
+    before, steps = engine.stats(), 0
+    request = engine.add_request("last", PROMPT, SamplingParams(temperature=0, max_tokens=41, ignore_eos=True))
+    while not request.finished:
+        engine.step()
+        steps += 1
+    assert request.sequences[0].output_token_ids == greedy_reference(PROMPT, 41, stop=False)
+    assert engine.stats().num_draft_tokens == before.num_draft_tokens and steps == 1 + 40 // 5
+
+
+class Small:
+    """A proposer that takes time, and is always right."""
+
+    is_free = False
+
+    def propose(self, contexts: list[Context]) -> list[Draft]:
+        return [Draft(tuple(greedy_reference(list(context.token_ids), context.most, stop=False))) for context in contexts]
+
+    def forget(self, context: Context) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, 15), (0.1, 2), (10.0, 0)])
+def test_the_time_that_drafts_take_counts(seconds, expected):
+    """Of a step of a second, whatever its size, and tokens of which every other one is right."""
+    engine = make_engine()
+    speculation = Speculation(Small(), VOCAB)
+    for length in (1, 15):
+        for _ in range(2):
+            speculation._drafting.observe(length, seconds * length)
+    sequence = engine.add_request("a", PROMPT, SamplingParams()).sequences[0]
+    assert speculation._plan_length([sequence], 1, [1.0] * 17, 1.0) == expected
+    speculation._num_without = module.PROBE_STEPS
+    assert speculation._plan_length([sequence], 1, [1.0] * 17, 1.0) == max(expected, 1)  # it may be worth it by now
+
+
+def test_a_proposer_that_takes_time(monkeypatch):
+    engine = make_engine()
+    engine.speculation = Speculation(Small(), VOCAB)
+    monkeypatch.setattr(engine.speculation.costs, "table", lambda most: [1.0] * (most + 1))
+    engine.add_request("a", PROMPT, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+    assert run_all(engine)["a"].outputs[0].token_ids == greedy_reference(PROMPT, 30, stop=False)
+    assert engine.stats().num_accepted_tokens > 20
+
+
+def test_nothing_is_drafted_beside_prompts():
+    engine = make_engine(max_num_batched_tokens=4)
+    engine.speculation = Speculation(Oracle(lambda _: [1, 2], 2), VOCAB)
+    engine.add_request("a", PROMPT, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    engine.step()
+    engine.step()
+    engine.add_request("b", list(range(30)), SamplingParams(temperature=0, max_tokens=1))
+    num_known = len(engine.speculation.proposer.known)
+    while "b" in engine.scheduler.requests:
+        engine.step()
+    assert len(engine.speculation.proposer.known) == num_known
+    run_all(engine)
