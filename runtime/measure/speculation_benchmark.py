@@ -1,4 +1,4 @@
-"""What speculative decoding brings: tokens a second with and without it, by kinds of answers."""
+"""Tokens a second with and without speculative decoding, by kinds of answers."""
 
 from __future__ import annotations
 
