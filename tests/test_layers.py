@@ -176,7 +176,7 @@ def parse(file: Path) -> tuple[str, ast.Module]:
 
 
 def faults_of(rule: Callable[[str, ast.Module], list[str]], files: Sequence[Path] = SOURCES) -> list[str]:
-    """What a rule finds in all files."""
+    """All that a rule finds in the files."""
     assert len(files) > 100
     return [fault for file in files for fault in rule(*parse(file))]
 
