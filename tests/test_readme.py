@@ -12,6 +12,7 @@ import pytest
 
 import cupola
 from cupola.compiler.options import KV_DTYPES, QUANTS
+from cupola.compiler.sources.gguf_architectures import ARCHITECTURES
 from cupola.models import FAMILIES, llama
 from cupola.runtime.artifact.manifest import CHAT_TEMPLATE, GENERATION_CONFIG, LIBRARY, MANIFEST, TOKENIZER
 from tests.conftest import Compiled
@@ -84,3 +85,7 @@ def test_the_picture_shows_every_room_and_every_file_of_an_artifact() -> None:
     picture = re.sub(r"<[^>]+>|\s+", "", (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8"))
     for name in ("compiler/", "models/", "passes/", "targets/", "runtime/", MANIFEST, LIBRARY, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG):
         assert name in picture
+
+
+def test_the_number_of_gguf_architectures_is_the_tables() -> None:
+    assert f"of [{len(ARCHITECTURES)} architectures](docs/gguf.md)" in README

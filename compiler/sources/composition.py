@@ -67,7 +67,7 @@ def combined(tensors: Sequence[LazyTensor], function: Callable[..., Array], shap
 
     def load() -> Array:
         arrays = [tensor.load().astype(_numpy_dtype(dtype), copy=False) for tensor in tensors]
-        return np.ascontiguousarray(function(*arrays))
+        return np.ascontiguousarray(function(*arrays), dtype=_numpy_dtype(dtype))
 
     return LazyTensor(first.name, shape, dtype, load, stored_as=first.stored_as)
 

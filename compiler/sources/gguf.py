@@ -9,8 +9,7 @@ from cupola.compiler.sources.chat_templates import gguf_chat_templates
 from cupola.compiler.sources.config_check import check_config
 from cupola.compiler.sources.files import sha256_of
 from cupola.compiler.sources.generation import generation_defaults
-from cupola.compiler.sources.gguf_architectures import ARCHITECTURES
-from cupola.compiler.sources.gguf_config import architecture_of, derive_config
+from cupola.compiler.sources.gguf_config import architecture_in, architecture_of, derive_config
 from cupola.compiler.sources.gguf_header import RECONVERT, GGUFHeader
 from cupola.compiler.sources.gguf_split import joined, read_parts
 from cupola.compiler.sources.gguf_tensors import read_tensors
@@ -47,7 +46,7 @@ def open_gguf(path: Path, name: str) -> Source:
     architecture = architecture_of(header)
     config, facts, config_notes = derive_config(header, lambda tensor: _rope_factors(parts, tensor))
     vocab_size = check_config(config, path)
-    tensors, notes = read_tensors(header, parts, ARCHITECTURES[architecture], facts)
+    tensors, notes = read_tensors(header, parts, architecture_in(header), facts)
     tokenizer_json, tokenizer_notes = convert_tokenizer(header.metadata, architecture, path)
     templates, template_notes = gguf_chat_templates(header.metadata, path)
     special_tokens = gguf_special_tokens(header.metadata)

@@ -6,7 +6,7 @@ values is that of https://github.com/ggml-org/llama.cpp/tree/master/conversion, 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
 from cupola.compiler.sources.gguf_facts import Rule, always, has, real
@@ -74,15 +74,20 @@ class Architecture:
         config: the fields of the configuration that not every architecture has, each by its rule.
         rows: the parts whose rows the converter moved -> how (`gguf_tensors.ROW_ORDERS`).
         offset_norms: True if the file's norms hold 1 more than the model's.
-        values: the parts whose values or shapes it changed -> how, step by step (`gguf_tensors.CHANGES`).
+        columns: the parts whose columns it moved -> how, in the same terms; their blocks, which lie across, are not kept.
+        values: the tensors whose values or shapes it changed, such as `ssm_a` -> how, step by step (`gguf_tensors.CHANGES`).
         joins: the model's names of parameters that are several parts of the file -> which; named as `names`.
         plain_norms: norms that hold what the model's do, where others hold 1 more.
         transposed: the parts whose matrices, or experts' matrices, lie the other way round in the model.
         renamed: usual names of fields -> the configuration's own; None for one that it does not have.
         is_rotary: False for models that have no rotary embedding.
         is_partly_rotary: True if it may turn a part of each head only.
-        rope: settings of rotary embeddings that files don't say, by kind of scaling.
+        rope: further settings of rotary embeddings, by kind of scaling.
+        expected: keys that only tell what the class does anyhow -> the values that they may have; (): any.
+        from_metadata: parameters that the file has as numbers for each layer: the model's name -> the key, and the parameter's axes.
+        variants: other architectures of the same name, each behind a test of a file's metadata, keys without that name.
         has_heads: False for models without attention.
+        is_latent: True if K and V are made of a latent vector, as in DeepSeek's; a head's size is then that of its rotary part.
         notes: for people.
     """
 
@@ -91,6 +96,7 @@ class Architecture:
     names: Names = field(default_factory=lambda: LLAMA)
     config: Mapping[str, Rule] = field(default_factory=lambda: RMS)
     rows: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     joins: Mapping[str, Join] = field(default_factory=dict)
     offset_norms: bool = False
@@ -99,10 +105,18 @@ class Architecture:
     renamed: Mapping[str, str | None] = field(default_factory=dict)
     is_rotary: bool = True
     is_partly_rotary: bool = False
-    rope: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    rope: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
+    expected: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    from_metadata: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    variants: tuple[tuple[Callable[[Mapping[str, object]], bool], Architecture], ...] = ()
     has_heads: bool = True
+    is_latent: bool = False
     names_with: Mapping[str, Names] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def of(self, metadata: Mapping[str, object]) -> Architecture:
+        """The variant that a file is of, `metadata` being the architecture's, by keys without its name."""
+        return next((variant for test, variant in self.variants if test(metadata)), self)
 
     def names_in(self, tensors: Container[str]) -> Names:
         """The names for a file of these tensors."""
@@ -115,3 +129,8 @@ class Architecture:
 SILU: Mapping[str, Rule] = {**RMS, "hidden_act": always("silu")}
 BIASES: Mapping[str, Rule] = {"attention_bias": has("blk.0.attn_q.bias"), "mlp_bias": has("blk.0.ffn_up.bias")}
 QKV_BIAS: Mapping[str, Rule] = {"attention_bias": has("blk.0.attn_q.bias")}
+SCALES: Mapping[str, Rule] = {
+    "embedding_multiplier": real("embedding_scale", 1.0),
+    "residual_multiplier": real("residual_scale", 1.0),
+    "logits_scaling": real("logit_scale", 1.0),
+}

@@ -28,6 +28,11 @@ _OTHER_KINDS = {
 _ENCODERS = ("bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "eurobert", "t5encoder",
              "gemma-embedding", "llama-embed")  # fmt: skip
 
+_WITHOUT_CLASS = ("arctic", "baichuan", "bailingmoe", "chatglm", "codeshell", "deepseek", "dream", "exaone", "grok", "grovemoe", "llada",
+                  "llada-moe", "openelm", "orion", "plamo", "plamo2", "plamo3", "plm", "qwen", "refact", "rwkv6", "rwkv7", "smallthinker",
+                  "xverse")  # fmt: skip
+"""Architectures that transformers has no class for."""
+
 _MOST_LAYERS = 1 << 12
 
 
@@ -49,6 +54,9 @@ def architecture_of(header: GGUFHeader) -> str:
     if architecture in _ENCODERS:
         problem = f"{architecture!r} is an encoder, which makes embeddings and continues no text"
         raise UnsupportedError(problem, file=header.path, field=field, fix="give a model that continues text")
+    if architecture in _WITHOUT_CLASS:
+        problem = f"{architecture!r} is an architecture that transformers has no class for"
+        raise UnsupportedError(problem, file=header.path, field=field, fix="give another model")
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedError(
@@ -57,19 +65,38 @@ def architecture_of(header: GGUFHeader) -> str:
     return architecture
 
 
+def architecture_in(header: GGUFHeader) -> Architecture:
+    """The architecture of a file, or its variant; raises what `architecture_of` does."""
+    name = architecture_of(header)
+    own = {key.removeprefix(f"{name}."): value for key, value in header.metadata.items() if key.startswith(f"{name}.")}
+    return ARCHITECTURES[name].of(own)
+
+
 def _head_dim(read: Metadata, architecture: Architecture, hidden_size: int, num_heads: int) -> tuple[int, int]:
     """The head size, and how much of it rotary embeddings turn."""
+    if architecture.is_latent:
+        return (rotary_dim := read.integer("rope.dimension_count")), rotary_dim
     head_dim = read.integer("attention.key_length", hidden_size // num_heads)
     if head_dim < 2 or head_dim % 2:
         read.fail("attention.key_length", f"the head size is {head_dim}, not a positive even number")
     if read.integer("attention.value_length", head_dim) != head_dim:
         read.refuse("attention.value_length", f"differs from the head size, {head_dim}")
     rotary_dim = read.integer("rope.dimension_count", head_dim)
+    if not architecture.is_rotary:
+        return head_dim, head_dim
     if rotary_dim != head_dim and not architecture.is_partly_rotary:
         read.refuse("rope.dimension_count", f"differs from the head size, {head_dim}")
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         read.fail("rope.dimension_count", f"is {rotary_dim}, not an even number up to the head size, {head_dim}")
     return head_dim, rotary_dim
+
+
+def _check_expected(read: Metadata, architecture: Architecture) -> None:
+    """Raises UnsupportedError about a key that says something else than what the class does."""
+    for key, allowed in architecture.expected.items():
+        value = read.value(key)
+        if value is not None and allowed and value not in allowed:
+            read.refuse(key, f"is {value!r:.40}, and {architecture.model_class} does what {allowed[-1]!r} says")
 
 
 def _vocab_size(header: GGUFHeader) -> int:
@@ -126,8 +153,9 @@ def derive_config(header: GGUFHeader, values_of: Callable[[str], Array]) -> tupl
             something that is not read here and may change what the model computes.
     """
     name = architecture_of(header)
-    architecture = ARCHITECTURES[name]
+    architecture = architecture_in(header)
     facts = _facts(header, architecture, name, values_of)
+    _check_expected(facts.read, architecture)
     usual = {
         "hidden_size": facts.hidden_size,
         "intermediate_size": max(facts.widths, default=0),

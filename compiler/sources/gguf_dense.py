@@ -18,6 +18,7 @@ from cupola.compiler.sources.gguf_architecture import (
     RMS,
     ROTATED,
     SANDWICH,
+    SCALES,
     SILU,
     TOP,
     UP_DOWN,
@@ -33,8 +34,10 @@ from cupola.compiler.sources.gguf_facts import (
     optional_integer,
     optional_real,
     real,
+    stated,
     windows,
 )
+from cupola.compiler.sources.gguf_mixtures import MIXTRAL
 
 
 def _gpt(trunk: str, layer: str, parts: Names, top: Names) -> Names:
@@ -57,19 +60,19 @@ _JOINED: Names = {  # BLOOM, GPT-NeoX and Falcon
 
 
 _GEMMA: Mapping[str, Rule] = {**RMS, "hidden_activation": always("gelu_pytorch_tanh")}
-_SCALES: Mapping[str, Rule] = {
-    "embedding_multiplier": real("embedding_scale", 1.0),
-    "residual_multiplier": real("residual_scale", 1.0),
-    "logits_scaling": real("logit_scale", 1.0),
-}
 _WINDOW: Mapping[str, Rule] = {"sliding_window": optional_integer("attention.sliding_window")}
 _GPT2_FIELDS = {
     "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "max_position_embeddings": "n_positions",
     "intermediate_size": "n_inner", "num_key_value_heads": None, "head_dim": None,
 }  # fmt: skip
+_GPT2 = _gpt("transformer", "h",
+             {"attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj", "ffn_up": "mlp.c_fc",
+              "ffn_down": "mlp.c_proj"}, {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f"})  # fmt: skip
 
 DENSE: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", "LlamaForCausalLM", LLAMA, {**SILU, **BIASES}, ROTATED),
+    "llama": Architecture(
+        "llama", "LlamaForCausalLM", LLAMA, {**SILU, **BIASES}, ROTATED, variants=((stated("expert_count"), MIXTRAL),)
+    ),
     "internlm2": Architecture("llama", "LlamaForCausalLM", LLAMA, {**SILU, **BIASES}, ROTATED),
     "arcee": Architecture(
         "arcee", "ArceeForCausalLM", {**TOP, **ATTENTION, **FFN_NORM, **UP_DOWN}, {**RMS, **BIASES, "hidden_act": always("relu2")}, ROTATED
@@ -79,7 +82,7 @@ DENSE: Mapping[str, Architecture] = {
         {**SILU, **BIASES, "no_rope_layer_interval": always(4), "use_sliding_window": always(False)}, ROTATED,
     ),
     "granite": Architecture(
-        "granite", "GraniteForCausalLM", LLAMA, {**SILU, **BIASES, **_SCALES, "attention_multiplier": real("attention.scale")}, ROTATED
+        "granite", "GraniteForCausalLM", LLAMA, {**SILU, **BIASES, **SCALES, "attention_multiplier": real("attention.scale")}, ROTATED
     ),
     "minicpm": Architecture(
         "granite", "GraniteForCausalLM", LLAMA,
@@ -193,9 +196,7 @@ DENSE: Mapping[str, Architecture] = {
     ),
     "gpt2": Architecture(
         "gpt2", "GPT2LMHeadModel",
-        _gpt("transformer", "h",
-             {"attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj", "ffn_up": "mlp.c_fc",
-              "ffn_down": "mlp.c_proj"}, {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f"}),
+        _GPT2,
         {"layer_norm_epsilon": LAYER_NORM, "activation_function": always("gelu_new")}, is_rotary=False, renamed=_GPT2_FIELDS,
         transposed=("attn_qkv", "attn_output", "ffn_up", "ffn_down"),
     ),
@@ -210,5 +211,31 @@ DENSE: Mapping[str, Architecture] = {
         is_rotary=False,
         renamed={"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
                  "num_key_value_heads": None, "head_dim": None, "max_position_embeddings": "max_seq_len", "intermediate_size": None},
+    ),
+    "hunyuan-dense": Architecture(
+        "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM",
+        {**LLAMA, "attn_q_norm": "model.layers.{}.self_attn.query_layernorm", "attn_k_norm": "model.layers.{}.self_attn.key_layernorm"},
+        {**SILU, **QKV_BIAS},
+    ),
+    "apertus": Architecture(
+        "apertus", "ApertusForCausalLM",
+        {**TOP, **QKVO, **HEAD_NORMS, **UP_DOWN, "attn_norm": "model.layers.{}.attention_layernorm",
+         "ffn_norm": "model.layers.{}.feedforward_layernorm"},
+        {**RMS, **QKV_BIAS, "hidden_act": always("xielu")},
+        from_metadata={
+            f"model.layers.{{}}.mlp.act_fn.{name}": (f"xielu.{name}", axes)
+            for name, axes in (("alpha_p", 1), ("alpha_n", 1), ("beta", 0), ("eps", 0))
+        },
+    ),
+    "bitnet": Architecture(
+        "bitnet", "BitNetForCausalLM",
+        {**LLAMA, "attn_sub_norm": "model.layers.{}.self_attn.attn_sub_norm", "ffn_sub_norm": "model.layers.{}.mlp.ffn_sub_norm"},
+        {**SILU, **QKV_BIAS},
+    ),
+    "starcoder": Architecture(
+        "gpt_bigcode", "GPTBigCodeForCausalLM", _GPT2,
+        {"layer_norm_epsilon": LAYER_NORM, "activation_function": always("gelu_pytorch_tanh"),
+         "multi_query": lambda facts: facts.num_kv_heads == 1},
+        is_rotary=False, renamed=_GPT2_FIELDS,
     ),
 }  # fmt: skip

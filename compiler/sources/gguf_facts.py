@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cupola.compiler.sources.base import Array
+from cupola.compiler.sources.gguf_header import RECONVERT
 from cupola.compiler.sources.gguf_metadata import Metadata
+from cupola.runtime.errors import SourceError
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,18 @@ class Facts:
     def is_further(self, layer: str) -> bool:
         """True of a layer that predicts further tokens, and is no part of the model."""
         return bool(layer) and bool(self.read.value("nextn_predict_layers")) and int(layer) >= self.num_layers
+
+    def rows_of(self, tensor: str) -> int:
+        """The rows of a tensor; 0 if there is none."""
+        return next((info.shape[0] for info in self.read.header.tensors if info.name == tensor), 0)
+
+    def numbers(self, key: str) -> list[float]:
+        """A number for each layer, of a key that has no architecture's name before it."""
+        values = self.read.header.metadata.get(key)
+        if not isinstance(values, list) or len(values) < self.num_layers or not all(isinstance(each, float) for each in values):
+            problem = f"is not a number for each of {self.num_layers} layers"
+            raise SourceError(problem, file=self.read.header.path, field=key, fix=RECONVERT)
+        return values[: self.num_layers]
 
     def layers_with(self, part: str) -> list[int]:
         """The layers that have a part."""
@@ -82,6 +96,11 @@ def flag(key: str, default: bool) -> Rule:
         return default if value is None else value
 
     return rule
+
+
+def stated(key: str, *values: object) -> Callable[[Mapping[str, object]], bool]:
+    """A test of metadata: true if a key has one of these values, or, if none is given, any but 0 and false."""
+    return lambda metadata: metadata.get(key) in values if values else bool(metadata.get(key))
 
 
 def always(value: object) -> Rule:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cupola.compiler.sources.base import Array
-from cupola.compiler.sources.gguf_facts import Facts
+from cupola.compiler.sources.gguf_facts import Facts, Rule
 from cupola.compiler.sources.gguf_header import USE_CHECKPOINT
 from cupola.compiler.sources.gguf_metadata import Metadata
 from cupola.runtime.errors import UnsupportedError
@@ -81,12 +81,12 @@ def scaling_parameters(read: Metadata) -> dict[str, Any]:
     return _KINDS[kind](read, factor)
 
 
-def rope_parameters(facts: Facts, unsaid: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
+def rope_parameters(facts: Facts, further: Mapping[str, Mapping[str, Rule]]) -> dict[str, Any]:
     """All settings of a model's rotary embeddings; by kind of layer where windows have a base of their own, as in Gemma 3.
 
     Args:
         facts: of the file.
-        unsaid: the settings that its architecture's files don't say, by kind of scaling.
+        further: its architecture's further settings, by kind of scaling.
 
     Raises:
         SourceError, UnsupportedError: as `scaling_parameters` and `llama3_parameters`.
@@ -98,7 +98,7 @@ def rope_parameters(facts: Facts, unsaid: Mapping[str, Mapping[str, object]]) ->
         if rope["rope_type"] != "default":
             read.refuse("rope.scaling.factor", "comes with rope_freqs.weight, which scales rotary frequencies too")
         rope = llama3_parameters(facts.values_of("rope_freqs.weight"), theta, facts.rotary_dim, read.header.path)
-    whole = {"rope_theta": theta, **rope, **part, **unsaid.get(rope["rope_type"], {})}
+    whole = {"rope_theta": theta, **rope, **part, **{name: rule(facts) for name, rule in further.get(rope["rope_type"], {}).items()}}
     if read.architecture != "gemma3":
         return whole
     local = {"rope_type": "default", "rope_theta": read.real("rope.freq_base_swa", 10000.0)}

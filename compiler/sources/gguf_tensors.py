@@ -19,7 +19,7 @@ from cupola.compiler.sources.gguf_values import lazy_tensor
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 _NAME = re.compile(
-    r"(?:blk\.(?P<layer>0|[1-9][0-9]{0,5})\.)?(?P<part>(?:nextn\.)?\w+)(?:\.(?P<expert>0|[1-9][0-9]{0,4}))?(?:\.(?P<kind>weight|bias))?"
+    r"(?:blk\.(?P<layer>0|[1-9][0-9]{0,5})\.)?(?P<part>(?:(?:nextn|shortconv)\.)?\w+)(?:\.(?P<expert>0|[1-9][0-9]{0,4}))?(?:\.(?P<kind>weight|bias|scale|input_scale))?"
 )
 _FACTORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 _EXPERTS = "_exps"
@@ -56,10 +56,10 @@ class Stored(NamedTuple):
 
 
 def parameter_name(target: str, place: Place) -> str | None:
-    """The model's name of a tensor, `target` being that of the part; None if one belongs to a layer, and the other doesn't."""
-    if ("{}" in target) != bool(place.layer):
-        return None
+    """The model's name of a tensor, `target` being that of the part; None if it has none, or only one of the two belongs to a layer."""
     ends = {"weight": "", "bias": "_bias", "": ""} if isinstance(target, Bare) else {"weight": ".weight", "bias": ".bias", "": ".weight"}
+    if place.kind not in ends or ("{}" in target) != bool(place.layer):
+        return None
     return target.format(place.layer) + ends[place.kind]
 
 
@@ -92,6 +92,32 @@ def _grouped(facts: Facts) -> Array:
     return order
 
 
+def _delta_sizes(facts: Facts) -> tuple[int, int, int]:
+    """Of linear attention by the delta rule: heads of keys, heads of values by each, and the size of one of those."""
+    num_keys, num_values = facts.read.integer("ssm.group_count"), facts.read.integer("ssm.time_step_rank")
+    if num_keys < 1 or num_values < 1 or num_values % num_keys:
+        facts.read.fail("ssm.time_step_rank", f"is {num_values}, not a multiple of ssm.group_count, {num_keys}")
+    return num_keys, num_values // num_keys, facts.read.integer("ssm.inner_size") // num_values
+
+
+def _qkvz_by_head(facts: Facts) -> Array:
+    """All q, then k, v and z in the file; in the model those of each head of keys together."""
+    num_keys, group, size = _delta_sizes(facts)
+    widths = (facts.read.integer("ssm.state_size"),) * 2 + (group * size,) * 2
+    begins = np.cumsum([0, *(num_keys * width for width in widths)])
+    parts = [begin + np.arange(num_keys * width).reshape(num_keys, width) for begin, width in zip(begins, widths, strict=False)]
+    order: Array = np.concatenate(parts, axis=1).reshape(-1)
+    return order
+
+
+def _values_by_key(facts: Facts, num_rows: int, size: int) -> Array:
+    """Heads of values by their place within a group in the file, by the head of keys in the model; rows before them stay there."""
+    num_keys, group, _ = _delta_sizes(facts)
+    heads: Array = np.arange(group * num_keys * size).reshape(group, num_keys, size).swapaxes(0, 1).reshape(-1)
+    before = max(num_rows - len(heads), 0)
+    return np.concatenate((np.arange(before), before + heads))
+
+
 def _in_turns(num_rows: int) -> Array:
     """Two halves in the file; rows of both in turns in the model."""
     order: Array = np.arange(num_rows).reshape(2, -1).T.reshape(-1)
@@ -104,6 +130,9 @@ ROW_ORDERS: Mapping[str, Callable[[Facts, int], Array]] = {
     "joined qkv": lambda facts, _: _joined(facts),
     "falcon qkv": lambda facts, _: _grouped(facts),
     "in turns": lambda _, num_rows: _in_turns(num_rows),
+    "qkvz by head": lambda facts, _: _qkvz_by_head(facts),
+    "value heads": lambda facts, num_rows: _values_by_key(facts, num_rows, _delta_sizes(facts)[2]),
+    "values": lambda facts, num_rows: _values_by_key(facts, num_rows, 1),
 }
 """By how the converter moved rows: which row of the file is each row of the model. Blocks of weights lie along rows, and move with them."""
 
@@ -115,13 +144,33 @@ class Change(NamedTuple):
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape
 
 
+def _log_of_negative(x: Array) -> Array:
+    """Mamba's A_log of A, which is negative; numbers of a damaged file that are not become NaN."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values: Array = np.log(-x.astype(np.float32))
+    return values
+
+
 CHANGES: Mapping[str, Change] = {
     "row": Change(lambda x: x.reshape(1, -1), lambda shape: (1, int(np.prod(shape)))),
+    "flat": Change(lambda x: x.reshape(-1), lambda shape: (int(np.prod(shape)),)),
+    "kernel": Change(lambda x: x.reshape(x.shape[0], 1, -1), lambda shape: (shape[0], 1, int(np.prod(shape[1:])))),
+    "log": Change(_log_of_negative),
 }
 """By a change that the converter made: what undoes it."""
 
 
-JOINS: Mapping[str, Callable[[Sequence[LazyTensor], int], LazyTensor]] = {"rows": joined}
+def _latent(tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
+    """What makes keys [heads, latent, k], turned, and what makes values [heads, v, latent] -> [heads · (k + v), latent], head by head."""
+    keys, values = tensors
+    if len(keys.shape) != 3 or len(values.shape) != 3:
+        raise ValueError
+    by_head = joined([turned(keys), values], 1)
+    heads, width, latent = by_head.shape
+    return combined([by_head], lambda x: x.reshape(heads * width, latent), (heads * width, latent))
+
+
+JOINS: Mapping[str, Callable[[Sequence[LazyTensor], int], LazyTensor]] = {"rows": joined, "latent": _latent}
 """By how parts are joined: a function of them and the axis of their rows."""
 
 
@@ -136,21 +185,38 @@ class _Reader:
         """The model's tensors by name, and what of the file they are."""
         joins = dict(self._joins(places))
         used = {place for _, found in joins.values() for place in found}
-        targets = {place: target for place in places if place not in used and (target := self.names.get(place.part)) is not None}
-        names = {name: place for place, target in targets.items() if (name := parameter_name(target, place)) is not None}
+        names = {name: place for place in places if place not in used and (name := self._name(place)) is not None}
         if both := sorted(names.keys() & joins.keys()):
             problem = f"is there twice: as it is, and as {' and '.join(joins[both[0]][0].parts)}"
             raise SourceError(problem, file=self.header.path, field=places[names[both[0]]].name, fix=RECONVERT)
         tensors = {name: self._part(place, places[place].tensor()) for name, place in names.items()}
         tensors |= {name: self._join(join, found, places) for name, (join, found) in joins.items()}
+        tensors |= self._from_metadata()
         return {name: replace(tensor, name=name) for name, tensor in tensors.items()}, used | set(names.values())
+
+    def _name(self, place: Place) -> str | None:
+        """The model's name of a tensor: that of its part, or its own, where it has one."""
+        own, part = self.names.get(f"{place.part}.{place.kind}"), self.names.get(place.part)
+        if own is not None:
+            return own.format(place.layer)
+        return None if part is None else parameter_name(part, place)
+
+    def _from_metadata(self) -> dict[str, LazyTensor]:
+        """The parameters that the file has as metadata."""
+        return {
+            name.format(layer): _number(value, axes)
+            for name, (key, axes) in self.architecture.from_metadata.items()
+            for layer, value in enumerate(self.facts.numbers(key))
+        }
 
     def _part(self, place: Place, tensor: LazyTensor) -> LazyTensor:
         """A part in the model's order, values and direction."""
         tensor = self._in_order(self.architecture.rows.get(place.part, ""), tensor, place)
+        if kind := self.architecture.columns.get(place.part):
+            tensor = turned(self._in_order(kind, replace(turned(tensor), format=None, blocks=None, is_turned=False), place))
         if self._is_offset(place):
             tensor = _without_offset(tensor)
-        for step in self.architecture.values.get(place.part, ()):
+        for step in self.architecture.values.get(".".join(filter(None, (place.part, place.kind))), ()):
             change = CHANGES[step]
             tensor = combined([tensor], change.values, change.shape(tensor.shape))
         return self._turned(tensor, place)
@@ -196,6 +262,11 @@ class _Reader:
                 f"does not fit its neighbour: {shapes}", file=self.header.path, field=present[0].name, fix=RECONVERT
             ) from None
         return self._turned(self._in_order(join.rows, whole, found[0]), found[0])
+
+
+def _number(value: float, axes: int) -> LazyTensor:
+    shape = (1,) * axes
+    return LazyTensor("", shape, "float32", lambda: np.full(shape, value, np.float32), "F32")
 
 
 def _without_offset(tensor: LazyTensor) -> LazyTensor:

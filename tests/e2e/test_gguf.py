@@ -1,4 +1,4 @@
-"""GGUF files of mixtures of experts, compiled and run: weights are kept, tokens and logits are those of transformers' model of the file."""
+"""GGUF files of experts and of states, compiled and run: tokens and logits are those of transformers' model of the file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import cupola
 from cupola.compiler.sources import open_source
 from tests.compiler.sources.gguf_files import rebuilt, tiny, write
 from tests.compiler.sources.test_gguf_mixtures import MIXTURES
+from tests.compiler.sources.test_gguf_recurrent import RECURRENT
 
 ENDS = ("ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight")
 PROMPT = np.random.default_rng(0).integers(3, 96, 20).tolist()
@@ -44,3 +45,8 @@ def test_experts_are_multiplied_as_they_come(name: str, kind: Kind, tmp_path: Pa
     artifact = assert_same_answer(path, tmp_path / "artifact", "keep-a16", 1e-4)
     (note,) = (note for note in artifact.manifest.notes if note.startswith("of the weights"))
     assert note == f"of the weights, 6 keep their {kind.name} blocks"
+
+
+def test_states_go_on_from_token_to_token(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.gguf", RECURRENT["qwen35"], tiny(RECURRENT["qwen35"]))
+    assert_same_answer(path, tmp_path / "artifact", "f32", 1e-4)

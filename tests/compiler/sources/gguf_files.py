@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cupola.compiler.sources import bind_weights, open_source
 from cupola.compiler.sources.gguf_architectures import ARCHITECTURES
+from tests.compiler.sources.conftest import to_llama_cpp
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -26,6 +27,9 @@ SIZES = {
     "attention_dropout": 0.0,
 }  # fmt: skip
 THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
+HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0, "partial_rotary_factor": 0.5}}
+GRANITE = {"attention_multiplier": 0.11, "embedding_multiplier": 3.0, "residual_multiplier": 0.6, "logits_scaling": 2.5}
+FACTORS = {"long_factor": [1.0 + index / 4 for index in range(8)], "short_factor": [1.0 + index / 16 for index in range(8)]}
 Writer = gguf.GGUFWriter
 Values = np.ndarray[Any, Any]
 Tensors = dict[str, Values]
@@ -51,6 +55,35 @@ class Case:
     split: Callable[[str, Values, Any], Tensors] = whole  # into the tensors of checkpoints, whose names the map knows
     plain_fields: bool = True
     sizes: dict[str, Any] = field(default_factory=lambda: {**SIZES, **THETA})
+
+
+def rotated(name: str, values: Values, config: Any) -> Values:
+    """`LlamaModel.modify_tensors`: q and k, weights and biases."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    return to_llama_cpp(values, heads) if heads else values
+
+
+def scales(writer: Writer, config: Any) -> None:
+    writer.add_attention_scale(config.attention_multiplier)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+
+
+def window(writer: Writer, config: Any) -> None:
+    writer.add_sliding_window(config.sliding_window or 0)
+
+
+def half(writer: Writer, config: Any) -> None:
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads // 2)
+
+
+def longrope(writer: Writer, config: Any) -> None:
+    writer.add_rope_scaling_orig_ctx_len(64)
+    writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(128 / 64) / np.log(64))))
+    writer.add_sliding_window(0)
+    for name in ("long", "short"):
+        writer.add_tensor(f"rope_factors_{name}.weight", np.array(config.rope_parameters[f"{name}_factor"], np.float32))
 
 
 def tiny(case: Case) -> Any:
@@ -81,9 +114,9 @@ def add_plain_fields(writer: Writer, case: Case, config: Any) -> None:
     writer.add_embedding_length(hidden)
     writer.add_feed_forward_length(first(config, "ffn_hidden_size", "intermediate_size", "n_inner") or 4 * hidden)
     writer.add_head_count(heads)
-    if (groups := falcon_groups or first(config, "num_key_value_heads")) is not None:
+    if case.model_type != "gemma4_text" and (groups := falcon_groups or first(config, "num_key_value_heads")) is not None:
         writer.add_head_count_kv(groups)
-    if getattr(config, "head_dim", None) and case.model_type not in ("bloom", "mpt", "falcon"):
+    if case.model_type not in ("bloom", "mpt", "falcon", "gemma4_text") and getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
     if (eps := first(config, "rms_norm_eps")) is not None:
@@ -114,7 +147,7 @@ def tensors_of(case: Case, model: Any) -> Tensors:
         plain = name.removeprefix("transformer.") if case.model_type == "bloom" else name
         changed = case.change(name, parameter.detach().numpy(), model.config)
         for part, values in case.split(plain, changed, model.config).items():
-            stored = known.get_name(part, try_suffixes=(".weight", ".bias"))
+            stored = part if part.startswith("blk.") else known.get_name(part, try_suffixes=(".weight", ".bias"))
             assert stored is not None, part
             tensors[stored] = np.ascontiguousarray(values, np.float32)
     return tensors

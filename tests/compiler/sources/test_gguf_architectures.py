@@ -6,6 +6,7 @@ Names come from the gguf package's own map; what the converter changes is writte
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,33 @@ import numpy as np
 import pytest
 
 from cupola.compiler.sources import open_source
-from cupola.compiler.sources.gguf_architectures import ARCHITECTURES
+from cupola.compiler.sources.gguf_architectures import ARCHITECTURES, architecture_table
 from cupola.runtime.errors import UnsupportedError
-from tests.compiler.sources.conftest import to_llama_cpp
-from tests.compiler.sources.gguf_files import Case, Values, Writer, assert_rebuilt, keep, tiny, write
+from tests.compiler.sources.gguf_files import (
+    FACTORS,
+    GRANITE,
+    HALF,
+    THETA,
+    Case,
+    Tensors,
+    Values,
+    Writer,
+    assert_rebuilt,
+    half,
+    keep,
+    longrope,
+    rotated,
+    scales,
+    tiny,
+    window,
+    write,
+)
 from tests.compiler.sources.test_gguf_mixtures import MIXTURES
+from tests.compiler.sources.test_gguf_recurrent import RECURRENT
 
-HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0, "partial_rotary_factor": 0.5}}
 WINDOW = {"sliding_window": 8}
 PATTERN = ["sliding_attention", "full_attention", "sliding_attention"]
 GPT2 = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 256}
-
-
-def rotated(name: str, values: Values, config: Any) -> Values:
-    """`LlamaModel.modify_tensors`: q and k, weights and biases."""
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-    return to_llama_cpp(values, heads) if heads else values
 
 
 def offset(name: str, values: Values, config: Any) -> Values:
@@ -60,13 +72,6 @@ def transposed(name: str, values: Values, config: Any) -> Values:
     return values.T if name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")) else values
 
 
-def scales(writer: Writer, config: Any) -> None:
-    writer.add_attention_scale(config.attention_multiplier)
-    writer.add_embedding_scale(config.embedding_multiplier)
-    writer.add_residual_scale(config.residual_multiplier)
-    writer.add_logit_scale(config.logits_scaling)
-
-
 def minicpm(writer: Writer, config: Any) -> None:
     writer.add_embedding_scale(config.embedding_multiplier)
     writer.add_residual_scale(config.residual_multiplier)
@@ -76,10 +81,6 @@ def minicpm(writer: Writer, config: Any) -> None:
 def gemma2(writer: Writer, config: Any) -> None:
     writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
     writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    writer.add_sliding_window(config.sliding_window)
-
-
-def window(writer: Writer, config: Any) -> None:
     writer.add_sliding_window(config.sliding_window)
 
 
@@ -96,34 +97,83 @@ def cohere(writer: Writer, config: Any) -> None:
         writer.add_rope_dimension_count(config.head_dim)
 
 
-def half(writer: Writer, config: Any) -> None:
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads // 2)
-
-
 def parallel(writer: Writer, config: Any) -> None:
     half(writer, config)
     writer.add_parallel_residual(config.use_parallel_residual)
 
 
-def longrope(writer: Writer, config: Any) -> None:
-    writer.add_rope_scaling_orig_ctx_len(64)
-    writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(128 / 64) / np.log(64))))
-    writer.add_sliding_window(0)
-    for name in ("long", "short"):
-        writer.add_tensor(f"rope_factors_{name}.weight", np.array(config.rope_parameters[f"{name}_factor"], np.float32))
+def gemma4(writer: Writer, config: Any) -> None:
+    slides = [kind == "sliding_attention" for kind in config.layer_types]
+    layers = [config.per_layer_config[layer] for layer in range(config.num_hidden_layers)]
+    full, window = layers[slides.index(False)], layers[slides.index(True)]
+    writer.add_shared_kv_layers(config.num_kv_shared_layers)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_sliding_window_pattern(slides)
+    writer.add_key_length(full.head_dim)
+    writer.add_value_length(full.head_dim)
+    writer.add_key_length_swa(window.head_dim)
+    writer.add_value_length_swa(window.head_dim)
+    writer.add_head_count_kv([layer.num_key_value_heads for layer in layers])
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    writer.add_rope_dimension_count(full.head_dim)
+    writer.add_rope_dimension_count_swa(window.head_dim)
+    writer.add_tensor("rope_freqs.weight", np.array([1.0] * (full.head_dim // 8) + [1e30] * (full.head_dim * 3 // 8), np.float32))
+    if config.enable_moe_block:
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.top_k_experts)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if config.final_logit_softcapping:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.use_double_wide_mlp:
+        own = config.num_hidden_layers - config.num_kv_shared_layers
+        writer.add_feed_forward_length([config.intermediate_size * (1 + (layer >= own)) for layer in range(config.num_hidden_layers)])
+
+
+def scalars(name: str, values: Values, config: Any) -> Tensors:
+    """Gemma 4's numbers without a module of their own, which the converter gives names."""
+    layer = name.split(".")[2] if ".layers." in name else ""
+    named = {
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+        "layer_scalar": "layer_output_scale.weight",
+    }
+    for end, part in named.items():
+        if name.endswith(end):
+            return {f"blk.{layer}.{part}": values}
+    return {f"{name}.weight" if ".experts." in name else name: values}
 
 
 def gemma3(writer: Writer, config: Any) -> None:
     writer.add_sliding_window(config.sliding_window)
 
 
+def first_names(name: str, values: Values, config: Any) -> Tensors:
+    """Those of the first BitNet's checkpoints, whose code is not transformers'."""
+    return {name.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm"): values}
+
+
+def xielu(writer: Writer, config: Any) -> None:
+    """The activation's numbers, which `tiny` moves away from where they begin, are no tensors."""
+    model = tiny(CASES["apertus"])
+    for name in ("alpha_p", "alpha_n", "beta", "eps"):
+        getattr(writer, f"add_xielu_{name}")([getattr(layer.mlp.act_fn, name).item() for layer in model.model.layers])
+
+
 EVERY = {"attention_bias": True, "mlp_bias": True}
-GRANITE = {"attention_multiplier": 0.11, "embedding_multiplier": 3.0, "residual_multiplier": 0.6, "logits_scaling": 2.5}
 GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
 }
-FACTORS = {"long_factor": [1.0 + index / 4 for index in range(8)], "short_factor": [1.0 + index / 16 for index in range(8)]}
+GEMMA4 = {
+    "sliding_window": 8, "global_head_dim": 32, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 96,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 50000.0},
+    },
+}  # fmt: skip
+SHARED = ["sliding_attention", "full_attention"] * 2
 CASES = {
     "llama": Case("llama", "llama", {**EVERY}, rotated),
     "internlm2": Case("internlm2", "llama", {"tie_word_embeddings": True}, rotated),
@@ -155,10 +205,25 @@ CASES = {
         lambda writer, config: (gemma3(writer, config), writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR),
                                 writer.add_rope_scaling_factor(8.0)),
     ),
+    "gemma4": Case("gemma4", "gemma4_text", GEMMA4, keep, gemma4, scalars),
+    "gemma4 shared": Case(
+        "gemma4", "gemma4_text",
+        {**GEMMA4, "hidden_size_per_layer_input": 8, "num_hidden_layers": 4, "layer_types": SHARED, "num_kv_shared_layers": 2,
+         "use_double_wide_mlp": True, "final_logit_softcapping": 30.0}, keep, gemma4, scalars,
+    ),
+    "gemma4 experts": Case(
+        "gemma4", "gemma4_text",
+        {**GEMMA4, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32, "attention_k_eq_v": True,
+         "num_global_key_value_heads": 1}, keep, gemma4, scalars,
+    ),
     "command-r": Case("command-r", "cohere", {"logit_scale": 0.3, "use_qk_norm": True}, keep, cohere),
     "cohere2": Case("cohere2", "cohere2", {"logit_scale": 0.3, **WINDOW, "num_hidden_layers": 5}, keep, cohere),
     "nemotron": Case("nemotron", "nemotron", HALF, offset, half),
     "starcoder2": Case("starcoder2", "starcoder2", {"sliding_window": None, "use_bias": True}),
+    "hunyuan-dense": Case("hunyuan-dense", "hunyuan_v1_dense"),
+    "apertus": Case("apertus", "apertus", THETA, keep, xielu, lambda name, values, config: {} if ".act_fn." in name else {name: values}),
+    "bitnet": Case("bitnet", "bitnet", {"hidden_act": "silu", "tie_word_embeddings": True}, split=first_names),
+    "starcoder": Case("starcoder", "gpt_bigcode", {}, sizes=GPT2),
     "stablelm": Case("stablelm", "stablelm", {**HALF, "use_qkv_bias": True, "use_parallel_residual": False}, keep, parallel),
     "stablelm parallel": Case("stablelm", "stablelm", {**HALF, "use_parallel_residual": True}, keep, parallel),
     "phi2": Case("phi2", "phi", {**HALF, "num_key_value_heads": 4}, keep, half),
@@ -184,9 +249,15 @@ def test_transformers_rebuilds_the_model(name: str, tmp_path: Path) -> None:
     assert_rebuilt(CASES[name], tmp_path / "tiny.gguf")
 
 
-def test_every_architecture_has_a_case() -> None:
-    cases = (*CASES.values(), *MIXTURES.values())
-    assert {case.architecture for case in cases} == ARCHITECTURES.keys()
+def test_the_documentation_lists_every_architecture() -> None:
+    text = (Path(__file__).parents[3] / "docs/gguf.md").read_text(encoding="utf-8")
+    rows = [f"| `{name}` | `{model_type}` | {model_class} |" for name, model_type, model_class in architecture_table()]
+    assert re.findall(r"^\| `.*\|$", text, re.MULTILINE) == rows, "write this instead:\n" + "\n".join(rows)
+
+
+def test_every_variant_has_a_case() -> None:
+    cases = (*CASES.values(), *MIXTURES.values(), *RECURRENT.values())
+    assert {(case.architecture, case.model_type) for case in cases} == {row[:2] for row in architecture_table()}
 
 
 NEWER = {"ffn_gate_up_exps"}  # parts that newer files may have, of any architecture with experts
@@ -196,7 +267,8 @@ def test_every_architecture_is_one_of_the_gguf_package() -> None:
     for name, architecture in ARCHITECTURES.items():
         kind = next(kind for kind, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
         parts = {gguf.TENSOR_NAMES[tensor].removeprefix("blk.{bid}.") for tensor in gguf.MODEL_TENSORS[kind]}
-        assert architecture.names_in(architecture.names_with).keys() <= parts | {"output", *NEWER}, name
+        named = {each.removesuffix(".scale") for each in architecture.names_in(architecture.names_with)}
+        assert named <= parts | {"output", *NEWER}, name
 
 
 def test_blocks_move_with_their_rows(tmp_path: Path) -> None:
@@ -247,7 +319,8 @@ def test_parts_that_the_class_lacks_are_refused(tmp_path: Path, architecture: st
         ("mmproj", "clip", r"general\.type: is the image part of a model"),
         ("imatrix", "llama", r"general\.type: holds statistics"),
         ("model", "bert", r"general\.architecture: 'bert' is an encoder, which makes embeddings and continues no text"),
-        ("model", "mamba", r"general\.architecture: 'mamba' is not read from GGUF \(only llama, internlm2, "),
+        ("model", "openelm", r"general\.architecture: 'openelm' is an architecture that transformers has no class for"),
+        ("model", "t5", r"general\.architecture: 't5' is not read from GGUF \(only llama, internlm2, "),
     ],
 )
 def test_other_files_are_told_apart(tmp_path: Path, kind: str, architecture: str, message: str) -> None:

@@ -13,7 +13,24 @@ from gguf import GGMLQuantizationType as Kind
 
 from cupola.compiler.sources import open_source
 from cupola.runtime.errors import SourceError
-from tests.compiler.sources.gguf_files import Case, Tensors, Values, Writer, assert_rebuilt, keep, tiny, write
+from tests.compiler.sources.gguf_files import (
+    FACTORS,
+    GRANITE,
+    HALF,
+    Case,
+    Tensors,
+    Values,
+    Writer,
+    assert_rebuilt,
+    half,
+    keep,
+    longrope,
+    rotated,
+    scales,
+    tiny,
+    window,
+    write,
+)
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
@@ -61,6 +78,129 @@ YARN = {
     "rope_type": "yarn", "rope_theta": 50000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
 }  # fmt: skip
+ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 2, "first_k_dense_replace": 1}
+LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LATENT = {
+    **ROUTED, "kv_lora_rank": 32, "q_lora_rank": 24, "qk_rope_head_dim": 16, "qk_nope_head_dim": 8, "v_head_dim": 24,
+    "num_key_value_heads": 4, "routed_scaling_factor": 1.5,
+}  # fmt: skip
+DEEPSEEK_YARN = {
+    "rope_type": "yarn", "rope_theta": 50000.0, "factor": 40.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.707,
+    "mscale_all_dim": 0.707,     "original_max_position_embeddings": 4096,
+}  # fmt: skip
+DEEPSEEK3_YARN = {**DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 1.0}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 50000.0, "original_max_position_embeddings": 64, "short_mscale": 1.243163121016122,
+    "long_mscale": 1.243163121016122, **FACTORS,
+}  # fmt: skip
+
+
+def routed(writer: Writer, config: Any) -> None:
+    """As the converters of DeepSeek's relatives write them."""
+    writer.add_expert_count(config.n_routed_experts)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    if config.n_group is not None:
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
+    softmax = config.model_type == "deepseek_v2"
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX if softmax else gguf.ExpertGatingFuncType.SIGMOID)
+
+
+def glm(writer: Writer, config: Any) -> None:
+    routed(writer, config)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads // 2)
+
+
+def deepseek(writer: Writer, config: Any) -> None:
+    """`DeepseekV2Model`, since it keeps the latent vector."""
+    routed(writer, config)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_vocab_size(config.vocab_size)
+    if config.q_lora_rank is not None:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+    writer.add_value_length(config.kv_lora_rank)
+    writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    writer.add_value_length_mla(config.v_head_dim)
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    if config.rope_parameters["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+        writer.add_rope_scaling_orig_ctx_len(config.rope_parameters["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_log_mul(0.1 * config.rope_parameters["mscale_all_dim"])
+
+
+def latent(name: str, values: Values, config: Any) -> Tensors:
+    """kv_b in two, what makes keys turned."""
+    if not name.endswith("kv_b_proj.weight"):
+        return scored(name, values, config)
+    by_head = values.reshape(config.num_attention_heads, -1, config.kv_lora_rank)
+    keys, made = np.split(by_head, [config.qk_nope_head_dim], axis=1)
+    return {name.replace("kv_b_proj", "k_b_proj"): keys.swapaxes(1, 2), name.replace("kv_b_proj", "v_b_proj"): made}
+
+
+def scored(name: str, values: Values, config: Any) -> Tensors:
+    """The bias of an expert's score, which the name map knows by another name."""
+    if name.endswith("mlp.e_score_correction_bias"):
+        name = name.replace("mlp.", "block_sparse_moe.")
+    name = name.replace("gate.moe_statics", "moe_statics")  # as checkpoints have it
+    found = halves(name.replace("e_score_correction_bias", "e_score_correction.bias"), values, config)
+    return {each: part.squeeze(0) if "statics" in each else part for each, part in found.items()}
+
+
+def shared(name: str, values: Values, config: Any) -> Tensors:
+    """`GraniteMoeModel`: gates and ups of the shared expert too."""
+    layer = name.split(".")[2] if ".layers." in name else ""
+    if ".experts." in name:
+        found = halves(name, values, config)
+        return {f"blk.{layer}.ffn_{each.split('.')[-2].removesuffix('_proj')}_exps.weight": part for each, part in found.items()}
+    if not name.endswith("shared_mlp.input_linear.weight"):
+        return {name.replace("router.weight", "router.layer.weight"): values}  # as checkpoints have it
+    gate, up = np.split(values, 2)
+    return {f"model.layers.{layer}.mlp.shared_expert.gate_proj.weight": gate, f"model.layers.{layer}.mlp.shared_expert.up_proj.weight": up}
+
+
+def granite(writer: Writer, config: Any) -> None:
+    scales(writer, config)
+    if hasattr(config, "shared_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
+
+
+def ernie(writer: Writer, config: Any) -> None:
+    writer.add_expert_count(config.moe_num_experts)
+    writer.add_expert_used_count(config.moe_k)
+    writer.add_interleave_moe_layer_step(config.moe_layer_interval)
+    writer.add_leading_dense_block_count(config.moe_layer_start_index)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_shared_count(config.moe_num_shared_experts)
+    writer.add_expert_shared_feed_forward_length(config.intermediate_size // config.num_key_value_heads)
+
+
+def hunyuan(writer: Writer, config: Any) -> None:
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_expert_shared_feed_forward_length(config.intermediate_size)
+    writer.add_expert_shared_count(1)
+
+
+def minimax(writer: Writer, config: Any) -> None:
+    half(writer, config)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+
+
 MIXTURES = {
     "qwen2moe": Case("qwen2moe", "qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 48}, keep, widths, halves),
     "qwen3moe": Case("qwen3moe", "qwen3_moe", {**EXPERTS, "norm_topk_prob": True}, keep, widths, halves),
@@ -68,6 +208,34 @@ MIXTURES = {
         "gpt-oss", "gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "rope_parameters": YARN},
         keep, gpt_oss, in_turns,
     ),
+    "mixtral": Case("llama", "mixtral", {**LOCAL, "sliding_window": None}, rotated, split=halves),
+    "olmoe": Case("olmoe", "olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.9}, keep,
+                  lambda writer, config: writer.add_clamp_kqv(config.clip_qkv), halves),
+    "granitemoe": Case("granitemoe", "granitemoe", {**GRANITE, **LOCAL}, rotated, granite, shared),
+    "granitemoe shared": Case(
+        "granitemoe", "granitemoeshared", {**GRANITE, **LOCAL, "shared_intermediate_size": 48}, rotated, granite, shared
+    ),
+    "glm4moe": Case("glm4moe", "glm4_moe", {**HALF, **ROUTED, "attention_bias": True, "use_qk_norm": True}, keep, glm, scored),
+    "glm4moe without norms": Case("glm4moe", "glm4_moe", {**HALF, **ROUTED, "norm_topk_prob": True}, keep, glm, scored),
+    "dots1": Case("dots1", "dots1", {**ROUTED, "norm_topk_prob": True}, keep, routed, scored),
+    "deepseek2": Case(
+        "deepseek2", "deepseek_v2", {**LATENT, "topk_method": "greedy", "rope_parameters": DEEPSEEK_YARN}, keep, deepseek, latent, False
+    ),
+    "deepseek2 lite": Case("deepseek2", "deepseek_v2", {**LATENT, "q_lora_rank": None}, keep, deepseek, latent, False),
+    "deepseek3": Case(
+        "deepseek2", "deepseek_v3",
+        {**LATENT, "n_group": 2, "topk_group": 1, "norm_topk_prob": True, "rope_parameters": DEEPSEEK3_YARN},
+        keep, deepseek, latent, False,
+    ),
+    "phimoe": Case("phimoe", "phimoe", {**LOCAL, "attention_bias": True, "lm_head_bias": True}, keep, window, halves),
+    "phimoe longrope": Case("phimoe", "phimoe", {**LOCAL, "rope_parameters": LONGROPE}, keep, longrope, halves),
+    "ernie4_5-moe": Case(
+        "ernie4_5-moe", "ernie4_5_moe",
+        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 1, "moe_num_shared_experts": 2},
+        keep, ernie, scored,
+    ),
+    "hunyuan-moe": Case("hunyuan-moe", "hunyuan_v1_moe", {"num_experts": 4, "moe_topk": 2}, keep, hunyuan, halves),
+    "minimax-m2": Case("minimax-m2", "minimax_m2", {**HALF, **LOCAL}, keep, minimax, scored),
 }  # fmt: skip
 
 
