@@ -44,10 +44,11 @@ def column_orders(kept: Kept, weights: Mapping[str, LazyTensor]) -> dict[str, La
 
 
 def kept_notes(scheme: Scheme, source: Source, weights: Mapping[str, LazyTensor], packed: Sequence[PackedWeight]) -> list[str]:
-    """For people: which weights of a quantized checkpoint are stored as floats."""
+    """For people: which weights of a quantized checkpoint, or of a GGUF file under an exact scheme, are stored as floats."""
     encoded = {each.name for weight in packed for each in weight.encodings}
     widened = sorted({tensor.name for tensor in weights.values() if tensor.stored_as not in _FLOATS} - encoded)
-    if not source.quantized_by or not widened:
+    is_told = bool(source.quantized_by) or (scheme.exact and source.format == "gguf")
+    if not is_told or not widened:
         return []
     why = "no kernels take them as they come" if scheme.exact else "--quant keep-a16 stores what it can as it comes"
     return [f"{len(widened)} weights that come quantized, such as {widened[0]:.60}, are stored as floats: {why}"]

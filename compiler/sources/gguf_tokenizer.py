@@ -21,7 +21,27 @@ _DIGIT_SPLITTERS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "
 _LLAMA3 = ("llama3", "llama-v3", "llama-bpe")
 _WHOLE_WORDS_FIRST = (*_LLAMA3, "tekken")
 _PLAIN = ("gpt-2", "gpt2", "default", "mpt", "olmo", "phi-2", "jina-en")
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|EOT|>")
+_SPLIT_AS = {"glm4": "llama3", "chatglm-bpe": "llama3", "stablelm2": "qwen2", "hunyuan": "qwen2", "solar-open": "qwen2"}
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    r"[一-龥぀-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"""
+    r"\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_SPLITS = {"deepseek-v3": _DEEPSEEK3, "hunyuan-dense": _DEEPSEEK3}
+"""Ways to split words, one after another, that transformers' conversion does not know; `_SPLIT_AS` has other names of those it knows."""
+_KINDS = ("gpt2", "llama", "gemma4")
+_END_OF_TURN = (
+    "<turn|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|EOT|>",
+)
 
 
 def _strings(metadata: Mapping[str, Any], key: str, file: object, required: bool) -> list[str]:
@@ -39,7 +59,7 @@ def _fields(metadata: Mapping[str, Any], file: object) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "tokens": tokens,
         "tokenizer_type": metadata[f"{_PREFIX}model"],
-        "pre_tokenizer_type": metadata.get(f"{_PREFIX}pre"),
+        "pre_tokenizer_type": _SPLIT_AS.get(pre, pre) if isinstance(pre := metadata.get(f"{_PREFIX}pre"), str) else pre,
     }
     if merges := _strings(metadata, "merges", file, required=False):
         fields["merges"] = merges
@@ -69,6 +89,8 @@ def _special_tokens(metadata: Mapping[str, Any], tokens: list[str], file: object
 
 def _adds(metadata: Mapping[str, Any], which: str) -> bool:
     """True if text gets a `bos` or an `eos`; files without the field have llama.cpp's default."""
+    if metadata[f"{_PREFIX}model"] == "gemma4":
+        return False  # its chat template writes `<bos>`, and its own tokenizer adds none, whatever llama.cpp does
     stated = metadata.get(f"{_PREFIX}add_{which}_token")
     if stated is not None:
         return bool(stated)
@@ -85,6 +107,10 @@ def _refine(backend: dict[str, Any], metadata: Mapping[str, Any], num_tokens: in
     merges = backend["model"].get("merges")
     if merges and not any(" " in part for pair in merges for part in pair):  # strings load faster than pairs: 15 ms of 49,000
         backend["model"]["merges"] = [" ".join(pair) for pair in merges]
+    if pre in _SPLITS:
+        steps = [{"type": "Split", "pattern": {"Regex": each}, "behavior": "Isolated", "invert": False} for each in _SPLITS[pre]]
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        backend["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*steps, byte_level]}
     if pre in _DIGIT_SPLITTERS:
         backend["pre_tokenizer"] = {
             "type": "Sequence",
@@ -121,7 +147,7 @@ def convert_tokenizer(metadata: Mapping[str, Any], architecture: str, file: obje
         SourceError: its fields contradict one another.
     """
     kind = metadata.get(f"{_PREFIX}model")
-    if kind not in ("gpt2", "llama"):
+    if kind not in _KINDS:
         return None, (f"no tokenizer of a known kind in the file ({kind!r:.40}): the model takes token ids only",)
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import convert_gguf_tokenizer
@@ -142,7 +168,7 @@ def convert_tokenizer(metadata: Mapping[str, Any], architecture: str, file: obje
     backend = json.loads(wrapped.backend_tokenizer.to_str())
     _refine(backend, metadata, len(fields["tokens"]))
     pre = fields["pre_tokenizer_type"]
-    known = kind == "llama" or pre in (None, *_PLAIN, *_DIGIT_SPLITTERS) or pre in GGUF_PRE_TOKENIZER_SPLITS
+    known = kind != "gpt2" or pre in (None, *_PLAIN, *_DIGIT_SPLITTERS, *_SPLITS) or pre in GGUF_PRE_TOKENIZER_SPLITS
     notes = (
         ()
         if known

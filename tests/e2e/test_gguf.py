@@ -39,6 +39,7 @@ def assert_same_answer(path: Path, folder: Path, quant: str, bound: float) -> cu
     return artifact
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("name", "kind"), [("gpt-oss", Kind.MXFP4), ("qwen3moe", Kind.Q4_0)])
 def test_experts_are_multiplied_as_they_come(name: str, kind: Kind, tmp_path: Path) -> None:
     path = write(tmp_path / "tiny.gguf", MIXTURES[name], tiny(MIXTURES[name]), ENDS, kind)
@@ -47,6 +48,7 @@ def test_experts_are_multiplied_as_they_come(name: str, kind: Kind, tmp_path: Pa
     assert note == f"of the weights, 6 keep their {kind.name} blocks"
 
 
+@pytest.mark.by_turns
 def test_states_go_on_from_token_to_token(tmp_path: Path) -> None:
     path = write(tmp_path / "tiny.gguf", RECURRENT["qwen35"], tiny(RECURRENT["qwen35"]))
     assert_same_answer(path, tmp_path / "artifact", "f32", 1e-4)

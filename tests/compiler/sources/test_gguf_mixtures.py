@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from cupola.compiler.sources import open_source
-from cupola.runtime.errors import SourceError
+from cupola.runtime.errors import SourceError, UnsupportedError
 from tests.compiler.sources.gguf_files import (
     FACTORS,
     GRANITE,
@@ -323,3 +324,70 @@ def test_damaged_experts_are_refused_by_name(drop: Callable[[Tensors], Tensors],
 
 def without(tensors: Tensors, name: str) -> Tensors:
     return {each: values for each, values in tensors.items() if each != name}
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    case = MIXTURES["glm4moe"]
+    more = {"blk.3.nextn.eh_proj.weight": np.zeros((64, 128), "f"), "blk.3.attn_q.weight": np.zeros((64, 64), "f")}
+
+    def fields(writer: Writer, config: Any) -> None:
+        case.fields(writer, config)
+        writer.add_block_count(4)
+        writer.add_nextn_predict_layers(1)
+
+    plain, longer = (
+        open_source(write(tmp_path / f"{number}.gguf", each, tiny(case), drop=lambda tensors: tensors | extra))
+        for number, (each, extra) in enumerate(((case, {}), (replace(case, fields=fields), more)))
+    )
+    assert plain.tensors.keys() == longer.tensors.keys() and plain.config == longer.config
+    assert longer.notes == ("the layers that predict further tokens are left out", *plain.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "message"),
+    [
+        ("qwen3moe", "blk.0.ffn_down_exps.scale", r"blk\.0\.ffn_down_exps\.scale: is a part that Qwen3MoeForCausalLM does not have here"),
+        ("qwen3moe", "blk.0.ffn_down_exps.bias", r"down_proj_bias"),
+        ("deepseek2", "blk.0.attn_kv_b.weight", r"blk\.0\.attn_kv_b\.weight: is there twice: as it is, and as attn_k_b and attn_v_b"),
+    ],
+)
+def test_what_has_no_place_is_told(name: str, extra: str, message: str, tmp_path: Path) -> None:
+    case = MIXTURES[name]
+    path = write(tmp_path / "tiny.gguf", case, tiny(case), drop=lambda tensors: {**tensors, extra: np.zeros((4, 64), "f")})
+    if "bias" not in extra:
+        with pytest.raises((SourceError, UnsupportedError), match=message):
+            open_source(path)
+    else:
+        assert "model.layers.0.mlp.experts.down_proj_bias" in open_source(path).tensors  # which binding tells as unused
+
+
+def test_routing_that_the_class_does_not_do_is_refused(tmp_path: Path) -> None:
+    case = MIXTURES["glm4moe"]
+
+    def fields(writer: Writer, config: Any) -> None:
+        case.fields(writer, config)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
+
+    with pytest.raises(UnsupportedError, match=r"expert_gating_func: is 1, and Glm4MoeForCausalLM does what 2 says"):
+        open_source(write(tmp_path / "tiny.gguf", replace(case, fields=fields), tiny(case)))
+
+
+def test_old_files_have_what_makes_keys_and_values_as_one(tmp_path: Path) -> None:
+    """As the converter wrote DeepSeek's files until 2025; their keys and values have the sizes of heads."""
+    case = MIXTURES["deepseek2 lite"]
+
+    def fields(writer: Writer, config: Any) -> None:
+        case.fields(writer, config)
+        writer.add_key_length(config.qk_nope_head_dim + config.qk_rope_head_dim)
+        writer.add_value_length(config.v_head_dim)
+        writer.add_head_count_kv(config.num_attention_heads)
+
+    def one(name: str, values: Values, config: Any) -> Tensors:
+        return scored(name, values, config)
+
+    new, old = (
+        open_source(write(tmp_path / f"{number}.gguf", each, tiny(case)))
+        for number, each in enumerate((case, replace(case, fields=fields, split=one)))
+    )
+    for name, tensor in new.tensors.items():
+        np.testing.assert_array_equal(tensor.load(), old.tensors[name].load())

@@ -96,6 +96,33 @@ def test_llama3_takes_whole_words_first_and_adds_bos(write_gguf, tmp_path):
     assert encode(source.tokenizer_json, "hello")[0] == 1
 
 
+@pytest.mark.parametrize(("pre", "known"), [("glm4", "llama3"), ("hunyuan", "qwen2")])
+def test_ways_to_split_have_several_names(write_gguf, tmp_path, pre, known):
+    sources = [open_source(write_gguf(tmp_path / f"{name}.gguf", pre=name)) for name in (pre, known)]
+    one, other = (json.loads(source.tokenizer_json)["pre_tokenizer"] for source in sources)
+    assert one == other and sources[0].notes == ()
+
+
+def test_deepseek_splits_digits_by_three_and_chinese_from_latin(write_gguf, tmp_path):
+    source = open_source(write_gguf(tmp_path / "tiny.gguf", pre="deepseek-v3"))
+    words = Tokenizer.from_str(source.tokenizer_json).pre_tokenizer.pre_tokenize_str("Hi 12345, (東京)wow\n\nif")
+    pieces = ["Hi 12345, (東京)wow\n\nif"[begin:end] for _, (begin, end) in words]
+    assert pieces == ["Hi", " ", "123", "45", ",", " (", "東京", ")wow", "\n\n", "if"] and source.notes == ()
+
+
+def test_gemma4_has_merges_over_spaces_that_show_and_adds_no_bos():
+    merges = ["▁ a", "a b", "▁a b", "h i", "▁ hi"]
+    fields = {
+        **sentencepiece(model="gemma4", merges=merges),
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    tokenizer_json, notes = convert_tokenizer(fields, "gemma4", "file")
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    assert tokenizer.encode("hi ab").tokens == ["hi", "▁ab"] and notes == ()
+    assert tokenizer.decode(tokenizer.encode("hi ab é").ids) == "hi ab é"
+
+
 def test_an_unknown_way_to_split_is_told(write_gguf, tmp_path):
     source = open_source(write_gguf(tmp_path / "tiny.gguf", pre="brand-new"))
     assert any("'brand-new'" in note and "token ids may differ" in note for note in source.notes)
