@@ -105,7 +105,7 @@ def _mscale(facts: Facts) -> float:
     return round(facts.read.real("rope.scaling.yarn_log_multiplier") * 10, 6) if stated else 0.0
 
 
-def _latent(model_type: str, model_class: str, config: Mapping[str, Rule], **names: str) -> Architecture:
+def _latent(model_type: str, model_class: str, config: Mapping[str, Rule], names: Names) -> Architecture:
     return Architecture(
         model_type, model_class, {**_LATENT, **names}, {**_LATENT_SIZES, **config},
         joins={**JOINED, "model.layers.{}.self_attn.kv_b_proj": Join(("attn_k_b", "attn_v_b"), how="latent")},
@@ -119,7 +119,7 @@ def _topk_method(facts: Facts) -> str:
 
 
 _PHI_MSCALE = 1.243163121016122  # of Phi-3.5-MoE, the only release with LongRoPE; llama.cpp reckons with 1.19
-_DEEPSEEK_V3 = _latent("deepseek_v3", "DeepseekV3ForCausalLM", {"rope_interleave": always(True)}, **_SCORES)
+_DEEPSEEK_V3 = _latent("deepseek_v3", "DeepseekV3ForCausalLM", {"rope_interleave": always(True)}, _SCORES)
 _GRANITE_EXPERTS, _GRANITE_JOINED = experts_of("model.layers.{}.block_sparse_moe")
 _GRANITE: Mapping[str, Rule] = {
     **SILU, **QKV_BIAS, **SCALES, "attention_multiplier": real("attention.scale"), "num_local_experts": integer("expert_count"),
@@ -183,7 +183,7 @@ MIXTURES: Mapping[str, Architecture] = {
         {**SILU, **QKV_BIAS, **_ROUTED, "sliding_window": always(None), "layer_types": windows(1)}, joins=JOINED, expected=_SIGMOID,
     ),
     "deepseek2": replace(
-        _latent("deepseek_v2", "DeepseekV2ForCausalLM", {"topk_method": _topk_method}),
+        _latent("deepseek_v2", "DeepseekV2ForCausalLM", {"topk_method": _topk_method}, {}),
         variants=((stated("expert_gating_func", 2), _DEEPSEEK_V3),),
     ),
     "phimoe": Architecture(

@@ -161,7 +161,7 @@ CHANGES: Mapping[str, Change] = {
 
 
 def _latent(tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
-    """What makes keys [heads, latent, k], turned, and what makes values [heads, v, latent] -> [heads · (k + v), latent], head by head."""
+    """The matrix that makes keys [heads, latent, k], turned, over that of values [heads, v, latent], by head -> [heads · (k + v), latent]."""
     keys, values = tensors
     if len(keys.shape) != 3 or len(values.shape) != 3:
         raise ValueError

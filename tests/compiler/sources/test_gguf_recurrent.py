@@ -39,7 +39,7 @@ def layer_of(name: str) -> str:
 
 
 def as_stored(name: str, values: Values, config: Any) -> Tensors:
-    """What every converter of states does: A for its logarithm, kernels without their middle axis, and a bias that has another name."""
+    """As every converter of states: A for its logarithm, kernels without their middle axis, and a bias that has another name."""
     if name.endswith("A_log"):
         values = -np.exp(values)
     if name.endswith(("conv1d.weight", "conv.conv.weight")):
