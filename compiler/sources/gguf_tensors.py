@@ -161,7 +161,7 @@ CHANGES: Mapping[str, Change] = {
 
 
 def _latent(tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
-    """The matrix that makes keys [heads, latent, k], turned, over that of values [heads, v, latent], by head -> [heads · (k + v), latent]."""
+    """Keys' matrices [heads, latent, k], turned, each over that of values [heads, v, latent] -> [heads · (k + v), latent]."""
     keys, values = tensors
     if len(keys.shape) != 3 or len(values.shape) != 3:
         raise ValueError
