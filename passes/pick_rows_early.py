@@ -7,14 +7,14 @@ After:   lv = R.take(h, logit_rows, axis=0);  lv1 = R.take(attended, logit_rows,
          lv2 = R.add(lv, R.matmul(lv1, wo))                # [r, 64]
          lv3 = R.add(lv2, R.nn.silu(R.matmul(R.nn.rms_norm(lv2, norm), w)))
 
-A prompt wants logits for its last token: the last layer's output projection and MLP then run for one row. A value that anyone reads
-whole is computed whole, and rows are picked from it.
+A prompt wants logits for its last token: the last layer's output projection and MLP, or its router and experts, then run for one row. A
+value that anyone reads whole is computed whole, and rows are picked from it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tvm
 import tvm_ffi
@@ -22,6 +22,7 @@ from tvm import IRModule, relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from cupola.passes.rewrite import ELEMENTWISE, count_uses, name_of, pass_of, shape_of, tidy
+from cupola.targets.ops import op_name
 
 
 def pick_rows_early() -> tvm.transform.Pass:
@@ -80,15 +81,24 @@ class _Picking(PyExprMutator):
     def _on_rows(self, value: relax.Expr, rows: relax.Var) -> relax.Expr:
         if isinstance(value, relax.TupleGetItem):
             return relax.TupleGetItem(self._pick(value.tuple_value, rows), value.index)
-        places = _operands(value)
-        args = [self._pick(arg, rows) if i in places else self.visit_expr(arg) for i, arg in enumerate(value.args)]
+        places, count = _operands(value), rows.ty.shape[0]
+        args = [self._pick(arg, rows) if i in places else self.visit_expr(arg) for i, arg in enumerate(_arguments(value))]
+        if op_name(value) is not None:
+            return relax.op.call_dps_packed(value.args[0], relax.Tuple(args), out_ty=_of_rows(value.ty, count))
+        if name_of(value) == "reshape":
+            return relax.op.reshape(args[0], _of_rows(value.ty, count).shape)
         return relax.Call(value.op, args, value.attrs, value.ty_args)
 
     def _operands(self, value: relax.Expr) -> list[relax.Var]:
         """The values whose rows make the same rows of `value`; none if other rows may join in."""
         if isinstance(value, relax.TupleGetItem):
             return [value.tuple_value] if _operands(self.values.get(value.tuple_value)) else []
-        return [value.args[i] for i in _operands(value)]
+        return [_arguments(value)[i] for i in _operands(value)]
+
+
+def _of_rows(type_: relax.TensorType, count: tirx.Expr) -> relax.TensorType:
+    """The type of so many rows."""
+    return relax.TensorType([count, *list(type_.shape)[1:]], type_.dtype)
 
 
 def _is_choice(value: relax.Expr) -> bool:
@@ -121,8 +131,53 @@ def _norm(call: relax.Call) -> list[int]:
     return [] if 0 in (int(axis) % _rank(call) for axis in call.attrs.axes) else [0]
 
 
-def _split(call: relax.Call) -> list[int]:
+def _along_axis(call: relax.Call) -> list[int]:
     return [] if int(call.attrs.axis) % _rank(call.args[0]) == 0 else [0]
+
+
+def _along_axes(call: relax.Call) -> list[int]:
+    """Axes of the argument; all of them where none are named."""
+    axes = call.attrs.axis
+    return [] if axes is None or 0 in (int(axis) % _rank(call.args[0]) for axis in axes) else [0]
+
+
+def _new_axes(call: relax.Call) -> list[int]:
+    return [] if 0 in (int(axis) % _rank(call) for axis in call.attrs.axis) else [0]
+
+
+def _slices(call: relax.Call) -> list[int]:
+    """Axes are an argument here."""
+    axes = call.args[1].fields if isinstance(call.args[1], relax.Tuple) else []
+    return [0] if axes and all(int(axis.value) % _rank(call) for axis in axes) else []
+
+
+def _gathered(call: relax.Call) -> list[int]:
+    """Elements of a row by an index for the same row."""
+    table, index = call.args
+    same = tvm_ffi.structural_equal(table.ty.shape[0], index.ty.shape[0])
+    return [0, 1] if same and int(call.attrs.axis) % _rank(table) else []
+
+
+def _reshaped(call: relax.Call) -> list[int]:
+    """Rows that stay rows."""
+    x = call.args[0]
+    inner = [*list(x.ty.shape)[1:], *list(call.ty.shape)[1:]]
+    is_kept = tvm_ffi.structural_equal(x.ty.shape[0], call.ty.shape[0]) and all(isinstance(size, tirx.IntImm) for size in inner)
+    return [0] if is_kept and _rank(call) > 1 else []
+
+
+def _first(call: relax.Call) -> list[int]:
+    return [0]
+
+
+def _experts(call: relax.Call) -> list[int]:
+    """x and the index."""
+    return [0, 1]
+
+
+def _arguments(call: relax.Call) -> Sequence[relax.Expr]:
+    """What an operation takes; one of cupola's has it in a tuple, behind its name."""
+    return call.args if op_name(call) is None else call.args[1].fields  # type: ignore[no-any-return]
 
 
 def _rank(tensor: relax.Expr) -> int:
@@ -134,5 +189,15 @@ _OPERANDS: dict[str, Callable[[relax.Call], list[int]]] = {
     "matmul": _matmul,
     "nn.rms_norm": _norm,
     "nn.layer_norm": _norm,
-    "split": _split,
+    "split": _along_axis,
+    "nn.softmax": _along_axis,
+    "gather_elements": _gathered,
+    "sum": _along_axes,
+    "max": _along_axes,
+    "squeeze": _along_axes,
+    "expand_dims": _new_axes,
+    "strided_slice": _slices,
+    "reshape": _reshaped,
+    "cupola.top_k": _first,
+    "cupola.expert_linear": _experts,
 }

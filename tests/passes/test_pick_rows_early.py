@@ -177,3 +177,66 @@ def test_rows_of_a_table_stay() -> None:
         return out
 
     stays(pick_rows_early(), before)
+
+
+def test_a_mixture_of_experts_runs_on_the_rows_that_are_read() -> None:
+    @R.function
+    def before(
+        x: R.Tensor(("n", 8), "float32"),
+        rows: R.Tensor(("r",), "int32"),
+        router: R.Tensor((8, 4), "float32"),
+        up: R.Tensor((64, 8), "float32"),
+        down: R.Tensor((32, 16), "float32"),
+    ):
+        n, r = T.int64(), T.int64()
+        with R.dataflow():
+            scores = R.nn.softmax(R.matmul(x, router), axis=-1)
+            index = R.call_dps_packed("cupola.top_k", (scores, 2), out_ty=R.Tensor((n, 2), "int32"))
+            chosen = R.gather_elements(scores, index, axis=1)
+            shares = R.divide(chosen, R.sum(chosen, axis=[-1], keepdims=True))
+            each = R.reshape(R.expand_dims(x, axis=[1]), (n, 8))
+            hidden = R.call_dps_packed("cupola.expert_linear", (each, index, up, 0, 4), out_ty=R.Tensor((n, 2, 16), "float32"))
+            cut = R.strided_slice(hidden, [2], [0], [16], [1])
+            parts = R.call_dps_packed("cupola.expert_linear", (cut, index, down, 0, 4), out_ty=R.Tensor((n, 2, 8), "float32"))
+            total = R.sum(R.multiply(parts, R.reshape(shares, (n, 2, 1))), axis=[1])
+            out = R.take(total, rows, axis=0, mode="clip")
+            R.output(out)
+        return out
+
+    @R.function
+    def expected(
+        x: R.Tensor(("n", 8), "float32"),
+        rows: R.Tensor(("r",), "int32"),
+        router: R.Tensor((8, 4), "float32"),
+        up: R.Tensor((64, 8), "float32"),
+        down: R.Tensor((32, 16), "float32"),
+    ):
+        n, r = T.int64(), T.int64()
+        with R.dataflow():
+            picked = R.take(x, rows, axis=0, mode="clip")
+            scores = R.nn.softmax(R.matmul(picked, router), axis=-1)
+            index = R.call_dps_packed("cupola.top_k", (scores, 2), out_ty=R.Tensor((r, 2), "int32"))
+            chosen = R.gather_elements(scores, index, axis=1)
+            shares = R.divide(chosen, R.sum(chosen, axis=[-1], keepdims=True))
+            each = R.reshape(R.expand_dims(picked, axis=[1]), (r, 8))
+            hidden = R.call_dps_packed("cupola.expert_linear", (each, index, up, 0, 4), out_ty=R.Tensor((r, 2, 16), "float32"))
+            cut = R.strided_slice(hidden, [2], [0], [16], [1])
+            parts = R.call_dps_packed("cupola.expert_linear", (cut, index, down, 0, 4), out_ty=R.Tensor((r, 2, 8), "float32"))
+            out = R.sum(R.multiply(parts, R.reshape(shares, (r, 2, 1))), axis=[1])
+            R.output(out)
+        return out
+
+    becomes(pick_rows_early(), before, expected)
+
+
+def test_sums_over_rows_stay() -> None:
+    @R.function
+    def before(x: R.Tensor(("n", 8), "float32"), rows: R.Tensor(("r",), "int32")):
+        with R.dataflow():
+            out = R.take(R.multiply(x, R.nn.softmax(x, axis=0)), rows, axis=0, mode="clip")
+            R.output(out)
+        return out
+
+    after = apply(pick_rows_early(), before)
+    kept = [binding.value for block in after["forward"].body.blocks for binding in block.bindings]
+    assert [value.op.name for value in kept if value.op.name == "relax.nn.softmax" and str(value.ty.shape[0]) == "n"]
