@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cupola.compiler.sources.base import LazyTensor
-from cupola.compiler.sources.composition import combined, joined, stacked
+from cupola.compiler.sources.composition import combined, joined, stacked, turned
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 Lists = list[list[LazyTensor]]  # by source pattern, then by target pattern
@@ -104,6 +104,8 @@ def _transpose(operation: Any, lists: Lists, shapes: Sequence[tuple[int, ...] | 
     def swapped(tensors: list[LazyTensor], gone: int) -> LazyTensor:
         axes, shape = (operation.dim0 - gone, operation.dim1 - gone), list(tensors[0].shape)
         shape[axes[0]], shape[axes[1]] = shape[axes[1]], shape[axes[0]]
+        if sorted(axis % len(shape) for axis in axes) == [len(shape) - 2, len(shape) - 1]:
+            return turned(tensors[0])
         return combined(tensors, lambda x: np.swapaxes(x, *axes), tuple(shape))
 
     def one(tensor: LazyTensor) -> LazyTensor:

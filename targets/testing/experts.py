@@ -40,14 +40,19 @@ class ExpertKernel:
         x = Input("x", ("n", k) if self.is_shared else ("n", CHOICES, k))
         inputs = [x, Input("index", ("n", CHOICES), "int32", (0, NUM_EXPERTS)), *weight.inputs(rows, k)]
         inputs += [Input("bias", (rows,), "float32" if weight.format else weight.dtype)] * self.bias
+        in_bf16 = self.quantize_x and target.abilities.bf16_rows
         reference = partial(
             references.expert_linear, num_experts=NUM_EXPERTS, activation=self.activation, quantize_x=self.quantize_x, gated=self.gated,
-            format=weight.format,
+            format=weight.format, bf16_from=in_bf16 or None,
         )  # fmt: skip
         scheme = self.weight if weight.format is None else self.weight + ("a8" if self.quantize_x else "a16")
         flags = ["bias"] * self.bias + ["apart"] * (not self.is_shared)
         name = case_name("gated_experts" if self.gated else "experts", f"{NUM_EXPERTS}x{n}x{k}", scheme, *flags, self.activation)
-        return KernelCase(name, tuple(inputs), partial(self.emit, n), reference, partial(_draw, inputs), bool(self.quantize_x))
+        return KernelCase(
+            name, tuple(inputs), partial(self.emit, n), reference, partial(_draw, inputs), bool(self.quantize_x),
+            may_use_bf16=bool(self.quantize_x),
+            batch_invariant=target.abilities.batch_invariant or not in_bf16,
+        )  # fmt: skip
 
     def emit(self, num_outputs: int, t: Tensors) -> relax.Call:
         """The call."""

@@ -124,8 +124,9 @@ def linear(
 
 
 def expert_linear(
-    arrays: Arrays, num_experts: int, activation: str, quantize_x: int, gated: bool, format: WeightFormat | None = None
-) -> Expected:
+    arrays: Arrays, num_experts: int, activation: str, quantize_x: int, gated: bool, format: WeightFormat | None = None,
+    bf16_from: int | None = None,
+) -> Expected:  # fmt: skip
     """`ops.ExpertLinear` and `ops.GatedExpertLinear`: `linear` of each expert and the rows that go there."""
     index, x = arrays["index"], arrays["x"]
     pairs = x if x.ndim == 3 else np.repeat(x[:, None], index.shape[1], axis=1)
@@ -134,7 +135,7 @@ def expert_linear(
     value, slack = np.zeros((*index.shape, outputs)), np.zeros((*index.shape, outputs))
     for expert in np.unique(index):
         given = {name: part[expert] for name, part in parts.items()} | {"x": pairs[index == expert]}
-        found = linear(given, activation, 0.0, quantize_x, gated, format)
+        found = linear(given, activation, 0.0, quantize_x, gated, format, bf16_from=bf16_from)
         value[index == expert], slack[index == expert] = found.value, found.slack
     return Expected(value, slack)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import cupola
+from cupola.models import find_family
 from tests.e2e.stored_model import logits_of, prompts_of, tiny_model
+from tests.e2e.tiny_models import tiny_model as mixture
 from tests.quantized_checkpoints import KINDS
 
 SIZES = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 1}
@@ -78,3 +80,31 @@ def test_other_schemes_keep_codes_or_say_what_became_of_them(tmp_path: Path) -> 
     folder = save(model, "compressed-tensors w8a8", tmp_path / "int8")
     notes = compiled(folder, "w4a16", tmp_path / "w4a16").manifest.notes
     assert any("7 are quantized from int8 to 4 bits" in note for note in notes), notes
+
+
+@pytest.mark.by_turns
+def test_single_experts_keep_their_codes(tmp_path: Path) -> None:
+    """Mixtral's, each quantized by itself: stacked, and multiplied as the codes that they are."""
+    import torch
+
+    family = find_family("mixtral")
+    assert family is not None
+    model, folder, kind = mixture("mixtral", **family.tiny), tmp_path / "model", KINDS["gptq"]
+    model.save_pretrained(folder)
+    held, values = load_file(folder / "model.safetensors"), dict[str, np.ndarray]()
+    for name in [name for name in held if ".experts." in name]:
+        stored, values[name] = kind.write(held.pop(name))
+        held |= {name.removesuffix(".weight") + end: np.ascontiguousarray(part) for end, part in stored.items()}
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": kind.settings}))
+    for layer in range(model.config.num_hidden_layers):
+        experts, start = model.model.layers[layer].mlp.experts, f"model.layers.{layer}.block_sparse_moe.experts"
+        for number in range(model.config.num_local_experts):
+            gate, down, up = (torch.from_numpy(values[f"{start}.{number}.w{part}.weight"]) for part in (1, 2, 3))
+            experts.gate_up_proj.data[number], experts.down_proj.data[number] = torch.cat([gate, up]), down
+    artifact = compiled(folder, "auto", tmp_path / "artifact")
+    llm = cupola.LLM(artifact)
+    for prompt, logits in zip(prompts_of(model), logits_of(model), strict=True):
+        np.testing.assert_allclose(llm.logits(prompt.tolist()), logits, atol=1e-5 * abs(logits).max())
+    assert any(f"of the weights, {2 * model.config.num_hidden_layers} keep their" in note for note in artifact.manifest.notes)

@@ -188,7 +188,7 @@ def test_a_mixture_of_experts_runs_on_the_rows_that_are_read() -> None:
         up: R.Tensor((64, 8), "float32"),
         down: R.Tensor((32, 16), "float32"),
     ):
-        n, r = T.int64(), T.int64()
+        n = T.int64()
         with R.dataflow():
             scores = R.nn.softmax(R.matmul(x, router), axis=-1)
             index = R.call_dps_packed("cupola.top_k", (scores, 2), out_ty=R.Tensor((n, 2), "int32"))
@@ -211,7 +211,7 @@ def test_a_mixture_of_experts_runs_on_the_rows_that_are_read() -> None:
         up: R.Tensor((64, 8), "float32"),
         down: R.Tensor((32, 16), "float32"),
     ):
-        n, r = T.int64(), T.int64()
+        r = T.int64()
         with R.dataflow():
             picked = R.take(x, rows, axis=0, mode="clip")
             scores = R.nn.softmax(R.matmul(picked, router), axis=-1)

@@ -1,7 +1,7 @@
 """MXFP4 as GPT-OSS stores its experts (OCP Microscaling Formats, 1.0).
 
 …_blocks u8 [E, N, K / 32, 16] holds two codes of E2M1 a byte, the low half first; …_scales u8 [E, N, K / 32] powers of two,
-2^(code − 127). The parameter is the experts' matrices, turned: [E, K, N].
+2^(code − 127). The parameter is the experts' matrices, turned: [E, K, N]. Their codes stay as they are.
 https://github.com/openai/gpt-oss/blob/main/gpt_oss/torch/weights.py
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from cupola.compiler.sources.base import Array, LazyTensor
 from cupola.compiler.sources.checkpoints.base import Method, Parts, Settings
-from cupola.compiler.sources.checkpoints.blocks import floats, nibbles, table_tensor
+from cupola.compiler.sources.checkpoints.blocks import nibbles, table_tensor
 from cupola.compiler.sources.checkpoints.float_codes import e8m0
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.formats.tensor import QuantizedTensor
@@ -38,7 +38,8 @@ class _Reader:
             matrices = experts(parts).values().reshape(count, n, 32 * groups)
             return np.ascontiguousarray(matrices.swapaxes(1, 2))
 
-        return floats(parts.name, (count, 32 * groups, n), "MXFP4", load)
+        shape = (count, 32 * groups, n)
+        return LazyTensor(parts.name, shape, "float32", load, "MXFP4", FORMAT, lambda: experts(parts), is_turned=True)
 
 
 def experts(parts: Parts) -> QuantizedTensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,7 +12,7 @@ from tvm.tirx.script import builder as T
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.loops import parallel_region
 from cupola.targets.cpu.emit.simd import Simd, Value, argument, name, prim_func
-from cupola.targets.cpu.experts.routing import Group, Routing
+from cupola.targets.cpu.experts.routing import Group, Routing, each_panel
 from cupola.targets.cpu.experts.shape import GroupEpilogue, Mixture, match_experts, mixture_of, pack_expert_panels, packed_bias
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.dequantized import DequantizedProduct
@@ -35,10 +34,10 @@ def lower_expert_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder)
         if codes is None or not Weights.can_unpack(isa, codes):
             return None
         shape = QuantizedShape(**vars(mixture.layer), blocks=int(op.weight.ty.shape[1]) // codes.format.block_size, codes=codes)
-        kernel, weight, label = _dequantized(mixture, shape), pack_expert_groups(op, codes, builder), f"{codes.label}a16"
+        kernel, weight, label = _build(mixture, "uint8", shape), pack_expert_groups(op, codes, builder), f"{codes.label}a16"
     elif op.weight.ty.dtype in ("float32", "float16", "bfloat16"):
         label = str(op.weight.ty.dtype)
-        kernel, weight = _floats(mixture, label), pack_expert_panels(op.weight, op.num_experts, gated, builder)
+        kernel, weight = _build(mixture, label, None), pack_expert_panels(op.weight, op.num_experts, gated, builder)
     else:
         return None
     arguments = [op.x, op.index, weight, *packed_bias(op, builder)]
@@ -46,51 +45,28 @@ def lower_expert_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder)
 
 
 @cache
-def _floats(mixture: Mixture, dtype: str) -> tvm.tirx.PrimFunc:
+def _build(mixture: Mixture, dtype: str, codes: QuantizedShape | None) -> tvm.tirx.PrimFunc:
+    """Of weights of a type, or of codes."""
+
     def body() -> None:
         n = T.int64()
         x, index = mixture.rows(n)
-        weight = argument("weight", (mixture.num_panels, mixture.layer.depth, PANEL), dtype)
+        inner = (mixture.layer.depth, PANEL) if codes is None else (codes.blocks, codes.codes.group_bytes)
+        weight = argument("weight", (mixture.num_panels, *inner), dtype)
         simd = Simd(mixture.layer.isa)
         whole = mixture.epilogue(simd, n)
-
-        def multiply(group: Group) -> None:
-            panels = _Panels(mixture.layer, simd, x, weight, GroupEpilogue.of(whole, group), mixture, group)
-            with T.serial((group.count + ROW_BLOCK - 1) // ROW_BLOCK) as block:
+        runs = Routing.sort(index, n, mixture.num_experts, mixture.choices).runs(mixture.layer.num_panels, T.bool(True))
+        with parallel_region(), runs.claims.threads.each(barrier=False) as thread, runs.each(thread) as group:
+            given = (simd, x, weight, GroupEpilogue.of(whole, group), mixture, group)
+            with each_panel(group) as panel, T.serial((group.count + ROW_BLOCK - 1) // ROW_BLOCK) as block:
                 first = name(block * ROW_BLOCK)
-                panels.rows(group.panel, first, name(T.min(group.count - first, T.int64(ROW_BLOCK))))
-
-        for_each_group(mixture, Routing.sort(index, n, mixture.num_experts, mixture.choices), multiply)
+                count = name(T.min(group.count - first, T.int64(ROW_BLOCK)))
+                if codes is None:
+                    _Panels(mixture.layer, *given).rows(panel, first, count)
+                else:
+                    _Dequantized(codes, *given).block(panel, first, count)
 
     return prim_func(body)
-
-
-@cache
-def _dequantized(mixture: Mixture, shape: QuantizedShape) -> tvm.tirx.PrimFunc:
-    def body() -> None:
-        n = T.int64()
-        x, index = mixture.rows(n)
-        weight = argument("weight", (mixture.num_panels, shape.blocks, shape.codes.group_bytes), "uint8")
-        simd = Simd(shape.isa)
-        whole = mixture.epilogue(simd, n)
-
-        def multiply(group: Group) -> None:
-            product = _Dequantized(shape, simd, x, weight, GroupEpilogue.of(whole, group), mixture, group)
-            with T.serial((group.count + ROW_BLOCK - 1) // ROW_BLOCK) as block:
-                first = name(block * ROW_BLOCK)
-                product.block(group.panel, first, name(T.min(group.count - first, T.int64(ROW_BLOCK))))
-
-        for_each_group(mixture, Routing.sort(index, n, mixture.num_experts, mixture.choices), multiply)
-
-    return prim_func(body)
-
-
-def for_each_group(mixture: Mixture, routing: Routing, multiply: Callable[[Group], None]) -> None:
-    """One region, in which threads claim panels."""
-    claims = routing.claims(mixture.layer.num_panels)
-    with parallel_region(), claims.threads.each(barrier=False) as thread:
-        with routing.each_group(claims, thread, mixture.layer.num_panels) as group:
-            multiply(group)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Experts of quantized weights and activations rounded to int8: the sums of linear layers, an expert's tokens after another.
 
-Rows are rounded once, by all threads, whatever the number of experts that they go to. Up to FEW of an expert's rows multiply the packed
-weights as they come from memory; more of them bytes that a block of rows was unpacked to. Either way gives a row the same bits.
+Rows are rounded once, by all threads, whatever the number of experts that they go to; those of a single token by every thread for itself.
+Up to FEW of an expert's rows multiply the packed weights as they come from memory; more of them bytes that a block of rows was unpacked
+to. Either way gives a row the same bits, unless the machine has tiles for more of them.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.cost import with_cost
+from cupola.targets.cpu.emit import amx as tiles
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.loops import parallel_region, shared_loop
-from cupola.targets.cpu.emit.simd import Simd, Value, argument, name, prim_func
-from cupola.targets.cpu.experts.routing import Group, Routing
+from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, argument, name, prim_func
+from cupola.targets.cpu.experts.routing import Group, Routing, Runs, each_panel
 from cupola.targets.cpu.experts.shape import GroupEpilogue, Mixture, match_experts, mixture_of, packed_bias
+from cupola.targets.cpu.experts.tiles import GroupProduct
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.linear.int8 import FEW, ROW_BLOCK, Int8Product, Int8Shape
+from cupola.targets.cpu.linear.amx import Scratch
+from cupola.targets.cpu.linear.int8 import FEW, ROW_BLOCK, Int8Product, Int8Shape, Stream
 from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
+from cupola.targets.cpu.linear.packing import AHEAD
 from cupola.targets.cpu.linear.quantized_packing import SLICE, codes_of, pack_expert_groups
 
 
@@ -42,37 +47,99 @@ def lower_int8_expert_linear(isa: ISA, call: relax.Call, builder: relax.BlockBui
 
 @cache
 def _build(mixture: Mixture, shape: Int8Shape) -> tvm.tirx.PrimFunc:
+    in_tiles = shape.isa.bf16_tiles
+
     def body() -> None:
         n = T.int64()
         x, index = mixture.rows(n)
         weight = argument("weight", (mixture.num_panels, shape.blocks, shape.codes.group_bytes), "uint8")
         simd = Simd(shape.isa)
-        whole, num_panels = mixture.epilogue(simd, n), shape.num_panels
+        whole = mixture.epilogue(simd, n)
         source = _Rows(simd, x, shape.depth, None, 0.0, mixture.choices, mixture.is_shared)
+        routing = Routing.sort(index, n, mixture.num_experts, mixture.choices, tiles.MANY if in_tiles else 0)
+        runs = routing.runs(shape.num_panels, n <= T.int64(FEW))
         product = Int8Product(shape, simd, weight, whole, source, Weights(shape.isa, shape.codes), n)
-        num_rows = n if mixture.is_shared else n * mixture.choices
-        routing = Routing.sort(index, n, mixture.num_experts, mixture.choices)
-        claims, rows = routing.claims(num_panels), product.allocate(num_rows)
-        with parallel_region():
-            with shared_loop(num_rows) as row:
-                rows.fill(source, row)
-            with claims.threads.each(barrier=False) as thread, routing.each_group(claims, thread, num_panels) as group:
-                _multiply(product, rows, group, mixture)
+        in_bf16 = GroupProduct(simd, weight, shape.codes, shape.slices, source, whole, n, mixture.divisor) if in_tiles else None
+        _multiply(mixture, product, in_bf16, runs, index)
 
-    return with_cost(prim_func(body), KernelCost("int8"))
+    return with_cost(prim_func(body), KernelCost("bfloat16" if in_tiles else "int8"))
 
 
-def _multiply(product: Int8Product, rows: Int8Rows, group: Group, mixture: Mixture) -> None:
-    """A panel of an expert with its rows."""
-    known = replace(product, num_rows=group.count, epilogue=GroupEpilogue.of(product.epilogue, group))
-    picked = _PickedRows(**vars(rows), group=group, divisor=mixture.choices if mixture.is_shared else 1)
-    with T.If(group.count <= T.int64(FEW)):
+def _multiply(mixture: Mixture, product: Int8Product, in_bf16: GroupProduct | None, runs: Runs, index: Buffer) -> None:
+    """One region: rows, a barrier, then runs of panels."""
+    routing, threads, num_pairs = runs.routing, runs.claims.threads, product.num_rows * mixture.choices
+    num_rows = product.num_rows if mixture.is_shared else num_pairs
+    rows = product.allocate(num_rows)
+    rounded = None if in_bf16 is None else in_bf16.allocate_rows(num_pairs, product.kernel.slices)
+    with parallel_region():
+        with threads.each(barrier=False) as thread:
+            first = runs.first(thread)
+            product.fetch_first(GroupStream.of(product, first, first.start), AHEAD)
+        with shared_loop(num_rows, barrier=in_bf16 is None) as row:
+            rows.fill(product.source, row)
+        if in_bf16 is not None:
+            with shared_loop(num_pairs) as at:
+                in_bf16.round_pair(routing, index, rounded, at)
+        with threads.each(barrier=False) as thread:
+            if in_bf16 is None:
+                with runs.each(thread) as group:
+                    _panels(product, rows, group, mixture)
+            else:
+                _with_tiles(product, in_bf16, rows, rounded, runs, thread, mixture)
+
+
+def _with_tiles(
+    product: Int8Product, in_bf16: GroupProduct, rows: Int8Rows, rounded: Buffer, runs: Runs, thread: Value, mixture: Mixture
+) -> None:
+    """A thread's runs, those of experts with many rows in tiles."""
+    num_tiles = runs.routing.num_tiles
+    scratch = Scratch.allocate(in_bf16)
+    with T.If(num_tiles > T.int64(0)), T.Then():
+        tiles.configure()
+    with runs.each(thread) as group, T.If(group.count <= T.int64(FEW)):
         with T.Then():
-            num_left = name(group.first_panel + product.kernel.num_panels - group.panel)
-            known.panel(picked, group.panel, num_left, (product.kernel.isa.int8_row_tile, 4, 2, 1))
-        with T.Else(), T.serial((group.count + ROW_BLOCK - 1) // ROW_BLOCK) as block:
-            first = name(block * ROW_BLOCK)
-            known.block(picked, group.panel, first, name(T.min(group.count - first, T.int64(ROW_BLOCK))))
+            _panels(product, rows, group, mixture)
+        with T.Else():
+            in_bf16.multiply_group(group, rounded, scratch)
+    with T.If(num_tiles > T.int64(0)), T.Then():
+        tiles.release()
+
+
+def _panels(product: Int8Product, rows: Int8Rows, group: Group, mixture: Mixture) -> None:
+    """The panels of a run with its rows, in dot products."""
+    known = replace(product, num_rows=group.count, epilogue=GroupEpilogue.of(product.epilogue, group))
+    picked, sizes = _PickedRows(**vars(rows), group=group, divisor=mixture.divisor), (product.kernel.isa.int8_row_tile, 4, 2, 1)
+    with each_panel(group) as panel:
+        if product.kernel.isa.bf16_tiles:
+            known.panel(picked, panel, GroupStream.of(product, group, panel), sizes)
+            return
+        with T.If(group.count <= T.int64(FEW)):
+            with T.Then():
+                known.panel(picked, panel, GroupStream.of(product, group, panel), sizes)
+            with T.Else(), T.serial((group.count + ROW_BLOCK - 1) // ROW_BLOCK) as block:
+                first = name(block * ROW_BLOCK)
+                known.block(picked, panel, first, name(T.min(group.count - first, T.int64(ROW_BLOCK))))
+
+
+@dataclass(frozen=True)
+class GroupStream(Stream):
+    """From a panel of an expert on to those of the next one: after `until_next` slices comes panel `following`."""
+
+    until_next: Value
+    following: Value
+
+    @staticmethod
+    def of(product: Int8Product, group: Group, panel: Value) -> GroupStream:
+        """The panels that a thread has left of its share, from one of a run's on."""
+        slices, end = product.stream_slices, group.first_panel + product.kernel.num_panels
+        num_left, until_next = name((group.num_left - (panel - group.start)) * slices), name((end - panel) * slices)
+        return GroupStream(panel, num_left, until_next, group.following)
+
+    def place(self, at: Value | int) -> tuple[Value, Value | int]:
+        """As for a layer."""
+        at = name(T.cast(at, "int64"))
+        is_own = at < self.until_next
+        return name(T.Select(is_own, self.panel, self.following)), name(T.Select(is_own, at, at - self.until_next))
 
 
 @dataclass(frozen=True)

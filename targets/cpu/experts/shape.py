@@ -41,6 +41,11 @@ class Mixture:
         return self.num_experts * self.layer.num_panels
 
     @property
+    def divisor(self) -> int:
+        """Pairs of a token and an expert that share a row."""
+        return self.choices if self.is_shared else 1
+
+    @property
     def label(self) -> str:
         """The beginning of its kernels' names."""
         return f"experts_{self.num_experts}_{self.layer.label}"

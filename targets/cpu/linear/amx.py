@@ -58,28 +58,28 @@ class TileProduct:
 
     def run(self) -> None:
         """One region: rows that must be rounded and a barrier, then panels by blocks of rows."""
-        panels, rows = self.epilogue.num_panels, _Rows.of(self.source, self.num_rows, self.slices)
+        panels, rows = self.epilogue.num_panels, TileRows.of(self.source, self.num_rows, self.slices)
         count, threads = name((self.num_rows + ROW_BLOCK - 1) // ROW_BLOCK * panels), Threads.of_region()
         with parallel_region():
             if rows.rounded is not None:
                 with shared_loop(self.num_rows) as row:
                     rows.round_row(row)
             with threads.each(barrier=False) as thread:
-                scratch = _Scratch.allocate(self)
+                scratch = Scratch.allocate(self)
                 tiles.configure()
                 end = name(threads.first(thread + 1, count))
                 with threads.share(thread, count) as task:
-                    following = _Slices(name((task + 1) % panels), 0, self.block_slices, task + 1 < end)
+                    following = Slices(name((task + 1) % panels), 0, self.block_slices, task + 1 < end)
                     self.block(rows, scratch, name(task % panels), name(task // panels * ROW_BLOCK), following)
                 tiles.release()
 
-    def block(self, rows: _Rows, scratch: _Scratch, panel: Value, first: Value, following: _Slices) -> None:
+    def block(self, rows: TileRows, scratch: Scratch, panel: Value, first: Value, following: Slices) -> None:
         """A block of rows, from `first` on, of one panel, its slices in blocks; `following` are dequantized next."""
         count = T.min(self.num_rows - first, T.int64(ROW_BLOCK))
         num_tiles = name((count + tiles.ROWS - 1) // tiles.ROWS)
         results = _Results(self.epilogue, rows, panel, name(first // tiles.ROWS), num_tiles, scratch.products)
         starts = range(0, self.slices, self.block_slices)
-        blocks = [_Slices(panel, start, min(self.block_slices, self.slices - start), T.bool(True)) for start in starts]
+        blocks = [Slices(panel, start, min(self.block_slices, self.slices - start), T.bool(True)) for start in starts]
         for slices, after in zip(blocks, [*blocks[1:], following], strict=True):
             turns = _Turns(slices, after, num_tiles, name(scratch.halves_done[0]))
 
@@ -92,7 +92,7 @@ class TileProduct:
         with T.serial(2 * tiles.ROWS) as r:
             results.write(last, r)
 
-    def multiply(self, tile: Value, size: int, rows: _Rows, scratch: _Scratch, turns: _Turns, results: _Results) -> None:
+    def multiply(self, tile: Value, size: int, rows: TileRows, scratch: Scratch, turns: _Turns, results: _Results) -> None:
         """Adds the products of `size` tiles of rows and a block's slices. The last block's are results."""
         slices, weights, sums = turns.slices, scratch.weights, scratch.sums
         is_last = slices.start + slices.count == self.slices
@@ -106,8 +106,7 @@ class TileProduct:
         rows_beside = -(-2 * tiles.ROWS // slices.count)
         with T.serial(T.int64(slices.count)) as at:
             turns.dequantize(self, pair, at, weights)
-            with T.If(pair > T.int64(0)), T.Then():
-                self.fetch(slices.panel, slices.start + slices.count + at, name((pair - 1) * LINES_AHEAD * CACHE_LINE))
+            self.fetch_beside(slices, at, pair, turns.num_tiles)
             for i in range(size):
                 rows.load(ROWS[i], row_tile + i, slices.start + at)
                 for half in range(HALVES):
@@ -122,6 +121,11 @@ class TileProduct:
                 tiles.store(total, results.products[index // HALVES * tiles.ROWS, column], 4 * PANEL)
             elif sums is not None:
                 tiles.store(total, sums[r, column], 4 * PANEL)
+
+    def fetch_beside(self, slices: Slices, at: Value, pair: Value, num_tiles: Value) -> None:
+        """Beside a pair of tiles, brings some of what comes after a block's slice `at`: while the first is multiplied, that was done."""
+        with T.If(pair > T.int64(0)), T.Then():
+            self.fetch(slices.panel, slices.start + slices.count + at, name((pair - 1) * LINES_AHEAD * CACHE_LINE))
 
     def fetch(self, panel: Value, at: Value, byte: Value) -> None:
         """Brings some of a slice into L2, from a byte on. Behind a block's slices stand those that come next, the next panel's perhaps."""
@@ -230,7 +234,7 @@ class TileProduct:
 
 
 @dataclass(frozen=True)
-class _Scratch:
+class Scratch:
     """A thread's own memory.
 
     Attributes:
@@ -246,15 +250,15 @@ class _Scratch:
     halves_done: Buffer
 
     @staticmethod
-    def allocate(product: TileProduct) -> _Scratch:
+    def allocate(product: TileProduct) -> Scratch:
         weights = local((product.block_slices, HALVES, PAIRS, 2 * COLUMNS), "uint16")
         sums, halves_done = local((ROW_BLOCK, PANEL)) if product.blocks > 1 else None, local(1, "int64")
         T.buffer_store(halves_done, T.int64(0), [0])
-        return _Scratch(weights, sums, local((2 * tiles.ROWS, PANEL)), halves_done)
+        return Scratch(weights, sums, local((2 * tiles.ROWS, PANEL)), halves_done)
 
 
 @dataclass(frozen=True)
-class _Slices:
+class Slices:
     """A block of slices of a panel, `count` from `start` on, if there is one."""
 
     panel: Value
@@ -269,8 +273,8 @@ class _Turns:
     of the next block's while the last pair is multiplied, which is done with those in their place. `halves_done` were in the block before.
     """
 
-    slices: _Slices
-    after: _Slices
+    slices: Slices
+    after: Slices
     num_tiles: Value
     halves_done: Value
 
@@ -300,7 +304,7 @@ class _Turns:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class TileRows:
     """Where tiles of rows come from: `rounded`, bfloat16's bits [tiles, slices, 16, 32], or the rows themselves if they need nothing.
 
     The last tile of those begins where it ends with the last row: some rows of the tile before come again.
@@ -311,11 +315,11 @@ class _Rows:
     rounded: Buffer | None
 
     @staticmethod
-    def of(source: RowSource, num_rows: Value, slices: int) -> _Rows:
+    def of(source: RowSource, num_rows: Value, slices: int) -> TileRows:
         if source.x.dtype == "bfloat16" and source.norm is None and source.depth % SLICE == 0:
-            return _Rows(source, num_rows, None)
+            return TileRows(source, num_rows, None)
         tile_count = (num_rows + tiles.ROWS - 1) // tiles.ROWS
-        return _Rows(source, num_rows, T.alloc_buffer((tile_count, slices, tiles.ROWS, SLICE), "uint16", scope="global"))
+        return TileRows(source, num_rows, T.alloc_buffer((tile_count, slices, tiles.ROWS, SLICE), "uint16", scope="global"))
 
     def round_row(self, row: Value) -> None:
         """Inputs past the depth become zeros; rows past the last stay what they are."""
@@ -344,7 +348,7 @@ class _Results:
     """Rows of results on their way out, two tiles at a time: while two are multiplied, those before are written."""
 
     epilogue: Epilogue
-    rows: _Rows
+    rows: TileRows
     panel: Value
     first_tile: Value
     num_tiles: Value

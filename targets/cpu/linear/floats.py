@@ -14,11 +14,12 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
+from cupola.runtime.artifact.tensors import ITEM_BYTES
 from cupola.targets.cpu.emit.loops import in_tiles
-from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
+from cupola.targets.cpu.emit.simd import CACHE_LINE, Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
-from cupola.targets.cpu.linear.packing import PANEL, is_static, pack_gated_panels, pack_panels
+from cupola.targets.cpu.linear.packing import AHEAD, PANEL, is_static, pack_gated_panels, pack_panels
 from cupola.targets.cpu.linear.shape import LayerShape, layer_shape, packed_bias, residual_of
 from cupola.targets.cpu.rows.norm import lower_rms_norm
 from cupola.targets.ops import GatedLinear, Linear
@@ -116,7 +117,11 @@ class Panels:
         simd = self.simd
         sums = [[Register(simd.lanes) for _ in columns] for _ in range(rows)]
         places = [self.place(row + r) for r in range(rows)]
+        row_bytes = PANEL * ITEM_BYTES[str(self.weight.dtype)]
         with T.serial(self.kernel.depth) as k:
+            for byte in range(0, row_bytes if columns[0] == 0 else 0, CACHE_LINE):  # past the panel's end it is one of the next
+                column = byte * PANEL // row_bytes
+                simd.prefetch(self.weight, (panel, k + AHEAD // row_bytes, column), near=2)
             weights = [simd.load(self.weight, (panel, k, column)) for column in columns]
             for r in range(rows):
                 value = name(splat(self.x[(*places[r], k)], simd.lanes))

@@ -33,7 +33,7 @@ from cupola.targets.cpu.linear.amx import TileProduct
 from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
 from cupola.targets.cpu.linear.factors import Factors
 from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
-from cupola.targets.cpu.linear.packing import PANEL, is_static
+from cupola.targets.cpu.linear.packing import AHEAD, PANEL, is_static
 from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, codes_of, first_byte, pack_groups
 from cupola.targets.cpu.linear.shape import QuantizedShape, packed_bias, quantized_shape, residual_of
 from cupola.targets.ops import GatedLinear, Linear
@@ -41,7 +41,7 @@ from cupola.targets.ops import GatedLinear, Linear
 FEW = MANY - 1  # rows
 ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
 SLICE_BLOCK = 24  # slices of a panel that are unpacked at once: 24 KB, which stay in L1
-FIRST, AHEAD = 8192, 16384  # bytes of weights that are asked for before anything else, and before those that are multiplied
+FIRST = 8192  # bytes of weights that are asked for before anything else
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Int8Product:
             rows, num_asked = self.allocate(1), FIRST // self.kernel.codes.stride
             rows.fill(self.source, T.int64(0), lambda at: self.fetch(first, at + num_asked))  # memory is busy meanwhile
             with claims.each(thread) as panel:
-                known.panel(rows, panel, claims.left_of(thread, panel), (1,))
+                known.panel(rows, panel, self.stream(panel, claims.left_of(thread, panel)), (1,))
 
     def several(self, claims: Claims) -> None:
         """One region: the rows, a barrier, then panels."""
@@ -149,15 +149,14 @@ class Int8Product:
             with shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row)
             with threads.each(barrier=False) as thread, claims.each(thread) as panel:
-                self.panel(rows, panel, claims.left_of(thread, panel), (self.kernel.isa.int8_row_tile, 4, 2, 1))
+                self.panel(rows, panel, self.stream(panel, claims.left_of(thread, panel)), (self.kernel.isa.int8_row_tile, 4, 2, 1))
 
-    def panel(self, rows: Int8Rows, panel: Value, num_left: Value, sizes: tuple[int, ...]) -> None:
-        """All rows of a panel, whose weights come from memory, in tiles of `sizes`. With it, `num_left` panels are left to the thread."""
+    def panel(self, rows: Int8Rows, panel: Value, stream: Stream, sizes: tuple[int, ...]) -> None:
+        """All rows of a panel, whose weights come from memory as the first ones of a stream, in tiles of `sizes`."""
         with T.serial(self.num_rows) as row:
             self.epilogue.prefetch(panel, row)
         products = local((self.kernel.isa.int8_row_tile, PANEL))
         packed, slices = _Packed(self.kernel, self.simd, self.weights, self.weight, panel), self.kernel.slices
-        stream = _Stream(panel, name(num_left * self.stream_slices))
 
         def tile(row: Value, count: int) -> None:
             self.tile(rows, row, count, packed, T.int64(0), slices, products, T.int64(0), True, stream)
@@ -166,25 +165,30 @@ class Int8Product:
 
         in_tiles(self.num_rows, sizes, tile)
 
-    def first_stream(self, claims: Claims, thread: Value) -> _Stream:
+    def stream(self, panel: Value, num_left: Value) -> Stream:
+        """From a panel on, with which `num_left` are left to the thread."""
+        return Stream(panel, name(num_left * self.stream_slices))
+
+    def first_stream(self, claims: Claims, thread: Value) -> Stream:
         """A thread's whole share."""
         panel = name(claims.threads.first(thread, claims.count))
-        return _Stream(panel, name(claims.left_of(thread, panel) * self.stream_slices))
+        return self.stream(panel, claims.left_of(thread, panel))
 
-    def fetch_first(self, stream: _Stream, num_bytes: int) -> None:
+    def fetch_first(self, stream: Stream, num_bytes: int) -> None:
         """Asks for the beginning of a stream, which nothing was ahead of."""
         with T.serial(num_bytes // self.kernel.codes.stride) as at:
             self.fetch(stream, at)
 
-    def fetch(self, stream: _Stream, at: Value | int) -> None:
+    def fetch(self, stream: Stream, at: Value | int) -> None:
         """Asks for the weights of a slice of a stream, if it has so many. What the hardware foresees ends with a page."""
         codes = self.kernel.codes
         with T.If(at < stream.num_left), T.Then():
+            panel, at = stream.place(at)
             group, first = codes.place(at, codes.stride)
             for byte in range(0, codes.stride, CACHE_LINE):
-                self.simd.prefetch(self.weight, (stream.panel, group, byte + first), near=2)  # past the end it is one of the next panel
+                self.simd.prefetch(self.weight, (panel, group, byte + first), near=2)  # past the end it is one of the next panel
 
-    def fetch_ahead(self, stream: _Stream, at: Value, first: Value, last: Value) -> None:
+    def fetch_ahead(self, stream: Stream, at: Value, first: Value, last: Value) -> None:
         """Asks for the weights `AHEAD` bytes after a slice, if it is one of a tile's share. All tiles of rows together ask for all."""
         with T.If(T.And(at >= first, at < last)), T.Then():
             self.fetch(stream, name(at + AHEAD // self.kernel.codes.stride))
@@ -230,7 +234,7 @@ class Int8Product:
 
     def tile(
         self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_slices: Value | int,
-        products: Buffer, r: Value, fresh: bool, stream: _Stream | None = None,
+        products: Buffer, r: Value, fresh: bool, stream: Stream | None = None,
     ) -> None:  # fmt: skip
         """Adds the products of `size` rows and a panel's slices from `start` on to rows `r`… of `products`, or puts them there; `stream`
         is where the panel comes from memory."""
@@ -283,11 +287,15 @@ class Int8Product:
 
 
 @dataclass(frozen=True)
-class _Stream:
+class Stream:
     """A panel that comes from memory, and how many slices, its own with them, a thread has still to read from there on."""
 
     panel: Value
     num_left: Value
+
+    def place(self, at: Value | int) -> tuple[Value, Value | int]:
+        """Slice `at` of the stream, as one of the panel and those that follow it in memory."""
+        return self.panel, at
 
 
 class _Panel(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tvm import relax
 
 PANEL = 32
+AHEAD = 16384  # bytes of weights that are asked for before those that are multiplied: what the hardware foresees ends with a page
 
 
 def num_panels(num_columns: int) -> int:

@@ -16,9 +16,11 @@ from transformers.core_model_loading import Chunk, Concatenate, ConversionOps, I
 
 from cupola.compiler.sources import bind_weights, open_source, unused_tensors
 from cupola.compiler.sources.base import LazyTensor
+from cupola.compiler.sources.checkpoints.blocks import integer_tensor, quantized
 from cupola.compiler.sources.conversions import Conversion
 from cupola.models import find_family
 from cupola.runtime.errors import SourceError, UnsupportedError
+from cupola.targets.formats.format import WeightFormat
 
 GATE = "model.layers.0.block_sparse_moe.experts.1.w1.weight"  # as Mixtral's checkpoints have it
 
@@ -41,6 +43,16 @@ def lazy(name: str, value: torch.Tensor, loaded: list[str] | None = None) -> Laz
         return value.numpy()
 
     return LazyTensor(name, tuple(value.shape), "float32", load, "F32")
+
+
+FORMAT = WeightFormat(4, 32)
+
+
+def of_codes(name: str, seed: int) -> LazyTensor:
+    """A matrix [8, 64] of 4 bits."""
+    random = np.random.default_rng(seed)
+    codes, scales = random.integers(0, 16, (8, 64)).astype("uint8"), random.uniform(0.1, 1, (8, 2)).astype("float16")
+    return quantized(name, (8, 64), "GPTQ of 4 bits", FORMAT, lambda: integer_tensor(FORMAT, codes, scales, 8))
 
 
 # Chains of operations, by what goes in: tensors of each source pattern.
@@ -78,6 +90,20 @@ def test_operations_as_in_transformers(name: str) -> None:
         for slab, part in zip(tensor.slabs, right, strict=False):
             np.testing.assert_array_equal(slab.load(), part)
         assert set(tensor.names) == {f"{source} {i}" for source, each in zip(sources, given, strict=True) for i in range(len(each))}
+
+
+@pytest.mark.parametrize("name", ["gates and ups of experts", "experts turned"])
+def test_quantized_experts_keep_their_codes(name: str) -> None:
+    operations, _, given = CHAINS[name]
+    sources = [f"m.*.s{i}.weight" for i in range(len(given))]
+    conversion = Conversion(Converter(sources, ["t.weight"], *operations), "t.weight", "file")
+    for i, source in enumerate(sources):
+        for number in range(3):
+            conversion.add(source, source.replace("*", str(number)), of_codes(f"{i} {number}", seed=10 * i + number))
+    tensor = conversion.tensors({})["t.weight"]
+    assert tensor.format == FORMAT and tensor.blocks is not None and tensor.is_turned == (name == "experts turned")
+    matrices = tensor.load().swapaxes(1, 2) if tensor.is_turned else tensor.load()
+    np.testing.assert_array_equal(tensor.blocks().values(), matrices.reshape(-1, 64))
 
 
 def test_a_matrix_is_turned_only_where_its_shape_asks_for_it() -> None:

@@ -47,7 +47,10 @@ def test_the_matrices_of_experts_are_codes_in_groups_of_32(tmp_path: Path) -> No
     matrices = experts(Parts(NAME, {end: found[NAME + end] for end in ("_blocks", "_scales")}, "m"))
     assert matrices.format.name == "w4g32-e2m1-bf16"
     turned = matrices.values().reshape(3, 10, 64).swapaxes(1, 2)
-    np.testing.assert_array_equal(unpacked(tmp_path, tensors())[NAME].load(), turned)
+    parameter = unpacked(tmp_path, tensors())[NAME]
+    np.testing.assert_array_equal(parameter.load(), turned)
+    assert parameter.format == matrices.format and parameter.is_turned and parameter.blocks is not None
+    np.testing.assert_array_equal(parameter.blocks().codes, matrices.codes)
 
 
 def test_damaged_scales_are_named(tmp_path: Path) -> None:
