@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from cupola.compiler.kernel_check import compile_case
+from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.testing.case import ODD
-from cupola.targets.testing.experts import NUM_EXPERTS, ExpertKernel
+from cupola.targets.testing.experts import CHOICES, NUM_EXPERTS, ExpertKernel
 from tests.targets.harness import RUNNABLE, target_of
 
 
@@ -20,4 +21,16 @@ def test_weights_of_experts_that_nobody_goes_to_are_not_read(kernel: ExpertKerne
         arrays = case.draw(np.random.default_rng(0), num_tokens)
         arrays["index"] = np.resize(np.array(picked, "int32"), arrays["index"].shape)
         np.split(arrays["weight"], NUM_EXPERTS)[1][:] = np.nan
+        assert case.expected(arrays).error(run(arrays)) <= 1
+
+
+@pytest.mark.by_turns
+def test_any_number_of_tokens_may_go_to_an_expert() -> None:
+    """In tiles, where this machine has some: just too few for them, just enough, several blocks of rows."""
+    target = target_of(ISAS[0].name if runs_here(ISAS[0]) else RUNNABLE[0])
+    case = ExpertKernel("w4", gated=True, activation="silu", quantize_x=32)(ODD[0], target)
+    run = compile_case(case, target)
+    for counts in ((16, 17, 0, 3, 0), (300, 0, 33, 0, 0), (0, 0, 0, 0, 516)):
+        arrays = case.draw(np.random.default_rng(0), sum(counts) // CHOICES)
+        arrays["index"] = np.random.default_rng(1).permutation(np.repeat(np.arange(NUM_EXPERTS, dtype="int32"), counts)).reshape(-1, CHOICES)
         assert case.expected(arrays).error(run(arrays)) <= 1
