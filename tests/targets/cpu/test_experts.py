@@ -32,5 +32,6 @@ def test_any_number_of_tokens_may_go_to_an_expert() -> None:
     run = compile_case(case, target)
     for counts in ((16, 17, 0, 3, 0), (300, 0, 33, 0, 0), (0, 0, 0, 0, 516)):
         arrays = case.draw(np.random.default_rng(0), sum(counts) // CHOICES)
-        arrays["index"] = np.random.default_rng(1).permutation(np.repeat(np.arange(NUM_EXPERTS, dtype="int32"), counts)).reshape(-1, CHOICES)
+        picked = np.repeat(np.arange(NUM_EXPERTS, dtype="int32"), counts)
+        arrays["index"] = np.random.default_rng(1).permutation(picked).reshape(-1, CHOICES)
         assert case.expected(arrays).error(run(arrays)) <= 1
