@@ -176,7 +176,7 @@ def _experts(call: relax.Call) -> list[int]:
 
 
 def _arguments(call: relax.Call) -> Sequence[relax.Expr]:
-    """What an operation takes; one of cupola's has it in a tuple, behind its name."""
+    """The operands of a call; a cupola operation has them in a tuple, behind its name."""
     return call.args if op_name(call) is None else call.args[1].fields
 
 

@@ -120,7 +120,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class Runs:
-    """What threads claim of an expert: runs of `size` panels, `count` of each expert."""
+    """The units that threads claim of an expert: runs of `size` panels, `count` of each expert."""
 
     routing: Routing
     num_panels: int
