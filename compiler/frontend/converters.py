@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -65,6 +66,18 @@ def _vector_norm(node: fx.Node, importer: Any) -> relax.Var:
     powers = emit(relax.op.power(emit(relax.op.abs(x)), relax.const(float(order), "float32")))
     total = emit(relax.op.sum(powers, axes, keepdims))
     return emit(relax.op.power(total, relax.const(1 / float(order), "float32")))
+
+
+def _variance(node: fx.Node, importer: Any) -> relax.Var:
+    """Over axes of known sizes, by n or, unbiased, by n - 1."""
+    x, axes, *rest = importer.retrieve_args(node)
+    unbiased = bool(rest[0]) if rest else node.kwargs.get("unbiased", True)
+    keepdims = bool(rest[1]) if len(rest) > 1 else node.kwargs.get("keepdim", False)
+    emit = importer.block_builder.emit
+    away = emit(relax.op.subtract(x, emit(relax.op.mean(x, axes, True))))
+    value = emit(relax.op.mean(emit(relax.op.multiply(away, away)), axes, keepdims))
+    count = math.prod(int(x.ty.shape[axis]) for axis in axes)
+    return emit(relax.op.multiply(value, relax.const(count / (count - 1), "float32"))) if unbiased else value
 
 
 def _causal_conv(node: fx.Node, importer: Any) -> relax.Var:
@@ -248,6 +261,7 @@ CONVERTERS: dict[str, Converter] = {
     "topk.default": _topk,
     "max.dim": _largest,
     "linalg_vector_norm.default": _vector_norm,
+    "var.dim": _variance,
     "causal_conv.default": _causal_conv,
     "concatenate.default": _concatenate,
     "linear_attention.default": _linear_attention,

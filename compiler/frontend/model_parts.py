@@ -30,8 +30,8 @@ class Part:
 
 UNSUPPORTED_PARTS = (
     Part("a mixture of experts of a kind of its own", r"\w*(Experts|ExpertGLU|CDMoE)"),
-    Part("recurrent state (RWKV)", r"Rwkv\w*Attention"),
-    Part("recurrent state (xLSTM)", r"[xm]LSTMLayer"),
+    Part("recurrent state that is kept relative to the largest key so far (RWKV)", r"Rwkv\w*Attention"),
+    Part("recurrent state (xLSTM, by its own package)", r"mLSTMLayer"),
     Part("convolutions over tokens", r"\w*(ShortConvolution|CCAProjection)"),
     Part("sparse attention whose keys an indexer chooses", r"\w*(Indexer|Compressor)"),
     Part("attention within hashed chunks", r"LSHSelfAttention|LocalSelfAttention"),

@@ -183,10 +183,34 @@ def _rg_lru(self: Any, hidden_states: Any, recurrent_gate: Any, **_others: Any) 
     return selective_scan(hidden_states / step, step, decay, one, one, UNNUMBERED), None
 
 
+def _mlstm(self: Any, query: Any, key: Any, value: Any, igate: Any, fgate: Any, **_others: Any) -> tuple[Any, None]:
+    """xLSTM's matrix memory (arXiv:2405.04517), heads before tokens: linear attention, and the gates themselves as one more value.
+
+    transformers keeps sums relative to the largest gate so far, so that they don't overflow. Gates that are capped don't let them. What it
+    adds to the divisor beside, `eps`, is far below what float32 rounds, and the norm behind takes any factor away.
+    """
+    _refuse(_others, "xLSTM backend")
+    cap = self.config.gate_soft_cap
+    if cap is None or cap > _MAX_GATE:
+        raise UnsupportedError(f"its gates are capped at {cap}, and sums of them fit float32 up to {_MAX_GATE}")
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    size = v.shape[-1]
+    gate = torch.exp(igate.transpose(1, 2))[..., None]
+    values = torch.cat([v * gate, *[gate] * _COLUMNS], dim=-1)
+    decay = -functional.softplus(-fgate.transpose(1, 2))
+    sums = linear_attention(q * q.shape[-1] ** -0.5, k, values, decay, None, UNNUMBERED)
+    out = sums[..., :size] / torch.clamp(torch.abs(sums[..., size : size + 1]), min=1.0)
+    return out.transpose(1, 2), None
+
+
+_MAX_GATE = 40  # e^40 = 2e17
+_COLUMNS = 16  # with the gates, though one would do: so vectors divide a row of values as before
+
 METHODS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "MiniMaxLightningAttention": {"forward": _lightning},
     "RecurrentGemmaRecurrentBlock": {"forward": _griffin},
     "RecurrentGemmaRglru": {"_rnn_scan": _rg_lru},
+    "xLSTMBackend": {"forward": _mlstm},
 }
 """What stands for methods of classes, by the names of both."""
 

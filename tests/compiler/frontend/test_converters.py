@@ -116,6 +116,7 @@ CASES: dict[str, Function] = {
     "whole number by a tensor of one": lambda x, p: x * (p / torch.tensor(16))[..., None],
     "whole numbers divided and floored": lambda x, p: x + torch.floor(p / 10)[..., None],
     "a whole number less a tensor": lambda x, p: (1 - x) + (2 - p)[..., None],
+    "variance": lambda x, p: x.var(-1, keepdim=True, unbiased=False) * x + x.var(-1)[..., None],
     "identity view": lambda x, p: (x * 2).view(1, x.shape[1], 8),
     "identity reshape": lambda x, p: (x * 2).reshape(*x.shape[:2], 8),
     "reshape": lambda x, p: x.reshape(1, -1, 2, 4).transpose(1, 2),

@@ -11,6 +11,8 @@ from transformers.models.minimax.configuration_minimax import MiniMaxConfig
 from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 from transformers.models.recurrent_gemma.configuration_recurrent_gemma import RecurrentGemmaConfig
 from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRecurrentBlock, RecurrentGemmaRglru
+from transformers.models.xlstm.configuration_xlstm import xLSTMConfig
+from transformers.models.xlstm.modeling_xlstm import xLSTMBackend
 
 from cupola.compiler.frontend import recurrence
 from cupola.compiler.frontend.recurrence import marked_recurrences
@@ -97,6 +99,24 @@ def test_gates_from_0_to_1(power: float) -> None:
         found = module._rnn_scan(**arguments)[0]
     assert found.isfinite().all()
     torch.testing.assert_close(found, expected)
+
+
+def test_xlstms_memory() -> None:
+    config = xLSTMConfig(hidden_size=4 * SIZE, num_heads=2, chunk_size=8, autocast_kernel_dtype="float32")
+    module = xLSTMBackend(config)
+    q, k, v = torch.randn(1, 2, TOKENS, 8), torch.randn(1, 2, TOKENS, 8), torch.randn(1, 2, TOKENS, SIZE)
+    gates = {"igate": 15 * torch.tanh(torch.randn(1, 2, TOKENS)), "fgate": 15 * torch.tanh(torch.randn(1, 2, TOKENS))}
+    expected = module(q, k, v, **gates)[0]
+    with marked_recurrences(module):
+        found = module(q, k, v, **gates)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gates_without_a_limit_are_refused() -> None:
+    module = xLSTMBackend(xLSTMConfig(hidden_size=4 * SIZE, num_heads=2, gate_soft_cap=100.0))
+    x = torch.zeros(1, 2, TOKENS, 8)
+    with marked_recurrences(module), pytest.raises(UnsupportedError, match="its gates are capped at 100.0"):
+        module(x, x, x, x[..., 0], x[..., 0])
 
 
 def test_classes_and_files_get_their_own_back() -> None:
