@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 PRIOR, PRIOR_WEIGHT = 0.5, 2.0  # of a kind of evidence that is new
-OWN_WEIGHT = 4.0  # drafted tokens of its own after which a sequence's experience counts as much as all others'
+OWN_WEIGHT = 2.0  # drafted tokens of its own after which a sequence's experience counts as much as all others'
 MEMORY, OWN_MEMORY = 0.995, 0.95  # what is left of experience after one more draft
 MAX_SEQUENCES = 4096
 

@@ -22,7 +22,7 @@ from cupola.runtime.engine.step_costs import StepCosts
 from cupola.runtime.errors import EngineError
 
 MAX_DRAFT = 15  # tokens of one sequence: with the one before them 16 rows, which CPUs multiply as they do one
-MIN_GAIN = 1.08  # by which tokens must come faster, as it is expected, for a draft to be brought into a step
+MIN_GAIN = 1.1  # by which tokens must come faster, as it is expected, for a draft to be brought into a step
 HOPEFUL = 0.25  # drafted tokens a step that were right lately, from which on the model is not left to go on by itself
 RECENT = 0.2  # the share of one step in that
 PROBE_STEPS = 128  # steps without a draft after which one that costs time is made again, to learn whether it is worth it by now
