@@ -16,7 +16,7 @@ BLOCK = 4  # tokens: checkpoints are at multiples
 GREEDY = cupola.SamplingParams(temperature=0, max_tokens=9, ignore_eos=True, detokenize=False)
 
 
-@pytest.fixture(scope="module", params=["lfm2", pytest.param("qwen3_5_text", marks=pytest.mark.by_turns)])
+@pytest.fixture(scope="module", params=["lfm2", pytest.param("qwen3_5_text", marks=pytest.mark.by_turns(together="qwen3_5_text on a GPU"))])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, family = tmp_path_factory.mktemp(request.param) / "model", find_family(request.param)
     assert family is not None
