@@ -33,7 +33,6 @@ from cupola.runtime.artifact.arrays import aligned_zeros, numpy_dtype
 from cupola.runtime.artifact.expressions import evaluate
 from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
-from cupola.targets.cpu.linear.quantized_packing import Codes
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.ops import ExpertLinear, GatedExpertLinear, GatedLinear, Linear
 from cupola.targets.registry import get_target
@@ -84,7 +83,7 @@ class Layers:
         self.lazy: dict[str, LazyTensor] = {}
         lifted, packed = lift_weights(self._module(), self.lazy)
         self.function = compile_function(lifted, target)
-        self.weights = [_filled(weight.spec.dtype, tuple(map(int, weight.spec.shape)), form) for weight in packed]
+        self.weights = [_filled(weight.spec.dtype, tuple(map(int, weight.spec.shape))) for weight in packed]
         self.pick_bytes = sum(array.nbytes for array in self.weights) / (self.count * (1 if dense else product.experts))
 
     def runner(self, num_tokens: int) -> Callable[[int], float]:
@@ -97,7 +96,7 @@ class Layers:
         indices = [] if self.dense else [aligned_zeros("int32", (num_tokens, p.choices))]
         plan, library, signature = self.function.extracted.plan, self.function.library, self.function.signature
         sizes = dict.fromkeys(plan.dims, num_tokens)
-        outputs = [_filled(spec.dtype, tuple(evaluate(size, sizes) for size in spec.shape), "") for spec in signature.outputs]
+        outputs = [_filled(spec.dtype, tuple(evaluate(size, sizes) for size in spec.shape)) for spec in signature.outputs]
         dims = (ctypes.c_int64 * len(plan.dims))(*sizes.values())
         scratch = aligned_zeros("uint8", (library.cupola_workspace_bytes(dims),))
         results = {spec.name: array for spec, array in zip(signature.outputs, outputs, strict=True)}
@@ -170,20 +169,16 @@ def picked(p: Product, num_tokens: int, turn: int) -> Array:
     return np.argsort(random.random((num_tokens, p.experts)), axis=1)[:, : p.choices]
 
 
-def _filled(dtype: str, shape: tuple[int, ...], form: str) -> Array:
-    """Memory in large pages; codes are random bytes, floats small, the same in every block."""
+def _filled(dtype: str, shape: tuple[int, ...]) -> Array:
+    """Memory in large pages; bytes are random, the same in every block, and floats small."""
     kind, random = numpy_dtype(dtype), np.random.default_rng(0)
     size = int(np.prod(shape)) * kind.itemsize
     memory = mmap.mmap(-1, -(-size // (2 << 20)) * (2 << 20) + (2 << 20))
     memory.madvise(mmap.MADV_HUGEPAGE)
     start = -np.frombuffer(memory, np.uint8).ctypes.data % (2 << 20)
     array = np.frombuffer(memory, np.uint8)[start : start + size].view(kind).reshape(shape)
-    if form and dtype == "uint8":
-        codes = Codes(WeightFormat.parse(form))
-        block = random.integers(0, 256, codes.group_bytes, np.uint8)
-        values = np.full((codes.group_bytes - codes.code_bytes) // 2, 0.01, "float16")
-        block[codes.code_bytes :] = (values if "bf16" not in form else np.full(values.shape, 0x3C00, "uint16")).view(np.uint8)
-        array[...] = block
+    if dtype == "uint8":  # any bytes are codes, and any two of these a small float16 or bfloat16, as scales are
+        array.reshape(-1, shape[-1])[...] = random.integers(0x10, 0x20, shape[-1], np.uint8)
     else:
         array[...] = 0x3C23 if dtype == "bfloat16" else 0.01
     return array
@@ -197,7 +192,7 @@ class Memory:
     """A buffer larger than caches, and a way to read it with as many threads as kernels have."""
 
     def __init__(self) -> None:
-        self.words = _filled("uint64", (MEMORY // 8,), "")
+        self.words = _filled("uint64", (MEMORY // 8,))
         with TemporaryDirectory() as folder:
             library = Path(folder) / "read_memory.so"
             subprocess.run(["cc", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", READER, "-o", library], check=True)
