@@ -6,7 +6,8 @@ from array import array
 
 import numpy as np
 import pytest
-from hypothesis.stateful import invariant
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule
 
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.state_manager import Copies, State, StateManager
@@ -179,6 +180,20 @@ class StateMachine(Schedules):
         for memory, table, window in zip(self.memory, state.tables, self.windows, strict=True):
             for i in range(max(0, start - window + 1) if window else 0, end):
                 assert memory[table[i // BLOCK], i % BLOCK].tolist() == [i, tokens[i]]
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), count=st.integers(1, 7))
+    def draft(self, data: st.DataObject, count: int) -> None:
+        """Computes tokens that do not come, and gives their blocks back."""
+        state, _, length = self.running[data.draw(st.integers(0, len(self.running) - 1))]
+        copies = self.manager.reserve(state, length, length + count)
+        if copies is not None:
+            self.copy(copies)
+            for memory, table in zip(self.memory, state.tables, strict=True):
+                for i in range(length, length + count):
+                    memory[table[i // BLOCK], i % BLOCK] = i, -7
+            self.manager.cut(state, length)
+            assert all(len(table) <= -(-length // BLOCK) for table in state.tables)
 
     @invariant()
     def holes_are_not_needed(self) -> None:
