@@ -50,7 +50,8 @@ def compile_to(
         scheme = scheme_of(quant, options.embedding)
         check_scheme(scheme, targets)
         kv_dtype, why_kv = choose_kv_dtype(options.kv_dtype, scheme, targets)
-        program = import_model(model, options, kv_dtype, progress, dumps)
+        latents = all(target.abilities.latent_attention for target in targets)
+        program = import_model(model, options, kv_dtype, latents, progress, dumps)
         kv = lay_out_state(program.kv, targets)
         with progress.stage("Running passes"):
             formats = {use_name(name, tensor.is_turned): tensor.stored_as for name, tensor in program.weights.items()}

@@ -26,6 +26,7 @@ from cupola.passes.fuse_norm import fuse_norm
 from cupola.passes.fuse_rms_norm import fuse_rms_norm
 from cupola.passes.fuse_rotary import fuse_rotary
 from cupola.passes.join_projections import join_projections
+from cupola.passes.keep_latents import keep_latents
 from cupola.passes.keep_state import keep_state
 from cupola.passes.lower_ops import lower_ops
 from cupola.passes.narrow_activations import narrow_activations
@@ -45,9 +46,12 @@ from cupola.targets.ops import Argmax, BlockMaxima, Sample
 Pass: TypeAlias = tvm.transform.Pass
 
 
-def import_passes() -> list[Pass]:
-    """The passes that make a traced model flat and plain; the K/V cache is read off the result."""
-    return [drop_batch(), simplify()]
+def import_passes(latents: bool = True) -> list[Pass]:
+    """The passes that make a traced model flat and plain; the K/V cache is read off the result.
+
+    Without `latents`, keys and values that are made of one row a token are kept as they are made.
+    """
+    return [drop_batch(), simplify(), *([keep_latents()] if latents else [])]
 
 
 def pipeline(

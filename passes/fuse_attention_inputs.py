@@ -33,6 +33,8 @@ def fuse_attention_inputs() -> tvm.transform.Pass:
 def _rule(call: relax.Call, scope: Scope) -> relax.Expr | None:
     paged = ops.PagedAttention.match(call)
     assert paged is not None
+    if paged.v is None:  # queries and keys are joined of parts, in matrices of their own
+        return None
     q, k = (_rotation(matrix, scope) for matrix in (paged.q, paged.k))
     if q is not None and k is not None and paged.cos is None and _same_angles(q[1], k[1]):
         paged = replace(paged, q=q[0], k=k[0], cos=q[1].cos, sin=q[1].sin, interleaved=q[1].interleaved)

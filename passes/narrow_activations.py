@@ -74,7 +74,7 @@ def _rounded(call: relax.Expr) -> list[relax.Expr]:
         return [layer.x]
     attention = ops.PagedAttention.match(call)
     if attention is not None and attention.kv_dtype in ("bfloat16", "int8"):
-        return [attention.q, attention.k, attention.v]
+        return [x for x in (attention.q, attention.k, attention.v) if x is not None]
     return []
 
 

@@ -74,7 +74,7 @@ def _rule(kv: KVSpec, groups: list[_Group], starts: relax.Var, lens: relax.Var) 
         assert marker is not None
         pairs = zip(groups, kv.paged, strict=True)
         group, place = next((group, spec.layers.index(marker.layer)) for group, spec in pairs if marker.layer in spec.layers)
-        q, k, v = (_flatten_heads(x, scope) for x in (marker.q, marker.k, marker.v))
+        q, k, v = (None if x is None else _flatten_heads(x, scope) for x in (marker.q, marker.k, marker.v))
         paged = ops.PagedAttention(
             q, k, v, None, None, group.pools, group.slots, starts, lens, group.tables,
             marker.slopes, marker.sinks, 0, 0, 0, kv.dtype, place, marker.scale, marker.window, marker.softcap,

@@ -17,7 +17,7 @@ class AttentionShape:
     """The numbers of a `PagedAttention`.
 
     Attributes:
-        dtypes: of the matrices that q, k and v are in.
+        dtypes: of the matrices that q, k and v are in; two of them where there is no v.
         columns: of the same.
         starts: the first of them in each.
         rotary_dim: leading dimensions of a head that are rotated; 0: none.
@@ -30,9 +30,9 @@ class AttentionShape:
     block_size: int
     kv_dtype: str
     out_dtype: str
-    dtypes: tuple[str, str, str]
-    columns: tuple[int, int, int]
-    starts: tuple[int, int, int]
+    dtypes: tuple[str, ...]
+    columns: tuple[int, ...]
+    starts: tuple[int, ...]
     rotary_dim: int
     angle_dtype: str
     interleaved: bool
@@ -41,6 +41,11 @@ class AttentionShape:
     softcap: float
     has_slopes: bool
     has_sinks: bool
+
+    @property
+    def is_latent(self) -> bool:
+        """True if the first numbers of a token's key are its value."""
+        return len(self.columns) == 2
 
     @property
     def in_e4m3(self) -> bool:
@@ -55,13 +60,19 @@ class AttentionShape:
     @property
     def label(self) -> str:
         """The kernel's name."""
-        return f"paged_attention_{self.num_heads}x{self.num_kv_heads}x{self.key_dim}_{self.kv_dtype}"
+        return f"{'latent' if self.is_latent else 'paged'}_attention_{self.num_heads}x{self.num_kv_heads}x{self.key_dim}_{self.kv_dtype}"
 
 
 def attention_shape(
     op: PagedAttention, out: relax.TensorType, num_kv_heads: int, key_dim: int, value_dim: int, block_size: int
 ) -> AttentionShape:
-    """The shape of a call whose result has the type `out`; the layout of the pools tells the other sizes."""
+    """The shape of a call whose result has the type `out`; the layout of the pools tells the other sizes.
+
+    Without v, all heads' values lie in keys, whatever `value_dim` is given.
+    """
+    matrices = [x for x in (op.q, op.k, op.v) if x is not None]
+    if op.v is None:
+        value_dim = int(out.shape[1]) * key_dim // int(op.q.ty.shape[1])
     return AttentionShape(
         num_heads=int(out.shape[1]) // value_dim,
         num_kv_heads=num_kv_heads,
@@ -70,9 +81,9 @@ def attention_shape(
         block_size=block_size,
         kv_dtype=op.kv_dtype,
         out_dtype=str(out.dtype),
-        dtypes=(str(op.q.ty.dtype), str(op.k.ty.dtype), str(op.v.ty.dtype)),
-        columns=(int(op.q.ty.shape[1]), int(op.k.ty.shape[1]), int(op.v.ty.shape[1])),
-        starts=(op.q_start, op.k_start, op.v_start),
+        dtypes=tuple(str(x.ty.dtype) for x in matrices),
+        columns=tuple(int(x.ty.shape[1]) for x in matrices),
+        starts=(op.q_start, op.k_start, op.v_start)[: len(matrices)],
         rotary_dim=0 if op.cos is None else int(op.cos.ty.shape[1]),
         angle_dtype="float32" if op.cos is None else str(op.cos.ty.dtype),
         interleaved=bool(op.interleaved),

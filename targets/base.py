@@ -45,6 +45,7 @@ class Abilities:
             tokens of a sequence, but for pages of 32 bits: to float16 where pages are or are E4M3, else to bfloat16.
         few_rows: up to how many rows layers of activations that are not quantized add up in another order than for more, so that a row has
             the same bits only within either. 0: there is one order.
+        latent_attention: whether attention knows keys without values, whose first numbers are these; else heads get K and V of their own.
     """
 
     activations: str = "float32"
@@ -57,6 +58,7 @@ class Abilities:
     rounds_products: bool = False
     keeps_blocks: bool = True
     few_rows: int = 0
+    latent_attention: bool = True
 
 
 @dataclass(frozen=True)

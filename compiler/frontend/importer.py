@@ -9,7 +9,7 @@ from typing import Any
 from tvm import IRModule
 
 from cupola.compiler.frontend.distances import sees_distances_only
-from cupola.compiler.frontend.state import kv_layout
+from cupola.compiler.frontend.state import expanded_notes, kv_layout
 from cupola.compiler.frontend.text_path import parts_of
 from cupola.compiler.frontend.trace import TracedModel, trace
 from cupola.compiler.frontend.translate import INPUTS, translate
@@ -26,8 +26,11 @@ _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_l
 _DEFAULT_CONTEXT = 2048  # for models whose positions have no limit (ALiBi) and whose configuration names none
 
 
-def import_model(source: Source, options: CompileOptions, kv_dtype: str, progress: Progress, dumps: Dumps | None = None) -> Program:
-    """Imports `source` without reading its weights; `kv_dtype` is numpy's name of what K and V are stored as.
+def import_model(
+    source: Source, options: CompileOptions, kv_dtype: str, latents: bool, progress: Progress, dumps: Dumps | None = None
+) -> Program:
+    """Imports `source` without reading its weights; `kv_dtype` is numpy's name of what K and V are stored as, and `latents` says whether
+    attention knows rows that both are made of.
 
     Raises:
         SourceError, UnsupportedError, OptionError: as their docstrings say.
@@ -37,12 +40,13 @@ def import_model(source: Source, options: CompileOptions, kv_dtype: str, progres
         traced = trace(source.config, source.name, context, functools.partial(bind_weights, source))
         context = _within_positions(context, traced.max_positions, options.context)
     with progress.stage("Importing to Relax"):
-        mod = run_passes(translate(traced, source.name), import_passes(), dumps)
+        mod = run_passes(translate(traced, source.name), import_passes(latents), dumps)
         kv = kv_layout(mod, kv_dtype, options.block_size, source.name)
+        expanded = [] if latents else expanded_notes(mod, kv, source.name)
     names = [param.name for param in mod["forward"].params[len(INPUTS) :]]
     weights = {name: traced.weights[traced.tied.get(name, name)] for name in names}
     config = _model_config(source, mod, context)
-    return Program(mod, weights, kv, config, (*source.notes, *_notes(traced, source)))
+    return Program(mod, weights, kv, config, (*source.notes, *_notes(traced, source), *expanded))
 
 
 def _notes(traced: TracedModel, source: Source) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cupola.runtime.artifact.inputs import SIZES_OF_MODELS, STEP_INPUTS, STEP_OUTPUTS, input_line, input_specs, output_specs, state_slots
 from cupola.runtime.artifact.manifest import COMPILE_AGAIN, FileSpec, Manifest, ModelConfig
-from cupola.runtime.artifact.state import ATTENTION, NUM_BLOCKS, RECURRENT, KVGroup, KVSpec
+from cupola.runtime.artifact.state import ATTENTION, LATENT, NUM_BLOCKS, RECURRENT, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, KernelSpec, TensorSpec
 from cupola.runtime.errors import ArtifactError
 
@@ -76,14 +76,17 @@ def _kv_faults(kv: KVSpec) -> Iterator[Fault]:
             yield f"kv.groups[{i}].layers", "is empty"
         for j, layer in enumerate(group.layers):
             yield from _out_of_range(f"kv.groups[{i}].layers[{j}]", layer, 0)
-        if group.kind not in (ATTENTION, RECURRENT):
-            yield f"kv.groups[{i}].kind", f"is {reprlib.repr(group.kind)}, not {ATTENTION} or {RECURRENT}"
+        if group.kind not in (ATTENTION, LATENT, RECURRENT):
+            yield f"kv.groups[{i}].kind", f"is {reprlib.repr(group.kind)}, not {ATTENTION}, {LATENT} or {RECURRENT}"
         is_recurrent = group.kind == RECURRENT
         if is_recurrent and i < len(kv.groups) - 1:
             yield f"kv.groups[{i}].kind", f"is {RECURRENT}, which only the last group may be"
         for name in ("num_kv_heads", "key_dim", "value_dim"):
             yield from _out_of_range(f"kv.groups[{i}].{name}", getattr(group, name), 1 - is_recurrent, 0 if is_recurrent else MAX_COUNT)
         yield from _out_of_range(f"kv.groups[{i}].window", group.window, 0, 0 if is_recurrent else MAX_COUNT)
+        if group.kind == LATENT:
+            yield from _out_of_range(f"kv.groups[{i}].num_kv_heads", group.num_kv_heads, 1, 1)
+            yield from _out_of_range(f"kv.groups[{i}].value_dim", group.value_dim, 1, group.key_dim)
         yield from _pool_faults(f"kv.groups[{i}].pools", group, kv)
     yield from _repeated("kv.groups.layers", (str(layer) for group in kv.groups for layer in group.layers))
 
@@ -104,7 +107,7 @@ def _pool_faults(field: str, group: KVGroup, kv: KVSpec) -> Iterator[Fault]:
         if sum(count for count in counts if isinstance(count, int)) != len(group.layers):
             yield field, f"have {', '.join(map(str, counts))} layers, and the group {len(group.layers)}"
         return
-    numbers = len(group.layers) * group.num_kv_heads * (group.key_dim + group.value_dim) * kv.block_size
+    numbers = len(group.layers) * group.numbers_per_token * kv.block_size
     found, wanted = KVSpec((group,), kv.dtype, kv.block_size).bytes_per_block, numbers * ITEM_BYTES[kv.dtype]
     if found < wanted:
         yield field, f"hold {found} bytes a block, less than the {wanted} of its keys and values"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from cupola.runtime.artifact.tensors import TensorSpec
 
 NUM_BLOCKS = "num_blocks"  # in a pool's shape: the axis of blocks, or of slots
-ATTENTION, RECURRENT = "attention", "recurrent"  # kinds of groups
+ATTENTION, LATENT, RECURRENT = "attention", "latent", "recurrent"  # kinds of groups
 SLOTS_OF_SEQUENCE = 2  # of a recurrent group: a sequence's state, and a checkpoint of it
 
 
@@ -16,16 +16,20 @@ SLOTS_OF_SEQUENCE = 2  # of a recurrent group: a sequence's state, and a checkpo
 class KVGroup:
     """Layers that share one block table, and pools of memory for their keys and values; or layers that carry a state from token to token.
 
-    Those are a group of the kind `RECURRENT`, which stands behind all others. A sequence has one of its blocks, called a slot, which holds
-    the state of every layer after the tokens that are computed; slots of nobody hold checkpoints, states at the end of cached prefixes.
+    Of a group of the kind `LATENT`, all heads of a layer share one key, whose first numbers are the value (arXiv:2405.04434): a token is
+    one row of `key_dim` numbers a layer.
+
+    Layers that carry a state are a group of the kind `RECURRENT`, which stands behind all others. A sequence has one of its blocks,
+    called a slot, which holds the state of every layer after the tokens that are computed; slots of nobody hold checkpoints, states at
+    the end of cached prefixes.
 
     Attributes:
         layers: of the model; of a recurrent group by pools, each of which has as many of them as its first axis says.
-        num_kv_heads: of each layer, as the dimensions are; all 0 of a recurrent group.
+        num_kv_heads: of each layer, as the dimensions are; 1 of a latent group; all 0 of a recurrent one.
         window: the number of latest tokens that a query sees, itself included; 0 is all of them.
         pools: the group's memory as the target lays it out. Each has one axis of `NUM_BLOCKS`, and all other sizes are known. `forward`
             takes a pool under its name and the group's number, such as k_pages.0.
-        kind: `ATTENTION` or `RECURRENT`.
+        kind: `ATTENTION`, `LATENT` or `RECURRENT`.
     """
 
     layers: tuple[int, ...]
@@ -35,6 +39,11 @@ class KVGroup:
     window: int = 0
     pools: tuple[TensorSpec, ...] = ()
     kind: str = ATTENTION
+
+    @property
+    def numbers_per_token(self) -> int:
+        """Numbers that the pages of one layer hold of a token."""
+        return self.key_dim if self.kind == LATENT else self.num_kv_heads * (self.key_dim + self.value_dim)
 
 
 @dataclass(frozen=True)

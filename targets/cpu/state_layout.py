@@ -4,24 +4,31 @@ Keys are transposed within a block, `[layers, blocks, heads, key dim, tokens]`, 
 `[layers, blocks, heads, tokens, value dim]`. Codes of int8 lie in pairs, as instructions multiply them: each token's dimensions 2i and
 2i + 1 of a key side by side, each dimension's of tokens 2i and 2i + 1 of a value; and each token's key and value of a head have a scale,
 float32 `[layers, blocks, heads, tokens]`, in pools of their own.
+
+Of a latent group, whose keys are values too, pages hold rows as values have them, `[layers, blocks, 1, tokens, key dim]`, codes not in
+pairs: kernels turn the keys of a chunk, which all heads share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
+from cupola.runtime.artifact.state import LATENT, NUM_BLOCKS, KVGroup
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.state import Array, StateContents, StateLayout
 
 
 def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec, ...]:
-    """`k_pages`, `v_pages` and, of int8, `k_scales` and `v_scales`.
+    """`k_pages`, `v_pages` and, of int8, `k_scales` and `v_scales`; of a latent group `latents` and `latent_scales`.
 
     Raises:
         UnsupportedError: int8 does not come in pairs.
     """
+    if group.kind == LATENT:
+        tokens = (len(group.layers), NUM_BLOCKS, 1, block_size)
+        scale = TensorSpec("latent_scales", "float32", tokens)
+        return TensorSpec("latents", dtype, (*tokens, group.key_dim)), *([scale] if dtype == "int8" else [])
     pair = 2 if dtype == "int8" else 1
     if group.key_dim % pair:
         problem = f"int8 takes dimensions of keys by pairs, and heads have {group.key_dim}"
@@ -36,7 +43,10 @@ def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec
 
 
 def read_state(pools: Sequence[Array], layer: int) -> StateContents:
-    """The pools' contents, pairs taken apart and keys turned back."""
+    """The pools' contents, pairs taken apart and keys turned back; of a latent group the keys are the values, too."""
+    if len(pools) == 1 or pools[1].ndim < pools[0].ndim:
+        rows, *steps = (pool[layer].swapaxes(1, 2) for pool in pools)
+        return StateContents(rows, rows, *(steps * 2))
     k_pages, v_pages, *scales = (pool[layer] for pool in pools)
     pair = 2 if scales else 1
     blocks, heads, rows, columns = k_pages.shape

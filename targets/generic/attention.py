@@ -22,8 +22,8 @@ _LOWEST = -3.0e38  # of a maximum before there is one
 
 @dataclass(frozen=True)
 class AttentionTensors:
-    """The arguments. `angles` are cosines and sines; `pools` are of keys and of values, `scales` of the same; `workspace` is scratch memory
-    of kernels that ask for it."""
+    """The arguments. `angles` are cosines and sines; `pools` are of keys and, unless these lie in keys, of values, `scales` of the same;
+    `workspace` is scratch memory of kernels that ask for it."""
 
     kernel: AttentionShape
     n: Value
@@ -42,9 +42,13 @@ class AttentionTensors:
     layer: Value
     out: Buffer
 
+    def scale(self, which: int, place: tuple[Value, ...]) -> Value | None:
+        """What the numbers of a key (0) or a value (1) are multiples of, if they are codes."""
+        return self.scales[min(which, len(self.scales) - 1)][place] if self.scales else None
+
     def number(self, load: Callable[..., Value], which: int, *place: Value) -> Value:
         """An element of the pool of keys (0) or of values (1) as float32; `load` reads those of floats and codes."""
-        pool = self.pools[which]
+        pool = self.pools[min(which, len(self.pools) - 1)]
         return e4m3_to_f32(T.cast(pool[place], "int32"), 1) if self.kernel.in_e4m3 else load(pool, *place)
 
 
@@ -62,9 +66,9 @@ def lower_paged_attention(
     op = PagedAttention.match(call)
     if op is None:
         return None
-    keys, values, *_ = op.pools
+    keys, *others = op.pools
     *_, block_size, groups, key_dim = (getattr(size, "value", 0) for size in keys.ty.shape)
-    shape = attention_shape(op, call.ty, groups, key_dim, int(values.ty.shape[-1]), block_size)
+    shape = attention_shape(op, call.ty, groups, key_dim, int(others[0].ty.shape[-1]) if op.v is not None else 0, block_size)
     function = (kernel or _attention)(shape)
     if function is None:
         return None
@@ -77,10 +81,10 @@ def attention_tensors(
 ) -> AttentionTensors:
     """Emits the arguments of a kernel, in the order of `call_attention`."""
     n, batch, max_blocks, layers, blocks = (T.int64() for _ in range(5))
-    matrices = [argument(label, (n, columns), dtype) for label, columns, dtype in zip("qkv", k.columns, k.dtypes, strict=True)]
+    matrices = [argument(label, (n, columns), dtype) for label, columns, dtype in zip("qkv", k.columns, k.dtypes, strict=False)]
     cos, sin = (argument(label, (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None for label in ("cos", "sin"))
     rows = (layers, blocks, k.block_size, k.num_kv_heads)
-    dims = {"key": k.key_dim, "value": k.value_dim}
+    dims = {"key": k.key_dim} if k.is_latent else {"key": k.key_dim, "value": k.value_dim}
     return AttentionTensors(
         kernel=k,
         n=n,
@@ -118,7 +122,7 @@ def _append(t: AttentionTensors) -> None:
         slot = name(T.cast(t.slots[token], "int64"))
         with T.If(slot >= T.int64(0)), T.Then():
             place = (t.layer, slot // kernel.block_size, slot % kernel.block_size, group)
-            for which, dim in enumerate((kernel.key_dim, kernel.value_dim)):
+            for which, dim in enumerate((kernel.key_dim, kernel.value_dim)[: len(t.pools)]):
                 row, first = local(dim), name(kernel.starts[1 + which] + group * dim)
                 _read_head(t, 1 + which, token, first, row)
                 _keep(t, which, place, row, dim)
@@ -203,7 +207,8 @@ class _Softmax:
         """Of a key, by its product with the query."""
         t, kernel = self.tensors, self.tensors.kernel
         score = product * T.float32(kernel.scale)
-        score = score * t.scales[0][place] if t.scales else score
+        scale = t.scale(0, place)
+        score = score if scale is None else score * scale
         if kernel.softcap:
             score = T.float32(kernel.softcap) * T.tanh(score * T.float32(1 / kernel.softcap))
         return score + t.slopes[self.head] * T.cast(distance, "float32") if t.slopes is not None else score
@@ -211,8 +216,8 @@ class _Softmax:
     def value(self, place: tuple[Value, ...], e: Value) -> Value:
         """A dimension of a token's value."""
         t = self.tensors
-        value = t.number(load, 1, *place, e)
-        return value * t.scales[1][place] if t.scales else value
+        value, scale = t.number(load, 1, *place, e), t.scale(1, place)
+        return value if scale is None else value * scale
 
     def add(self, score: Value, value: Callable[[Value], Value]) -> None:
         """Counts in a key, by its score and its value's dimensions."""

@@ -34,7 +34,7 @@ def rocm_like(spec: DeviceSpec, architecture: str) -> Target:
 
 
 def _target(spec: DeviceSpec, architecture: str, matrix_rules: tuple[KernelRule, ...]) -> Target:
-    abilities = Abilities(activation_bits=(16,), keeps_blocks=False, rounds_products=True)
+    abilities = Abilities(activation_bits=(16,), keeps_blocks=False, rounds_products=True, latent_attention=False)
     target = tvm.target.Target({"kind": "cuda", "arch": architecture, **LIMITS}, host="llvm")
     kernels = (*matrix_rules, *RULES)
     return Target(spec=spec, tvm=target, abilities=abilities, kernels=kernels, optional=OPTIONAL, schedules=(schedule(target),))

@@ -49,7 +49,7 @@ inline long simd_shuffle_down(long value, ushort away) { return as_type<long>(me
 def metal_like(spec: DeviceSpec) -> Target:
     """A target with Metal's kernels; who runs them gives it `code` and `link`."""
     target = tvm.target.Target({"kind": KIND, **LIMITS}, host="llvm")
-    abilities = Abilities(activation_bits=(16,), keeps_blocks=False, batch_invariant=False, few_rows=FEW_ROWS)
+    abilities = Abilities(activation_bits=(16,), keeps_blocks=False, batch_invariant=False, few_rows=FEW_ROWS, latent_attention=False)
     return Target(spec, target, abilities, kernels=KERNELS, optional=OPTIONAL, schedules=(schedule(target),))
 
 

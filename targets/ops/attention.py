@@ -13,13 +13,14 @@ class Attention(Op):
     """Causal attention as the importer traced it: q [n, H, D], k [n, G, D], v [n, G, E] -> [n, H, E].
 
     score = softcap · tanh(scale · q·k / softcap) (softcap 0: none) + slope_h · (key position − query position);
-    keys: the last `window` tokens (0: all). `sinks` [H] joins the softmax's denominator as exp(sink).
+    keys: the last `window` tokens (0: all). `sinks` [H] joins the softmax's denominator as exp(sink). Without v, G is 1 and the first E
+    numbers of a key are its value.
     """
 
     name: ClassVar[str] = "attention"
     q: Tensor
     k: Tensor
-    v: Tensor
+    v: Tensor | None
     slopes: Tensor | None  # f32 [H], ALiBi
     sinks: Tensor | None  # f32 [H]
     layer: int
@@ -33,17 +34,17 @@ class PagedAttention(Op):
     """Writes k and v to their slots in the K/V cache, then attends over it; its memory is changed in place -> [n, H·E], f32 or bf16.
 
     q, k and v are columns of matrices [n, columns], f32 or bf16, perhaps of one and the same: H·D of them from `q_start` on, G·D from
-    `k_start`, G·E from `v_start`. With `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated as by
-    Rotary before. `pools` are those of the layer's group as the target lays them out, and `layer` is its index there. A slot is
-    block · block size + offset. A query at index i of its sequence sees the keys 0..i (the last `window`). K and V are rounded to
-    `kv_dtype` as they are written; to int8, each token's key and value of a head become codes · scale with scale = amax / 127; to E4M3,
-    values beyond 448 become 448.
+    `k_start`, G·E from `v_start`. Without v, q and k are whole matrices, G is 1 and the first E numbers of a key are its value. With
+    `cos` and `sin` [n, R], the first R dimensions of each head of q and k are rotated as by Rotary before. `pools` are those of the
+    layer's group as the target lays them out, and `layer` is its index there. A slot is block · block size + offset. A query at index i
+    of its sequence sees the keys 0..i (the last `window`). K and V are rounded to `kv_dtype` as they are written; to int8, each token's
+    key and value of a head become codes · scale with scale = amax / 127; to E4M3, values beyond 448 become 448.
     """
 
     name: ClassVar[str] = "paged_attention"
     q: Tensor
     k: Tensor
-    v: Tensor
+    v: Tensor | None
     cos: Tensor | None
     sin: Tensor | None
     pools: tuple[Tensor, ...]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from tvm import relax
 
-from cupola.runtime.artifact.state import NUM_BLOCKS, KVGroup
+from cupola.runtime.artifact.state import ATTENTION, LATENT, NUM_BLOCKS, KVGroup
 from cupola.runtime.artifact.tensors import E4M3
 from cupola.targets.base import Target
 from cupola.targets.ops import PagedAttention
@@ -18,6 +18,7 @@ from cupola.targets.testing import references
 from cupola.targets.testing.case import DTYPES, Arrays, Input, KernelCase, Sizes, Tensors, case_name
 
 KV_DTYPES = {**DTYPES, "int8": "int8", "fp8": E4M3}
+_MORE_NUMBERS, _MORE_HEADS = 32, 4  # of latent keys, and times as many heads
 _CODES = {"int8": (-127, 128), "uint8": (0, 127)}  # of pools
 
 
@@ -31,6 +32,7 @@ class AttentionKernel:
         dtype: of the inputs and the result.
         context: tokens of a sequence before its new ones, at most.
         one_each: every sequence brings one token.
+        latent: without v: keys have 32 numbers more than `Sizes.head_dim`, and their first ones are values.
     """
 
     kv: str  # a key of KV_DTYPES
@@ -43,13 +45,17 @@ class AttentionKernel:
     dtype: str = "f32"  # a key of DTYPES
     context: int = 150
     one_each: bool = False
+    latent: bool = False
 
     def __call__(self, sizes: Sizes, target: Target) -> KernelCase:
         """The case at these sizes."""
-        heads, groups, dim, kv_dtype = sizes.heads, sizes.kv_heads, sizes.head_dim, KV_DTYPES[self.kv]
+        heads, groups, value_dim, kv_dtype = sizes.heads, 1 if self.latent else sizes.kv_heads, sizes.head_dim, KV_DTYPES[self.kv]
+        dim = value_dim + _MORE_NUMBERS * self.latent
+        heads *= _MORE_HEADS if self.latent else 1
         block = sizes.block + sizes.block % 2 * (self.kv == "int8")  # which some targets take by pairs of tokens
-        pools = target.state_pools(KVGroup((0, 1), groups, dim, dim), kv_dtype, block)
-        widths = {"q": heads * dim, "k": groups * dim, "v": groups * dim}
+        group = KVGroup((0, 1), groups, dim, value_dim, kind=LATENT if self.latent else ATTENTION)
+        pools = target.state_pools(group, kv_dtype, block)
+        widths = {"q": heads * dim, "k": groups * dim} | ({} if self.latent else {"v": groups * dim})
         tables: dict[str, tuple[str, ...]] = {"slots": ("n",), "query_starts": ("b1",), "context_lens": ("b",), "block_tables": ("b", "w")}
         matrices = {"qkv": sum(widths.values())} if self.joined else widths
         inputs = [Input(name, ("n", width), DTYPES[self.dtype]) for name, width in matrices.items()]
@@ -61,25 +67,33 @@ class AttentionKernel:
         starts = {"q_start": 0, "k_start": widths["q"] * self.joined, "v_start": (widths["q"] + widths["k"]) * self.joined}
 
         def emit(t: Tensors) -> relax.Call:
-            q, k, v = (t["qkv"],) * 3 if self.joined else (t[name] for name in widths)
+            q, k, v = (t["qkv"],) * 3 if self.joined else (t.get(name) for name in "qkv")
             state: dict[str, Any] = {"pools": tuple(t[pool.name] for pool in pools), "kv_dtype": kv_dtype, "layer": 1}
             step: dict[str, Any] = {name: t[name] for name in tables}
             extras: dict[str, Any] = {name: t.get(name) for name in ("cos", "sin", "slopes", "sinks")}
             numbers: dict[str, Any] = {**starts, **options, "interleaved": int(self.interleaved)}
             op = PagedAttention(q=q, k=k, v=v, **state, **step, **extras, **numbers)
-            return op.emit(relax.TensorType((q.ty.shape[0], widths["q"]), DTYPES[self.dtype]))
+            return op.emit(relax.TensorType((t["slots"].ty.shape[0], heads * value_dim), DTYPES[self.dtype]))
 
         in_bf16 = self.kv in ("bf16", "int8") and target.abilities.bf16_rows > 0
         pages = {"f16": "float16", "bf16": "bfloat16", "int8": "bfloat16", "fp8": "float16"} if target.abilities.rounds_products else {}
         multiplies = "bfloat16" if in_bf16 else pages.get(self.kv, "")
         op = references.Attention(
-            kv_dtype, **options, interleaved=self.interleaved, bf16_result=self.dtype == "bf16", multiplies=multiplies
+            kv_dtype,
+            **options,
+            rounds_one=self.latent and self.kv == "bf16",
+            interleaved=self.interleaved,
+            bf16_result=self.dtype == "bf16",
+            multiplies=multiplies,
         )
 
         def expected(arrays: Arrays) -> references.Expected:
-            return references.paged_attention(arrays, target.state.read([arrays[pool.name] for pool in pools], 1), op)
+            state = target.state.read([arrays[pool.name] for pool in pools], 1)
+            return references.paged_attention(arrays, replace(state, values=state.values[..., :value_dim]), op)
 
-        flags = [flag for flag in ("joined", "interleaved", "window", "softcap", "slopes", "sinks", "one_each") if getattr(self, flag)]
+        flags = [
+            flag for flag in ("latent", "joined", "interleaved", "window", "softcap", "slopes", "sinks", "one_each") if getattr(self, flag)
+        ]
         flags += [self.dtype] * (self.dtype != "f32")
         name = case_name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
         axes = {pool.name: pool.shape.index(NUM_BLOCKS) for pool in pools}

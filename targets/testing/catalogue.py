@@ -231,6 +231,7 @@ KERNELS: tuple[KernelFactory, ...] = (
     block_maxima,
     argmax,
     sample,
+    *(AttentionKernel(kv, latent=True) for kv in (*DTYPES, "int8")),
 )
 # What they do besides, in combinations.
 VARIANTS: tuple[KernelFactory, ...] = (
@@ -288,6 +289,10 @@ VARIANTS: tuple[KernelFactory, ...] = (
     AttentionKernel("bf16", joined=True, window=20, slopes=True, sinks=True),
     AttentionKernel("fp8", window=20, softcap=4.0, sinks=True),
     *recurrent.VARIANTS,
+    AttentionKernel("f32", latent=True, window=20, softcap=5.0, slopes=True, sinks=True),
+    AttentionKernel("bf16", latent=True, window=50, softcap=5.0, one_each=True),
+    AttentionKernel("int8", latent=True, window=30, sinks=True, one_each=True),
+    AttentionKernel("fp8", latent=True),
 )
 
 
@@ -305,6 +310,8 @@ def is_implemented(kernel: KernelFactory, target: Target) -> bool:
     floats = {DTYPES[name] for name in (weight, getattr(kernel, "dtype", "")) if name in DTYPES}
     kept = KV_DTYPES[getattr(kernel, "kv", "f32")]
     if not floats <= set(target.abilities.float_dtypes) or kept not in target.abilities.kv_dtypes:
+        return False
+    if getattr(kernel, "latent", False) and not target.abilities.latent_attention:
         return False
     op = _OPTIONAL.get(kernel)
     return op is None or target.implements(op)

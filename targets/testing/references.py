@@ -241,7 +241,7 @@ def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> tuple[Array
 @dataclass(frozen=True)
 class Attention:
     """The numbers of an `ops.PagedAttention`. Queries and weights of a sequence of several tokens may be rounded to `multiplies`, a key of
-    HALVES."""
+    HALVES; of a single one too if it `rounds_one`."""
 
     kv_dtype: str
     scale: float
@@ -250,29 +250,30 @@ class Attention:
     interleaved: bool
     bf16_result: bool
     multiplies: str
+    rounds_one: bool = False
 
 
 def paged_attention(arrays: Arrays, state: StateContents, op: Attention) -> Expected:
     """`ops.PagedAttention`: its result. `state` is what the layer's blocks hold before the call."""
-    arrays = dict(arrays) | dict(zip("qkv", _heads(arrays, state, op.interleaved), strict=True))
+    arrays = dict(arrays) | dict(zip("qkv", _heads(arrays, state, op.interleaved), strict=False))
     rows = [_sequence(arrays, i, state, op) for i in range(len(arrays["context_lens"]))]
     value, slack = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     assert len(value) == arrays["query_starts"][-1]
     return _expected(value, slack + op.bf16_result * BF16_ROUNDING * np.abs(value))
 
 
-def _heads(arrays: Arrays, state: StateContents, interleaved: bool) -> tuple[Array, Array, Array]:
-    """q, k and v, [n, heads, dim] each in float64, out of one matrix and rotated where that is asked for."""
+def _heads(arrays: Arrays, state: StateContents, interleaved: bool) -> list[Array]:
+    """q, k and v, if there is one, [n, heads, dim] each in float64, out of one matrix and rotated where that is asked for."""
     groups, dim = state.keys.shape[2:]
     if "qkv" not in arrays:
-        q, k, v = (arrays[name].astype("float64") for name in "qkv")
+        found = [arrays[name].astype("float64") for name in "qkv" if name in arrays]
     else:
         joined = arrays["qkv"].astype("float64")
-        q, k, v = np.split(joined, [joined.shape[1] - 2 * groups * dim, joined.shape[1] - groups * dim], axis=1)
-    q, k, v = (x.reshape(len(x), -1, dim) for x in (q, k, v))
+        found = np.split(joined, [joined.shape[1] - 2 * groups * dim, joined.shape[1] - groups * dim], axis=1)
+    q, k, *v = (x.reshape(len(x), -1, dim) for x in found)
     if "cos" in arrays:
         q, k = (_rotated(x, arrays["cos"].astype("float64"), arrays["sin"].astype("float64"), interleaved)[0] for x in (q, k))
-    return q, k, v
+    return [q, k, *v]
 
 
 def _sequence(arrays: Arrays, i: int, state: StateContents, op: Attention) -> tuple[Array, Array]:
@@ -293,7 +294,7 @@ def _sequence(arrays: Arrays, i: int, state: StateContents, op: Attention) -> tu
     weights = np.exp(scores - highest)
     weights /= weights.sum(-1, keepdims=True) + np.exp(sinks - highest)
     magnitude = np.einsum("hqk,khd->qhd", weights, np.abs(v))
-    rounded, least = HALVES[op.multiplies if len(q) > 1 else ""]
+    rounded, least = HALVES[op.multiplies if len(q) > 1 or op.rounds_one else ""]
     # What each weight may be off: scores are sums of rounded products, of keys that are perhaps stored a step away.
     errors = k_doubt + (ROUNDING + rounded) * np.abs(k)
     in_steps = INT16_ROUNDING if op.kv_dtype == "int8" else 0.0  # queries, then weights times steps, which multiply codes
@@ -318,8 +319,10 @@ def _keys_and_values(arrays: Arrays, i: int, state: StateContents, kv_dtype: str
     length, block = int(arrays["context_lens"][i]), state.keys.shape[1]
     positions = np.arange(length - (end - first))
     places = arrays["block_tables"][i][positions // block], positions % block
-    (k, k_doubt, _), (v, v_doubt, step) = (_stored(arrays[name][first:end], kv_dtype) for name in "kv")
+    stored = [_stored(arrays[name][first:end], kv_dtype) for name in "kv" if name in arrays]
+    (k, k_doubt, _), (v, v_doubt, step) = stored[0], stored[-1]
     old_k, old_v = (numbers[places] for numbers in state.numbers())
+    v, v_doubt = (x[..., : old_v.shape[-1]] for x in (v, v_doubt))  # the first numbers of keys, where there is no v
     old_step = np.zeros_like(old_v[..., :1]) if state.value_steps is None else state.value_steps[places][..., None].astype("float64")
     pairs = (old_k, k), (old_v, v), (np.zeros_like(old_k), k_doubt), (np.zeros_like(old_v), v_doubt), (old_step, step)
     keys, values, key_doubt, value_doubt, value_step = map(np.concatenate, pairs)

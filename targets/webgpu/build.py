@@ -30,7 +30,7 @@ RUNTIME = Path(__file__).with_name("webgpu.c")  # which every library holds
 GPU = Gpu(warps=1, max_lanes=4, has_shuffles=False)
 _LIMITS = {"max_num_threads": 256, "max_shared_memory_per_block": 16384}  # what every GPU has, https://www.w3.org/TR/webgpu/#limits
 _FLOATS = ("float32", "float16")  # of WGSL
-_ABILITIES = Abilities(activation_bits=(16,), keeps_blocks=False, float_dtypes=(*_FLOATS, DTYPE), kv_dtypes=_FLOATS)
+_ABILITIES = Abilities(activation_bits=(16,), keeps_blocks=False, float_dtypes=(*_FLOATS, DTYPE), kv_dtypes=_FLOATS, latent_attention=False)
 _DTYPES = (*_FLOATS, DTYPE, "int32", "uint32")  # of tensors
 _TABLE = """\
 /* The kernels. */

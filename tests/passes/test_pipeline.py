@@ -99,7 +99,7 @@ RECOGNIZED = {
     "gpt_oss": (2, 7, 0, 0, 5, 0, 12),  # rotates halves that it cuts by itself
     "olmoe": (2, 7, 0, 4, 9, 0, 0),
     "granitemoe": (2, 7, 0, 4, 5, 0, 0),
-    "deepseek_v3": (2, 12, 2, 0, 9, 0, 12),  # rotates a part of each head, and every other of its numbers
+    "deepseek_v3": (2, 10, 2, 0, 9, 0, 8),  # rotates a part of each head, and every other of its numbers
     "glm4_moe": (2, 8, 2, 4, 9, 0, 0),
 }
 # Of mixtures: gated_expert_linear, expert_linear, top_k.
@@ -110,7 +110,7 @@ EXPERTS = {
     "gpt_oss": (0, 4, 2),  # its gate has limits
     "olmoe": (2, 2, 2),
     "granitemoe": (2, 2, 2),
-    "deepseek_v3": (1, 1, 3),
+    "deepseek_v3": (1, 5, 3),  # heads of latent attention are experts to each of which all tokens go
     "glm4_moe": (1, 1, 3),  # two of a group's experts, the groups, and then the experts
 }
 # Keys of deepseek_v3 have one head, which looks like an axis of a batch; angles of qwen3_5_text come by three axes of positions; what

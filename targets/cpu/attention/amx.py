@@ -16,92 +16,19 @@ from dataclasses import dataclass
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.attention.row_tile import HIDDEN, Tile
-from cupola.targets.cpu.attention.shape import Kernel, Tensors
+from cupola.targets.cpu.attention.shape import Kernel
+from cupola.targets.cpu.attention.tile_keys import LANES, STRIP, TileKeys, steps_of
 from cupola.targets.cpu.emit import amx as tiles
 from cupola.targets.cpu.emit.loops import between
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, iota, local, name, splat
 
-LANES = tiles.ROWS
-STRIP, CHUNK_STRIPS = 32, 8  # keys that a tile of weights holds; strips that a softmax step takes
+CHUNK_STRIPS = 8  # that a softmax step takes
 ROWS = 2 * tiles.ROWS  # that are multiplied at once
 SUMS, LEFT, RIGHT = ((0, 1), (2, 3)), (4, 5), (6, 7)  # tile registers; sums stand by left and right ones
 QUERIES, SCORES = ((0, 1), (2, 3)), (4, 5)  # beside keys, which are RIGHT: queries by step, sums by tile of rows
 QUERY_STEPS = len(QUERIES)  # that stay in their registers for all strips, if there are no more
 LOWEST = -1e20  # the highest score of a row that has seen no key; those of hidden keys are far below
 LOG2_E = math.log2(math.e)
-
-
-@dataclass(frozen=True)
-class TileKeys:
-    """Keys and values of sequences with many rows as right-hand tiles, from the first strip that a row of the sequence sees.
-
-    Attributes:
-        first_strips: strips of the sequences before.
-        keys: int32, pairs of dimensions, [strip, head, half of the strip, pair, key].
-        values: int32, pairs of keys, [strip, head, pair, value dimension].
-        key_scales, value_scales: where they are quantized, [strip, head, key].
-    """
-
-    tensors: Tensors
-    first_strips: Buffer
-    keys: Buffer
-    values: Buffer
-    key_scales: Buffer | None
-    value_scales: Buffer | None
-
-    @staticmethod
-    def allocate(t: Tensors) -> TileKeys:
-        """Room for as many sequences as may have many rows. Only what is used of it takes memory."""
-        first_strips = T.alloc_buffer((t.sizes[1] + 1,), "int64")
-        T.buffer_store(first_strips, T.int64(0), [T.int64(0)])
-        kernel, (n, batch, _, max_blocks) = t.kernel, t.sizes
-        least_tokens = max(2, kernel.tile_rows // kernel.heads_per_group + 1)
-        strips = T.min(batch, n // least_tokens) * (max_blocks * kernel.block_size // STRIP + 1) + 1
-        rows = (strips, kernel.num_kv_heads)
-        keys = T.alloc_buffer((*rows, 2, LANES * _steps(kernel), LANES), "int32")
-        values = T.alloc_buffer((*rows, STRIP // 2, kernel.value_dim), "int32")
-        scales = [T.alloc_buffer((*rows, STRIP), "float32") if kernel.is_quantized else None for _ in range(2)]
-        return TileKeys(t, first_strips, keys, values, *scales)
-
-    def count(self, sequence: Value, has_few_rows: Value, begin: Value) -> None:
-        """Counts the strips of the next sequence, whose rows see the keys from position `begin` on."""
-        strips = name((self.tensors.context(sequence) + STRIP - 1) // STRIP - begin // STRIP)
-        T.buffer_store(self.first_strips, self.first_strips[sequence] + T.Select(has_few_rows, T.int64(0), strips), [sequence + 1])
-
-    def load(self, sequence: Value, group: Value, strip: Value, begin: Value) -> None:
-        """Fills a strip of a sequence whose rows see the keys from position `begin` on."""
-        first = name((begin // STRIP + strip - self.first_strips[sequence]) * STRIP)
-        for half in range(2):
-            self.load_half(sequence, group, strip, half, name(first + LANES * half), begin)
-
-    def load_half(self, sequence: Value, group: Value, strip: Value, half: int, position: Value, begin: Value) -> None:
-        """A vector of keys from `position` on, with their values: zeros for those outside, which perhaps were never written."""
-        t, kernel, simd = self.tensors, self.tensors.kernel, self.tensors.simd
-        block, offset = t.place_of(sequence, position)
-        place, page = (strip, group), (t.layer, block, group)
-        low, high = (name(T.cast(bound - position, "int32")) for bound in (begin, t.context(sequence)))
-        with T.serial(kernel.key_dim // 2) as pair:
-            T.buffer_store(self.keys, self.pairs(t.k_pages, page, pair * 2, offset), [*place, half, pair, iota(0, LANES)])
-        for pair in range(kernel.key_dim // 2, LANES * _steps(kernel)):
-            T.buffer_store(self.keys, T.broadcast(T.int32(0), LANES), [*place, half, pair, iota(0, LANES)])
-        with T.serial(LANES // 2) as pair:
-            masks = [T.Select(_within(T.cast(pair * 2 + i, "int32"), low, high), T.int32(0xFFFF), T.int32(0)) for i in range(2)]
-            mask = name(T.broadcast(masks[0] | (masks[1] << T.int32(16)), LANES))
-            for start in range(0, kernel.value_dim, LANES):
-                both = self.pairs(t.v_pages, page, offset + pair * 2, start)
-                T.buffer_store(self.values, both & mask, [*place, pair + LANES // 2 * half, iota(start, LANES)])
-        for pool, copy in ((t.k_scales, self.key_scales), (t.v_scales, self.value_scales)):
-            if pool is not None and copy is not None:
-                seen = _within(iota(T.int32(0), LANES), *(T.broadcast(bound, LANES) for bound in (low, high)))
-                simd.store(copy, T.Select(seen, simd.load(pool, (*page, offset)), splat(0.0, LANES)), (*place, LANES * half))
-
-    def pairs(self, pool: Buffer, page: tuple[Value, ...], row: Value, column: Value | int) -> Value:
-        """Pairs of bfloat16 of 16 columns: from rows `row` and the next or, where pages hold pairs, from the row that is both."""
-        simd = self.tensors.simd
-        if self.tensors.kernel.side == 1:
-            return _pairs(*(simd.load(pool, (*page, row + i, column)) for i in range(2)))
-        halves = (simd.load(pool, (*page, row // 2, column * 2 + at)) for at in (0, LANES))
-        return T.reinterpret(f"int32x{LANES}", tiles.to_bf16(*halves))
 
 
 @dataclass(frozen=True)
@@ -162,7 +89,7 @@ class Scratch:
     def allocate(kernel: Kernel) -> Scratch:
         rows = kernel.task_rows
         return Scratch(
-            queries=local((rows // ROWS, _steps(kernel), ROWS, 2 * LANES), "uint16"),
+            queries=local((rows // ROWS, steps_of(kernel), ROWS, 2 * LANES), "uint16"),
             highest=local(rows),
             totals=local((rows, LANES)),
             sums=local((rows, kernel.value_dim)),
@@ -201,14 +128,14 @@ class Rows:
     def start(self) -> None:
         """Rotated, scaled and rounded queries, and the state before the first key but for sums. A sink counts as a key of value zero."""
         kernel, simd, s, sinks = self.kernel, self.simd, self.scratch, self.tile.tensors.sinks
-        query = local(2 * LANES * _steps(kernel))
-        for at in range(0, 2 * LANES * _steps(kernel), LANES):
+        query = local(2 * LANES * steps_of(kernel))
+        for at in range(0, 2 * LANES * steps_of(kernel), LANES):
             simd.store(query, splat(0.0, LANES), (at,))
         with T.serial(ROWS) as row:
             token, head = self.tile.token_and_head(row)
             self.fetch(row)
             self.tile.rotate_query(token, head, LOG2_E, lambda at, value: simd.store(query, value, (at,)))
-            for step in range(_steps(kernel)):
+            for step in range(steps_of(kernel)):
                 low, high = (simd.load(query, (2 * LANES * step + at,)) for at in (0, LANES))
                 T.buffer_store(s.queries, tiles.to_bf16(low, high), [self.index, step, row, iota(0, 2 * LANES)])
             T.buffer_store(s.highest, T.float32(LOWEST) if sinks is None else sinks[head] * T.float32(LOG2_E), [self.first + row])
@@ -239,8 +166,8 @@ class Rows:
         """The scores of strips `first` to `last` of the chunk. Products go one strip ahead of what waits for them."""
         for row in range(ROWS):
             self.simd.store(self.scratch.peaks, splat(HIDDEN, LANES), (row, 0))
-        if _steps(self.kernel) <= QUERY_STEPS:
-            self.load_queries(range(_steps(self.kernel)))
+        if steps_of(self.kernel) <= QUERY_STEPS:
+            self.load_queries(range(steps_of(self.kernel)))
         self.multiply(at, first)
         with between(first, last) as strip:
             with T.If(strip + 1 < last), T.Then():
@@ -265,7 +192,7 @@ class Rows:
 
     def multiply(self, at: Value, strip: Value) -> None:
         """queries · keys of a strip. Keys go past L1, which holds the scores."""
-        place, steps = self.strip(at + strip), _steps(self.kernel)
+        place, steps = self.strip(at + strip), steps_of(self.kernel)
         for half in range(2):
             for sums in SCORES:
                 tiles.clear(sums)
@@ -374,18 +301,3 @@ def _multiply() -> None:
     for left, row_sums in zip(LEFT, SUMS, strict=True):
         for right, sums in zip(RIGHT, row_sums, strict=True):
             tiles.multiply_bf16(sums, left, right)
-
-
-def _steps(kernel: Kernel) -> int:
-    """Tiles, of 32 dimensions, that a query or key takes."""
-    return -(-kernel.key_dim // (2 * LANES))
-
-
-def _within(x: Value, low: Value, high: Value) -> Value:
-    return T.And(low <= x, x < high)
-
-
-def _pairs(even: Value, odd: Value) -> Value:
-    """Two vectors of float32 that bfloat16 holds exactly, as pairs of it."""
-    low, high = (T.reinterpret(f"uint32x{LANES}", value) for value in (even, odd))
-    return T.reinterpret(f"int32x{LANES}", (low >> T.broadcast(T.uint32(16), LANES)) | high)

@@ -50,7 +50,7 @@ class Append:
     def in_vectors(self) -> bool:
         """True if 16 keys side by side in a page are transposed in registers: words of two dimensions of bfloat16, four of int8."""
         kernel = self.tensors.kernel
-        fits = kernel.isa.lanes == LANES and kernel.keys_in_vectors and kernel.key_dim % self.step == 0
+        fits = kernel.isa.lanes == LANES and kernel.keys_in_vectors and kernel.key_dim % self.step == 0 and not kernel.is_latent
         return fits and (kernel.is_quantized or (kernel.in_tiles and kernel.kv_dtype == "bfloat16"))
 
     @property
@@ -72,6 +72,12 @@ class Append:
         t, side = self.tensors, self.tensors.kernel.side
         block, offset = name(slot // t.kernel.block_size), name(slot % t.kernel.block_size)
         key, k_scale = self.stored(self.key(token, group), t.kernel.key_dim)
+        if t.kernel.is_latent:
+            with T.serial(t.kernel.key_dim) as d:
+                T.buffer_store(t.k_pages, self.element(key, d), [t.layer, block, group, offset, d])
+            if t.k_scales is not None:
+                T.buffer_store(t.k_scales, k_scale, [t.layer, block, group, offset])
+            return
         with T.serial(t.kernel.key_dim // side) as row:
             for i in range(side):
                 T.buffer_store(t.k_pages, self.element(key, row * side + i), [t.layer, block, group, row, offset * side + i])

@@ -6,19 +6,21 @@ While a strip is worked on, the next one's keys or values are fetched: memory th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.attention.numbers import FloatNumbers, Numbers, PairNumbers
+from cupola.targets.cpu.attention.numbers import FloatNumbers, LatentCodes, Numbers, PairNumbers
 from cupola.targets.cpu.attention.row_tile import HIDDEN, Ahead, State, Tile
 from cupola.targets.cpu.emit.loops import between
-from cupola.targets.cpu.emit.simd import Buffer, Register, Value, local, name, pieces, splat, tree
+from cupola.targets.cpu.emit.simd import Buffer, Register, Value, local, name, pieces, splat, transpose, tree
 
 
 def numbers_of(tile: Tile) -> Numbers:
     """A tile's memory with its queries, for `run_chunk`."""
-    return (PairNumbers if tile.kernel.is_quantized else FloatNumbers).of(tile)
+    if not tile.kernel.is_quantized:
+        return FloatNumbers.of(tile)
+    return (LatentCodes if tile.kernel.is_latent else PairNumbers).of(tile)
 
 
 def run_chunk(numbers: Numbers, chunk: Value, state: State, ahead: Ahead) -> None:
@@ -28,9 +30,9 @@ def run_chunk(numbers: Numbers, chunk: Value, state: State, ahead: Ahead) -> Non
     low, high = name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(kernel.chunk)))
     tile.fill(state, 0, 2 * kernel.padded(tile.num_rows), 0.0)
     strip = kernel.vectors_beside(tile.num_rows, kernel.chunk // tile.simd.lanes) * tile.simd.lanes
-    strips = _Strips(tile, numbers, state, at, strip, name(low // strip), name((high + strip - 1) // strip), ahead)
+    strips = Strips(tile, numbers, state, at, strip, name(low // strip), name((high + strip - 1) // strip), ahead)
     if numbers.keys is not None:
-        strips.gather_keys(end, numbers.keys)
+        (strips.turn_keys if kernel.is_latent else strips.gather_keys)(end, numbers.keys)
     numbers.gather_scales(at, end, ahead)
     strips.score()
     strips.weigh()
@@ -38,7 +40,7 @@ def run_chunk(numbers: Numbers, chunk: Value, state: State, ahead: Ahead) -> Non
 
 
 @dataclass(frozen=True)
-class _Strips:
+class Strips:
     """The chunk that begins at position `at`, from strip `begin` to `end`. The last strip asks for what is `ahead`."""
 
     tile: Tile
@@ -58,13 +60,34 @@ class _Strips:
             with T.serial(kernel.key_dim // kernel.side) as d:
                 self.numbers.copy_key((t.layer, block, self.tile.group, d, offset * kernel.side), keys, d, i)
 
+    def turn_keys(self, end: Value, keys: Buffer) -> None:
+        """Copies the keys together, up to position `end`, out of rows: as many of them at a time as a vector has lanes."""
+        t, simd, group, dim = self.tile.tensors, self.tile.simd, self.tile.group, self.tile.kernel.key_dim
+        lanes, vectors = simd.lanes, self.width // simd.lanes
+        whole = dim // lanes * lanes
+        with between(self.begin * vectors, self.end * vectors) as vector:
+            first = name(self.at + vector * lanes)
+            rows = [(t.layer, *self.place(T.min(first + i, end - 1))) for i in range(lanes)]
+            pages = [(layer, block, group, offset) for layer, block, offset in rows]
+            with T.serial(whole // lanes) as step:
+                for i, column in enumerate(transpose([simd.load(t.k_pages, (*page, step * lanes)) for page in pages])):
+                    simd.store(keys, column, (step * lanes + i, vector * lanes))
+            for i, page in enumerate(pages if whole < dim else []):
+                with T.serial(dim - whole) as d:
+                    simd.store(keys, simd.load(t.k_pages, (*page, d + whole), 1), (d + whole, vector * lanes + i))
+
     def vectors(self, strip: Value) -> list[tuple[Value, Value]]:
         """The block, and the offset in it, of each vector of a strip."""
         return [self.place(self.at + strip * self.width + start) for start in range(0, self.width, self.tile.simd.lanes)]
 
     def after(self, strip: Value, every: int) -> tuple[Value, list[tuple[Value, Value]]]:
-        """The group, and the places of `every` so many keys, of the strip after `strip`; past the context, of what is read anyway."""
+        """The group, and the places of `every` so many keys, of the strip after `strip`; past the context, of what is read anyway.
+
+        Of latents, of this strip in the next chunk: all of this chunk was fetched as it was turned.
+        """
         is_last, ahead, t = strip + 1 >= self.end, self.ahead, self.tile.tensors
+        if self.tile.kernel.is_latent:
+            is_last, ahead = T.bool(True), replace(ahead, position=name(ahead.position + strip * self.width))
         sequence, group = (name(T.Select(is_last, a, b)) for a, b in ((ahead.sequence, self.tile.sequence), (ahead.group, self.tile.group)))
         first, last = name(T.Select(is_last, ahead.position, self.at + (strip + 1) * self.width)), name(t.context(sequence) - 1)
         positions = [name(T.min(first + start, last)) for start in range(0, self.width, every)]
@@ -95,7 +118,11 @@ class _Strips:
                 with T.Else():
                     self.store(starts, dots, highest, masked=True)
         for row in range(tile.num_rows):
-            T.buffer_store(self.state.buffer, tree(tile.simd.load(highest, (row, 0)), T.max), self.state.place(row))
+            self.keep_highest(row, tile.simd.load(highest, (row, 0)))
+
+    def keep_highest(self, row: Value | int, scores: Value) -> None:
+        """The highest of a row's scores into the state."""
+        T.buffer_store(self.state.buffer, tree(scores, T.max), self.state.place(row))
 
     def multiply(self, strip: Value, starts: list[Value]) -> list[list[Register]]:
         tile, t, simd, numbers, keys = self.tile, self.tile.tensors, self.tile.simd, self.numbers, self.numbers.keys
@@ -170,6 +197,7 @@ class _Strips:
         """The same for some columns, over the rows `low` to `high` of values: a row holds those of `Kernel.side` keys."""
         tile, t, simd, kernel, numbers = self.tile, self.tile.tensors, self.tile.simd, self.tile.kernel, self.numbers
         totals = [[Register(lanes, 0, numbers.sum_dtype) for _, lanes in columns] for _ in range(tile.num_rows)]
+        row_size = int(t.v_pages.shape[-1])
         width, run = self.width // kernel.side, math.gcd(kernel.block_size, self.width) // kernel.side  # run: what lies together in a page
         with between(self.begin, self.end) as strip:
             group, ahead = self.after(strip, run * kernel.side)
@@ -182,7 +210,7 @@ class _Strips:
                 block, offset = self.place(self.at + start * kernel.side)
                 next_block, next_row = name(places[0, part]), name(places[1, part] // kernel.side)
                 with between(T.max(low - start, T.int64(0)), T.min(high - start, T.int64(run))) as i:
-                    for line in range(0, kernel.value_dim * kernel.side if columns[0][0] == 0 else 0, simd.elements_of_line(t.v_pages)):
+                    for line in range(0, row_size if columns[0][0] == 0 else 0, simd.elements_of_line(t.v_pages)):
                         simd.prefetch(t.v_pages, (t.layer, next_block, group, next_row + i, line))
                     page = (t.layer, block, tile.group, offset // kernel.side + i)
                     values = [numbers.load(t.v_pages, (*page, at * kernel.side), lanes) for at, lanes in columns]

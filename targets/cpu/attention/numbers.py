@@ -87,7 +87,7 @@ class FloatNumbers(Numbers):
     @staticmethod
     def of(tile: Tile) -> FloatNumbers:
         kernel, rows, simd = tile.kernel, tile.num_rows, tile.simd
-        keys = None if kernel.keys_in_vectors else local((kernel.key_dim, kernel.chunk))
+        keys = local((kernel.key_dim, kernel.chunk)) if kernel.copies_keys else None
         queries, scores = local((rows, kernel.key_dim)), local((rows, kernel.chunk))
         with T.serial(rows) as row:
             tile.rotate_query(*tile.token_and_head(row), 1.0, lambda at, value: simd.store(queries, value, (row, at)))
@@ -113,6 +113,48 @@ class FloatNumbers(Numbers):
 
     def weighted(self, total: Value, row: int) -> Value:
         return total
+
+
+@dataclass(frozen=True)
+class LatentCodes(FloatNumbers):
+    """Codes of int8 that are keys and values, in float32. `scales` are a chunk's, [key]."""
+
+    scales: Buffer
+
+    @staticmethod
+    def of(tile: Tile) -> LatentCodes:
+        return LatentCodes(**vars(FloatNumbers.of(tile)), scales=local(tile.kernel.chunk))
+
+    def gather_scales(self, at: Value, end: Value, ahead: Ahead) -> None:
+        _gather(self.tile, [(self.tile.tensors.k_scales, self.scales)], at, end, ahead)
+
+    def score(self, dot: Value, row: int, key: Value) -> Value:
+        return dot * self.simd.load(self.scales, (key,))
+
+    def round_weights(self, row: Value, first: Value, last: Value) -> None:
+        simd, lanes = self.simd, self.simd.lanes
+        with between(first, last) as vector:
+            weight, scale = simd.load(self.scores, (row, vector * lanes)), simd.load(self.scales, (vector * lanes,))
+            simd.store(self.scores, _times_seen(weight, scale), (row, vector * lanes))
+
+
+def _gather(tile: Tile, pools: list[tuple[Buffer | None, Buffer]], at: Value, end: Value, ahead: Ahead) -> None:
+    """Copies the scales of the chunk at `at` together and asks for those of the next."""
+    t, kernel, simd, group = tile.tensors, tile.kernel, tile.simd, tile.group
+    lanes, last = simd.lanes if kernel.keys_in_vectors else 1, name(t.context(ahead.sequence) - 1)
+    with T.serial(kernel.chunk // lanes) as i:
+        position = name(at + i * lanes if kernel.keys_in_vectors else T.min(at + i, end - 1))
+        places = t.place_of(tile.sequence, position), t.place_of(ahead.sequence, name(T.min(ahead.position + i * lanes, last)))
+        for pool, scales in pools:
+            (block, offset), (next_block, next_offset) = places
+            simd.store(scales, simd.load(pool, (t.layer, block, group, offset), lanes), (i * lanes,))
+            simd.prefetch(pool, (t.layer, next_block, ahead.group, next_offset))
+
+
+def _times_seen(weight: Value, scale: Value) -> Value:
+    """Weights times scales; a key unseen, whose weight is 0, may have any scale."""
+    zero = splat(0.0, lanes_of(weight))
+    return name(T.Select(weight > zero, weight * scale, zero))
 
 
 @dataclass(frozen=True)
@@ -174,15 +216,8 @@ class PairNumbers(Numbers):
         T.buffer_store(keys, self.tile.tensors.k_pages[(*outer, iota(start, 2))], [d, iota(key * 2, 2)])
 
     def gather_scales(self, at: Value, end: Value, ahead: Ahead) -> None:
-        t, kernel, group = self.tile.tensors, self.tile.kernel, self.tile.group
-        lanes, last = self.simd.lanes if kernel.keys_in_vectors else 1, name(t.context(ahead.sequence) - 1)
-        with T.serial(kernel.chunk // lanes) as i:
-            position = name(at + i * lanes if kernel.keys_in_vectors else T.min(at + i, end - 1))
-            places = t.place_of(self.tile.sequence, position), t.place_of(ahead.sequence, name(T.min(ahead.position + i * lanes, last)))
-            for pool, scales in ((t.k_scales, self.key_scales), (t.v_scales, self.value_scales)):
-                (block, offset), (next_block, next_offset) = places
-                self.simd.store(scales, self.simd.load(pool, (t.layer, block, group, offset), lanes), (i * lanes,))
-                self.simd.prefetch(pool, (t.layer, next_block, ahead.group, next_offset))
+        t = self.tile.tensors
+        _gather(self.tile, [(t.k_scales, self.key_scales), (t.v_scales, self.value_scales)], at, end, ahead)
 
     def score(self, dot: Value, row: int, key: Value) -> Value:
         lanes = lanes_of(dot)
@@ -192,7 +227,7 @@ class PairNumbers(Numbers):
         simd, lanes, kernel, largest = self.simd, self.simd.lanes, self.tile.kernel, Register(self.simd.lanes)
         with between(first, last) as vector:
             weight, scale = simd.load(self.scores, (row, vector * lanes)), simd.load(self.value_scales, (vector * lanes,))
-            weight = name(T.Select(weight > splat(0.0, lanes), weight * scale, splat(0.0, lanes)))  # a key unseen may have any scale
+            weight = _times_seen(weight, scale)
             simd.store(self.scores, weight, (row, vector * lanes))
             largest.set(T.max(largest.get(), weight))
         inverse = self.choose_step(tree(largest.get(), T.max), kernel.chunk, self.weight_steps, row)

@@ -22,12 +22,14 @@ from tvm.tirx.script import builder as T
 from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.attention_shape import attention_shape, call_attention
 from cupola.targets.cost import with_cost
-from cupola.targets.cpu.attention.amx import RowBlock, TileKeys
+from cupola.targets.cpu.attention.amx import RowBlock
 from cupola.targets.cpu.attention.amx import Scratch as RowScratch
 from cupola.targets.cpu.attention.append import Append
 from cupola.targets.cpu.attention.chunk import numbers_of, run_chunk
+from cupola.targets.cpu.attention.latent_chunk import LatentChunk
 from cupola.targets.cpu.attention.row_tile import Ahead, State, Tile
 from cupola.targets.cpu.attention.shape import Kernel, Tensors
+from cupola.targets.cpu.attention.tile_keys import LANES, TileKeys
 from cupola.targets.cpu.emit.loops import Claims, Parts, Threads, between, parallel_region, shared_loop
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, argument, local, name, prim_func
 from cupola.targets.cpu.isa import ISA
@@ -44,6 +46,9 @@ def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilde
 
 
 def _kernel_of(isa: ISA, op: PagedAttention, out: relax.TensorType) -> Kernel:
+    if op.v is None:
+        *_, block_size, key_dim = (getattr(size, "value", 0) for size in op.pools[0].ty.shape)
+        return Kernel(**vars(attention_shape(op, out, 1, key_dim, 0, block_size)), isa=isa)
     k_pages, v_pages, *scales = op.pools
     _, _, groups, *key_page = (getattr(size, "value", 0) for size in k_pages.ty.shape)
     side = 2 if scales else 1
@@ -58,18 +63,21 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
     def body() -> None:
         n, batch, layers, blocks, max_blocks = (T.int64() for _ in range(5))
         pages = (layers, blocks, k.num_kv_heads)
+        matrices = [argument(label, (n, columns), dtype) for label, columns, dtype in zip("qkv", k.columns, k.dtypes, strict=False)]
+        cos, sin = (argument(label, (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None for label in ("cos", "sin"))
+        pools = _pools(k, pages)
         tensors = Tensors(
             kernel=k,
             simd=Simd(k.isa),
-            q=argument("q", (n, k.columns[0]), k.dtypes[0]),
-            k=argument("k", (n, k.columns[1]), k.dtypes[1]),
-            v=argument("v", (n, k.columns[2]), k.dtypes[2]),
-            cos=argument("cos", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
-            sin=argument("sin", (n, k.rotary_dim), k.angle_dtype) if k.rotary_dim else None,
-            k_pages=argument("k_pages", (*pages, k.key_dim // k.side, k.block_size * k.side), k.kv_dtype),
-            v_pages=argument("v_pages", (*pages, k.block_size // k.side, k.value_dim * k.side), k.kv_dtype),
-            k_scales=argument("k_scales", (*pages, k.block_size), "float32") if k.is_quantized else None,
-            v_scales=argument("v_scales", (*pages, k.block_size), "float32") if k.is_quantized else None,
+            q=matrices[0],
+            k=matrices[1],
+            v=None if k.is_latent else matrices[2],
+            cos=cos,
+            sin=sin,
+            k_pages=pools[0],
+            v_pages=pools[1],
+            k_scales=pools[2] if k.is_quantized else None,
+            v_scales=pools[3] if k.is_quantized else None,
             slots=argument("slots", (n,), "int32"),
             query_starts=argument("query_starts", (T.int64(),), "int32"),
             context_lens=argument("context_lens", (batch,), "int32"),
@@ -83,6 +91,15 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
         _attend(tensors)
 
     return with_cost(prim_func(body), KernelCost("bfloat16" if k.in_tiles else "float32"))
+
+
+def _pools(k: Kernel, blocks: tuple[Value | int, ...]) -> list[Buffer]:
+    """Pages of keys and of values, and of codes their scales; of latents the same twice."""
+    pages = {"k_pages": (k.key_dim // k.side, k.block_size * k.side), "v_pages": (k.block_size // k.side, k.value_dim * k.side)}
+    pages, scales = ({"latents": (k.block_size, k.key_dim)}, ["latent_scales"]) if k.is_latent else (pages, ["k_scales", "v_scales"])
+    pools = [argument(label, (*blocks, *page), k.kv_dtype) for label, page in pages.items()]
+    pools += [argument(label, (*blocks, k.block_size), "float32") for label in scales if k.is_quantized]
+    return [pool for pool in pools for _ in "kv"] if k.is_latent else pools
 
 
 def _attend(t: Tensors) -> None:
@@ -212,11 +229,10 @@ class _Attend:
             sequence, group, _, chunk, _ = self.chunk(task)
             first, end = name(chunk * kernel.chunk), t.context(sequence)
             count = name((T.min(end - first, T.int64(kernel.chunk)) + kernel.block_size - 1) // kernel.block_size)
-            for pool in (t.k_pages, t.v_pages, t.k_scales, t.v_scales):
-                if pool is not None:
-                    with T.serial(count) as i:
-                        block, _ = t.place_of(sequence, name(first + i * kernel.block_size))
-                        t.simd.prefetch_all(pool, (t.layer, block, group), near=2)
+            for pool in t.pools:
+                with T.serial(count) as i:
+                    block, _ = t.place_of(sequence, name(first + i * kernel.block_size))
+                    t.simd.prefetch_all(pool, (t.layer, block, group), near=2)
 
     def one_chunk(self, task: Value) -> None:
         sequence, group, index, chunk, work = self.chunk(task)
@@ -228,7 +244,10 @@ class _Attend:
         first = name(self.first_chunks[sequence] + index * work.num_chunks * self.tensors.kernel.num_kv_heads + group)
 
         def run(tile: Tile) -> None:
-            run_chunk(numbers_of(tile), chunk, self.state(task), ahead)
+            if tile.kernel.decodes_in_tiles and tile.num_rows == LANES:
+                LatentChunk.of(tile).run(chunk, self.state(task), ahead)
+            else:
+                run_chunk(numbers_of(tile), chunk, self.state(task), ahead)
             with self.parts.last(first, work.num_chunks):
                 self.merge(tile, first, work.num_chunks)
 

@@ -38,12 +38,12 @@ class Kernel(AttentionShape):
     @property
     def side(self) -> int:
         """Numbers that lie side by side in a page: dimensions of a key, keys of a value's dimension."""
-        return 2 if self.is_quantized else 1
+        return 2 if self.is_quantized and not self.is_latent else 1
 
     @property
     def tile_rows(self) -> int:
-        """Rows of a tile of several tokens."""
-        return self.isa.row_tile
+        """Rows of a tile of several tokens; more of them share latents that were turned, one vector at a time."""
+        return self.isa.num_registers // 2 if self.is_latent else self.isa.row_tile
 
     @property
     def token_rows(self) -> int:
@@ -61,8 +61,13 @@ class Kernel(AttentionShape):
     @property
     def in_tiles(self) -> bool:
         """True if many rows are multiplied in bfloat16: where it holds the pages' numbers and these come in whole tiles."""
-        fits = self.keys_in_vectors and self.key_dim % 2 == 0 and self.value_dim % 32 == 0
+        fits = self.keys_in_vectors and self.key_dim % (32 if self.is_latent else 2) == 0 and self.value_dim % 32 == 0
         return self.isa.bf16_tiles and self.kv_dtype in ("bfloat16", "int8") and fits
+
+    @property
+    def decodes_in_tiles(self) -> bool:
+        """True if 16 heads of one token are multiplied in bfloat16, too: where they share rows that lie as tiles want them."""
+        return self.is_latent and self.in_tiles and self.kv_dtype == "bfloat16" and self.chunk % 32 == 0
 
     @property
     def task_rows(self) -> int:
@@ -71,8 +76,13 @@ class Kernel(AttentionShape):
 
     @property
     def keys_in_vectors(self) -> bool:
-        """True if a vector of keys lies in one page. Otherwise the chunk's keys are first copied together."""
+        """True if a vector of keys lies in one page."""
         return self.block_size % self.isa.lanes == 0
+
+    @property
+    def copies_keys(self) -> bool:
+        """True if a chunk's keys are first copied together, from pages that do not hold vectors of them."""
+        return self.is_latent or not self.keys_in_vectors
 
     def vectors_beside(self, rows: int, available: int) -> int:
         """Vectors of columns, a power of two that divides `available`, that fit the registers beside `rows` rows of accumulators."""
@@ -90,13 +100,16 @@ class Kernel(AttentionShape):
 
 @dataclass(frozen=True)
 class Tensors:
-    """The arguments of one kernel. `sizes` are tokens, sequences, blocks of the pool, and blocks of a table's row."""
+    """The arguments of one kernel. `sizes` are tokens, sequences, blocks of the pool, and blocks of a table's row.
+
+    Where keys are values too, the pages and scales of both are the same.
+    """
 
     kernel: Kernel
     simd: Simd
     q: Buffer
     k: Buffer
-    v: Buffer
+    v: Buffer | None
     cos: Buffer | None
     sin: Buffer | None
     k_pages: Buffer
@@ -112,6 +125,12 @@ class Tensors:
     layer: Value
     out: Buffer
     sizes: tuple[Value, Value, Value, Value]
+
+    @property
+    def pools(self) -> list[Buffer]:
+        """Pages and scales, each once."""
+        pools = [self.k_pages, self.k_scales] if self.kernel.is_latent else [self.k_pages, self.v_pages, self.k_scales, self.v_scales]
+        return [pool for pool in pools if pool is not None]
 
     def num_tokens(self, sequence: Value) -> Value:
         """New tokens of a sequence."""

@@ -34,7 +34,7 @@ from cupola.runtime.artifact.manifest import (
     SourceSpec,
 )
 from cupola.runtime.artifact.read import MAX_MANIFEST_BYTES, parse_manifest
-from cupola.runtime.artifact.state import RECURRENT, KVGroup, KVSpec
+from cupola.runtime.artifact.state import LATENT, RECURRENT, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelCost, KernelSpec, TensorSpec, WeightSpec
 from cupola.runtime.device.memory import choose_num_blocks
 from cupola.runtime.errors import ArtifactError, InputError
@@ -274,6 +274,24 @@ def test_what_is_wrong_with_a_recurrent_group(group: KVGroup, inputs: tuple[str,
 def test_a_recurrent_group_stands_last() -> None:
     behind = replace(GOOD.kv.groups[1], layers=(7,))
     assert refused(recurrent_manifest(STATE, behind)).field == "kv.groups[2].kind"
+
+
+ROW = (TensorSpec("latents", GOOD.kv.dtype, (1, "num_blocks", GOOD.kv.block_size, 24)),)
+
+
+@pytest.mark.parametrize(
+    ("group", "field"),
+    [
+        (KVGroup((2,), 2, 24, 16, 0, ROW, LATENT), "kv.groups[2].num_kv_heads"),
+        (KVGroup((2,), 1, 24, 25, 0, ROW, LATENT), "kv.groups[2].value_dim"),
+        (KVGroup((2,), 1, 25, 16, 0, ROW, LATENT), "kv.groups[2].pools"),
+        (KVGroup((2,), 1, 24, 16, 0, ROW), "kv.groups[2].pools"),
+        (KVGroup((2,), 1, 24, 16, 0, ROW, LATENT), "functions.forward.inputs"),
+    ],
+    ids=["heads", "values", "small", "no latents", "inputs"],
+)
+def test_a_latent_group_has_one_row_a_token(group: KVGroup, field: str) -> None:
+    assert refused(recurrent_manifest(group, inputs=())).field == field
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cupola.runtime.artifact.state import KVGroup
+from cupola.runtime.artifact.state import LATENT, KVGroup
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.cpu.state_layout import state_pools
 
@@ -17,6 +17,14 @@ def test_pages_of_int8_hold_pairs_and_have_scales():
     scales = ("float32", (2, "num_blocks", 3, 16))
     pages = {"k_pages": ("int8", (2, "num_blocks", 3, 32, 32)), "v_pages": ("int8", (2, "num_blocks", 3, 8, 64))}
     assert shapes == pages | {"k_scales": scales, "v_scales": scales}
+
+
+def test_rows_of_latents_are_stored_once_and_as_they_are():
+    group = KVGroup((0, 2), 1, 24, 16, kind=LATENT)
+    (rows,) = state_pools(group, "bfloat16", 16)
+    assert (rows.name, rows.dtype, rows.shape) == ("latents", "bfloat16", (2, "num_blocks", 1, 16, 24))
+    rows, scales = state_pools(group, "int8", 16)
+    assert (rows.dtype, rows.shape, scales.shape) == ("int8", (2, "num_blocks", 1, 16, 24), (2, "num_blocks", 1, 16))
 
 
 def test_what_has_no_pairs_is_refused_in_int8():

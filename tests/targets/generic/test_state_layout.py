@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cupola.runtime.artifact.state import KVGroup
+from cupola.runtime.artifact.state import LATENT, KVGroup
 from cupola.targets.cpu.state_layout import LAYOUT as CPU
 from cupola.targets.generic.state_layout import LAYOUT
 
@@ -36,3 +36,18 @@ def test_contents_are_read_as_they_lie(layout, dtype):
     else:
         assert found.key_steps.shape == found.value_steps.shape == (5, 8, 3)
         np.testing.assert_array_equal(keys, found.keys * found.key_steps[..., None].astype("float64"))
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, CPU], ids=["generic", "cpu"])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_latents_are_keys_and_values(layout, dtype):
+    """Each token's row and scale once in the pools, and read as both."""
+    pools = layout.pools(KVGroup((0, 2), 1, 6, 4, kind=LATENT), dtype, 8)
+    shapes = [tuple(5 if isinstance(size, str) else size for size in pool.shape) for pool in pools]
+    arrays = [np.arange(np.prod(shape)).reshape(shape).astype(pool.dtype) for shape, pool in zip(shapes, pools, strict=True)]
+    found = layout.read(arrays, 1)
+    assert len(pools) == 1 + (dtype == "int8") and found.keys.shape == (5, 8, 1, 6)
+    assert found.keys is found.values and found.key_steps is found.value_steps
+    np.testing.assert_array_equal(found.keys.reshape(40, 6), arrays[0][1].reshape(40, 6))
+    if dtype == "int8":
+        np.testing.assert_array_equal(found.key_steps.reshape(40), arrays[1][1].reshape(40))
