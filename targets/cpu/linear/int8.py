@@ -8,15 +8,19 @@ bytes, a block of slices at a time, and walks the rows in register tiles; where 
 bfloat16 take over (`tile_product`).
 
 An output is a sum in ascending order over slices, or over the groups of 16 that a slice may have two of, `sum += (scale_w · Σ q_w·q_x) ·
-scale_x`, whose inner sums are exact integers.
-So its bits depend neither on the path nor on the tile nor on the rows beside it, unless bfloat16 took over.
+scale_x`, whose inner sums are exact integers. So its bits depend neither on the path nor on the tile nor on the rows beside it, unless
+bfloat16 took over.
+
+Where dot products are single instructions, integers begin at the bits of 1.5 · 2^23. Read as a float, such a sum is 1.5 · 2^23 + Σ, since
+|Σ| < 2^22, and one multiply-add takes the first summand off while it scales the second: no conversion is left, and no bit changes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Protocol
 
 import tvm
 from tvm import relax
@@ -27,20 +31,20 @@ from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.loops import Claims, Threads, in_tiles, parallel_region, shared_loop
-from cupola.targets.cpu.emit.simd import CACHE_LINE, Buffer, Register, Simd, Value, argument, local, name, prim_func, splat
+from cupola.targets.cpu.emit.simd import CACHE_LINE, ROUND, ROUND_BITS, Buffer, Register, Simd, Value, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.amx import TileProduct
 from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
-from cupola.targets.cpu.linear.factors import Factors
 from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.linear.packing import AHEAD, PANEL, is_static
-from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, codes_of, first_byte, pack_groups
+from cupola.targets.cpu.linear.panels import SLICE_BLOCK, PackedPanel, Panel, UnpackedPanel
+from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, codes_of, pack_groups
 from cupola.targets.cpu.linear.shape import QuantizedShape, packed_bias, quantized_shape, residual_of
+from cupola.targets.emit import argument
 from cupola.targets.ops import GatedLinear, Linear
 
 FEW = MANY - 1  # rows
 ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
-SLICE_BLOCK = 24  # slices of a panel that are unpacked at once: 24 KB, which stay in L1
 FIRST = 8192  # bytes of weights that are asked for before anything else
 
 
@@ -110,13 +114,19 @@ class Int8Product:
     num_rows: Value
 
     @property
+    def reads_as_floats(self) -> bool:
+        """True if sums are read as floats, of which 1.5 · 2^23 is to be taken off. A scale times that must be exact: not one of float32.
+        Where a dot product takes more than one instruction, the constant would cost a register that those need."""
+        return self.kernel.isa.int8_dot == "vpdpbusd" and self.kernel.codes.format.scale_dtype != "float32"
+
+    @property
     def stream_slices(self) -> int:
         """Slices of a panel in memory: whole groups."""
         return self.kernel.blocks * self.kernel.codes.slices
 
     def allocate(self, num_rows: Value | int) -> Int8Rows:
-        codes = self.kernel.codes
-        return Int8Rows.allocate(num_rows, self.kernel.slices, self.weights.zero, codes.has_mins or codes.has_zeros, codes.parts)
+        codes, base = self.kernel.codes, ROUND_BITS if self.reads_as_floats else 0
+        return Int8Rows.allocate(num_rows, self.kernel.slices, self.weights.zero, base, codes.has_mins or codes.has_zeros, codes.parts)
 
     def few(self) -> None:
         """One region: the rows, then panels. One row is rounded by every thread for itself: to wait for another core takes longer."""
@@ -156,7 +166,7 @@ class Int8Product:
         with T.serial(self.num_rows) as row:
             self.epilogue.prefetch(panel, row)
         products = local((self.kernel.isa.int8_row_tile, PANEL))
-        packed, slices = _Packed(self.kernel, self.simd, self.weights, self.weight, panel), self.kernel.slices
+        packed, slices = PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, panel), self.kernel.slices
 
         def tile(row: Value, count: int) -> None:
             self.tile(rows, row, count, packed, T.int64(0), slices, products, T.int64(0), True, stream)
@@ -182,11 +192,12 @@ class Int8Product:
     def fetch(self, stream: Stream, at: Value | int) -> None:
         """Asks for the weights of a slice of a stream, if it has so many. What the hardware foresees ends with a page."""
         codes = self.kernel.codes
+        size = codes.group_bytes // codes.slices  # a share of its block, from whose beginning slices and what follows them are counted
         with T.If(at < stream.num_left), T.Then():
             panel, at = stream.place(at)
-            group, first = codes.place(at, codes.stride)
-            for byte in range(0, codes.stride, CACHE_LINE):
-                self.simd.prefetch(self.weight, (panel, group, byte + first), near=2)  # past the end it is one of the next panel
+            for byte in range(0, size + (CACHE_LINE - 1 if size % CACHE_LINE else 0), CACHE_LINE):
+                place = (panel, T.int64(0), at * size + byte)  # past the end of the panel it is one of the next
+                self.simd.prefetch(self.weight, place, near=2)
 
     def fetch_ahead(self, stream: Stream, at: Value, first: Value, last: Value) -> None:
         """Asks for the weights `AHEAD` bytes after a slice, if it is one of a tile's share. All tiles of rows together ask for all."""
@@ -207,8 +218,8 @@ class Int8Product:
     def block(self, rows: Int8Rows, panel: Value, first: Value, count: Value) -> None:
         """`count` rows from `first` on of one panel, its slices in blocks."""
         slices = self.kernel.slices
-        products, unpacked = local((ROW_BLOCK, PANEL)), _Unpacked.allocate(self.kernel, self.simd)
-        packed = _Packed(self.kernel, self.simd, self.weights, self.weight, panel)
+        products, unpacked = local((ROW_BLOCK, PANEL)), UnpackedPanel.allocate(self.simd, self.kernel.codes)
+        packed = PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, panel)
         with T.serial(count) as r:
             for start in range(0, PANEL, self.simd.lanes):
                 self.simd.store(products, splat(0.0, self.simd.lanes), (r, start))
@@ -233,7 +244,7 @@ class Int8Product:
             total.set(self.simd.fma(low, splat(x_sum, lanes), total.get()))
 
     def tile(
-        self, rows: Int8Rows, row: Value, size: int, panel: _Panel, start: Value, num_slices: Value | int,
+        self, rows: Int8Rows, row: Value, size: int, panel: Panel, start: Value, num_slices: Value | int,
         products: Buffer, r: Value, fresh: bool, stream: Stream | None = None,
     ) -> None:  # fmt: skip
         """Adds the products of `size` rows and a panel's slices from `start` on to rows `r`… of `products`, or puts them there; `stream`
@@ -243,13 +254,26 @@ class Int8Product:
         with T.serial(PANEL // lanes // vectors) as part:
             columns = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
             sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
-            with T.serial(num_slices) as at:
+            with self.each_slice(num_slices, by_block=stream is not None) as at:
                 if stream is not None:
                     self.fetch_ahead(stream, at, *share)
-                self.add_slice(rows, row, name(start + at), panel, at, columns, sums)
+                self.add_slice(rows, row, start + at, panel, at, columns, sums)
             for i in range(size):
                 for column, total in zip(columns, sums[i], strict=True):
                     self.simd.store(products, total.get(), (r + i, column))
+
+    @contextmanager
+    def each_slice(self, num_slices: Value | int, by_block: bool) -> Iterator[Value]:
+        """A loop over slices; of a packed panel, over its super-blocks, and those of each: so a slice's place in one is no division."""
+        each = self.kernel.codes.slices
+        if not by_block or not self.kernel.codes.format.super_size:
+            with T.serial(num_slices) as at:
+                yield at
+        else:
+            with T.serial(-(-num_slices // each)) as block:
+                whole = num_slices % each == 0
+                with T.serial(each if whole else T.min(T.int64(each), T.int64(num_slices) - block * each)) as at:
+                    yield block * each + at
 
     def first_sum(self, products: Buffer, r: Value, column: Value, fresh: bool) -> Register:
         total = Register(self.simd.lanes, 0.0 if fresh else None)
@@ -258,7 +282,7 @@ class Int8Product:
         return total
 
     def add_slice(
-        self, rows: Int8Rows, row: Value, of_rows: Value, panel: _Panel, at: Value, columns: list[Value], sums: list[list[Register]]
+        self, rows: Int8Rows, row: Value, of_rows: Value, panel: Panel, at: Value, columns: list[Value], sums: list[list[Register]]
     ) -> None:
         """Adds one slice's products: `of_rows` is its place in the rows, `at` that in the panel."""
         lanes = self.simd.lanes
@@ -275,10 +299,17 @@ class Int8Product:
                     for total, vectors in zip(totals, weights, strict=True):
                         total.set(self.weights.dot(total.get(), vectors[quad], x))
             for vector, column in enumerate(columns):
-                scale, low = panel.scale(at, column, part), panel.min(at, column, part)
+                scaled, low = self.scaled(panel.scale(at, column, part)), panel.min(at, column, part)
                 for i, totals in enumerate(integers):
-                    exact = name(T.cast(totals[vector].get(), f"float32x{lanes}") * scale)
-                    self.add(sums[i][vector], exact, low, rows, places[i], part)
+                    self.add(sums[i][vector], scaled(totals[vector].get()), low, rows, places[i], part)
+
+    def scaled(self, scale: Value) -> Callable[[Value], Value]:
+        """Scales sums of products, rounding once."""
+        lanes = self.simd.lanes
+        if not self.reads_as_floats:
+            return lambda total: name(T.cast(total, f"float32x{lanes}") * scale)
+        taken_off = name(scale * splat(-ROUND, lanes))
+        return lambda total: name(self.simd.fma(T.reinterpret(f"float32x{lanes}", total), scale, taken_off))
 
     def vectors_beside(self, rows: int) -> int:
         """Vectors of a panel whose sums of `rows` rows, as integers and as floats, fit the registers."""
@@ -296,81 +327,3 @@ class Stream:
     def place(self, at: Value | int) -> tuple[Value, Value | int]:
         """Slice `at` of the stream, as one of the panel and those that follow it in memory."""
         return self.panel, at
-
-
-class _Panel(Protocol):
-    """Where a tile has a panel's weights from."""
-
-    def quads(self, at: Value, column: Value) -> list[Value]: ...
-
-    def scale(self, at: Value, column: Value, part: int) -> Value: ...
-
-    def min(self, at: Value, column: Value, part: int) -> Value | None: ...
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """The weights as they are stored."""
-
-    kernel: Int8Shape
-    simd: Simd
-    weights: Weights
-    weight: Buffer
-    panel: Value
-
-    def quads(self, at: Value, column: Value) -> list[Value]:
-        return self.weights.unpack(self.weight, self.panel, at, column)
-
-    def scale(self, at: Value, column: Value, part: int) -> Value:
-        return self.factors.scale(self.panel, at, part, column)
-
-    def min(self, at: Value, column: Value, part: int) -> Value | None:
-        return self.factors.low(self.panel, at, part, column)
-
-    @property
-    def factors(self) -> Factors:
-        return Factors(self.simd, self.kernel.codes, self.weight, self.weights.unit)
-
-
-@dataclass(frozen=True)
-class _Unpacked:
-    """Some of a panel's slices as bytes and float32: int8 [slices · 1024], float32 [parts of slices, 32]: each with its group's scales."""
-
-    simd: Simd
-    parts: int
-    codes: Buffer
-    scales: Buffer
-    mins: Buffer | None
-
-    @staticmethod
-    def allocate(kernel: Int8Shape, simd: Simd) -> _Unpacked:
-        parts = kernel.codes.parts
-        mins = local((SLICE_BLOCK * parts, PANEL)) if kernel.codes.has_mins or kernel.codes.has_zeros else None
-        return _Unpacked(simd, parts, local(SLICE_BLOCK * SLICE * PANEL, "int8"), local((SLICE_BLOCK * parts, PANEL)), mins)
-
-    def fill(self, packed: _Packed, at: Value, to: Value) -> None:
-        """Takes in slice `at` of a packed panel as number `to`."""
-        with T.serial(PANEL // self.simd.lanes) as vector:
-            column = name(vector * self.simd.lanes)
-            for quad, vector in enumerate(packed.quads(at, column)):
-                T.buffer_store(self.codes, vector, [T.ramp(self.place(to, quad, column), 1, 4 * self.simd.lanes)])
-            for part in range(self.parts):
-                self.simd.store(self.scales, packed.scale(at, column, part), (self.row(to, part), column))
-                if self.mins is not None:
-                    self.simd.store(self.mins, packed.min(at, column, part), (self.row(to, part), column))
-
-    def place(self, at: Value, quad: int, column: Value) -> Value:
-        return at * SLICE * PANEL + first_byte(quad, column)
-
-    def quads(self, at: Value, column: Value) -> list[Value]:
-        lanes = 4 * self.simd.lanes
-        return [name(self.codes[T.ramp(self.place(at, quad, column), 1, lanes)]) for quad in range(QUADS)]
-
-    def row(self, at: Value, part: int) -> Value:
-        return at if self.parts == 1 else name(at * self.parts + part)
-
-    def scale(self, at: Value, column: Value, part: int) -> Value:
-        return self.simd.load(self.scales, (self.row(at, part), column))
-
-    def min(self, at: Value, column: Value, part: int) -> Value | None:
-        return None if self.mins is None else self.simd.load(self.mins, (self.row(at, part), column))

@@ -1,7 +1,7 @@
 """Rows of activations rounded to int8 on the fly, in groups of 32 with a scale each (as llama.cpp's Q8_0), after a norm if there is one.
 
-x[k] is about scale · q[k], q from −127 to 127, scale = max |x| / 127. Beside it stands what matrix products want of a group: −zero · Σq as
-an integer to start sums from, and scale · Σq for weights with a min; both for each half of the group if weights have smaller groups.
+x[k] is about scale · q[k], q from −127 to 127, scale = max |x| / 127. Beside it stands what matrix products want of a group: the integer to
+start sums from, base − zero · Σq, and scale · Σq for weights with a min; both for each half of the group if weights have smaller groups.
 """
 
 from __future__ import annotations
@@ -70,21 +70,22 @@ class RowSource:
 class Int8Rows:
     """Scratch for quantized rows, one buffer since TVM's pool takes its time: int32 [places, words], a place for each group of each row.
 
-    Its words are `QUADS` of four int8 each, the scale (float32), −zero · Σq of each of its `parts` if there is a `zero`, and scale · Σq
-    (float32) of each for weights with a min.
+    Its words are `QUADS` of four int8 each, the scale (float32), `base` − zero · Σq of each of its `parts` if there is a `zero`, and
+    scale · Σq (float32) of each for weights with a min.
     """
 
     groups: int
     zero: int
+    base: int
     has_mins: bool
     parts: int
     words: Buffer
 
     @staticmethod
-    def allocate(num_rows: Value | int, groups: int, zero: int, has_mins: bool, parts: int = 1) -> Int8Rows:
+    def allocate(num_rows: Value | int, groups: int, zero: int, base: int, has_mins: bool, parts: int) -> Int8Rows:
         """Room for rows."""
         width = QUADS + 1 + parts * (bool(zero) + has_mins)
-        return Int8Rows(groups, zero, has_mins, parts, T.alloc_buffer((num_rows * groups, width), "int32", scope="global"))
+        return Int8Rows(groups, zero, base, has_mins, parts, T.alloc_buffer((num_rows * groups, width), "int32", scope="global"))
 
     @property
     def sum_at(self) -> int:
@@ -101,7 +102,7 @@ class Int8Rows:
 
     def start(self, place: Value, part: int = 0) -> Value:
         """The number that sums of products of a group's part start from."""
-        return name(self.words[place, QUADS + 1 + part]) if self.zero else T.int32(0)
+        return name(self.words[place, QUADS + 1 + part]) if self.zero else T.int32(self.base)
 
     def sum(self, place: Value, part: int = 0) -> Value | None:
         """The sum of a group's part, if weights have mins."""
@@ -143,7 +144,7 @@ class Int8Rows:
                 total = name(total + codes)
             total = tree(total, lambda a, b: a + b)
             if self.zero:
-                T.buffer_store(self.words, total * T.int32(-self.zero), [place, QUADS + 1 + part])
+                T.buffer_store(self.words, total * T.int32(-self.zero) + T.int32(self.base), [place, QUADS + 1 + part])
             if self.has_mins:
                 T.buffer_store(self.words, T.reinterpret("int32", T.cast(total, "float32") * scale), [place, self.sum_at + part])
 
