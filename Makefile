@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers clients requirements quality sweep roofline cuda-package test-cuda bench-cuda browser vulkan pictures test check lint types layers ledger sanitize format hooks clean
+.PHONY: help setup run bench-peers gguf-quality clients requirements quality sweep roofline cuda-package test-cuda bench-cuda browser vulkan pictures test check lint types layers ledger sanitize format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -53,6 +53,10 @@ quality: $(STAMP) ## perplexity of SmolLM2 in each of QUANTS (and KV_DTYPE) besi
 # ARGS are the driver's options, such as ARGS="--engines cupola-f32,llama.cpp-q4_0 --rounds 3".
 bench-peers: $(STAMP) ## measure cupola beside llama.cpp, OpenVINO, CTranslate2 and transformers (an hour)
 	$(BIN)/python benchmarks/peers $(ARGS)
+
+# FILE is a GGUF file; ARGS are the driver's options, such as ARGS="--windows 8 --targets cpu,cpu:batch-invariant".
+gguf-quality: $(STAMP) ## hold a GGUF file's tensors, kept as they are, against llama.cpp and float32: docs/gguf_quality.md (minutes)
+	$(BIN)/python benchmarks/gguf $(FILE) $(ARGS)
 
 # ARGS are the sweep's options, such as ARGS="--only llama,mamba" or ARGS="--turn 0 --check", as CI does.
 sweep: $(STAMP) ## compile every causal model type of transformers, tiny, and compare: docs/model_types.md (half an hour)
