@@ -81,7 +81,7 @@ class _Latents:
         return int(self.latents.ty.shape[1]) + int(self.turned.ty.shape[1])
 
     def matrices(self, num_heads: int, scope: Scope) -> tuple[relax.Expr, relax.Expr]:
-        """What makes keys, [H · rank, D], turned, and what makes values, [H · E, rank]."""
+        """The weights of keys, [H · rank, D], turned, and those of values, [H · E, rank]."""
         rows, rank = shape_of(self.weight)
         apart = scope.emit(relax.op.reshape(self.weight, [num_heads, rows // num_heads, rank]))
         keys, values = (
@@ -118,7 +118,7 @@ def _find(k: relax.Expr, v: relax.Expr, scope: Scope) -> _Latents | None:
 
 
 def _heads_first(x: relax.Expr, scope: Scope) -> relax.Expr | None:
-    """What x is when its first two axes are swapped back."""
+    """The tensor that x is with its first two axes swapped; None if it is none."""
     call = scope.call(x, "permute_dims")
     return call.args[0] if call is not None and axes_of(call) == [1, 0, 2] else None
 

@@ -43,7 +43,7 @@ class AttentionTensors:
     out: Buffer
 
     def scale(self, which: int, place: tuple[Value, ...]) -> Value | None:
-        """What the numbers of a key (0) or a value (1) are multiples of, if they are codes."""
+        """The scale of a key's (0) or a value's (1) codes, if they are codes."""
         return self.scales[min(which, len(self.scales) - 1)][place] if self.scales else None
 
     def number(self, load: Callable[..., Value], which: int, *place: Value) -> Value:

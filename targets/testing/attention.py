@@ -19,6 +19,7 @@ from cupola.targets.testing.case import DTYPES, Arrays, Input, KernelCase, Sizes
 
 KV_DTYPES = {**DTYPES, "int8": "int8", "fp8": E4M3}
 _MORE_NUMBERS, _MORE_HEADS = 32, 4  # of latent keys, and times as many heads
+_FLAGS = ("latent", "joined", "interleaved", "window", "softcap", "slopes", "sinks", "one_each")
 _CODES = {"int8": (-127, 128), "uint8": (0, 127)}  # of pools
 
 
@@ -79,22 +80,15 @@ class AttentionKernel:
         pages = {"f16": "float16", "bf16": "bfloat16", "int8": "bfloat16", "fp8": "float16"} if target.abilities.rounds_products else {}
         multiplies = "bfloat16" if in_bf16 else pages.get(self.kv, "")
         op = references.Attention(
-            kv_dtype,
-            **options,
-            rounds_one=self.latent and self.kv == "bf16",
-            interleaved=self.interleaved,
-            bf16_result=self.dtype == "bf16",
-            multiplies=multiplies,
-        )
+            kv_dtype, **options, rounds_one=self.latent and self.kv == "bf16", interleaved=self.interleaved,
+            bf16_result=self.dtype == "bf16", multiplies=multiplies,
+        )  # fmt: skip
 
         def expected(arrays: Arrays) -> references.Expected:
             state = target.state.read([arrays[pool.name] for pool in pools], 1)
             return references.paged_attention(arrays, replace(state, values=state.values[..., :value_dim]), op)
 
-        flags = [
-            flag for flag in ("latent", "joined", "interleaved", "window", "softcap", "slopes", "sinks", "one_each") if getattr(self, flag)
-        ]
-        flags += [self.dtype] * (self.dtype != "f32")
+        flags = [flag for flag in _FLAGS if getattr(self, flag)] + [self.dtype] * (self.dtype != "f32")
         name = case_name("paged_attention", f"{heads}x{groups}x{dim}", self.kv, *flags)
         axes = {pool.name: pool.shape.index(NUM_BLOCKS) for pool in pools}
         draw = partial(_draw_attention, self, inputs, axes, block)

@@ -96,7 +96,7 @@ class LatentChunk:
                 T.buffer_store(self.places, place, [which, vector])
 
     def row(self, vector: Value) -> tuple[Value, ...]:
-        """Where the first of a vector of keys begins in the pages."""
+        """The place in the pages where the first of a vector of keys begins."""
         t = self.tile.tensors
         return t.layer, self.places[0, vector], self.tile.group, self.places[1, vector]
 
