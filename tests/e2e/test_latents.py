@@ -73,7 +73,7 @@ def test_chunks_company_and_cached_blocks_change_no_token(artifact, alone, step_
 
 @pytest.mark.parametrize("swap_memory", [0, "1MB"])
 def test_preemption_changes_no_token(artifact, alone, swap_memory, monkeypatch):
-    monkeypatch.setattr("cupola.runtime.llm.choose_num_blocks", lambda *_: (14,))
+    monkeypatch.setattr("cupola.runtime.load_engine.choose_num_blocks", lambda *_: (14,))
     llm = cupola.LLM(artifact, max_num_seqs=8, swap_memory=swap_memory)
     assert tokens_of(llm, prompts()) == alone
     stats = llm.engine.stats()
