@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 Replacement = Callable[..., Any]
@@ -124,9 +125,9 @@ def is_caught(module: Any) -> bool:
 
 def mark_experts(model: Any) -> None:
     """Leads the experts of a model, wherever they are, to the marker."""
-    if model._can_set_experts_implementation():
-        model.set_experts_implementation("cupola")
-    for module in model.modules():
+    for module in model.modules():  # a model of text and images may hold a mixture whose class stands in another file
+        if isinstance(module, transformers.PreTrainedModel) and module._can_set_experts_implementation():
+            module.set_experts_implementation("cupola")
         for name, replacement in _REPLACEMENTS.get(type(module).__name__, {}).items():
             setattr(module, name, types.MethodType(replacement, module))
 

@@ -51,7 +51,7 @@ def import_model(
 
 def _notes(traced: TracedModel, source: Source) -> list[str]:
     model_type = source.config["model_type"]
-    aside = left_out_tensors(source, traced.base_model_prefix, traced.left_out)
+    aside = left_out_tensors(source, traced.naming, traced.left_out)
     unused = [name for name in unused_tensors(source, traced.weights, traced.tied) if name not in aside]
     verified = [] if traced.family else [f"the family {model_type} is not verified: compare its answers before you rely on them"]
     return (

@@ -31,7 +31,7 @@ from cupola.compiler.frontend.positions import Positions
 from cupola.compiler.frontend.recurrence import marked_recurrences
 from cupola.compiler.frontend.rope import fix_rope
 from cupola.compiler.frontend.text_path import leave_out, text_path, without_timm
-from cupola.compiler.sources import LazyTensor, text_fields
+from cupola.compiler.sources import LazyTensor, Naming, text_fields
 from cupola.models import Family, find_family
 from cupola.models.family import AttentionMarker
 from cupola.runtime.errors import SourceError, UnsupportedError
@@ -39,7 +39,7 @@ from cupola.runtime.errors import SourceError, UnsupportedError
 MAX_TOKENS = 1 << 20  # an upper bound for torch's solver; nothing is allocated by it
 TRACED_TOKENS, TRACED_ROWS = 7, 3  # any values above 1 that differ
 _PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)  # what dimensions seldom are
-Bind = Callable[[dict[str, tuple[int, ...]], str, dict[str, str], tuple[str, ...]], Mapping[str, LazyTensor]]
+Bind = Callable[[dict[str, tuple[int, ...]], Naming, dict[str, str], tuple[str, ...]], Mapping[str, LazyTensor]]
 WRAPPER = "model."  # the prefix that `_Wrapper` puts before every parameter's name
 
 
@@ -52,7 +52,7 @@ class TracedModel:
             output logits f32 [r, vocab].
         parameters: the shape of every parameter, by its name in the model, ties removed.
         tied: names that share a parameter with another name: alias -> name in `parameters`.
-        base_model_prefix: the name of the model's trunk, which some checkpoints leave out.
+        naming: how checkpoints name its tensors.
         family: the verified family, or None.
         notes: for people: what was decided while tracing.
         max_positions: tokens that a sequence may have by the model's table of positions, where that is less than its configuration says.
@@ -63,7 +63,7 @@ class TracedModel:
     exported: torch.export.ExportedProgram
     parameters: dict[str, tuple[int, ...]]
     tied: dict[str, str]
-    base_model_prefix: str
+    naming: Naming
     family: Family | None
     notes: tuple[str, ...] = ()
     max_positions: int | None = None
@@ -93,7 +93,7 @@ def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambd
         config: the content of config.json.
         file: for errors.
         context: tokens that a sequence may have; some models scale their positions by it.
-        bind: finds the weights, by `parameters`, `base_model_prefix`, `tied` and `left_out`; called before the slow part, so that
+        bind: finds the weights, by `parameters`, `naming`, `tied` and `left_out`; called before the slow part, so that
             those which don't fit are refused early.
 
     Raises:
@@ -114,14 +114,15 @@ def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambd
         left_out = () if text is config else _leave_out_towers(model, positions, config["model_type"], file)
         tied = _tied_names(model)
         parameters = {name: tuple(value.shape) for name, value in model.named_parameters()}
-        weights = bind(parameters, model.base_model_prefix, tied, left_out)
+        naming = Naming.of(model)
+        weights = bind(parameters, naming, tied, left_out)
         exported = _export(model, positions, config["model_type"], file)
         exported = functionalize(exported, config["model_type"], file)
     _find_attention(exported, config["model_type"], file)
     check_token_mixing(exported, config["model_type"], file)
     number_layers(exported.graph)
     verified = family or _family_of_text(text)
-    return TracedModel(exported, parameters, tied, model.base_model_prefix, verified, notes, positions.limit, weights, left_out)
+    return TracedModel(exported, parameters, tied, naming, verified, notes, positions.limit, weights, left_out)
 
 
 def _family_of_text(text: Mapping[str, Any]) -> Family | None:

@@ -7,6 +7,7 @@ Names change between what was saved and what the model calls its parameters; tra
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,30 +21,32 @@ from cupola.runtime.errors import SourceError, UnsupportedError
 _COMPARED_ROWS = 4096
 
 
-def _transforms(model_type: str) -> tuple[list[Any], list[Any]]:
-    """transformers' renamings, and its conversions of values, for the language model of a type."""
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+@dataclass(frozen=True)
+class Naming:
+    """How checkpoints name, and arrange, the tensors of a model.
 
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) or MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[model_type]
-    names = [known] if isinstance(known, str) else list(known)
-    found: list[Any] = next(
-        (mapping for name in (*names, model_type) if (mapping := get_checkpoint_conversion_mapping(name)) is not None), []
-    )
-    transforms = [*found, *(get_checkpoint_conversion_mapping("legacy") or [])]
-    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    return renamings, [each for each in transforms if not isinstance(each, WeightRenaming)]
+    Attributes:
+        base_model_prefix: the model's, such as `model` or `transformer`; a checkpoint saved from the base model lacks it.
+        transforms: transformers' renamings and conversions, of the model and of those inside it.
+    """
+
+    base_model_prefix: str
+    transforms: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, model: Any) -> Naming:
+        """That of a model of transformers, as its own loading takes it."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        return cls(model.base_model_prefix, tuple(get_model_conversion_mapping(model)))
 
 
-def _renamed(
-    source: Source, parameters: Mapping[str, tuple[int, ...]], base_model_prefix: str, left_out: Collection[str]
-) -> dict[str, LazyTensor]:
+def _renamed(source: Source, parameters: Mapping[str, tuple[int, ...]], naming: Naming, left_out: Collection[str]) -> dict[str, LazyTensor]:
     """The checkpoint's tensors by the model's names, those that the model has in another arrangement converted."""
-    from transformers.core_model_loading import apply_renamings, rename_source_key
+    from transformers.core_model_loading import WeightRenaming, apply_renamings, rename_source_key
 
-    renamings, converters = _transforms(source.config["model_type"])
-    converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    renamings = [each for each in naming.transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in naming.transforms if not isinstance(each, WeightRenaming)]
     conversions: dict[str, Conversion] = {}
     # Only whether a name is there is asked of this; an empty prefix would be stripped from every name.
     known: dict[str, Any] = {**dict.fromkeys(left_out, True), **parameters}
@@ -52,12 +55,14 @@ def _renamed(
         if name in parameters:
             named[name] = tensor
             continue
-        renamed, converted = rename_source_key(name, renamings, converters, base_model_prefix or None, known)
+        renamed, converted = rename_source_key(name, renamings, converters, naming.base_model_prefix or None, known)
         if converted is None or renamed in left_out:
             named.setdefault(renamed, tensor)
             continue
-        conversion = conversions.setdefault(renamed, Conversion(converter_of[converted], renamed, source.name))
-        conversion.add(converted, apply_renamings(name, renamings), tensor)
+        plain = apply_renamings(name, renamings)
+        converter = next(each for each in converters if each.rename_source_key(plain)[1] is not None)
+        conversion = conversions.setdefault(renamed, Conversion(converter, renamed, source.name))
+        conversion.add(converted, plain, tensor)
     for conversion in conversions.values():
         for name, tensor in conversion.tensors(parameters).items():
             if name in named:
@@ -91,7 +96,7 @@ def _check_tied(source: Source, named: Mapping[str, LazyTensor], tied: Mapping[s
 def bind_weights(
     source: Source,
     parameters: Mapping[str, tuple[int, ...]],
-    base_model_prefix: str,
+    naming: Naming,
     tied: Mapping[str, str],
     left_out: Collection[str] = (),
 ) -> dict[str, LazyTensor]:
@@ -100,7 +105,7 @@ def bind_weights(
     Args:
         source: the model.
         parameters: name -> shape, as `named_parameters()` of the model that transformers builds from `source.config` gives them.
-        base_model_prefix: the model's, such as `model` or `transformer`; a checkpoint saved from the base model lacks it.
+        naming: the model's.
         tied: parameters that share a value: name -> the name it is tied to (`all_tied_weights_keys`).
         left_out: further parameters of the model, which need no tensor.
 
@@ -113,7 +118,7 @@ def bind_weights(
     """
     if source.format == OUTLINE:
         return outline_weights(source, parameters)
-    named = _renamed(source, parameters, base_model_prefix, frozenset(left_out))
+    named = _renamed(source, parameters, naming, frozenset(left_out))
     _check_tied(source, named, tied)
     sharing = {**{origin: target for target, origin in tied.items()}, **tied}
     bound = {}
@@ -134,12 +139,12 @@ def bind_weights(
     return bound
 
 
-def left_out_tensors(source: Source, base_model_prefix: str, left_out: Collection[str]) -> dict[str, str]:
+def left_out_tensors(source: Source, naming: Naming, left_out: Collection[str]) -> dict[str, str]:
     """The checkpoint's tensors of parameters that were left out: name in the checkpoint -> name in the model."""
     if source.format == OUTLINE or not left_out:
         return {}
     names = frozenset(left_out)
-    return {tensor.name: name for name, tensor in _renamed(source, {}, base_model_prefix, names).items() if name in names}
+    return {tensor.name: name for name, tensor in _renamed(source, {}, naming, names).items() if name in names}
 
 
 def unused_tensors(source: Source, bound: Mapping[str, LazyTensor], tied: Iterable[str] = ()) -> tuple[str, ...]:

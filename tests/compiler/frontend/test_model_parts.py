@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from cupola.compiler.frontend import trace as compiler_trace
 from cupola.compiler.frontend.trace import trace
-from cupola.compiler.sources import LazyTensor
+from cupola.compiler.sources import LazyTensor, Naming
 from cupola.compiler.sources.config_check import check_config
 from cupola.models import FAMILIES, llama
 from cupola.runtime.errors import SourceError, UnsupportedError
@@ -52,8 +52,8 @@ def test_a_part_that_cupola_lacks_is_named_before_tracing(model_type: str) -> No
 
 
 def test_weights_that_do_not_fit_are_refused_before_tracing() -> None:
-    def bind(parameters: dict[str, tuple[int, ...]], prefix: str, tied: dict[str, str], _: tuple[str, ...]) -> dict[str, LazyTensor]:
-        assert parameters["model.layers.1.mlp.down_proj.weight"] == (64, 128) and prefix == "model" and not tied
+    def bind(parameters: dict[str, tuple[int, ...]], naming: Naming, tied: dict[str, str], _: tuple[str, ...]) -> dict[str, LazyTensor]:
+        assert parameters["model.layers.1.mlp.down_proj.weight"] == (64, 128) and naming.base_model_prefix == "model" and not tied
         raise SourceError("is missing from the weights")
 
     with pytest.raises(SourceError, match="is missing from the weights"):

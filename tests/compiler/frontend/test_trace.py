@@ -36,7 +36,7 @@ def test_parameters_and_ties() -> None:
     assert set(traced.tied) | set(traced.tied.values()) == {"lm_head.weight", "model.embed_tokens.weight"}
     assert not set(traced.tied) & set(traced.parameters)
     assert traced.parameters["model.layers.1.mlp.down_proj.weight"] == (64, 128)
-    assert traced.base_model_prefix == "model" and traced.family is find_family("llama") and traced.notes == ()
+    assert traced.naming.base_model_prefix == "model" and traced.family is find_family("llama") and traced.notes == ()
 
 
 def test_translation_names_inputs_and_weights() -> None:

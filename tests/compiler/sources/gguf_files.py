@@ -17,7 +17,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cupola.compiler.sources import bind_weights, open_source
+from cupola.compiler.sources import Naming, bind_weights, open_source
 from cupola.compiler.sources.gguf_architectures import ARCHITECTURES
 from tests.compiler.sources.conftest import to_llama_cpp
 
@@ -178,7 +178,7 @@ def rebuilt(source: Any) -> Any:
     tied = model.all_tied_weights_keys
     values = values_of(model)
     parameters = {name: tuple(value.shape) for name, value in values.items()}
-    bound = bind_weights(source, parameters, model.base_model_prefix, tied)
+    bound = bind_weights(source, parameters, Naming.of(model), tied)
     with torch.no_grad():
         for name, value in values.items():
             value.copy_(torch.from_numpy(np.array(bound[name].load(), np.float32)))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cupola.compiler.sources import bind_weights, open_source, unused_tensors
+from cupola.compiler.sources import Naming, bind_weights, open_source, unused_tensors
 from cupola.models import FAMILIES
 from cupola.runtime.errors import SourceError, UnsupportedError
 
@@ -22,7 +22,7 @@ def shapes(model):
 
 def bind(folder, model):
     source = open_source(folder)
-    bound = bind_weights(source, shapes(model), model.base_model_prefix, model.all_tied_weights_keys)
+    bound = bind_weights(source, shapes(model), Naming.of(model), model.all_tied_weights_keys)
     return source, bound
 
 

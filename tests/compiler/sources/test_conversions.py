@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.core_model_loading import Chunk, Concatenate, ConversionOps, Interleave, MergeModulelist, PermuteForRope, Transpose
 
-from cupola.compiler.sources import bind_weights, open_source, unused_tensors
+from cupola.compiler.sources import Naming, bind_weights, open_source, unused_tensors
 from cupola.compiler.sources.base import LazyTensor
 from cupola.compiler.sources.checkpoints.blocks import integer_tensor, quantized
 from cupola.compiler.sources.conversions import Conversion
@@ -143,7 +143,7 @@ def bind(folder: Path, model: Any) -> Any:
     source = open_source(folder)
     kept = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
     shapes = {name: tuple(value.shape) for name, value in {**dict(model.named_parameters()), **kept}.items()}
-    bound = bind_weights(source, shapes, model.base_model_prefix, {})
+    bound = bind_weights(source, shapes, Naming.of(model), {})
     assert unused_tensors(source, bound) == ()
     return bound
 
@@ -192,6 +192,18 @@ def test_whole_experts_bind_too(mixtral: Callable[..., Any]) -> None:
 def single(number: int) -> dict[str, torch.Tensor]:
     prefix = GATE.replace(".1.w1.weight", f".{number}")
     return {f"{prefix}.w1.weight": torch.ones(128, 64), f"{prefix}.w3.weight": torch.ones(128, 64)}
+
+
+def test_single_experts_of_a_text_model_inside_another_bind(tmp_path: Path) -> None:
+    """The outer type has renamings of its own, and none of these conversions."""
+    vision = {"model_type": "clip_vision_model", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28}
+    text = {**find_family("mixtral").tiny, "model_type": "mixtral"}
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model("llava", text_config=text, vision_config=vision)).float()
+    model.save_pretrained(tmp_path)
+    assert "language_model.model.layers.0.block_sparse_moe.experts.1.w1.weight" in load_file(tmp_path / "model.safetensors")
+    bound = bind(tmp_path, model)
+    for name, value in model.named_parameters():
+        np.testing.assert_array_equal(bound[name].load(), value.detach().numpy())
 
 
 def test_damage_is_named(mixtral: Callable[..., Any]) -> None:

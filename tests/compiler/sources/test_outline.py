@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cupola.compiler.sources import bind_weights, open_source
+from cupola.compiler.sources import Naming, bind_weights, open_source
 from cupola.runtime.errors import SourceError
 
 
@@ -16,7 +16,7 @@ def test_parameters_have_tensors_without_values(tiny_folder, tmp_path, dtype, st
     (tmp_path / "shape.json").write_text(json.dumps(config | {"dtype": dtype}))
     source = open_source(tmp_path / "shape.json")
     assert source.config["hidden_size"] == config["hidden_size"] and source.tokenizer_json is None and source.tensors == {}
-    tensor = bind_weights(source, {"a.weight": (4, 8)}, "model", {})["a.weight"]
+    tensor = bind_weights(source, {"a.weight": (4, 8)}, Naming("model"), {})["a.weight"]
     assert (tensor.shape, tensor.dtype, tensor.num_bytes) == ((4, 8), stored, 64)
     with pytest.raises(SourceError, match="has no weights"):
         tensor.load()
