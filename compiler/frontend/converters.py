@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -125,6 +126,23 @@ def _rms_norm(node: fx.Node, importer: Any) -> relax.Var:
     epsilon = float(np.finfo("float32").eps) if epsilon is None else epsilon
     out = emit(relax.op.multiply(x, emit(relax.op.rsqrt(emit(relax.op.add(mean, relax.const(epsilon, "float32")))))))
     return out if weight is None else emit(relax.op.multiply(out, weight))
+
+
+def _deviation(node: fx.Node, importer: Any) -> relax.Var:
+    """The standard deviation along axes of known size: TVM's own leaves out what torch subtracts from the number of elements."""
+    x, axes, *rest = importer.retrieve_args(node)
+    given = dict(zip(("unbiased", "keepdim"), rest, strict=False)) | dict(node.kwargs)
+    correction = given.get("correction", given.get("unbiased", True))
+    emit, count = importer.block_builder.emit, math.prod(int(x.ty.shape[axis]) for axis in axes)
+    away = emit(relax.op.subtract(x, emit(relax.op.mean(x, axes, keepdims=True))))
+    total = emit(relax.op.sum(emit(relax.op.multiply(away, away)), axes, keepdims=bool(given.get("keepdim", False))))
+    scale = 1.0 / max(count - (1.0 if correction is None else float(correction)), 0.0)
+    return emit(relax.op.sqrt(emit(relax.op.multiply(total, relax.const(scale, "float32")))))
+
+
+def _product(node: fx.Node, importer: Any) -> relax.Var:
+    """`multiply`, which torch keeps apart from `mul`."""
+    return importer._binary_op(relax.op.multiply, operator.mul)(node)
 
 
 def _reverse_axes(node: fx.Node, importer: Any) -> relax.Var:
@@ -268,6 +286,9 @@ CONVERTERS: dict[str, Converter] = {
     "selective_scan.default": _selective_scan,
     "repeat_interleave.self_int": _repeat_interleave,
     "layer_norm.default": _layer_norm,
+    "multiply.Tensor": _product,
+    "std.dim": _deviation,
+    "std.correction": _deviation,
     "rms_norm.default": _rms_norm,
     "numpy_T.default": _reverse_axes,
     "to.device": _same_value,  # dtype stays: the model is traced in f32 throughout

@@ -31,12 +31,14 @@ _MARKERS = {"cupola.attention", *(marker._opoverload._schema.name.replace("::", 
 _KEEPS_AXES = {"aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten._unsafe_view", "aten.view_as", "aten.reshape_as"}
 # name -> position of the axes among the arguments
 _ALONG_AXES = {
-    "aten.mean": 1, "aten.sum": 1, "aten.amax": 1, "aten.amin": 1, "aten.var": 1, "aten.softmax": 1, "aten._softmax": 1,
+    "aten.mean": 1, "aten.sum": 1, "aten.amax": 1, "aten.amin": 1, "aten.var": 1, "aten.std": 1, "aten.softmax": 1, "aten._softmax": 1,
     "aten.log_softmax": 1, "aten.slice": 1, "aten.select": 1, "aten.split": 2, "aten.split_with_sizes": 2, "aten.chunk": 2,
     "aten.cat": 1, "aten.stack": 1, "aten.unbind": 1, "aten.repeat_interleave": 2, "aten.topk": 2,
     "aten.cumsum": 1, "aten.roll": 2, "aten.flip": 1, "aten.concat": 1, "aten.concatenate": 1,
     "aten.max": 1, "aten.min": 1, "aten.argmax": 1, "aten.linalg_vector_norm": 2,
 }  # fmt: skip
+
+_UNTAGGED = {"aten.__or__", "aten.__and__", "aten.__xor__", "aten.multiply", "aten.subtract", "aten.divide", "aten.true_divide"}
 
 _DEFAULT_AXES = {
     "aten.topk": -1, "aten.split": 0, "aten.split_with_sizes": 0, "aten.chunk": 0, "aten.cat": 0, "aten.concat": 0,
@@ -107,9 +109,12 @@ def _unknown(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | No
 
 def _matmul(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
     left, right = (arg.meta["val"] for arg in node.args[-2:])  # behind what `baddbmm` adds
+    axes = _axis(left, tokens), _axis(right, tokens)
+    if None not in axes:  # a product for each token, of its own two matrices
+        places = {axis - value.dim() for axis, value in zip(axes, (left, right), strict=True) if axis is not None}
+        return None if len(places) == 1 and max(places) < -2 else "multiplies tokens with each other"
     contracted = {left.dim() - 1} if left is inputs[0] else {right.dim() - 2}
-    mixes = len(inputs) > 1 or _axis(inputs[0], tokens) in contracted
-    return "multiplies tokens with each other" if mixes else None
+    return "multiplies tokens with each other" if _axis(inputs[0], tokens) in contracted else None
 
 
 def _index(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
@@ -183,9 +188,8 @@ def _along_axes(node: fx.Node, value: torch.Tensor, tokens: Any, place: int) -> 
 
 
 def _is_pointwise(node: fx.Node) -> bool:
-    """True for what torch says is, and for `|`, `&` and `^` of booleans, of which it does not say so."""
-    is_operation = isinstance(node.target, torch._ops.OpOverload)
-    return is_operation and (torch.Tag.pointwise in node.target.tags or _name(node) in ("aten.__or__", "aten.__and__", "aten.__xor__"))
+    """True for what torch says is, and for operations of which it does not say so: of booleans, and those by another name."""
+    return isinstance(node.target, torch._ops.OpOverload) and (torch.Tag.pointwise in node.target.tags or _name(node) in _UNTAGGED)
 
 
 def _name(node: fx.Node) -> str:
