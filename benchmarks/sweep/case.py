@@ -1,4 +1,4 @@
-"""One model type as a tiny random checkpoint: compiled in f32, and compared with transformers."""
+"""One case as a tiny random checkpoint: compiled in f32, and compared with transformers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from configurations import tiny_fields
+from layouts import misbound
+from sweeps import Sweep, Tiny
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import cupola
+from cupola.compiler.frontend.text_path import without_timm
 from cupola.runtime.errors import InputError
 
 BOUND = 1e-4  # of a logit, and of how far below the largest one a greedily chosen token may lie
@@ -26,10 +28,10 @@ GREEDY = cupola.SamplingParams(temperature=0, max_tokens=NUM_DECODED, ignore_eos
 
 @dataclass(frozen=True)
 class Result:
-    """The result for one model type.
+    """The result of one case.
 
     Attributes:
-        model_type: transformers' name.
+        name: the case.
         outcome: "match", "refused" (by an error of cupola's for bad or unsupported input), "wrong" (it compiled, and its
             logits or tokens are others), "failed" (it raised something else, died or took too long) or "no reference"
             (transformers itself doesn't run the tiny model, or it isn't causal).
@@ -38,34 +40,37 @@ class Result:
         seconds: processor time from the source to the artifact or the refusal.
     """
 
-    model_type: str
+    name: str
     outcome: str
     reason: str = ""
     error: float | None = None
     seconds: float = 0.0
 
 
-def run_case(model_type: str, folder: Path) -> Result:
+def run_case(sweep: Sweep, name: str, folder: Path) -> Result:
     """Runs one case in this process; `folder` is empty and for it alone. Raises nothing but what ends processes."""
     try:
-        model, vocab_size = _make_model(model_type)
+        tiny = sweep.tiny(name)
+        with without_timm():
+            model, vocab_size = _make_model(tiny)
         prompts = _prompts(vocab_size)
         references = [_logits(model, prompt) for prompt in prompts]
         _check_causal(model, prompts[-1], references[-1])
         model.save_pretrained(folder / "model")
     except Exception as error:  # noqa: BLE001  whatever transformers raises, it leaves nothing to compare with
-        return Result(model_type, "no reference", first_line(error))
+        return Result(name, "no reference", first_line(error))
     start = time.process_time()
     try:
         artifact = cupola.compile(folder / "model", out=folder / "artifact", quant="f32")
-        made = replace(Result(model_type, "wrong"), seconds=round(time.process_time() - start, 1))
-        return _compare(
-            made, cupola.LLM(artifact, max_num_seqs=3, max_num_batched_tokens=STEP_TOKENS, kv_memory="64MB"), model, prompts, references
-        )
+        made = replace(Result(name, "wrong"), seconds=round(time.process_time() - start, 1))
+        llm = cupola.LLM(artifact, max_num_seqs=3, max_num_batched_tokens=STEP_TOKENS, kv_memory="64MB")
+        compared = _compare(made, llm, model, prompts, references)
+        problem = misbound(model, folder) if sweep.has_layouts and compared.outcome == "match" else ""
+        return replace(compared, outcome="wrong", reason=problem) if problem else compared
     except InputError as error:
-        return Result(model_type, "refused", _reason(error, model_type), seconds=round(time.process_time() - start, 1))
+        return Result(name, "refused", _reason(error, tiny.model_type), seconds=round(time.process_time() - start, 1))
     except Exception as error:  # noqa: BLE001  the table shows it
-        return Result(model_type, "failed", f"{type(error).__name__}: {first_line(error)}", seconds=round(time.process_time() - start, 1))
+        return Result(name, "failed", f"{type(error).__name__}: {first_line(error)}", seconds=round(time.process_time() - start, 1))
 
 
 def _reason(error: InputError, model_type: str) -> str:
@@ -80,15 +85,15 @@ def first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
-def _make_model(model_type: str) -> tuple[Any, int]:
-    config_class = CONFIG_MAPPING[model_type]
-    config = config_class(**tiny_fields(model_type, config_class))
+def _make_model(tiny: Tiny) -> tuple[Any, int]:
+    config = CONFIG_MAPPING[tiny.model_type](**tiny.fields)
+    auto = getattr(transformers, tiny.auto_class)
     with torch.device("meta"):
-        sizes = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        sizes = auto.from_config(config, dtype=torch.float32)
     if (count := sum(value.numel() for value in sizes.parameters())) > MAX_PARAMETERS:
         raise ValueError(f"the tiny configuration makes {count:,} parameters")
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = auto.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for value in model.parameters():  # biases and norms start out at 0 and 1, which hides mistakes
             value.add_(0.05 * torch.randn_like(value))

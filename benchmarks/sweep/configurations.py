@@ -172,11 +172,11 @@ OWN: Mapping[str, Fields] = {
 def tiny_fields(model_type: str, config_class: Any) -> dict[str, object]:
     """The fields of the tiny configuration of a `model_type`, whose configuration class is given."""
     family = find_family(model_type)
-    return dict(family.tiny) if family else _filled(config_class, OWN.get(model_type, {}))
+    return dict(family.tiny) if family else filled(config_class, OWN.get(model_type, {}))
 
 
-def _filled(config_class: Any, own: Fields) -> dict[str, object]:
-    """`own`, and `GENERIC` for what the class has beside; a field that has two names is given once."""
+def filled(config_class: Any, own: Fields) -> dict[str, object]:
+    """The fields of a configuration class: `own`, and `GENERIC` for what the class has beside; a field that has two names is given once."""
     aliases: Mapping[str, str] = getattr(config_class, "attribute_map", {})
     declared = {each.name for each in dataclasses.fields(config_class)} if dataclasses.is_dataclass(config_class) else set()
     fields = {name: value for name, value in GENERIC.items() if name in declared | set(aliases) and aliases.get(name) not in GENERIC}
@@ -190,5 +190,5 @@ def _filled(config_class: Any, own: Fields) -> dict[str, object]:
 def _text_fields(config_class: Any, own: Any) -> dict[str, object]:
     inner = getattr(config_class, "sub_configs", {}).get("text_config")
     if dataclasses.is_dataclass(inner) and hasattr(inner, "model_type"):
-        return _filled(inner, own)
+        return filled(inner, own)
     return {**{name: GENERIC[name] for name in TEXT}, **own}

@@ -20,10 +20,10 @@ Case = Callable[[str, Path], Result]
 
 
 def run_cases(
-    model_types: Sequence[str], jobs: int, case: Case, limit_seconds: float = LIMIT_SECONDS, poll_seconds: float = 0.02
+    names: Sequence[str], jobs: int, case: Case, limit_seconds: float = LIMIT_SECONDS, poll_seconds: float = 0.02
 ) -> Iterator[Result]:
-    """The results of `case(model_type, empty folder)`, `jobs` at once, as they come."""
-    waiting, running = list(reversed(model_types)), list[_Worker]()
+    """The results of `case(name, empty folder)`, `jobs` at once, as they come."""
+    waiting, running = list(reversed(names)), list[_Worker]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -40,8 +40,8 @@ def run_cases(
 class _Worker:
     """A forked process, its folder and its result, which comes as a file."""
 
-    def __init__(self, model_type: str, case: Case) -> None:
-        self.model_type, self.start, self.status = model_type, time.monotonic(), None
+    def __init__(self, name: str, case: Case) -> None:
+        self.name, self.start, self.status = name, time.monotonic(), None
         self.folder = tempfile.TemporaryDirectory(prefix="cupola-sweep-")
         path = Path(self.folder.name)
         self.log, self.answer = path / "log", path / "result.json"
@@ -58,7 +58,7 @@ class _Worker:
             os.dup2(log, 1)
             os.dup2(log, 2)
             folder.mkdir()
-            text = json.dumps(asdict(case(self.model_type, folder)))
+            text = json.dumps(asdict(case(self.name, folder)))
             self.answer.with_suffix(".new").write_text(text, encoding="utf-8")
             self.answer.with_suffix(".new").rename(self.answer)
             code = 0
@@ -83,12 +83,12 @@ class _Worker:
     def result(self, limit_seconds: float) -> Result:
         """The result that it wrote, or how it ended without writing; ends the process and removes its folder."""
         if not self.has_ended():
-            found = Result(self.model_type, "failed", f"takes more than {limit_seconds:g} seconds", seconds=limit_seconds)
+            found = Result(self.name, "failed", f"takes more than {limit_seconds:g} seconds", seconds=limit_seconds)
         elif self.answer.exists():
             found = Result(**json.loads(self.answer.read_text(encoding="utf-8")))
         else:
             log = " ".join(self.log.read_text(encoding="utf-8", errors="replace").split()) if self.log.exists() else ""
             how = f"its process ended with {os.waitstatus_to_exitcode(self.status or 0)}"
-            found = Result(self.model_type, "failed", f"{how}: {log[-_LOG_CHARACTERS:]}", seconds=round(self.age(), 1))
+            found = Result(self.name, "failed", f"{how}: {log[-_LOG_CHARACTERS:]}", seconds=round(self.age(), 1))
         self.kill()
         return found

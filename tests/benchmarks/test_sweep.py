@@ -18,23 +18,23 @@ def _modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SWEEP))
 
 
-def fake_case(model_type: str, folder: Path):
+def fake_case(name: str, folder: Path):
     from case import Result
 
     assert folder.is_dir() and not any(folder.iterdir())
-    if model_type == "dies":
+    if name == "dies":
         os.write(2, b"out of\nmemory")
         os._exit(7)
-    if model_type == "hangs":
+    if name == "hangs":
         subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"], check=True)
-    return Result(model_type, "match", error=1e-7, seconds=0.5)
+    return Result(name, "match", error=1e-7, seconds=0.5)
 
 
 def test_each_case_has_a_process_and_a_limit():
     from workers import run_cases
 
     start = time.monotonic()
-    results = {result.model_type: result for result in run_cases(["hangs", "dies", "a", "b"], 2, fake_case, limit_seconds=3)}
+    results = {result.name: result for result in run_cases(["hangs", "dies", "a", "b"], 2, fake_case, limit_seconds=3)}
     assert time.monotonic() - start < 60
     assert [results[name].outcome for name in ("a", "b", "dies", "hangs")] == ["match", "match", "failed", "failed"]
     assert results["a"].error == 1e-7 and results["dies"].reason == "its process ended with 7: out of memory"
@@ -54,14 +54,16 @@ def test_results_are_read_as_they_were_written(tmp_path):
 
 def test_the_table_counts_and_sorts():
     from case import Result
+    from sweeps import SWEEPS
     from table import as_markdown
 
     results = [Result("x", "refused", "has a|b"), Result("m", "match", error=2e-7), Result("llama", "match", error=1e-7)]
-    text = as_markdown({result.model_type: result for result in results}, ["llama"], "5.23.0", 8)
+    text = as_markdown(SWEEPS[0], {result.name: result for result in results}, "5.23.0", 8)
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == ["llama", "m", "x"]
     assert "**verified**" in rows[0] and "**verified**" not in rows[1] and r"has a\|b" in rows[2]
     assert "**2 match**" in text and "**1 refused**" in text and "wrong**" not in text
+    assert f"**{len(SWEEPS[0].names) - 3} not tried yet**" in text
 
 
 @pytest.mark.parametrize(
@@ -86,20 +88,21 @@ def test_what_is_worse_than_the_table_is_a_fault(now, before, fault):
     assert (fault is None and found == []) or (fault is not None and len(found) == 1 and fault in found[0])
 
 
-def test_the_turns_are_all_types_and_the_recorded_table_has_each():
-    import importlib.util
+@pytest.mark.parametrize("number", range(3))
+def test_the_parts_are_all_cases_and_the_recorded_table_has_each(number: int):
+    import transformers
+    from case import NUM_DECODED
+    from sweeps import SWEEPS
+    from table import as_markdown, read_results
 
-    spec = importlib.util.spec_from_file_location("sweep_main", SWEEP / "__main__.py")
-    assert spec is not None and spec.loader is not None
-    main = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(main)
-    turns = [main.chosen(None, turn) for turn in range(7, 7 + main.NUM_TURNS)]
-    families = [family.model_type for family in main.FAMILIES]
-    assert sorted([*families, *(name for turn in turns for name in turn)]) == main.model_types()
-    recorded = main.read_results(main.RESULTS)
-    assert list(recorded) == main.model_types()
+    sweep = SWEEPS[number]
+    parts = [sweep.part(turn) for turn in range(sweep.num_turns)]
+    assert sorted([*sweep.tested, *(name for part in parts for name in part)]) == sorted(sweep.names)
+    assert sweep.part(sweep.num_turns + 1) == parts[1 % sweep.num_turns]
+    recorded = read_results(sweep.results)
+    assert set(recorded) <= set(sweep.names) and (number > 0 or set(recorded) == set(sweep.names))
     assert [name for name, result in recorded.items() if result.outcome in ("wrong", "failed")] == []
-    assert main.TABLE.read_text(encoding="utf-8") == main.as_markdown(recorded, families, main.transformers.__version__, main.NUM_DECODED)
+    assert sweep.table.read_text(encoding="utf-8") == as_markdown(sweep, recorded, transformers.__version__, NUM_DECODED)
 
 
 def test_a_family_has_its_tiny_configuration_in_one_place():
