@@ -261,6 +261,17 @@ def _masked_fill(node: fx.Node, importer: Any) -> relax.Var:
     return importer.block_builder.emit(relax.op.where(mask, value, x))
 
 
+def _index_put(node: fx.Node, importer: Any) -> relax.Var:
+    """`x[mask] = number`, for a mask of the first axes; anything else is TVM's own."""
+    x, indices, value = importer.retrieve_args(node)[:3]
+    if len(indices) > 1 or indices[0].ty.dtype != "bool":
+        return importer._index_put(node)
+    emit, (mask,) = importer.block_builder.emit, indices
+    missing = len(x.ty.shape) - len(mask.ty.shape)
+    mask = emit(relax.op.expand_dims(mask, list(range(-missing, 0)))) if missing else mask
+    return emit(relax.op.where(mask, emit(relax.op.reshape(value, [])), x))
+
+
 def _where(node: fx.Node, importer: Any) -> relax.Var:
     """With one or two plain numbers."""
     condition, *values = importer.retrieve_args(node)
@@ -305,6 +316,7 @@ CONVERTERS: dict[str, Converter] = {
     "copy.default": _copy,
     "fill.Tensor": _copy,
     "fill.Scalar": _filled(None),
+    "index_put.default": _index_put,
     "mish.default": _mish,
     "clip.default": _clip,
     "where.Scalar": _where,

@@ -151,6 +151,18 @@ def _select_scatter(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> s
     return "writes to one token" if int(node.args[2]) % value.dim() == _axis(value, tokens) else None
 
 
+def _index_put(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
+    """`x[mask] = number` treats tokens one by one; anything else writes where its indices say."""
+    x, indices, value = node.args[:3]
+    masks = [each.meta["val"] for each in indices if each is not None]
+    is_mask = len(indices) == len(masks) == 1 and masks[0].dtype == torch.bool and value.meta["val"].numel() == 1
+    return _aligned([x.meta["val"], _unsqueezed(masks[0], x.meta["val"].dim())], tokens) if is_mask else "writes to tokens by index"
+
+
+def _unsqueezed(value: torch.Tensor, rank: int) -> torch.Tensor:
+    return value[(..., *[None] * (rank - value.dim()))]
+
+
 def _repeat(node: fx.Node, inputs: list[torch.Tensor], tokens: Any) -> str | None:
     grown = len(node.args[1]) - inputs[0].dim()
     return None if node.args[1][(_axis(inputs[0], tokens) or 0) + grown] == 1 else "repeats tokens"
@@ -170,7 +182,7 @@ _SPECIAL: dict[str, Callable[[fx.Node, list[torch.Tensor], Any], str | None]] = 
     "aten.matmul": _matmul, "aten.mm": _matmul, "aten.bmm": _matmul, "aten.baddbmm": _matmul,
     "aten.index": _index, "aten.gather": _gather, "aten.index_select": _index_select,
     "aten.scatter": _scatter, "aten.scatter_add": _scatter, "aten.slice_scatter": _slice_scatter,
-    "aten.select_scatter": _select_scatter, "aten.repeat": _repeat,
+    "aten.index_put": _index_put, "aten.select_scatter": _select_scatter, "aten.repeat": _repeat,
     **dict.fromkeys(("aten.copy", "aten.fill", "aten.where"), lambda _, inputs, tokens: _aligned(inputs, tokens)),
 }  # fmt: skip
 

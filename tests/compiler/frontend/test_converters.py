@@ -82,6 +82,13 @@ def write_all(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     return h
 
 
+def write_where(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    h, p = x * 2, positions.clone()
+    h[positions > 100] = 0.5
+    p[positions > 100] = 0
+    return h + p[..., None]
+
+
 def change_a_view(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     h = x * 2
     h[..., :4].mul_(3)
@@ -106,6 +113,7 @@ CASES: dict[str, Function] = {
     "assignment to an element": write_element,
     "assignment in steps": write_in_steps,
     "assignment to everything": write_all,
+    "assignment by a mask": write_where,
     "a view changed in place": change_a_view,
     "an empty tensor filled": fill_an_empty_tensor,
     "scatter_": scatter_in_place,

@@ -71,6 +71,13 @@ def problem(operation) -> str | None:
     return None
 
 
+def marked(x: torch.Tensor, where: torch.Tensor, value: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """`x` with `x[where] = value`."""
+    x = x * 1
+    x[where] = value
+    return x
+
+
 KEEPS_APART = {
     "activation": lambda x, p: torch.nn.functional.silu(x) * 2 + 1,
     "norm": lambda x, p: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1),
@@ -89,6 +96,7 @@ KEEPS_APART = {
     "columns assigned": lambda x, p: assigned(x, x[..., 4:] * 2, slice(None), slice(0, 4)),
     "a column assigned": lambda x, p: assigned(x, x[..., 4], slice(None), 0),
     "all tokens assigned": lambda x, p: assigned(x, x * 2),
+    "tokens assigned by a mask": lambda x, p: marked(x, p > 3),
     "repeated columns": lambda x, p: x.repeat(1, 1, 2)[..., 4:12],
     "joined columns": lambda x, p: torch.concat((x[..., 4:], x[..., :4]), -1),
     "a batch of heads spread": lambda x, p: (torch.broadcast_to(x[..., None], (*x.shape, 2)) * x[..., None]).sum(-1),
@@ -114,6 +122,7 @@ MIXES = {
     "tokens looked up at the end": lambda x, p: x.transpose(1, 2).gather(2, p.long()[:, None].expand(1, 8, -1)).transpose(1, 2),
     "tokens indexed": lambda x, p: x[:, p[0].long()],
     "tokens written by index": lambda x, p: x.scatter(1, p.long()[..., None].expand_as(x), 1.0),
+    "tokens assigned by index": lambda x, p: marked(x.squeeze(0), p[0].long())[None],
     "one token assigned": lambda x, p: assigned(x, x[:, 3], 5),
     "some tokens assigned": lambda x, p: assigned(x, 1.0, slice(1, 5)),
     "tokens by tokens": lambda x, p: x + torch.ones(64)[p.long() - p.long().transpose(0, 1)].sum(-1)[..., None],
