@@ -269,7 +269,7 @@ def _index_put(node: fx.Node, importer: Any) -> relax.Var:
     emit, (mask,) = importer.block_builder.emit, indices
     missing = len(x.ty.shape) - len(mask.ty.shape)
     mask = emit(relax.op.expand_dims(mask, list(range(-missing, 0)))) if missing else mask
-    return emit(relax.op.where(mask, emit(relax.op.reshape(value, [])), x))
+    return emit(relax.op.where(mask, value, x))
 
 
 def _where(node: fx.Node, importer: Any) -> relax.Var:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import unittest.mock
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -77,6 +80,15 @@ def without_timm() -> Any:
         yield
     finally:
         timm_wrapper.TimmWrapperModel.__init__ = original
+
+
+@contextlib.contextmanager
+def without_towers() -> Any:
+    """Towers say where they are though their parameters were left out, as Qwen2-Audio asks: all is traced on the CPU, in float32."""
+    model = transformers.PreTrainedModel
+    on_cpu, in_f32 = property(lambda _: torch.device("cpu")), property(lambda _: torch.float32)
+    with unittest.mock.patch.object(model, "device", on_cpu), unittest.mock.patch.object(model, "dtype", in_f32):
+        yield
 
 
 def parts_of(names: Iterable[str]) -> str:

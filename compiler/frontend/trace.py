@@ -30,7 +30,7 @@ from cupola.compiler.frontend.model_parts import refuse_unsupported_parts
 from cupola.compiler.frontend.positions import Positions
 from cupola.compiler.frontend.recurrence import marked_recurrences
 from cupola.compiler.frontend.rope import fix_rope
-from cupola.compiler.frontend.text_path import leave_out, text_path, without_timm
+from cupola.compiler.frontend.text_path import leave_out, text_path, without_timm, without_towers
 from cupola.compiler.sources import LazyTensor, Naming, text_fields
 from cupola.models import Family, find_family
 from cupola.models.family import AttentionMarker
@@ -233,7 +233,7 @@ def _find_attention(exported: torch.export.ExportedProgram, model_type: str, fil
 
 
 def _run_export(model: Any, positions: Positions, num_tokens: int, dynamic: dict[str, Any] | None) -> torch.export.ExportedProgram:
-    with torch.no_grad(), marked_sdpa(), marked_recurrences(model), real_numbers_only():
+    with torch.no_grad(), without_towers(), marked_sdpa(), marked_recurrences(model), real_numbers_only():
         return torch.export.export(_Wrapper(model, positions).eval(), _inputs(num_tokens), dynamic_shapes=dynamic, strict=False)
 
 

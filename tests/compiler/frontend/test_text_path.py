@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import transformers
 from torch import nn
 
-from cupola.compiler.frontend.text_path import leave_out, parts_of, text_path
+from cupola.compiler.frontend.text_path import leave_out, parts_of, text_path, without_towers
+from cupola.models import llama
 
 
 class _Model(nn.Module):
@@ -46,3 +49,13 @@ def test_of_a_call_that_fails_the_modules_are_known_that_ran() -> None:
     model.text[1].forward = lambda _: 1 / 0
     modules, parameters = text_path(model, lambda: model(torch.ones(1, 4)))
     assert "text.1" in modules and "head" not in modules and parameters is None
+
+
+def test_a_tower_whose_parameters_were_left_out_says_where_it_is() -> None:
+    with torch.device("meta"):
+        tower = transformers.LlamaModel(transformers.LlamaConfig(**llama.FAMILY.tiny))
+    leave_out(tower, set())
+    with without_towers():
+        assert (tower.device, tower.dtype) == (torch.device("cpu"), torch.float32)
+    with pytest.raises(StopIteration):
+        _ = tower.device
