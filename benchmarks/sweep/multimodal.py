@@ -35,7 +35,7 @@ TOKENS: Fields = {"image_token_id": 250, "image_token_index": 250, "video_token_
 """Ids of what stands for an image or a sound, which prompts of text do not have."""
 
 OWN_WHOLE: Mapping[str, Fields] = {
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _mrope(4, 2, 2)),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "paddleocr_vl", "qwen2_5_omni_thinker"), _mrope(4, 2, 2)),
     **dict.fromkeys(("glm4v", "glm46v", "glmga"), _mrope(2, 3, 3, partial_rotary_factor=1.0)),
     "glm_ocr": _mrope(2, 3, 3),
     "glm4v_moe": _mrope(1, 1, 2, partial_rotary_factor=0.5),
