@@ -51,7 +51,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Engine:
-    """Who computes, from what, and with which setting of its own."""
+    """A program that computes, what from, and a setting of its own."""
 
     python: str
     script: str
@@ -61,7 +61,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all engines do with a file; each has a folder for what it found.
+    """The job that all engines do with a file; each has a folder for what it found.
 
     Attributes:
         engines: by name, llama.cpp first and float32 second: it follows what llama.cpp said, and others are held to its logits.

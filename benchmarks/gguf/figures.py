@@ -64,7 +64,7 @@ def perplexity_ratio(scores: Scores, other: Scores) -> tuple[float, float]:
 
 
 def differences(answers: Sequence[Any], llama_cpp: Sequence[Any], float32: Sequence[Any]) -> Iterator[Difference]:
-    """Where answers leave llama.cpp's; float32's steps follow llama.cpp's tokens, so that all three have seen the same."""
+    """The places where answers leave llama.cpp's; float32's steps follow llama.cpp's tokens, so that all three have seen the same."""
     for index, (own, other, exact) in enumerate(zip(answers, llama_cpp, float32, strict=True)):
         place = next((at for at, (a, b) in enumerate(zip(own, other, strict=True)) if a["token"] != b["token"]), None)
         if place is not None:

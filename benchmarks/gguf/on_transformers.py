@@ -36,7 +36,7 @@ class Transformers:
         return found
 
     def answer(self, prompt: Sequence[int], forced: Sequence[int], num_tokens: int) -> list[Step]:
-        """What it would have said at each place of the tokens that are forced on it."""
+        """The tokens it would have said at each place of the tokens that are forced on it."""
         return [Step.of(row) for row in self.logits([*prompt, *forced[:-1]], len(prompt) - 1)]
 
     def tokenize(self, text: str) -> None:
