@@ -15,7 +15,7 @@ from cupola.runtime.engine.speculative import DRAFT, FIELD, Speculative, check_s
 from cupola.runtime.errors import OptionError
 from cupola.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
-BY_NAME: dict[str, Callable[[], Proposer]] = {"ngram": NGramProposer, "suffix": SuffixProposer, "auto": SuffixProposer}
+BY_NAME: dict[str, Callable[[], Proposer]] = {"ngram": NGramProposer, "suffix": SuffixProposer, "auto": NGramProposer}
 
 
 def make_proposer(
