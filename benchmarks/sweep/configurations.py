@@ -123,7 +123,6 @@ OWN: Mapping[str, Fields] = {
                  "num_attention_heads": 4, "attention_head_size": 16, "feed_forward_size": 128, "local_attn_chunk_length": 8,
                  "lsh_attn_chunk_length": 8},
     "rwkv": {"context_length": 256, "attention_hidden_size": 64},
-    "xlstm": {"num_heads": 4, "chunk_size": 8, "autocast_kernel_dtype": "float32"},
     "zamba": {"num_hidden_layers": 4, "attention_hidden_size": 128, "attention_head_dim": 32,
               "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
               "num_key_value_heads": 4},

@@ -49,7 +49,9 @@ def serve(tiny: Path, errors: Sequence[Exception | None]) -> tuple[int, CupolaEr
             return used[-1]
 
     async def run() -> CupolaError | None:
-        service = Service(Artifact.open(tiny), m.Start(str(tiny), "", m.EngineConfig(), 0, None, 0, None, None), s.ServerConfig(("model",)))
+        service = Service(
+            Artifact.open(tiny), m.Start(str(tiny), "", m.EngineConfig(), 0, None, 0, None, None, "10GB", None), s.ServerConfig(("model",))
+        )
         await service.open()
         while not service.stopped.is_set() and len(used) < len(clients):
             await asyncio.sleep(0)
