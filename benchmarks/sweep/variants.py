@@ -22,9 +22,13 @@ def _rope(kind: str, **more: object) -> Fields:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
 
 
-def _longrope(num_factors: int, **more: object) -> Fields:
+def _longrope(num_factors: int, original: int, **more: object) -> Fields:
+    """With its long factors if the original context is shorter than every prompt, with its short ones if it is no shorter than the context.
+
+    In between transformers chooses by a prompt's length, and cupola, which says so in a note, by the context.
+    """
     short, long = ([1.0 + step * i for i in range(num_factors)] for step in (0.1, 0.5))
-    return _rope("longrope", short_factor=short, long_factor=long, **_LONG, **more)
+    return _rope("longrope", short_factor=short, long_factor=long, original_max_position_embeddings=original, **more)
 
 
 def _by_layer(full: Fields) -> Fields:
@@ -81,12 +85,12 @@ ROPE: Mapping[str, Fields] = {
     "llama: dynamic rope + one key head": {**_rope("dynamic", factor=4.0), "num_key_value_heads": 1},
     "llama: yarn with its own factor + biases": {
         **_rope("yarn", factor=4.0, attention_factor=0.8, beta_fast=16.0, beta_slow=2.0, **_LONG), **_BIASES},
-    "llama: longrope + a key head each": {**_longrope(8, factor=4.0), "num_key_value_heads": 4},
+    "llama: longrope + a key head each": {**_longrope(8, 4, factor=4.0), "num_key_value_heads": 4},
     "llama: llama3 + wide heads": {"head_dim": 32, **_rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                                                           original_max_position_embeddings=32)},
     "llama: three heads + quick gelu": {"hidden_size": 60, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 20,
                                        "hidden_act": "quick_gelu"},
-    "phi3: longrope + a window": {**_longrope(8), **_LONG, "sliding_window": 8},
+    "phi3: longrope + a window": {**_longrope(8, 256), "original_max_position_embeddings": 256, "sliding_window": 8},
     "phi3: partial rope + tied": {**_rope("default", partial_rotary_factor=0.5), "tie_word_embeddings": True},
     "phi: whole rope + norms of each head": {**_rope("default", partial_rotary_factor=1.0), "qk_layernorm": True},
     "stablelm: whole rope + norms of each head + biases + parallel": {
@@ -111,7 +115,7 @@ ROPE: Mapping[str, Fields] = {
         **_rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32),
         **_FOUR, "sliding_window": 8, "sliding_window_pattern": "LLG", "layer_types": None},
     "hunyuan_v1_dense: rope by alpha": _rope("dynamic", factor=1.0, alpha=1000.0),
-    "minicpm3: longrope + full queries + untied": {**_longrope(4), "q_lora_rank": None, "tie_word_embeddings": False},
+    "minicpm3: longrope + full queries + untied": {**_longrope(4, 4), "q_lora_rank": None, "tie_word_embeddings": False},
     "smollm3: layers without rope + windows elsewhere + untied": {
         **_FOUR, "no_rope_layers": [1, 0, 1, 0], "use_sliding_window": True, "sliding_window": 8, "layer_types": None,
         "tie_word_embeddings": False},
