@@ -94,7 +94,7 @@ RECOGNIZED = {
     "qwen3_5_text": (1, 8, 2, 2, 8, 0, 0),
     "vaultgemma": (2, 7, 2, 4, 5, 0, 0),
     "mixtral": (2, 7, 0, 4, 5, 0, 0),
-    "qwen2_moe": (3, 13, 3, 6, 7, 0, 0),
+    "qwen2_moe": (3, 12, 3, 6, 7, 0, 0),  # of the last layer router and gate are joined
     "qwen3_moe": (2, 7, 1, 4, 9, 0, 0),
     "gpt_oss": (2, 7, 0, 0, 5, 0, 12),  # rotates halves that it cuts by itself
     "olmoe": (2, 7, 0, 4, 9, 0, 0),
