@@ -38,7 +38,7 @@ def test_prompt_and_decoding_match_transformers(model_type: str, tmp_path: Path)
 
     def reference(ids: list[int]) -> torch.Tensor:
         with torch.no_grad():
-            return model(torch.tensor([ids])).logits[0]
+            return model(torch.tensor([ids]), use_cache=False).logits[0]  # with a cache xLSTM's fails in chunks
 
     for prompt, output in zip(prompts, llm.generate(prompts, PARAMS), strict=True):
         assert np.abs(llm.logits(prompt) - reference(prompt).numpy()).max() < BOUND
