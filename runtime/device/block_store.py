@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import threading
 import time
@@ -32,6 +33,7 @@ KEY_BYTES = 16
 _HEADER = struct.Struct("<8sIIQ16s16s")  # magic, version, checksum, size of what follows, key, name
 _MAGIC, _VERSION = b"cupolaKV", 1
 _PARTIAL = ".partial"
+_OURS = re.compile(rf"[0-9a-f]{{32}}/[0-9]+/[0-9a-f]{{2}}/[0-9a-f]{{32}}(\.[0-9]+{re.escape(_PARTIAL)})?")  # below the folder
 _log = logging.getLogger("cupola")
 
 
@@ -86,12 +88,9 @@ class BlockStore:
 
     def newest(self) -> list[tuple[int, bytes]]:
         """Groups and names of all that is there under this key, what was of use last first."""
-        found = []
-        for file in sorted(_files(Path(self._folder)), reverse=True):
-            *_, group, _, name = file.path.split(os.sep)
-            with suppress(ValueError):  # no file of ours
-                found.append((int(group), bytes.fromhex(name)))
-        return found
+        paths = (file.path.split(os.sep) for file in sorted(_files(self._root), reverse=True))
+        key = self._key.hex()
+        return [(int(path[-3]), bytes.fromhex(path[-1])) for path in paths if path[-4] == key and not path[-1].endswith(_PARTIAL)]
 
     def load(self, group: int, name: bytes) -> bytes | memoryview | None:
         """The numbers of a block, valid until the next call; None if it isn't there or isn't sound, in which case it is removed."""
@@ -230,11 +229,13 @@ class _File(NamedTuple):
 
 
 def _files(folder: Path) -> list[_File]:
-    """All files below a folder; those that someone began and never finished are removed."""
+    """All of a folder's files that a store made, and no others: it may be a user's. Those that were never finished are removed."""
     found, latest = [], time.time() - ABANDONED
     for root, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(root, name)
+            if not _OURS.fullmatch(os.path.relpath(path, folder).replace(os.sep, "/")):
+                continue
             with suppress(OSError):  # removed meanwhile
                 status = os.stat(path)
                 if name.endswith(_PARTIAL) and status.st_mtime < latest:

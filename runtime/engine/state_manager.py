@@ -97,7 +97,7 @@ class StateManager:
         if kv.recurrent is not None:
             settings = (kv.block_size, checkpoint_interval)
             self.slots = StateSlots(num_blocks[-1], swap_pools[-1], *settings, enable_prefix_caching=enable_prefix_caching)
-        self._all_pools = (*self.pools, *([self.slots.pool] if self.slots else []))
+        self.all_pools = (*self.pools, *([self.slots.pool] if self.slots else []))
         self._windows = tuple((i, group.window) for i, group in enumerate(kv.groups) if group.window)
         self._most_held = [sinks.num_kept // kv.block_size if sinks else kv.most_held(i, max_num_new_tokens) for i in range(paged)]
         self._bytes = [kv.group_bytes_per_block(i) for i in range(len(kv.groups))]
@@ -111,8 +111,8 @@ class StateManager:
     @property
     def usage(self) -> float:
         """The part of the memory for K/V that sequences hold."""
-        total = sum(pool.num_blocks * size for pool, size in zip(self._all_pools, self._bytes, strict=True))
-        return 1 - sum(pool.num_free_blocks * size for pool, size in zip(self._all_pools, self._bytes, strict=True)) / total
+        total = sum(pool.num_blocks * size for pool, size in zip(self.all_pools, self._bytes, strict=True))
+        return 1 - sum(pool.num_free_blocks * size for pool, size in zip(self.all_pools, self._bytes, strict=True)) / total
 
     def begin(self, state: State, hashes: Sequence[bytes]) -> int:
         """Gives a state tables, with what the prefix cache has of blocks of these hashes. Returns how many blocks that are."""
@@ -329,7 +329,7 @@ class StateManager:
     def check_idle(self) -> None:
         """Checks that every block is free. Raises EngineError."""
         swap_pools = (*self.swap_pools, *([self.slots.swap_pool] if self.slots else []))
-        for name, pools in (("blocks", self._all_pools), ("swap blocks", swap_pools)):
+        for name, pools in (("blocks", self.all_pools), ("swap blocks", swap_pools)):
             num_held = sum(pool.num_blocks - pool.num_free_blocks for pool in pools)
             if num_held:
                 raise EngineError(f"{num_held} {name} are still held")
@@ -343,11 +343,11 @@ class StateManager:
         return names + [list(hashes[length - 1 : length])] * (self.slots is not None)
 
     def _knows(self, group: int, name: bytes) -> bool:
-        return self._all_pools[group].knows(name)
+        return self.all_pools[group].knows(name)
 
     def _longest_hit(self, hashes: Sequence[bytes], knows: Callable[[int, bytes], bool]) -> int:
         """The most leading blocks of these hashes that every group can go on from, by what `knows` says of its blocks."""
-        length, windows, of_group = len(hashes), dict(self._windows), [partial(knows, group) for group in range(len(self._all_pools))]
+        length, windows, of_group = len(hashes), dict(self._windows), [partial(knows, group) for group in range(len(self.all_pools))]
         while True:
             fitting = min(
                 (self._longest_seen(of_group[i], windows.get(i, 0), hashes, length) for i in range(len(self.pools))), default=length

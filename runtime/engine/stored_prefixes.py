@@ -13,7 +13,7 @@ from functools import partial
 
 from cupola.runtime.device.block_store import BlockStore
 from cupola.runtime.device.interface import Executor
-from cupola.runtime.engine.block_pool import BlockPool, empty_table
+from cupola.runtime.engine.block_pool import empty_table
 from cupola.runtime.engine.state_manager import StateManager
 
 WARM_SECONDS, WARM_SHARE = 0.5, 0.5  # of the start, and of each pool's blocks, that `warm` may take
@@ -29,7 +29,7 @@ class StoredPrefixes:
     def __init__(self, states: StateManager, executor: Executor, store: BlockStore) -> None:
         self._states, self._executor, self.store = states, executor, store
         self._fresh: dict[tuple[int, bytes], float] = {}  # when they were published
-        self._pools: list[BlockPool] = [*states.pools, *([states.slots.pool] if states.slots else [])]
+        self._pools = states.all_pools
         for group, pool in enumerate(self._pools):
             pool.on_publish = partial(self._note, group)
 

@@ -99,7 +99,7 @@ def test_what_is_longest_out_of_use_goes_first(tmp_path):
 
 def test_what_nobody_finished_goes(tmp_path):
     file = saved(tmp_path)
-    old, young = file.with_name("a.1.partial"), file.with_name("b.1.partial")
+    old, young = (file.with_name(f"{name.hex()}.1.partial") for name in NAMES[2:4])
     for partial in (old, young):
         partial.write_bytes(DATA)
     os.utime(old, (1e9, 1e9))
@@ -107,6 +107,19 @@ def test_what_nobody_finished_goes(tmp_path):
     store.save(0, NAMES[1], DATA)
     store.flush()
     assert not old.exists() and young.exists() and store.load(0, NAMES[0]) == DATA
+
+
+def test_files_that_are_none_of_the_stores_stay_where_they_are(tmp_path):
+    folder = saved(tmp_path).parent
+    others = [tmp_path / "thesis.txt", tmp_path / "thesis.partial", folder / "thesis.txt", tmp_path / "deep" / "0" / "00" / ("0" * 32)]
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_bytes(DATA)
+        os.utime(other, (1e9, 1e9))
+    store = store_at(tmp_path, 1)
+    store.save(0, NAMES[1], DATA)
+    store.flush()
+    assert all(other.read_bytes() == DATA for other in others) and not store.has(0, NAMES[0]) and store.newest() == []
 
 
 def test_where_nothing_can_be_written_nothing_is_lost_but_the_cache(tmp_path, caplog):
