@@ -81,12 +81,17 @@ def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRMo
     Args:
         mod: a module whose `forward` has the attribute num_input, the number of parameters that are no weights.
         weights: the tensors behind the other parameters, by name.
+
+    Raises:
+        UnsupportedError: an operation on weights has no counterpart in numpy here, by the name of the weight.
     """
     names = [param.name for param in mod["forward"].params[_num_inputs(mod) :]]
     lifted = relax.transform.LiftTransformParams()(mod)
     transform = _Transform(lifted[TRANSFORM], [weights[name] for name in names])
     del lifted[TRANSFORM]
     params = lifted["forward"].params[_num_inputs(lifted) :]
+    for index in range(len(params)):
+        transform.check(index)
     labels = _unique(transform.label(index) for index in range(len(params)))
     packed = [
         PackedWeight(_spec(name, var), transform.computer(index), transform.encodings(index), transform.overflows)
@@ -152,6 +157,14 @@ class _Transform:
         else:  # the parameters themselves, where no pass asked for anything
             normalize = relax.BlockBuilder().normalize
             self.results = [normalize(relax.TupleGetItem(results, index)) for index in range(len(sources))]
+
+    def check(self, index: int) -> None:
+        """Raises UnsupportedError where result `index` cannot be computed, before anybody waits for kernels."""
+        calls = [value for value in self._values_of(self.results[index]) if isinstance(value, relax.Call)]
+        for call in calls:
+            if function_of(call) is None and encoded_weight(call) is None and name_of(call) not in (*_OPERATIONS, "astype"):
+                what = f"the kernel {call.args[0].name_hint}" if name_of(call) == "call_tir" else name_of(call)
+                raise UnsupportedError(f"goes through {what}, which the packer of weights does not know", field=self.label(index))
 
     def computer(self, index: int) -> Callable[[], Array]:
         """A function that computes result `index`."""
@@ -274,10 +287,7 @@ class _Transform:
             return self._call(call)
         if name_of(call) == "astype":
             return self._cast(call, self._evaluate(call.args[0]), str(call.attrs.dtype))
-        operation = _OPERATIONS.get(name_of(call))
-        if operation is None:
-            raise UnsupportedError(f"a weight goes through {name_of(call)}, which the packer does not know", field="weights")
-        return operation(call, *(self._evaluate(arg) for arg in call.args))
+        return _OPERATIONS[name_of(call)](call, *(self._evaluate(arg) for arg in call.args))
 
     def _call(self, call: relax.Call) -> Any:
         function = function_of(call)

@@ -98,17 +98,20 @@ def _broadcast_to(call: relax.Call, _: Scope) -> relax.Expr | None:
     return call.args[0] if tvm_ffi.structural_equal(call.args[0].ty.shape, call.args[1]) else None
 
 
-def _take(call: relax.Call, _: Scope) -> relax.Expr | None:
-    """Rows picked by a constant list that counts up are a slice; other indices are clipped, since "fast" trusts them blindly."""
+def _take(call: relax.Call, scope: Scope) -> relax.Expr | None:
+    """Rows picked by known indices that count up are a slice; other indices are clipped, since "fast" trusts them blindly."""
     x, index = call.args
-    rows = _constant_rows(call)
-    if rows is not None and rows.ndim == 1 and rows.size and (rows[1:] - rows[:-1] == 1).all():
+    given = _known(index, scope) if call.attrs.axis is not None else None
+    rows = _from_start(given, x.ty.shape[int(call.attrs.axis)]) if given is not None else None
+    if rows is not None and rows.ndim and rows.size and (rows.ravel()[1:] - rows.ravel()[:-1] == 1).all():
         axis = int(call.attrs.axis) % len(x.ty.shape)
-        return relax.op.strided_slice(x, [axis], [int(rows[0])], [int(rows[-1]) + 1], assume_inbound=True)
-    negative = rows is not None and bool((index.value.numpy() < 0).any())
-    if not negative and call.attrs.mode != "fast":
+        first, last = int(rows.ravel()[0]), int(rows.ravel()[-1])
+        part = relax.op.strided_slice(x, [axis], [first], [last + 1], assume_inbound=True)
+        return part if rows.ndim == 1 else relax.op.reshape(scope.emit(part), call.ty.shape)
+    is_negative = rows is not None and given is not None and bool((given < 0).any())
+    if not is_negative and call.attrs.mode != "fast":
         return None
-    return relax.op.take(x, relax.const(rows) if negative else index, axis=call.attrs.axis, mode="clip")
+    return relax.op.take(x, relax.const(rows) if is_negative else index, axis=call.attrs.axis, mode="clip")
 
 
 def _gather_elements(call: relax.Call, scope: Scope) -> relax.Expr | None:
@@ -141,12 +144,22 @@ def _tile(call: relax.Call, _: Scope) -> relax.Expr | None:
     return relax.op.reshape(call.args[0], call.ty.shape) if all(int(count) == 1 for count in call.attrs.repeats) else None
 
 
-def _constant_rows(call: relax.Call) -> npt.NDArray[Any] | None:
-    """The indices of a `take`, if they are constant and the axis' size is known, counted from the start."""
-    x, index = call.args
-    if not isinstance(index, tvm.ir.GenericConst) or call.attrs.axis is None:
+def _known(expr: relax.Expr, scope: Scope) -> npt.NDArray[Any] | None:
+    """The numbers that an index is, if it depends on nothing: a constant, or zeros of a known size, of any shape and type."""
+    value = scope.value(expr)
+    if isinstance(value, tvm.ir.GenericConst):
+        numbers: npt.NDArray[Any] = value.value.numpy()
+        return numbers
+    if not isinstance(value, relax.Call) or not all(isinstance(size, int) for size in shape_of(value)):
         return None
-    size, rows = x.ty.shape[int(call.attrs.axis)], index.value.numpy()
+    if name_of(value) == "zeros":
+        return np.zeros(shape_of(value), str(value.ty.dtype))
+    inner = _known(value.args[0], scope) if name_of(value) in ("astype", "reshape") else None
+    return None if inner is None else inner.reshape(shape_of(value)).astype(str(value.ty.dtype))
+
+
+def _from_start(rows: npt.NDArray[Any], size: tvm.tirx.Expr) -> npt.NDArray[Any] | None:
+    """Indices of an axis, negative ones counted from its start; None if its size is not known."""
     return np.where(rows < 0, rows + int(size), rows) if isinstance(size, tvm.tirx.IntImm) else None
 
 

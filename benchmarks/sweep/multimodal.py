@@ -53,6 +53,7 @@ OWN_WHOLE: Mapping[str, Fields] = {
         "vocabulary_map": {"<image>": 250},
     },
     "molmo2": {"vision_config": {"image_size": [28, 28]}, "adapter_config": {"image_size": [28, 28]}},
+    "kosmos-2.5": {"text_config": {"vocab_size": 256, "layers": 2, "max_position_embeddings": 256}},
     "mllama": {"text_config": {"num_hidden_layers": 3, "cross_attention_layers": [1]}},
     "gemma3n": {
         "text_config": {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4},

@@ -52,7 +52,9 @@ def _grows(module: nn.Module) -> bool:
 
 def _rows_at_given_positions(given: SimpleNamespace) -> Any:
     def forward(self: Any, *_: Any, **__: Any) -> torch.Tensor:
-        return torch.nn.functional.embedding(given.positions[None] + getattr(self, "offset", 0), self.weights)
+        # Kosmos 2.5 makes `offset` rows more than it counts, but counts from behind the row of padding, as RoBERTa does.
+        first = self.padding_idx + 1 if hasattr(self, "create_position_ids_from_input_ids") else getattr(self, "offset", 0)
+        return torch.nn.functional.embedding(given.positions[None] + first, self.weights)
 
     return forward
 

@@ -131,10 +131,12 @@ def rotate(
 
 
 def lower_take(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`R.take(weight[V, K], tokens[n], axis=0)` of floats. Token ids are trusted."""
+    """`R.take(weight[V, K], tokens[n], axis=0)` of floats. Ids are trusted. Known rows are picked while weights are packed."""
     if call.op.name != "relax.take" or call.attrs.axis is None or int(call.attrs.axis) != 0:
         return None
     weight, tokens = call.args
+    if isinstance(tokens, tvm.ir.GenericConst):
+        return None
     if not isinstance(tokens.ty, relax.TensorType) or tokens.ty.ndim != 1 or weight.ty.ndim != 2 or weight.ty.dtype not in FLOATS:
         return None
     stored, width = Stored.of(weight), int(weight.ty.shape[1]) if sizes_of(weight) else 0

@@ -177,6 +177,29 @@ def test_a_slice_of_what_was_joined_is_the_part() -> None:
     becomes(simplify(), before, expected)
 
 
+def test_rows_picked_by_zeros_are_a_slice() -> None:
+    """As a model without token types looks up the embedding of the first one."""
+
+    @R.function
+    def before(table: R.Tensor((4, 8), "float32")):
+        with R.dataflow():
+            out = R.take(table, R.reshape(R.astype(R.zeros((1, 1), "int64"), "int32"), (1,)), axis=0, mode="fast")
+            whole = R.take(table, R.zeros((1, 1), "int64"), axis=0, mode="fast")
+            sum = R.add(R.reshape(whole, (1, 8)), out)
+            R.output(sum)
+        return sum
+
+    @R.function
+    def expected(table: R.Tensor((4, 8), "float32")):
+        with R.dataflow():
+            row = R.strided_slice(table, [0], [0], [1], assume_inbound=True)
+            sum = R.add(row, row)
+            R.output(sum)
+        return sum
+
+    becomes(simplify(), apply(simplify(), before)["forward"], expected)
+
+
 def test_rows_gathered_entry_by_entry_are_taken() -> None:
     @R.function
     def before(positions: R.Tensor(("n",), "int32"), table: R.Tensor((32, 8), "float32")):
