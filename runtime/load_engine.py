@@ -52,7 +52,8 @@ def load_engine(
     key = hashlib.sha256(f"{artifact.sha256} {opened.library.file.name} {sinks}".encode()).digest()[:KEY_BYTES]
     store = make_block_store(cache_folder, cache_size, key, enable_prefix_caching=config.enable_prefix_caching)
     engine = Engine(opened.executor(num_blocks, swap), model, kv, config, tokenizer, block_store=store, proposer=proposer)
-    if engine.speculation is not None and (rounded := _rounded_attention(manifest)) is not None:
+    rounded = None if opened.device.shares_memory else _rounded_attention(manifest)  # CPUs attend to few tokens as to one
+    if engine.speculation is not None and rounded is not None:
         engine.notes += (f"tokens that are looked at together are attended to in {rounded}: where two are nearly as likely, an answer may "
                          "go another way than without drafts, as it may among other answers",)  # fmt: skip
     trim_heap()  # reading a tokenizer leaves as much behind as it takes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +46,12 @@ Kernels = Annotated[
         "--kernels", help="Show where the time goes: each kernel's time, and how near it comes to what the machine can do at best."
     ),
 ]
+Answers = Annotated[
+    str,
+    typer.Option(
+        help="With --speculative: kinds of answers, by how their names begin: edits,quotes,JSON,free. (default: all)", metavar="KIND,…"
+    ),
+]
 Repeats = Annotated[int, typer.Option("--repeat", "-r", help="Measure each test this many times.")]
 
 
@@ -76,6 +82,7 @@ def bench(
     repeat: Repeats = 5,
     kernels: Kernels = False,
     speculative: p.Speculative = None,
+    answers: Answers = "",
     device: p.Device = None,
     gpu_memory_utilization: p.GPUMemory = None,
     as_json: p.Json = False,
@@ -99,7 +106,7 @@ def bench(
     without, and its share of the roofline: the least time that those take on this machine, divided by its own. Figures add up on a
     machine that does nothing else meanwhile.
 
-    With --speculative it measures answers to real prompts, with drafts and without.
+    With --speculative it measures answers to real prompts of four kinds, with drafts and without: of -n tokens, -b of them together.
 
     Examples: cupola bench my-model -p 512 -n 128 -d 0,512,4096 -b 1,8,16, or cupola bench my-model --kernels -d 512
     """
@@ -111,13 +118,22 @@ def bench(
 
     artifact = load_by(lambda folder: cupola.Artifact.open(folder), model, options)
     if speculative is not None:
-        return typer.echo(show_speculation(artifact, speculative, repeat, as_json))
+        kinds = [kind.strip() for kind in answers.split(",")] if answers else []
+        return typer.echo("\n\n".join(_speculations(artifact, speculative, tests, kinds, repeat, as_json)))
     fitting = _fitting(artifact, tests)
     benchmark = cupola.Benchmark(artifact, fitting, device, gpu_memory_utilization)
     if kernels:
         return typer.echo(show_kernels(benchmark, unlike(fitting), repeat, as_json))
     speeds = measure(benchmark, fitting, repeat)
     typer.echo(json.dumps(as_dict(artifact, device, speeds)) if as_json else table(*rows(artifact, device, speeds)))
+
+
+def _speculations(
+    artifact: Artifact, speculative: str, tests: Sequence[SpeedTest], kinds: Sequence[str], repeats: int, as_json: bool
+) -> Iterator[str]:
+    """A table for each number of tokens and of streams."""
+    for num_tokens, streams in dict.fromkeys((test.num_tokens, test.num_streams) for test in tests if test.kind == "tg"):
+        yield show_speculation(artifact, speculative, repeats, as_json, num_tokens, streams, kinds)
 
 
 def plan(prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int], streams: Sequence[int]) -> list[SpeedTest]:

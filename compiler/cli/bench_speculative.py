@@ -1,4 +1,4 @@
-"""`cupola bench --speculative`: tokens a second with and without drafts, for four kinds of answers."""
+"""`cupola bench --speculative`: tokens a second with and without drafts, for four kinds of answers, or some of them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from cupola.compiler.cli.progress import console_progress
 HEAD = ["answers", "t/s", "t/s with drafts", "ratio", "drafted", "right", "tokens a step", "same answers"]
 
 
-def show_speculation(artifact: cupola.Artifact, speculative: str, repeats: int, as_json: bool) -> str:
-    """Measures all kinds and returns the table, of medians, or JSON of every measurement."""
+def show_speculation(
+    artifact: cupola.Artifact, speculative: str, repeats: int, as_json: bool, num_tokens: int, num_streams: int, kinds: Sequence[str]
+) -> str:
+    """Measures kinds of answers and returns the table, of medians, or JSON of every measurement."""
     found: dict[str, list[cupola.SpeculationSpeed]] = {}
-    with console_progress().stage("answers", 4 * repeats) as advance:
-        for speed in cupola.measure_speculation(artifact, speculative, repeats=repeats):
+    options = {"num_tokens": num_tokens, "repeats": repeats, "num_streams": num_streams}
+    with console_progress().stage("answers", (len(kinds) or 4) * repeats) as advance:
+        for speed in cupola.measure_speculation(artifact, speculative, kinds=kinds, **options):
             found.setdefault(speed.kind, []).append(speed)
             advance(1)
     if as_json:

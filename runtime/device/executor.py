@@ -65,6 +65,7 @@ class NativeExecutor:
         self._workspace = _Memory(device)
         self.max_steps = MAX_STEPS if "argmax" in names else 1
         self.draws_tokens = "draws" in places
+        self.rounds_many = device.shares_memory  # GPUs' kernels choose by the rows of a sequence, not of a step
         self._on_step: OnStep | None = None
         self._is_bound = False
 

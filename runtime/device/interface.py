@@ -97,6 +97,7 @@ class Executor(Protocol):
     num_swap_blocks: tuple[int, ...]  # of each group
     max_steps: int  # that a sampling plan may ask for
     draws_tokens: bool  # whether it heeds a batch's `draws`
+    rounds_many: bool  # whether rows of a step may have other bits where there are more than a few (`engine/speculation.py`: FEW_ROWS)
 
     def provide_swap(self, group: int, num_blocks: int) -> bool:
         """Makes sure that the first `num_blocks` swap blocks of a group can be written; False if there is no room for them after all."""

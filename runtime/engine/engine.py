@@ -134,7 +134,9 @@ class Engine:
         self.validator = Validator(model, max_length, config.max_logprobs, tokenizer)
         self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))
         self._grammars = GrammarMasks(self._compiler)
-        self.speculation = None if proposer is None or kv.recurrent is not None else Speculation(proposer, model.vocab_size)
+        self.speculation: Speculation | None = None
+        if proposer is not None and kv.recurrent is None:
+            self.speculation = Speculation(proposer, model.vocab_size, keeps_few=executor.rounds_many)
         self.notes: tuple[str, ...] = () if proposer is None or self.speculation else (NO_SPECULATION,)  # for users
         self._num_requests = 0
         self._seed = int.from_bytes(os.urandom(4), "little") >> 1 if config.seed is None else config.seed

@@ -21,7 +21,8 @@ from cupola.runtime.engine.step import Step
 from cupola.runtime.engine.step_costs import StepCosts
 from cupola.runtime.errors import EngineError
 
-MAX_DRAFT = 15  # tokens of one sequence: with the one before them 16 rows, which CPUs multiply as they do one
+FEW_ROWS = 16  # of a step, which CPUs multiply and attend to as they do one (`targets/cpu/attention/paged.py`)
+MAX_DRAFT = FEW_ROWS - 1  # tokens of one sequence
 MIN_GAIN = 1.1  # by which tokens must come faster, as it is expected, for a draft to be brought into a step
 HOPEFUL = 0.25  # drafted tokens a step that were right lately, from which on the model is not left to go on by itself
 RECENT = 0.2  # the share of one step in that
@@ -41,10 +42,11 @@ class Speculation:
 
     Args:
         vocab_size: of the model.
+        keeps_few: whether drafts may not bring a step above FEW_ROWS: on devices where rows among more have other bits.
     """
 
-    def __init__(self, proposer: Proposer, vocab_size: int) -> None:
-        self.proposer, self._vocab_size = proposer, vocab_size
+    def __init__(self, proposer: Proposer, vocab_size: int, *, keeps_few: bool = False) -> None:
+        self.proposer, self._vocab_size, self._keeps_few = proposer, vocab_size, keeps_few
         self.acceptance, self.costs = Acceptance(), StepCosts()
         self._drafting = StepCosts()  # of the proposer, by how many tokens it is asked for
         self._made: dict[Sequence, _Made] = {}
@@ -63,7 +65,10 @@ class Speculation:
         """
         self._learn()
         rooms = {sequence: room for sequence in running if (room := _room(sequence)) > 0}
-        costs = self.costs.table(len(running) + MAX_DRAFT * len(rooms)) if rooms else None
+        most_drafted = MAX_DRAFT * len(rooms)
+        if self._keeps_few and len(running) <= FEW_ROWS:
+            most_drafted = min(most_drafted, FEW_ROWS - len(running))
+        costs = self.costs.table(len(running) + most_drafted) if most_drafted else None
         if costs is None:
             return {}
         plain = costs[len(running)] + self._host_seconds / max_steps
@@ -119,7 +124,7 @@ class Speculation:
         seconds = self._drafting.table(MAX_DRAFT) or [0.0] * (MAX_DRAFT + 1)
         gains = [sum(column) for column in zip(*(self._chances(sequence, 0, MAX_DRAFT) for sequence in sequences), strict=True)]
         best, best_rate, total = 0, MIN_GAIN * num_running / plain, float(num_running)
-        for length, gain in enumerate(gains, 1):
+        for length, gain in enumerate(gains[: (len(costs) - 1 - num_running) // len(sequences)], 1):
             total += gain
             rate = total / (costs[num_running + length * len(sequences)] + seconds[length])
             if rate > best_rate:
@@ -151,13 +156,13 @@ def choose_lengths(chances: SequenceOf[SequenceOf[float]], costs: SequenceOf[flo
 
     Args:
         chances: of each draft, each token's to be right with all before it, which never rises.
-        costs: seconds of a step by its tokens.
+        costs: seconds of a step by its tokens, up to the most that it may have.
         num_plain: tokens of a step without drafts.
         plain: seconds of such a step, of which the model may take several at once.
     """
     ordered = sorted(((chance, i) for i, draft in enumerate(chances) for chance in draft), key=lambda pair: -pair[0])
     best, best_rate, total = 0, MIN_GAIN * num_plain / plain, float(num_plain)
-    for count, (chance, _) in enumerate(ordered, 1):
+    for count, (chance, _) in enumerate(ordered[: len(costs) - 1 - num_plain], 1):
         total += chance
         if total / costs[num_plain + count] > best_rate:
             best, best_rate = count, total / costs[num_plain + count]

@@ -60,6 +60,26 @@ def test_answers_are_the_same(folder: Path, plain: list[object], eager: None, na
     assert llm.notes == ()  # K and V are float32
 
 
+@pytest.mark.by_turns
+@pytest.mark.parametrize(("quant", "kv_dtype"), [("w4a8", "bf16"), ("w8a8", "int8"), ("w8a16", "f16"), ("bf16", "bf16")])
+def test_rows_have_the_bits_of_one(tmp_path: Path, eager: None, quant: str, kv_dtype: str) -> None:
+    """On the best target of this machine, whichever way it multiplies: random tokens among those that come, from none to all of them."""
+    tiny_model("qwen2", **{**SIZES, "num_hidden_layers": 2}).save_pretrained(tmp_path / "model")
+    artifact = cupola.compile(tmp_path / "model", out=tmp_path / "artifact", quant=quant, kv_dtype=kv_dtype).path
+    expected = answers(cupola.LLM(artifact, max_num_seqs=1, enable_prefix_caching=False), together=False)
+    known, random = [token_ids for output in expected for token_ids, _ in output], np.random.default_rng(7)
+
+    def propose(token_ids: list[int], most: int) -> list[int]:
+        """Some of what comes after the last two tokens in an answer, and then anything."""
+        found = [ids[i + 2 :] for ids in known for i in range(len(ids) - 2) if ids[i : i + 2] == token_ids[-2:]]
+        draft = found[0][: random.integers(most + 1)] if found else []
+        return [*draft, *random.integers(0, 250, random.integers(4)).tolist()][:most]
+
+    llm = cupola.LLM(artifact, max_num_seqs=1, enable_prefix_caching=False, speculative=propose)
+    assert answers(llm, together=False) == expected
+    assert llm.stats().num_accepted_tokens > 100 and llm.notes == ()
+
+
 def test_a_model_of_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
     other = make_artifact(tmp_path / "other")
     assert other.manifest.model.vocab_size != cupola.Artifact.open(folder).manifest.model.vocab_size

@@ -82,7 +82,7 @@ class FakeExecutor:
     """
 
     max_steps = 5
-    draws_tokens = False
+    draws_tokens = rounds_many = False
 
     def __init__(
         self, num_blocks: Counts = 64, num_swap_blocks: Counts = 0, windows: Sequence[int] = (0,), recurrent: bool = False

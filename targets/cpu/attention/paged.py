@@ -3,10 +3,11 @@
 One call takes ragged sequences, in one parallel region of two steps. The first rotates and appends the new keys and
 values. The second attends: in each group of query heads that share K/V, the (token, head) pairs are rows, and a task
 takes a tile of rows of one sequence and reads each key and value once for all of them, in chunks of fixed size at fixed
-positions. A sequence of one tile (as in decoding) is cut into a task for each chunk, whose states are folded by who finishes
-the last. Where every sequence brings one token, the task of its last chunk appends it: pages are shared only once they are
-full, so no other task reads it, and what it writes to is then fetched once.
-Per row all sums have one fixed order, so a result does not depend on the tile, on the batch, or on how a prompt was cut.
+positions. A sequence of few tokens (as in decoding) is cut into a task for each tile and chunk, whose states are folded by who
+finishes a tile's last. Where every sequence brings one token, the task of its last chunk appends it: pages are shared only once
+they are full, so no other task reads it, and what it writes to is then fetched once.
+Per row all sums have one fixed order, so a result does not depend on the tile, on the batch, or on how a prompt was cut; with
+tiles of bfloat16 this holds for sequences that bring up to FEW tokens.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ from cupola.targets.cpu.attention.chunk import numbers_of, run_chunk
 from cupola.targets.cpu.attention.latent_chunk import LatentChunk
 from cupola.targets.cpu.attention.row_tile import Ahead, State, Tile
 from cupola.targets.cpu.attention.shape import Kernel, Tensors
-from cupola.targets.cpu.attention.tile_keys import LANES, TileKeys
+from cupola.targets.cpu.attention.tile_keys import TileKeys
+from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.cpu.emit.loops import Claims, Parts, Threads, between, parallel_region, shared_loop
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, argument, local, name, prim_func
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.ops import PagedAttention
+
+FEW = MANY - 1  # tokens of a sequence that are attended to as one is; of linear layers so many rows have the bits of one, too
 
 
 def lower_paged_attention(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -119,15 +123,16 @@ def _attend(t: Tensors) -> None:
         T.buffer_store(first_chunks, first_chunks[sequence] + T.Select(work.is_split, count, T.int64(0)), [sequence + 1])
         if tile_keys is not None:
             tile_keys.count(sequence, work.is_split, work.begin)
-    tiles = kernel.num_kv_heads * -(-kernel.heads_per_group // kernel.tile_rows)  # of a split sequence, at most
+    few = T.min(n, batch * FEW)  # tokens of split sequences, at most
+    tiles = kernel.num_kv_heads * (few * kernel.heads_per_group // kernel.tile_rows + batch)
     chunks = max_blocks * kernel.block_size // kernel.chunk + 1
-    states = T.alloc_buffer((batch * tiles * chunks * kernel.state_size(kernel.tile_rows),), "float32")
+    states = T.alloc_buffer((tiles * chunks * kernel.state_size(kernel.tile_rows),), "float32")
     if tile_keys is not None:  # TVM must not give both the same memory: no barrier stands between their last and their first use
         T.buffer_store(states, T.float32(0), [T.int64(0)])
     threads, count = Threads.of_region(), name(first_tiles[batch])
     claims = Claims.allocate(threads, count) if tile_keys is not None else None
     chunk_claims = Claims.allocate(threads, name(first_chunks[batch]))
-    parts = Parts.allocate(name(first_chunks[batch]), batch * tiles * chunks)
+    parts = Parts.allocate(name(first_chunks[batch]), tiles * chunks)
     with parallel_region():
         attend = _Attend(t, first_tiles, first_chunks, states, parts, appends_first)
         with T.If(appends_first[0]), T.Then(), threads.each() as thread:
@@ -158,7 +163,7 @@ class _Work:
 
     Attributes:
         begin: the first position that some row sees.
-        is_split: whether each chunk of keys is a task of its own: where there is one tile, or one token.
+        is_split: whether each chunk of keys is a task of its own, a tile at a time: where there are few tokens.
         per_group: tasks for each K/V head.
     """
 
@@ -179,7 +184,7 @@ class _Work:
         begin = name(T.max(T.int64(0), context - tokens + 1 - kernel.window)) if kernel.window else T.int64(0)
         first = name(begin // kernel.chunk)
         chunks = name((context + kernel.chunk - 1) // kernel.chunk - first)
-        is_split = T.Or(tiles == T.int64(1), tokens == T.int64(1))
+        is_split = tokens <= T.int64(FEW)
         tasks = (rows + kernel.task_rows - 1) // kernel.task_rows if kernel.in_tiles else tiles
         return _Work(tokens, tiles, begin, first, chunks, is_split, name(T.Select(is_split, tiles * chunks, tasks)))
 
@@ -244,7 +249,7 @@ class _Attend:
         first = name(self.first_chunks[sequence] + index * work.num_chunks * self.tensors.kernel.num_kv_heads + group)
 
         def run(tile: Tile) -> None:
-            if tile.kernel.decodes_in_tiles and tile.num_rows == LANES:
+            if tile.kernel.decodes_in_tiles:
                 LatentChunk.of(tile).run(chunk, self.state(task), ahead)
             else:
                 run_chunk(numbers_of(tile), chunk, self.state(task), ahead)

@@ -67,7 +67,8 @@ class Kernel(AttentionShape):
     @property
     def decodes_in_tiles(self) -> bool:
         """True if 16 heads of one token are multiplied in bfloat16, too: where they share rows that lie as tiles want them."""
-        return self.is_latent and self.in_tiles and self.kv_dtype == "bfloat16" and self.chunk % 32 == 0
+        heads_fit = self.token_rows == 16
+        return self.is_latent and self.in_tiles and self.kv_dtype == "bfloat16" and self.chunk % 32 == 0 and heads_fit
 
     @property
     def task_rows(self) -> int:

@@ -38,8 +38,7 @@ class TileKeys:
         first_strips = T.alloc_buffer((t.sizes[1] + 1,), "int64")
         T.buffer_store(first_strips, T.int64(0), [T.int64(0)])
         kernel, (n, batch, _, max_blocks) = t.kernel, t.sizes
-        least_tokens = max(2, kernel.tile_rows // kernel.heads_per_group + 1)
-        strips = T.min(batch, n // least_tokens) * (max_blocks * kernel.block_size // STRIP + 1) + 1
+        strips = T.min(batch, n // tiles.MANY) * (max_blocks * kernel.block_size // STRIP + 1) + 1
         rows = (strips, kernel.num_kv_heads)
         keys = T.alloc_buffer((*rows, 2, LANES * steps_of(kernel), LANES), "int32")
         values = T.alloc_buffer((*rows, STRIP // 2, kernel.value_dim), "int32")

@@ -13,6 +13,7 @@ from cupola.runtime.engine.acceptance import Acceptance
 from cupola.runtime.engine.proposers.proposer import Context, Draft
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.speculation import MIN_GAIN, Speculation, choose_lengths
+from cupola.targets.cpu.attention.paged import FEW
 from tests.runtime.engine.speculating import Oracle
 from tests.runtime.fakes import VOCAB, greedy_reference, make_engine, run_all
 
@@ -115,6 +116,27 @@ def test_a_proposer_that_takes_time(monkeypatch):
     engine.add_request("a", PROMPT, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
     assert run_all(engine)["a"].outputs[0].token_ids == greedy_reference(PROMPT, 30, stop=False)
     assert engine.stats().num_accepted_tokens > 20
+
+
+@pytest.mark.parametrize("num_running", [1, 4, 16, 17])
+def test_drafts_keep_steps_to_few_rows(monkeypatch, num_running):
+    """Where rows among more would have other bits; a step that has more rows anyway may have any number."""
+    monkeypatch.setattr(module, "MIN_GAIN", 0.0)
+    engine = make_engine(400, max_num_seqs=20, max_num_batched_tokens=200)
+    reference = greedy_reference(PROMPT, 40, stop=False)
+    engine.speculation = Speculation(Oracle(lambda _: reference, 15), VOCAB, keeps_few=True)
+    monkeypatch.setattr(engine.speculation.costs, "table", lambda most: [1.0] * (most + 1))
+    for i in range(num_running):
+        engine.add_request(str(i), PROMPT, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
+    sizes, submit = [], engine.executor.submit
+    monkeypatch.setattr(engine.executor, "submit", lambda batch, plan: sizes.append(len(batch.tokens)) or submit(batch, plan))
+    for _ in range(2):
+        engine.step()
+    assert max(sizes[1:]) in {1: [16], 4: [16], 16: [16], 17: range(18, 200)}[num_running]
+
+
+def test_few_rows_are_those_of_the_cpus_kernels():
+    assert module.FEW_ROWS == FEW
 
 
 def test_nothing_is_drafted_beside_prompts():
