@@ -26,6 +26,7 @@ from cupola.runtime.engine.speculative import check_speculative
 from cupola.runtime.engine.state_manager import CHECKPOINT_INTERVAL, StateManager
 from cupola.runtime.engine.step import Step
 from cupola.runtime.engine.stored_prefixes import StoredPrefixes
+from cupola.runtime.engine.token_tree import TokenTree
 from cupola.runtime.engine.validator import Prompt, Validator
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler, check_installed
@@ -213,7 +214,7 @@ class Engine:
         if not self.has_unfinished_requests():
             return []
         try:
-            max_steps, drafts = min(self._max_steps, self.executor.max_steps), dict[Sequence, tuple[int, ...]]()
+            max_steps, drafts = min(self._max_steps, self.executor.max_steps), dict[Sequence, TokenTree]()
             if self.speculation is not None and self.scheduler.only_decodes:
                 drafts = self.speculation.draft(self.scheduler.running, max_steps)
                 max_steps = self.speculation.num_steps(max_steps)

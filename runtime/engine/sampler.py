@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -91,13 +92,13 @@ def sample(output: StepOutput, step: Step, outcomes: Mapping[Sequence, Outcome |
     masked = _masked(output, rows, outcomes) if outcomes else {}
     before = range(step.num_steps, 1, -1)
     tokens = [SampledToken(sequence, _found(output, row, sequence, back), None) for back in before for sequence, row in rows.items()]
-    read, drafts = frozenset(step.sampling.rows), {chunk.sequence: chunk.draft for chunk in step.chunks if chunk.draft}
+    read, drafts = frozenset(step.sampling.rows), {chunk.sequence: (chunk, *chunk.branches) for chunk in step.chunks if chunk.draft}
     for sequence, row in rows.items():
         sampled = _sample_one(output, row, masked.get(sequence), sequence, read)
         if isinstance(sampled, SampledToken):
             tokens.append(sampled)
-            if sequence in drafts and sampled.token_id == drafts[sequence][0]:
-                more, more_ends = _sample_drafted(output, row, drafts[sequence], sequence, outcomes.get(sequence), read)
+            if sequence in drafts:
+                more, more_ends = _sample_drafted(output, sampled.token_id, drafts[sequence], outcomes.get(sequence), read)
                 tokens += more
                 ends += more_ends
         else:
@@ -106,32 +107,35 @@ def sample(output: StepOutput, step: Step, outcomes: Mapping[Sequence, Outcome |
 
 
 def _sample_drafted(
-    output: StepOutput, row: int, draft: SequenceOf[int], sequence: Sequence, outcome: Outcome | None, read: frozenset[int]
+    output: StepOutput, token_id: int, chains: SequenceOf[Chunk], outcome: Outcome | None, read: frozenset[int]
 ) -> tuple[list[SampledToken], tuple[SequenceEnd, ...]]:
-    """The tokens after `row`'s, which was the first of the draft: each is sampled as it would be in a step of its own.
+    """The tokens after `token_id`, as far as one of the drafted `chains` foresaw them: each is sampled as it would be in a step of its own.
 
     So they are the tokens that would come without a draft, which only says how far the rows are of use: those after the first token
-    that the draft did not foresee follow one that did not come.
+    that no chain foresaw follow one that did not come.
     """
     tokens: list[SampledToken] = []
-    num_known, allowed = len(sequence.token_ids), outcome if isinstance(outcome, Allowed) else None
+    sequence, allowed = chains[0].sequence, outcome if isinstance(outcome, Allowed) else None
+    num_known = len(sequence.token_ids)
     try:
-        for i, token_id in enumerate(draft, 1):
+        for i in count(1):
+            chains = [chain for chain in chains if len(chain.draft) >= i and chain.draft[i - 1] == token_id]
+            if not chains:
+                return tokens, ()
             sequence.token_ids.append(token_id)  # penalties and the like look at them
-            masked = None
+            row, masked = chains[0].next_row + i, None
             if allowed is not None:
                 allowed = allowed.after(token_id)
                 if allowed is None:  # nobody has asked the grammar
                     return tokens, ()
                 if (end := _end(sequence, allowed)) is not None:
                     return tokens, (end,)
-                masked = apply_masks(output.rows([row + i]), [allowed.mask])[0]
-            sampled = _sample_one(output, row + i, masked, sequence, read)
+                masked = apply_masks(output.rows([row]), [allowed.mask])[0]
+            sampled = _sample_one(output, row, masked, sequence, read)
             if isinstance(sampled, SequenceEnd):
                 return tokens, (sampled,)
             tokens.append(sampled)
-            if i == len(draft) or sampled.token_id != draft[i]:
-                break
+            token_id = sampled.token_id
         return tokens, ()
     finally:
         del sequence.token_ids[num_known:]

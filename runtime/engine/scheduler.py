@@ -17,9 +17,12 @@ from types import MappingProxyType
 from cupola.runtime.engine.outputs import DraftCounts
 from cupola.runtime.engine.request import RankedLogprobs, Request, Sequence, Status
 from cupola.runtime.engine.sampler import Samples
-from cupola.runtime.engine.state_manager import Copies, StateManager
+from cupola.runtime.engine.state_manager import Copies, State, StateManager
 from cupola.runtime.engine.step import Chunk, Step, build_step
 from cupola.runtime.engine.stored_prefixes import StoredPrefixes
+from cupola.runtime.engine.token_tree import TokenTree, num_alike
+
+Branches = dict[Sequence, list[tuple[tuple[int, ...], State]]]
 
 
 class Scheduler:
@@ -55,6 +58,7 @@ class Scheduler:
         self.num_swapped_out = self.num_swapped_in = 0  # in blocks
         self.num_steps = self.num_step_tokens = 0  # of the model, when they went well
         self.draft_counts = DraftCounts()
+        self._branches: list[State] = []  # of the step under way
         self._changed: dict[str, Request] = {}  # a failed step keeps them for the next one
 
     def add(self, request: Request) -> None:
@@ -67,7 +71,7 @@ class Scheduler:
         """True if the next step is one of sequences that decode: no prompt is left to compute, and none is about to be."""
         return all(s.decoding for s in self.running) and not (self.waiting and len(self.running) < self.max_num_seqs)
 
-    def schedule(self, max_steps: int = 1, drafts: Mapping[Sequence, tuple[int, ...]] = MappingProxyType({})) -> Step:
+    def schedule(self, max_steps: int = 1, drafts: Mapping[Sequence, TokenTree] = MappingProxyType({})) -> Step:
         """Plans a step, in which the model may take up to `max_steps`; at least one request must be unfinished.
 
         `drafts` are tokens that may come next in decoding sequences. As many as there is room for are looked at in the same step.
@@ -103,14 +107,16 @@ class Scheduler:
             plan[sequence] = num_tokens = self._num_fitting(sequence, budget[False])
             copies += self._reserve(sequence, num_tokens) or []
             budget[False] -= num_tokens
-        drafts = self._fit_drafts(plan, drafts) if drafts else drafts
-        num_steps = 1 if drafts else self._choose_num_steps(plan, max_steps)
-        return build_step(plan, copies, self.states.block_size, self.states.num_sinks, num_steps, self.draws_tokens, drafts)
+        fitting, branches = self._fit_drafts(plan, drafts, copies) if drafts else ({}, {})
+        num_steps = 1 if fitting else self._choose_num_steps(plan, max_steps)
+        sizes = (self.states.block_size, self.states.num_sinks, num_steps)
+        return build_step(plan, copies, *sizes, self.draws_tokens, fitting, branches)
 
     def update(self, step: Step, samples: Samples) -> list[Request]:
         """Takes in what a step computed. Returns the requests that have something new."""
         self.num_steps += step.num_steps
         self.num_step_tokens += len(step.batch.tokens) + (step.num_steps - 1) * len(step.chunks)
+        self._choose_branches(step, samples)
         for chunk in step.chunks:
             # Who must wait for a grammar computes the last token again, to have its logits when the grammar has spoken.
             self._advance(chunk, chunk.end - (chunk.sequence in samples.delayed and not self.states.slots))
@@ -146,6 +152,7 @@ class Scheduler:
 
         So does what waits with blocks in the swap space: the step may have been about to fill them.
         """
+        self._release_branches()
         for sequence in self.waiting:
             self.states.forget_swapped(sequence.state)
         for sequence in list(self.running):
@@ -187,19 +194,64 @@ class Scheduler:
         states = [(sequence.state, sequence.num_computed_tokens) for sequence in plan]
         return num_steps if self.states.reserve_all(states, num_steps) else 1
 
-    def _fit_drafts(self, plan: Mapping[Sequence, int], drafts: Mapping[Sequence, tuple[int, ...]]) -> dict[Sequence, tuple[int, ...]]:
-        """As much of the drafts as the step, the sequences and the free blocks have room for, and reserves blocks for it."""
-        room, fitting = self.max_num_batched_tokens - sum(plan.values()), dict[Sequence, tuple[int, ...]]()
-        for sequence, draft in drafts.items():
+    def _fit_drafts(
+        self, plan: Mapping[Sequence, int], drafts: Mapping[Sequence, TokenTree], copies: Copies
+    ) -> tuple[dict[Sequence, tuple[int, ...]], Branches]:
+        """As much of the drafts as the step, the sequences and the free blocks have room for, and reserves blocks for it.
+
+        What is shared with a branch must be copied first, which is added to `copies`.
+        """
+        room = self.max_num_batched_tokens - sum(plan.values())
+        fitting, branches = dict[Sequence, tuple[int, ...]](), Branches()
+        for sequence, tree in drafts.items():
             if plan.get(sequence) != 1 or sequence.state.runs_sinks:
                 continue
             start, num_known = sequence.num_computed_tokens, len(sequence.token_ids)
             alike = self.states.most_new_tokens(start, num_known) - 1
-            draft = draft[: max(0, min(room, alike, sequence.request.spec.max_length - num_known - 1))]
-            if draft and self.states.reserve(sequence.state, start, num_known + len(draft)) is not None:  # its last block is its own by now
-                fitting[sequence] = draft
-                room -= len(draft)
-        return fitting
+            most = max(0, min(room, alike, sequence.request.spec.max_length - num_known - 1))
+            trunk = tree.trunk[:most]
+            if trunk and self.states.reserve(sequence.state, start, num_known + len(trunk)) is not None:  # its last block is its own by now
+                fitting[sequence] = trunk
+                room -= len(trunk)
+                for chain in (branch[:most] for branch in tree.branches):
+                    if num_alike(trunk, chain) == min(len(trunk), len(chain)) or len(chain) >= room or self.states.sinks:
+                        continue
+                    if (state := self._branch(sequence, num_known + len(chain), copies)) is not None:
+                        branches.setdefault(sequence, []).append((chain, state))
+                        room -= 1 + len(chain)
+        return fitting, branches
+
+    def _branch(self, sequence: Sequence, end: int, copies: Copies) -> State | None:
+        """Blocks of its own for a chain up to token `end` that branches off a sequence; None if there are too few free ones."""
+        state = self.states.fork(sequence.state)
+        moved = self.states.reserve(state, sequence.num_computed_tokens, end)
+        if moved is None:
+            self.states.release(state)
+            return None
+        copies += moved
+        self._branches.append(state)
+        return state
+
+    def _choose_branches(self, step: Step, samples: Samples) -> None:
+        """Gives sequences the blocks of the branch that came, where one did, and lets go of the others."""
+        if not self._branches:
+            return
+        came: dict[Sequence, list[int]] = {}
+        for sample in samples.tokens:
+            came.setdefault(sample.sequence, []).append(sample.token_id)
+        for chunk in (chunk for chunk in step.chunks if chunk.branches):
+            sequence = chunk.sequence
+            chosen = max((chunk, *chunk.branches), key=lambda chain: num_alike(chain.draft, came.get(sequence, ())))  # of equals the first
+            if chosen is not chunk:
+                self._branches.remove(chosen.state)
+                self._branches.append(sequence.state)
+                sequence.state = chosen.state
+        self._release_branches()
+
+    def _release_branches(self) -> None:
+        for state in self._branches:
+            self.states.release(state)
+        self._branches.clear()
 
     def _num_fitting(self, sequence: Sequence, budget: int) -> int:
         num_tokens, states = min(sequence.num_new_tokens, budget), self.states
@@ -275,7 +327,7 @@ class Scheduler:
     def _count_draft(self, chunk: Chunk) -> None:
         num_right = max(0, len(chunk.sequence.token_ids) - chunk.end - 1)
         for counts in (self.draft_counts, chunk.sequence.request.draft_counts):
-            counts.add(len(chunk.draft), num_right)
+            counts.add(sum(len(chain.draft) for chain in (chunk, *chunk.branches)), num_right)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: RankedLogprobs | None) -> None:
         request = sequence.request

@@ -15,10 +15,11 @@ from operator import mul
 from typing import NamedTuple
 
 from cupola.runtime.engine.acceptance import Acceptance
-from cupola.runtime.engine.proposers.proposer import Context, Draft, Proposer
+from cupola.runtime.engine.proposers.proposer import NO_DRAFT, Context, Draft, Proposer
 from cupola.runtime.engine.request import Request, Sequence
 from cupola.runtime.engine.step import Step
 from cupola.runtime.engine.step_costs import StepCosts
+from cupola.runtime.engine.token_tree import TokenTree, choose_branch, num_alike
 from cupola.runtime.errors import EngineError
 
 FEW_ROWS = 16  # of a step, which CPUs multiply and attend to as they do one (`targets/cpu/attention/paged.py`)
@@ -27,14 +28,28 @@ MIN_GAIN = 1.1  # by which tokens must come faster, as it is expected, for a dra
 HOPEFUL = 0.25  # drafted tokens a step that were right lately, from which on the model is not left to go on by itself
 RECENT = 0.2  # the share of one step in that
 PROBE_STEPS = 128  # steps without a draft after which one that costs time is made again, to learn whether it is worth it by now
+INSTEAD = 1 << 16  # is added to a draft's evidence for the chance of its first token that is not the trunk's
 SHARE = 0.1  # of one step in the average of the host's seconds
 
 
 class _Made(NamedTuple):
-    """A draft, and how many tokens the sequence had."""
+    """The drafts of a sequence, that which is expected to bring the most first, and how many tokens the sequence had."""
 
     num_known: int
-    draft: Draft
+    drafts: tuple[Draft, ...]
+
+    @property
+    def trunk(self) -> Draft:
+        """The first draft, or none."""
+        return self.drafts[0] if self.drafts else NO_DRAFT
+
+    @property
+    def branch(self) -> tuple[Draft, int] | None:
+        """The first draft that says something else than the trunk at some token, and the number of that."""
+        for draft in self.drafts[1:]:
+            if (place := num_alike(self.trunk.token_ids, draft.token_ids)) < min(len(self.trunk.token_ids), len(draft.token_ids)):
+                return draft, place
+        return None
 
 
 class Speculation:
@@ -54,7 +69,7 @@ class Speculation:
         self._num_right = 0.0  # drafted tokens a step and sequence, lately
         self._num_without = 0  # steps of the model since a draft was made
 
-    def draft(self, running: SequenceOf[Sequence], max_steps: int) -> dict[Sequence, tuple[int, ...]]:
+    def draft(self, running: SequenceOf[Sequence], max_steps: int) -> dict[Sequence, TokenTree]:
         """The drafted tokens to bring into the next step, by sequence, if all running ones decode.
 
         Args:
@@ -76,11 +91,22 @@ class Speculation:
         most = MAX_DRAFT if self.proposer.is_free else self._plan_length(list(rooms), len(running), costs, plain)
         if not most:
             return {}
-        drafts = self._propose({sequence: min(most, room) for sequence, room in rooms.items()}, most)
-        self._made = {sequence: _Made(len(sequence.token_ids), draft) for sequence, draft in drafts.items()}
-        chances = [self._chances(sequence, draft.evidence, len(draft.token_ids)) for sequence, draft in drafts.items()]
+        self._made = self._propose({sequence: min(most, room) for sequence, room in rooms.items()}, most)
+        chances = [self._chances(sequence, made.trunk.evidence, len(made.trunk.token_ids)) for sequence, made in self._made.items()]
         lengths = choose_lengths(chances, costs, len(running), plain)
-        return {sequence: made.token_ids[:length] for (sequence, made), length in zip(drafts.items(), lengths, strict=True) if length}
+        count = len(running) + sum(lengths)
+        total = len(running) + sum(sum(draft[:length]) for draft, length in zip(chances, lengths, strict=True))
+        trees: dict[Sequence, TokenTree] = {}
+        for (sequence, made), length in zip(self._made.items(), lengths, strict=True):
+            if not length:
+                continue
+            trees[sequence] = tree = TokenTree(made.trunk.token_ids[:length])
+            if (branch := made.branch) is not None and branch[1] < length:
+                gains = self._branch_gains(sequence, made.trunk, *branch)
+                if num_used := choose_branch(gains, total, count, costs):
+                    trees[sequence] = tree._replace(branches=(branch[0].token_ids[:num_used],))
+                    total, count = total + sum(gains[:num_used]), count + 1 + num_used
+        return trees
 
     def num_steps(self, max_steps: int) -> int:
         """How many steps the model may take by itself: while drafts are right, one, since the next draft may be, too."""
@@ -104,12 +130,20 @@ class Speculation:
         for sequence in request.sequences:
             self.proposer.forget(context_of(sequence, 1))
 
-    def _propose(self, rooms: dict[Sequence, int], most: int) -> dict[Sequence, Draft]:
+    def _propose(self, rooms: dict[Sequence, int], most: int) -> dict[Sequence, _Made]:
         start = time.perf_counter()
         made = self.proposer.propose([context_of(sequence, room) for sequence, room in rooms.items()])
         self._drafting.observe(most, time.perf_counter() - start)
         self._num_without = 0
-        return {sequence: self._checked(draft, sequence) for sequence, draft in zip(rooms, made, strict=True)}
+        return {sequence: self._ordered(draft, sequence) for sequence, draft in zip(rooms, made, strict=True)}
+
+    def _ordered(self, draft: Draft, sequence: Sequence) -> _Made:
+        """A sequence's drafts, those first that are expected to bring the most."""
+        drafts = [self._checked(one, sequence) for one in (draft, *draft.others)]
+        if len(drafts) > 1:
+            drafts = [one for one in drafts if one.token_ids]
+            drafts.sort(key=lambda one: -sum(self._chances(sequence, one.evidence, len(one.token_ids))))
+        return _Made(len(sequence.token_ids), tuple(drafts))
 
     def _checked(self, draft: Draft, sequence: Sequence) -> Draft:
         """A draft up to a token that would end the sequence: nothing may follow it."""
@@ -135,14 +169,28 @@ class Speculation:
         """The chance of each token of a draft, and of all before it, to be right."""
         return list(accumulate(repeat(self.acceptance.chance(sequence.name, evidence), length), mul))
 
+    def _branch_gains(self, sequence: Sequence, trunk: Draft, branch: Draft, place: int) -> list[float]:
+        """What each token of a branch that differs from the trunk from token `place` on is expected to bring."""
+        chance = self.acceptance.chance(sequence.name, trunk.evidence) ** place
+        chance *= self.acceptance.chance(sequence.name, branch.evidence + INSTEAD)
+        after = self._chances(sequence, branch.evidence, len(branch.token_ids) - place - 1)
+        return [0.0] * place + [chance, *(chance * more for more in after)]
+
     def _learn(self) -> None:
         """Holds the drafts that were made against what came."""
-        made, self._made = self._made, {}
-        for sequence, (num_known, draft) in made.items():
-            came = sequence.token_ids[num_known : num_known + len(draft.token_ids)]
-            num_right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft.token_ids, came, strict=False)))
-            if came and draft.token_ids:
-                self.acceptance.observe(sequence.name, draft.evidence, num_right, num_right < len(came))
+        all_made, self._made = self._made, {}
+        for sequence, made in all_made.items():
+            for draft in made.drafts:
+                came = sequence.token_ids[made.num_known : made.num_known + len(draft.token_ids)]
+                num_right = num_alike(draft.token_ids, came)
+                if came and draft.token_ids:
+                    self.acceptance.observe(sequence.name, draft.evidence, num_right, num_right < len(came))
+            if (branch := made.branch) is not None:
+                came = sequence.token_ids[made.num_known :]
+                draft, place = branch
+                if len(came) > place <= num_alike(draft.token_ids, came):
+                    is_right = came[place] == draft.token_ids[place]
+                    self.acceptance.observe(sequence.name, draft.evidence + INSTEAD, int(is_right), not is_right)
 
 
 def context_of(sequence: Sequence, most: int) -> Context:

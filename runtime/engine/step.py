@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -13,12 +14,15 @@ from cupola.runtime.device.interface import Batch, Int32, SamplingPlan
 from cupola.runtime.engine.block_pool import BlockTable
 from cupola.runtime.engine.draws import uniform_columns
 from cupola.runtime.engine.request import Sequence
+from cupola.runtime.engine.state_manager import State
 
 
 class Chunk(NamedTuple):
     """Tokens `start` to `end` of a sequence, and drafted ones after them.
 
     Those from `logits_start` on have logits, from row `first_row` of the step's; so has each drafted one.
+
+    What may come instead of the draft is branches: chunks of the sequence that begin with the same token and write to blocks of their own.
     """
 
     sequence: Sequence
@@ -30,6 +34,13 @@ class Chunk(NamedTuple):
     first_index: int  # of the first token among those that the sequence's tables show
     first_position: int
     draft: tuple[int, ...] = ()  # what may come next, for the model to look at in the same step; only where `samples`
+    branches: tuple[Chunk, ...] = ()
+    own_state: State | None = None  # of a branch
+
+    @property
+    def state(self) -> State:
+        """Where K and V of its tokens stand."""
+        return self.sequence.state if self.own_state is None else self.own_state
 
     @property
     def num_tokens(self) -> int:
@@ -68,11 +79,12 @@ def build_step(
     num_steps: int = 1,
     draws_tokens: bool = False,
     drafts: Mapping[Sequence, tuple[int, ...]] = MappingProxyType({}),
+    branches: Mapping[Sequence, SequenceOf[tuple[tuple[int, ...], State]]] = MappingProxyType({}),
 ) -> Step:
     """The step that computes the next `plan[sequence]` tokens of each sequence, and then perhaps more; their blocks must be reserved.
 
-    `drafts` are tokens that may come next in sequences of which all known tokens are planned. A model that `draws_tokens` finds those too
-    that are not the likeliest.
+    `drafts` are tokens that may come next in sequences of which all known tokens are planned, `branches` such as may come in their place,
+    with a state for each. A model that `draws_tokens` finds those too that are not the likeliest.
 
     Where a sequence's window moved on, its first `num_sinks` tokens run besides, at the positions before the window.
     """
@@ -81,10 +93,16 @@ def build_step(
         chunk = _chunk(sequence, num_tokens, num_rows, drafts.get(sequence, ()))
         chunks.append(chunk)
         num_rows += chunk.num_rows
+    for i, chunk in enumerate(chunks if branches else ()):
+        for draft, state in branches.get(chunk.sequence, ()):
+            branch = chunk._replace(first_row=num_rows, draft=draft, branches=(), own_state=state)
+            chunks[i] = chunks[i]._replace(branches=(*chunks[i].branches, branch))
+            num_rows += branch.num_rows
+    every = [*chunks, *(branch for chunk in chunks for branch in chunk.branches)]
     sinks = _sinks(plan, num_sinks, num_rows) if num_sinks else []
-    sampling = SamplingPlan(num_steps, tuple(_read_rows(chunks, draws_tokens)))
-    batch = _batch(chunks + sinks, tuple(copies), block_size)
-    return Step(batch._replace(draws=_draws(chunks, sampling, num_rows)) if draws_tokens else batch, tuple(chunks), sampling)
+    sampling = SamplingPlan(num_steps, tuple(_read_rows(every, draws_tokens)))
+    batch = _batch(every + sinks, tuple(copies), block_size)
+    return Step(batch._replace(draws=_draws(every, sampling, num_rows)) if draws_tokens else batch, tuple(chunks), sampling)
 
 
 def _sinks(sequences: Iterable[Sequence], num_sinks: int, num_rows: int) -> list[Chunk]:
@@ -135,8 +153,8 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_
         tokens += chunk.draft
         positions += range(chunk.first_position, chunk.first_position + chunk.num_tokens)
         query_starts.append(len(tokens))
-    tables_of_groups = list(zip(*[chunk.sequence.state.tables for chunk in chunks], strict=True))
-    slots = [chunk.sequence.state.slot[0] for chunk in chunks if chunk.sequence.state.slot]
+    tables_of_groups = list(zip(*[chunk.state.tables for chunk in chunks], strict=True))
+    slots = [chunk.state.slot[0] for chunk in chunks if chunk.state.slot]
     return Batch(
         tokens=np.array(tokens, np.int32),
         positions=np.array(positions, np.int32),

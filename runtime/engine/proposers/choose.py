@@ -10,12 +10,17 @@ from cupola.runtime.engine.proposers.draft_model import CHUNK, DraftModelPropose
 from cupola.runtime.engine.proposers.function import FunctionProposer
 from cupola.runtime.engine.proposers.ngram import NGramProposer
 from cupola.runtime.engine.proposers.proposer import Proposer
+from cupola.runtime.engine.proposers.several import SeveralProposers
 from cupola.runtime.engine.proposers.suffix import SuffixProposer
 from cupola.runtime.engine.speculative import DRAFT, FIELD, Speculative, check_speculative
 from cupola.runtime.errors import OptionError
 from cupola.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
-BY_NAME: dict[str, Callable[[], Proposer]] = {"ngram": NGramProposer, "suffix": SuffixProposer, "auto": NGramProposer}
+BY_NAME: dict[str, Callable[[], Proposer]] = {
+    "ngram": NGramProposer,
+    "suffix": SuffixProposer,
+    "auto": lambda: SeveralProposers(NGramProposer(), SuffixProposer()),
+}
 
 
 def make_proposer(

@@ -31,10 +31,12 @@ class Draft(NamedTuple):
         token_ids: at most as many as were asked for; none is no guess.
         evidence: how much speaks for them, such as the tokens before them that were found elsewhere too. Guesses of like evidence are
             expected to be right alike often; its numbers have no other meaning.
+        others: what may come instead.
     """
 
     token_ids: tuple[int, ...] = ()
     evidence: int = 0
+    others: tuple[Draft, ...] = ()
 
 
 NO_DRAFT = Draft()

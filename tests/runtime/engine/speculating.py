@@ -20,16 +20,19 @@ class Oracle:
     Args:
         answers: the outputs to come, by the sequence's name.
         num_right: how many tokens of a draft are right, drawn anew for each from 0 to this.
+        num_others: other drafts that it gives along, right as often.
     """
 
     is_free = True
 
-    def __init__(self, answers: Callable[[str], Sequence[int]], num_right: int, seed: int = 0) -> None:
+    def __init__(self, answers: Callable[[str], Sequence[int]], num_right: int, seed: int = 0, num_others: int = 0) -> None:
         self._answers, self._num_right, self._random = answers, num_right, np.random.default_rng(seed)
+        self._num_others = num_others
         self.known: set[str] = set()
 
     def propose(self, contexts: Sequence[Context]) -> list[Draft]:
-        return [self._draft(context) for context in contexts]
+        drafts = [[self._draft(context) for _ in range(1 + self._num_others)] for context in contexts]
+        return [first._replace(others=tuple(others)) for first, *others in drafts]
 
     def _draft(self, context: Context) -> Draft:
         self.known.add(context.name)

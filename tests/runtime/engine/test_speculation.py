@@ -74,11 +74,14 @@ def answers(chosen: Sequence[int]) -> Callable[[str], list[int]]:
     num_swap_blocks=st.sampled_from([0, 6, 60]),
     failures=st.sets(st.integers(0, 30), max_size=3),
     aborted=st.integers(0, 20),
+    num_others=st.integers(0, 2),
 )
-def test_random_schedules(monkeypatch, chosen, num_right, num_blocks, budget, max_num_seqs, caching, num_swap_blocks, failures, aborted):
+def test_random_schedules(
+    monkeypatch, chosen, num_right, num_blocks, budget, max_num_seqs, caching, num_swap_blocks, failures, aborted, num_others
+):
     """Batches, chunked prompts, preemption, swapping, the prefix cache, failed steps: with drafts each request gets what it gets alone."""
     options = {"max_num_batched_tokens": budget, "max_num_seqs": max_num_seqs, "enable_prefix_caching": caching}
-    oracle = Oracle(answers(chosen), num_right, seed=budget)
+    oracle = Oracle(answers(chosen), num_right, seed=budget, num_others=num_others)
     engine = speculate(make_engine(num_blocks, num_swap_blocks, **options), oracle, monkeypatch)
     for i, kind in enumerate(chosen):
         engine.add_request(str(i), *requests()[kind])
@@ -118,9 +121,26 @@ def test_drafts_bring_tokens_sooner(monkeypatch):
     assert stats.num_step_tokens == len(PROMPT) + stats.num_steps - 1 + stats.num_draft_tokens
 
 
+def test_trees_accept_more_than_chains(monkeypatch):
+    """Each chain is right as often; the blocks of the one that came are the sequence's from then on, and the prefix cache's."""
+    reference, steps = greedy_reference(PROMPT, 40, stop=False), []
+    for num_others in (0, 1):
+        engine = speculate(make_engine(), Oracle(lambda _: reference, 4, num_others=num_others), monkeypatch)
+        engine.add_request("a", PROMPT, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
+        assert run_all(engine)["a"].outputs[0].token_ids == reference
+        stats = engine.stats()
+        steps.append(stats.num_steps)
+        assert stats.num_steps == 40 - stats.num_accepted_tokens
+        engine.add_request("b", [*PROMPT, *reference[:30]], SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
+        output = run_all(engine)["b"]
+        assert output.outputs[0].token_ids == reference[30:36] and output.num_cached_tokens == 34 // BLOCK * BLOCK
+        engine.check_idle()
+    assert steps[1] < 0.9 * steps[0]
+
+
 @pytest.mark.parametrize(("windows", "options"), [((0, 8), {}), ((6, 0, 3), {"enable_prefix_caching": False})])
 def test_windows(monkeypatch, windows, options):
-    engine = speculate(make_engine(64, windows=windows, **options), Oracle(answers(range(5)), 5), monkeypatch)
+    engine = speculate(make_engine(64, windows=windows, **options), Oracle(answers(range(5)), 5, num_others=1), monkeypatch)
     assert generate(engine, requests()[:5]) == expected()[:5]
     assert engine.stats().num_accepted_tokens > 20
 
@@ -142,7 +162,7 @@ def test_models_that_draw(monkeypatch):
     chosen = [i for i, kind in enumerate(KINDS) if set(kind) <= {"temperature", "seed", "top_k", "top_p", "min_p"}]
     plain = [(prompt, params) for prompt, params in (requests()[i] for i in chosen)] + [(PROMPT, SamplingParams(seed=5, top_p=0.7, **LONG))]
     wanted = generate(make_engine(), plain)
-    engine = speculate(drawing_engine(), Oracle(lambda name: wanted[int(name[0])][0][0], 5), monkeypatch)
+    engine = speculate(drawing_engine(), Oracle(lambda name: wanted[int(name[0])][0][0], 5, num_others=1), monkeypatch)
     assert generate(engine, plain) == wanted
     assert engine.executor.num_read == 0 and engine.stats().num_accepted_tokens > 20
 
