@@ -10,6 +10,8 @@ import pytest
 
 import cupola
 import cupola.runtime.engine.speculation as speculation
+from cupola.runtime.engine.proposers.function import FunctionProposer
+from cupola.runtime.engine.proposers.several import SeveralProposers
 from cupola.runtime.errors import OptionError
 from tests.e2e.tiny_models import SIZES, tiny_model
 from tests.runtime.tiny_artifact import make_artifact
@@ -50,7 +52,7 @@ def plain(folder: Path) -> list[object]:
     return answers(cupola.LLM(folder, max_num_seqs=1, enable_prefix_caching=False), together=False)
 
 
-@pytest.mark.parametrize("name", ["ngram", "suffix", "draft", "function"])
+@pytest.mark.parametrize("name", ["ngram", "suffix", "auto", "draft", "function"])
 def test_answers_are_the_same(folder: Path, plain: list[object], eager: None, name: str) -> None:
     """Alone without drafts, and in a batch with them. As a draft model the model knows what it says itself, if it takes the likeliest."""
     given: dict[str, Any] = {"draft": f"draft:{folder}", "function": lambda token_ids, most: token_ids[-9:]}
@@ -78,6 +80,8 @@ def test_rows_have_the_bits_of_one(tmp_path: Path, eager: None, quant: str, kv_d
     llm = cupola.LLM(artifact, max_num_seqs=1, enable_prefix_caching=False, speculative=propose)
     assert answers(llm, together=False) == expected
     assert llm.stats().num_accepted_tokens > 100 and llm.notes == ()
+    llm.engine.speculation.proposer = SeveralProposers(FunctionProposer(propose), FunctionProposer(propose))  # trees
+    assert answers(llm, together=False) == expected
 
 
 def test_a_model_of_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
