@@ -48,8 +48,8 @@ class LLM:
         enable_prefix_caching: whether prompts share the K/V of equal beginnings.
         seed: for requests whose SamplingParams have none; without it they differ from one LLM to the next.
         max_logprobs: the most log-probabilities a token that a request may ask for; -1 is the whole vocabulary.
-        num_scheduler_steps: tokens that may come at once where all sequences take the most likely: the model then goes on by itself, for as
-            many steps as 16 ms are enough for. 1 is a token at a time.
+        num_scheduler_steps: tokens that may come at once where temperature, top-k, top-p and min-p say all of how they come: the model then
+            goes on by itself, for as many steps as 16 ms are enough for. 1 is a token at a time.
         attention_sinks: of a sequence's first tokens, keep so many, in whole blocks, and of its latest `attention_window`: it may then go
             on past the context, in the same memory and time a token, and forgets what lies between. For models that see distances between
             tokens and no positions, and have no windows of their own.

@@ -39,7 +39,7 @@ CheckpointInterval = Annotated[
 ]
 SchedulerSteps = Annotated[
     int,
-    Option("--num-scheduler-steps", help="Tokens of an answer that may come at once, within 16 ms, where the most likely is taken."),
+    Option("--num-scheduler-steps", help="Tokens of an answer that may come at once, within 16 ms, unless the host chooses them."),
 ]
 KVMemory = Annotated[
     str | None,

@@ -27,9 +27,10 @@ from cupola.targets.cpu.rows.elementwise import schedule_elementwise
 from cupola.targets.cpu.rows.embedding import lower_embedding, lower_take
 from cupola.targets.cpu.rows.norm import lower_layer_norm, lower_rms_norm
 from cupola.targets.cpu.rows.rotary import lower_rotary
+from cupola.targets.cpu.rows.sample import lower_sample
 from cupola.targets.cpu.state_layout import LAYOUT
 from cupola.targets.native.link import link_elf
-from cupola.targets.ops import Argmax, BlockMaxima
+from cupola.targets.ops import Argmax, BlockMaxima, Sample
 
 RULES = (
     lower_int8_linear,
@@ -47,6 +48,7 @@ RULES = (
     lower_take,
     lower_embedding,
     lower_block_maxima,
+    lower_sample,
     lower_argmax,
 )
 
@@ -65,7 +67,7 @@ def cpu_target(isa: ISA) -> Target:
         abilities=abilities(isa),
         state=LAYOUT,
         kernels=rules,
-        optional=(BlockMaxima, Argmax),
+        optional=(BlockMaxima, Argmax, Sample),
         schedules=schedules,
         probes=partial(probes, isa),
         link=partial(link_elf, triple),

@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
-from cupola.runtime.artifact.inputs import MAX_STEPS, MAXIMA_BLOCK
+from cupola.runtime.artifact.inputs import DRAW_COLUMNS, MAX_STEPS, MAXIMA_BLOCK, UNIFORMS
 from cupola.targets.cpu.emit.loops import for_each
 from cupola.targets.cpu.emit.simd import Buffer, Value, argument, local, name, prim_func
 from cupola.targets.cpu.isa import ISA
@@ -19,54 +19,90 @@ INFINITY_BITS, MAGNITUDE_BITS = 0x7F800000, 0x7FFFFFFF  # of float32; a magnitud
 
 
 def lower_argmax(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """`Argmax`; the same code for every instruction set."""
+    """`Argmax`; the same code for every instruction set. Where tokens are `chosen` they are taken."""
     op = Argmax.match(call)
-    if op is None or op.chosen is not None:
+    if op is None:
         return None
-    width = int(op.logits.ty.shape[1])
-    function = builder.add_func(_build(width, op.block_size, len(op.further) // 2), f"argmax_{width}")
-    arguments = [op.logits, op.maxima, op.tokens, op.positions, op.slots, op.context_lens, op.block_tables, *op.further]
-    return relax.op.call_tir(function, relax.Tuple(arguments), out_ty=call.ty)
+    width, num_further = int(op.logits.ty.shape[1]), len(op.further) // 2
+    inputs = [op.tokens, op.positions, op.slots, op.context_lens, op.block_tables, *op.further]
+    if op.chosen is None:
+        function = builder.add_func(_argmax(width, op.block_size, num_further), f"argmax_{width}")
+        return relax.op.call_tir(function, relax.Tuple([op.logits, op.maxima, *inputs]), out_ty=call.ty)
+    function = builder.add_func(_take_chosen(op.block_size, num_further), "take_chosen")
+    return relax.op.call_tir(function, relax.Tuple([op.chosen, op.draws, *inputs]), out_ty=call.ty)
 
 
 @cache
-def _build(width: int, block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
+def _argmax(width: int, block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
     num_blocks = -(-width // MAXIMA_BLOCK)
 
     def body() -> None:
-        n, batch, rows, max_blocks = (T.int64() for _ in range(4))
+        rows = T.int64()
         logits = argument("logits", (rows, width), "float32")
         maxima = argument("maxima", (rows, num_blocks), "float32")
-        tokens, positions, slots = (argument(label, (n,), "int32") for label in ("tokens", "positions", "slots"))
-        context_lens = argument("context_lens", (batch,), "int32")
-        groups = [(slots, argument("block_tables", (batch, max_blocks), "int32"), max_blocks)]
-        for group in range(1, num_further + 1):
-            more_slots, width_of_table = argument(f"slots_{group}", (n,), "int32"), T.int64()
-            groups.append((more_slots, argument(f"block_tables_{group}", (batch, width_of_table), "int32"), width_of_table))
+        inputs = _Inputs(num_further)
         out = argument("out", (MAX_STEPS, rows), "int32")
 
         def choose(row: Value) -> None:
-            with T.serial(MAX_STEPS - 1) as step:
-                T.buffer_store(out, out[step + 1, row], [step, row])
-            start = name(_find_largest(maxima, row, T.int64(0), T.int64(num_blocks)) * MAXIMA_BLOCK)
-            token = name(start + _find_largest(logits, row, start, name(T.min(T.int64(width) - start, T.int64(MAXIMA_BLOCK)))))
-            chosen = T.Select(_any_is_nan(maxima, row, num_blocks), T.int32(-1), T.cast(token, "int32"))
-            T.buffer_store(out, chosen, [MAX_STEPS - 1, row])
+            start = name(find_largest(maxima, row, T.int64(0), T.int64(num_blocks)) * MAXIMA_BLOCK)
+            token = name(start + find_largest(logits, row, start, name(T.min(T.int64(width) - start, T.int64(MAXIMA_BLOCK)))))
+            _add(out, row, T.Select(any_is_nan(maxima, row, num_blocks), T.int32(-1), T.cast(token, "int32")))
 
         for_each(rows, num_blocks, choose)
-        with T.If(T.And(n == batch, n == rows)), T.Then(), T.serial(n) as i:
-            index = name(context_lens[i])  # of the next token, among those that the tables show
-            T.buffer_store(tokens, T.max(out[MAX_STEPS - 1, i], 0), [i])  # a token for the embedding, whatever comes of it
-            T.buffer_store(positions, positions[i] + 1, [i])
-            for its_slots, tables, num_columns in groups:
-                column = T.min(T.cast(index // block_size, "int64"), num_columns - 1)  # past the end, nobody goes on
-                T.buffer_store(its_slots, tables[i, column] * block_size + index % block_size, [i])
-            T.buffer_store(context_lens, index + 1, [i])
+        inputs.go_on(rows, out, block_size)
 
     return prim_func(body)
 
 
-def _find_largest(x: Buffer, row: Value, start: Value, count: Value) -> Value:
+@cache
+def _take_chosen(block_size: int, num_further: int) -> tvm.tirx.PrimFunc:
+    def body() -> None:
+        rows = T.int64()
+        chosen = argument("chosen", (rows,), "int32")
+        draws = argument("draws", (rows, DRAW_COLUMNS), "int32")
+        inputs = _Inputs(num_further)
+        out = argument("out", (MAX_STEPS, rows), "int32")
+        with T.serial(rows) as row:
+            _add(out, row, chosen[row])
+            with T.serial(2 * (MAX_STEPS - 1)) as half:
+                T.buffer_store(draws, draws[row, UNIFORMS + 2 + half], [row, UNIFORMS + half])
+        inputs.go_on(rows, out, block_size)
+
+    return prim_func(body)
+
+
+def _add(out: Buffer, row: Value, token: Value) -> None:
+    """Moves the tokens of steps before up by one, and writes the last."""
+    with T.serial(MAX_STEPS - 1) as step:
+        T.buffer_store(out, out[step + 1, row], [step, row])
+    T.buffer_store(out, token, [MAX_STEPS - 1, row])
+
+
+class _Inputs:
+    """The arguments that the next step takes, which are changed where every sequence goes on."""
+
+    def __init__(self, num_further: int) -> None:
+        self.n, self.batch, max_blocks = (T.int64() for _ in range(3))
+        self.tokens, self.positions, slots = (argument(label, (self.n,), "int32") for label in ("tokens", "positions", "slots"))
+        self.context_lens = argument("context_lens", (self.batch,), "int32")
+        self.groups = [(slots, argument("block_tables", (self.batch, max_blocks), "int32"), max_blocks)]
+        for group in range(1, num_further + 1):
+            more_slots, columns = argument(f"slots_{group}", (self.n,), "int32"), T.int64()
+            self.groups.append((more_slots, argument(f"block_tables_{group}", (self.batch, columns), "int32"), columns))
+
+    def go_on(self, rows: Value, out: Buffer, block_size: int) -> None:
+        """Each sequence, if all bring one token and want its logits."""
+        with T.If(T.And(self.n == self.batch, self.n == rows)), T.Then(), T.serial(self.n) as i:
+            index = name(self.context_lens[i])  # of the next token, among those that the tables show
+            T.buffer_store(self.tokens, T.max(out[MAX_STEPS - 1, i], 0), [i])  # a token for the embedding, whatever comes of it
+            T.buffer_store(self.positions, self.positions[i] + 1, [i])
+            for slots, tables, columns in self.groups:
+                column = T.min(T.cast(index // block_size, "int64"), columns - 1)  # past the end, nobody goes on
+                T.buffer_store(slots, tables[i, column] * block_size + index % block_size, [i])
+            T.buffer_store(self.context_lens, index + 1, [i])
+
+
+def find_largest(x: Buffer, row: Value, start: Value, count: Value) -> Value:
     """Where, from `start` on, the first of the largest of a row's numbers is."""
     found, largest = local(1, "int64"), local(1)
     T.buffer_store(found, T.int64(0), [0])
@@ -79,7 +115,7 @@ def _find_largest(x: Buffer, row: Value, start: Value, count: Value) -> Value:
     return found[0]
 
 
-def _any_is_nan(x: Buffer, row: Value, count: int) -> Value:
+def any_is_nan(x: Buffer, row: Value, count: int) -> Value:
     """By their bits: TVM's simplifier takes for granted that a number equals itself."""
     highest = local(1, "int32")
     T.buffer_store(highest, T.int32(0), [0])
