@@ -16,9 +16,10 @@ from tvm.tirx.script import builder as T
 
 from cupola.runtime.artifact.inputs import DRAW_COLUMNS, LIMIT, MAXIMA_BLOCK, ONE, TEMPERATURE, TOP_K, TOP_P, UNIFORMS
 from cupola.targets.cpu.emit.loops import sweep
-from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, pieces, prim_func, splat, tree, typed
+from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, pieces, prim_func, splat, tree
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.rows.argmax import INFINITY_BITS, MAGNITUDE_BITS, any_is_nan, find_largest
+from cupola.targets.emit import typed
 from cupola.targets.ops import Sample
 
 STRETCHES = 16  # of a row, for threads to share; not their number, which would change the order of sums
