@@ -222,7 +222,10 @@ class Engine:
             step = self.scheduler.schedule(max_steps, drafts)
             self._grammars.ask(step)  # they think while the model runs
             output, seconds = self._run(step)
-            changed = self.scheduler.update(step, sample(output, step, self._grammars.take(step)))
+            samples = sample(output, step, self._grammars.take(step))
+            if self.speculation is not None:
+                self.speculation.hear(step, output)
+            changed = self.scheduler.update(step, samples)
             if self.speculation is not None:
                 self.speculation.observe(step, seconds, time.perf_counter() - start - seconds * step.num_steps)
             for request in changed:

@@ -9,13 +9,15 @@ brought into a step.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from itertools import accumulate, repeat, takewhile
 from operator import mul
 from typing import NamedTuple
 
+from cupola.runtime.device.interface import StepOutput
 from cupola.runtime.engine.acceptance import Acceptance
-from cupola.runtime.engine.proposers.proposer import NO_DRAFT, Context, Draft, Proposer
+from cupola.runtime.engine.proposers.proposer import NO_DRAFT, Context, Draft, Explorer, Proposer
 from cupola.runtime.engine.request import Request, Sequence
 from cupola.runtime.engine.step import Step
 from cupola.runtime.engine.step_costs import StepCosts
@@ -28,7 +30,7 @@ MIN_GAIN = 1.1  # by which tokens must come faster, as it is expected, for a dra
 HOPEFUL = 0.25  # drafted tokens a step that were right lately, from which on the model is not left to go on by itself
 RECENT = 0.2  # the share of one step in that
 PROBE_STEPS = 128  # steps without a draft after which one that costs time is made again, to learn whether it is worth it by now
-INSTEAD = 1 << 16  # is added to a draft's evidence for the chance of its first token that is not the trunk's
+INSTEAD = 1 << 16  # stands for the evidence of a branch's first token that is not the trunk's
 SHARE = 0.1  # of one step in the average of the host's seconds
 
 
@@ -66,10 +68,20 @@ class Speculation:
         self._drafting = StepCosts()  # of the proposer, by how many tokens it is asked for
         self._made: dict[Sequence, _Made] = {}
         self._host_seconds = 0.0  # of a step of the engine, beside those of the model and the proposer
+        self._asking_seconds = 0.0
         self._num_right = 0.0  # drafted tokens a step and sequence, lately
         self._num_without = 0  # steps of the model since a draft was made
 
     def draft(self, running: SequenceOf[Sequence], max_steps: int) -> dict[Sequence, TokenTree]:
+        """As `_draft`; how long a proposer takes to ask that is free, and the choice, counts as the engine's time."""
+        start = time.perf_counter()
+        trees = self._draft(running, max_steps)
+        if self.proposer.is_free:
+            seconds = time.perf_counter() - start
+            self._asking_seconds += SHARE * (min(seconds, 2 * self._asking_seconds or seconds) - self._asking_seconds)
+        return trees
+
+    def _draft(self, running: SequenceOf[Sequence], max_steps: int) -> dict[Sequence, TokenTree]:
         """The drafted tokens to bring into the next step, by sequence, if all running ones decode.
 
         Args:
@@ -86,31 +98,59 @@ class Speculation:
         costs = self.costs.table(len(running) + most_drafted) if most_drafted else None
         if costs is None:
             return {}
-        plain = costs[len(running)] + self._host_seconds / max_steps
-        costs = [seconds + self._host_seconds for seconds in costs]
+        if isinstance(self.proposer, Explorer):
+            return self._explore(rooms, most_drafted // len(rooms))
+        beside = self._host_seconds + self._asking_seconds
+        plain = costs[len(running)] + beside / max_steps
+        costs = [seconds + beside for seconds in costs]
         most = MAX_DRAFT if self.proposer.is_free else self._plan_length(list(rooms), len(running), costs, plain)
         if not most:
             return {}
         self._made = self._propose({sequence: min(most, room) for sequence, room in rooms.items()}, most)
         chances = [self._chances(sequence, made.trunk.evidence, len(made.trunk.token_ids)) for sequence, made in self._made.items()]
         lengths = choose_lengths(chances, costs, len(running), plain)
-        count = len(running) + sum(lengths)
-        total = len(running) + sum(sum(draft[:length]) for draft, length in zip(chances, lengths, strict=True))
+        expected = len(running) + sum(sum(draft[:length]) for draft, length in zip(chances, lengths, strict=True))
+        used = {sequence: length for sequence, length in zip(self._made, lengths, strict=True) if length}
+        return self._with_branches(used, expected, len(running) + sum(lengths), costs)
+
+    def hear(self, step: Step, output: StepOutput) -> None:
+        """Lets a proposer that explores hear what is likeliest after drafted tokens; before their sequences have the new tokens."""
+        if isinstance(self.proposer, Explorer) and any(chunk.draft for chunk in step.chunks):
+            likeliest = output.argmax()[-1].tolist()
+            for chunk in (chunk for chunk in step.chunks if chunk.draft):
+                heard = likeliest[chunk.next_row : chunk.next_row + len(chunk.draft) + 1]
+                self.proposer.hear(chunk.sequence.name, chunk.sequence.token_ids, chunk.draft, heard)
+
+    def _explore(self, rooms: Mapping[Sequence, int], most: int) -> dict[Sequence, TokenTree]:
+        """All that a proposer guesses, as far as there is room."""
+        if not most:
+            return {}
+        self._made = self._propose({sequence: min(most, room) for sequence, room in rooms.items()}, most)
+        return {sequence: TokenTree(made.trunk.token_ids) for sequence, made in self._made.items() if made.trunk.token_ids}
+
+    def _with_branches(
+        self, lengths: Mapping[Sequence, int], expected: float, count: int, costs: SequenceOf[float]
+    ) -> dict[Sequence, TokenTree]:
+        """The trunks that are used, up to their lengths, with branches where these bring more tokens a second.
+
+        Args:
+            expected: tokens that a step with the trunks brings, of `count` that it computes.
+            costs: seconds of a step by its tokens.
+        """
         trees: dict[Sequence, TokenTree] = {}
-        for (sequence, made), length in zip(self._made.items(), lengths, strict=True):
-            if not length:
-                continue
+        for sequence, length in lengths.items():
+            made = self._made[sequence]
             trees[sequence] = tree = TokenTree(made.trunk.token_ids[:length])
             if (branch := made.branch) is not None and branch[1] < length:
                 gains = self._branch_gains(sequence, made.trunk, *branch)
-                if num_used := choose_branch(gains, total, count, costs):
+                if num_used := choose_branch(gains, expected, count, costs):
                     trees[sequence] = tree._replace(branches=(branch[0].token_ids[:num_used],))
-                    total, count = total + sum(gains[:num_used]), count + 1 + num_used
+                    expected, count = expected + sum(gains[:num_used]), count + 1 + num_used
         return trees
 
     def num_steps(self, max_steps: int) -> int:
         """How many steps the model may take by itself: while drafts are right, one, since the next draft may be, too."""
-        return 1 if self._num_right > HOPEFUL else max_steps
+        return 1 if self._num_right > HOPEFUL or isinstance(self.proposer, Explorer) else max_steps
 
     def observe(self, step: Step, model_seconds: float, host_seconds: float) -> None:
         """Takes in how long a step took: the model for each of its own, and the engine beside it."""
@@ -172,7 +212,7 @@ class Speculation:
     def _branch_gains(self, sequence: Sequence, trunk: Draft, branch: Draft, place: int) -> list[float]:
         """What each token of a branch that differs from the trunk from token `place` on is expected to bring."""
         chance = self.acceptance.chance(sequence.name, trunk.evidence) ** place
-        chance *= self.acceptance.chance(sequence.name, branch.evidence + INSTEAD)
+        chance *= self.acceptance.chance(sequence.name, INSTEAD)
         after = self._chances(sequence, branch.evidence, len(branch.token_ids) - place - 1)
         return [0.0] * place + [chance, *(chance * more for more in after)]
 
@@ -190,7 +230,7 @@ class Speculation:
                 draft, place = branch
                 if len(came) > place <= num_alike(draft.token_ids, came):
                     is_right = came[place] == draft.token_ids[place]
-                    self.acceptance.observe(sequence.name, draft.evidence + INSTEAD, int(is_right), not is_right)
+                    self.acceptance.observe(sequence.name, INSTEAD, int(is_right), not is_right)
 
 
 def context_of(sequence: Sequence, most: int) -> Context:

@@ -8,7 +8,7 @@ from cupola.runtime.errors import OptionError
 
 Propose = Callable[[list[int], int], Sequence[int]]  # a user's own: from a sequence's tokens, and how many are wanted at most
 Speculative = str | Propose | None
-NAMES = ("ngram", "suffix", "auto")
+NAMES = ("ngram", "suffix", "lookahead", "auto")
 DRAFT = "draft:"  # before the path of an artifact
 FIELD = "speculative"
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import accumulate, takewhile
 from typing import NamedTuple
 
+MIN_GAIN = 1.02  # by which tokens must come faster, as it is expected, for a branch to be used
+
 
 class TokenTree(NamedTuple):
     """What may come next: the tokens of the trunk, and chains that may come in its place."""
@@ -33,7 +35,7 @@ def choose_branch(gains: Sequence[float], total: float, count: int, costs: Seque
         count: tokens that it computes for that; the branch takes one more than it has.
         costs: seconds of a step by its tokens, up to the most that it may have.
     """
-    best, best_rate = 0, total / costs[count]
+    best, best_rate = 0, MIN_GAIN * total / costs[count]
     for length, gained in enumerate(accumulate(gains), 1):
         if count + 1 + length >= len(costs):
             break

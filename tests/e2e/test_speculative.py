@@ -52,7 +52,7 @@ def plain(folder: Path) -> list[object]:
     return answers(cupola.LLM(folder, max_num_seqs=1, enable_prefix_caching=False), together=False)
 
 
-@pytest.mark.parametrize("name", ["ngram", "suffix", "auto", "draft", "function"])
+@pytest.mark.parametrize("name", ["ngram", "suffix", "auto", "lookahead", "draft", "function"])
 def test_answers_are_the_same(folder: Path, plain: list[object], eager: None, name: str) -> None:
     """Alone without drafts, and in a batch with them. As a draft model the model knows what it says itself, if it takes the likeliest."""
     given: dict[str, Any] = {"draft": f"draft:{folder}", "function": lambda token_ids, most: token_ids[-9:]}

@@ -8,6 +8,7 @@ from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device.executor import open_library
 from cupola.runtime.engine.proposers.draft_model import CHUNK, DraftModelProposer
 from cupola.runtime.engine.proposers.function import FunctionProposer
+from cupola.runtime.engine.proposers.lookahead import LookaheadProposer
 from cupola.runtime.engine.proposers.ngram import NGramProposer
 from cupola.runtime.engine.proposers.proposer import Proposer
 from cupola.runtime.engine.proposers.several import SeveralProposers
@@ -19,6 +20,7 @@ from cupola.runtime.text.tokenizer import Tokenizer, load_tokenizer
 BY_NAME: dict[str, Callable[[], Proposer]] = {
     "ngram": NGramProposer,
     "suffix": SuffixProposer,
+    "lookahead": LookaheadProposer,
     "auto": lambda: SeveralProposers(NGramProposer(), SuffixProposer()),
 }
 

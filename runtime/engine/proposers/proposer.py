@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Context(NamedTuple):
@@ -57,4 +57,13 @@ class Proposer(Protocol):
 
     def forget(self, context: Context) -> None:
         """Takes note that a sequence has ended, whether or not it was ever asked about."""
+        ...
+
+
+@runtime_checkable
+class Explorer(Proposer, Protocol):
+    """Guesses also to hear what the model says after them: all of its guesses are used, however seldom they are right."""
+
+    def hear(self, name: str, token_ids: Sequence[int], draft: Sequence[int], likeliest: Sequence[int]) -> None:
+        """Takes in what is likeliest after a sequence's tokens, and after each further token of the draft that was used."""
         ...
