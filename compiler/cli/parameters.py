@@ -58,8 +58,8 @@ Speculative = Annotated[
     str | None,
     Option(
         "--speculative",
-        help="Guess tokens, for the model to look at several in a step; answers stay the same: ngram, suffix, draft:FOLDER (a small "
-        "model's artifact) or auto.",
+        help="Guess tokens, for the model to look at several in a step; answers stay the same: ngram, suffix, auto (both), lookahead or "
+        "draft:FOLDER (a small model's artifact).",
         show_default=False,
     ),
 ]

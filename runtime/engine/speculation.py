@@ -27,7 +27,7 @@ from cupola.runtime.errors import EngineError
 FEW_ROWS = 16  # of a step, which CPUs multiply and attend to as they do one (`targets/cpu/attention/paged.py`)
 MAX_DRAFT = FEW_ROWS - 1  # tokens of one sequence
 MIN_GAIN = 1.1  # by which tokens must come faster, as it is expected, for a draft to be brought into a step
-HOPEFUL = 0.25  # drafted tokens a step that were right lately, from which on the model is not left to go on by itself
+HOPEFUL = 0.6  # drafted tokens a step that were right lately, from which on the model is not left to go on by itself
 RECENT = 0.2  # the share of one step in that
 PROBE_STEPS = 128  # steps without a draft after which one that costs time is made again, to learn whether it is worth it by now
 INSTEAD = 1 << 16  # stands for the evidence of a branch's first token that is not the trunk's
@@ -210,7 +210,7 @@ class Speculation:
         return list(accumulate(repeat(self.acceptance.chance(sequence.name, evidence), length), mul))
 
     def _branch_gains(self, sequence: Sequence, trunk: Draft, branch: Draft, place: int) -> list[float]:
-        """What each token of a branch that differs from the trunk from token `place` on is expected to bring."""
+        """Tokens that each token of a branch is expected to bring, which differs from the trunk from token `place` on."""
         chance = self.acceptance.chance(sequence.name, trunk.evidence) ** place
         chance *= self.acceptance.chance(sequence.name, INSTEAD)
         after = self._chances(sequence, branch.evidence, len(branch.token_ids) - place - 1)

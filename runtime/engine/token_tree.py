@@ -15,7 +15,7 @@ MIN_GAIN = 1.02  # by which tokens must come faster, as it is expected, for a br
 
 
 class TokenTree(NamedTuple):
-    """What may come next: the tokens of the trunk, and chains that may come in its place."""
+    """Tokens that may come next: the trunk, and chains that may come in its place."""
 
     trunk: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...] = ()

@@ -95,4 +95,4 @@ def test_a_model_of_another_vocabulary_is_refused(folder: Path, tmp_path: Path) 
 def test_what_is_no_proposer_is_refused(folder: Path, bad: Any) -> None:
     with pytest.raises(OptionError, match="speculative") as caught:
         cupola.LLM(folder, speculative=bad)
-    assert "ngram, suffix, auto, or draft:" in str(caught.value)
+    assert "ngram, suffix, lookahead, auto, or draft:" in str(caught.value)

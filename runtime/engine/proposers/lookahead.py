@@ -44,7 +44,7 @@ class _Trajectory:
         self._num_known = 2  # tokens up to which what follows what is known
 
     def guess(self, context: Context) -> tuple[int, ...]:
-        """What followed the last two tokens, and so on; else what the window has there; else any tokens of the text."""
+        """Tokens that followed the last two, and so on; else those that the window has there; else any of the text."""
         text = context.token_ids
         for place in range(self._num_known, len(text)):
             self._following[text[place - 2], text[place - 1]] = text[place]
