@@ -11,6 +11,7 @@ from tvm.ir import transform
 from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
+from cupola.targets.native.exponentials import expand_exponentials
 from cupola.targets.native.interface import plain_interface
 
 LOWERING = "cupola_native"
@@ -35,6 +36,7 @@ def lowering() -> tuple[transform.Pass, object, object]:
         tirx.transform.RemoveNoOp(),
         s_tir.transform.RewriteUnsafeSelect(),
         tirx.transform.CommonSubexprElim(),
+        expand_exponentials,
         tirx.transform.VerifyMemory(),
         tirx.transform.AnnotateEntryFunc(),
         tirx.transform.SplitHostDevice(),

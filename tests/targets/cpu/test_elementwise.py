@@ -24,6 +24,7 @@ CASES = {
     "argmax": ([A], lambda _, a: op.argmax(a, 1), lambda a: a.argmax(1)),
     "gather": ([A, Input("r", (size("r"),), "int32")], lambda _, a, r: op.take(a, r, axis=0, mode="clip"), lambda a, r: a[r]),
     "matmul": ([A, Input("c", (64, 32))], lambda bb, a, c: op.tanh(bb.emit(op.matmul(a, c))), lambda a, c: np.tanh(a @ c)),
+    "silu": ([A], lambda _, a: op.nn.silu(a), lambda a: a / (1 + np.exp(-a))),
     "bfloat16": ([A], lambda _, a: op.astype(a, "bfloat16"), lambda a: a.astype(DTYPES["bfloat16"])),
     "cumsum": ([A], lambda _, a: op.cumsum(a, 1), lambda a: a.cumsum(1)),
 }
@@ -71,3 +72,16 @@ def test_small_and_large_take_different_loops():
     assert script.count("T.parallel") == 1
     assert script.count("T.vectorized") == 2
     assert func.attrs["tirx.is_scheduled"]
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize(("make", "reference"), [(op.exp, np.exp), (op.sigmoid, lambda x: 1 / (1 + np.exp(-x))), (op.tanh, np.tanh)])
+def test_exponentials_of_any_number(isa, make, reference):
+    """Vectors of them are arithmetic: also at and beyond the ends, of infinities and NaN."""
+    target, random = get_target(f"cpu:{isa}"), np.random.default_rng(0)
+    function = compile_function(scheduled(target, [A], lambda _, a: make(a)), target, "main")
+    ends = [np.inf, -np.inf, np.nan, 0.0, -0.0, 88.72, 88.73, -87.33, -87.34, -104.0, 1e30, -1e30, 1e-30, 88.4]
+    x = np.concatenate([np.array(ends, "float32"), random.uniform(-90, 90, 64 * 40 - len(ends)).astype("float32")]).reshape(-1, 64)
+    with np.errstate(over="ignore"):
+        expected = reference(x.astype("float64")).astype("float32")
+    np.testing.assert_allclose(function(x)[0], expected, rtol=5e-7, atol=2e-38 if make is not op.tanh else 2e-7)
