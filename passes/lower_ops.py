@@ -9,8 +9,10 @@ Each kernel is given the cost of the operations that it does (`targets/cost.py`)
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
-from tvm import IRModule, relax
+from tvm import IRModule, relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from cupola.passes.rewrite import pass_of, tidy
@@ -37,17 +39,34 @@ def _run(mod: IRModule, target: Target) -> IRModule:
     return relax.transform.EliminateCommonSubexpr()(tidy(lowered))
 
 
+class _Kernels:
+    """A block builder that knows the kernels which it was given before: comparing code takes it longer than writing a layer's calls."""
+
+    def __init__(self, builder: relax.BlockBuilder) -> None:
+        self._builder = builder
+        self._known: dict[int, tuple[tirx.PrimFunc, tvm.ir.GlobalVar]] = {}  # by identity: rules keep what they have built
+
+    def add_func(self, func: tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
+        """The variable of `func` in the module."""
+        if id(func) not in self._known:
+            self._known[id(func)] = func, self._builder.add_func(func, name)
+        return self._known[id(func)][1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._builder, name)
+
+
 @mutator
 class _Lowering(PyExprMutator):
     def __init__(self, mod: IRModule, target: Target) -> None:
         super().__init__(mod)
-        self.target = target
+        self.target, self.kernels = target, _Kernels(self.builder_)
         self.calls: dict[tvm.ir.GlobalVar, relax.Call] = {}  # by kernel, one of those that it does
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
         for rule in self.target.rules:
-            lowered = rule(call, self.builder_)
+            lowered = rule(call, self.kernels)
             if lowered is not None:
                 if isinstance(lowered, relax.Call) and isinstance(lowered.args[0], tvm.ir.GlobalVar):
                     self.calls[lowered.args[0]] = call
