@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from cupola.compiler.sources import Source
 from cupola.compiler.weights import PackedWeight
@@ -18,9 +21,11 @@ from cupola.runtime.artifact.folder import sha256_of, template_file
 from cupola.runtime.artifact.manifest import GENERATION_CONFIG, MANIFEST, NOT_HASHED, SPECIAL_TOKENS, TOKENIZER, FileSpec, Manifest
 from cupola.runtime.artifact.read import parse_manifest
 from cupola.runtime.artifact.tensors import TensorSpec, WeightSpec
+from cupola.runtime.environment import num_threads
 
 SHARD_BYTES = 256 << 20  # shards are hashed side by side when the artifact is opened
 PIECE_BYTES = 2 << 20  # a large page: what is written at once stays in memory in one, and need not be found by 512 small ones
+_STRIPS_AHEAD = 16  # of a megabyte or so each: threads don't wait while one is written
 ALIGNMENT = 64  # kernels read weights in place, from the mapped file
 _SAFETENSORS = {
     "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "uint32": "U32", "int8": "I8", "uint8": "U8",
@@ -62,7 +67,7 @@ def list_files(folder: Path, hashed: Sequence[FileSpec]) -> tuple[FileSpec, ...]
 def write_weights(
     folder: Path, weights: Sequence[PackedWeight], advance: Callable[[int], None]
 ) -> tuple[tuple[WeightSpec, ...], tuple[FileSpec, ...]]:
-    """Writes safetensors shards, one weight in memory at a time; returns where each weight is, and the files.
+    """Writes safetensors shards, some strips or one weight in memory at a time; returns where each weight is, and the files.
 
     Every weight starts at a multiple of 64 bytes, or of the largest power of two in its size: the format allows no gaps.
     """
@@ -172,12 +177,29 @@ def _write_shard(file: Path, layout: _Layout, weights: Sequence[PackedWeight], a
     with file.open("wb") as stream:
         pieces = Pieces(stream)
         pieces.write(layout.header)
-        for weight in weights:
-            data = weight.compute().reshape(-1).view(np.uint8).data
-            assert data.nbytes == weight.spec.num_bytes, f"{weight.spec.name} has {data.nbytes} bytes"
+        for data in _computed(weights):
             pieces.write(data)
             digest.update(data)
             num_bytes += data.nbytes
             advance(data.nbytes)
         pieces.flush()
+    assert num_bytes == layout.num_bytes, f"{file.name} has {num_bytes} bytes, and not {layout.num_bytes}"
     return FileSpec(file.name, num_bytes, digest.hexdigest())
+
+
+def _computed(weights: Sequence[PackedWeight]) -> Iterator[memoryview]:
+    """The bytes of weights in order. Strips are computed in threads, a few ahead; whole weights by the caller's, one at a time."""
+    with ThreadPoolExecutor(num_threads()) as pool:
+        ahead: deque[Callable[[], npt.NDArray[Any]]] = deque()
+        for weight in weights:
+            found = [weight.compute] if weight.strips is None else weight.strips()
+            for strip in found:
+                ahead.append(pool.submit(strip).result if len(found) > 1 else strip)
+                if len(ahead) > _STRIPS_AHEAD:
+                    yield _bytes_of(ahead.popleft()())
+        while ahead:
+            yield _bytes_of(ahead.popleft()())
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

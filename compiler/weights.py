@@ -8,9 +8,11 @@ Where a scheme's encoding stands on a tensor that comes in blocks which the sche
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -20,6 +22,8 @@ import tvm
 from tvm import IRModule, relax
 
 from cupola.compiler.sources.base import LazyTensor
+from cupola.compiler.weight_operations import OPERATIONS
+from cupola.compiler.weight_strips import Strip, strips
 from cupola.passes.encoders import encoded_weight
 from cupola.passes.rewrite import name_of
 from cupola.passes.schemes import Storage
@@ -61,13 +65,18 @@ class Encoding:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight as `forward` takes it; `compute` reads what it is made of and returns it, C-contiguous."""
+    """A weight as `forward` takes it.
+
+    `compute` reads what it is made of and returns it, C-contiguous; what `strips` gives computes it part by part: if there are several,
+    each in any thread.
+    """
 
     spec: TensorSpec
     compute: Callable[[], Array]
     encodings: tuple[Encoding, ...] = ()
     overflows: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Of all weights that were computed: a source tensor's name -> what of it float16 could not hold."""
+    strips: Callable[[], Sequence[Strip]] | None = field(default=None, compare=False)
 
     @property
     def storage(self) -> str:
@@ -87,14 +96,16 @@ def lift_weights(mod: IRModule, weights: Mapping[str, LazyTensor]) -> tuple[IRMo
     """
     names = [param.name for param in mod["forward"].params[_num_inputs(mod) :]]
     lifted = relax.transform.LiftTransformParams()(mod)
-    transform = _Transform(lifted[TRANSFORM], [weights[name] for name in names])
+    transform = Transform(lifted[TRANSFORM], [weights[name] for name in names])
     del lifted[TRANSFORM]
     params = lifted["forward"].params[_num_inputs(lifted) :]
     for index in range(len(params)):
         transform.check(index)
     labels = _unique(transform.label(index) for index in range(len(params)))
     packed = [
-        PackedWeight(_spec(name, var), transform.computer(index), transform.encodings(index), transform.overflows)
+        PackedWeight(
+            _spec(name, var), transform.computer(index), transform.encodings(index), transform.overflows, partial(transform.strips, index)
+        )
         for index, (name, var) in enumerate(zip(labels, params, strict=True))
     ]
     return lifted, tuple(packed)
@@ -142,16 +153,18 @@ def _unique(names: Iterator[str]) -> list[str]:
     return list(seen)
 
 
-class _Transform:
+class Transform:
     """The lifted function; `sources` are the tensors that its parameter tuple holds."""
 
     def __init__(self, func: relax.Function, sources: list[LazyTensor]) -> None:
         self.bound = {binding.var: binding.value for block in func.body.blocks for binding in block.bindings}
         self.sources = sources
         self.overflows: dict[str, str] = {}
+        self._overflowed: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self.encoded: dict[relax.Call, tuple[Array, ...]] = {}
         self.previous = self.encoded
-        results = self._value(func.body.body)
+        results = self.value(func.body.body)
         if isinstance(results, relax.Tuple):
             self.results = list(results.fields)
         else:  # the parameters themselves, where no pass asked for anything
@@ -162,7 +175,7 @@ class _Transform:
         """Raises UnsupportedError where result `index` cannot be computed, before anybody waits for kernels."""
         calls = [value for value in self._values_of(self.results[index]) if isinstance(value, relax.Call)]
         for call in calls:
-            if function_of(call) is None and encoded_weight(call) is None and name_of(call) not in (*_OPERATIONS, "astype"):
+            if function_of(call) is None and encoded_weight(call) is None and name_of(call) not in (*OPERATIONS, "astype"):
                 what = f"the kernel {call.args[0].name_hint}" if name_of(call) == "call_tir" else name_of(call)
                 raise UnsupportedError(f"goes through {what}, which the packer of weights does not know", field=self.label(index))
 
@@ -185,57 +198,63 @@ class _Transform:
         start = "".join(f"{level[0]}." for level in shared)
         return (start + "+".join(name.removeprefix(start) for name in names))[:_MAX_NAME_LENGTH]
 
-    def _value(self, expr: relax.Expr) -> relax.Expr:
+    def strips(self, index: int) -> Sequence[Strip]:
+        """Functions that compute the parts of result `index`, in order."""
+        return strips(self, self.results[index]) or [self.computer(index)]
+
+    def value(self, expr: relax.Expr) -> relax.Expr:
+        """What an expression is bound to, through all names."""
         while isinstance(expr, relax.Var) and expr in self.bound:
             expr = self.bound[expr]
         return expr
 
     def _values_of(self, expr: relax.Expr) -> Iterator[relax.Expr]:
         """An expression and all that it is made of."""
-        value = self._value(expr)
+        value = self.value(expr)
         yield value
-        inner = isinstance(value, relax.TupleGetItem) and self._source(value) is None
+        inner = isinstance(value, relax.TupleGetItem) and self.source(value) is None
         parts = value.args if isinstance(value, relax.Call) else value.fields if isinstance(value, relax.Tuple) else ()
         for part in (value.tuple_value,) if inner else parts:
             yield from self._values_of(part)
 
-    def _source(self, expr: relax.Expr) -> LazyTensor | None:
+    def source(self, expr: relax.Expr) -> LazyTensor | None:
         """The tensor that an expression is, if it is one of the source's as it is."""
-        value = self._value(expr)
-        is_source = isinstance(value, relax.TupleGetItem) and isinstance(self._value(value.tuple_value), relax.Var)
+        value = self.value(expr)
+        is_source = isinstance(value, relax.TupleGetItem) and isinstance(self.value(value.tuple_value), relax.Var)
         return self.sources[value.index] if is_source else None
 
     def _sources_of(self, expr: relax.Expr) -> Iterator[LazyTensor]:
-        return (source for value in self._values_of(expr) if (source := self._source(value)) is not None)
+        return (source for value in self._values_of(expr) if (source := self.source(value)) is not None)
 
-    def _stored_source(self, weight: relax.Expr) -> LazyTensor | None:
+    def stored_source(self, weight: relax.Expr) -> LazyTensor | None:
         """The tensor whose blocks a weight comes in, perhaps with its columns in the order of these, or matrices one above the other."""
-        value = self._value(weight)
+        value = self.value(weight)
         if isinstance(value, relax.Call) and name_of(value) == "take":
-            source = self._source(value.args[0])
+            source = self.source(value.args[0])
             return source if source is not None and source.order is not None else None
         inner, is_turned = self._matrices(value)
-        source = self._source(inner)
+        source = self.source(inner)
         return source if source is not None and source.order is None and source.is_turned == is_turned else None
 
     def _matrices(self, weight: relax.Expr) -> tuple[relax.Expr, bool]:
         """The tensor that a weight is made of by placing matrices one above the other and swapping their axes, and whether that is done."""
-        value = self._value(weight)
+        value = self.value(weight)
         if isinstance(value, relax.Call) and stacks_matrices(value):
-            value = self._value(value.args[0])
+            value = self.value(value.args[0])
         is_turned = isinstance(value, relax.Call) and name_of(value) == "permute_dims" and swaps_last_axes(axes_of(value))
         return (value.args[0] if is_turned else value), is_turned
 
     def _encodings_of(self, weight: relax.Expr, storage: Storage) -> Iterator[Encoding]:
-        source = self._stored_source(weight)
+        source = self.stored_source(weight)
         exact = source is not None and _holds(storage, source)
-        kept = ("blocks" if exact else "codes, their scales rounded") if self._may_keep(source, storage) else ""
+        kept = ("blocks" if exact else "codes, their scales rounded") if self.may_keep(source, storage) else ""
         width, form = int(weight.ty.shape[1]), storage.format
         padded = form.num_groups(width) * form.group_size if form is not None and form.group_size > DEFAULT_GROUP else width
         tensors = (each for each in self._sources_of(weight) if each.dtype != "int32")  # those are orders of columns
         return (Encoding(each.name, each.stored_as, kept, storage.name, width, padded) for each in tensors)
 
-    def _may_keep(self, source: LazyTensor | None, storage: Storage) -> bool:
+    def may_keep(self, source: LazyTensor | None, storage: Storage) -> bool:
+        """True if a tensor's blocks, or their codes, can be what a storage holds."""
         if source is None or source.format is None or storage.format is None:
             return False
         return source.format.fits(storage.format) or source.format.flat == storage.format
@@ -248,9 +267,9 @@ class _Transform:
         return array
 
     def _evaluate(self, expr: relax.Expr) -> Any:
-        value = self._value(expr)
+        value = self.value(expr)
         if isinstance(value, relax.TupleGetItem):
-            inner = self._value(value.tuple_value)
+            inner = self.value(value.tuple_value)
             return self._load(value) if isinstance(inner, relax.Var) else self._evaluate(inner)[value.index]
         if isinstance(value, relax.Tuple):
             return [self._evaluate(field) for field in value.fields]
@@ -263,21 +282,32 @@ class _Transform:
         return value  # a shape, an axis: the operation reads it as it is
 
     def _load(self, item: relax.TupleGetItem) -> Array:
-        array = self.sources[item.index].load()
-        dtype = str(item.ty.dtype)
-        return array if str(array.dtype) == dtype else self._cast(item, array, dtype)
+        return self.in_type(item, self.sources[item.index].load())
+
+    def in_type(self, expr: relax.Expr, array: Array) -> Array:
+        """`array`, the value of `expr` or rows of it, in the type that `expr` has."""
+        dtype = str(expr.ty.dtype)
+        return array if str(array.dtype) == dtype else self._cast(expr, array, dtype)
 
     def _cast(self, expr: relax.Expr, array: Array, dtype: str) -> Array:
         """`array`, the value of `expr`, in another type; what does not fit into it is counted."""
         with np.errstate(over="ignore"):
             cast: Array = array.astype(_numpy_dtype(dtype))
         if dtype == "float16" and (count := np.count_nonzero(np.isinf(cast)) - np.count_nonzero(np.isinf(array))):
-            self._count_overflow(expr, f"{count} values")
+            self._count_overflow(expr, int(count), "{} values")
         return cast
 
-    def _count_overflow(self, expr: relax.Expr, what: str) -> None:
-        names = " and ".join(dict.fromkeys(source.name for source in self._sources_of(expr)))
-        self.overflows[names or "a constant"] = what
+    def _count_overflow(self, expr: relax.Expr, count: int, what: str) -> None:
+        names = " and ".join(dict.fromkeys(source.name for source in self._sources_of(expr))) or "a constant"
+        with self._lock:
+            self._overflowed[names] += count
+            self.overflows[names] = what.format(self._overflowed[names])
+
+    def count_full_scales(self, call: relax.Call, parts: Sequence[Array]) -> None:
+        """Takes note of groups, in tensors that `call` gave, whose scale was clipped where float16 ends, and their codes with it."""
+        full = sum(int(np.count_nonzero(abs(part) >= _MAX_F16)) for part in parts if part.dtype == np.float16)
+        if full:
+            self._count_overflow(call, full, "the scales of {} groups")
 
     def _apply(self, call: relax.Call) -> Any:
         encoded = encoded_weight(call)
@@ -287,7 +317,7 @@ class _Transform:
             return self._call(call)
         if name_of(call) == "astype":
             return self._cast(call, self._evaluate(call.args[0]), str(call.attrs.dtype))
-        return _OPERATIONS[name_of(call)](call, *(self._evaluate(arg) for arg in call.args))
+        return OPERATIONS[name_of(call)](call, *(self._evaluate(arg) for arg in call.args))
 
     def _call(self, call: relax.Call) -> Any:
         function = function_of(call)
@@ -299,9 +329,8 @@ class _Transform:
         if found is None:
             blocks = self._blocks(weight, storage)
             found = self._encoded(call, weight) if blocks is None else blocks.tensors
-            full = sum(np.count_nonzero(abs(part) >= _MAX_F16) for part in found if part.dtype == np.float16)
-            if full and blocks is None:  # schemes clip a group's scale where float16 ends, and its codes with it
-                self._count_overflow(call, f"the scales of {full} groups")
+            if blocks is None:
+                self.count_full_scales(call, found)
         self.encoded[call] = found
         return found
 
@@ -318,7 +347,7 @@ class _Transform:
     def _experts(self, weight: relax.Expr) -> Iterator[Array] | None:
         """The matrices, in float32, that a weight has one above the other, if the source has them as one tensor, perhaps transposed."""
         inner, is_transposed = self._matrices(weight)
-        source = self._source(inner)
+        source = self.source(inner)
         if source is None or len(source.shape) != 3:
             return None
         matrices = (slab.load() for slab in source.slabs) if source.slabs else iter(source.load())
@@ -326,8 +355,8 @@ class _Transform:
 
     def _blocks(self, weight: relax.Expr, storage: Storage) -> QuantizedTensor | None:
         """The blocks that a weight comes in, in the format of `storage`; None where there are none or it has no place for them."""
-        source = self._stored_source(weight)
-        if source is None or source.blocks is None or storage.format is None or not self._may_keep(source, storage):
+        source = self.stored_source(weight)
+        if source is None or source.blocks is None or storage.format is None or not self.may_keep(source, storage):
             return None
         blocks = source.blocks()
         return blocks.flat() if blocks.format.super_size and blocks.format.flat == storage.format else blocks.in_format(storage.format)
@@ -341,56 +370,3 @@ def _holds(storage: Storage, source: LazyTensor) -> bool:
 
 def _numpy_dtype(name: str) -> Any:
     return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
-
-
-def _slice(call: relax.Call, x: Array, axes: list[Any], begin: list[Any], end: list[Any], strides: list[Any] | None = None) -> Array:
-    index: list[slice] = [slice(None)] * x.ndim
-    steps = strides or [1] * len(axes)
-    for axis, start, stop, step in zip(axes, begin, end, steps, strict=True):
-        index[int(axis)] = slice(int(start), int(stop), int(step))
-    return x[tuple(index)]
-
-
-def _split(call: relax.Call, x: Array) -> list[Array]:
-    where = call.attrs.indices_or_sections
-    sections = [int(index) for index in where] if isinstance(where, Sequence) else int(where)
-    return np.split(x, sections, axis=int(call.attrs.axis))
-
-
-def _pad(call: relax.Call, x: Array, *_: Any) -> Array:
-    widths = [int(width) for width in call.attrs.pad_width]
-    return np.pad(x, list(zip(widths[::2], widths[1::2], strict=True)))
-
-
-def _sum(call: relax.Call, x: Array) -> Array:
-    axes = None if call.attrs.axis is None else tuple(int(axis) for axis in call.attrs.axis)
-    return np.asarray(np.sum(x, axis=axes, keepdims=bool(call.attrs.keepdims)), dtype=x.dtype)
-
-
-def _shape(shape: relax.ShapeExpr) -> list[int]:
-    return [int(size) for size in shape]
-
-
-# What may happen to a weight before it is stored, in numpy; each entry gets the call and its evaluated arguments.
-_OPERATIONS: dict[str, Callable[..., Any]] = {
-    "reshape": lambda call, x, shape: x.reshape(_shape(shape)),
-    "permute_dims": lambda call, x: np.transpose(x, axes_of(call)),
-    "concat": lambda call, parts: np.concatenate(parts, axis=int(call.attrs.axis)),
-    "split": _split,
-    "strided_slice": _slice,
-    "nn.pad": _pad,
-    "add": lambda call, x, y: x + y,
-    "subtract": lambda call, x, y: x - y,
-    "multiply": lambda call, x, y: x * y,
-    "divide": lambda call, x, y: x / y,
-    "negative": lambda call, x: -x,
-    "take": lambda call, x, indices: np.take(x, indices, axis=int(call.attrs.axis)),
-    "power": lambda call, x, y: x**y,
-    "exp": lambda call, x: np.exp(x),
-    "sum": _sum,
-    "sqrt": lambda call, x: np.sqrt(x),
-    "tanh": lambda call, x: np.tanh(x),
-    "nn.softplus": lambda call, x: np.logaddexp(0, x * call.attrs.beta).astype(x.dtype) / x.dtype.type(call.attrs.beta),
-    "expand_dims": lambda call, x: np.expand_dims(x, [int(axis) for axis in call.attrs.axis]),
-    "squeeze": lambda call, x: x.reshape(_shape(call.ty.shape)),
-}

@@ -8,22 +8,30 @@
     function_of(call)                                             # where weights are packed: the function again
 
 They may stand on weights alone, so that they are lifted out of the model. They take and give numpy arrays; a function of several
-results gives a tuple. GGUF's blocks, for instance, stay what they are by such functions.
+results gives a tuple. GGUF's blocks, for instance, stay what they are by such functions. One whose result comes strip by strip, each of
+some rows of its arguments, says so by `strips`: its result is then made in threads, and never whole in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import tvm
 from tvm import relax
 
 from cupola.targets.ops import PREFIX, op_name
 
 WeightFunction = Callable[..., Any]
+Rows: TypeAlias = npt.NDArray[np.int64]
+Strips: TypeAlias = Callable[[str, tuple[int, int]], Iterator[tuple[str, Rows]]]
+"""From the text that is a function's first argument, and the shape [N, K] of its second: for each strip in order the text and the rows
+of its arguments of which the function makes it."""
 _MARK = "weight."
 _FUNCTIONS: dict[str, WeightFunction] = {}
+_STRIPS: dict[WeightFunction, Strips] = {}
 
 
 def weight_function(function: WeightFunction) -> WeightFunction:
@@ -31,6 +39,21 @@ def weight_function(function: WeightFunction) -> WeightFunction:
     assert function.__name__ not in _FUNCTIONS, function.__name__
     _FUNCTIONS[function.__name__] = function
     return function
+
+
+def in_strips(strips: Strips) -> Callable[[WeightFunction], WeightFunction]:
+    """A decorator as `weight_function`, for a function whose result comes in such strips."""
+
+    def register(function: WeightFunction) -> WeightFunction:
+        _STRIPS[weight_function(function)] = strips
+        return function
+
+    return register
+
+
+def strips_of(function: WeightFunction) -> Strips | None:
+    """The strips that a function's result comes in, or None if it comes whole."""
+    return _STRIPS.get(function)
 
 
 def call_weight_function(function: WeightFunction, arguments: Sequence[relax.Expr | str], out: relax.Type | list[relax.Type]) -> relax.Call:

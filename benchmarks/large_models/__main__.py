@@ -66,7 +66,7 @@ def main() -> None:
     begin, stages = time.perf_counter(), Stages()
     with stages.stage("Importing packages"):
         import cupola
-        import cupola.compiler.driver  # noqa: F401  torch and TVM
+        import cupola.compiler.driver
     cupola.compile(arguments.source, target=arguments.target, quant=arguments.quant, out=arguments.out, progress=stages)
     stages.summary(time.perf_counter() - begin)
 

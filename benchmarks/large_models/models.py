@@ -4,7 +4,8 @@
     python -m benchmarks.large_models.models llama.gguf --layers 4             the same shapes, fewer of them
     python -m benchmarks.large_models.models folder --layers 4                 a checkpoint in bfloat16
 
-The vocabulary has Llama 3's size too, with as many merges, since a tokenizer of that size takes its time to convert. Its tokens are made up.
+The vocabulary has Llama 3's size too, with as many merges, since a tokenizer of that size takes its time to
+convert. Its tokens are made up.
 """
 
 from __future__ import annotations

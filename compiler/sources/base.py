@@ -23,13 +23,13 @@ WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 class LazyTensor:
     """A weight that is read only when asked for.
 
-    `load` returns a C-contiguous array of `shape` whose dtype is `dtype` ("float32", "float16" or "bfloat16", the
-    latter as `ml_dtypes.bfloat16`); it may be a read-only view of a mapped file. `stored_as` is the file's own name of the
+        `load` returns a C-contiguous array of `shape` whose dtype is `dtype` ("float32", "float16" or "bfloat16", the
+        latter as `ml_dtypes.bfloat16`); it may be a read-only view of a mapped file. `stored_as` is the file's own name of the
     type, such as BF16 or Q4_1. Where those are blocks that a weight format of cupola's holds, `format` names it, and `blocks` returns
-    them as they are: their values are those of `load`, bit for bit (but see `gguf_blocks` for Q4_K). Where groups are not made of
-    neighbouring columns, column j of the blocks is column order[j] of the tensor. Of a tensor with three axes they are those of its
-    matrices, one above the other; `is_turned`: of matrices that lie the other way round in the tensor. One that is stacked of others has
-    those as `slabs`, and one that is made of others has their `names`.
+    them as they are: their values are those of `load`, bit for bit (but see `gguf_blocks` for Q4_K); `block_rows` some rows of them,
+    where that does not take reading all. Where groups are not made of neighbouring columns, column j of the blocks is column order[j] of
+    the tensor. Of a tensor with three axes they are those of its matrices, one above the other; `is_turned`: of matrices that lie the
+    other way round in the tensor. One that is stacked of others has those as `slabs`, and one that is made of others has their `names`.
     """
 
     name: str
@@ -43,6 +43,7 @@ class LazyTensor:
     names: tuple[str, ...] = ()
     order: Array | None = field(default=None, compare=False)  # i32 [K]
     is_turned: bool = False
+    block_rows: Callable[[Array], QuantizedTensor] | None = field(default=None, compare=False)
 
     @property
     def num_bytes(self) -> int:

@@ -48,9 +48,15 @@ def in_order(tensor: LazyTensor, rows: Array, axis: int = 0) -> LazyTensor:
     """With other rows, or the same in another order: row i is row rows[i]; axis 1: within each slab."""
     if axis:
         return stacked([in_order(slab, rows, axis - 1) for slab in _slabs(tensor)])
-    blocks = tensor.blocks
+    blocks, block_rows = tensor.blocks, tensor.block_rows
     made = combined([tensor], lambda values: values[rows], (len(rows), *tensor.shape[1:]))
-    return replace(tensor, shape=made.shape, load=made.load, blocks=None if blocks is None else lambda: blocks().in_order(rows))
+    return replace(
+        tensor,
+        shape=made.shape,
+        load=made.load,
+        blocks=None if blocks is None else lambda: blocks().in_order(rows),
+        block_rows=None if block_rows is None else lambda some: block_rows(rows[some]),
+    )
 
 
 def turned(tensor: LazyTensor) -> LazyTensor:

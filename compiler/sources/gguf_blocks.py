@@ -17,6 +17,7 @@ from cupola.compiler.sources.gguf_lattices import is_lattice, read_lattice
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.formats.ggml import GGML_FORMATS
 from cupola.targets.formats.tensor import QuantizedTensor
+from cupola.targets.native.weights import unpack_nibbles
 
 _NAN_E8M0 = 255
 
@@ -46,8 +47,8 @@ def _one_level(name: str, *sizes: int) -> Callable[[Array, int], QuantizedTensor
     form = GGML_FORMATS[name]
 
     def read(data: Array, num_rows: int) -> QuantizedTensor:
-        *rest, nibbles = _fields(data, num_rows, *sizes)
-        codes = _parts(nibbles, 16, 4)
+        *rest, _ = _fields(data, num_rows, *sizes)
+        codes = unpack_nibbles(data.reshape(num_rows, -1, sum(sizes)), sum(sizes[:-1]))
         if form.bits == 5:
             codes |= _rows(np.unpackbits(rest.pop(), axis=2, bitorder="little")) << 4
         return QuantizedTensor.of(form, codes, *map(_f16, rest))

@@ -213,7 +213,9 @@ class _Reader:
         """A part in the model's order, values and direction."""
         tensor = self._in_order(self.architecture.rows.get(place.part, ""), tensor, place)
         if kind := self.architecture.columns.get(place.part):
-            tensor = turned(self._in_order(kind, replace(turned(tensor), format=None, blocks=None, is_turned=False), place))
+            tensor = turned(
+                self._in_order(kind, replace(turned(tensor), format=None, blocks=None, block_rows=None, is_turned=False), place)
+            )
         if self._is_offset(place):
             tensor = _without_offset(tensor)
         for step in self.architecture.values.get(".".join(filter(None, (place.part, place.kind))), ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -70,5 +71,6 @@ def _matrix(header: GGUFHeader, info: TensorInfo, name: str) -> LazyTensor:
     if info.type_name not in BLOCKS or len(info.shape) != 2:
         return LazyTensor(name, info.shape, dtype, load, info.type_name)
     raw = header.data[info.begin : info.begin + info.num_bytes]
-    form = GGML_FORMATS[info.type_name]
-    return LazyTensor(name, info.shape, dtype, load, info.type_name, form, lambda: BLOCKS[info.type_name](raw, info.shape[0]))
+    read, in_rows = BLOCKS[info.type_name], raw.reshape(info.shape[0], -1)
+    tensor = LazyTensor(name, info.shape, dtype, load, info.type_name, GGML_FORMATS[info.type_name], lambda: read(raw, info.shape[0]))
+    return replace(tensor, block_rows=lambda rows: read(np.take(in_rows, rows, axis=0), len(rows)))

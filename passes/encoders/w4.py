@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from cupola.passes.encoders.groups import Array, Parts
+from cupola.targets.native import weights
 
-_ZERO = 8  # the code of 0 where there are no mins
-_LOWEST, _HIGHEST = -_ZERO, 15 - _ZERO
 # What the value of largest magnitude may be divided by; between -9 and -7 lies nearly all that a wider search gains.
-_DIVISORS = np.linspace(-9, -7, 7)
+_DIVISORS = np.linspace(-9, -7, 7, dtype=np.float32)
 # Where there are mins: the steps of a code between a group's extremes, and how often scale and min are fitted to their codes.
 _NUM_STEPS, _NUM_FITS = (16, 18, 20), 3
 _MAX_F16 = float(np.finfo(np.float16).max)
@@ -20,38 +19,12 @@ def encode_w4(groups: Array) -> Parts:
 
     As ggml's make_qx_quants does, some scales are tried, each improved to the best one for the codes that it gives.
     """
-    return _encode(groups, np.ones_like(groups))
+    return weights.encode_w4(groups, _DIVISORS, weighted=False)
 
 
 def encode_w4_weighted(groups: Array) -> Parts:
     """The same for an embedding, whose large weights matter most: errors weigh as ggml's do, by the square and the group's mean square."""
-    return _encode(groups, groups**2 + (groups**2).mean(axis=1, keepdims=True))
-
-
-def _encode(groups: Array, importance: Array) -> Parts:
-    largest = np.take_along_axis(groups, abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
-    scales, gains = np.zeros_like(largest), np.zeros_like(largest)
-    for divisor in _DIVISORS:
-        tried, gain = _best_scale(groups, _codes(groups, largest / np.float32(divisor)), importance)
-        scales, gains = np.where(gain > gains, tried, scales), np.maximum(gain, gains)
-    scales, _ = _best_scale(groups, _codes(groups, scales), importance)
-    rounded = np.clip(scales, -_MAX_F16, _MAX_F16).astype(np.float16)
-    codes = _codes(groups, rounded.astype(np.float32))
-    return (codes + _ZERO).astype(np.uint8), rounded
-
-
-def _codes(groups: Array, scales: Array) -> Array:
-    """The nearest codes, as f32."""
-    codes = groups * np.where(scales, 1 / scales, 0)[:, None]
-    return np.clip(np.rint(codes, out=codes), _LOWEST, _HIGHEST, out=codes)
-
-
-def _best_scale(groups: Array, codes: Array, importance: Array) -> tuple[Array, Array]:
-    """The scales that fit `codes` best, and by how much they lower the error."""
-    weighted = importance * codes
-    products, squares = (np.einsum("gk,gk->g", other, weighted) for other in (groups, codes))
-    scales = np.where(squares, products / squares, 0)
-    return scales, products * scales
+    return weights.encode_w4(groups, _DIVISORS, weighted=True)
 
 
 def encode_w4_mins(groups: Array) -> Parts:

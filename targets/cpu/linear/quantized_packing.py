@@ -17,6 +17,7 @@ Kernels go slice by slice, whatever the size of a group: so does the quantizatio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,8 +32,9 @@ from cupola.targets.cpu.emit.simd import CACHE_LINE, Buffer, Value, name
 from cupola.targets.cpu.linear.packing import PANEL, num_panels, shape_of
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.formats.tables import TABLES
+from cupola.targets.native import weights
 from cupola.targets.ops import Embedding, ExpertLinear, GatedExpertLinear, GatedLinear, Linear, factors_of
-from cupola.targets.weight_functions import call_weight_function, weight_function
+from cupola.targets.weight_functions import Rows, call_weight_function, in_strips
 
 Array = npt.NDArray[Any]
 QUAD, COLUMNS = 4, 16  # inputs that a dot-product instruction sums; columns of 64 bytes of codes
@@ -212,7 +214,34 @@ def pack_expert_groups(op: ExpertLinear | GatedExpertLinear, codes: Codes, build
     return builder.emit(call_weight_function(pack_expert_codes, arguments, out))
 
 
-@weight_function
+_STRIP = 1 << 20  # values of a strip: what they take up stays in a core's cache
+
+
+def _step(width: int) -> int:
+    """Panels of a strip."""
+    return max(1, _STRIP // (PANEL * width))
+
+
+def _rows_in_strips(form: str, shape: tuple[int, int]) -> Iterator[tuple[str, Rows]]:
+    num_rows, step = shape[0], _step(shape[1]) * PANEL
+    for start in range(0, num_rows, step):
+        yield form, np.arange(start, min(start + step, num_rows))
+
+
+def _gated_in_strips(form: str, shape: tuple[int, int]) -> Iterator[tuple[str, Rows]]:
+    half, step = shape[0] // 2, _step(shape[1]) * COLUMNS
+    for start in range(0, half, step):
+        rows = np.arange(start, min(start + step, half))
+        yield form, np.concatenate((rows, half + rows))
+
+
+def _experts_in_strips(experts: str, shape: tuple[int, int]) -> Iterator[tuple[str, Rows]]:
+    form, num_experts, gated = experts.split(" ")
+    for rows in np.split(np.arange(shape[0]), int(num_experts)):
+        yield f"{form} 1 {gated}", rows
+
+
+@in_strips(_experts_in_strips)
 def pack_expert_codes(experts: str, codes: Array, *factors: Array) -> Array:
     """The panels of experts whose rows stand one above the other; `experts` is the format, their number, and "gated" if they are that."""
     form, num_experts, gated = experts.split(" ")
@@ -221,43 +250,24 @@ def pack_expert_codes(experts: str, codes: Array, *factors: Array) -> Array:
     return np.concatenate([pack(form, *expert) for expert in zip(*parts, strict=True)])
 
 
-@weight_function
+@in_strips(_rows_in_strips)
 def pack_codes(format: str, codes: Array, *factors: Array) -> Array:
     """The bytes that the module describes; columns past N are zero. `factors` come in the order of `WeightFormat.factors`."""
-    packing, (n, k) = Codes(WeightFormat.parse(format)), codes.shape
-    form, panels = packing.format, num_panels(n)
-    blocks = k // form.block_size
-    padded = np.zeros((panels * PANEL, k), np.uint8)
-    padded[:n] = codes.view(np.uint8)
-    quads: Array = padded.reshape(panels, HALVES, COLUMNS, -1, QUADS, QUAD).transpose(0, 3, 4, 1, 2, 5)
-    planes = [_plane(quads, size, sum(packing.planes[:i])) for i, size in enumerate(packing.planes)]
-    parts = [(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)).reshape(panels, blocks, -1)]
-    given = list(factors)
+    packing = Codes(WeightFormat.parse(format))
+    form, (n, k) = packing.format, codes.shape
+    panels = np.empty((num_panels(n), k // form.block_size, packing.group_bytes), np.uint8)
+    weights.pack_codes(codes, form.bits, form.block_size, panels)
+    given = dict(zip((name for name, _, _ in form.factors), factors, strict=True))
     if packing.in_nibbles:
-        given[:2] = [given[0] | given[1] << 4]
+        given["scales"] = given["scales"] | given.pop("mins") << 4
     if form.has_zeros:
-        given[1] = given[1].astype(given[0].dtype)
-    for each in given:
-        wide = np.zeros((panels * PANEL, each.shape[1]), each.dtype)
-        wide[:n] = each
-        columns = wide.reshape(panels, PANEL, blocks, -1).transpose(0, 2, 3, 1)
-        parts.append(np.ascontiguousarray(columns).view(np.uint8).reshape(panels, blocks, -1))
-    return np.concatenate(parts, axis=2)
+        given["mins"] = given["mins"].astype(given["scales"].dtype)
+    for which, numbers in given.items():
+        weights.pack_factors(numbers, packing.factors[which], panels)
+    return panels
 
 
-def _plane(quads: Array, bits: int, low: int) -> Array:
-    """Of codes [panels, slices, quads, …] so many bits from bit `low` on: [panels, slices, bytes]."""
-    per_byte = 8 // bits
-    if per_byte == 1:
-        return quads.reshape(*quads.shape[:2], -1)
-    pieces = quads >> low & (1 << bits) - 1
-    joined = pieces[:, :, 0::per_byte]
-    for i in range(1, per_byte):
-        joined = joined | pieces[:, :, i::per_byte] << bits * i
-    return joined.reshape(*quads.shape[:2], -1)
-
-
-@weight_function
+@in_strips(_gated_in_strips)
 def pack_gated_codes(format: str, codes: Array, *factors: Array) -> Array:
     """`pack_codes` after gates and ups were put side by side, 16 and 16."""
     return pack_codes(format, *(_interleave(rows) for rows in (codes, *factors)))
