@@ -156,20 +156,26 @@ class Pieces:
     """Writes to `stream` by PIECE_BYTES."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._pending = stream, bytearray()
+        self._stream, self._pending, self._size = stream, memoryview(bytearray(PIECE_BYTES)), 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Takes bytes, of which the last ones may stay here."""
-        for start in range(0, len(data), PIECE_BYTES):
-            self._pending += data[start : start + PIECE_BYTES]
-            if len(self._pending) >= PIECE_BYTES:
-                self._stream.write(self._pending[:PIECE_BYTES])
-                del self._pending[:PIECE_BYTES]
+        rest = memoryview(data)
+        while len(rest):
+            if not self._size and len(rest) >= PIECE_BYTES:
+                self._stream.write(rest[:PIECE_BYTES])
+                rest = rest[PIECE_BYTES:]
+                continue
+            some, rest = rest[: PIECE_BYTES - self._size], rest[PIECE_BYTES - self._size :]
+            self._pending[self._size : self._size + len(some)] = some
+            self._size += len(some)
+            if self._size == PIECE_BYTES:
+                self.flush()
 
     def flush(self) -> None:
         """Writes what is here."""
-        self._stream.write(self._pending)
-        self._pending.clear()
+        self._stream.write(self._pending[: self._size])
+        self._size = 0
 
 
 def _write_shard(file: Path, layout: _Layout, weights: Sequence[PackedWeight], advance: Callable[[int], None]) -> FileSpec:

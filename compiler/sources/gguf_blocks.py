@@ -47,8 +47,9 @@ def _one_level(name: str, *sizes: int) -> Callable[[Array, int], QuantizedTensor
     form = GGML_FORMATS[name]
 
     def read(data: Array, num_rows: int) -> QuantizedTensor:
-        *rest, _ = _fields(data, num_rows, *sizes)
-        codes = unpack_nibbles(data.reshape(num_rows, -1, sum(sizes)), sum(sizes[:-1]))
+        blocks, ends = data.reshape(num_rows, -1, sum(sizes)), np.cumsum(sizes[:-1])
+        rest = [np.ascontiguousarray(field) for field in np.split(blocks[..., : ends[-1]], ends[:-1], axis=2)]
+        codes = unpack_nibbles(blocks, ends[-1])
         if form.bits == 5:
             codes |= _rows(np.unpackbits(rest.pop(), axis=2, bitorder="little")) << 4
         return QuantizedTensor.of(form, codes, *map(_f16, rest))

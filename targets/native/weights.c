@@ -28,14 +28,17 @@ static void pack_plane(const uint32_t quads[QUADS][PANEL], int bits, int low, ui
     }
 }
 
-void pack_codes(const uint8_t *codes, int64_t num_rows, int64_t width, int64_t bits, int64_t block_slices, int64_t block_bytes, uint8_t *out) {
-    const int64_t num_slices = width / SLICE, panels = (num_rows + PANEL - 1) / PANEL, slice_bytes = PANEL * SLICE * bits / 8;
+// `order` has the row of each column, or -1 where a panel has none.
+void pack_codes(const uint8_t *codes, const int64_t *order, int64_t panels, int64_t width, int64_t bits, int64_t block_slices,
+                int64_t block_bytes, uint8_t *out) {
+    const int64_t num_slices = width / SLICE, slice_bytes = PANEL * SLICE * bits / 8;
     for (int64_t panel = 0; panel < panels; panel++)
         for (int64_t slice = 0; slice < num_slices; slice++) {
             uint32_t quads[QUADS][PANEL] = {{0}}, packed[QUADS * PANEL];
-            for (int column = 0; column < PANEL && panel * PANEL + column < num_rows; column++) {
-                uint32_t row[QUADS];
-                memcpy(row, codes + (panel * PANEL + column) * width + slice * SLICE, SLICE);
+            for (int column = 0; column < PANEL; column++) {
+                uint32_t row[QUADS] = {0};
+                int64_t from = order[panel * PANEL + column];
+                if (from >= 0) memcpy(row, codes + from * width + slice * SLICE, SLICE);
                 for (int quad = 0; quad < QUADS; quad++) quads[quad][column] = row[quad];
             }
             int low = 0;
@@ -50,25 +53,28 @@ void pack_codes(const uint8_t *codes, int64_t num_rows, int64_t width, int64_t b
         }
 }
 
-#define PACK_FACTORS(TYPE)                                                                                       \
-    static void pack_##TYPE(const TYPE *rows, int64_t num_rows, int64_t blocks, int64_t parts, int64_t block_bytes, uint8_t *out) { \
-        for (int64_t panel = 0; panel * PANEL < num_rows; panel++)                                                 \
-            for (int64_t block = 0; block < blocks; block++)                                                       \
-                for (int64_t part = 0; part < parts; part++) {                                                     \
-                    TYPE found[PANEL] = {0};                                                                       \
-                    for (int column = 0; column < PANEL && panel * PANEL + column < num_rows; column++)            \
-                        found[column] = rows[((panel * PANEL + column) * blocks + block) * parts + part];          \
-                    memcpy(out + (panel * blocks + block) * block_bytes + part * sizeof found, found, sizeof found); \
-                }                                                                                                  \
+#define PACK_FACTORS(TYPE)                                                                                                          \
+    static void pack_##TYPE(const TYPE *rows, const int64_t *order, int64_t panels, int64_t blocks, int64_t parts, int64_t block_bytes, \
+                            uint8_t *out) {                                                                                         \
+        for (int64_t panel = 0; panel < panels; panel++)                                                                            \
+            for (int64_t block = 0; block < blocks; block++)                                                                        \
+                for (int64_t part = 0; part < parts; part++) {                                                                      \
+                    TYPE found[PANEL] = {0};                                                                                        \
+                    for (int column = 0; column < PANEL; column++)                                                                  \
+                        if (order[panel * PANEL + column] >= 0)                                                                     \
+                            found[column] = rows[(order[panel * PANEL + column] * blocks + block) * parts + part];                  \
+                    memcpy(out + (panel * blocks + block) * block_bytes + part * sizeof found, found, sizeof found);                \
+                }                                                                                                                   \
     }
 PACK_FACTORS(uint8_t)
 PACK_FACTORS(uint16_t)
 PACK_FACTORS(uint32_t)
 
-void pack_factors(const void *rows, int64_t item, int64_t num_rows, int64_t blocks, int64_t parts, int64_t block_bytes, uint8_t *out) {
-    if (item == 1) pack_uint8_t(rows, num_rows, blocks, parts, block_bytes, out);
-    if (item == 2) pack_uint16_t(rows, num_rows, blocks, parts, block_bytes, out);
-    if (item == 4) pack_uint32_t(rows, num_rows, blocks, parts, block_bytes, out);
+void pack_factors(const void *rows, const int64_t *order, int64_t item, int64_t panels, int64_t blocks, int64_t parts, int64_t block_bytes,
+                  uint8_t *out) {
+    if (item == 1) pack_uint8_t(rows, order, panels, blocks, parts, block_bytes, out);
+    if (item == 2) pack_uint16_t(rows, order, panels, blocks, parts, block_bytes, out);
+    if (item == 4) pack_uint32_t(rows, order, panels, blocks, parts, block_bytes, out);
 }
 
 // ---- float32 -> codes of 4 bits ----

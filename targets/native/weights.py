@@ -58,23 +58,24 @@ def unpack_nibbles(blocks: Array, start: int) -> Array:
     return codes
 
 
-def pack_codes(codes: Array, bits: int, block_size: int, out: Array) -> None:
+def pack_codes(codes: Array, order: Array, bits: int, block_size: int, out: Array) -> None:
     """Codes [N, K], one a byte, into the panels `out`, uint8 [panels, blocks, bytes]: as `targets.cpu.linear.quantized_packing` has them.
 
-    Columns past N are zero. `block_size` is that of the format: inputs of a block.
+    `order`, int64 [32 · panels], has the row of each column of the panels, or -1: zeros. `block_size` is the format's: inputs of a block.
     """
     codes = np.ascontiguousarray(codes).view(np.uint8)
-    num_rows, width = codes.shape
-    sizes = (num_rows, width, bits, block_size // 32, out.shape[2])
-    _library().pack_codes(_at(codes), *map(_INT, sizes), _at(out))
+    sizes = (len(out), codes.shape[1], bits, block_size // 32, out.shape[2])
+    assert len(order) == 32 * len(out) and order.max() < len(codes)
+    _library().pack_codes(_at(codes), _at(order), *map(_INT, sizes), _at(out))
 
 
-def pack_factors(factors: Array, start: int, out: Array) -> None:
+def pack_factors(factors: Array, order: Array, start: int, out: Array) -> None:
     """Factors [N, numbers of a row] into `out` as `pack_codes` has it, from byte `start` of a block on: for each number 32 columns."""
     factors = np.ascontiguousarray(factors)
-    blocks, size = out.shape[1:]
-    sizes = (factors.itemsize, len(factors), blocks, factors.shape[1] // blocks, size)
-    _library().pack_factors(_at(factors), *map(_INT, sizes), ctypes.c_void_p(out.ctypes.data + start))
+    panels, blocks, size = out.shape
+    sizes = (factors.itemsize, panels, blocks, factors.shape[1] // blocks, size)
+    assert len(order) == 32 * panels and order.max() < len(factors)
+    _library().pack_factors(_at(factors), _at(order), *map(_INT, sizes), ctypes.c_void_p(out.ctypes.data + start))
 
 
 def encode_w4(groups: Array, divisors: Array, weighted: bool) -> tuple[Array, Array]:

@@ -253,30 +253,33 @@ def pack_expert_codes(experts: str, codes: Array, *factors: Array) -> Array:
 @in_strips(_rows_in_strips)
 def pack_codes(format: str, codes: Array, *factors: Array) -> Array:
     """The bytes that the module describes; columns past N are zero. `factors` come in the order of `WeightFormat.factors`."""
+    return _pack(format, _padded(np.arange(len(codes)), PANEL), codes, *factors)
+
+
+@in_strips(_gated_in_strips)
+def pack_gated_codes(format: str, codes: Array, *factors: Array) -> Array:
+    """`pack_codes` of gates above ups, of which each panel gets 16 and 16."""
+    half = len(codes) // 2
+    gates = _padded(np.arange(half), COLUMNS).reshape(-1, COLUMNS)
+    ups = np.where(gates < 0, gates, gates + half)
+    return _pack(format, np.concatenate((gates, ups), axis=1).reshape(-1), codes, *factors)
+
+
+def _padded(rows: Rows, multiple: int) -> Rows:
+    return np.pad(rows, (0, -len(rows) % multiple), constant_values=-1)
+
+
+def _pack(format: str, order: Rows, codes: Array, *factors: Array) -> Array:
+    """The panels whose columns are the rows of `order`, zeros where that is -1."""
     packing = Codes(WeightFormat.parse(format))
-    form, (n, k) = packing.format, codes.shape
-    panels = np.empty((num_panels(n), k // form.block_size, packing.group_bytes), np.uint8)
-    weights.pack_codes(codes, form.bits, form.block_size, panels)
+    form = packing.format
+    panels = np.empty((len(order) // PANEL, codes.shape[1] // form.block_size, packing.group_bytes), np.uint8)
+    weights.pack_codes(codes, order, form.bits, form.block_size, panels)
     given = dict(zip((name for name, _, _ in form.factors), factors, strict=True))
     if packing.in_nibbles:
         given["scales"] = given["scales"] | given.pop("mins") << 4
     if form.has_zeros:
         given["mins"] = given["mins"].astype(given["scales"].dtype)
     for which, numbers in given.items():
-        weights.pack_factors(numbers, packing.factors[which], panels)
+        weights.pack_factors(numbers, order, packing.factors[which], panels)
     return panels
-
-
-@in_strips(_gated_in_strips)
-def pack_gated_codes(format: str, codes: Array, *factors: Array) -> Array:
-    """`pack_codes` after gates and ups were put side by side, 16 and 16."""
-    return pack_codes(format, *(_interleave(rows) for rows in (codes, *factors)))
-
-
-def _interleave(rows: Array) -> Array:
-    n, width = rows.shape[0] // 2, rows.shape[1]
-    panels = num_panels(2 * n)
-    halves = np.zeros((2, panels * COLUMNS, width), rows.dtype)
-    halves[:, :n] = rows.reshape(2, n, width)
-    mixed: Array = halves.reshape(2, panels, COLUMNS, width).swapaxes(0, 1).reshape(panels * PANEL, width)
-    return mixed
