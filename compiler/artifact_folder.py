@@ -1,6 +1,7 @@
 """The folder that becomes an artifact: a temporary one, which gets its name when everything is there.
 
-.NAME.xxxxxxxx.tmp   being written; locked as long as its process lives, so the next compile removes what a dead one left
+.NAME.xxxxxxxx.tmp   being written; locked as long as its process lives, so the next compile removes what a dead one left, or goes on
+                     from there if that had finished shards of weights (`finished.py`)
 .NAME.xxxxxxxx.old   the artifact that NAME was, for the moment of the exchange
 """
 
@@ -8,22 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cupola.compiler.finished import RECORD, SHARD_NAME
 from cupola.runtime.artifact.manifest import MANIFEST
 from cupola.runtime.errors import OptionError, SourceError
 
 if sys.platform != "win32":  # where nothing is locked, and what was left behind stays
     import fcntl
 
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")
+
 
 @contextlib.contextmanager
 def artifact_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` if the block ends well, and vanishes if it does not.
+    """A temporary folder beside `out` that becomes `out` if the block ends well, and vanishes if it does not: unless it is interrupted, and
+    has finished shards. Then it stays, and the next compile of `out` gets it, with nothing else in it.
 
     Raises:
         OptionError: something that is not an artifact stands at `out`, or it cannot be written.
@@ -31,11 +37,15 @@ def artifact_folder(out: Path) -> Iterator[Path]:
     out = _check_free(out)
     temporary = None
     try:
-        _remove_stale(out)
-        temporary, lock = _make_locked(out)
+        temporary, lock = _adopt(out) or _make_locked(out)
         with lock:
             yield temporary
+            (temporary / RECORD).unlink(missing_ok=True)
             _replace(out, temporary)
+    except (KeyboardInterrupt, SystemExit):
+        if temporary is not None and (temporary / RECORD).is_file():
+            temporary = None
+        raise
     except OSError as error:
         raise _explain(error, out, temporary) from error
     finally:
@@ -92,10 +102,35 @@ def _make_locked(out: Path) -> tuple[Path, contextlib.AbstractContextManager[obj
                 return temporary, lock
 
 
-def _remove_stale(out: Path) -> None:
+def _adopt(out: Path) -> tuple[Path, contextlib.AbstractContextManager[object]] | None:
+    """The folder of an interrupted compile, locked, with its finished shards; others that nobody has locked are removed."""
+    found = None
     for folder in _siblings(out, "tmp") if sys.platform != "win32" else []:
-        with contextlib.suppress(OSError), _lock(folder):  # OSError: its process lives
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # its process lives
+            lock = _lock(folder)
+            if found is None and (folder / RECORD).is_file():
+                _keep_shards(folder)
+                found = folder, lock
+                continue
+            with lock:
+                shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _keep_shards(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != RECORD and not SHARD_NAME.fullmatch(path.name):
+            path.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what interrupted compiles left in `folder`, whatever they were to make there."""
+    for path in folder.iterdir() if sys.platform != "win32" else []:
+        if _LEFTOVER.fullmatch(path.name):
+            with contextlib.suppress(OSError), _lock(path):  # OSError: its process lives
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _siblings(out: Path, suffix: str) -> list[Path]:

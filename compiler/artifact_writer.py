@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from cupola.compiler.finished import RECORD, SHARD_NAME, Finished
 from cupola.compiler.sources import Source
 from cupola.compiler.weights import PackedWeight
 from cupola.runtime.artifact.folder import sha256_of, template_file
@@ -60,21 +61,32 @@ def printable(text: str) -> str:
 def list_files(folder: Path, hashed: Sequence[FileSpec]) -> tuple[FileSpec, ...]:
     """Every file of the folder with its size and hash; `hashed` are the ones known already. Folders (IR dumps) do not count."""
     known = {file.name for file in hashed}
-    others = sorted(file for file in folder.iterdir() if file.is_file() and file.name not in known)
+    others = sorted(file for file in folder.iterdir() if file.is_file() and file.name not in known and file.name != RECORD)
     return (*(FileSpec(file.name, file.stat().st_size, sha256_of(file)) for file in others), *hashed)
 
 
 def write_weights(
-    folder: Path, weights: Sequence[PackedWeight], advance: Callable[[int], None]
+    folder: Path, weights: Sequence[PackedWeight], advance: Callable[[int], None], origin: str = ""
 ) -> tuple[tuple[WeightSpec, ...], tuple[FileSpec, ...]]:
     """Writes safetensors shards, some strips or one weight in memory at a time; returns where each weight is, and the files.
 
     Every weight starts at a multiple of 64 bytes, or of the largest power of two in its size: the format allows no gaps.
+    Shards that were finished before from the same `origin` (`finished.py`) are kept; there must be no others in the folder when it is done.
     """
-    places, files = [], []
+    places, files, finished = [], [], Finished(folder, origin)
     for name, layout, shard in _named_shards(weights):
-        files.append(_write_shard(folder / name, layout, shard, advance))
+        spec = finished.find(name, layout.header)
+        if spec is None:
+            spec = _write_shard(folder / name, layout, shard, advance)
+            if not any(weight.overflows for weight in shard):  # of which there are notes, by those who compute it
+                finished.add(spec, layout.header)
+        else:
+            advance(sum(weight.spec.num_bytes for weight in shard))
+        files.append(spec)
         places += _places(name, layout, shard)
+    for file in folder.iterdir():
+        if SHARD_NAME.fullmatch(file.name) and file.name not in {spec.name for spec in files}:
+            file.unlink()
     return _in_order(places, weights), tuple(files)
 
 

@@ -11,6 +11,7 @@ import tvm
 from cupola.compiler.artifact_folder import artifact_folder
 from cupola.compiler.artifact_writer import list_files, outline_weights, printable, write_manifest, write_texts, write_weights
 from cupola.compiler.auto_scheme import choose_scheme
+from cupola.compiler.finished import origin_of
 from cupola.compiler.frontend.importer import import_model
 from cupola.compiler.kept_weights import column_orders, kept_notes, kept_weights
 from cupola.compiler.options import CompileOptions
@@ -64,9 +65,11 @@ def compile_to(
             files = [work / name for name in library_names(targets)]
             built = zip(lifted, targets, files, strict=True)
             variants = [build_variant(mod, target, weights, file, dumps) for (mod, _), target, file in built]
-        with progress.stage("Packing weights", sum(weight.spec.num_bytes for weight in weights)) as advance:
+        with progress.stage("Hashing the source"):
+            origin = "" if extra_passes else origin_of(model.sha256, options)  # nobody knows what further passes do
+        with progress.stage("Packing weights", sum(weight.spec.num_bytes for weight in weights), "B") as advance:
             is_outline = model.format == OUTLINE
-            places, shards = outline_weights(work, weights) if is_outline else write_weights(work, weights, advance)
+            places, shards = outline_weights(work, weights) if is_outline else write_weights(work, weights, advance, origin)
         write_texts(work, model)
         manifest = Manifest(
             format_version=FORMAT_VERSION,

@@ -203,7 +203,7 @@ class Transform:
         return strips(self, self.results[index]) or [self.computer(index)]
 
     def value(self, expr: relax.Expr) -> relax.Expr:
-        """What an expression is bound to, through all names."""
+        """The value that an expression is bound to, through all names."""
         while isinstance(expr, relax.Var) and expr in self.bound:
             expr = self.bound[expr]
         return expr

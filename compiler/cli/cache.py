@@ -8,7 +8,6 @@ A new cupola compiles again and replaces what the old one made.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import shutil
@@ -16,6 +15,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from cupola.compiler.artifact_folder import remove_leftovers
+from cupola.compiler.build_id import build_id
 from cupola.compiler.cli.declare import Exit
 from cupola.compiler.compile import compile_apart
 from cupola.compiler.options import CompileOptions, short_name
@@ -23,10 +24,6 @@ from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import MANIFEST
 from cupola.runtime.environment import cache_folder
 from cupola.runtime.errors import ArtifactError, OptionError, UnsupportedError
-from cupola.targets.registry import list_targets
-
-_COMPILED_BY = ("compiler", "passes", "targets", "models", "runtime.artifact")
-_SOURCES = (".py", ".c")
 
 
 def cached_artifact(source: str, options: CompileOptions) -> Path:
@@ -58,20 +55,6 @@ def artifact_folder(source: str, options: CompileOptions) -> Path:
     return cache_folder() / "artifacts" / f"{short_name(source)}-{key}" / build_id()
 
 
-def build_id() -> str:
-    """A hash of all that decides what a compile makes of its input: cupola's own source, TVM, what this machine can run."""
-    runs_here = [target.name for target in list_targets() if target.runs_here()]
-    digest = hashlib.sha256(f"{importlib.metadata.version('apache-tvm')} {runs_here}".encode())
-    for room in _COMPILED_BY:
-        spec = importlib.util.find_spec(f"cupola.{room}")
-        assert spec is not None and spec.origin is not None
-        origin = Path(spec.origin)
-        for file in sorted(origin.parent.rglob("*.*")) if spec.submodule_search_locations else [origin]:
-            if file.suffix in _SOURCES and "cli" not in file.parts:
-                digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
@@ -97,6 +80,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _remove_older(folder: Path) -> None:
+    remove_leftovers(folder.parent)
     for other in folder.parent.iterdir():
         if other != folder and (other / MANIFEST).exists():
             shutil.rmtree(other, ignore_errors=True)

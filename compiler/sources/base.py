@@ -58,7 +58,7 @@ class Source:
     Attributes:
         name: the path or name that the user gave.
         format: "huggingface", "gguf", or "config" of a configuration alone, without values of weights.
-        sha256: a hash over all the content that the artifact depends on.
+        hash: gives `sha256`, perhaps after a while.
         config: the content of transformers' `config.json` (for GGUF, derived from its metadata).
         tensors: the weights, named as in transformers' checkpoints.
         tokenizer_json: the content of `tokenizer.json`, or None if the model has no tokenizer.
@@ -71,7 +71,7 @@ class Source:
 
     name: str
     format: str
-    sha256: str
+    hash: Callable[[], str]
     config: Mapping[str, Any]
     tensors: Mapping[str, LazyTensor]
     tokenizer_json: str | None
@@ -80,3 +80,8 @@ class Source:
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     quantized_by: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """A hash over all the content that the artifact depends on."""
+        return self.hash()

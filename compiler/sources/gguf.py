@@ -7,7 +7,7 @@ from pathlib import Path
 from cupola.compiler.sources.base import Array, Source
 from cupola.compiler.sources.chat_templates import gguf_chat_templates
 from cupola.compiler.sources.config_check import check_config
-from cupola.compiler.sources.files import sha256_of
+from cupola.compiler.sources.files import hash_of
 from cupola.compiler.sources.generation import generation_defaults
 from cupola.compiler.sources.gguf_config import architecture_in, architecture_of, derive_config
 from cupola.compiler.sources.gguf_header import RECONVERT, GGUFHeader
@@ -55,7 +55,7 @@ def open_gguf(path: Path, name: str) -> Source:
     return Source(
         name=name,
         format="gguf",
-        sha256=sha256_of([part.path for part in parts]),
+        hash=hash_of([part.path for part in parts]),
         config=config,
         tensors=tensors,
         tokenizer_json=tokenizer_json,

@@ -12,7 +12,7 @@ from cupola.compiler.sources.base import WEIGHT_DTYPES, LazyTensor, Source
 from cupola.compiler.sources.chat_templates import read_chat_templates, template_files
 from cupola.compiler.sources.checkpoints import Unpacked, unpack_checkpoint, without_quantization
 from cupola.compiler.sources.config_check import check_config
-from cupola.compiler.sources.files import member, read_json_object, sha256_of
+from cupola.compiler.sources.files import hash_of, member, read_json_object
 from cupola.compiler.sources.generation import generation_defaults
 from cupola.compiler.sources.safetensors_file import read_metadata, read_safetensors
 from cupola.compiler.sources.special_tokens import add_end_token, read_special_tokens
@@ -158,7 +158,7 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
     return Source(
         name=name,
         format="huggingface",
-        sha256=sha256_of(content_files(folder)),
+        hash=hash_of(content_files(folder)),
         config=config,
         tensors=model.tensors,
         tokenizer_json=tokenizer_json,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cupola.compiler.sources.base import WEIGHT_DTYPES, Array, LazyTensor, Source
 from cupola.compiler.sources.config_check import check_config
-from cupola.compiler.sources.files import read_json_object, sha256_of
+from cupola.compiler.sources.files import hash_of, read_json_object
 from cupola.runtime.errors import SourceError
 
 OUTLINE = "config"
@@ -22,7 +22,7 @@ def open_outline(file: Path, name: str) -> Source:
     """
     config = read_json_object(file)
     check_config(config, file)
-    return Source(name, OUTLINE, sha256_of([file]), config, {}, None, notes=(_NOTE,))
+    return Source(name, OUTLINE, hash_of([file]), config, {}, None, notes=(_NOTE,))
 
 
 def outline_weights(source: Source, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, LazyTensor]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm import IRModule
+from tvm import IRModule, tirx
 
 from cupola.runtime.artifact.plan import Plan
-from cupola.runtime.environment import debug_level
+from cupola.runtime.environment import debug_level, num_threads
 from cupola.targets.native.interface import compile_kernels
 from cupola.targets.native.link import RUNTIME
 
@@ -34,7 +35,15 @@ class Code:
 
 
 def native_code(mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code:
-    """Machine code of this or another CPU, and the team of threads that runs it."""
-    kernels, objects = compile_kernels(mod, target), folder / "kernels.o"
-    kernels.write_to_file(str(objects), "o")
-    return Code((objects,), (RUNTIME,), {"kernels.s": kernels.inspect_source("asm")} if debug_level() >= 4 else {})
+    """Machine code of this or another CPU, an object a kernel, and the team of threads that runs it. Several are compiled at once."""
+    kernels = sorted((var for var, func in mod.functions_items() if isinstance(func, tirx.PrimFunc)), key=lambda var: var.name_hint)
+
+    def make(number: int) -> tuple[Path, str]:
+        kernel = IRModule({kernels[number]: mod[kernels[number]]})
+        compiled, file = compile_kernels(kernel, target), folder / f"{number:04d}.o"
+        compiled.write_to_file(str(file), "o")
+        return file, compiled.inspect_source("asm") if debug_level() >= 4 else ""
+
+    with ThreadPoolExecutor(num_threads()) as pool:
+        made = list(pool.map(make, range(len(kernels))))
+    return Code(tuple(file for file, _ in made), (RUNTIME,), {"kernels.s": "".join(text for _, text in made)} if debug_level() >= 4 else {})
