@@ -178,6 +178,25 @@ def in_tiles(count: Value, sizes: tuple[int, ...], tile: Callable[[Value, int], 
             tile(name(start + (rest & T.int64(-2 * size))), size)
 
 
+def in_even_tiles(count: Value, sizes: tuple[int, ...], tile: Callable[[Value, int], None]) -> None:
+    """Covers `count` rows by the fewest tiles there can be, all of one of `sizes`, which are the even numbers up to the first: a last tile
+    of a row or two would take as long as its weights do. The tiles go over `padded(count, sizes[0])` rows."""
+    size = name(padded(count, sizes[0]) // _num_tiles(count, sizes[0]))
+    for each in sizes:
+        with T.If(size == T.int64(each)), T.Then(), T.serial(_num_tiles(count, sizes[0])) as index:
+            tile(name(index * each), each)
+
+
+def padded(count: Value, largest: int) -> Value:
+    """The rows of even tiles of up to `largest` rows that cover `count` of them."""
+    num_tiles = _num_tiles(count, largest)
+    return name(((count + num_tiles - 1) // num_tiles + 1) // 2 * 2 * num_tiles)
+
+
+def _num_tiles(count: Value, largest: int) -> Value:
+    return name((count + largest - 1) // largest)
+
+
 def sweep(extent: int, lanes: int, body: Callable[[Value | int, int, int], None]) -> None:
     """Covers `extent` elements with `body(start, lanes, slot)`, four vectors an iteration, the rest unrolled.
 

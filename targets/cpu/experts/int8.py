@@ -118,7 +118,8 @@ def _panels(product: Int8Product, rows: Int8Rows, group: Group, mixture: Mixture
                 known.panel(picked, panel, GroupStream.of(product, group, panel), sizes)
             with T.Else(), T.serial((group.count + ROW_BLOCK - 1) // ROW_BLOCK) as block:
                 first = name(block * ROW_BLOCK)
-                known.block(picked, panel, first, name(T.min(group.count - first, T.int64(ROW_BLOCK))))
+                count = name(T.min(group.count - first, T.int64(ROW_BLOCK)))
+                known.block(picked, panel, first, count, GroupStream.of(product, group, panel))
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ Where dot products are single instructions, integers begin at the bits of 1.5 ·
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from typing import TypeAlias
 
 import tvm
 from tvm import relax
@@ -30,7 +31,7 @@ from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.cpu.emit.dot import Weights
-from cupola.targets.cpu.emit.loops import Claims, Threads, in_tiles, parallel_region, shared_loop
+from cupola.targets.cpu.emit.loops import Claims, Threads, in_even_tiles, in_tiles, padded, parallel_region, shared_loop
 from cupola.targets.cpu.emit.simd import CACHE_LINE, ROUND, ROUND_BITS, Buffer, Register, Simd, Value, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.amx import TileProduct
@@ -43,8 +44,9 @@ from cupola.targets.cpu.linear.shape import QuantizedShape, packed_bias, quantiz
 from cupola.targets.emit import argument
 from cupola.targets.ops import GatedLinear, Linear
 
+Cover: TypeAlias = Callable[[Value, tuple[int, ...], Callable[[Value, int], None]], None]  # `in_tiles`, `in_even_tiles`
 FEW = MANY - 1  # rows
-ROW_BLOCK = 96  # rows of a task: their activations stay in L2 while panels stream by
+ROW_BLOCK = 192  # rows of a task: their activations stay in L2 while panels stream by
 FIRST = 8192  # bytes of weights that are asked for before anything else
 
 
@@ -152,28 +154,31 @@ class Int8Product:
 
     def several(self, claims: Claims) -> None:
         """One region: the rows, a barrier, then panels."""
-        rows, threads = self.allocate(FEW), claims.threads
+        sizes, threads = self.few_tiles, claims.threads
+        rows, count = self.allocate(FEW + sizes[0]), padded(self.num_rows, sizes[0])
         with parallel_region():
             with threads.each(barrier=False) as thread:
                 self.fetch_first(self.first_stream(claims, thread), AHEAD)
-            with shared_loop(self.num_rows) as row:
-                rows.fill(self.source, row)
+            with shared_loop(count) as row:  # tiles may want more rows than there are
+                rows.fill(self.source, name(T.min(row, self.num_rows - 1)), to=row)
             with threads.each(barrier=False) as thread, claims.each(thread) as panel:
-                self.panel(rows, panel, self.stream(panel, claims.left_of(thread, panel)), (self.kernel.isa.int8_row_tile, 4, 2, 1))
+                self.panel(rows, panel, self.stream(panel, claims.left_of(thread, panel)), sizes, in_even_tiles)
 
-    def panel(self, rows: Int8Rows, panel: Value, stream: Stream, sizes: tuple[int, ...]) -> None:
+    def panel(self, rows: Int8Rows, panel: Value, stream: Stream, sizes: tuple[int, ...], cover: Cover = in_tiles) -> None:
         """All rows of a panel, whose weights come from memory as the first ones of a stream, in tiles of `sizes`."""
         with T.serial(self.num_rows) as row:
             self.epilogue.prefetch(panel, row)
-        products = local((self.kernel.isa.int8_row_tile, PANEL))
+        products = local((max(sizes), PANEL))
         packed, slices = PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, panel), self.kernel.slices
 
         def tile(row: Value, count: int) -> None:
-            self.tile(rows, row, count, packed, T.int64(0), slices, products, T.int64(0), True, stream)
-            with T.serial(count) as r:
+            share = [name(end * slices // self.num_rows) for end in (row, row + count)]
+            ahead = AHEAD // self.kernel.codes.stride
+            self.tile(rows, row, count, packed, T.int64(0), slices, products, T.int64(0), True, partial(self.fetch_ahead, stream, share, ahead))
+            with T.serial(T.int64(count) if cover is in_tiles else T.min(T.int64(count), self.num_rows - row)) as r:
                 self.epilogue.finish(panel, row + r, r, products)
 
-        in_tiles(self.num_rows, sizes, tile)
+        cover(self.num_rows, sizes, tile)
 
     def stream(self, panel: Value, num_left: Value) -> Stream:
         """From a panel on, with which `num_left` are left to the thread."""
@@ -199,24 +204,28 @@ class Int8Product:
                 place = (panel, T.int64(0), at * size + byte)  # past the end of the panel it is one of the next
                 self.simd.prefetch(self.weight, place, near=2)
 
-    def fetch_ahead(self, stream: Stream, at: Value, first: Value, last: Value) -> None:
-        """Asks for the weights `AHEAD` bytes after a slice, if it is one of a tile's share. All tiles of rows together ask for all."""
-        with T.If(T.And(at >= first, at < last)), T.Then():
-            self.fetch(stream, name(at + AHEAD // self.kernel.codes.stride))
+    def fetch_ahead(self, stream: Stream, share: Sequence[Value], ahead: Value | int, at: Value) -> None:
+        """Asks for the weights so many slices after a slice, if it is one of a tile's share. All tiles of rows together ask for all."""
+        with T.If(T.And(at >= share[0], at < share[1])), T.Then():
+            self.fetch(stream, name(at + ahead))
 
     def many(self) -> None:
-        """One region: all rows, a barrier, then panels by blocks of rows."""
-        panels = self.kernel.num_panels
+        """One region: all rows, a barrier, then panels by blocks of rows, which have as many tiles each as there can be."""
+        panels, size = self.kernel.num_panels, self.kernel.isa.int8_row_tile
         rows = self.allocate(self.num_rows)
+        num_blocks, num_tiles = ((self.num_rows + each - 1) // each for each in (ROW_BLOCK, size))
+        num_blocks, num_tiles = name(num_blocks), name(num_tiles)
         with parallel_region():
             with shared_loop(self.num_rows) as row:
                 rows.fill(self.source, row)
-            with shared_loop((self.num_rows + ROW_BLOCK - 1) // ROW_BLOCK * panels, barrier=False) as task:
-                first = name(task // panels * ROW_BLOCK)
-                self.block(rows, name(task % panels), first, name(T.min(self.num_rows - first, T.int64(ROW_BLOCK))))
+            with shared_loop(num_blocks * panels, barrier=False) as task:
+                block, panel = name(task // panels), name(task % panels)
+                first, end = (name(T.min(at * num_tiles // num_blocks * size, self.num_rows)) for at in (block, block + 1))
+                self.block(rows, panel, first, name(end - first), self.stream(panel, panels - panel))
 
-    def block(self, rows: Int8Rows, panel: Value, first: Value, count: Value) -> None:
-        """`count` rows from `first` on of one panel, its slices in blocks."""
+    def block(self, rows: Int8Rows, panel: Value, first: Value, count: Value, stream: Stream) -> None:
+        """`count` rows from `first` on of one panel, the first of a stream, its slices in blocks: while one is multiplied, the next is asked
+        for."""
         slices = self.kernel.slices
         products, unpacked = local((ROW_BLOCK, PANEL)), UnpackedPanel.allocate(self.simd, self.kernel.codes)
         packed = PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, panel)
@@ -230,7 +239,11 @@ class Int8Product:
                 unpacked.fill(packed, name(start + at), at)
 
             def tile(r: Value, size: int) -> None:
-                self.tile(rows, name(first + r), size, unpacked, start, num_slices, products, r, fresh=False)
+                share = [name(start + end * num_slices // count) for end in (r, r + size)]
+                with T.If(start == T.int64(0)), T.Then(), T.serial(size) as i:
+                    self.epilogue.prefetch(panel, first + r + i)
+                ask = partial(self.fetch_ahead, stream, share, num_slices)
+                self.tile(rows, name(first + r), size, unpacked, start, num_slices, products, r, False, lambda at: ask(start + at))
 
             in_tiles(count, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
         with T.serial(count) as r:
@@ -245,18 +258,16 @@ class Int8Product:
 
     def tile(
         self, rows: Int8Rows, row: Value, size: int, panel: Panel, start: Value, num_slices: Value | int,
-        products: Buffer, r: Value, fresh: bool, stream: Stream | None = None,
+        products: Buffer, r: Value, fresh: bool, beside: Callable[[Value], None],
     ) -> None:  # fmt: skip
-        """Adds the products of `size` rows and a panel's slices from `start` on to rows `r`… of `products`, or puts them there; `stream`
-        is where the panel comes from memory."""
+        """Adds the products of `size` rows and a panel's slices from `start` on to rows `r`… of `products`, or puts them there; `beside`
+        each slice something else is done."""
         lanes, vectors = self.simd.lanes, self.vectors_beside(size)
-        share = [] if stream is None else [name(end * num_slices // self.num_rows) for end in (row, row + size)]
         with T.serial(PANEL // lanes // vectors) as part:
             columns = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
             sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
-            with self.each_slice(num_slices, by_block=stream is not None) as at:
-                if stream is not None:
-                    self.fetch_ahead(stream, at, *share)
+            with self.each_slice(num_slices, by_block=fresh) as at:
+                beside(at)
                 self.add_slice(rows, row, start + at, panel, at, columns, sums)
             for i in range(size):
                 for column, total in zip(columns, sums[i], strict=True):
@@ -285,10 +296,9 @@ class Int8Product:
         self, rows: Int8Rows, row: Value, of_rows: Value, panel: Panel, at: Value, columns: list[Value], sums: list[list[Register]]
     ) -> None:
         """Adds one slice's products: `of_rows` is its place in the rows, `at` that in the panel."""
-        lanes = self.simd.lanes
         places = [rows.place(row + i, of_rows) for i in range(len(sums))]
+        lanes, parts = self.simd.lanes, self.kernel.codes.parts
         weights: list[list[Value]] = []
-        parts = self.kernel.codes.parts
         for part in range(parts):
             starts = [rows.start(place, part) for place in places]
             integers = [[Register(lanes, start, "int32") for _ in columns] for start in starts]
@@ -311,10 +321,18 @@ class Int8Product:
         taken_off = name(scale * splat(-ROUND, lanes))
         return lambda total: name(self.simd.fma(T.reinterpret(f"float32x{lanes}", total), scale, taken_off))
 
+    @property
+    def few_tiles(self) -> tuple[int, ...]:
+        """Rows of tiles whose weights come from memory: even numbers, the largest first."""
+        largest = next(rows for rows in (8, 6) if 2 * rows + 3 <= self.kernel.isa.num_registers)
+        return tuple(range(largest, 0, -2))
+
     def vectors_beside(self, rows: int) -> int:
-        """Vectors of a panel whose sums of `rows` rows, as integers and as floats, fit the registers."""
+        """Vectors of a panel whose sums of `rows` rows fit the registers: as integers all of them; as floats, which a slice touches once,
+        all of them or, where a dot product is a single instruction, every second."""
         available, registers = PANEL // self.simd.lanes, self.kernel.isa.num_registers
-        return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (2 * rows + 1) * size + 2 <= registers))
+        floats = rows // 2 if self.kernel.isa.int8_dot == "vpdpbusd" else rows
+        return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (rows + 1 + floats) * size + 2 <= registers))
 
 
 @dataclass(frozen=True)

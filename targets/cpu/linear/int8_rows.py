@@ -112,12 +112,15 @@ class Int8Rows:
         """Where a group of a row is."""
         return name(row * self.groups + group)
 
-    def fill(self, source: RowSource, row: Value, beside: Callable[[Value | int], None] = lambda group: None) -> None:
-        """Quantizes a row of `source`; inputs past the depth are zeros. `beside` each of its groups something else may be done."""
+    def fill(
+        self, source: RowSource, row: Value, beside: Callable[[Value | int], None] = lambda group: None, to: Value | None = None
+    ) -> None:
+        """Quantizes a row of `source`, as row `to` if that is another; inputs past the depth are zeros. `beside` each of its groups something
+        else may be done."""
 
         def fill_group(group: Value | int, *values: Value) -> None:
             beside(group)
-            self._fill_group(source.simd, values, row, group)
+            self._fill_group(source.simd, values, row if to is None else to, group)
 
         source.for_each_group(row, fill_group)
 
