@@ -174,7 +174,9 @@ class Int8Product:
         def tile(row: Value, count: int) -> None:
             share = [name(end * slices // self.num_rows) for end in (row, row + count)]
             ahead = AHEAD // self.kernel.codes.stride
-            self.tile(rows, row, count, packed, T.int64(0), slices, products, T.int64(0), True, partial(self.fetch_ahead, stream, share, ahead))
+            self.tile(
+                rows, row, count, packed, T.int64(0), slices, products, T.int64(0), True, partial(self.fetch_ahead, stream, share, ahead)
+            )
             with T.serial(T.int64(count) if cover is in_tiles else T.min(T.int64(count), self.num_rows - row)) as r:
                 self.epilogue.finish(panel, row + r, r, products)
 
@@ -224,8 +226,8 @@ class Int8Product:
                 self.block(rows, panel, first, name(end - first), self.stream(panel, panels - panel))
 
     def block(self, rows: Int8Rows, panel: Value, first: Value, count: Value, stream: Stream) -> None:
-        """`count` rows from `first` on of one panel, the first of a stream, its slices in blocks: while one is multiplied, the next is asked
-        for."""
+        """`count` rows from `first` on of one panel, the first of a stream, its slices in blocks: while one is multiplied, the next is
+        asked for."""
         slices = self.kernel.slices
         products, unpacked = local((ROW_BLOCK, PANEL)), UnpackedPanel.allocate(self.simd, self.kernel.codes)
         packed = PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, panel)

@@ -115,8 +115,8 @@ class Int8Rows:
     def fill(
         self, source: RowSource, row: Value, beside: Callable[[Value | int], None] = lambda group: None, to: Value | None = None
     ) -> None:
-        """Quantizes a row of `source`, as row `to` if that is another; inputs past the depth are zeros. `beside` each of its groups something
-        else may be done."""
+        """Quantizes a row of `source`, as row `to` if that is another; inputs past the depth are zeros. `beside` each of its groups
+        something else may be done."""
 
         def fill_group(group: Value | int, *values: Value) -> None:
             beside(group)
