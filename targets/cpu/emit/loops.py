@@ -194,7 +194,7 @@ def padded(count: Value, largest: int) -> Value:
 
 
 def _num_tiles(count: Value, largest: int) -> Value:
-    return name((count + largest - 1) // largest)
+    return name(T.max((count + largest - 1) // largest, T.int64(1)))  # without rows one tile of none: it is divided by
 
 
 def sweep(extent: int, lanes: int, body: Callable[[Value | int, int, int], None]) -> None:

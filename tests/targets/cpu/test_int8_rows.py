@@ -22,5 +22,5 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(isa):
     run, arrays = compile_case(case, target_of(isa)), case.draw(np.random.default_rng(0), MOST)
     whole = run(arrays)
     assert case.expected(arrays).error(whole) <= 1
-    for count in (*range(1, 20), 191, 192, 193):
-        assert same_bits(run(arrays | {"x": arrays["x"][-count:]}), whole[-count:]), count
+    for count in (*range(20), 191, 192, 193):  # a step that ends no prompt has no row of logits
+        assert same_bits(run(arrays | {"x": arrays["x"][MOST - count :]}), whole[MOST - count :]), count
