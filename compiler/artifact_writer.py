@@ -7,7 +7,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -192,14 +192,16 @@ class Pieces:
 
 def _write_shard(file: Path, layout: _Layout, weights: Sequence[PackedWeight], advance: Callable[[int], None]) -> FileSpec:
     digest, num_bytes = hashlib.sha256(layout.header), len(layout.header)
-    with file.open("wb") as stream:
-        pieces = Pieces(stream)
+    with file.open("wb") as stream, ThreadPoolExecutor(1) as hasher:
+        pieces, hashed = Pieces(stream), deque[Future[None]]()
         pieces.write(layout.header)
         for data in _computed(weights):
+            hashed.append(hasher.submit(digest.update, data))
             pieces.write(data)
-            digest.update(data)
             num_bytes += data.nbytes
             advance(data.nbytes)
+            if len(hashed) > _STRIPS_AHEAD:
+                hashed.popleft().result()
         pieces.flush()
     assert num_bytes == layout.num_bytes, f"{file.name} has {num_bytes} bytes, and not {layout.num_bytes}"
     return FileSpec(file.name, num_bytes, digest.hexdigest())

@@ -158,3 +158,35 @@ def test_zeros_stay_zero(storage: Storage) -> None:
 def test_what_float16_cannot_hold_stays_finite(storage: Storage) -> None:
     assert np.isfinite(decoded(encode(storage, np.full((1, 32), 1e9, "float32")))).all()
     assert abs(decoded(encode(storage, np.full((1, 32), 1e-9, "float32")))).max() < 1e-6
+
+
+@pytest.mark.parametrize("num_groups", [1, 15, 16, 17, 50])
+def test_codes_of_4_bits_do_not_depend_on_neighbours(num_groups: int) -> None:
+    weight = normal(50, 32)
+    codes, scales = encoders.encode("w4g32", weight)
+    some = encoders.encode("w4g32", weight[:num_groups])
+    np.testing.assert_array_equal(some[0], codes[:num_groups])
+    np.testing.assert_array_equal(some[1], scales[:num_groups])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_group_with_what_is_no_number_shows_it_and_spoils_no_other(bad: float) -> None:
+    weight = normal(20, 32)
+    clean = encoders.encode("w4g32", weight)
+    weight[3, 5] = bad
+    codes, scales = encoders.encode("w4g32", weight)
+    assert np.isnan(scales[3, 0]) and codes.max() <= 15
+    others = np.arange(20) != 3
+    np.testing.assert_array_equal(codes[others], clean[0][others])
+    np.testing.assert_array_equal(scales[others], clean[1][others])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-7, 1e-5, 1.0, 1e5, 1e7])
+def test_scales_of_4_bits_are_the_float16_nearest_to_the_best(scale: float) -> None:
+    """Of the codes that were found, by float64; from a group's scale on that float16 ends at, its largest."""
+    weight = normal(64, 32, scale=scale)
+    codes, scales = encoders.encode("w4g32", weight)
+    assert np.isfinite(scales).all() and codes.max() <= 15
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        errors = [squared_error(decoded(QuantizedTensor(W4.format, codes, each)), weight) for each in (scales, np.nextafter(scales, 0))]
+    assert errors[0] <= 1.001 * errors[1] + 1e-30 or scale < 1e-6

@@ -5,7 +5,7 @@ from tvm import relax, tirx
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
-from cupola.passes.lower_ops import lower_ops
+from cupola.passes.lower_ops import _Kernels, lower_ops
 from cupola.runtime.artifact.manifest import DeviceSpec
 from cupola.runtime.errors import UnsupportedError
 from cupola.targets.base import Target
@@ -81,3 +81,12 @@ def test_relax_operations_that_no_rule_takes_stay() -> None:
 
     stays(lower_ops(toy()), plain)
     assert not any(isinstance(func, tirx.PrimFunc) for _, func in apply(lower_ops(toy()), plain).functions_items())
+
+
+def test_a_kernel_of_many_layers_is_given_to_the_module_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Giving it compares it with all others there, which takes longer for a large one than a layer's other passes."""
+    builder, given = relax.BlockBuilder(), []
+    monkeypatch.setattr(relax.BlockBuilder, "add_func", lambda self, func, name: given.append(name) or len(given))
+    kernels, (one, other) = _Kernels(builder), (tirx.PrimFunc([], tirx.Evaluate(0)), tirx.PrimFunc([], tirx.Evaluate(1)))
+    assert [kernels.add_func(func, "name") for func in (one, one, other, one)] == [1, 1, 2, 1]
+    assert given == ["name", "name"]
