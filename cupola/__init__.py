@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cupola.runtime.engine.beam_search import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from cupola.runtime.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from cupola.runtime.engine.sampling_params import SamplingParams
+    from cupola.runtime.engine.speculative import check_speculative
     from cupola.runtime.errors import (
         ArtifactError,
         ContextLengthError,
@@ -81,6 +82,7 @@ __all__ = [
     "StructuredOutputs",
     "UnsupportedError",
     "__version__",
+    "check_speculative",
     "choose_library",
     "compile",
     "decode_work",
@@ -98,6 +100,7 @@ _MODULES = {
     "compile": "compiler.compile",
     "Artifact": "runtime.artifact.folder",
     "choose_library": "runtime.device.choose",
+    "check_speculative": "runtime.engine.speculative",
     "LLM": "runtime.llm",
     **dict.fromkeys(("BeamSearchOutput", "BeamSearchParams", "BeamSearchSequence"), "runtime.engine.beam_search"),
     "Benchmark": "runtime.measure.benchmark",

@@ -55,6 +55,7 @@ def load(
     speculative: str | None = None,
 ) -> LLM:
     """The model, for one sequence."""
+    cupola.check_speculative(speculative)
 
     def make(folder: Path | str) -> LLM:
         return cupola.LLM(

@@ -115,6 +115,7 @@ def bench(
     tests = plan(*(_numbers(*item) for item in (("prompt", prompt), ("generate", generate), ("depth", depth), ("batch", streams))))
     if not 1 <= repeat <= MAX_REPEATS:
         raise OptionError(f"is {repeat}, not from 1 to {MAX_REPEATS}", field="repeat", fix="give one in that range")
+    cupola.check_speculative(speculative)
 
     artifact = load_by(lambda folder: cupola.Artifact.open(folder), model, options)
     if speculative is not None:

@@ -145,6 +145,7 @@ def serve_model(
     options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     if log_format not in LOG_FORMATS:
         raise OptionError(f"is {log_format!r:.60}", field="log_format", fix=f"give one of {', '.join(LOG_FORMATS)}")
+    cupola.check_speculative(speculative)
     keys = api_key or [key for key in [api_key_of_environment()] if key is not None]
     run_server, names = _server(), served_model_name or [_name(model)]
 

@@ -45,7 +45,7 @@ def import_model(
         expanded = [] if latents else expanded_notes(mod, kv, source.name)
     names = [param.name for param in mod["forward"].params[len(INPUTS) :]]
     weights = {name: traced.weights[traced.tied.get(name, name)] for name in names}
-    config = _model_config(source, mod, context)
+    config = _model_config(source, mod, context, traced.padding)
     return Program(mod, weights, kv, config, (*source.notes, *_notes(traced, source), *expanded))
 
 
@@ -86,14 +86,14 @@ def _within_positions(context: int, limit: int | None, wanted: int | None) -> in
     return limit
 
 
-def _model_config(source: Source, mod: IRModule, context: int) -> ModelConfig:
+def _model_config(source: Source, mod: IRModule, context: int, padding: int | None) -> ModelConfig:
     text = text_fields(source.config)
     stops = _token_ids(source.generation_config.get("eos_token_id", text.get("eos_token_id")))
     bos = _token_ids(source.generation_config.get("bos_token_id", text.get("bos_token_id")))
     vocab_size = shape_of(mod["forward"].body.body)[1]
     stops, bos = (tuple(token for token in ids if token < vocab_size) for ids in (stops, bos))
     relative = sees_distances_only(mod)
-    return ModelConfig(source.config["model_type"], context, vocab_size, stops, bos[0] if bos else None, relative)
+    return ModelConfig(source.config["model_type"], context, vocab_size, stops, bos[0] if bos else None, relative, padding)
 
 
 def _context_limit(config: Mapping[str, Any]) -> int | None:

@@ -36,6 +36,8 @@ UNSUPPORTED_PARTS = (
     Part("sparse attention whose keys an indexer chooses", r"\w*(Indexer|Compressor)"),
     Part("attention within hashed chunks", r"LSHSelfAttention|LocalSelfAttention"),
     Part("several residual streams that predict one another (AltUp)", r"\w*AltUp"),
+    Part("prompts whose tokens see later ones", r"PaliGemmaModel"),
+    Part("attention to the whole prompt and a window of the answer", r"UnlimitedOcrTextAttention"),
     Part("attention over predicted n-grams", r"ProphetNetNgramSelfAttention"),
     Part("cross-attention", r"\w*CrossAttention"),
 )

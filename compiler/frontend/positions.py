@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 
 class Positions:
-    """How a model takes positions: as an argument, or in its tables of position embeddings.
+    """How a model takes positions: as an argument, of its own or of the text model inside of it, or in its tables of position embeddings.
 
     Attributes:
+        padding: the id of the padding token in models of RoBERTa's kind, which number the other tokens alone; None in others.
         first: the position of a sequence's first token: 0, but 1 + the padding token's id in models of RoBERTa's kind, which count
             only behind the rows of their table that padding takes.
         limit: positions that the tables have, less `first`; None if there are none.
@@ -21,7 +24,8 @@ class Positions:
 
     def __init__(self, model: nn.Module, takes_argument: bool) -> None:
         counting = [module for module in model.modules() if hasattr(type(module), "create_position_ids_from_input_ids")]
-        self.first = next((int(module.padding_idx) + 1 for module in counting if takes_argument), 0)
+        self.padding = next((int(module.padding_idx) for module in counting if takes_argument), None)
+        self.first = 0 if self.padding is None else self.padding + 1
         tables = [
             module.position_embeddings for module in counting if isinstance(getattr(module, "position_embeddings", None), nn.Embedding)
         ]
@@ -31,6 +35,9 @@ class Positions:
         if not takes_argument:
             for module in filter(_counts_tokens, model.modules()):
                 module.forward = types.MethodType(_at_given_positions(self._given), module)
+            decoder: Any = model.get_decoder() if isinstance(model, transformers.PreTrainedModel) else None
+            if decoder is not None and "position_ids" in inspect.signature(decoder.forward).parameters:
+                decoder.register_forward_pre_hook(_with_given_positions(self._given), with_kwargs=True)
         for module in filter(_grows, model.modules()):
             module.forward = types.MethodType(_rows_at_given_positions(self._given), module)
 
@@ -38,6 +45,13 @@ class Positions:
         """The arguments that the model takes for tokens at `positions` [n]."""
         self._given.positions = positions
         return {"position_ids": positions[None] + self.first if self.first else positions[None]} if self.takes_argument else {}
+
+
+def _with_given_positions(given: SimpleNamespace) -> Any:
+    def add(_: nn.Module, arguments: Any, named: dict[str, Any]) -> Any:
+        return arguments, {**named, "position_ids": given.positions[None]}
+
+    return add
 
 
 def _counts_tokens(module: nn.Module) -> bool:

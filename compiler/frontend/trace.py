@@ -58,6 +58,7 @@ class TracedModel:
         max_positions: tokens that a sequence may have by the model's table of positions, where that is less than its configuration says.
         weights: the tensor of every parameter, as `bind` found them.
         left_out: names of the parameters that token ids do not reach, in a model of text and images or sound.
+        padding: the id of a token that the model's positions do not count, or None.
     """
 
     exported: torch.export.ExportedProgram
@@ -69,6 +70,7 @@ class TracedModel:
     max_positions: int | None = None
     weights: Mapping[str, LazyTensor] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    padding: int | None = None
 
 
 class _Wrapper(nn.Module):
@@ -122,7 +124,7 @@ def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambd
     check_token_mixing(exported, config["model_type"], file)
     number_layers(exported.graph)
     verified = family or _family_of_text(text)
-    return TracedModel(exported, parameters, tied, naming, verified, notes, positions.limit, weights, left_out)
+    return TracedModel(exported, parameters, tied, naming, verified, notes, positions.limit, weights, left_out, positions.padding)
 
 
 def _family_of_text(text: Mapping[str, Any]) -> Family | None:
@@ -147,12 +149,8 @@ def _build(config: Mapping[str, Any], family: Family | None, file: str, is_text:
     content = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "quantization_config")}
     implementation = family.attention if family else "cupola"
     try:
-        model = _instantiate(content, implementation)
+        model = _instantiate(content, implementation, is_text)
     except Exception as error:  # whatever transformers' constructors raise, the configuration caused it
-        if isinstance(error, KeyError) and error.args == (implementation,):
-            refuse_unsupported_parts(_instantiate(content, "eager"), config["model_type"], file)
-            problem = "the family has a closed set of attention implementations, which leaves none to put in their place"
-            raise UnsupportedError(problem, file=file, field=config["model_type"]) from error
         raise SourceError(
             _first_line(error), file=file, fix="the configuration does not describe a model that transformers can build"
         ) from error
@@ -162,11 +160,24 @@ def _build(config: Mapping[str, Any], family: Family | None, file: str, is_text:
     return model.eval()
 
 
-def _instantiate(content: Mapping[str, Any], implementation: str) -> Any:
+def _instantiate(content: Mapping[str, Any], implementation: str, is_text: bool) -> Any:
+    """The model, on the meta device. Parts that know none but their own attention, as SAM's tower does, get that."""
     settings = transformers.AutoConfig.for_model(**content)
-    auto = transformers.AutoModelForCausalLM if text_fields(content) is content else transformers.AutoModelForMultimodalLM
-    with torch.device("meta"), without_timm():
-        return auto.from_config(settings, attn_implementation=implementation, dtype=torch.float32)
+    auto = transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForMultimodalLM
+    text = settings.get_text_config(decoder=True)
+    of_towers = {name: "eager" for name in settings.sub_configs if getattr(settings, name, None) is not text}
+
+    def make(chosen: str | dict[str, str]) -> Any:
+        with torch.device("meta"), without_timm():
+            return auto.from_config(settings, attn_implementation=chosen, dtype=torch.float32)
+
+    for chosen in (implementation, {"": implementation, **of_towers}):
+        try:
+            return make(chosen)
+        except KeyError as error:
+            if error.args != (implementation,):
+                raise
+    return make("eager")
 
 
 def _materialize_buffers(model: Any) -> None:

@@ -35,10 +35,20 @@ class Naming:
 
     @classmethod
     def of(cls, model: Any) -> Naming:
-        """That of a model of transformers, as its own loading takes it."""
+        """That of a model of transformers, as its own loading takes it, without prefixes of a class around it, as ShieldGemma 2 has one."""
         from transformers.conversion_mapping import get_model_conversion_mapping
 
-        return cls(model.base_model_prefix, tuple(get_model_conversion_mapping(model)))
+        every, paths = get_model_conversion_mapping(model), {path for path, _ in model.named_modules()}
+        return cls(model.base_model_prefix, tuple(each for each in every if _added_prefix(each) in {None, *paths}))
+
+
+def _added_prefix(transform: Any) -> str | None:
+    """The path of the module whose name a transform puts before those of a whole model; None for any other transform."""
+    from transformers.core_model_loading import PrefixChange
+
+    if not isinstance(transform, PrefixChange) or transform.prefix_to_add is None or transform.scope_prefix:
+        return None
+    return ".".join(filter(None, (transform.model_prefix, transform.prefix_to_add)))
 
 
 def _renamed(source: Source, parameters: Mapping[str, tuple[int, ...]], naming: Naming, left_out: Collection[str]) -> dict[str, LazyTensor]:

@@ -17,21 +17,23 @@ def text_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields of a `config.json` that describe its text model.
 
     Of a model of text alone these are `config` itself, the same object. Otherwise they are those of the text model's configuration, as
-    transformers completes them, with the token ids that the whole names.
+    transformers completes them, with the token ids that the whole names; or a copy of `config`, if it has them beside a tower's.
 
     Raises:
         Exception: whatever transformers' configuration classes raise where they cannot read it.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
     model_type = config.get("model_type")
     if model_type not in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
         return config
     whole = CONFIG_MAPPING[model_type].from_dict(dict(config))
     text = whole.get_text_config(decoder=True)
-    if text is whole or whole.is_encoder_decoder:
+    if whole.is_encoder_decoder or (text is whole and model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         return config
+    if text is whole:  # as Chameleon's
+        return dict(config)
     tokens = {name: config[name] for name in _TOKENS if config.get(name) is not None}
     return {**text.to_dict(), **tokens}
 

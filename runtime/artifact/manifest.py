@@ -31,7 +31,8 @@ HOST = "cpu"  # the kind of targets whose kernels run in the host's memory
 class ModelConfig:
     """The model's properties that the runtime needs.
 
-    `relative_positions` says that it sees distances between tokens and no positions, so that a sequence may begin at any.
+    `relative_positions` says that it sees distances between tokens and no positions, so that a sequence may begin at any;
+    `padding_token_id` is a token that has no place in a prompt, since the model's positions count the others alone.
     """
 
     family: str
@@ -40,6 +41,7 @@ class ModelConfig:
     stop_token_ids: tuple[int, ...]
     bos_token_id: int | None = None
     relative_positions: bool = False
+    padding_token_id: int | None = None
 
 
 @dataclass(frozen=True)

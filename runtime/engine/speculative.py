@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from cupola.runtime.errors import OptionError
 
@@ -14,10 +15,16 @@ FIELD = "speculative"
 
 
 def check_speculative(speculative: object) -> None:
-    """Checks a value. Raises OptionError."""
+    """Checks a value of the option `speculative`, as far as that goes without a model. Raises OptionError."""
     if speculative is None or callable(speculative):
         return
-    if isinstance(speculative, str) and (speculative in NAMES or (speculative.startswith(DRAFT) and speculative != DRAFT)):
+    if isinstance(speculative, str) and speculative.startswith(DRAFT) and speculative != DRAFT:
+        if not Path(speculative.removeprefix(DRAFT)).is_dir():
+            raise OptionError(
+                f"is {speculative!r:.200}, and there is no such folder", field=FIELD, fix="give that of a small model's artifact"
+            )
+        return
+    if isinstance(speculative, str) and speculative in NAMES:
         return
     fix = f"give one of {', '.join(NAMES)}, or {DRAFT} and the folder of a small model's artifact"
     raise OptionError(f"is {speculative!r:.200}", field=FIELD, fix=fix)

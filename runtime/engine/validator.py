@@ -36,7 +36,7 @@ class Validator:
         """The prompt's token ids, the last `num_kept` if that is given and there are more.
 
         Raises:
-            RequestError: for text far too long before any work is spent on it.
+            RequestError: for text far too long before any work is spent on it; for padding where the model doesn't count it.
         """
         num_leading = 0
         if isinstance(prompt, str):
@@ -53,6 +53,9 @@ class Validator:
         if len(prompt) > self.max_length:
             raise ContextLengthError(f"{len(prompt)} tokens", self.max_length, self.model.context_length)
         items: tuple[Any, ...] = tuple(prompt)
+        if self.model.padding_token_id is not None and self.model.padding_token_id in items:
+            problem = f"has the padding token {self.model.padding_token_id}, past which the model's positions do not count"
+            raise RequestError(problem, field="prompt", fix="leave it out")
         if set(map(type, items)) == {int} and min(items) >= 0 and max(items) < self.model.vocab_size:
             return items  # what the loop would give, in a quarter of its time
         return tuple(self.token_id(item, "prompt") for item in items)

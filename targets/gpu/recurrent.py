@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.script import builder as T
 
+from cupola.runtime.errors import UnsupportedError
 from cupola.targets.emit import Buffer, Value, prim_func
 from cupola.targets.generic.recurrent import Kernel, RecurrentShape, RecurrentTensors, Span, lower_recurrence, recurrent_tensors, span_of
 from cupola.targets.gpu.emit import WARP, any_lane, blocks, cached, exchange, gpu, keep, load, registers
@@ -25,10 +26,13 @@ MAX_ROWS = 256  # of a state, all of whose rows registers hold
 
 
 def lower_recurrences(call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
-    """Every kind, unless a thread would have to keep more than its registers hold."""
+    """Every kind. Raises UnsupportedError where a thread would have to keep more than its registers hold."""
     op = match_recurrence(call)
-    if op is None or op.state_shape[-2] > MAX_ROWS:
+    if op is None:
         return None
+    if op.state_shape[-2] > MAX_ROWS:
+        problem = f"keeps a state of {op.state_shape[-2]} rows, where a GPU's registers hold {MAX_ROWS}"
+        raise UnsupportedError(problem, field=f"layer {op.layer}, {op.name}", fix="compile for a CPU")
     return lower_recurrence(op, _KERNELS[type(op)], call.ty, builder)
 
 

@@ -339,6 +339,15 @@ def test_stats_say_how_many_drafted_tokens_were_right(
     assert "; of 20 drafted tokens 50% were right, 3.5 tokens a step with drafts\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["run", "chat", "serve", "bench"])
+@pytest.mark.parametrize("value", ["ngrm", "draft:nowhere"])
+def test_a_mistyped_proposer_is_refused_before_anything_is_compiled(command: str, value: str, tmp_path: Path, capsys: Capture) -> None:
+    prompt = ["-p", "hello"] if command == "run" else []
+    assert run([command, str(tmp_path / "source"), *prompt, "--speculative", value]) == 2
+    error = capsys.readouterr().err
+    assert f"speculative: is '{value}'" in error and ("ngram, suffix, lookahead, auto" in error) == (value == "ngrm")
+
+
 @pytest.mark.parametrize("command", ["run", "chat"])
 def test_a_note_says_what_is_forgotten(
     command: str, artifact: str, fake: type[FakeLLM], type_lines: Callable[..., None], capsys: Capture

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from cupola.runtime.errors import UnsupportedError
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.testing.case import ODD, SMOLLM2, Arrays, KernelCase, Sizes
 from cupola.targets.testing.recurrent import LAYER, STEPS, RecurrentKernel, run
@@ -73,3 +74,9 @@ def test_cuts_change_no_bit(kernel: RecurrentKernel, target: str) -> None:
         start += length
     assert same_bits(np.concatenate(parts), whole)
     assert same_bits(pools[1][:, 2], pools[0][:, 2])
+
+
+def test_a_gpu_says_how_large_a_state_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cupola.targets.gpu.recurrent.MAX_ROWS", 4)
+    with pytest.raises(UnsupportedError, match="linear_attention: keeps a state of .* rows, where a GPU's registers hold 4"):
+        compiled(RecurrentKernel("linear_attention"), "softgpu", SMOLLM2)

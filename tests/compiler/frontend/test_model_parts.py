@@ -16,11 +16,11 @@ from cupola.models import FAMILIES, llama
 from cupola.runtime.errors import SourceError, UnsupportedError
 
 EXPERTS, INDEXER = "a mixture of experts of a kind of its own", "an indexer chooses"
-RWKV = "(RWKV)"
+RWKV, LATER, ANSWER = "(RWKV)", "prompts whose tokens see later ones", "a window of the answer"
 
 PARTS: dict[str, tuple[str, ...]] = {
     "doge": (EXPERTS,), "deepseek_v32": (INDEXER,), "glm_moe_dsa": (INDEXER,),
-    "rwkv": (RWKV,),
+    "rwkv": (RWKV,), "paligemma": (LATER,), "unlimited_ocr": (ANSWER,),
 }  # fmt: skip
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ def test_a_part_that_cupola_lacks_is_named_before_tracing(model_type: str) -> No
     check_config(config, "config.json")
     with pytest.raises(UnsupportedError, match=rf"^config\.json: {model_type}: has .*, which cupola does not run") as caught:
         trace(config, "config.json", 64)
-    every = (EXPERTS, INDEXER, RWKV)
+    every = (EXPERTS, INDEXER, RWKV, LATER, ANSWER)
     assert {part for part in every if part in str(caught.value)} == set(PARTS[model_type])
 
 

@@ -78,11 +78,20 @@ def test_a_window_that_comes_as_a_mask_alone_reaches_attention(monkeypatch: pyte
     assert [group.window for group in kv_layout(mod, "float32", 16, "config.json").groups] == [8]
 
 
-def test_attention_that_cannot_be_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_that_cannot_be_replaced_is_caught_where_it_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-J's comes from a closed set of classes."""
     config = config_of("gptj")
     monkeypatch.setattr(compiler_trace, "find_family", lambda model_type: None)
-    with pytest.raises(UnsupportedError, match=r"^config\.json: gptj: .* closed set of attention implementations"):
-        trace(config, "config.json", 64)
+    exported = trace(config, "config.json", 64).exported
+    assert sum(node.target is torch.ops.cupola.attention.default for node in exported.graph.nodes) == config["n_layer"]
+
+
+def test_a_tower_that_knows_its_own_attention_alone_is_left_out() -> None:
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    low = {**tower, "intermediate_size": 16}
+    config = {"model_type": "deepseek_vl_hybrid", "text_config": config_of("llama"), "vision_config": low, "high_res_vision_config": tower}
+    traced = trace(config, "config.json", 64)
+    assert all(".language_model." in name or name.startswith("lm_head.") for name in traced.parameters)
 
 
 def test_what_a_family_cannot_adapt_is_refused_by_file_and_field() -> None:
@@ -105,8 +114,9 @@ BERT = {
 
 
 def test_a_table_of_positions_whose_first_rows_are_for_padding_bounds_the_context() -> None:
-    assert trace({**BERT, "model_type": "roberta"}, "config.json", 64).max_positions == 60
-    assert trace({**BERT, "model_type": "bert"}, "config.json", 64).max_positions is None
+    counting, plain = (trace({**BERT, "model_type": name}, "config.json", 64) for name in ("roberta", "bert"))
+    assert (counting.max_positions, counting.padding) == (60, 3)
+    assert (plain.max_positions, plain.padding) == (None, None)
 
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from cupola.compiler.sources import Naming, bind_weights, open_source, unused_tensors
 from cupola.models import FAMILIES
@@ -126,3 +126,16 @@ def test_old_names_of_gpt_neox_bind(tmp_path):
         rewrite(copy, lambda tensors: tensors.update({name: tensors.pop(other)} if other in tensors else {}))
         assert json.loads((copy / "config.json").read_text())["model_type"] == "gpt_neox"
         assert_bound(copy, model)
+
+
+def test_tensors_of_a_class_around_the_model_bind(tmp_path):
+    """Checkpoints of ShieldGemma 2 are a classifier's, whose `model` is the whole of Gemma 3."""
+    text = {**next(family for family in FAMILIES if family.model_type == "gemma3_text").tiny}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    config = AutoConfig.for_model("shieldgemma2", text_config=text, vision_config=vision)
+    model = AutoModelForMultimodalLM.from_config(config)
+    names = {name: name.replace("model.language_model.", "model.language_model.model.") for name, _ in model.named_parameters()}
+    save_file({names[name]: value.detach() for name, value in model.named_parameters()}, tmp_path / "model.safetensors")
+    config.save_pretrained(tmp_path)
+    _, bound = bind(tmp_path, model)
+    assert {name: bound[name].name for name in names} == names

@@ -56,3 +56,9 @@ def test_sizes_are_those_of_the_text_model() -> None:
         check_config(GEMMA3 | {"text_config": {"hidden_size": "many"}}, "config.json")
     with pytest.raises(SourceError, match="num_hidden_layers: is 0"):
         check_config(GEMMA3 | {"text_config": {"num_hidden_layers": 0}}, "config.json")
+
+
+def test_fields_beside_a_towers_are_a_copy() -> None:
+    """Chameleon is no model of text alone, though its configuration has the text model's fields at the top."""
+    config = {"model_type": "chameleon", "hidden_size": 64, "vq_config": {"embed_dim": 32}}
+    assert text_fields(config) == config and text_fields(config) is not config

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from cupola.runtime.device.host import HostOutput
 from cupola.runtime.engine.sampling_params import SamplingParams
+from cupola.runtime.engine.validator import Validator
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from tests.runtime.fakes import (
     BLOCK,
     CONTEXT,
+    MODEL,
     STOP,
     VOCAB,
     completions,
@@ -31,6 +33,13 @@ GREEDY = SamplingParams(temperature=0, max_tokens=12)
 def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, VOCAB, length).tolist() for length in lengths]
+
+
+def test_a_prompt_may_not_hold_padding_that_positions_do_not_count():
+    validator = Validator(replace(MODEL, padding_token_id=1), CONTEXT, 0, None)
+    assert validator.encode([0, 2, 3]) == (0, 2, 3)
+    with pytest.raises(RequestError, match="prompt: has the padding token 1, past which the model's positions do not count"):
+        validator.encode([2, 1, 3])
 
 
 @pytest.mark.parametrize("budget", [1, 7, 64])
