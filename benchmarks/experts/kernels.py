@@ -173,7 +173,7 @@ def _filled(dtype: str, shape: tuple[int, ...]) -> Array:
     """Memory in large pages; bytes are random, the same in every block, and floats small."""
     kind, random = numpy_dtype(dtype), np.random.default_rng(0)
     size = int(np.prod(shape)) * kind.itemsize
-    memory = mmap.mmap(-1, -(-size // (2 << 20)) * (2 << 20) + (2 << 20))
+    memory = mmap.mmap(-1, -(-size // (2 << 20)) * (2 << 20) + (2 << 20), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     start = -np.frombuffer(memory, np.uint8).ctypes.data % (2 << 20)
     array = np.frombuffer(memory, np.uint8)[start : start + size].view(kind).reshape(shape)
