@@ -11,7 +11,7 @@ from pathlib import Path
 from cupola.targets.registry import list_targets
 
 _COMPILED_BY = ("compiler", "passes", "targets", "models", "runtime.artifact")
-_SOURCES = (".py", ".c")
+_SOURCES = (".py", ".c", ".h", ".symbols")
 
 
 @cache

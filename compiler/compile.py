@@ -14,6 +14,7 @@ from cupola.compiler.signals import keep_signals
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import UnsupportedError
+from cupola.targets.registry import name_targets
 
 if TYPE_CHECKING:
     import tvm
@@ -30,6 +31,7 @@ def compile(
     kv_dtype: str | None = None,
     block_size: int = 16,
     max_batch: int = 64,
+    os: str | None = None,
     progress: Progress | None = None,
     extra_passes: Sequence[tvm.transform.Pass] = (),
 ) -> Artifact:
@@ -51,14 +53,17 @@ def compile(
             has no bf16.
         block_size: tokens in a block of the K/V cache.
         max_batch: sequences that one step may hold.
+        os: the operating system to compile for: linux, macos, windows or android, or several with commas between them; by default this
+            machine's. A target may name its own, as in TARGET@android.
         progress: what to report to.
         extra_passes: run after the operations were recognized, before the target's kernels replace them.
 
     Raises:
         InputError: naming the file, the field and the fix.
     """
-    options = CompileOptions(target, quant, embedding, kv_dtype, context, block_size, max_batch)
-    folder = Path(out) if out is not None else Path(f"{short_name(source)}-{target.replace(':', '-').replace(',', '+')}-{quant}")
+    options = CompileOptions(target, quant, embedding, kv_dtype, context, block_size, max_batch, os)
+    named = "+".join(name_targets(target, os)).replace(":", "-").replace("@", "-")
+    folder = Path(out) if out is not None else Path(f"{short_name(source)}-{named}-{quant}")
     try:
         from cupola.compiler.driver import compile_to  # here: it loads torch and TVM's compiler
     except ModuleNotFoundError as error:

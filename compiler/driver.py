@@ -42,7 +42,7 @@ def compile_to(
     folder: Path, source: str | Path, options: CompileOptions, progress: Progress, extra_passes: Sequence[tvm.transform.Pass] = ()
 ) -> Artifact:
     """Compiles `source` into the artifact `folder`, which appears only when it is whole. Raises InputError."""
-    targets = get_targets(options.target)
+    targets = get_targets(options.target, options.os)
     with artifact_folder(folder) as work:
         dumps = Dumps(folder.with_name(f"{folder.name}.ir")) if debug_level() >= 3 else None
         with progress.stage("Reading the source"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cupola.passes import schemes
 from cupola.runtime.errors import OptionError
-from cupola.targets.registry import target_names
+from cupola.targets.registry import name_targets
 
 QUANTS = ("auto", *schemes.SCHEMES)
 EMBEDDINGS = ("auto", *schemes.EMBEDDINGS)
@@ -19,13 +19,15 @@ class CompileOptions:
     """The options of `cupola.compile`, as `cupola compile --help` explains them.
 
     Attributes:
-        target: what to compile for, one of `cupola.targets.registry.target_names()` or several with commas between them.
+        target: what to compile for, one of `cupola.targets.registry.target_names()` or several with commas between them; perhaps with the
+            system behind an `@`, as in TARGET@android.
         quant: how weights are stored and multiplied, one of QUANTS.
         embedding: how the embedding and the vocabulary projection are stored, one of EMBEDDINGS.
         kv_dtype: how K and V are stored, one of KV_DTYPES; None lets the compiler choose.
         context: tokens that a sequence may have; None is what the model was made for.
         block_size: tokens in a block of the K/V cache, a power of two.
         max_batch: sequences that one step may hold.
+        os: the operating systems to compile for, with commas between them; None is this machine's.
 
     Raises:
         OptionError: naming the option and its choices.
@@ -38,10 +40,10 @@ class CompileOptions:
     context: int | None = None
     block_size: int = 16
     max_batch: int = 64
+    os: str | None = None
 
     def __post_init__(self) -> None:
-        for name in self.target.split(","):
-            _check_choice("target", name, target_names())
+        name_targets(self.target, self.os)
         _check_choice("quant", self.quant, QUANTS)
         _check_choice("embedding", self.embedding, EMBEDDINGS)
         if self.kv_dtype is not None:

@@ -16,11 +16,12 @@ from cupola.compiler.pipeline import Dumps, kernel_passes, run_passes
 from cupola.compiler.plan import extract_plan
 from cupola.compiler.weights import TRANSFORM, PackedWeight
 from cupola.passes.schemes.base import Scheme
-from cupola.runtime.artifact.manifest import LIBRARY, LibrarySpec
+from cupola.runtime.artifact.manifest import LibrarySpec
 from cupola.runtime.artifact.read import read_plan
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec
 from cupola.runtime.errors import OptionError, UnsupportedError
+from cupola.runtime.machine import system_of
 from cupola.targets.base import Target
 from cupola.targets.cost import list_kernels
 
@@ -110,13 +111,17 @@ def build_variant(mod: IRModule, target: Target, weights: Sequence[PackedWeight]
 
 
 def library_names(targets: Sequence[Target]) -> list[str]:
-    """The libraries' file names, in order."""
-    return [LIBRARY, *(f"lib.{target.spec.device}.so" for target in targets[1:])]
+    """The libraries' file names, in order: lib.so, or as the first one's system has it; then lib.<device>.so or, elsewhere, lib.<device>-windows.dll."""
+    first, *others = targets
+    home = system_of(first.spec.triple)
+    places = (system_of(target.spec.triple) for target in others)
+    marks = (target.spec.device + (f"-{place}" if place != home else "") for target, place in zip(others, places, strict=True))
+    return [f"lib{first.library_suffix}", *(f"lib.{mark}{target.library_suffix}" for mark, target in zip(marks, others, strict=True))]
 
 
 def plan_name(library: str) -> str:
     """The file of a library's plan: plan.json for lib.so."""
-    return library.replace("lib", "plan", 1).removesuffix(".so") + ".json"
+    return f"plan{library.removeprefix('lib').rpartition('.')[0]}.json"
 
 
 def join_functions(variants: Sequence[Variant]) -> FunctionSpec:

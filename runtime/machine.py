@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+# Systems by what Python calls them, and by words of LLVM's triples; in this order, since Android's are Linux's too.
+_PLATFORMS = {"darwin": "macos", "win32": "windows", "cygwin": "windows"}
+_TRIPLES = {"android": "android", "linux": "linux", "darwin": "macos", "macos": "macos", "apple": "macos", "win": "windows"}
 _ON_REQUEST = "amx"  # how features begin whose registers Linux keeps from a process until it asks for them
 # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), in https://docs.kernel.org/arch/x86/xstate.html
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
@@ -18,6 +21,17 @@ _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 def here() -> str:
     """This machine's architecture as LLVM's triples have it, such as x86_64 or aarch64."""
     return architecture(platform.machine())
+
+
+def system_here() -> str:
+    """This machine's operating system: linux, macos, windows, android, or what Python calls it."""
+    return "android" if hasattr(sys, "getandroidapilevel") else _PLATFORMS.get(sys.platform, sys.platform)
+
+
+def system_of(triple: str) -> str | None:
+    """The operating system that a triple of LLVM's names, in the same words; None for another one."""
+    _, _, rest = triple.partition("-")
+    return next((system for word, system in _TRIPLES.items() if word in rest), None)
 
 
 def missing_features(features: Sequence[str]) -> list[str]:

@@ -77,6 +77,7 @@ class Target:
         code: makes of the kernels what is linked into a library: `code(mod, plan, target, folder)`.
         probes: makes the kernels that find out what the machine can do; every library carries them.
         link: makes a shared library of objects and C sources, for this machine or another one: `link(objects, sources, output)`.
+        library_suffix: of the file's name.
     """
 
     spec: DeviceSpec
@@ -90,6 +91,7 @@ class Target:
     code: Callable[[tvm.IRModule, Plan, Target, Path], Code] = native_code
     probes: Callable[[], tvm.IRModule] = tvm.IRModule
     link: Callable[[Sequence[Path], Sequence[Path], Path], None] = link_here
+    library_suffix: str = ".so"
 
     @property
     def rules(self) -> tuple[KernelRule, ...]:

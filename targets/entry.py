@@ -23,6 +23,8 @@ class TargetEntry:
         make: the target; raises OptionError where the name stands for nothing on this machine.
         runs_here: whether this machine runs what is compiled for it.
         level: how far it was taken, in one of the words above.
+        systems: the operating systems that it can be made for; none where a target is of one.
+        make_for: the target for one of them, by name.
     """
 
     name: str
@@ -30,3 +32,5 @@ class TargetEntry:
     make: Callable[[], Target]
     runs_here: Callable[[], bool]
     level: str = BUILT
+    systems: tuple[str, ...] = ()
+    make_for: Callable[[str], Target] | None = None

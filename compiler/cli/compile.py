@@ -32,10 +32,11 @@ def compile_model(
     context: p.Context = None,
     block_size: p.BlockSize = None,
     max_batch: p.MaxBatch = None,
+    os: p.OperatingSystem = None,
     as_json: p.Json = False,
 ) -> None:
-    """Compile a model for this machine."""
-    options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
+    """Compile a model for this machine, or another one."""
+    options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch, os)
     start = time.perf_counter()
     artifact = cupola.compile(
         source,
@@ -47,6 +48,7 @@ def compile_model(
         kv_dtype=options.kv_dtype,
         block_size=options.block_size,
         max_batch=options.max_batch,
+        os=options.os,
         progress=console_progress(),
     )
     _report(artifact, time.perf_counter() - start, as_json)

@@ -11,6 +11,7 @@ from cupola.compiler.cli.declare import Argument, Option
 from cupola.compiler.options import EMBEDDINGS, KV_DTYPES, QUANTS, CompileOptions
 from cupola.runtime.artifact.manifest import LIBRARY, MANIFEST
 from cupola.runtime.errors import OptionError
+from cupola.targets.native.systems import SYSTEMS
 
 DEFAULTS = CompileOptions()
 
@@ -33,6 +34,14 @@ Target = Annotated[
     str | None,
     _compile_option(
         "--target", "What to compile for: cpu (default) is this machine, `cupola targets` lists others; commas between several."
+    ),
+]
+OperatingSystem = Annotated[
+    str | None,
+    _compile_option(
+        "--os",
+        f"The operating system to compile for: {', '.join(SYSTEMS)} (default: this machine's); commas between several. A target may name "
+        "its own, as in TARGET@android.",
     ),
 ]
 Quant = Annotated[str | None, _compile_option("--quant", f"How weights are stored: {_choices(QUANTS, DEFAULTS.quant)}.")]
@@ -97,6 +106,7 @@ def compile_options(
     context: int | None,
     block_size: int | None,
     max_batch: int | None,
+    os: str | None = None,
 ) -> CompileOptions:
     """The options, with defaults for what was not given. Raises OptionError."""
     return CompileOptions(
@@ -107,6 +117,7 @@ def compile_options(
         context=context,
         block_size=DEFAULTS.block_size if block_size is None else block_size,
         max_batch=DEFAULTS.max_batch if max_batch is None else max_batch,
+        os=os,
     )
 
 

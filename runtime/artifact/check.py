@@ -12,6 +12,7 @@ from cupola.runtime.artifact.manifest import COMPILE_AGAIN, FileSpec, Manifest, 
 from cupola.runtime.artifact.state import ATTENTION, LATENT, NUM_BLOCKS, RECURRENT, KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import ITEM_BYTES, FunctionSpec, KernelSpec, TensorSpec
 from cupola.runtime.errors import ArtifactError
+from cupola.runtime.machine import system_of
 
 Fault = tuple[str, str]  # the field, and what is wrong with it
 MAX_COUNT = 2**31 - 1  # positions, slots and token ids are int32
@@ -132,7 +133,8 @@ def _library_faults(manifest: Manifest) -> Iterator[Fault]:
             yield f"libraries[{i}].file", f"{reprlib.repr(library.file)} is not in files"
         if library.plan not in listed:
             yield f"libraries[{i}].plan", f"{reprlib.repr(library.plan)} is not in files"
-    yield from _repeated("libraries", (library.target.device for library in manifest.libraries))
+    places = ((library.target.device, system_of(library.target.triple)) for library in manifest.libraries)
+    yield from _repeated("libraries", (device if system in (None, "linux") else f"{device} for {system}" for device, system in places))
 
 
 def _weight_faults(manifest: Manifest) -> Iterator[Fault]:

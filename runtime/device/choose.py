@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import HOST, MANIFEST, DeviceSpec, LibrarySpec
 from cupola.runtime.device.capability import capability_fault, preference
 from cupola.runtime.device.kfd import architecture_fault
 from cupola.runtime.errors import ArtifactError, OptionError
-from cupola.runtime.machine import architecture, here, missing_features
+from cupola.runtime.machine import architecture, here, missing_features, system_here, system_of
 
 _KINDS = (HOST, "cuda", "metal", "rocm", "webgpu")  # of devices that there is an executor for
-_SYSTEMS = {"linux": ("linux",), "android": ("linux", "android"), "darwin": ("darwin", "macos", "apple"), "win32": ("windows", "win32")}
 
 
 def choose_library(artifact: Artifact, device: str | None = None) -> LibrarySpec:
@@ -24,9 +21,10 @@ def choose_library(artifact: Artifact, device: str | None = None) -> LibrarySpec
     """
     libraries = artifact.manifest.libraries
     if device is not None:
-        found = next((library for library in libraries if library.target.device == device), None)
+        named = [library for library in libraries if library.target.device == device]  # one for each system
+        found = next((library for library in named if _fault(library.target) is None), next(iter(named), None))
         if found is None:
-            known = ", ".join(library.target.device for library in libraries)
+            known = ", ".join(dict.fromkeys(library.target.device for library in libraries))
             raise OptionError(f"is {device!r:.60}, and the artifact has {known}", field="device", fix="take one of those, or leave it out")
         fault = _fault(found.target)
         if fault is not None:
@@ -49,11 +47,10 @@ def _fault(target: DeviceSpec) -> tuple[str, str] | None:
     """Why this machine can't run what was compiled for `target`: the field, and what is wrong with it."""
     if target.kind not in _KINDS:
         return "kind", f"is {target.kind!r}, this cupola runs {', '.join(_KINDS)}"
-    name, _, rest = target.triple.partition("-")
-    if architecture(name) != here():
+    if architecture(target.triple.partition("-")[0]) != here():
         return "triple", f"is {target.triple!r}, this machine is {here()}"
-    if not any(name in rest for name in _SYSTEMS.get(sys.platform, (sys.platform,))):
-        return "triple", f"is {target.triple!r}, this system is {sys.platform}"
+    if system_of(target.triple) != system_here():
+        return "triple", f"is {target.triple!r}, this system is {system_here()}"
     missing = missing_features(target.features)
     if missing:
         return "features", f"this CPU lacks {', '.join(missing)}"

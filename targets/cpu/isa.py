@@ -27,6 +27,9 @@ class ISA:
         bf16_tiles: whether many rows of what may be rounded are multiplied in bfloat16, by `tiles.py`; a row's bits then depend on how
             many stand beside it.
         int8_dot: the instruction that `dot.py` multiplies bytes with, "" if there is none.
+        cpu: the processor, as LLVM calls it, whose instructions take what time.
+        abi: how functions are called, as LLVM calls it, where an architecture has several.
+        alike: the one whose kernels these are; LLVM makes other code of them.
     """
 
     name: str
@@ -42,6 +45,9 @@ class ISA:
     int8_dot: str = ""
     int8_row_tile: int = 6
     bf16_tiles: bool = False
+    cpu: str = ""
+    abi: str = ""
+    alike: str = ""
 
     @property
     def batch_invariant(self) -> bool:
@@ -65,9 +71,13 @@ ISAS = (
         int8_dot="vpdpbusd"),
     ISA("avx2", "x86-64 with AVX2 and FMA", "x86_64", 8, 16, 6, _AVX2, _AVX2, int8_dot="maddubs"),
     ISA("generic", "any x86-64", "x86_64", 4, 16, 6, fma=False, f16_convert=False),
+    ISA("apple-m1", "Apple's M1 and later", "aarch64", 4, 32, 6,
+        ("asimd", "asimddp", "asimdhp", "fphp", "atomics", "lrcpc", "fcma", "jscvt"), int8_dot="sdot", cpu="apple-m1", alike="dotprod"),
     ISA("dotprod", "64-bit Arm with dot products", "aarch64", 4, 32, 6, ("asimd", "asimddp"), ("neon", "dotprod"),
         int8_dot="sdot"),
     ISA("neon", "any 64-bit Arm", "aarch64", 4, 32, 6, ("asimd",), ("neon",)),
+    ISA("riscv64", "64-bit RISC-V (RV64GC)", "riscv64", 4, 32, 6, attributes=("m", "a", "f", "d", "c"), fma=False, f16_convert=False,
+        cpu="generic-rv64", abi="lp64d", alike="generic"),
 )  # fmt: skip
 
 
@@ -79,6 +89,7 @@ def runs_here(isa: ISA) -> bool:
 
 def with_own_kernels(multiplies_int8: bool, isas: Sequence[ISA] = ISAS, *, in_tiles: bool = False) -> tuple[ISA, ...]:
     """Those of `isas` that have kernels of their own: which differ only in how they multiply bytes share the float kernels, and so do those
-    with `bf16_tiles` unless a kernel multiplies `in_tiles`."""
+    with `bf16_tiles` unless a kernel multiplies `in_tiles`. One that is `alike` another one has none."""
+    isas = [isa for isa in isas if not isa.alike]
     kinds = {(isa.architecture, isa.lanes, in_tiles and isa.bf16_tiles): isa for isa in isas}
     return tuple(isas) if multiplies_int8 else tuple(kinds.values())

@@ -29,7 +29,8 @@ from cupola.targets.cpu.rows.norm import lower_layer_norm, lower_rms_norm
 from cupola.targets.cpu.rows.rotary import lower_rotary
 from cupola.targets.cpu.rows.sample import lower_sample
 from cupola.targets.cpu.state_layout import LAYOUT
-from cupola.targets.native.link import link_elf
+from cupola.targets.native.link import link_library
+from cupola.targets.native.systems import LINUX, System
 from cupola.targets.ops import Argmax, BlockMaxima, Sample
 
 RULES = (
@@ -53,13 +54,17 @@ RULES = (
 )
 
 
-def cpu_target(isa: ISA) -> Target:
-    """Linux on `isa`. Features are listed, never "native": what the code needs is what the manifest says."""
-    triple = f"{isa.architecture}-linux-gnu"
+_PROCESSORS = {"x86_64": "x86-64", "aarch64": "generic"}  # LLVM's, of any maker
+
+
+def cpu_target(isa: ISA, system: System = LINUX) -> Target:
+    """A machine with `isa` under `system`. Features are listed, never "native": what the code needs is what the manifest says."""
+    triple = system.triple(isa.architecture)
+    described = {"mtriple": triple, "mcpu": isa.cpu or _PROCESSORS[isa.architecture], **({"mabi": isa.abi} if isa.abi else {})}
     attributes = [f"+{attribute}" for attribute in isa.attributes]
-    base = {"x86_64": "x86-64", "aarch64": "generic"}[isa.architecture]
-    target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": base, "mattr": attributes, "num-cores": num_threads()})
-    spec = DeviceSpec(f"cpu:{isa.name}", "cpu", isa.name, triple, isa.features)
+    target = tvm.target.Target({"kind": "llvm", **described, "mattr": attributes, "num-cores": num_threads()})
+    name = f"cpu:{isa.name}" if system == LINUX else f"cpu:{isa.name}@{system.name}"
+    spec = DeviceSpec(name, "cpu", isa.name, triple, isa.features)
     rules, schedules = tuple(partial(rule, isa) for rule in RULES), (schedule_elementwise(isa),)
     return Target(
         spec=spec,
@@ -70,7 +75,8 @@ def cpu_target(isa: ISA) -> Target:
         optional=(BlockMaxima, Argmax, Sample),
         schedules=schedules,
         probes=partial(probes, isa),
-        link=partial(link_elf, triple),
+        link=partial(link_library, system, isa.architecture),
+        library_suffix=system.suffix,
     )
 
 

@@ -1,4 +1,4 @@
-"""The names of CPUs as targets: `cpu` is this machine, `cpu:<isa>` one instruction set.
+"""The names of CPUs as targets: `cpu` is this machine, `cpu:<isa>` one instruction set, on any system that has it.
 
 `cpu:batch-invariant` is this machine without what makes a token's logits depend on the rows beside it: batch, chunks, caches.
 """
@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 from cupola.runtime.errors import OptionError
 from cupola.targets.cpu.isa import ISA, ISAS, runs_here
 from cupola.targets.entry import BUILT, RAN, TargetEntry
+from cupola.targets.native.systems import SYSTEMS, this_system
 
 if TYPE_CHECKING:
     from cupola.targets.base import Target
 
 
-def _make(isa: ISA) -> Target:
+def _make(isa: ISA, system: str | None = None) -> Target:
     from cupola.targets.cpu.kernels import cpu_target  # here, so that names are known without tvm, seconds of start-up
 
-    return cpu_target(isa)
+    return cpu_target(isa, this_system() if system is None else SYSTEMS[system])
 
 
 def _best(batch_invariant: bool) -> ISA | None:
@@ -39,13 +40,16 @@ def _here(name: str, description: str, batch_invariant: bool) -> TargetEntry:
     return TargetEntry(name, description, partial(_make_best, batch_invariant), lambda: _best(batch_invariant) is not None, RAN)
 
 
+def _named(isa: ISA) -> TargetEntry:
+    systems = tuple(system.name for system in SYSTEMS.values() if isa.architecture in system.architectures)
+    level = RAN if isa.architecture == "x86_64" else BUILT
+    return TargetEntry(
+        f"cpu:{isa.name}", isa.description, partial(_make, isa), partial(runs_here, isa), level, systems, partial(_make, isa)
+    )
+
+
 TARGETS = (
     _here("cpu", "the best of the below that this machine has", False),
     _here("cpu:batch-invariant", "the best of them whose answers never depend, by a bit, on what else a step holds", True),
-    *(
-        TargetEntry(
-            f"cpu:{isa.name}", isa.description, partial(_make, isa), partial(runs_here, isa), RAN if isa.architecture == "x86_64" else BUILT
-        )
-        for isa in ISAS
-    ),
+    *map(_named, ISAS),
 )

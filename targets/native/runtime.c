@@ -173,6 +173,9 @@ static int run_region(Task task, void *data) {
 }
 
 /* Signals are for the program's own threads, but for those that say that this thread is at fault. */
+#if defined(_WIN32)
+typedef int sigset_t; /* there are none */
+#endif
 static void block_signals(sigset_t *before) {
 #if !defined(_WIN32)
   sigset_t blocked;
@@ -355,17 +358,17 @@ static void after_fork_in_child(void) {
 }
 #endif
 
-/* Kernels' objects define these as weak null pointers, of which a linker keeps one. */
-extern int (*__TVMBackendParallelLaunch)(Task, void *, int) __attribute__((weak));
-extern int (*__TVMBackendParallelBarrier)(int, Env *) __attribute__((weak));
-extern void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) __attribute__((weak));
-extern int (*__TVMBackendFreeWorkspace)(int, int, void *) __attribute__((weak));
+/* Kernels' objects define as weak null pointers those of these that they call; a linker keeps one of each. */
+int (*__TVMBackendParallelLaunch)(Task, void *, int) __attribute__((weak));
+int (*__TVMBackendParallelBarrier)(int, Env *) __attribute__((weak));
+void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) __attribute__((weak));
+int (*__TVMBackendFreeWorkspace)(int, int, void *) __attribute__((weak));
 
 __attribute__((constructor)) static void initialize(void) {
-  if (&__TVMBackendParallelLaunch) __TVMBackendParallelLaunch = launch;
-  if (&__TVMBackendParallelBarrier) __TVMBackendParallelBarrier = barrier;
-  if (&__TVMBackendAllocWorkspace) __TVMBackendAllocWorkspace = take;
-  if (&__TVMBackendFreeWorkspace) __TVMBackendFreeWorkspace = give;
+  __TVMBackendParallelLaunch = launch;
+  __TVMBackendParallelBarrier = barrier;
+  __TVMBackendAllocWorkspace = take;
+  __TVMBackendFreeWorkspace = give;
   team.env = (Env){counters, 1};
   pthread_key_create(&blocks_key, free_blocks);
 #if !defined(_WIN32)
