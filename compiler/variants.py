@@ -111,7 +111,7 @@ def build_variant(mod: IRModule, target: Target, weights: Sequence[PackedWeight]
 
 
 def library_names(targets: Sequence[Target]) -> list[str]:
-    """The libraries' file names, in order: lib.so, or as the first one's system has it; then lib.<device>.so or, elsewhere, lib.<device>-windows.dll."""
+    """The libraries' file names, in order: lib.so or what the first one's system has, then lib.<device>.so, or lib.<device>-windows.dll."""
     first, *others = targets
     home = system_of(first.spec.triple)
     places = (system_of(target.spec.triple) for target in others)

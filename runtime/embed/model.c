@@ -157,7 +157,7 @@ static int is_pool(const json *groups, const char *name) {
 }
 
 static int is_step_input(const char *name) {
-  static const char *const known[] = {"tokens", "positions", "query_starts", "context_lens", "logit_rows", "slots.", "block_tables.", "state_slots."};
+  static const char *const known[] = {"tokens", "positions", "query_starts", "context_lens", "logit_rows", "draws", "slots.", "block_tables.", "state_slots."};
   for (size_t i = 0; i < sizeof known / sizeof *known; ++i) {
     size_t length = strlen(known[i]);
     if (known[i][length - 1] == '.' ? !strncmp(name, known[i], length) : !strcmp(name, known[i])) return 1;

@@ -73,7 +73,9 @@ def test_the_same_logits_as_from_python(artifact: cupola.Artifact, tmp_path: Pat
 
 
 @pytest.mark.skipif(WINE is None, reason="there is no wine to run a program for Windows with")
-def test_a_program_for_windows_takes_the_library_for_windows(artifact: cupola.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_for_windows_takes_the_library_for_windows(
+    artifact: cupola.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WINEPREFIX", str(tmp_path / "wine"))
     assert [library.file for library in artifact.manifest.libraries] == ["lib.so", "lib.avx2-windows.dll"]
     target, found = answer([str(WINE), str(build(WINDOWS, "x86_64", tmp_path))], artifact)
