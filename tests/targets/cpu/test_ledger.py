@@ -27,7 +27,7 @@ def test_kernels_cost_what_the_ledger_says(isa):
 
 
 def test_the_ledger_has_all_instruction_sets():
-    assert {isa for _, isa in read_ledger(ledger.LEDGER, ledger.COLUMN)} == ISA.keys()
+    assert {isa for _, isa in read_ledger(ledger.LEDGER, ledger.COLUMN)} == {isa.name for isa in ISAS if not isa.alike}
 
 
 def test_a_spoiled_kernel_is_worse_than_its_line():
