@@ -14,7 +14,7 @@ import cupola
 from cupola.models import find_family
 from cupola.runtime.machine import here
 from cupola.targets.native.link import compiler_for
-from cupola.targets.native.systems import WINDOWS, System, this_system
+from cupola.targets.native.systems import LINUX, WINDOWS, System, this_system
 
 SOURCES = sorted((Path(cupola.__file__).parent / "runtime" / "embed").resolve().glob("*.c"))
 PROMPT, COUNT = [1, 5, 35, 28, 17, 5, 99, 100], 8
@@ -23,7 +23,7 @@ WINE = next((path for name in ("wine64", "/usr/lib/wine/wine64", "wine") if (pat
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
-    """With two libraries over one set of weights: this machine's first."""
+    """With libraries for several machines over one set of weights: this machine's first."""
     import torch
     import transformers
 
@@ -31,7 +31,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
     folder = tmp_path_factory.mktemp("embed")
     config = transformers.AutoConfig.for_model("llama", **find_family("llama").tiny)
     transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
-    return cupola.compile(folder / "model", out=folder / "artifact", target="cpu,cpu:avx2@windows")
+    return cupola.compile(folder / "model", out=folder / "artifact", target="cpu,cpu:avx2@windows,cpu:dotprod@linux,cpu:riscv64@linux")
 
 
 def build(system: System, architecture: str, folder: Path) -> Path:
@@ -77,9 +77,23 @@ def test_a_program_for_windows_takes_the_library_for_windows(
     artifact: cupola.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WINEPREFIX", str(tmp_path / "wine"))
-    assert [library.file for library in artifact.manifest.libraries] == ["lib.so", "lib.avx2-windows.dll"]
+    names = ["lib.so", "lib.avx2-windows.dll", "lib.dotprod.so", "lib.riscv64.so"]
+    assert [library.file for library in artifact.manifest.libraries] == names
     target, found = answer([str(WINE), str(build(WINDOWS, "x86_64", tmp_path))], artifact)
     assert target == "target cpu:avx2@windows"
+    assert [token for token, _ in found] == [token for token, _ in expected(artifact)]
+
+
+@pytest.mark.parametrize(("architecture", "target"), [("aarch64", "cpu:dotprod"), ("riscv64", "cpu:riscv64")])
+def test_a_program_for_another_processor_takes_its_library(
+    architecture: str, target: str, artifact: cupola.Artifact, tmp_path: Path
+) -> None:
+    emulator = next((path for name in ("", "-static") if (path := shutil.which(f"qemu-{architecture}{name}"))), None)
+    libraries = Path(f"/usr/{architecture}-linux-gnu")
+    if emulator is None or not libraries.is_dir():
+        pytest.skip(f"there is no qemu for {architecture}, or no C library for it in {libraries}")
+    chosen, found = answer([emulator, "-L", str(libraries), str(build(LINUX, architecture, tmp_path))], artifact)
+    assert chosen == f"target {target}"
     assert [token for token, _ in found] == [token for token, _ in expected(artifact)]
 
 
