@@ -18,6 +18,7 @@ import numpy.typing as npt
 from cupola.runtime.errors import UnsupportedError
 from cupola.runtime.machine import here
 from cupola.targets.native.link import compiler_for
+from cupola.targets.native.systems import this_system
 
 Array = npt.NDArray[Any]
 _SOURCE = Path(__file__).with_name("weights.c")
@@ -34,7 +35,7 @@ def _library() -> ctypes.CDLL:
     Raises:
         UnsupportedError: there is no C compiler on this machine, or it fails.
     """
-    command = compiler_for(f"{here()}-linux-gnu")
+    command = compiler_for(this_system(), here())
     with TemporaryDirectory() as folder:
         file = Path(folder) / "weights.so"
         done = subprocess.run([*command, *_FLAGS, "-o", str(file), str(_SOURCE), "-lm"], capture_output=True, text=True, check=False)
