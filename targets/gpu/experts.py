@@ -18,7 +18,7 @@ from cupola.targets.generic.weights import Stored, StoredKernel
 from cupola.targets.gpu.emit import WARP, blocks, cached, gpu, keep, load, over_warp, registers, store
 from cupola.targets.gpu.linear.plain import Rows
 from cupola.targets.gpu.linear.weights import Weight, is_readable
-from cupola.targets.gpu.sampling.argmax import INFINITY, MAGNITUDE
+from cupola.targets.next_step import INFINITY_BITS, magnitude
 from cupola.targets.ops import ExpertLinear, GatedExpertLinear, TopK
 
 _TAKEN, _LOWEST = -3.4e38, -3.3e38  # what is no candidate, and the least that one counts as
@@ -61,9 +61,9 @@ def _top_k(inner: tuple[int, ...], k: int, dtype: str) -> tvm.tirx.PrimFunc:
                 T.buffer_store(held, T.float32(_TAKEN), [i])
                 with T.If(lane + T.int64(i * WARP) < T.int64(width)), T.Then():
                     value = keep(load(x, *row, lane + T.int64(i * WARP)))
-                    magnitude = keep(T.reinterpret("int32", value) & T.int32(MAGNITUDE))
+                    bits = keep(magnitude(value))
                     number = T.max(value, T.float32(_LOWEST))
-                    T.buffer_store(held, T.if_then_else(magnitude > T.int32(INFINITY), T.float32(_LOWEST), number), [i])
+                    T.buffer_store(held, T.if_then_else(bits > T.int32(INFINITY_BITS), T.float32(_LOWEST), number), [i])
             for rank in range(k):
                 T.buffer_store(best, T.float32(_TAKEN), [0])
                 for i in range(count):

@@ -18,8 +18,9 @@ from cupola.runtime.artifact.inputs import DRAW_COLUMNS, LIMIT, MAXIMA_BLOCK, ON
 from cupola.targets.cpu.emit.loops import sweep
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, pieces, prim_func, splat, tree
 from cupola.targets.cpu.isa import ISA
-from cupola.targets.cpu.rows.argmax import INFINITY_BITS, MAGNITUDE_BITS, any_is_nan, find_largest
+from cupola.targets.cpu.rows.argmax import any_is_nan, find_largest
 from cupola.targets.emit import typed
+from cupola.targets.next_step import INFINITY_BITS, magnitude
 from cupola.targets.ops import Sample
 
 STRETCHES = 16  # of a row, for threads to share; not their number, which would change the order of sums
@@ -52,7 +53,7 @@ def _build(isa: ISA, width: int) -> tvm.tirx.PrimFunc:
             start = name(find_largest(maxima, row, T.int64(0), T.int64(num_blocks)) * MAXIMA_BLOCK)
             token = name(start + find_largest(logits, row, start, name(T.min(T.int64(width) - start, T.int64(MAXIMA_BLOCK)))))
             T.buffer_store(out, T.Select(any_is_nan(maxima, row, num_blocks), T.int32(-1), T.cast(token, "int32")), [row])
-            is_finite = (T.reinterpret("int32", logits[row, token]) & T.int32(MAGNITUDE_BITS)) < T.int32(INFINITY_BITS)
+            is_finite = magnitude(logits[row, token]) < T.int32(INFINITY_BITS)
             # Of none but the largest, the first: the likeliest.
             chooses = (draws[row, LIMIT] | draws[row, UNIFORMS] | draws[row, UNIFORMS + 1]) != 0
             with T.If(T.And(T.And(out[row] >= 0, is_finite), chooses)), T.Then():
