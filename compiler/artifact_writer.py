@@ -19,7 +19,7 @@ from cupola.compiler.finished import RECORD, SHARD_NAME, Finished
 from cupola.compiler.sources import Source
 from cupola.compiler.weights import PackedWeight
 from cupola.runtime.artifact.folder import sha256_of, template_file
-from cupola.runtime.artifact.manifest import GENERATION_CONFIG, MANIFEST, NOT_HASHED, SPECIAL_TOKENS, TOKENIZER, FileSpec, Manifest
+from cupola.runtime.artifact.manifest import GENERATION_CONFIG, LICENSE, MANIFEST, NOT_HASHED, SPECIAL_TOKENS, TOKENIZER, FileSpec, Manifest
 from cupola.runtime.artifact.read import parse_manifest
 from cupola.runtime.artifact.tensors import TensorSpec, WeightSpec
 from cupola.runtime.environment import num_threads
@@ -34,12 +34,13 @@ _SAFETENSORS = {
 
 
 def write_texts(folder: Path, source: Source) -> None:
-    """The tokenizer, chat templates and generation defaults, as far as the model came with them."""
+    """The tokenizer, chat templates, generation defaults and licence, as far as the model came with them."""
     texts = {
         TOKENIZER: source.tokenizer_json,
         SPECIAL_TOKENS: json.dumps(dict(source.special_tokens), indent=1) if source.tokenizer_json is not None else None,
         **{template_file(name): text for name, text in source.chat_templates.items()},
         GENERATION_CONFIG: json.dumps(dict(source.generation_config), indent=1) if source.generation_config else None,
+        LICENSE: source.license or None,
     }
     for name, text in texts.items():
         if text is not None:

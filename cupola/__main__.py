@@ -13,9 +13,14 @@ from cupola.compiler.cli.shortage import shortage
 
 def main() -> None:
     """Runs the command line and exits with its code. On SIGTERM it cleans up first."""
+    start(_command_line)
+
+
+def start(load: Callable[[], Callable[[Sequence[str]], int]]) -> None:
+    """Runs the command line that `load` imports, and exits with its code. On SIGTERM it cleans up first."""
     signal.signal(signal.SIGTERM, _leave)
     try:
-        run = _command_line()
+        run = load()
     except (ImportError, MemoryError, OSError) as error:
         problem = shortage(error)
         if problem is None:
@@ -27,10 +32,12 @@ def main() -> None:
 def _command_line() -> Callable[[Sequence[str]], int]:
     """The reader of the command line: all of it needs typer, running an artifact does not."""
     if find_spec("typer") is None:
-        from cupola.compiler.cli.plain import run
-    else:
-        from cupola.compiler.cli.app import run  # here, since memory may end while it is imported
-    return run
+        from cupola.compiler.cli import plain
+
+        return plain.run
+    from cupola.compiler.cli import app  # here, since memory may end while it is imported
+
+    return app.run
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:

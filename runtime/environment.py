@@ -36,6 +36,11 @@ def interpreter() -> list[str]:
     return [sys.executable, "-P"]
 
 
+def environment_with(**variables: str) -> dict[str, str]:
+    """The environment of a child process: this one's, and some variables beside it or in the place of its own."""
+    return {**os.environ, **variables}
+
+
 def debug_level() -> int:
     """The step of the debugging ladder, 0 to 4."""
     return _integer("CUPOLA_DEBUG", 0, 0, 4)

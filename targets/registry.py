@@ -95,5 +95,5 @@ def _find(name: str) -> tuple[TargetEntry, str | None]:
 def _declared() -> tuple[TargetEntry, ...]:
     """The targets that folders declare, in the order of the folders' names."""
     folders = sorted(file.parent.name for file in Path(__file__).parent.glob("*/target.py"))
-    declared: Sequence[Sequence[TargetEntry]] = [import_module(f"cupola.targets.{folder}.target").TARGETS for folder in folders]
+    declared: Sequence[Sequence[TargetEntry]] = [import_module(f"{__package__}.{folder}.target").TARGETS for folder in folders]
     return tuple(entry for entries in declared for entry in entries)

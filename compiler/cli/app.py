@@ -17,6 +17,7 @@ from cupola.compiler.cli.eval import eval_model
 from cupola.compiler.cli.inspect import inspect
 from cupola.compiler.cli.lists import models, targets
 from cupola.compiler.cli.outcome import Described, outcome
+from cupola.compiler.cli.package import package
 from cupola.compiler.cli.parameters import flowing
 from cupola.compiler.cli.run import run_model
 from cupola.compiler.cli.serve import serve_model
@@ -32,6 +33,7 @@ app.command("bench", help=flowing(bench))(bench)
 app.command("bench-serve", help=flowing(bench_serve), context_settings={"allow_extra_args": True})(bench_serve)
 app.command("eval", help=flowing(eval_model))(eval_model)
 app.command("inspect")(inspect)
+app.command("package")(package)
 app.command("check-kernels")(check_kernels)
 app.command("models")(models)
 app.command("targets")(targets)

@@ -11,10 +11,12 @@ except ModuleNotFoundError:  # artifacts run without it
 
     @dataclass(frozen=True)
     class Declared:
-        """A parameter's flags, none for one that is given by its position, and its help."""
+        """A parameter's flags, none for one that is given by its position, its help, and the group of options that it stands in; named
+        as in typer, whose own may stand in for it."""
 
-        flags: tuple[str, ...]
+        param_decls: tuple[str, ...]
         help: str
+        rich_help_panel: str | None
 
     class Exit(RuntimeError):  # type: ignore[no-redef]
         """Ends the command with an exit code, without a message."""
@@ -23,8 +25,8 @@ except ModuleNotFoundError:  # artifacts run without it
             super().__init__()
             self.exit_code = code
 
-    def _declare(*flags: str, help: str = "", **_typers_own: object) -> Any:
-        return Declared(flags, help)
+    def _declare(*flags: str, help: str = "", rich_help_panel: str | None = None, **_typers_own: object) -> Any:
+        return Declared(flags, help, rich_help_panel)
 
     Argument = Option = _declare  # type: ignore[assignment]
 

@@ -14,10 +14,11 @@ from cupola.runtime.errors import OptionError
 from cupola.targets.native.systems import SYSTEMS
 
 DEFAULTS = CompileOptions()
+COMPILING = "How to compile"  # the group of options that an artifact has no use for
 
 
 def _compile_option(flag: str, help: str) -> Any:
-    return Option(flag, help=help, rich_help_panel="How to compile", show_default=False)
+    return Option(flag, help=help, rich_help_panel=COMPILING, show_default=False)
 
 
 def _choices(values: tuple[str, ...], default: str) -> str:

@@ -67,6 +67,7 @@ class Source:
         generation_config: the content of `generation_config.json`, or {}.
         notes: for people: what was assumed or converted.
         quantized_by: the method that quantized the checkpoint's weights, for people; "": none, or they are GGUF's blocks.
+        license: the licence that the source states, its name in the first line; "" if it states none.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Source:
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     quantized_by: str = ""
+    license: str = ""
 
     @property
     def sha256(self) -> str:

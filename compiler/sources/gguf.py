@@ -15,6 +15,7 @@ from cupola.compiler.sources.gguf_split import joined, read_parts
 from cupola.compiler.sources.gguf_tensors import read_tensors
 from cupola.compiler.sources.gguf_tokenizer import convert_tokenizer, stop_token_ids
 from cupola.compiler.sources.gguf_values import read_values
+from cupola.compiler.sources.licenses import gguf_license
 from cupola.compiler.sources.special_tokens import gguf_special_tokens
 from cupola.runtime.errors import SourceError
 
@@ -63,4 +64,5 @@ def open_gguf(path: Path, name: str) -> Source:
         special_tokens=special_tokens,
         generation_config=generation,
         notes=(*config_notes, *notes, *tokenizer_notes, *generation_notes, *template_notes),
+        license=gguf_license(header.metadata),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from cupola.runtime.errors import SourceError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w][\w./-]{0,95})?")
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt"]
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt", "README.md", "LICENSE*"]
 
 
 def download(repository: str, progress: Callable[[str], None] | None = None) -> Path:

@@ -14,6 +14,7 @@ from cupola.compiler.sources.checkpoints import Unpacked, unpack_checkpoint, wit
 from cupola.compiler.sources.config_check import check_config
 from cupola.compiler.sources.files import hash_of, member, read_json_object
 from cupola.compiler.sources.generation import generation_defaults
+from cupola.compiler.sources.licenses import folder_license
 from cupola.compiler.sources.safetensors_file import read_metadata, read_safetensors
 from cupola.compiler.sources.special_tokens import add_end_token, read_special_tokens
 from cupola.compiler.sources.text_model import text_fields, with_stored_head
@@ -167,4 +168,5 @@ def open_huggingface(folder: Path, name: str, trust_remote_code: bool = False) -
         generation_config=generation,
         notes=(*model.notes, *tokenizer_notes, *notes, *end_notes, *template_notes),
         quantized_by=model.method,
+        license=folder_license(folder),
     )

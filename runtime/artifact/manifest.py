@@ -6,6 +6,7 @@
     tokenizer.json, special_tokens_map.json   only if the model came with them
     chat_template.jinja                       the template for all chats; chat_template.NAME.jinja is one of another name, such as tool_use
     generation_config.json                    only if the model came with one
+    license.txt                               the model's licence, its name in the first line, only if its source states one
 
 Dtypes are numpy's names plus `bfloat16`. A symbolic dimension is a string, such as `"n"`.
 """
@@ -19,9 +20,9 @@ from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, WeightSpec
 
 FORMAT_VERSION = 7
-MANIFEST, LIBRARY, PLAN, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS = (
+MANIFEST, LIBRARY, PLAN, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS, LICENSE = (
     "manifest.json", "lib.so", "plan.json", "tokenizer.json", "chat_template.jinja", "generation_config.json",
-    "special_tokens_map.json")  # fmt: skip
+    "special_tokens_map.json", "license.txt")  # fmt: skip
 COMPILE_AGAIN, COPY_AGAIN = "compile the model again", "copy or compile it again"
 NOT_HASHED = "0" * 64  # stands for the SHA-256 of a file without content, whose weights nobody had
 HOST = "cpu"  # the kind of targets whose kernels run in the host's memory

@@ -95,7 +95,7 @@ class EngineClient:
         self._send(self._start)
 
     def _start_process(self, theirs: socket.socket) -> None:
-        command = [*interpreter(), "-m", "cupola.runtime.server.engine_process", str(theirs.fileno())]
+        command = [*interpreter(), "-m", f"{__package__}.engine_process", str(theirs.fileno())]
         # A session of its own: Ctrl-C is for the server, which lets requests finish.
         self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True)
 

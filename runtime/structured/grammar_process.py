@@ -213,7 +213,7 @@ class GrammarServer:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [*interpreter(), "-m", "cupola.runtime.structured.grammar_worker", str(theirs.fileno()), *self._arguments],
+                [*interpreter(), "-m", f"{__package__}.grammar_worker", str(theirs.fileno()), *self._arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -38,7 +38,7 @@ from cupola.runtime.engine.outputs import EngineStats
 from cupola.runtime.errors import EngineError, SourceError
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("compile", "run", "chat", "bench", "bench-serve", "eval", "inspect", "check-kernels", "models", "targets")
+COMMANDS = ("compile", "run", "chat", "bench", "bench-serve", "eval", "inspect", "package", "check-kernels", "models", "targets")
 
 
 def write_artifact(folder: Path, *, damaged: bool = False, template: bool = True) -> Artifact:

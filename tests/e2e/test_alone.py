@@ -12,6 +12,7 @@ import tomllib
 import urllib.error
 import urllib.request
 import venv
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
@@ -22,6 +23,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import cupola
+from cupola.compiler.package.contents import choose_contents
+from cupola.compiler.package.wheel import write_wheel
+from cupola.runtime.artifact.folder import Artifact
 from tests.conftest import Compiled
 
 ROOT = Path(cupola.__file__).parents[1]
@@ -98,6 +102,19 @@ def test_it_runs(python: Path, smollm2_w4a8: Compiled) -> None:
     assert re.fullmatch(r"first token after [\d.]+ s; \d+ tokens in [\d.]+ s, [\d.]+ a second\n", done.stderr)
     again = cupola_of(python, "run", smollm2_w4a8.path, "--max-tokens", 16, stdin="What is the capital of Japan?")
     assert again.stdout == done.stdout
+
+
+def test_its_wheel_is_small_and_answers(python: Path, smollm2_w4a8: Compiled, tmp_path: Path) -> None:
+    file, members = write_wheel(choose_contents(Artifact.open(smollm2_w4a8.path), name="smollm2"), tmp_path)
+    assert file.stat().st_size <= 102e6
+    assert sum(member.num_bytes for member in members if member.name.startswith("smollm2/cupola/")) <= 2e6
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(tmp_path / "site")
+        (about,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        assert "\nLicense-Expression: Apache-2.0\n" in archive.read(about).decode()
+    command = [python, "-P", "-m", "smollm2", "run", "-p", "What is the capital of Japan?", "--max-tokens", "16"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    assert "Tokyo" in subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment).stdout
 
 
 def test_it_chats(python: Path, smollm2_w4a8: Compiled) -> None:
