@@ -78,7 +78,7 @@ def _find(name: str) -> tuple[TargetEntry, str | None]:
     plain, at, system = name.partition("@")
     entry = next((entry for entry in list_targets() if entry.name == plain), None)
     if entry is None:
-        raise OptionError(f"{plain!r} is not a target", field="target", fix=f"one of {', '.join(target_names())}")
+        raise OptionError(f"{plain!r} is unknown", field="target", fix=f"choose from {', '.join(target_names())}")
     if not at or (not entry.systems and system == this_system().name):
         return entry, None
     if not entry.systems:

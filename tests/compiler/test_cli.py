@@ -202,7 +202,7 @@ def test_version(capsys: Capture) -> None:
         (["compile", "x", "--quant", "q9"], f"quant: 'q9' is unknown (choose from {', '.join(QUANTS)})"),
         (["compile", "x", "--embedding", "q9"], "embedding: 'q9' is unknown (choose from auto, f32, bf16, f16, w8, w4)"),
         (["compile", "x", "--kv-dtype", "q9"], "kv-dtype: 'q9' is unknown (choose from f32, bf16, f16, int8, fp8)"),
-        (["compile", "x", "--target", "abacus"], "target: 'abacus' is not a target (one of cpu"),
+        (["compile", "x", "--target", "abacus"], "target: 'abacus' is unknown (choose from cpu"),
         (["compile", "x", "--context", "-1"], "context: is -1"),
         (["compile", "x", "--context", "many"], "--context"),
         (["compile", "x", "--block-size", "17"], "block-size: is 17, not a power of two"),
