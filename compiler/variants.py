@@ -11,6 +11,7 @@ import tvm_ffi
 from tvm import IRModule, relax
 
 from cupola.compiler.build import build_library, plan_memory, signature_of
+from cupola.compiler.exits import find_exits
 from cupola.compiler.frontend.state import DTYPES
 from cupola.compiler.pipeline import Dumps, kernel_passes, run_passes
 from cupola.compiler.plan import extract_plan
@@ -99,9 +100,12 @@ def lay_out_state(kv: KVSpec, targets: Sequence[Target]) -> KVSpec:
 
 def build_variant(mod: IRModule, target: Target, weights: Sequence[PackedWeight], file: Path, dumps: Dumps | None = None) -> Variant:
     """Builds `mod`, from which the weights were lifted, into the library `file`, its plan beside it. Raises UnsupportedError."""
-    mod = plan_memory(run_passes(mod, kernel_passes(target), dumps))
+    lowered = run_passes(mod, kernel_passes(target), dumps)
+    mod = plan_memory(lowered)
     with_probes = IRModule({**dict(mod.functions_items()), **dict(target.probes().functions_items())}, attrs=mod.attrs)
     extracted = extract_plan(with_probes)
+    exits = find_exits(lowered["forward"], [weight.spec.name for weight in weights], extracted.plan)
+    extracted = replace(extracted, plan=replace(extracted.plan, exits=exits))
     build_library(with_probes, extracted, target, file, dumps)
     plan_file = file.with_name(plan_name(file.name))
     plan_file.write_text(extracted.plan.to_json(), encoding="utf-8")

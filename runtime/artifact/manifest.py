@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, WeightSpec
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 MANIFEST, LIBRARY, PLAN, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS, LICENSE = (
     "manifest.json", "lib.so", "plan.json", "tokenizer.json", "chat_template.jinja", "generation_config.json",
     "special_tokens_map.json", "license.txt")  # fmt: skip

@@ -79,6 +79,14 @@ class PlanCall:
 
 
 @dataclass(frozen=True)
+class PlanExit:
+    """The end of a layer: before the call of that index, all that later calls read of the layers so far is in a buffer."""
+
+    call: int
+    buffer: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that a library does in a step.
 
@@ -89,6 +97,8 @@ class Plan:
         buffers: intermediate results; those that share memory are never used at once.
         kernels: all that the library exports, probes too.
         calls: what is called, in order.
+        exits: the end of each layer, the last one's where the final norm and the vocabulary projection begin. A prefix of the model is the
+            calls up to an exit, its buffer in place of the last one's, and the calls from there. None, if layers are not so apart.
     """
 
     abi: int
@@ -98,6 +108,7 @@ class Plan:
     buffers: tuple[PlanBuffer, ...]
     kernels: tuple[PlanKernel, ...]
     calls: tuple[PlanCall, ...]
+    exits: tuple[PlanExit, ...] = ()
 
     def kernel(self, name: str) -> PlanKernel:
         """The kernel called `name`; KeyError if there is none."""
@@ -123,6 +134,13 @@ class Plan:
             lines = [json.dumps(item, separators=(",", ":")) for item in value] if isinstance(value, tuple) and value else None
             fields.append(f'"{name}": ' + (json.dumps(value) if lines is None else "[\n" + ",\n".join(lines) + "\n]"))
         return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def buffer_span(plan: Plan, index: int, sizes: Mapping[str, int]) -> tuple[int, str, tuple[int, ...]]:
+    """Where in the workspace a buffer begins where sizes are these, its dtype and its shape."""
+    buffer = plan.buffers[index]
+    start = plan.layout(sizes)[0][buffer.storage] + evaluate(buffer.offset, sizes)
+    return start, buffer.dtype, tuple(evaluate(size, sizes) for size in buffer.shape)
 
 
 def num_bytes(tensor: TensorSpec | PlanBuffer, sizes: Mapping[str, int]) -> int:

@@ -49,6 +49,7 @@ def _faults(plan: Plan, forward: FunctionSpec) -> Iterator[Fault]:
     kernels = {kernel.name: kernel for kernel in plan.kernels}
     for i, call in enumerate(plan.calls):
         yield from _call_faults(f"calls[{i}]", call, plan, forward, kernels)
+    yield from _exit_faults(plan)
 
 
 def _kernel_faults(field: str, kernel: PlanKernel) -> Iterator[Fault]:
@@ -89,6 +90,20 @@ def _call_faults(field: str, call: PlanCall, plan: Plan, forward: FunctionSpec, 
         given = plan.tensor(place, forward.inputs)
         if given.dtype != tensor.dtype or not _are_as_many(given.shape, plan.dims, tensor.shape, kernel.sizes, call.sizes):
             yield f"{field}.pointers[{i}]", f"{place.kind} {place.index} is not what the kernel takes as {reprlib.repr(tensor.name)}"
+
+
+def _exit_faults(plan: Plan) -> Iterator[Fault]:
+    """Exits come in order, and what they hand over is as large for each token."""
+    for i, end in enumerate(plan.exits):
+        if not 0 <= end.buffer < len(plan.buffers):
+            yield f"exits[{i}].buffer", f"there is no buffer of index {reprlib.repr(end.buffer)}"
+        if not (plan.exits[i - 1].call if i else 0) < end.call < len(plan.calls):
+            yield f"exits[{i}].call", f"is {reprlib.repr(end.call)} of {len(plan.calls)} calls, or not behind the one before"
+        (rows, *sizes), (_, *wanted) = (plan.buffers[at].shape or ("",) for at in (end.buffer, plan.exits[0].buffer))
+        if rows not in (("n", "r") if end is plan.exits[-1] else ("n",)) or sizes != wanted:
+            yield f"exits[{i}].buffer", "is not a row for each token, as that of the first"
+        if plan.buffers[end.buffer].dtype != plan.buffers[plan.exits[0].buffer].dtype:
+            yield f"exits[{i}].buffer", "has another dtype than that of the first"
 
 
 def _missing_place(field: str, place: Place, plan: Plan, forward: FunctionSpec) -> Iterator[Fault]:

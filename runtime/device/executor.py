@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from cupola.runtime import environment
-from cupola.runtime.artifact.arrays import Array
+from cupola.runtime.artifact.arrays import Array, num_bytes, numpy_dtype
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.inputs import LIKELIEST, MAX_STEPS, input_line
 from cupola.runtime.artifact.manifest import COMPILE_AGAIN, HOST, MANIFEST, DeviceSpec
-from cupola.runtime.artifact.plan import Plan
+from cupola.runtime.artifact.plan import Plan, buffer_span
 from cupola.runtime.artifact.read import parse_plan
 from cupola.runtime.artifact.tensors import KernelSpec, TensorSpec
 from cupola.runtime.device.accelerator import Accelerator, AcceleratorOutput, open_device
@@ -64,6 +64,7 @@ class NativeExecutor:
         self._results = _Results(device, forward.outputs, [places[name] for name in names])
         self._workspace = _Memory(device)
         self.max_steps = MAX_STEPS if "argmax" in names else 1
+        self.num_layers = len(library.plan.exits) if device.shares_memory else 0
         self.draws_tokens = "draws" in places
         self.rounds_many = device.shares_memory  # GPUs' kernels choose by the rows of a sequence, not of a step
         self._on_step: OnStep | None = None
@@ -77,11 +78,15 @@ class NativeExecutor:
         """
         if not 1 <= sampling.num_steps <= self.max_steps:
             raise EngineError(f"{sampling.num_steps} steps at once, of at most {self.max_steps}")
+        if sampling.num_layers is not None and not 1 <= sampling.num_layers < self.num_layers:
+            raise EngineError(f"{sampling.num_layers} layers of {self.num_layers} can't run alone")
         if batch.copies:
             self._pools.copy_blocks(batch.copies)
         if self._inputs.hold(batch) or not self._is_bound:
             self._bind(batch)
-        if self._on_step is None:
+        if sampling.num_layers is not None:
+            self._run_first_layers(sampling.num_layers, sampling.num_steps, batch)
+        elif self._on_step is None:
             self._library.run(sampling.num_steps, self._arguments, self._workspace.address, None)
         else:
             self._run_by_the_clock(sampling.num_steps, self._on_step)
@@ -125,6 +130,17 @@ class NativeExecutor:
         self._arguments.bind(tensors, self._fixed_sizes)
         self._workspace.fit(self._library.workspace_bytes(self._arguments.dims))
         self._is_bound = True
+
+    def _run_first_layers(self, num_layers: int, num_steps: int, batch: Batch) -> None:
+        """Runs steps of a prefix of the model: what the last layer would hand to the head is brought there from an earlier one."""
+        plan, library, address = self.plan, self._library, self._workspace.address
+        source, target = plan.exits[num_layers - 1], plan.exits[-1]
+        left, wanted = (self._workspace.view(*buffer_span(plan, end.buffer, self._arguments.sizes)) for end in (source, target))
+        rows = batch.logit_rows if plan.buffers[target.buffer].shape[0] == "r" else slice(None)
+        for _ in range(num_steps):
+            library.run_calls(0, source.call, self._arguments, address)
+            wanted[...] = left[rows]
+            library.run_calls(target.call, len(plan.calls), self._arguments, address)
 
     def _run_by_the_clock(self, num_steps: int, on_step: OnStep) -> None:
         clock = (ctypes.c_int64 * (len(self.plan.calls) + 1))()
@@ -221,6 +237,11 @@ class _Memory:
         """Makes it large enough, and not much too large."""
         if not 0 <= self._whole.shape[0] - num_bytes <= SPARE_BYTES:
             self._whole = self._device.empty("uint8", (num_bytes,))
+
+    def view(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Array:
+        """A tensor `offset` bytes from its beginning, on a device that shares the host's memory."""
+        part: Array = self._whole.memory[offset : offset + num_bytes(dtype, shape)]
+        return part.view(numpy_dtype(dtype)).reshape(shape)
 
     def tensor(self, dtype: str, shape: tuple[int, ...]) -> Tensor:
         """The beginning of it as a tensor."""

@@ -49,10 +49,14 @@ class SamplingPlan(NamedTuple):
     The model takes `num_steps`, each after the first on the tokens of the one before, in the blocks that follow in `block_tables`: more
     than one only if every sequence brings one token and wants its logits. Of the last step the host reads logits or maxima of `rows`,
     and takes the model's tokens of the others.
+
+    With `num_layers` only so many of the model's first layers run, and then its last norm and vocabulary projection: K and V of the
+    others are not written.
     """
 
     num_steps: int = 1
     rows: tuple[int, ...] = ()
+    num_layers: int | None = None
 
 
 class StepOutput(Protocol):
@@ -96,6 +100,7 @@ class Executor(Protocol):
     num_blocks: tuple[int, ...]  # of each group
     num_swap_blocks: tuple[int, ...]  # of each group
     max_steps: int  # that a sampling plan may ask for
+    num_layers: int  # of the model, fewer of which a sampling plan may ask for; 0: it can't run fewer
     draws_tokens: bool  # whether it heeds a batch's `draws`
     rounds_many: bool  # whether rows of a step may have other bits where there are more than a few (`engine/speculation.py`: FEW_ROWS)
 

@@ -43,9 +43,11 @@ class Library:
         self.plan, self.file, self._loaded = plan, file, loaded
         run, workspace_bytes, set_threads = (self._function(f"cupola_{name}") for name in ("run", "workspace_bytes", "set_threads"))
         run.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4]
+        run_calls = self._function("cupola_run_calls")
+        run_calls.argtypes = [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3]
         workspace_bytes.argtypes, workspace_bytes.restype = [ctypes.c_void_p], ctypes.c_int64
         set_threads.argtypes = [ctypes.c_int32]
-        self._run, self._workspace_bytes = run, workspace_bytes
+        self._run, self._run_calls, self._workspace_bytes = run, run_calls, workspace_bytes
         self.set_threads: Callable[[int], int] = set_threads  # how many there should be; gives how many there are
         self._check()
 
@@ -59,7 +61,13 @@ class Library:
         Raises:
             EngineError: if a kernel fails.
         """
-        code = self._run(num_steps, arguments.dims, arguments.pointers, workspace, clock)
+        self._check_run(self._run(num_steps, arguments.dims, arguments.pointers, workspace, clock))
+
+    def run_calls(self, first: int, last: int, arguments: Arguments, workspace: int) -> None:
+        """Runs the plan's calls from `first` to before `last`. Raises as `run`."""
+        self._check_run(self._run_calls(first, last, arguments.dims, arguments.pointers, workspace))
+
+    def _check_run(self, code: int) -> None:
         if code:
             raise EngineError(f"the compiled model failed: call {code - 1}, of {self.plan.calls[code - 1].kernel}")
 

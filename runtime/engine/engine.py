@@ -16,7 +16,7 @@ from cupola.runtime.device.interface import Executor, Float32, StepOutput
 from cupola.runtime.engine.attention_sinks import MAX_POSITIONS, choose_sink_window
 from cupola.runtime.engine.grammar_masks import GrammarMasks
 from cupola.runtime.engine.outputs import EngineStats
-from cupola.runtime.engine.proposers.proposer import Proposer
+from cupola.runtime.engine.proposers.proposer import Proposer, SelfDrafter
 from cupola.runtime.engine.request import Request, RequestSpec, Sequence
 from cupola.runtime.engine.sampler import sample
 from cupola.runtime.engine.sampling_params import RANDOM_SEED, SamplingParams
@@ -137,6 +137,8 @@ class Engine:
         self._grammars = GrammarMasks(self._compiler)
         self.speculation: Speculation | None = None
         if proposer is not None and kv.recurrent is None:
+            if isinstance(proposer, SelfDrafter):
+                proposer.attach(executor, states)
             self.speculation = Speculation(proposer, model.vocab_size, keeps_few=executor.rounds_many)
         self.notes: tuple[str, ...] = () if proposer is None or self.speculation else (NO_SPECULATION,)  # for users
         self._num_requests = 0

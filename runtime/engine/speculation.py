@@ -236,7 +236,7 @@ class Speculation:
 def context_of(sequence: Sequence, most: int) -> Context:
     """A sequence as proposers see it."""
     spec = sequence.request.spec
-    return Context(sequence.name, sequence.token_ids, len(spec.prompt_token_ids), spec.cache_salt, most)
+    return Context(sequence.name, sequence.token_ids, len(spec.prompt_token_ids), spec.cache_salt, most, sequence)
 
 
 def choose_lengths(chances: SequenceOf[SequenceOf[float]], costs: SequenceOf[float], num_plain: int, plain: float) -> list[int]:

@@ -140,6 +140,7 @@ class _Watch:
         self.num_blocks, self.num_swap_blocks, self.provide_swap = executor.num_blocks, executor.num_swap_blocks, executor.provide_swap
         self.read_block, self.write_block = executor.read_block, executor.write_block
         self.max_steps = 1  # each is looked at
+        self.num_layers = 0  # all of them are
         self.draws_tokens, self.rounds_many = executor.draws_tokens, executor.rounds_many
         self._benchmark, self._manifest = benchmark, benchmark.artifact.manifest
         self._cost = StepCost(self._manifest, executor.plan)

@@ -52,7 +52,7 @@ def plain(folder: Path) -> list[object]:
     return answers(cupola.LLM(folder, max_num_seqs=1, enable_prefix_caching=False), together=False)
 
 
-@pytest.mark.parametrize("name", ["ngram", "suffix", "auto", "lookahead", "draft", "function"])
+@pytest.mark.parametrize("name", ["ngram", "suffix", "auto", "lookahead", "draft", "early-exit:1", "function"])
 def test_answers_are_the_same(folder: Path, plain: list[object], eager: None, name: str) -> None:
     """Alone without drafts, and in a batch with them. As a draft model the model knows what it says itself, if it takes the likeliest."""
     given: dict[str, Any] = {"draft": f"draft:{folder}", "function": lambda token_ids, most: token_ids[-9:]}
@@ -91,8 +91,8 @@ def test_a_model_of_another_vocabulary_is_refused(folder: Path, tmp_path: Path) 
         cupola.LLM(folder, speculative=f"draft:{other.path}")
 
 
-@pytest.mark.parametrize("bad", ["", "ngrams", "draft:", 3, ["ngram"]])
+@pytest.mark.parametrize("bad", ["", "ngrams", "draft:", "early-exit", 3, ["ngram"]])
 def test_what_is_no_proposer_is_refused(folder: Path, bad: Any) -> None:
     with pytest.raises(OptionError, match="speculative") as caught:
         cupola.LLM(folder, speculative=bad)
-    assert "ngram, suffix, lookahead, auto, or draft:" in str(caught.value)
+    assert "ngram, suffix, lookahead, auto, draft: and" in str(caught.value)

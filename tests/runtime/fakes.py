@@ -82,6 +82,7 @@ class FakeExecutor:
     """
 
     max_steps = 5
+    num_layers = 0
     draws_tokens = rounds_many = False
 
     def __init__(

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device.executor import open_library
 from cupola.runtime.engine.proposers.draft_model import CHUNK, DraftModelProposer
+from cupola.runtime.engine.proposers.early_exit import EarlyExitProposer
 from cupola.runtime.engine.proposers.function import FunctionProposer
 from cupola.runtime.engine.proposers.lookahead import LookaheadProposer
 from cupola.runtime.engine.proposers.ngram import NGramProposer
 from cupola.runtime.engine.proposers.proposer import Proposer
 from cupola.runtime.engine.proposers.several import SeveralProposers
 from cupola.runtime.engine.proposers.suffix import SuffixProposer
-from cupola.runtime.engine.speculative import DRAFT, FIELD, Speculative, check_speculative
+from cupola.runtime.engine.speculative import DRAFT, EARLY_EXIT, FIELD, Speculative, check_speculative, num_layers
 from cupola.runtime.errors import OptionError
 from cupola.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -47,6 +48,8 @@ def make_proposer(
         return FunctionProposer(speculative)
     if speculative.startswith(DRAFT):
         return _open_draft_model(speculative.removeprefix(DRAFT), target, tokenizer, num_tokens, max_num_seqs)
+    if speculative.startswith(EARLY_EXIT):
+        return EarlyExitProposer(num_layers(speculative))
     return BY_NAME[speculative]()
 
 

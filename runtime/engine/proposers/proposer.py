@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple, Protocol, runtime_checkable
+
+from cupola.runtime.device.interface import Executor
+from cupola.runtime.engine.request import Sequence
+from cupola.runtime.engine.state_manager import StateManager
 
 
 class Context(NamedTuple):
@@ -15,13 +19,15 @@ class Context(NamedTuple):
         num_prompt_tokens: of them the prompt's.
         salt: what is learned of one sequence may help others of the same salt, and no others.
         most: tokens that are wanted at most; at least 1.
+        sequence: itself, for those who ask the model that runs it.
     """
 
     name: str
-    token_ids: Sequence[int]
+    token_ids: SequenceOf[int]
     num_prompt_tokens: int
     salt: bytes
     most: int
+    sequence: Sequence | None = None
 
 
 class Draft(NamedTuple):
@@ -51,7 +57,7 @@ class Proposer(Protocol):
 
     is_free: bool
 
-    def propose(self, contexts: Sequence[Context]) -> list[Draft]:
+    def propose(self, contexts: SequenceOf[Context]) -> list[Draft]:
         """A draft for each sequence."""
         ...
 
@@ -64,6 +70,15 @@ class Proposer(Protocol):
 class Explorer(Proposer, Protocol):
     """Guesses also to hear what the model says after them: all of its guesses are used, however seldom they are right."""
 
-    def hear(self, name: str, token_ids: Sequence[int], draft: Sequence[int], likeliest: Sequence[int]) -> None:
+    def hear(self, name: str, token_ids: SequenceOf[int], draft: SequenceOf[int], likeliest: SequenceOf[int]) -> None:
         """Takes in what is likeliest after a sequence's tokens, and after each further token of the draft that was used."""
+        ...
+
+
+@runtime_checkable
+class SelfDrafter(Proposer, Protocol):
+    """Guesses by the engine's own model, in the blocks of its sequences."""
+
+    def attach(self, executor: Executor, states: StateManager) -> None:
+        """Takes the model and the blocks, before anything is asked. Raises OptionError if it can't guess with these."""
         ...
