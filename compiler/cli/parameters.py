@@ -68,8 +68,8 @@ Speculative = Annotated[
     str | None,
     Option(
         "--speculative",
-        help="Guess tokens, for the model to look at several in a step; answers stay the same: ngram, suffix, auto (both), lookahead or "
-        "draft:FOLDER (a small model's artifact).",
+        help="Guess tokens, for the model to look at several in a step; answers stay the same: ngram, suffix, auto (both), lookahead, "
+        "draft:FOLDER (a small model's artifact) or early-exit:K (the model's first K layers).",
         show_default=False,
     ),
 ]

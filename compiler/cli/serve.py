@@ -87,6 +87,21 @@ KeepAlive = Annotated[float, Option("--sse-keep-alive", help="Seconds after whic
 ChatTemplate = Annotated[
     Path | None, Option("--chat-template", help="A file with a template that stands in for the model's own.", show_default=False)
 ]
+Cascade = Annotated[
+    Path | None,
+    Option(
+        "--cascade",
+        help="A larger model's artifact, which answers where MODEL is not sure.",
+        metavar="LARGE",
+        show_default=False,
+    ),
+]
+Threshold = Annotated[
+    float, Option("--cascade-threshold", help="MODEL is sure from this mean log-probability of an answer's first tokens on.")
+]
+CascadeTokens = Annotated[
+    int, Option("--cascade-tokens", help="How many tokens those are: answers are held back until they came, or the answer's end.")
+]
 LogFormat = Annotated[str, Option("--log-format", help="text or json.")]
 
 
@@ -125,6 +140,9 @@ def serve_model(
     sse_keep_alive: KeepAlive = 30.0,
     chat_template: ChatTemplate = None,
     log_format: LogFormat = "text",
+    cascade: Cascade = None,
+    cascade_threshold: Threshold = -0.3,
+    cascade_tokens: CascadeTokens = 16,
     attention_sinks: p.AttentionSinks = None,
     attention_window: p.AttentionWindow = None,
     checkpoint_interval: CheckpointInterval = 512,
@@ -163,6 +181,7 @@ def serve_model(
             allowed_origins=_split(",".join(allowed_origins or [])), allowed_hosts=_split(",".join(allowed_hosts or [])),
             root_path=root_path, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile, sse_keep_alive=sse_keep_alive,
             chat_template=chat_template, log_format="json" if log_format == "json" else "text",
+            cascade=cascade, cascade_threshold=cascade_threshold, cascade_tokens=cascade_tokens,
         )  # fmt: skip
 
     answer.load_by(serve, model, options)

@@ -186,22 +186,23 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    names = service.config.served_model_names
+    owners = {name: one for one in service.services for name in one.config.served_model_names}
 
     def card(name: str) -> dict[str, Any]:
-        ready = service.health is Health.READY and not service.draining
-        length = service.max_length if ready else service.artifact.manifest.model.context_length
-        return {"id": name, "object": "model", "created": service.created, "owned_by": "cupola", "root": names[0], "max_model_len": length}
+        one = owners[name]
+        ready, root = service.health is Health.READY and not service.draining, one.config.served_model_name
+        length = one.max_length if ready else one.artifact.manifest.model.context_length
+        return {"id": name, "object": "model", "created": one.created, "owned_by": "cupola", "root": root, "max_model_len": length}
 
     @app.get("/v1/models")
     async def models() -> Response:
-        """The one model that is served, under each of its names."""
-        return json_response({"object": "list", "data": [card(name) for name in names]})
+        """The one model that is served, under each of its names; of a cascade both."""
+        return json_response({"object": "list", "data": [card(name) for name in owners]})
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> Response:
         """A model by its name."""
-        return json_response(card(service.check_model(model)))
+        return json_response(card(model if model in owners else service.check_model(model)))
 
     @app.get("/health", responses=NOT_NOW)
     @app.get("/v1/health", responses=NOT_NOW)

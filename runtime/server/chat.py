@@ -13,6 +13,7 @@ from starlette.responses import Response
 from cupola.runtime.engine.outputs import TokenLogprobs
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import RequestError
+from cupola.runtime.server.cascade import begin_with
 from cupola.runtime.server.chat_plan import ChatPlan, plan_prompt
 from cupola.runtime.server.generation import COMPLETION_EVENTS, Choice, EventForm, Generation, respond
 from cupola.runtime.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
@@ -110,7 +111,15 @@ async def chat(service: Service, request: Request, body: ChatRequest) -> Respons
 
 
 async def begin(service: Service, record: RequestRecord, body: ChatRequest) -> Chat:
-    """Starts the generation of an answer, which must be closed. Raises RequestError, ServerError."""
+    """Starts the generation of an answer, which must be closed; of a cascade's, once it is known who answers.
+
+    Raises:
+        RequestError, ServerError.
+    """
+    return await begin_with(service, body, lambda chosen: _begin(chosen, record, body))
+
+
+async def _begin(service: Service, record: RequestRecord, body: ChatRequest) -> Chat:
     model = service.check_model(body.model)
     body.refuse_unsupported()
     if body.top_logprobs and not body.logprobs:

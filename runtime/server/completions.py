@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from cupola.runtime.engine.outputs import TokenLogprobs
 from cupola.runtime.errors import RequestError
+from cupola.runtime.server.cascade import begin_with
 from cupola.runtime.server.fill_in_the_middle import middle_prompt
 from cupola.runtime.server.generation import COMPLETION_EVENTS, Choice, EventForm, Generation, respond
 from cupola.runtime.server.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
@@ -100,7 +101,7 @@ class Completion:
 async def complete(service: Service, request: Request, body: CompletionRequest) -> Response:
     """The answer to a request, whole or as events. Raises RequestError, ServerError, EngineError, TimeoutError."""
     record = record_of(request)
-    return await respond(request, record, _begin(service, record, body), stream=body.stream)
+    return await respond(request, record, begin_with(service, body, lambda chosen: _begin(chosen, record, body)), stream=body.stream)
 
 
 async def _begin(service: Service, record: RequestRecord, body: CompletionRequest) -> Completion:

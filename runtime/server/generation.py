@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -52,6 +54,21 @@ class Choice:
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 
 
+@dataclass(frozen=True)
+class Choices:
+    """The model of a cascade that answers (`cascade.py`).
+
+    Args:
+        model: its name.
+        confidence: the mean log-probability of the small model's first tokens, the least of all choices.
+        num_rejected: tokens of the small model that were thrown away.
+    """
+
+    model: str
+    confidence: float
+    num_rejected: int
+
+
 class Generation:
     """The engine's requests for the prompts of one HTTP request: choice i × n + j is completion j of prompt i. Must be closed.
 
@@ -81,6 +98,8 @@ class Generation:
         self.prompt_logprobs: list[list[TokenLogprobs | None] | None] = [None] * len(prompts)
         self.num_cached_tokens = self.num_draft_tokens = self.num_accepted_tokens = 0
         self._restriction, self._check = params.restriction, check
+        self.choices_made: Choices | None = None
+        self._held: deque[m.RequestDelta] = deque()  # that came, and were not yet asked for
         self.keep_alive = service.config.sse_keep_alive
         self._timer: asyncio.TimerHandle | None = None
         self._progress = [PromptProgress(record.arrival, len(prompt), params) for prompt in prompts]
@@ -92,7 +111,7 @@ class Generation:
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, m.CompletionDelta]]:
         """Yields the index of a choice and its new output. Raises RequestError, EngineError, TimeoutError."""
-        async for delta in self._stream:
+        async for delta in self._deltas():
             prompt = self._index_of[delta.request_id]
             self._observe(prompt, delta)
             for completion in delta.completions:
@@ -109,6 +128,37 @@ class Generation:
         """Waits for all choices. Raises as the iteration."""
         async for _ in self:
             pass
+
+    async def first_logprobs(self, count: int) -> list[list[float]]:
+        """Waits until each choice has so many tokens, or its end; gives the log-probabilities of its tokens so far, which were asked for.
+
+        What has come is still there for the iteration. Raises as that.
+        """
+        found: list[list[float]] = [[] for _ in self.choices]
+        waiting = set(range(len(found)))
+        async for delta in self._stream:
+            self._held.append(delta)
+            for completion in delta.completions:
+                index = self._index_of[delta.request_id] * self._n + completion.index
+                found[index] += [next(iter(entry.values())).logprob for entry in completion.logprobs or ()]
+                if completion.finish_reason is not None or len(found[index]) >= count:
+                    waiting.discard(index)
+            if not waiting:
+                break
+        return found
+
+    def discard(self) -> int:
+        """Closes it, to the metrics as one that another model answers. Returns how many tokens came."""
+        for progress in self._progress:
+            progress.finish_reasons = ["escalated"] * len(progress.finish_reasons)
+        self.close()
+        return sum(len(completion.token_ids) for delta in self._held for completion in delta.completions)
+
+    async def _deltas(self) -> AsyncIterator[m.RequestDelta]:
+        while self._held:
+            yield self._held.popleft()
+        async for delta in self._stream:
+            yield delta
 
     def close(self) -> None:
         """Frees what is unfinished."""
@@ -135,6 +185,9 @@ class Generation:
         if self.num_draft_tokens:  # in the fields that OpenAI has for predicted outputs
             num_right, num_wrong = self.num_accepted_tokens, self.num_draft_tokens - self.num_accepted_tokens
             usage["completion_tokens_details"] = {"accepted_prediction_tokens": num_right, "rejected_prediction_tokens": num_wrong}
+        if (made := self.choices_made) is not None:
+            found = {"model": made.model, "confidence": round(made.confidence, 4), "rejected_tokens": made.num_rejected}
+            usage["cascade_details"] = found if math.isfinite(made.confidence) else {**found, "confidence": None}
         return usage
 
     def _observe(self, prompt: int, delta: m.RequestDelta) -> None:
@@ -155,6 +208,7 @@ class Generation:
         self._record.num_schema_errors = sum(choice.schema_error is not None for choice in self.choices)
         self._record.num_cached_tokens = self.num_cached_tokens
         self._record.num_output_tokens = self.num_output_tokens
+        self._record.answered_by = None if self.choices_made is None else self.choices_made.model
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.core import HistogramMetricFamily
 
 from cupola.runtime.engine.outputs import EngineStats
@@ -86,13 +86,24 @@ class Metrics:
         self._finished = Counter("cupola:request_success", text, ("model_name", "finished_reason"), registry=self.registry)
         text = "Tokens of drafts that were right, by their places in these."
         self._accepted = Counter("cupola:spec_decode_num_accepted_tokens_per_pos", text, ("model_name", "position"), registry=self.registry)
+        text = "Requests by the model of a cascade that answers: kept by the small one, or escalated to the large one."
+        self._choices = Counter("cupola:cascade_requests", text, ("model_name", "choice"), registry=self.registry)
+        self._registries = [self.registry]
         self._model_name = model_name
         self._last = EngineStats(0, 0, 0.0, 0, 0, 0)
         self._num_finished, self._total_seconds = 0, 0.0
 
     def text(self) -> bytes:
         """The page that Prometheus reads."""
-        return generate_latest(self.registry)
+        return generate_latest(self.registry if len(self._registries) == 1 else _Joined(self._registries))
+
+    def add(self, other: Metrics) -> None:
+        """Shows those of another model too, under its name."""
+        self._registries.append(other.registry)
+
+    def count_choice(self, *, escalated: bool) -> None:
+        """Takes in which model of a cascade answers a request."""
+        self._choices.labels(self._model_name, "escalated" if escalated else "kept").inc()
 
     def observe_stats(self, stats: EngineStats) -> None:
         """Takes in an engine's state after a step."""
@@ -194,6 +205,24 @@ def _seconds(progress: PromptProgress, now: float) -> dict[str, float]:
         "request_decode_time_seconds": now - first,
     }
     return found if num_longest == 1 else {**found, "request_time_per_output_token_seconds": (now - first) / (num_longest - 1)}
+
+
+class _Joined(CollectorRegistry):
+    """Several registries as one: the samples of a family stand together, as the format wants them."""
+
+    def __init__(self, registries: Sequence[CollectorRegistry]) -> None:
+        super().__init__()
+        self._registries = registries
+
+    def collect(self) -> Iterator[Metric]:
+        """The families of all."""
+        found: dict[str, Metric] = {}
+        for family in (family for registry in self._registries for family in registry.collect()):
+            if family.name in found:
+                found[family.name].samples += family.samples
+            else:
+                found[family.name] = family
+        yield from found.values()
 
 
 class _OldNames:

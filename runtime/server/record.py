@@ -28,6 +28,7 @@ class RequestRecord:
     num_cached_tokens: int | None = None
     num_output_tokens: int | None = None
     num_schema_errors: int = 0
+    answered_by: str | None = None  # of a cascade's models
     first_token: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
     resources: ExitStack = field(default_factory=ExitStack)  # what the request holds: released at its end, whatever happened on the way
@@ -53,6 +54,7 @@ class RequestRecord:
             "output_tokens": self.num_output_tokens,
             "finish_reasons": ",".join(sorted(set(self.finish_reasons))) or None,
             "schema_errors": self.num_schema_errors or None,
+            "answered_by": self.answered_by,
             "error": self.error,
         }
         log.info("request", extra={"fields": {name: value for name, value in fields.items() if value is not None}})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import msgspec
 import uvicorn
 
 from cupola.runtime.artifact.folder import Artifact
@@ -24,6 +25,7 @@ from cupola.runtime.errors import OptionError
 from cupola.runtime.server import descriptors
 from cupola.runtime.server import messages as m
 from cupola.runtime.server.app import build_app
+from cupola.runtime.server.cascade import NUM_TOKENS, THRESHOLD, Cascade, CascadeRule
 from cupola.runtime.server.connection import Limits, connection_type
 from cupola.runtime.server.hosts import ANY, check_hosts, is_loopback
 from cupola.runtime.server.logs import LogFormat, log, set_up_logs
@@ -74,6 +76,9 @@ def serve(
     sse_keep_alive: float = 30.0,
     chat_template: str | Path | None = None,
     log_format: LogFormat = "text",
+    cascade: str | Path | None = None,
+    cascade_threshold: float = THRESHOLD,
+    cascade_tokens: int = NUM_TOKENS,
 ) -> None:
     """Serves an artifact over HTTP until SIGINT or SIGTERM; a second one does not wait for requests to finish.
 
@@ -98,6 +103,9 @@ def serve(
         sse_keep_alive: seconds after which a stream without anything new sends a comment, so that no proxy ends it; 0 is never.
         chat_template: a file with a template in Jinja that stands in for the model's own.
         log_format: "text" or "json".
+        cascade: the folder of a larger model's artifact, which answers in place of the first one where that is not sure. It has an engine
+            of its own, with the same options; its chat template and its generation defaults are its own.
+        cascade_threshold: the least mean log-probability of an answer's first `cascade_tokens` tokens with which the first model is sure.
 
     The others are `LLM`'s.
 
@@ -105,7 +113,7 @@ def serve(
         ArtifactError: if the artifact is damaged or for another machine.
         OptionError: if an argument is out of range, or the address can't be had.
     """
-    folder = Path(artifact)
+    folder, rule = Path(artifact), CascadeRule(cascade_threshold, cascade_tokens)
     # Refused here, before a process starts.
     engine = EngineConfig(
         max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
@@ -123,7 +131,7 @@ def serve(
     )  # fmt: skip
     hosts = check_hosts(allowed_hosts)
     tls = check_tls(ssl_certfile, ssl_keyfile)
-    opened = Artifact.open(folder)
+    opened, larger = Artifact.open(folder), None if cascade is None else Artifact.open(cascade)
     sinks = choose_sink_window(attention_sinks, attention_window, opened.manifest.model, opened.manifest.kv)
     start = m.Start(
         artifact=str(folder.resolve()),
@@ -144,7 +152,19 @@ def serve(
         if not hosts and not is_loopback(listener.getsockname()[0]):
             hosts = (ANY,)
         config = dataclasses.replace(config, allowed_hosts=hosts, max_connections=descriptors.max_connections(max_connections))
-        asyncio.run(_serve(Service(opened, start, config), listener, tls))
+        asyncio.run(_serve(_service(opened, start, config, larger, rule), listener, tls))
+
+
+def _service(opened: Artifact, start: m.Start, config: ServerConfig, larger: Artifact | None, rule: CascadeRule) -> Service:
+    """What answers requests: a model or, with a larger one, both."""
+    if larger is None:
+        return Service(opened, start, config)
+    name = larger.path.resolve().name
+    if name in config.served_model_names:
+        raise OptionError(f"{name!r} is called as the first model is", field="cascade", fix="give the first another served_model_name")
+    own = dataclasses.replace(config, served_model_names=(name,), stands_in_for=config.served_model_names, chat_template=None)
+    started = msgspec.structs.replace(start, artifact=str(larger.path.resolve()), sha256=larger.sha256)
+    return Cascade(opened, start, config, Service(larger, started, own), rule)
 
 
 def _tuple(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -53,6 +53,7 @@ class ServerConfig:
         chat_template: a file that stands in for the model's own templates.
         sse_keep_alive: after so long without anything to send, a stream sends a comment; 0 is never.
         ignored_fields: of requests, which may have any value.
+        stands_in_for: names of another model, in whose place this one answers under its own name.
 
     Raises:
         OptionError: naming the field and the fix.
@@ -74,6 +75,7 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] = ("*",)
     read_timeout: float = 30.0
     max_connections: int = 1024
+    stands_in_for: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.served_model_names and all(self.served_model_names)):
@@ -166,6 +168,11 @@ class Service:
         return self._client.health
 
     @property
+    def services(self) -> tuple[Service, ...]:
+        """All that answer, each with its model: a cascade has two."""
+        return (self,)
+
+    @property
     def max_length(self) -> int:
         """Tokens that a sequence may have. Raises ServerError while the model is loading."""
         return self.validator.max_length
@@ -182,10 +189,17 @@ class Service:
     def check_model(self, name: str | None) -> str:
         """The name that an answer gives the model: the one that its request has, or the model's own. Raises ServerError, a 404."""
         names = self.config.served_model_names
+        if name in self.config.stands_in_for:
+            return names[0]
         if name is not None and name not in names:
             problem = f"the model {name!r:.200} does not exist here; served is {', '.join(map(repr, names))}"
             raise ServerError(404, problem, code="model_not_found", field="model")
         return names[0] if name is None else name
+
+    def check_any_model(self, name: str | None) -> None:
+        """Checks that one of the models that answer is called so. Raises as `check_model`."""
+        if not any(name in one.config.served_model_names for one in self.services):
+            self.check_model(name)
 
     def need_tokenizer(self, field: str) -> Tokenizer:
         """The tokenizer. Raises RequestError if there is none."""

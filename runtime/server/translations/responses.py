@@ -171,7 +171,7 @@ def _add_stored(app: FastAPI, store: ResponseStore) -> None:
 
 
 async def _begin(service: Service, store: ResponseStore, record: RequestRecord, body: ResponseRequest) -> ResponseAnswer:
-    service.check_model(body.model)
+    service.check_any_model(body.model)
     body.check()
     if body.input is None:
         raise RequestError("is missing", field="input", fix="give a text, or a list of items")
