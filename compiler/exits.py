@@ -17,7 +17,7 @@ def find_exits(func: relax.Function, weights: Sequence[str], plan: Plan) -> tupl
     """The end of each layer, or none if the layers are not apart.
 
     A layer ends at the first place behind all calls that read its weights where all that later calls read is one value, beside what was
-    made before the first layer, such as rotary angles.
+    made before the first layer and is read by later ones, such as rotary angles.
 
     Args:
         func: `forward` before its memory is planned, when every value has a name of its own.
@@ -34,9 +34,9 @@ def find_exits(func: relax.Function, weights: Sequence[str], plan: Plan) -> tupl
     order = [number for found in layers for number in sorted(found)]
     if not order or order != sorted(order) or set(order) != set(range(order[-1] + 1)) or len(layers) != len(plan.calls):
         return ()
-    first = next(i for i, found in enumerate(layers) if found)
+    starts = [min(i for i, found in enumerate(layers) if number in found) for number in range(order[-1] + 1)]
     ends = [max(i for i, found in enumerate(layers) if number in found) + 1 for number in range(order[-1] + 1)]
-    exits = [_exit(flow, first, end, following, plan) for end, following in zip(ends, [*ends[1:], len(layers)], strict=True)]
+    exits = [_exit(flow, starts[0], end, following, plan) for end, following in zip(ends, [*starts[1:], len(layers)], strict=True)]
     return _alike([found for found in exits if found is not None], len(ends), plan)
 
 
@@ -73,10 +73,14 @@ class _Flow:
 
 
 def _exit(flow: _Flow, first: int, end: int, following: int, plan: Plan) -> PlanExit | None:
-    """The first place from call `end` on, and before the next layer's end, where one value is all that is read of calls from `first` on."""
-    for at in range(end, following):
-        live = [value for value, made in flow.made.items() if first <= made < at <= flow.last_read.get(value, -1)]
-        if len(live) == 1:
+    """The first place from call `end` on, up to call `following` of the next layer, where one value is all that is read of what was made.
+
+    What was made before call `first`, and is still read in later layers, is there whatever runs between.
+    """
+    for at in range(end, following + 1):
+        read = {value: flow.last_read.get(value, -1) for value, made in flow.made.items() if made < at}
+        live = [value for value, last in read.items() if at <= last and not (flow.made[value] < first and last >= following)]
+        if len(live) == 1 and at < len(flow.calls):
             place = _place(flow, live[0], at, plan)
             return PlanExit(at, place.index) if place.kind == BUFFER else None
     return None

@@ -61,7 +61,7 @@ class Begun(Protocol):
 
     @property
     def generation(self) -> Generation:
-        """What it is made of."""
+        """The generation that it is made of."""
         ...
 
 

@@ -156,7 +156,7 @@ def serve(
 
 
 def _service(opened: Artifact, start: m.Start, config: ServerConfig, larger: Artifact | None, rule: CascadeRule) -> Service:
-    """What answers requests: a model or, with a larger one, both."""
+    """A service of one model or, with a larger one, a cascade of both."""
     if larger is None:
         return Service(opened, start, config)
     name = larger.path.resolve().name

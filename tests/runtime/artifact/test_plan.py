@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cupola.runtime.artifact.expressions import evaluate
-from cupola.runtime.artifact.plan import ABI, Place, Plan, PlanBuffer, PlanCall, PlanKernel, num_bytes
+from cupola.runtime.artifact.plan import ABI, Place, Plan, PlanBuffer, PlanCall, PlanExit, PlanKernel, num_bytes
 from cupola.runtime.artifact.read import parse_plan, read_plan
 from cupola.runtime.artifact.tensors import FunctionSpec, TensorSpec
 from cupola.runtime.errors import ArtifactError
@@ -46,6 +48,28 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert PLAN.to_json().count("\n") < 30  # a line for each thing
 
 
+def test_an_exit_hands_over_a_row_for_each_token() -> None:
+    """Rows for logits are the last one's alone, and all are of one size and dtype."""
+    buffers = [
+        PLAN.buffers[0],
+        *(replace(PLAN.buffers[0], **change) for change in ({"shape": ("r", 8)}, {"shape": ("n", 4)}, {"dtype": "int32"})),
+    ]
+    forward = replace(FORWARD, inputs=(*FORWARD.inputs, TensorSpec("rows", "int32", ("r",))))
+    plan = replace(PLAN, dims=("n", "r"), buffers=tuple(buffers), storages=("n * 32 + r * 32 + 40", 7), calls=(*PLAN.calls, *PLAN.calls))
+
+    def read(*found: int) -> Plan:
+        return parse_plan(replace(plan, exits=tuple(PlanExit(i + 1, buffer) for i, buffer in enumerate(found))).to_json(), FILE, forward)
+
+    assert read(0, 1).exits == (PlanExit(1, 0), PlanExit(2, 1)) and read(0, 0, 0).exits
+    for wrong, problem in (
+        ((0, 1, 0), "exits[1].buffer: is not a row"),
+        ((0, 2), "exits[1].buffer: is not a row"),
+        ((0, 3), "exits[1].buffer: has another"),
+    ):
+        with pytest.raises(ArtifactError, match=re.escape(problem)):
+            read(*wrong)
+
+
 def test_storages_follow_each_other_in_the_workspace() -> None:
     assert PLAN.layout({"n": 3}) == ((0, 192), 256)
     assert num_bytes(PLAN.buffers[0], {"n": 3}) == 96
@@ -75,6 +99,11 @@ def damaged(path: str, value: Any) -> dict[str, Any]:
         ("abi", "…", "expected the fields abi, dims"),
         ("calls.0.other", 1, "calls[0]: expected the fields kernel, pointers"),
         ("calls.0.numbers", ["n;"], "calls[0].numbers[0]: 'n;': ';' is no number"),
+        ("exits", [{"call": 1, "buffer": 1}], "exits[0].buffer: there is no buffer of index 1"),
+        ("exits", [{"call": 0, "buffer": 0}], "exits[0].call: is 0 of 2 calls, or not behind the one before"),
+        ("exits", [{"call": 2, "buffer": 0}], "exits[0].call: is 2 of 2 calls"),
+        ("exits", [{"call": 1, "buffer": 0}, {"call": 1, "buffer": 0}], "exits[1].call: is 1 of 2 calls"),
+        ("exits", [{"call": 1}], "exits[0]: expected the fields call, buffer"),
         ("dims", ["n", "n"], "dims: 'n' comes twice"),
         ("dims", ["n", "b"], "dims[1]: 'b' is no dimension of an input of forward"),
         ("dims", ["b + 1"], "dims[0]: 'b + 1' is no name"),
