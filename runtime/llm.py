@@ -58,7 +58,8 @@ class LLM:
             of a prompt, at its end and at the answer's: from the nearest one before what is new, a prompt of an equal beginning goes on.
         speculative: how tokens are guessed, of which the model then looks at several in one step. "ngram": what followed the latest
             tokens where they stood before; "suffix": what most often did so, in earlier answers too; "auto": both; "lookahead": what the
-            model said after its own guesses; "draft:FOLDER": what a small model says, an artifact of the same vocabulary. Or a function,
+            model said after its own guesses; "draft:FOLDER": what a small model says, an artifact of the same vocabulary;
+            "early-exit:K": what the model's own first K layers say. Or a function,
             from a sequence's token ids and a number to at most so many token ids that may come next. Answers stay the same; guesses are
             left out where they would not pay, but for those of "lookahead".
         device: what to run on, of what the artifact was compiled for; by default the first that this machine has.
