@@ -20,6 +20,7 @@ from cupola.runtime.engine.state_manager import CHECKPOINT_INTERVAL
 from cupola.runtime.engine.validator import Prompt
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.load_engine import load_engine
+from cupola.runtime.process_memory import memory_in_use
 from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
 from cupola.runtime.structured.schema_checker import SchemaChecker
 from cupola.runtime.text.chat_template import Message
@@ -38,6 +39,10 @@ class LLM:
         max_num_mixed_prefill_tokens: prompt tokens in a step in which other sequences decode: more hold those up longer, fewer the prompt.
         kv_memory: memory for K/V pages, such as "1GB", "512MiB" or a number of bytes; by default 1GB, or on a device with memory of its own
             what `gpu_memory_utilization` leaves.
+        memory_budget: physical memory that this process may come to have, such as "700MB", weights and all: the
+            sequences and tokens of a step, the context and K/V become as large as fits, which `notes` say. Prompts' log-probabilities and
+            `logits` are refused, and so is speculative decoding, since they take more; a grammar's and a tokenizer's own processes count
+            apart. By default there is no such limit.
         gpu_memory_utilization: of a device with memory of its own, the share that weights, K/V and a step's workspace may take together;
             by default 0.9, or what is free if that is less.
         swap_memory: memory beside it for the K/V of sequences that are preempted when `kv_memory` runs out, in such terms too.
@@ -77,6 +82,7 @@ class LLM:
         max_num_batched_tokens: int = 512,
         max_num_mixed_prefill_tokens: int = 192,
         kv_memory: int | str | None = None,
+        memory_budget: int | str | None = None,
         gpu_memory_utilization: float | None = None,
         swap_memory: int | str = 0,
         swap_folder: str | Path | None = None,
@@ -101,9 +107,9 @@ class LLM:
         self.tokenizer = load_tokenizer(self.artifact)
         self._chat_template = load_chat_template(self.artifact, self.tokenizer)
         self.engine = load_engine(
-            self.artifact, config, self.tokenizer, kv_memory=kv_memory, gpu_memory_utilization=gpu_memory_utilization,
-            swap_memory=swap_memory, swap_folder=swap_folder, cache_folder=cache_folder, cache_size=cache_size,
-            device=device, speculative=speculative,
+            self.artifact, config, self.tokenizer, kv_memory=kv_memory, memory_budget=memory_budget,
+            gpu_memory_utilization=gpu_memory_utilization, swap_memory=swap_memory, swap_folder=swap_folder,
+            cache_folder=cache_folder, cache_size=cache_size, device=device, speculative=speculative,
         )  # fmt: skip
         self._defaults = default_sampling_params(self.artifact)
         self._num_requests, self._schemas = 0, SchemaChecker()
@@ -197,6 +203,11 @@ class LLM:
         """Lines for users about how it was set up: what sequences forget, what was asked for and can't be had."""
         sinks = self.engine.scheduler.states.sinks
         return (*((sinks.note,) if sinks else ()), *self.engine.notes)
+
+    def memory_use(self) -> str | None:
+        """The most physical memory that this process ever had, beside its budget, in words; None without a budget."""
+        budget, used = self.engine.config.memory_budget, memory_in_use()
+        return None if budget is None or used is None else f"{used[1] / 1e6:.0f} MB of memory at most, of {budget / 1e6:.0f} MB"
 
     def stats(self) -> EngineStats:
         """Counts since it was made, such as steps of the model and drafted tokens."""

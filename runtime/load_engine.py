@@ -9,12 +9,14 @@ from pathlib import Path
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import Manifest
 from cupola.runtime.device.block_store import KEY_BYTES, make_block_store
-from cupola.runtime.device.executor import open_library
-from cupola.runtime.device.memory import choose_kv_memory, choose_num_blocks, make_swap_space
+from cupola.runtime.device.executor import Opened, open_library
+from cupola.runtime.device.memory import choose_kv_memory, choose_num_blocks, make_swap_space, parse_bytes
+from cupola.runtime.device.memory_budget import FIELD, divide_memory
 from cupola.runtime.engine.attention_sinks import choose_sink_window
 from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.proposers.choose import make_proposer
 from cupola.runtime.engine.speculative import Speculative
+from cupola.runtime.errors import OptionError
 from cupola.runtime.machine import trim_heap
 from cupola.runtime.text.tokenizer import Tokenizer
 
@@ -25,6 +27,7 @@ def load_engine(
     tokenizer: Tokenizer | None,
     *,
     kv_memory: int | str | None,
+    memory_budget: int | str | None,
     gpu_memory_utilization: float | None,
     swap_memory: int | str,
     swap_folder: str | Path | None,
@@ -41,8 +44,12 @@ def load_engine(
     config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
     model, kv = manifest.model, manifest.kv
     sinks = choose_sink_window(config.attention_sinks, config.attention_window, model, kv)
-    most = kv.most_blocks(sinks.num_kept if sinks else model.context_length, config.max_num_batched_tokens)
-    opened, limits = open_library(artifact, device), (config.max_num_seqs, config.max_num_batched_tokens)
+    longest = sinks.num_kept if sinks else model.context_length
+    opened, note = open_library(artifact, device), None
+    if memory_budget is not None:
+        config, kv_memory, note = _within_budget(opened, config, memory_budget, kv_memory, swap_memory, speculative, longest)
+    most = kv.most_blocks(longest, config.max_num_batched_tokens)
+    limits = config.max_num_seqs, config.max_num_batched_tokens
     kv_memory = choose_kv_memory(manifest, opened.library.plan, opened.device, kv_memory, gpu_memory_utilization, *limits)
     num_blocks = choose_num_blocks(kv, kv_memory, most, config.max_num_seqs)
     swap = make_swap_space(kv, swap_memory, swap_folder, most)
@@ -53,11 +60,42 @@ def load_engine(
     store = make_block_store(cache_folder, cache_size, key, enable_prefix_caching=config.enable_prefix_caching)
     engine = Engine(opened.executor(num_blocks, swap), model, kv, config, tokenizer, block_store=store, proposer=proposer)
     rounded = None if opened.device.shares_memory else _rounded_attention(manifest)  # CPUs attend to few tokens as to one
+    if note is not None:
+        engine.notes += (note,)
     if engine.speculation is not None and rounded is not None:
         engine.notes += (f"tokens that are looked at together are attended to in {rounded}: where two are nearly as likely, an answer may "
                          "go another way than without drafts, as it may among other answers",)  # fmt: skip
     trim_heap()  # reading a tokenizer leaves as much behind as it takes
     return engine
+
+
+def _within_budget(
+    opened: Opened,
+    config: EngineConfig,
+    memory_budget: int | str,
+    kv_memory: int | str | None,
+    swap_memory: int | str,
+    speculative: Speculative,
+    longest: int,
+) -> tuple[EngineConfig, int, str]:
+    """What fits into `memory_budget`: sequences and tokens of a step, K/V memory, and a note. Raises OptionError."""
+    budget = parse_bytes(memory_budget, FIELD)
+    if not opened.device.shares_memory:
+        fix = "say with gpu_memory_utilization how much of the device's memory to take"
+        raise OptionError("is for models that run in the host's memory", field=FIELD, fix=fix)
+    if speculative is not None or config.speculative is not None:
+        raise OptionError("does not count what drafted tokens take", field=FIELD, fix="leave speculative out, or say kv_memory instead")
+    division = divide_memory(
+        opened.artifact.manifest, opened.library.plan, budget,
+        kv_memory=None if kv_memory is None else parse_bytes(kv_memory, "kv_memory"),
+        swap_bytes=parse_bytes(swap_memory, "swap_memory", lowest=0),  # pages of a file that is mapped count too
+        max_num_seqs=config.max_num_seqs, max_num_tokens=config.max_num_batched_tokens, longest=longest,
+    )  # fmt: skip
+    config = replace(
+        config, max_num_seqs=division.max_num_seqs, max_num_batched_tokens=division.max_num_tokens, memory_budget=budget,
+        max_num_mixed_prefill_tokens=min(config.max_num_mixed_prefill_tokens, division.max_num_tokens),
+    )  # fmt: skip
+    return config, division.kv_memory, division.note
 
 
 def _rounded_attention(manifest: Manifest) -> str | None:

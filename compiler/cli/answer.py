@@ -38,6 +38,8 @@ class Answer:
         num_tokens = len(llm.tokenize(self.text, add_special_tokens=False)) if self.text else 0
         per_second = (num_tokens - 1) / (self.seconds - self.first_seconds) if num_tokens > 1 else 0.0
         line = f"first token after {self.first_seconds:.2f} s; {num_tokens} tokens in {self.seconds:.2f} s, {per_second:.1f} a second"
+        if memory := llm.memory_use():
+            line += f"; {memory}"
         stats = llm.stats()
         if not stats.num_drafts:
             return line
@@ -53,6 +55,7 @@ def load(
     attention_window: int | None = None,
     gpu_memory_utilization: float | None = None,
     speculative: str | None = None,
+    memory_budget: str | None = None,
 ) -> LLM:
     """The model, for one sequence."""
     cupola.check_speculative(speculative)
@@ -60,7 +63,7 @@ def load(
     def make(folder: Path | str) -> LLM:
         return cupola.LLM(
             folder, max_num_seqs=1, device=device, attention_sinks=attention_sinks, attention_window=attention_window,
-            gpu_memory_utilization=gpu_memory_utilization, speculative=speculative,
+            gpu_memory_utilization=gpu_memory_utilization, speculative=speculative, memory_budget=memory_budget,
         )  # fmt: skip
 
     llm = load_by(make, model, options)

@@ -35,6 +35,7 @@ def chat(
     speculative: p.Speculative = None,
     device: p.Device = None,
     gpu_memory_utilization: p.GPUMemory = None,
+    memory_budget: p.MemoryBudget = None,
     target: p.Target = None,
     quant: p.Quant = None,
     embedding: p.Embedding = None,
@@ -46,7 +47,7 @@ def chat(
     """Converse with a model. A source is compiled first, once."""
     options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     params = answer.sampling_params(max_tokens, temperature, top_k, top_p, min_p, seed)
-    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization, speculative)
+    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization, speculative, memory_budget)
     if not answer.has_chat_template(llm):
         raise OptionError("has no chat template", file=model, fix="use `cupola run`")
     with contextlib.suppress(ImportError):  # Windows has none; it edits lines by itself

@@ -84,6 +84,14 @@ GPUMemory = Annotated[
         show_default=False,
     ),
 ]
+MemoryBudget = Annotated[
+    str | None,
+    Option(
+        "--memory-budget",
+        help="Physical memory that the process with the model may come to have, such as 700MB: steps, context and K/V are made to fit.",
+        show_default=False,
+    ),
+]
 System = Annotated[str | None, Option("--system", help="A system message to begin with.", show_default=False)]
 MaxTokens = Annotated[int, Option("--max-tokens", help="Tokens to generate at most.")]
 Temperature = Annotated[float, Option("--temperature", help="0 takes the most likely token; higher is more varied.")]
@@ -91,7 +99,7 @@ TopK = Annotated[int, Option("--top-k", help="Sample from the K most likely toke
 TopP = Annotated[float, Option("--top-p", help="Sample from the most likely tokens that hold P of the probability.")]
 MinP = Annotated[float, Option("--min-p", help="Drop tokens less likely than P times the most likely.")]
 Seed = Annotated[int | None, Option("--seed", help="For the same sample again.", show_default=False)]
-Stats = Annotated[bool, Option("--stats", help="Say how fast it was, on standard error.")]
+Stats = Annotated[bool, Option("--stats", help="Say how fast it was, on standard error, and with --memory-budget how much memory it took.")]
 
 
 def flowing(command: Callable[..., object]) -> str:

@@ -32,6 +32,7 @@ def run_model(
     speculative: p.Speculative = None,
     device: p.Device = None,
     gpu_memory_utilization: p.GPUMemory = None,
+    memory_budget: p.MemoryBudget = None,
     target: p.Target = None,
     quant: p.Quant = None,
     embedding: p.Embedding = None,
@@ -48,7 +49,7 @@ def run_model(
     text = _standard_input() if prompt is None else prompt
     if not text:
         raise OptionError("is empty", field="prompt", fix="give some text")
-    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization, speculative)
+    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization, speculative, memory_budget)
     if raw or not answer.has_chat_template(llm):
         if system:
             raise OptionError("needs a chat template, which this model has not", field="system", fix="put it into the prompt")

@@ -65,7 +65,7 @@ def choose_kv_memory(
     if share is not None and wanted > free:
         problem = f"is {share}, {wanted >> 20} MiB, and of {total >> 20} MiB {free >> 20} are free"
         raise OptionError(problem, field=_SHARE, fix="give less, or end what takes the rest")
-    left = min(wanted, free) - _bytes_beside(manifest, plan, max_num_seqs, max_num_tokens)
+    left = min(wanted, free) - bytes_beside(manifest, plan, max_num_seqs, max_num_tokens)
     if left < manifest.kv.bytes_per_block:
         problem = f"leaves {left >> 20} MiB for K/V beside the weights and a step of {max_num_tokens} tokens"
         raise OptionError(problem, field=_SHARE, fix="give more, or fewer tokens in a step")
@@ -76,7 +76,7 @@ def choose_kv_memory(
     return kv_memory
 
 
-def _bytes_beside(manifest: Manifest, plan: Plan, max_num_seqs: int, max_num_tokens: int) -> int:
+def bytes_beside(manifest: Manifest, plan: Plan, max_num_seqs: int, max_num_tokens: int) -> int:
     """Bytes that a device holds beside K/V: the weights, and what the largest step takes in, gives out and holds in between."""
     num_blocks, rows = -(-manifest.model.context_length // manifest.kv.block_size), min(max_num_seqs, max_num_tokens)
     known = {"n": max_num_tokens, "b": rows, "r": rows}

@@ -53,6 +53,8 @@ class EngineConfig:
 
     `speculative` names a proposer of tokens for speculative decoding (`proposers/choose.py`).
 
+    `memory_budget` is what the process may have in bytes; requests whose results take memory that nobody reckoned with are refused then.
+
     Of models that carry a state from token to token, every `checkpoint_interval` tokens of a prompt a copy of it stays in the prefix cache.
 
     Raises:
@@ -70,6 +72,7 @@ class EngineConfig:
     attention_window: int | None = None
     checkpoint_interval: int = CHECKPOINT_INTERVAL
     speculative: str | None = None
+    memory_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name, kind in ((field.name, field.type) for field in fields(self) if field.type.startswith("int")):
@@ -174,6 +177,9 @@ class Engine:
         if request_id in self.scheduler.requests:
             raise RequestError(f"is {request_id!r}, which is running already", field="request_id", fix="give another one")
         self.validator.check_params(params)
+        if self.config.memory_budget is not None and (wants_prompt_logits or params.prompt_logprobs is not None):
+            problem = "takes memory for every token of the prompt, which memory_budget does not count"
+            raise RequestError(problem, field="prompt_logprobs", fix="leave it out, or load the model without a memory budget")
         num_kept = self.validator.num_kept(params)
         token_ids = self.validator.encode(prompt, add_special_tokens=add_special_tokens, num_kept=num_kept)
         if len(cache_salt) > MAX_SALT_BYTES:

@@ -196,6 +196,7 @@ def load(start: m.Start) -> Engine:
         start.config,
         load_tokenizer(artifact, is_bounded=True),
         kv_memory=start.kv_memory,
+        memory_budget=start.memory_budget,
         gpu_memory_utilization=start.gpu_memory_utilization,
         swap_memory=start.swap_memory,
         swap_folder=start.swap_folder,

@@ -24,6 +24,7 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     sha256: str
     config: EngineConfig
     kv_memory: int | str | None
+    memory_budget: int | str | None
     gpu_memory_utilization: float | None
     swap_memory: int | str
     swap_folder: str | None

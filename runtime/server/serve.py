@@ -46,6 +46,7 @@ def serve(
     max_num_batched_tokens: int = 512,
     max_num_mixed_prefill_tokens: int = 192,
     kv_memory: int | str | None = None,
+    memory_budget: int | str | None = None,
     gpu_memory_utilization: float | None = None,
     swap_memory: int | str = 0,
     swap_folder: str | Path | None = None,
@@ -121,6 +122,8 @@ def serve(
     )  # fmt: skip
     if kv_memory is not None:
         parse_bytes(kv_memory, "kv_memory")
+    if memory_budget is not None:
+        parse_bytes(memory_budget, "memory_budget")
     check_utilization(gpu_memory_utilization)
     parse_bytes(swap_memory, "swap_memory", lowest=0)
     parse_bytes(cache_size, "cache_size")
@@ -138,6 +141,7 @@ def serve(
         sha256=opened.sha256,
         config=engine,
         kv_memory=kv_memory,
+        memory_budget=memory_budget,
         gpu_memory_utilization=gpu_memory_utilization,
         swap_memory=swap_memory,
         swap_folder=None if swap_folder is None else str(Path(swap_folder).resolve()),

@@ -95,6 +95,9 @@ class FakeLLM:
         self._stats = EngineStats(0, 0, 0.0, 0, 0, 0, num_drafts=4 if speculative else 0, num_draft_tokens=20, num_accepted_tokens=10)
         self.notes = (f"{attention_sinks} and {attention_window} are kept",) if attention_window else ()
 
+    def memory_use(self) -> None:
+        return None
+
     def stats(self) -> EngineStats:
         return self._stats
 

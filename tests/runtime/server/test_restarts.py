@@ -50,7 +50,9 @@ def serve(tiny: Path, errors: Sequence[Exception | None]) -> tuple[int, CupolaEr
 
     async def run() -> CupolaError | None:
         service = Service(
-            Artifact.open(tiny), m.Start(str(tiny), "", m.EngineConfig(), 0, None, 0, None, None, "10GB", None), s.ServerConfig(("model",))
+            Artifact.open(tiny),
+            m.Start(str(tiny), "", m.EngineConfig(), 0, None, None, 0, None, None, "10GB", None),
+            s.ServerConfig(("model",)),
         )
         await service.open()
         while not service.stopped.is_set() and len(used) < len(clients):

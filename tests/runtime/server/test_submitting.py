@@ -23,7 +23,7 @@ from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from tests.runtime.fakes import VOCAB
 
 UNSENDABLE = SamplingParams(n=100, structured_outputs=StructuredOutputs(json={"type": "string", "default": 2**64}))
-START = m.Start("nowhere", "", m.EngineConfig(), 0, None, 0, None, None, "10GB", None)
+START = m.Start("nowhere", "", m.EngineConfig(), 0, None, None, 0, None, None, "10GB", None)
 
 
 class Transport(asyncio.Transport):
