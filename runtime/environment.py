@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from cupola.runtime.errors import OptionError
@@ -36,7 +37,7 @@ def interpreter() -> list[str]:
     return [sys.executable, "-P"]
 
 
-def environment_with(**variables: str) -> dict[str, str]:
+def environment_with(variables: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child process: this one's, and some variables beside it or in the place of its own."""
     return {**os.environ, **variables}
 

@@ -78,7 +78,7 @@ def _within_budget(
     speculative: Speculative,
     longest: int,
 ) -> tuple[EngineConfig, int, str]:
-    """What fits into `memory_budget`: sequences and tokens of a step, K/V memory, and a note. Raises OptionError."""
+    """The parts that fit into `memory_budget`: sequences and tokens of a step, K/V memory, and a note. Raises OptionError."""
     budget = parse_bytes(memory_budget, FIELD)
     if not opened.device.shares_memory:
         fix = "say with gpu_memory_utilization how much of the device's memory to take"

@@ -52,7 +52,7 @@ def measure_cold_start(contents: Contents, members: Sequence[Member]) -> ColdSta
         for package in PACKAGES:
             if (found := _installed(package)) is not None:
                 (site / package).symlink_to(found)
-        environment = environment_with(PYTHONPATH=str(site), CUPOLA_CACHE=str(Path(temporary) / "cache"))
+        environment = environment_with({"PYTHONPATH": str(site), "CUPOLA_CACHE": str(Path(temporary) / "cache")})
         settle_seconds = 2.1  # files younger than that are held against their hashes at every start
         time.sleep(settle_seconds)
         first = _run(contents.name, environment, temporary)

@@ -1,4 +1,4 @@
-"""What a memory budget leaves: sequences, tokens of a step, context and K/V."""
+"""The parts of a memory budget: sequences, tokens of a step, context and K/V."""
 
 from __future__ import annotations
 
