@@ -136,7 +136,7 @@ def test_memory_and_imports(python: Path, smollm2_w4a8: Compiled) -> None:
         (["run", "{artifact}", "-p", "hi", "--max-tokens", "many"], "argument --max-tokens: invalid int value: 'many'"),
         (["run", "{artifact}", "-p", "hi", "--max-tokens", "0"], "max_tokens: is 0"),
         (["bench", "{artifact}"], "invalid choice: 'bench'.*more commands come with `pip install 'cupola\\[cli\\]'`"),
-        (["serve", "{artifact}"], r"serve: needs the package uvicorn, which isn't installed \(pip install 'cupola\[serve\]'\)"),
+        (["serve", "{artifact}"], r"serve: needs the package msgspec, which isn't installed \(pip install 'cupola\[serve\]'\)"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
