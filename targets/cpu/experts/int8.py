@@ -25,10 +25,11 @@ from cupola.targets.cpu.experts.shape import GroupEpilogue, Mixture, match_exper
 from cupola.targets.cpu.experts.tiles import GroupProduct
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.amx import Scratch
-from cupola.targets.cpu.linear.int8 import FEW, ROW_BLOCK, Int8Product, Int8Shape, Stream
+from cupola.targets.cpu.linear.int8 import FEW, ROW_BLOCK, Int8Product, Int8Shape
 from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.linear.packing import AHEAD
 from cupola.targets.cpu.linear.quantized_packing import SLICE, codes_of, pack_expert_groups
+from cupola.targets.cpu.linear.stream import AbreastStream, Stream, panels_abreast
 
 
 def lower_int8_expert_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -57,7 +58,7 @@ def _build(mixture: Mixture, shape: Int8Shape) -> tvm.tirx.PrimFunc:
         whole = mixture.epilogue(simd, n)
         source = _Rows(simd, x, shape.depth, None, 0.0, mixture.choices, mixture.is_shared)
         routing = Routing.sort(index, n, mixture.num_experts, mixture.choices, tiles.MANY if in_tiles else 0)
-        runs = routing.runs(shape.num_panels, n <= T.int64(FEW))
+        runs = routing.runs(shape.num_panels, n <= T.int64(FEW), panels_abreast(shape.isa))
         product = Int8Product(shape, simd, weight, whole, source, Weights(shape.isa, shape.codes), n)
         in_bf16 = GroupProduct(simd, weight, shape.codes, shape.slices, source, whole, n, mixture.divisor) if in_tiles else None
         _multiply(mixture, product, in_bf16, runs, index)
@@ -74,7 +75,8 @@ def _multiply(mixture: Mixture, product: Int8Product, in_bf16: GroupProduct | No
     with parallel_region():
         with threads.each(barrier=False) as thread:
             first = runs.first(thread)
-            product.fetch_first(GroupStream.of(product, first, first.start), AHEAD)
+            num_left = GroupStream.of(product, first, first.start).num_left
+            product.fetch_first(AbreastStream(first.start, num_left, _is_wide(product, first)), AHEAD)
         with shared_loop(num_rows, barrier=in_bf16 is None) as row:
             rows.fill(product.source, row)
         if in_bf16 is not None:
@@ -108,18 +110,38 @@ def _with_tiles(
 def _panels(product: Int8Product, rows: Int8Rows, group: Group, mixture: Mixture) -> None:
     """The panels of a run with its rows, in dot products."""
     known = replace(product, num_rows=group.count, epilogue=GroupEpilogue.of(product.epilogue, group))
-    picked, sizes = _PickedRows(**vars(rows), group=group, divisor=mixture.divisor), (product.kernel.isa.int8_row_tile, 4, 2, 1)
+    picked = _PickedRows(**vars(rows), group=group, divisor=mixture.divisor)
+    if product.abreast == 1:
+        _one_by_one(known, picked, group)
+        return
+    with T.If(_is_wide(product, group)):
+        with T.Then():
+            following = name(T.Select(group.stop < group.first_panel + product.kernel.num_panels, group.stop, group.following))
+            known.panels_abreast(picked, group.start, name(T.Select(group.num_left > product.abreast, following, group.start)))
+        with T.Else():
+            _one_by_one(known, picked, group)
+
+
+def _is_wide(product: Int8Product, group: Group) -> Value:
+    """True if a run is a single row's, of as many panels as that is multiplied with at once."""
+    return T.And(group.count == 1, group.stop - group.start == product.abreast) if product.abreast > 1 else T.bool(False)
+
+
+def _one_by_one(known: Int8Product, picked: Int8Rows, group: Group) -> None:
+    """The panels of a run one after the other."""
+    isa = known.kernel.isa
+    sizes = (isa.int8_row_tile, 4, 2, 1)
     with each_panel(group) as panel:
-        if product.kernel.isa.bf16_tiles:
-            known.panel(picked, panel, GroupStream.of(product, group, panel), sizes)
+        if isa.bf16_tiles:
+            known.panel(picked, panel, GroupStream.of(known, group, panel), sizes)
             return
         with T.If(group.count <= T.int64(FEW)):
             with T.Then():
-                known.panel(picked, panel, GroupStream.of(product, group, panel), sizes)
+                known.panel(picked, panel, GroupStream.of(known, group, panel), sizes)
             with T.Else(), T.serial((group.count + ROW_BLOCK - 1) // ROW_BLOCK) as block:
                 first = name(block * ROW_BLOCK)
                 count = name(T.min(group.count - first, T.int64(ROW_BLOCK)))
-                known.block(picked, panel, first, count, GroupStream.of(product, group, panel))
+                known.block(picked, panel, first, count, GroupStream.of(known, group, panel))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from cupola.targets.cpu.emit.loops import Claims, Threads, between
 from cupola.targets.cpu.emit.simd import Buffer, Value, name
 
 RUN = 8  # panels of a run where there are many tokens
+EVEN = 4  # tasks of a thread, from which on it matters little if another one has one more
 TILE_ROWS = 16  # of a matrix unit
 
 
@@ -111,11 +112,14 @@ class Routing:
             T.buffer_store(ends, ends[e] + T.int64(1), [e])
         return routing
 
-    def runs(self, num_panels: int, few: Value) -> Runs:
-        """The panels of all experts that any token goes to, for threads to claim: one by one for `few` tokens. Before the region."""
-        size = name(T.Select(few, T.int64(1), T.int64(RUN)))
+    def runs(self, num_panels: int, few: Value, abreast: int = 1) -> Runs:
+        """The panels of all experts that any token goes to, for threads to claim, before the region: for `few` tokens `abreast` at once, or
+        one by one where threads would get too few of these to share them evenly."""
+        threads = Threads.of_region()
+        enough = self.num_active[0] * (num_panels // abreast) >= threads.count * EVEN
+        size = name(T.Select(few, T.Select(enough, T.int64(abreast), T.int64(1)), T.int64(RUN)))
         runs = name((num_panels + size - 1) // size)
-        return Runs(self, num_panels, size, runs, Claims.allocate(Threads.of_region(), name(self.num_active[0] * runs)))
+        return Runs(self, num_panels, size, runs, Claims.allocate(threads, name(self.num_active[0] * runs)))
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from cupola.targets.cpu.linear.packing import AHEAD, PANEL, is_static
 from cupola.targets.cpu.linear.panels import SLICE_BLOCK, PackedPanel, Panel, UnpackedPanel
 from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, codes_of, pack_groups
 from cupola.targets.cpu.linear.shape import QuantizedShape, packed_bias, quantized_shape, residual_of
+from cupola.targets.cpu.linear.stream import ABREAST_AHEAD, Shares, Stream, panels_abreast
 from cupola.targets.emit import argument
 from cupola.targets.ops import GatedLinear, Linear
 
@@ -132,25 +133,26 @@ class Int8Product:
 
     def few(self) -> None:
         """One region: the rows, then panels. One row is rounded by every thread for itself: to wait for another core takes longer."""
-        count = T.int64(self.kernel.num_panels)
-        threads = Threads.of_region()
-        claims = Claims.allocate(threads, count)
         with T.If(self.num_rows == T.int64(1)):
             with T.Then():
-                self.one(claims)
+                self.one(Shares.allocate(self.kernel.num_panels, self.abreast))
             with T.Else():
-                self.several(claims)
+                self.several(Claims.allocate(Threads.of_region(), T.int64(self.kernel.num_panels)))
 
-    def one(self, claims: Claims) -> None:
+    def one(self, shares: Shares) -> None:
         """One row."""
-        known, threads = replace(self, num_rows=T.int64(1)), claims.threads
-        with parallel_region(), threads.each(barrier=False) as thread:
-            first = self.first_stream(claims, thread)
+        known = replace(self, num_rows=T.int64(1))
+        with parallel_region(), shares.wide.threads.each(barrier=False) as thread:
+            first = shares.stream(thread, self.stream_slices)
             self.fetch_first(first, FIRST)
             rows, num_asked = self.allocate(1), FIRST // self.kernel.codes.stride
             rows.fill(self.source, T.int64(0), lambda at: self.fetch(first, at + num_asked))  # memory is busy meanwhile
-            with claims.each(thread) as panel:
-                known.panel(rows, panel, self.stream(panel, claims.left_of(thread, panel)), (1,))
+            if self.abreast > 1:
+                with shares.wide.each(thread) as task:
+                    known.panels_abreast(rows, name(task * self.abreast), shares.after(thread, task))
+            with shares.single.each(thread) as task:
+                panel = name(shares.first_single + task)
+                known.panel(rows, panel, self.stream(panel, shares.single.left_of(thread, task)), (1,))
 
     def several(self, claims: Claims) -> None:
         """One region: the rows, a barrier, then panels."""
@@ -158,7 +160,8 @@ class Int8Product:
         rows, count = self.allocate(FEW + sizes[0]), padded(self.num_rows, sizes[0])
         with parallel_region():
             with threads.each(barrier=False) as thread:
-                self.fetch_first(self.first_stream(claims, thread), AHEAD)
+                panel = name(threads.first(thread, claims.count))
+                self.fetch_first(self.stream(panel, claims.left_of(thread, panel)), AHEAD)
             with shared_loop(count) as row:  # tiles may want more rows than there are
                 rows.fill(self.source, name(T.min(row, self.num_rows - 1)), to=row)
             with threads.each(barrier=False) as thread, claims.each(thread) as panel:
@@ -182,14 +185,33 @@ class Int8Product:
 
         cover(self.num_rows, sizes, tile)
 
+    @property
+    def abreast(self) -> int:
+        """Panels that one row is multiplied with at once."""
+        return panels_abreast(self.kernel.isa)
+
+    def panels_abreast(self, rows: Int8Rows, start: Value, following: Value) -> None:
+        """The first row of panels from `start` on, a slice of each after another; those from `following` on are probably the next."""
+        lanes, row = self.simd.lanes, T.int64(0)
+        with T.serial(self.abreast) as i:
+            self.epilogue.prefetch(name(start + i), row)
+        panels = [PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, name(start + i)) for i in range(self.abreast)]
+        columns = [T.int64(column) for column in range(0, PANEL, lanes)]
+        sums = [[Register(lanes) for _ in columns] for _ in panels]
+        with self.each_slice(self.kernel.slices, by_block=True) as at:
+            self.fetch_abreast(start, following, at)
+            for panel, totals in zip(panels, sums, strict=True):
+                self.add_slice(rows, row, at, panel, at, columns, [totals])
+        products = local((self.abreast, PANEL))
+        for i, totals in enumerate(sums):
+            for column, total in zip(columns, totals, strict=True):
+                self.simd.store(products, total.get(), (i, column))
+        with T.serial(self.abreast) as i:
+            self.epilogue.finish(name(start + i), row, i, products)
+
     def stream(self, panel: Value, num_left: Value) -> Stream:
         """From a panel on, with which `num_left` are left to the thread."""
         return Stream(panel, name(num_left * self.stream_slices))
-
-    def first_stream(self, claims: Claims, thread: Value) -> Stream:
-        """A thread's whole share."""
-        panel = name(claims.threads.first(thread, claims.count))
-        return self.stream(panel, claims.left_of(thread, panel))
 
     def fetch_first(self, stream: Stream, num_bytes: int) -> None:
         """Asks for the beginning of a stream, which nothing was ahead of."""
@@ -198,13 +220,24 @@ class Int8Product:
 
     def fetch(self, stream: Stream, at: Value | int) -> None:
         """Asks for the weights of a slice of a stream, if it has so many. What the hardware foresees ends with a page."""
-        codes = self.kernel.codes
-        size = codes.group_bytes // codes.slices  # a share of its block, from whose beginning slices and what follows them are counted
         with T.If(at < stream.num_left), T.Then():
             panel, at = stream.place(at)
-            for byte in range(0, size + (CACHE_LINE - 1 if size % CACHE_LINE else 0), CACHE_LINE):
-                place = (panel, T.int64(0), at * size + byte)  # past the end of the panel it is one of the next
-                self.simd.prefetch(self.weight, place, near=2)
+            self.fetch_slice(panel, at, near=2)
+
+    def fetch_slice(self, panel: Value, at: Value | int, near: int) -> None:
+        """Asks for a slice's share of its block, from whose beginning slices and what follows them are counted."""
+        codes = self.kernel.codes
+        size = codes.group_bytes // codes.slices
+        for byte in range(0, size + (CACHE_LINE - 1 if size % CACHE_LINE else 0), CACHE_LINE):
+            self.simd.prefetch(self.weight, (panel, T.int64(0), at * size + byte), near=near)  # past the panel's end it is of the next
+
+    def fetch_abreast(self, start: Value, following: Value, at: Value) -> None:
+        """Asks for the slices that come some after slice `at` of the panels from `start` on, or at the beginning of those that follow."""
+        ahead = name(at + ABREAST_AHEAD)
+        is_own = ahead < self.stream_slices
+        panel, at = name(T.Select(is_own, start, following)), name(T.Select(is_own, ahead, ahead - self.stream_slices))
+        for i in range(self.abreast):
+            self.fetch_slice(panel + i, at, near=3)
 
     def fetch_ahead(self, stream: Stream, share: Sequence[Value], ahead: Value | int, at: Value) -> None:
         """Asks for the weights so many slices after a slice, if it is one of a tile's share. All tiles of rows together ask for all."""
@@ -335,15 +368,3 @@ class Int8Product:
         available, registers = PANEL // self.simd.lanes, self.kernel.isa.num_registers
         floats = rows // 2 if self.kernel.isa.int8_dot == "vpdpbusd" else rows
         return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (rows + 1 + floats) * size + 2 <= registers))
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A panel that comes from memory, and how many slices, its own with them, a thread has still to read from there on."""
-
-    panel: Value
-    num_left: Value
-
-    def place(self, at: Value | int) -> tuple[Value, Value | int]:
-        """Slice `at` of the stream, as one of the panel and those that follow it in memory."""
-        return self.panel, at
