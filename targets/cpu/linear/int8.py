@@ -233,7 +233,8 @@ class Int8Product:
 
     def fetch_abreast(self, start: Value, following: Value, at: Value) -> None:
         """Asks for the slices that come some after slice `at` of the panels from `start` on, or at the beginning of those that follow."""
-        ahead = name(at + ABREAST_AHEAD)
+        slices = self.kernel.codes.slices
+        ahead = name(at + ABREAST_AHEAD + (slices if slices > 1 else 0))  # a block's factors, which its first slice wants, come last
         is_own = ahead < self.stream_slices
         panel, at = name(T.Select(is_own, start, following)), name(T.Select(is_own, ahead, ahead - self.stream_slices))
         for i in range(self.abreast):
