@@ -115,9 +115,11 @@ class Routing:
     def runs(self, num_panels: int, few: Value, abreast: int = 1) -> Runs:
         """The panels of all experts that any token goes to, for threads to claim, before the region: for `few` tokens `abreast` at once, or
         one by one where threads would get too few of these to share them evenly."""
-        threads = Threads.of_region()
-        enough = self.num_active[0] * (num_panels // abreast) >= threads.count * EVEN
-        size = name(T.Select(few, T.Select(enough, T.int64(abreast), T.int64(1)), T.int64(RUN)))
+        threads, size = Threads.of_region(), T.int64(1)
+        if abreast > 1:
+            enough = self.num_active[0] * (num_panels // abreast) >= threads.count * EVEN
+            size = T.Select(enough, T.int64(abreast), size)
+        size = name(T.Select(few, size, T.int64(RUN)))
         runs = name((num_panels + size - 1) // size)
         return Runs(self, num_panels, size, runs, Claims.allocate(threads, name(self.num_active[0] * runs)))
 
