@@ -70,7 +70,7 @@ class Shares:
         return self.wide.count * self.size
 
     def stream(self, thread: Value, slices: int) -> AbreastStream:
-        """What a thread reads first, of panels of so many slices."""
+        """The beginning of a thread's share, whose panels have so many slices."""
         threads, is_wide = self.wide.threads, self.wide.count > 0
         task = name(threads.first(thread, T.Select(is_wide, self.wide.count, self.single.count)))
         num_left = T.Select(is_wide, self.wide.left_of(thread, task) * self.size, self.single.left_of(thread, task))
