@@ -78,6 +78,7 @@ GEMMA4: Mapping[str, Architecture] = {
          "global_head_dim": lambda facts: facts.head_dim, "num_key_value_heads": _kv_heads("sliding_attention"),
          "num_global_key_value_heads": _kv_heads("full_attention"), "attention_k_eq_v": _lacks_values,
          "num_kv_shared_layers": integer("attention.shared_kv_layers", 0),
+         # None if the key is absent, as in the checkpoint then; llama.cpp takes 30.
          "final_logit_softcapping": optional_real("final_logit_softcapping"),
          "hidden_size_per_layer_input": integer("embedding_length_per_layer_input", 0),
          "vocab_size_per_layer_input": lambda facts: facts.rows_of("per_layer_token_embd.weight"),
