@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,9 @@ class Tests:
 
 
 class LlamaCpp:
-    """The worker of `benchmarks/peers`, which loads the file at once."""
+    """The worker of `benchmarks/peers` that a command starts; it loads the file at once."""
 
-    def __init__(self, python: str, file: str) -> None:
-        command = [python, str(PEERS / "on_llama_cpp.py")]
+    def __init__(self, command: Sequence[str], file: str) -> None:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.about = self._answer()
         self._ask({"do": "load", "model": file, "threads": num_threads(), "setting": "flash f16", "prompt": [1, 2, 3]})
@@ -78,10 +77,9 @@ class LlamaCpp:
 class Contest:
     """Both engines, loaded, and what was measured so far."""
 
-    def __init__(self, file: str, artifact: Artifact, llama_python: str, tests: Tests) -> None:
-        self.tests, self.rates = tests, Rates()
+    def __init__(self, artifact: Artifact, peer: LlamaCpp, tests: Tests) -> None:
+        self.tests, self.peer, self.rates = tests, peer, Rates()
         self.benchmarks = dict(_benchmarks(artifact, tests))
-        self.peer = LlamaCpp(llama_python, file)
         self.rooflines: dict[str, Roofline] = {}
         for test in (tests.prompt, tests.decode):
             for benchmark in self.benchmarks.values():
@@ -139,11 +137,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     tests = Tests(SpeedTest("pp", arguments.prompt), SpeedTest("tg", arguments.generate))
-    contest = Contest(arguments.file, Artifact.open(arguments.artifact), arguments.llama_python, tests)
+    peer = LlamaCpp([arguments.llama_python, str(PEERS / "on_llama_cpp.py")], arguments.file)
+    contest = Contest(Artifact.open(arguments.artifact), peer, tests)
     for test in (tests.decode, tests.prompt):
         for _ in range(arguments.rounds):
             contest.round(test)
-    contest.peer.close()
+    peer.close()
     print(contest.table())
 
 
