@@ -33,8 +33,8 @@ Rates = dict[str, list[float]]  # tokens a second by "engine test"
 
 
 @dataclass(frozen=True)
-class Tests:
-    """The prompt, and the tokens generated one by one."""
+class Pair:
+    """The two speeds to measure: of a prompt, and of tokens generated one by one."""
 
     prompt: SpeedTest
     decode: SpeedTest
@@ -77,7 +77,7 @@ class LlamaCpp:
 class Contest:
     """Both engines, loaded, and what was measured so far."""
 
-    def __init__(self, artifact: Artifact, peer: LlamaCpp, tests: Tests) -> None:
+    def __init__(self, artifact: Artifact, peer: LlamaCpp, tests: Pair) -> None:
         self.tests, self.peer, self.rates = tests, peer, Rates()
         self.benchmarks = dict(_benchmarks(artifact, tests))
         self.rooflines: dict[str, Roofline] = {}
@@ -114,7 +114,7 @@ class Contest:
         return statistics.median(self.rates[f"{name} {test.name}"])
 
 
-def _benchmarks(artifact: Artifact, tests: Tests) -> Iterator[tuple[str, Benchmark]]:
+def _benchmarks(artifact: Artifact, tests: Pair) -> Iterator[tuple[str, Benchmark]]:
     for library in artifact.manifest.libraries:
         try:
             yield library.target.device, Benchmark(artifact, [tests.prompt, tests.decode], library.target.device)
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--generate", type=int, default=16, help="decode steps")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    tests = Tests(SpeedTest("pp", arguments.prompt), SpeedTest("tg", arguments.generate))
+    tests = Pair(SpeedTest("pp", arguments.prompt), SpeedTest("tg", arguments.generate))
     peer = LlamaCpp([arguments.llama_python, str(PEERS / "on_llama_cpp.py")], arguments.file)
     contest = Contest(Artifact.open(arguments.artifact), peer, tests)
     for test in (tests.decode, tests.prompt):

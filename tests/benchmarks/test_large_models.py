@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.large_models.speed import PEER, Contest, LlamaCpp, Tests
+from benchmarks.large_models.speed import PEER, Contest, LlamaCpp, Pair
 from cupola import Artifact, SpeedTest
 from cupola.runtime.measure.profile import Roofline
 from tests.conftest import Compiled
 
 FAKE = Path(__file__).with_name("fake_worker.py")
-TESTS = Tests(SpeedTest("pp", 32), SpeedTest("tg", 4))
+TESTS = Pair(SpeedTest("pp", 32), SpeedTest("tg", 4))
 LAYER_WEIGHTS = 30 * (576 * (576 + 2 * 192 + 576) + 3 * 576 * 1536)  # of SmolLM2-135M
 
 
