@@ -58,7 +58,7 @@ class LlamaCpp:
     def close(self) -> None:
         """Ends it."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
     def _ask(self, request: Mapping[str, object]) -> Any:
         assert self._process.stdin
