@@ -3,7 +3,7 @@
 CUPOLA_DEBUG        0 nothing, 1 stages and times, 2 each pass, 3 numbered IR dumps, 4 kernel source
 CUPOLA_CACHE        where compiled artifacts are kept (default: $XDG_CACHE_HOME/cupola or ~/.cache/cupola)
 CUPOLA_API_KEY      what clients of `cupola serve` must send
-CUPOLA_NUM_THREADS  threads that kernels use (default: the cores that this process may run on)
+CUPOLA_NUM_THREADS  threads that kernels use (default: the cores that this process may keep busy)
 WGPU_LIB_PATH       the file of wgpu-native (default: that of pip's package wgpu, which reads this too)
 OPENAI_API_KEY      what `cupola bench-serve` shows the server, as OpenAI's own client does
 """
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cupola.runtime.errors import OptionError
+from cupola.runtime.machine import usable_cores
 
 
 def _integer(name: str, default: int, lowest: int, highest: int) -> int:
@@ -48,9 +49,8 @@ def debug_level() -> int:
 
 
 def num_threads() -> int:
-    """Threads that kernels may use: what the user asks for, else the cores this process may run on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _integer("CUPOLA_NUM_THREADS", cores, 1, 1024)
+    """Threads that kernels may use: what the user asks for, else the cores this process may keep busy."""
+    return _integer("CUPOLA_NUM_THREADS", usable_cores(), 1, 1024)
 
 
 def api_key() -> str | None:

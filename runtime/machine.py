@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
@@ -66,6 +67,48 @@ def _request_tiles() -> bool:
     syscall = ctypes.CDLL(None).syscall
     syscall.restype, arguments = ctypes.c_long, (_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)
     return bool(syscall(*map(ctypes.c_long, arguments)) == 0)
+
+
+def usable_cores(system: Path = Path("/")) -> int:
+    """Cores that this process may keep busy: those it may run on, and no more than the whole ones that control groups leave it.
+
+    `system` is the folder whose `proc` and `sys` are read. A program with more threads than its quota is stopped, all threads at once, for
+    the rest of each period.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(int(quota) for quota in _quotas(system))]))
+
+
+def _quotas(system: Path) -> Iterator[float]:
+    """Processor seconds a second that this process's control group and those above it may use, where they are limited.
+
+    Version 2 has them in `cpu.max`, version 1 in two files (https://docs.kernel.org/admin-guide/cgroup-v2.html and
+    https://docs.kernel.org/scheduler/sched-bwc.html). In a container the group's path may be that of the host, and only the root be there.
+    """
+    for line in _lines(system / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        names = [controllers, "cpu"] if controllers else ["", "unified"]
+        for root in (system / "sys/fs/cgroup" / name for name in names):
+            group = root / path.lstrip("/")
+            for folder in (group, *(above for above in group.parents if above.is_relative_to(root))):
+                yield from _quota(folder)
+
+
+def _quota(group: Path) -> Iterator[float]:
+    limits = [" ".join(_lines(group / "cpu.max")), " ".join(n for f in ("quota", "period") for n in _lines(group / f"cpu.cfs_{f}_us"))]
+    for quota, period in (words for limit in limits if len(words := limit.split()) == 2):
+        if quota.isdecimal() and period.isdecimal() and int(period):  # "max" and -1 are no limit
+            yield int(quota) / int(period)
+
+
+def _lines(file: Path) -> list[str]:
+    """None where the system has no such file, or keeps it from us."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def trim_heap() -> None:

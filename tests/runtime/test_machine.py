@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import DeviceSpec, LibrarySpec
 from cupola.runtime.device.choose import choose_library
 from cupola.runtime.errors import ArtifactError, OptionError
-from cupola.runtime.machine import missing_features
+from cupola.runtime.machine import missing_features, usable_cores
 from tests.runtime.artifact.test_artifact import GOOD
 
 HERE = f"{platform.machine()}-{sys.platform}-gnu"
@@ -77,3 +78,36 @@ def test_the_system_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_the_system_lists_no_features_none_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_flags", lambda: None)
     assert missing_features(["wider"]) == []
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "cores"),
+    [
+        ("0::/", {}, 8),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000"}, 8),
+        ("0::/a/b", {"a/b/cpu.max": "250000 100000"}, 2),
+        ("0::/a/b", {"a/b/cpu.max": "50000 100000"}, 1),
+        ("0::/a/b", {"a/b/cpu.max": "1600000 100000"}, 8),
+        ("0::/a/b", {"a/b/cpu.max": "600000 100000", "a/cpu.max": "300000 100000", "cpu.max": "500000 100000"}, 3),
+        ("0::/of/the/host", {"cpu.max": "400000 100000"}, 4),
+        ("0::/a", {"unified/a/cpu.max": "200000 100000"}, 2),
+        ("0::/a", {"a/cpu.max": "nonsense"}, 8),
+        ("4:cpu,cpuacct:/a", {"cpu,cpuacct/a/cpu.cfs_quota_us": "300000\n", "cpu,cpuacct/a/cpu.cfs_period_us": "100000\n"}, 3),
+        ("1:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, 8),
+        ("3:cpuset:/a", {"cpu/a/cpu.cfs_quota_us": "100000", "cpu/a/cpu.cfs_period_us": "100000"}, 8),
+    ],
+    ids=["none", "max", "2.5", "half", "more", "above", "container", "hybrid", "nonsense", "v1", "v1 none", "another controller"],
+)  # fmt: skip
+def test_control_groups_limit_the_cores(
+    group: str, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    files = {f"sys/fs/cgroup/{name}": text for name, text in files.items()} | {"proc/self/cgroup": f"9:pids:/x\n{group}\n"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cores(tmp_path) == cores
+
+
+def test_this_machine_has_cores_to_use() -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
