@@ -46,4 +46,4 @@ def native_code(mod: IRModule, plan: Plan, target: Target, folder: Path) -> Code
 
     with ThreadPoolExecutor(num_threads()) as pool:
         made = list(pool.map(make, range(len(kernels))))
-    return Code(tuple(file for file, _ in made), (RUNTIME,), {"kernels.s": "".join(text for _, text in made)} if debug_level() >= 4 else {})
+    return Code(tuple(file for file, _ in made), RUNTIME, {"kernels.s": "".join(text for _, text in made)} if debug_level() >= 4 else {})

@@ -15,7 +15,7 @@ from cupola.runtime.machine import here
 from cupola.targets.native.object_symbols import hide_coff, hide_mach_o
 from cupola.targets.native.systems import COFF, ELF, MACH_O, System, is_here, this_system
 
-RUNTIME = Path(__file__).with_name("runtime.c")  # which every library holds
+RUNTIME = tuple(Path(__file__).with_name(name) for name in ("runtime.c", "cores.c", "scratch.c"))  # which every library holds
 _COMPILE = ("-std=gnu11", "-O2", "-fvisibility=hidden", "-g0")
 # Of the latter line, what libraries for devices have.
 _EXPORTS = """\
@@ -77,7 +77,7 @@ def _stand_ins(system: System, compiler: Sequence[str], folder: Path) -> list[Pa
     """Libraries of the system's names with its functions and nothing in them, to link against where the system's are not at hand."""
     made = [folder / f"lib{library}.so" for library in system.libraries]
     for file in made:
-        names = RUNTIME.parent.joinpath("bionic", f"{file.stem}.symbols").read_text(encoding="utf-8").split()
+        names = Path(__file__).parent.joinpath("bionic", f"{file.stem}.symbols").read_text(encoding="utf-8").split()
         source = file.with_suffix(".s")
         source.write_text("".join(f".globl {name}\n.type {name},%function\n{name}:\n" for name in names), encoding="utf-8")
         _run([*compiler, "-nostdlib", "-shared", f"-Wl,-soname,{file.name}", "-o", str(file), str(source)])

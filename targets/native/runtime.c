@@ -1,21 +1,20 @@
-/* The part of a compiled library that is not compiled from a model: a team of threads, and what kernels ask of a runtime.
+/* The part of a compiled library that is not compiled from a model: a team of threads, for kernels to run in.
 
    A step of the model is a few hundred parallel regions of some microseconds each. Its caller leads the team: it runs everything that is
    not parallel, and its part of what is. The other threads watch one line of memory, in which it says what comes next; in a line of its own
    each says that it is done. Between steps they watch for a while, then sleep. One step runs at a time; who calls meanwhile waits.
 
+   Other programs may want the same cores. The system then stops a thread for some milliseconds wherever it is, and all others would wait for
+   it. So who waits sees, by the other's processor time, whether it was stopped (`cores.c`), and gives it its own core. A member that was
+   given one, or that sleeps or changes cores, is away: regions begin without it until it runs again, on another core than the leader's.
+
    Kernels call the functions below through pointers of TVM's (tvm/runtime/c_backend_api.h). A forked child has the caller's thread alone,
    and starts the others again with its first step. */
 
-#define _GNU_SOURCE
 #include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
-#include <time.h>
 
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
@@ -23,20 +22,28 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-/* How a core says that it waits for another one, and how often it does before it lets other programs run: a few microseconds. */
-#if defined(__x86_64__) || defined(_M_X64)
-#define PAUSE() __builtin_ia32_pause()
-enum { PATIENCE = 128 };
-#elif defined(__aarch64__)
-#define PAUSE() __asm__ volatile("yield")
-enum { PATIENCE = 4096 };
-#else
-#define PAUSE() ((void)0)
-enum { PATIENCE = 4096 };
-#endif
+/* cores.c */
+int64_t cupola_clock(void);
+int cupola_has_come(_Atomic int64_t *line, int64_t value);
+int cupola_start_thread(pthread_t *thread, void *(*run)(void *), void *argument);
+int64_t cupola_thread(void);
+int64_t cupola_processor_time(int64_t thread);
+int32_t cupola_core(void);
+void cupola_note_home(int index, int is_new);
+void cupola_fetch(int index, int64_t thread);
+int32_t cupola_leave(int index, int32_t core);
+void cupola_yield(void);
+void cupola_lock_cores(void);
+void cupola_unlock_cores(void);
+/* scratch.c */
+void *cupola_take(int device_type, int device_id, uint64_t size, int type_code, int type_bits);
+int cupola_give(int device_type, int device_id, void *memory);
 
-enum { MAX_THREADS = 256, STACK_BYTES = 8 << 20 };
-static const int64_t WATCH_NANOSECONDS = 2000000; /* Waking a thread takes 50 microseconds, and it may wake on the caller's core. */
+enum { MAX_THREADS = 256 };
+static const int64_t NEVER = INT64_MAX;
+/* Nanoseconds. Waking a thread takes 50 microseconds. A stop of less than STOPPED is the system's clock; where cores are not in demand, one of
+   less than DISTURBED is a short errand of another program, sooner over than its costs. */
+static const int64_t WATCH = 2000000, STOPPED = 30000, DISTURBED = 300000, WINDOW = 8000000;
 
 typedef struct {
   void *sync;
@@ -50,6 +57,7 @@ enum { REGION, STEP_BEGINS, STEP_ENDS, KINDS };
 /* Lines of memory are written to by one thread each. */
 typedef struct {
   _Alignas(64) _Atomic int64_t value;
+  _Atomic int32_t is_away; /* whether the next region should begin without this member */
   int code;
 } Line;
 
@@ -57,180 +65,261 @@ static struct {
   _Alignas(64) _Atomic int64_t news;
   Task task;
   void *data;
-  Env env;
+  Env env; /* of the members that are in */
 } team = {.news = STEP_ENDS};
 static Line done[MAX_THREADS], counters[MAX_THREADS];
 static _Atomic int32_t num_failed; /* parts of the region; a thread whose part failed comes to no barrier any more */
 
-static pthread_mutex_t step_lock = PTHREAD_MUTEX_INITIALIZER; /* held by who leads; what follows is its */
-static int32_t num_wanted = 1, num_threads = 1;
-static struct {
+typedef struct {
+  _Alignas(64) _Atomic int64_t id; /* the system's */
   pthread_t thread;
   int64_t seen;
-} members[MAX_THREADS];
+  _Atomic int64_t in_since;     /* the first region that it is in; NEVER if it is in none */
+  int part;                     /* of each region */
+  _Atomic int32_t given;        /* 1 + the core that somebody gave it, until it has left that again */
+  _Atomic int32_t is_in_demand; /* whether other programs want its core */
+  int64_t looked, used;         /* when it looked at the clocks last, and its processor time then */
+  int64_t awake, ran;           /* for how long it was and ran, in this window */
+} Member;
+
+static pthread_mutex_t step_lock = PTHREAD_MUTEX_INITIALIZER; /* held by who leads; what follows is its */
+static int32_t num_wanted = 1, num_threads = 1;
+static Member members[MAX_THREADS]; /* the first is who leads */
+static int parts[MAX_THREADS];      /* whose part of a region that is */
 
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
-static _Atomic int32_t num_sleeping;
+static _Atomic int32_t num_sleeping, leader_sleeps;
 static _Atomic int32_t num_staying = 1; /* threads from this index on leave the team */
+static _Atomic int32_t leader_core = -1;
 
 static _Atomic pthread_t leader; /* 0 is nobody: a lock's owner, for the owner itself to see */
 
-int64_t cupola_clock(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+/* Those of a region that begins now. */
+int32_t cupola_num_threads(void) { return team.env.num_tasks; }
+
+/* Sleep */
+
+static void begin_to_run(Member *self) {
+  self->looked = cupola_clock();
+  self->used = cupola_processor_time(self->id);
 }
 
-int32_t cupola_num_threads(void) { return num_threads; }
-
-/* Waiting */
-
-static void wait_a_moment(int64_t count) {
-  if (count < PATIENCE)
-    PAUSE();
-  else
-    sched_yield();
+/* Notes how much of the time a thread ran since it looked. Others want its core if it lost an eighth of a window. */
+static void note_time(Member *self) {
+  int64_t looked = self->looked, used = self->used;
+  begin_to_run(self);
+  self->awake += self->looked - looked, self->ran += self->used - used;
+  if (self->awake < WINDOW) return;
+  int32_t is_in_demand = (self->awake - self->ran) * 8 > self->awake;
+  if (self->is_in_demand != is_in_demand) atomic_store_explicit(&self->is_in_demand, is_in_demand, memory_order_relaxed);
+  self->awake = self->ran = 0;
 }
 
-static int64_t sleep_until_news(int64_t seen) {
-  int64_t news;
-  pthread_mutex_lock(&sleep_lock);
-  atomic_fetch_add(&num_sleeping, 1);
-  while ((news = atomic_load(&team.news)) == seen) pthread_cond_wait(&woken, &sleep_lock);
-  atomic_fetch_sub(&num_sleeping, 1);
-  pthread_mutex_unlock(&sleep_lock);
-  return news;
-}
-
-static int64_t await_news(int64_t seen) {
-  int64_t news, asleep_at = 0;
-  for (int64_t count = 0; (news = atomic_load_explicit(&team.news, memory_order_acquire)) == seen; ++count) {
-    wait_a_moment(count);
-    if (seen % KINDS != STEP_ENDS || count < PATIENCE || count % 16) continue;
-    if (asleep_at == 0)
-      asleep_at = cupola_clock() + WATCH_NANOSECONDS;
-    else if (cupola_clock() > asleep_at)
-      return sleep_until_news(seen);
-  }
-  return news;
-}
-
-/* The team */
-
-static int run_part(int index, Task task, void *data) {
-  int code = task(index, &team.env, data);
-  if (code) atomic_fetch_add(&num_failed, 1);
-  return code;
-}
-
-static void *serve(void *argument) {
-  int index = (int)(intptr_t)argument;
-  int64_t news = members[index].seen;
-  for (;;) {
-    news = await_news(news);
-    if (news % KINDS == REGION) {
-      done[index].code = run_part(index, team.task, team.data);
-      atomic_store_explicit(&done[index].value, news, memory_order_release);
-    } else if (index >= atomic_load_explicit(&num_staying, memory_order_acquire)) {
-      return NULL;
-    }
-  }
-}
-
-/* Tells what is no region, also to those who sleep: they go to sleep only when they have seen, after they were counted, that nothing is new. */
-static void announce(int kind) {
-  int64_t number = atomic_load_explicit(&team.news, memory_order_relaxed) / KINDS + 1;
-  atomic_store(&team.news, number * KINDS + kind);
-  if (kind == STEP_BEGINS && atomic_load(&num_sleeping) == 0) return;
-  if (kind == STEP_ENDS && num_wanted >= num_threads) return; /* nobody has to leave */
+static void wake_all(void) {
   pthread_mutex_lock(&sleep_lock);
   pthread_cond_broadcast(&woken);
   pthread_mutex_unlock(&sleep_lock);
 }
 
-static void forget_failures(void) {
-  atomic_store(&num_failed, 0);
-  for (int32_t i = 0; i < num_threads; ++i) atomic_store_explicit(&counters[i].value, 0, memory_order_relaxed);
+static void sleep_until(_Atomic int64_t *line, int64_t value, int index) {
+  note_time(&members[index]);
+  pthread_mutex_lock(&sleep_lock);
+  atomic_fetch_add(&num_sleeping, 1);
+  if (index == 0) atomic_store(&leader_sleeps, 1);
+  while (atomic_load(line) < value && !atomic_load(&num_failed)) pthread_cond_wait(&woken, &sleep_lock);
+  if (index == 0) atomic_store(&leader_sleeps, 0);
+  atomic_fetch_sub(&num_sleeping, 1);
+  pthread_mutex_unlock(&sleep_lock);
+  begin_to_run(&members[index]);
 }
 
-static int run_region(Task task, void *data) {
-  if (num_threads == 1) {
-    Env alone = {counters, 1};
-    return task(0, &alone, data);
+/* Who goes to sleep has seen, after it was counted, that the line is as it was. */
+static void publish(_Atomic int64_t *line, int64_t value) {
+  atomic_store(line, value);
+  if (atomic_load(&num_sleeping)) wake_all();
+}
+
+/* Waiting */
+
+/* Waits until a line that the other one writes has come to `value`, unless that thread is stopped. */
+static int comes(_Atomic int64_t *line, int64_t value, Member *other) {
+  int64_t since = cupola_clock(), used = cupola_processor_time(other->id);
+  if (atomic_load(&num_sleeping)) wake_all(); /* the news of a region may have missed who went to sleep just then */
+  while (!cupola_has_come(line, value) && !atomic_load(&num_failed)) {
+    cupola_yield();
+    int64_t now = cupola_clock();
+    if (now - since < (atomic_load_explicit(&other->is_in_demand, memory_order_relaxed) ? STOPPED : DISTURBED)) continue;
+    int64_t then = used;
+    used = cupola_processor_time(other->id);
+    if (used == then) return 0;
+    since = now;
   }
-  int64_t region = (atomic_load_explicit(&team.news, memory_order_relaxed) / KINDS + 1) * KINDS + REGION;
-  team.task = task;
-  team.data = data;
-  atomic_store_explicit(&team.news, region, memory_order_release);
-  int code = run_part(0, task, data);
-  for (int32_t i = 1; i < num_threads; ++i) {
-    for (int64_t count = 0; atomic_load_explicit(&done[i].value, memory_order_acquire) != region; ++count) wait_a_moment(count);
-    code |= done[i].code;
+  return 1;
+}
+
+static void set_away(int index, int is_away) { /* the leader reads that line */
+  if (atomic_load_explicit(&done[index].is_away, memory_order_relaxed) != is_away)
+    atomic_store_explicit(&done[index].is_away, is_away, memory_order_release);
+}
+
+/* Waits for another one's part of a region, or for it to come to a barrier. */
+static void await_part(_Atomic int64_t *line, int64_t value, int index, int other) {
+  if (cupola_has_come(line, value) || comes(line, value, &members[other])) return;
+  int32_t core = cupola_core();
+  if (index == 0 || other == 0) atomic_store(&leader_core, core);
+  if (other > 0) atomic_store(&members[other].given, core + 1);
+  cupola_fetch(other, members[other].id);
+  sleep_until(line, value, index);
+}
+
+/* Waits for what comes after the news that were seen. A leader that is stopped gets this core, and continues there. */
+static void await_news(int index, int64_t seen) {
+  int64_t until = cupola_clock() + WATCH;
+  while (!cupola_has_come(&team.news, seen + 1)) {
+    int is_idle = seen % KINDS == STEP_ENDS;
+    if (is_idle ? cupola_clock() < until : comes(&team.news, seen + 1, &members[0])) {
+      if (is_idle) cupola_yield();
+      continue;
+    }
+    int32_t core = cupola_core();
+    int may_swap = !is_idle && !atomic_load(&leader_sleeps);
+    set_away(index, 1);
+    if (may_swap) {
+      atomic_store(&leader_core, core);
+      cupola_fetch(0, members[0].id);
+    }
+    if (!may_swap || !cupola_leave(index, core)) {
+      sleep_until(&team.news, seen + 1, index);
+      cupola_leave(index, atomic_load(&leader_core));
+    }
+    set_away(index, 0);
   }
-  if (code) forget_failures();
+}
+
+/* The team */
+
+static int run_part(int part, Task task, void *data) {
+  int code = task(part, &team.env, data);
+  if (code) atomic_fetch_add(&num_failed, 1);
   return code;
 }
 
-/* Signals are for the program's own threads, but for those that say that this thread is at fault. */
-#if defined(_WIN32)
-typedef int sigset_t; /* there are none */
-#endif
-static void block_signals(sigset_t *before) {
-#if !defined(_WIN32)
-  sigset_t blocked;
-  sigfillset(&blocked);
-  const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, SIGPROF};
-  for (size_t i = 0; i < sizeof faults / sizeof *faults; ++i) sigdelset(&blocked, faults[i]);
-  pthread_sigmask(SIG_BLOCK, &blocked, before);
-#else
-  (void)before;
-#endif
+static int is_in(int index, int64_t region) { return atomic_load_explicit(&members[index].in_since, memory_order_relaxed) <= region; }
+
+static void run_own_part(int index, int64_t region) {
+  Member *self = &members[index];
+  done[index].code = run_part(self->part, team.task, team.data);
+  int32_t given = atomic_load_explicit(&self->given, memory_order_relaxed);
+  if (given) set_away(index, 1);
+  publish(&done[index].value, region);
+  if (!given) return;
+  cupola_leave(index, given - 1);
+  atomic_store(&self->given, 0);
+  set_away(index, 0);
 }
 
-static void restore_signals(const sigset_t *before) {
-#if !defined(_WIN32)
-  pthread_sigmask(SIG_SETMASK, before, NULL);
-#else
-  (void)before;
-#endif
+static void *serve(void *argument) {
+  int index = (int)(intptr_t)argument;
+  int64_t news = members[index].seen;
+  cupola_note_home(index, 1);
+  atomic_store(&members[index].id, cupola_thread());
+  begin_to_run(&members[index]);
+  for (;;) {
+    await_news(index, news);
+    news = atomic_load_explicit(&team.news, memory_order_acquire);
+    if (news % KINDS == REGION) {
+      if (is_in(index, news)) run_own_part(index, news);
+    } else {
+      if (index >= atomic_load_explicit(&num_staying, memory_order_acquire)) return NULL;
+      cupola_note_home(index, 0);
+      note_time(&members[index]);
+    }
+  }
+}
+
+/* Says that something happens that is no region. */
+static void announce(int kind) {
+  int64_t number = atomic_load_explicit(&team.news, memory_order_relaxed) / KINDS + 1;
+  atomic_store(&team.news, number * KINDS + kind);
+  if (kind == STEP_BEGINS && atomic_load(&num_sleeping) == 0) return;
+  if (kind == STEP_ENDS && num_wanted >= num_threads) return; /* nobody has to leave */
+  wake_all();
+}
+
+static int64_t next_region(void) { return (atomic_load_explicit(&team.news, memory_order_relaxed) / KINDS + 1) * KINDS + REGION; }
+
+/* Takes members that are away out of the next region, and those in that are back. */
+static void gather(void) {
+  int64_t next = next_region();
+  int32_t num_in = 1;
+  for (int i = 1; i < num_threads; ++i) {
+    int is_away = atomic_load_explicit(&done[i].is_away, memory_order_acquire);
+    if (is_away == is_in(i, next)) atomic_store_explicit(&members[i].in_since, is_away ? NEVER : next, memory_order_relaxed);
+    if (is_away) continue;
+    parts[num_in] = i;
+    members[i].part = num_in++;
+  }
+  team.env = (Env){counters, num_in};
+  atomic_store(&num_failed, 0);
+  for (int i = 0; i < num_threads; ++i) atomic_store_explicit(&counters[i].value, 0, memory_order_relaxed);
+}
+
+static int run_region(Task task, void *data) {
+  if (num_threads == 1) return task(0, &team.env, data);
+  int64_t region = next_region();
+  int has_changed = 0;
+  for (int i = 1; i < num_threads; ++i) has_changed |= atomic_load_explicit(&done[i].is_away, memory_order_relaxed) == is_in(i, region);
+  if (has_changed) gather();
+  team.task = task;
+  team.data = data;
+  atomic_store_explicit(&team.news, region, memory_order_release);
+  if (atomic_load_explicit(&num_sleeping, memory_order_relaxed)) wake_all();
+  int code = run_part(0, task, data);
+  for (int i = 1; i < num_threads; ++i) {
+    if (!is_in(i, region)) continue;
+    while (atomic_load_explicit(&done[i].value, memory_order_acquire) < region) await_part(&done[i].value, region, 0, i);
+    code |= done[i].code;
+  }
+  if (code) gather();
+  return code;
 }
 
 /* Starts as many threads as there should be, or as the system gives. */
 static void start_threads(void) {
-  sigset_t before;
-  pthread_attr_t attributes;
-  block_signals(&before);
-  pthread_attr_init(&attributes);
-  pthread_attr_setstacksize(&attributes, STACK_BYTES);
-  for (int32_t i = 0; i < num_wanted; ++i) atomic_store_explicit(&counters[i].value, 0, memory_order_relaxed);
   atomic_store(&num_staying, num_wanted);
   for (; num_threads < num_wanted; ++num_threads) {
-    members[num_threads].seen = atomic_load_explicit(&team.news, memory_order_relaxed);
-    if (pthread_create(&members[num_threads].thread, &attributes, serve, (void *)(intptr_t)num_threads)) break;
+    Member *member = &members[num_threads];
+    *member = (Member){.seen = atomic_load_explicit(&team.news, memory_order_relaxed), .in_since = NEVER};
+    set_away(num_threads, 0);
+    if (cupola_start_thread(&member->thread, serve, (void *)(intptr_t)num_threads)) break;
   }
-  pthread_attr_destroy(&attributes);
-  restore_signals(&before);
   num_wanted = num_threads;
-  team.env = (Env){counters, num_threads};
+  gather();
 }
 
 static void end_threads(void) {
   atomic_store(&num_staying, num_wanted);
   announce(STEP_ENDS);
   while (num_threads > num_wanted) pthread_join(members[--num_threads].thread, NULL);
-  team.env = (Env){counters, num_threads};
+  gather();
 }
 
 void cupola_begin(void) {
   pthread_mutex_lock(&step_lock);
   atomic_store_explicit(&leader, pthread_self(), memory_order_relaxed);
   if (num_threads < num_wanted) start_threads();
-  if (num_threads > 1) announce(STEP_BEGINS);
+  if (num_threads == 1) return;
+  int64_t id = cupola_thread();
+  cupola_note_home(0, id != members[0].id);
+  atomic_store(&members[0].id, id);
+  begin_to_run(&members[0]);
+  atomic_store_explicit(&leader_core, cupola_core(), memory_order_relaxed);
+  announce(STEP_BEGINS);
 }
 
 void cupola_end(void) {
-  if (num_threads > 1) announce(STEP_ENDS);
+  if (num_threads > 1) note_time(&members[0]), announce(STEP_ENDS);
   atomic_store_explicit(&leader, (pthread_t)0, memory_order_relaxed);
   pthread_mutex_unlock(&step_lock);
 }
@@ -256,84 +345,17 @@ static int launch(Task task, void *data, int num_tasks) {
   return code;
 }
 
-static int barrier(int index, Env *env) {
+static int barrier(int part, Env *env) {
   Line *lines = env->sync;
-  int64_t now = atomic_load_explicit(&lines[index].value, memory_order_relaxed) + 1;
+  int64_t now = atomic_load_explicit(&lines[part].value, memory_order_relaxed) + 1;
   if (env->num_tasks == 1) return 0;
-  atomic_store_explicit(&lines[index].value, now, memory_order_release);
-  for (int32_t i = 0; i < env->num_tasks; ++i)
-    for (int64_t count = 0; atomic_load_explicit(&lines[i].value, memory_order_acquire) < now; ++count) {
-      if (count >= PATIENCE && atomic_load_explicit(&num_failed, memory_order_relaxed)) return -1;
-      wait_a_moment(count);
+  publish(&lines[part].value, now);
+  for (int i = 0; i < env->num_tasks; ++i)
+    while (atomic_load_explicit(&lines[i].value, memory_order_acquire) < now) {
+      if (atomic_load_explicit(&num_failed, memory_order_relaxed)) return -1;
+      await_part(&lines[i].value, now, parts[part], parts[i]);
     }
   return 0;
-}
-
-/* Scratch memory is taken and given back in the order of a stack, or nearly: each thread keeps a few blocks, which grow. */
-enum { NUM_BLOCKS = 16, ALIGNMENT = 64 };
-typedef struct {
-  void *memory;
-  uint64_t size;
-  int taken;
-} Block;
-static pthread_key_t blocks_key;
-
-static void *allocate(uint64_t size) {
-  char *whole = malloc(size + ALIGNMENT + sizeof(void *));
-  if (!whole) return NULL;
-  void **memory = (void **)(((uintptr_t)whole + sizeof(void *) + ALIGNMENT - 1) & ~(uintptr_t)(ALIGNMENT - 1));
-  memory[-1] = whole;
-  return memory;
-}
-
-static void deallocate(void *memory) {
-  if (memory) free(((void **)memory)[-1]);
-}
-
-static void free_blocks(void *thread_blocks) {
-  for (int i = 0; i < NUM_BLOCKS; ++i) deallocate(((Block *)thread_blocks)[i].memory);
-  free(thread_blocks);
-}
-
-static Block *own_blocks(void) {
-  Block *blocks = pthread_getspecific(blocks_key);
-  if (blocks) return blocks;
-  blocks = calloc(NUM_BLOCKS, sizeof *blocks);
-  if (!blocks || pthread_setspecific(blocks_key, blocks) == 0) return blocks;
-  free(blocks);
-  return NULL;
-}
-
-/* The smallest free block that is large enough, else the largest one. */
-static Block *choose_block(uint64_t size) {
-  Block *best = NULL;
-  for (Block *block = own_blocks(), *end = block ? block + NUM_BLOCKS : NULL; block != end; ++block) {
-    if (block->taken) continue;
-    if (!best || (best->size < size ? block->size > best->size : block->size >= size && block->size < best->size)) best = block;
-  }
-  return best;
-}
-
-static void *take(int device_type, int device_id, uint64_t size, int type_code, int type_bits) {
-  (void)device_type, (void)device_id, (void)type_code, (void)type_bits;
-  size += !size; /* null means failure, of no bytes too */
-  Block *block = choose_block(size);
-  if (!block) return NULL;
-  if (block->size < size) {
-    deallocate(block->memory);
-    block->memory = allocate(size);
-    block->size = block->memory ? size : 0;
-  }
-  block->taken = block->memory != NULL;
-  return block->memory;
-}
-
-static int give(int device_type, int device_id, void *memory) {
-  (void)device_type, (void)device_id;
-  Block *blocks = pthread_getspecific(blocks_key);
-  for (int i = 0; blocks && i < NUM_BLOCKS; ++i)
-    if (blocks[i].taken && blocks[i].memory == memory) return blocks[i].taken = 0;
-  return -1;
 }
 
 /* Loading and forking */
@@ -342,9 +364,11 @@ static int give(int device_type, int device_id, void *memory) {
 static void before_fork(void) {
   pthread_mutex_lock(&step_lock);
   pthread_mutex_lock(&sleep_lock);
+  cupola_lock_cores();
 }
 
 static void after_fork(void) {
+  cupola_unlock_cores();
   pthread_mutex_unlock(&sleep_lock);
   pthread_mutex_unlock(&step_lock);
 }
@@ -367,10 +391,9 @@ int (*__TVMBackendFreeWorkspace)(int, int, void *) __attribute__((weak));
 __attribute__((constructor)) static void initialize(void) {
   __TVMBackendParallelLaunch = launch;
   __TVMBackendParallelBarrier = barrier;
-  __TVMBackendAllocWorkspace = take;
-  __TVMBackendFreeWorkspace = give;
+  __TVMBackendAllocWorkspace = cupola_take;
+  __TVMBackendFreeWorkspace = cupola_give;
   team.env = (Env){counters, 1};
-  pthread_key_create(&blocks_key, free_blocks);
 #if !defined(_WIN32)
   pthread_atfork(before_fork, after_fork, after_fork_in_child);
 #endif

@@ -137,7 +137,7 @@ int main(void) {
   steps(NULL);
   const int counts[] = {1, 2, 3, 5, 2, 8, 1, 1, 4};
   for (size_t i = 0; i < sizeof counts / sizeof *counts; ++i) {
-    check(cupola_set_threads(counts[i]) == counts[i] && cupola_num_threads() == counts[i], "set_threads");
+    check(cupola_set_threads(counts[i]) == counts[i] && cupola_num_threads() <= counts[i], "set_threads");
     steps((void *)(intptr_t)i);
     failures();
   }

@@ -227,6 +227,42 @@ def test_signals_are_for_the_programs_own_threads(built: tuple[Path, Plan]) -> N
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
+COMPANY = """
+import os, subprocess, sys, time
+from pathlib import Path
+from tests.targets.native.library import Library
+cores = sorted(os.sched_getaffinity(0))[: int(sys.argv[2])]
+os.sched_setaffinity(0, cores)
+library = Library(Path(sys.argv[1]), width=1 << 15)
+programs = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(int(sys.argv[3]))]
+try:
+    for count in (2, 2 * len(cores) + 1, 2):
+        assert library.set_threads(count) == count
+        for _ in range(8):
+            assert library.is_right()
+finally:
+    for program in programs:
+        program.kill()
+    for program in programs:
+        program.wait()
+def allowed():
+    return {tuple(sorted(os.sched_getaffinity(int(thread)))) for thread in os.listdir("/proc/self/task")}
+until = time.monotonic() + 30  # who moves a thread may be stopped before it has undone that
+while allowed() != {tuple(cores)} and time.monotonic() < until:
+    time.sleep(0.01)
+assert allowed() == {tuple(cores)}, allowed()
+print("done")
+"""
+
+
+@pytest.mark.parametrize(("cores", "programs"), [(1, 0), (1, 2), (2, 1), (2, 4)])
+def test_threads_are_stopped_for_other_programs(built: tuple[Path, Plan], cores: int, programs: int) -> None:
+    """In the middle of regions; who waits moves them, and lets each run where it may as before."""
+    command = [sys.executable, "-c", COMPANY, str(built[0]), str(cores), str(programs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=Path(__file__).parents[3])
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
 def test_a_library_needs_the_c_library_alone_and_shows_what_is_its_own(built: tuple[Path, Plan]) -> None:
     def read(*command: str) -> list[str]:
         return subprocess.run([*command, str(built[0])], capture_output=True, text=True, check=True).stdout.splitlines()

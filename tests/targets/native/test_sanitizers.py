@@ -58,11 +58,11 @@ def fixed_addresses(program: Path) -> list[str]:
     return ["setarch", os.uname().machine, "-R", str(program)] if shutil.which("setarch") else [str(program)]
 
 
-def run(sanitizer: str, folder: Path, runtime: Path = RUNTIME) -> subprocess.CompletedProcess[str]:
+def run(sanitizer: str, folder: Path, runtime: Sequence[Path] = RUNTIME) -> subprocess.CompletedProcess[str]:
     """Builds the driver with it and that runtime, and runs it."""
     command, program = compiler(sanitizer, folder), folder / "driver"
     (folder / "forward.c").write_text(forward_source(plan(), (), SYMBOL))
-    sources = [str(folder / "forward.c"), str(runtime), str(DRIVER)]
+    sources = [str(folder / "forward.c"), *map(str, runtime), str(DRIVER)]
     subprocess.run([*command, f"-DCALLS={CALLS}", *sources, "-o", str(program)], check=True)
     environment = {**os.environ, **OPTIONS[sanitizer]}
     return subprocess.run(fixed_addresses(program), env=environment, capture_output=True, text=True, check=False, timeout=300)
@@ -77,17 +77,19 @@ def test_steps_threads_callers_and_forks(sanitizer: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("sanitizer", "line", "spoiled", "found"),
     [
-        ("thread", "(&lines[index].value, now, memory_order_release)", "(&lines[index].value, now, memory_order_relaxed)", "data race"),
-        ("thread", "(&done[index].value, news, memory_order_release)", "(&done[index].value, news, memory_order_relaxed)", "data race"),
+        ("thread", "(&team.news, region, memory_order_release)", "(&team.news, region, memory_order_relaxed)", "data race"),
+        ("thread", "atomic_store(line, value)", "atomic_store_explicit(line, value, memory_order_relaxed)", "data race"),
         ("address,undefined", "malloc(size + ALIGNMENT + sizeof(void *))", "malloc(size)", "heap-buffer-overflow"),
     ],
-    ids=["barrier", "end of a region", "scratch memory"],
+    ids=["begin of a region", "end of a region", "scratch memory"],
 )  # fmt: skip
 def test_a_spoiled_runtime_is_found(sanitizer: str, line: str, spoiled: str, found: str, tmp_path: Path) -> None:
-    source = RUNTIME.read_text(encoding="utf-8")
-    assert source.count(line) == 1
-    (tmp_path / "runtime.c").write_text(source.replace(line, spoiled), encoding="utf-8")
-    done = run(sanitizer, tmp_path, tmp_path / "runtime.c")
+    texts = [file.read_text(encoding="utf-8") for file in RUNTIME]
+    assert sum(text.count(line) for text in texts) == 1
+    runtime = [tmp_path / file.name for file in RUNTIME]
+    for file, text in zip(runtime, texts, strict=True):
+        file.write_text(text.replace(line, spoiled), encoding="utf-8")
+    done = run(sanitizer, tmp_path, runtime)
     assert done.returncode != 0 and found in done.stderr
 
 
