@@ -230,9 +230,9 @@ def test_signals_are_for_the_programs_own_threads(built: tuple[Path, Plan]) -> N
 COMPANY = """
 import os, subprocess, sys, time
 from pathlib import Path
-from tests.targets.native.library import Library
 cores = sorted(os.sched_getaffinity(0))[: int(sys.argv[2])]
 os.sched_setaffinity(0, cores)
+from tests.targets.native.library import Library  # numpy has threads of its own
 library = Library(Path(sys.argv[1]), width=1 << 15)
 programs = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(int(sys.argv[3]))]
 try:
