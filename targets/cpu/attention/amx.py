@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.attention.row_tile import HIDDEN, Tile
+from cupola.targets.cpu.attention.row_tile import HIDDEN, LOG2_E, Tile
 from cupola.targets.cpu.attention.shape import Kernel
 from cupola.targets.cpu.attention.tile_keys import LANES, STRIP, TileKeys, steps_of
 from cupola.targets.cpu.emit import amx as tiles
@@ -28,7 +28,6 @@ SUMS, LEFT, RIGHT = ((0, 1), (2, 3)), (4, 5), (6, 7)  # tile registers; sums sta
 QUERIES, SCORES = ((0, 1), (2, 3)), (4, 5)  # beside keys, which are RIGHT: queries by step, sums by tile of rows
 QUERY_STEPS = len(QUERIES)  # that stay in their registers for all strips, if there are no more
 LOWEST = -1e20  # the highest score of a row that has seen no key; those of hidden keys are far below
-LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -275,7 +274,7 @@ class Rows:
         with T.serial(ROWS) as row:
             place = name(self.first + row)
             high = name(splat(s.highest[place], LANES))
-            weights = [simd.exp2(simd.load(s.scores, (strip, row, start)) - high) for start in (0, LANES)]
+            weights = [simd.exp2_for_bf16(simd.load(s.scores, (strip, row, start)) - high) for start in (0, LANES)]
             simd.store(s.totals, simd.load(s.totals, (place, 0)) + (weights[0] + weights[1]), (place, 0))
             if self.keys.value_scales is not None:
                 scales = [simd.load(self.keys.value_scales, (*self.strip(at + strip), start)) for start in (0, LANES)]

@@ -6,34 +6,30 @@ While a strip is worked on, the next one's keys or values are fetched: memory th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.attention.numbers import FloatNumbers, LatentCodes, Numbers, PairNumbers
-from cupola.targets.cpu.attention.row_tile import HIDDEN, Ahead, State, Tile
+from cupola.targets.cpu.attention.row_tile import HIDDEN, LOG2_E, Ahead, State, Tile
 from cupola.targets.cpu.emit.loops import between
-from cupola.targets.cpu.emit.simd import Buffer, Register, Value, local, name, pieces, splat, transpose, tree
+from cupola.targets.cpu.emit.simd import Buffer, Register, Value, local, name, pieces, splat, tree
 
 
-def numbers_of(tile: Tile) -> Numbers:
-    """A tile's memory with its queries, for `run_chunk`."""
-    if not tile.kernel.is_quantized:
-        return FloatNumbers.of(tile)
-    return (LatentCodes if tile.kernel.is_latent else PairNumbers).of(tile)
+def numbers_of(tile: Tile, num_tiles: int = 1) -> Numbers:
+    """Memory for `tile`, or for so many like it."""
+    kind = (LatentCodes if tile.kernel.is_latent else PairNumbers) if tile.kernel.is_quantized else FloatNumbers
+    return kind.allocate(tile, num_tiles)
 
 
 def run_chunk(numbers: Numbers, chunk: Value, state: State, ahead: Ahead) -> None:
-    """Makes `state` that of one chunk, and asks for the first of the keys, values and scales `ahead`."""
+    """Makes `state` that of one chunk, which was copied where `numbers` has room for it, and asks for the first keys and values `ahead`."""
     tile, kernel = numbers.tile, numbers.tile.kernel
-    at, (begin, end) = name(chunk * kernel.chunk), tile.keys()
-    low, high = name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(kernel.chunk)))
+    at, (low, high) = name(chunk * kernel.chunk), tile.keys_of(chunk)
     tile.fill(state, 0, 2 * kernel.padded(tile.num_rows), 0.0)
-    strip = kernel.vectors_beside(tile.num_rows, kernel.chunk // tile.simd.lanes) * tile.simd.lanes
+    strip = kernel.strip(tile.num_rows)
     strips = Strips(tile, numbers, state, at, strip, name(low // strip), name((high + strip - 1) // strip), ahead)
-    if numbers.keys is not None:
-        (strips.turn_keys if kernel.is_latent else strips.gather_keys)(end, numbers.keys)
-    numbers.gather_scales(at, end, ahead)
     strips.score()
     strips.weigh()
     strips.add_values(low, high)
@@ -51,30 +47,6 @@ class Strips:
     begin: Value
     end: Value
     ahead: Ahead
-
-    def gather_keys(self, end: Value, keys: Buffer) -> None:
-        """Copies the keys together, up to position `end`, for pages that do not hold whole vectors."""
-        t, kernel = self.tile.tensors, self.tile.kernel
-        with T.serial(kernel.chunk) as i:
-            block, offset = self.place(T.min(self.at + i, end - 1))
-            with T.serial(kernel.key_dim // kernel.side) as d:
-                self.numbers.copy_key((t.layer, block, self.tile.group, d, offset * kernel.side), keys, d, i)
-
-    def turn_keys(self, end: Value, keys: Buffer) -> None:
-        """Copies the keys together, up to position `end`, out of rows: as many of them at a time as a vector has lanes."""
-        t, simd, group, dim = self.tile.tensors, self.tile.simd, self.tile.group, self.tile.kernel.key_dim
-        lanes, vectors = simd.lanes, self.width // simd.lanes
-        whole = dim // lanes * lanes
-        with between(self.begin * vectors, self.end * vectors) as vector:
-            first = name(self.at + vector * lanes)
-            rows = [(t.layer, *self.place(T.min(first + i, end - 1))) for i in range(lanes)]
-            pages = [(layer, block, group, offset) for layer, block, offset in rows]
-            with T.serial(whole // lanes) as step:
-                for i, column in enumerate(transpose([simd.load(t.k_pages, (*page, step * lanes)) for page in pages])):
-                    simd.store(keys, column, (step * lanes + i, vector * lanes))
-            for i, page in enumerate(pages if whole < dim else []):
-                with T.serial(dim - whole) as d:
-                    simd.store(keys, simd.load(t.k_pages, (*page, d + whole), 1), (d + whole, vector * lanes + i))
 
     def vectors(self, strip: Value) -> list[tuple[Value, Value]]:
         """The block, and the offset in it, of each vector of a strip."""
@@ -111,7 +83,7 @@ class Strips:
             tile.simd.store(highest, splat(HIDDEN, lanes), (row, 0))
         with between(self.begin, self.end) as strip:
             starts = [name(strip * self.width + start) for start in range(0, self.width, lanes)]
-            dots = self.multiply(strip, starts)
+            dots = self.multiply(strip)
             with T.If(self.all_seen(strip)):
                 with T.Then():
                     self.store(starts, dots, highest, masked=False)
@@ -124,11 +96,11 @@ class Strips:
         """The highest of a row's scores into the state."""
         T.buffer_store(self.state.buffer, tree(scores, T.max), self.state.place(row))
 
-    def multiply(self, strip: Value, starts: list[Value]) -> list[list[Register]]:
+    def multiply(self, strip: Value) -> list[list[Register]]:
         tile, t, simd, numbers, keys = self.tile, self.tile.tensors, self.tile.simd, self.numbers, self.numbers.keys
         kernel, side = tile.kernel, tile.kernel.side
         places, (group, ahead) = (self.vectors(strip), self.after(strip, simd.lanes)) if keys is None else ([], (tile.group, []))
-        dots = [[Register(simd.lanes, 0, numbers.sum_dtype) for _ in starts] for _ in range(tile.num_rows)]
+        dots = [[Register(simd.lanes, 0, numbers.sum_dtype) for _ in range(0, self.width, simd.lanes)] for _ in range(tile.num_rows)]
         elements = simd.elements_of_line(t.k_pages)
         rows = math.gcd(kernel.key_dim // side, max(1, elements // (kernel.block_size * side)))  # that lie in one line
         with T.serial(kernel.key_dim // side // rows) as step:
@@ -138,10 +110,10 @@ class Strips:
                 if keys is None:
                     pages = (t.k_pages, [(t.layer, block, tile.group, d, offset * side) for block, offset in places])
                 else:
-                    pages = (keys, [(d, start * side) for start in starts])
+                    pages = (keys, [(strip, d, start * side) for start in range(0, self.width, simd.lanes)])
                 loaded = [numbers.load(pages[0], index, simd.lanes) for index in pages[1]]
                 for row in range(tile.num_rows):
-                    query = name(numbers.queries[row, d])
+                    query = name(numbers.queries[numbers.turn, row, d])
                     for dot, key in zip(dots[row], loaded, strict=True):
                         dot.set(numbers.multiply_add(dot.get(), query, key))
         return dots
@@ -152,7 +124,7 @@ class Strips:
             high = simd.load(highest, (row, 0))
             for start, register in zip(starts, registers, strict=True):
                 score = self.numbers.score(register.get(), row, start)
-                score = self.tile.shape(score, row, self.at + start, 1.0, masked=masked)
+                score = self.tile.shape(score, row, self.at + start, LOG2_E, masked=masked)
                 simd.store(self.numbers.scores, score, (row, start))
                 high = name(T.max(high, score))
             simd.store(highest, high, (row, 0))
@@ -176,7 +148,7 @@ class Strips:
         for start in range(0, self.width, simd.lanes):
             place = (row, strip * self.width + start)
             score = simd.load(scores, place)
-            weight = simd.exp(score - high, nonpositive=True)
+            weight = simd.exp2(score - high)
             if masked:
                 weight = name(T.Select(score <= splat(HIDDEN / 2, simd.lanes), splat(0.0, simd.lanes), weight))
             total.set(total.get() + weight)
@@ -195,12 +167,33 @@ class Strips:
 
     def add_value_columns(self, columns: list[tuple[int, int]], low: Value, high: Value) -> None:
         """The same for some columns, over the rows `low` to `high` of values: a row holds those of `Kernel.side` keys."""
-        tile, t, simd, kernel, numbers = self.tile, self.tile.tensors, self.tile.simd, self.tile.kernel, self.numbers
+        tile, kernel, numbers = self.tile, self.tile.kernel, self.numbers
         totals = [[Register(lanes, 0, numbers.sum_dtype) for _, lanes in columns] for _ in range(tile.num_rows)]
+
+        def add(key: Value, buffer: Buffer, *row: Value) -> None:
+            values = [numbers.load(buffer, (*row, at * kernel.side), lanes) for at, lanes in columns]
+            for i in range(tile.num_rows):
+                weight = name(numbers.weights[i, key])
+                for total, value in zip(totals[i], values, strict=True):
+                    total.set(numbers.multiply_add(total.get(), weight, value))
+
+        if numbers.values is None:
+            self.each_value(low, high, add, asks=columns[0][0] == 0)
+        else:
+            with between(low, high) as key:
+                add(key, numbers.values, key)
+        for row in range(tile.num_rows):
+            place = 2 * kernel.padded(tile.num_rows) + row * kernel.value_dim
+            for total, (at, _) in zip(totals[row], columns, strict=True):
+                tile.simd.store(self.state.buffer, numbers.weighted(total.get(), row), self.state.place(place + at))
+
+    def each_value(self, low: Value, high: Value, add: Callable[..., None], *, asks: bool) -> None:
+        """`add(key, pages, *place)` for rows `low` to `high` of values where they are in the pages; perhaps asks for those ahead."""
+        t, simd, kernel, group = self.tile.tensors, self.tile.simd, self.tile.kernel, self.tile.group
         row_size = int(t.v_pages.shape[-1])
         width, run = self.width // kernel.side, math.gcd(kernel.block_size, self.width) // kernel.side  # run: what lies together in a page
         with between(self.begin, self.end) as strip:
-            group, ahead = self.after(strip, run * kernel.side)
+            next_group, ahead = self.after(strip, run * kernel.side)
             places = local((2, len(ahead)), "int64")
             for index, next_place in enumerate(ahead):
                 for which, value in enumerate(next_place):
@@ -210,15 +203,6 @@ class Strips:
                 block, offset = self.place(self.at + start * kernel.side)
                 next_block, next_row = name(places[0, part]), name(places[1, part] // kernel.side)
                 with between(T.max(low - start, T.int64(0)), T.min(high - start, T.int64(run))) as i:
-                    for line in range(0, row_size if columns[0][0] == 0 else 0, simd.elements_of_line(t.v_pages)):
-                        simd.prefetch(t.v_pages, (t.layer, next_block, group, next_row + i, line))
-                    page = (t.layer, block, tile.group, offset // kernel.side + i)
-                    values = [numbers.load(t.v_pages, (*page, at * kernel.side), lanes) for at, lanes in columns]
-                    for row in range(tile.num_rows):
-                        weight = name(numbers.weights[row, start + i])
-                        for total, value in zip(totals[row], values, strict=True):
-                            total.set(numbers.multiply_add(total.get(), weight, value))
-        for row in range(tile.num_rows):
-            place = 2 * kernel.padded(tile.num_rows) + row * kernel.value_dim
-            for total, (at, _) in zip(totals[row], columns, strict=True):
-                tile.simd.store(self.state.buffer, numbers.weighted(total.get(), row), self.state.place(place + at))
+                    for line in range(0, row_size if asks else 0, simd.elements_of_line(t.v_pages)):
+                        simd.prefetch(t.v_pages, (t.layer, next_block, next_group, next_row + i, line))
+                    add(start + i, t.v_pages, t.layer, block, group, offset // kernel.side + i)

@@ -14,7 +14,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.attention.chunk import Strips
 from cupola.targets.cpu.attention.numbers import FloatNumbers
-from cupola.targets.cpu.attention.row_tile import Ahead, State, Tile
+from cupola.targets.cpu.attention.row_tile import LOG2_E, Ahead, State, Tile
 from cupola.targets.cpu.attention.tile_keys import LANES, STRIP, pairs_of, steps_of, within
 from cupola.targets.cpu.emit import amx as tiles
 from cupola.targets.cpu.emit.loops import between
@@ -61,7 +61,7 @@ class LatentChunk:
         )
         query, words = local(kernel.key_dim), local((steps, LANES, LANES), "int32")
         with T.serial(LANES) as row:
-            tile.rotate_query(*tile.token_and_head(row), 1.0, lambda at, value: simd.store(query, value, (at,)))
+            tile.rotate_query(*tile.token_and_head(row), LOG2_E, lambda at, value: simd.store(query, value, (at,)))
             for step in range(steps):
                 low, high = (simd.load(query, (2 * LANES * step + at,)) for at in (0, LANES))
                 T.buffer_store(words, T.reinterpret(f"int32x{LANES}", tiles.to_bf16(low, high)), [step, row, iota(0, LANES)])
@@ -76,7 +76,7 @@ class LatentChunk:
         at, (begin, end) = name(number * size), tile.keys()
         low, high = name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(size)))
         width = math.gcd(size, WIDTH)
-        numbers = FloatNumbers(tile, self.queries, self.scores, self.scores, None)
+        numbers = FloatNumbers(tile, self.queries, self.scores, self.scores, None, None, 0)
         strips = Strips(tile, numbers, state, at, width, name(low // width), name((high + width - 1) // width), ahead)
         tile.fill(state, 0, 2 * tile.kernel.padded(LANES), 0.0)
         self.find(at, ahead)
@@ -119,7 +119,7 @@ class LatentChunk:
                         high = simd.load(highest, (row, 0))
                         for vector in range(vectors):
                             start = name((first + vector) * LANES)
-                            score = tile.shape(simd.load(self.scores, (row, start)), row, name(strips.at + start), 1.0, masked=masked)
+                            score = tile.shape(simd.load(self.scores, (row, start)), row, name(strips.at + start), LOG2_E, masked=masked)
                             simd.store(self.scores, score, (row, start))
                             high = name(T.max(high, score))
                         simd.store(highest, high, (row, 0))

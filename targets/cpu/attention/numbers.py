@@ -9,12 +9,13 @@ their row's largest, and sums are exact: as wide as the codes allow, which is 2^
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.attention.row_tile import Ahead, Tile
+from cupola.targets.cpu.attention.row_tile import LOG2_E, Ahead, Tile
+from cupola.targets.cpu.attention.shape import Kernel
 from cupola.targets.cpu.emit.dot import dot_pairs
 from cupola.targets.cpu.emit.loops import between
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, iota, lanes_of, local, name, pieces, splat, tree
@@ -24,13 +25,16 @@ CODES = 127  # the largest magnitude of a code of int8
 
 @dataclass(frozen=True)
 class Numbers(ABC):
-    """A tile's own memory, and what is done to numbers of the pages with what stands there. `side` is `Kernel.side`.
+    """A tile's own memory, or that of tiles which take turns, and what is done to numbers of the pages with what stands there. `side` is
+    `Kernel.side`.
 
     Attributes:
-        queries: rotated and scaled, as they are multiplied, [row, key_dim / side].
+        queries: rotated and scaled, as they are multiplied, [tile, row, key_dim / side].
         scores: of a chunk's keys, then their weights, [row, key].
         weights: as they are multiplied, [row, keys / side].
-        keys: as the pages hold them, [key_dim / side, keys · side], where a chunk's must be copied together.
+        keys, values: of a chunk, copied out of the pages as they are multiplied, where that is done: [strip, key_dim / side, keys of a
+            strip · side] and [keys / side, value_dim · side].
+        turn: which of the tiles' queries are meant.
     """
 
     sum_dtype: ClassVar[str]
@@ -40,11 +44,21 @@ class Numbers(ABC):
     scores: Buffer
     weights: Buffer
     keys: Buffer | None
+    values: Buffer | None
+    turn: Value | int
 
     @staticmethod
     @abstractmethod
-    def of(tile: Tile) -> Numbers:
-        """Memory for `tile`, with its queries."""
+    def allocate(tile: Tile, num_tiles: int = 1) -> Numbers:
+        """Memory for `tile`; of several like it, for what is copied out of the pages for all, too."""
+
+    @abstractmethod
+    def load_queries(self) -> None:
+        """Makes the tile's queries."""
+
+    def of(self, tile: Tile, turn: Value) -> Self:
+        """The same memory, for another of the tiles."""
+        return replace(self, tile=tile, turn=turn)
 
     @abstractmethod
     def load(self, buffer: Buffer, index: tuple[Value | int, ...], lanes: int) -> Value:
@@ -55,8 +69,8 @@ class Numbers(ABC):
         """`total` plus a query's or weight's number, or pair, times those."""
 
     @abstractmethod
-    def copy_key(self, index: tuple[Value | int, ...], keys: Buffer, d: Value, key: Value) -> None:
-        """Copies a dimension, or pair, of a key from `index` of the pages."""
+    def put(self, buffer: Buffer, index: tuple[Value | int, ...], numbers: Value) -> None:
+        """Stores what `load` gave, for another `load` from `buffer`."""
 
     @abstractmethod
     def gather_scales(self, at: Value, end: Value, ahead: Ahead) -> None:
@@ -85,13 +99,16 @@ class FloatNumbers(Numbers):
     sum_dtype: ClassVar[str] = "float32"
 
     @staticmethod
-    def of(tile: Tile) -> FloatNumbers:
-        kernel, rows, simd = tile.kernel, tile.num_rows, tile.simd
-        keys = local((kernel.key_dim, kernel.chunk)) if kernel.copies_keys else None
-        queries, scores = local((rows, kernel.key_dim)), local((rows, kernel.chunk))
-        with T.serial(rows) as row:
-            tile.rotate_query(*tile.token_and_head(row), 1.0, lambda at, value: simd.store(queries, value, (row, at)))
-        return FloatNumbers(tile, queries, scores, scores, keys)
+    def allocate(tile: Tile, num_tiles: int = 1) -> FloatNumbers:
+        kernel, rows = tile.kernel, tile.num_rows
+        queries, scores = local((num_tiles, rows, kernel.key_dim)), local((rows, kernel.chunk))
+        return FloatNumbers(tile, queries, scores, scores, *copies_of(kernel, rows, num_tiles, "float32"), 0)
+
+    def load_queries(self) -> None:
+        tile, simd = self.tile, self.simd
+        with T.serial(tile.num_rows) as row:
+            token, head = tile.token_and_head(row)
+            tile.rotate_query(token, head, LOG2_E, lambda at, value: simd.store(self.queries, value, (self.turn, row, at)))
 
     def load(self, buffer: Buffer, index: tuple[Value | int, ...], lanes: int) -> Value:
         return self.simd.load(buffer, index, lanes)
@@ -99,8 +116,8 @@ class FloatNumbers(Numbers):
     def multiply_add(self, total: Value, factor: Value, numbers: Value) -> Value:
         return self.simd.fma(splat(factor, lanes_of(total)), numbers, total)
 
-    def copy_key(self, index: tuple[Value | int, ...], keys: Buffer, d: Value, key: Value) -> None:
-        self.simd.store(keys, self.simd.load(self.tile.tensors.k_pages, index, 1), (d, key))
+    def put(self, buffer: Buffer, index: tuple[Value | int, ...], numbers: Value) -> None:
+        self.simd.store(buffer, numbers, index)
 
     def gather_scales(self, at: Value, end: Value, ahead: Ahead) -> None:
         pass
@@ -122,8 +139,8 @@ class LatentCodes(FloatNumbers):
     scales: Buffer
 
     @staticmethod
-    def of(tile: Tile) -> LatentCodes:
-        return LatentCodes(**vars(FloatNumbers.of(tile)), scales=local(tile.kernel.chunk))
+    def allocate(tile: Tile, num_tiles: int = 1) -> LatentCodes:
+        return LatentCodes(**vars(FloatNumbers.allocate(tile, num_tiles)), scales=local(tile.kernel.chunk))
 
     def gather_scales(self, at: Value, end: Value, ahead: Ahead) -> None:
         _gather(self.tile, [(self.tile.tensors.k_scales, self.scales)], at, end, ahead)
@@ -136,6 +153,14 @@ class LatentCodes(FloatNumbers):
         with between(first, last) as vector:
             weight, scale = simd.load(self.scores, (row, vector * lanes)), simd.load(self.scales, (vector * lanes,))
             simd.store(self.scores, _times_seen(weight, scale), (row, vector * lanes))
+
+
+def copies_of(kernel: Kernel, rows: int, num_tiles: int, dtype: str) -> tuple[Buffer | None, Buffer | None]:
+    """Memory for the keys and values of a chunk that are copied out of the pages: of several tiles of `rows` rows both."""
+    strip, side = kernel.strip(rows), kernel.side
+    keys, values = (kernel.chunk // strip, kernel.key_dim // side, strip * side), (kernel.chunk // side, kernel.value_dim * side)
+    copies_keys, copies_values = kernel.copies_keys or num_tiles > 1, num_tiles > 1
+    return local(keys, dtype) if copies_keys else None, local(values, dtype) if copies_values else None
 
 
 def _gather(tile: Tile, pools: list[tuple[Buffer | None, Buffer]], at: Value, end: Value, ahead: Ahead) -> None:
@@ -162,7 +187,8 @@ class PairNumbers(Numbers):
     """Pairs of codes of int8, times pairs of int16 that stand in an int32.
 
     Attributes:
-        query_steps, weight_steps: what 1 stands for in a row's queries and weights, [row].
+        query_steps: what 1 stands for in a row's queries, [tile, row].
+        weight_steps: what 1 stands for in a row's weights, [row].
         key_scales, value_scales: of a chunk, [key].
     """
 
@@ -174,35 +200,36 @@ class PairNumbers(Numbers):
     value_scales: Buffer
 
     @staticmethod
-    def of(tile: Tile) -> PairNumbers:
+    def allocate(tile: Tile, num_tiles: int = 1) -> PairNumbers:
         kernel, rows = tile.kernel, tile.num_rows
-        keys = None if kernel.keys_in_vectors else local((kernel.key_dim // 2, kernel.chunk * 2), "int8")
-        queries, weights = (local((rows, size // 2), "int32") for size in (kernel.key_dim, kernel.chunk))
-        steps, scales = ([local(size) for _ in range(2)] for size in (rows, kernel.chunk))
-        numbers = PairNumbers(tile, queries, local((rows, kernel.chunk)), weights, keys, *steps, *scales)
-        with T.serial(rows) as row:
-            numbers.load_query(row)
-        return numbers
+        queries, weights = local((num_tiles, rows, kernel.key_dim // 2), "int32"), local((rows, kernel.chunk // 2), "int32")
+        steps, scales = (local((num_tiles, rows)), local(rows)), [local(kernel.chunk) for _ in range(2)]
+        copies = copies_of(kernel, rows, num_tiles, "int16")
+        return PairNumbers(tile, queries, local((rows, kernel.chunk)), weights, *copies, 0, *steps, *scales)
+
+    def load_queries(self) -> None:
+        with T.serial(self.tile.num_rows) as row:
+            self.load_query(row)
 
     def load_query(self, row: Value) -> None:
         """A row's query, rotated, scaled and rounded."""
         kernel, simd = self.tile.kernel, self.simd
         query = local(kernel.key_dim)
-        self.tile.rotate_query(*self.tile.token_and_head(row), 1.0, lambda at, value: simd.store(query, value, (at,)))
-        inverse = self.choose_step(simd.largest(query, kernel.key_dim), kernel.key_dim, self.query_steps, row)
+        self.tile.rotate_query(*self.tile.token_and_head(row), LOG2_E, lambda at, value: simd.store(query, value, (at,)))
+        inverse = self.choose_step(simd.largest(query, kernel.key_dim), kernel.key_dim, self.query_steps, (self.turn, row))
         for start, lanes in pieces(kernel.key_dim, simd.lanes):
-            self.store_pairs(simd.load(query, (start,), lanes) * splat(inverse, lanes), self.queries, row, start // 2)
+            self.store_pairs(simd.load(query, (start,), lanes) * splat(inverse, lanes), self.queries, (self.turn, row), start // 2)
 
-    def choose_step(self, largest: Value, count: int, steps: Buffer, row: Value) -> Value:
+    def choose_step(self, largest: Value, count: int, steps: Buffer, row: tuple[Value | int, ...]) -> Value:
         """Stores the step of a row with that largest magnitude, of whose numbers `count` are summed, and gives its inverse."""
         limit = min(2**15 - 1, (2**31 - 1) // (CODES * count))
-        T.buffer_store(steps, largest * T.float32(1 / limit), [row])
+        T.buffer_store(steps, largest * T.float32(1 / limit), list(row))
         return name(T.Select(largest > T.float32(0), T.float32(limit) / largest, T.float32(0)))
 
-    def store_pairs(self, values: Value, buffer: Buffer, row: Value, start: Value | int) -> None:
+    def store_pairs(self, values: Value, buffer: Buffer, row: tuple[Value | int, ...], start: Value | int) -> None:
         lanes = lanes_of(values) // 2
         words = T.reinterpret("int32" if lanes == 1 else f"int32x{lanes}", self.simd.rounded(values, "int16"))
-        T.buffer_store(buffer, words, [row, iota(start, lanes)])
+        T.buffer_store(buffer, words, [*row, iota(start, lanes)])
 
     def load(self, buffer: Buffer, index: tuple[Value | int, ...], lanes: int) -> Value:
         *outer, start = index
@@ -211,9 +238,9 @@ class PairNumbers(Numbers):
     def multiply_add(self, total: Value, factor: Value, numbers: Value) -> Value:
         return dot_pairs(self.tile.kernel.isa, total, numbers, factor)
 
-    def copy_key(self, index: tuple[Value | int, ...], keys: Buffer, d: Value, key: Value) -> None:
+    def put(self, buffer: Buffer, index: tuple[Value | int, ...], numbers: Value) -> None:
         *outer, start = index
-        T.buffer_store(keys, self.tile.tensors.k_pages[(*outer, iota(start, 2))], [d, iota(key * 2, 2)])
+        T.buffer_store(buffer, numbers, [*outer, iota(start, lanes_of(numbers))])
 
     def gather_scales(self, at: Value, end: Value, ahead: Ahead) -> None:
         t = self.tile.tensors
@@ -221,7 +248,7 @@ class PairNumbers(Numbers):
 
     def score(self, dot: Value, row: int, key: Value) -> Value:
         lanes = lanes_of(dot)
-        return T.cast(dot, f"float32x{lanes}") * splat(self.query_steps[row], lanes) * self.simd.load(self.key_scales, (key,))
+        return T.cast(dot, f"float32x{lanes}") * splat(self.query_steps[self.turn, row], lanes) * self.simd.load(self.key_scales, (key,))
 
     def round_weights(self, row: Value, first: Value, last: Value) -> None:
         simd, lanes, kernel, largest = self.simd, self.simd.lanes, self.tile.kernel, Register(self.simd.lanes)
@@ -230,10 +257,10 @@ class PairNumbers(Numbers):
             weight = _times_seen(weight, scale)
             simd.store(self.scores, weight, (row, vector * lanes))
             largest.set(T.max(largest.get(), weight))
-        inverse = self.choose_step(tree(largest.get(), T.max), kernel.chunk, self.weight_steps, row)
+        inverse = self.choose_step(tree(largest.get(), T.max), kernel.chunk, self.weight_steps, (row,))
         with between(first, last) as vector:
             weight = simd.load(self.scores, (row, vector * lanes)) * splat(inverse, lanes)
-            self.store_pairs(weight, self.weights, row, vector * (lanes // 2))
+            self.store_pairs(weight, self.weights, (row,), vector * (lanes // 2))
 
     def weighted(self, total: Value, row: int) -> Value:
         lanes = lanes_of(total)

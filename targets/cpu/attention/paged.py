@@ -27,16 +27,19 @@ from cupola.targets.cpu.attention.amx import RowBlock
 from cupola.targets.cpu.attention.amx import Scratch as RowScratch
 from cupola.targets.cpu.attention.append import Append
 from cupola.targets.cpu.attention.chunk import numbers_of, run_chunk
+from cupola.targets.cpu.attention.copies import copy_chunk
 from cupola.targets.cpu.attention.latent_chunk import LatentChunk
 from cupola.targets.cpu.attention.row_tile import Ahead, State, Tile
-from cupola.targets.cpu.attention.shape import Kernel, Tensors
+from cupola.targets.cpu.attention.shape import BLOCK_TILES, Kernel, Tensors
+from cupola.targets.cpu.attention.tile_block import TileBlock
 from cupola.targets.cpu.attention.tile_keys import TileKeys
 from cupola.targets.cpu.emit.amx import MANY
-from cupola.targets.cpu.emit.loops import Claims, Parts, Threads, between, parallel_region, shared_loop
+from cupola.targets.cpu.emit.loops import Claims, Parts, Threads, parallel_region, shared_loop
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, argument, local, name, prim_func
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.ops import PagedAttention
 
+TASKS = 4  # for each thread, at least, if there are so many tiles
 FEW = MANY - 1  # tokens of a sequence that are attended to as one is; of linear layers so many rows have the bits of one, too
 
 
@@ -108,14 +111,16 @@ def _pools(k: Kernel, blocks: tuple[Value | int, ...]) -> list[Buffer]:
 
 def _attend(t: Tensors) -> None:
     kernel, (n, batch, _, max_blocks) = t.kernel, t.sizes
+    tile_keys = TileKeys.allocate(t) if kernel.in_tiles else None
+    threads = Threads.of_region()
+    task_rows = _task_rows(kernel, n, threads)
     first_tiles, first_chunks = (T.alloc_buffer((batch + 1,), "int64") for _ in range(2))
     appends_first = local(1, "bool")  # whether new keys and values are there before any task attends
     T.buffer_store(appends_first, T.bool(kernel.token_rows < kernel.heads_per_group), [0])
     T.buffer_store(first_tiles, T.int64(0), [T.int64(0)])
     T.buffer_store(first_chunks, T.int64(0), [T.int64(0)])
-    tile_keys = TileKeys.allocate(t) if kernel.in_tiles else None
     with T.serial(batch) as sequence:
-        work = _Work.of(t, sequence)
+        work = _Work.of(t, sequence, task_rows)
         count = name(work.per_group * kernel.num_kv_heads)
         with T.If(work.num_tokens != T.int64(1)), T.Then():
             T.buffer_store(appends_first, T.bool(True), [0])
@@ -129,12 +134,11 @@ def _attend(t: Tensors) -> None:
     states = T.alloc_buffer((tiles * chunks * kernel.state_size(kernel.tile_rows),), "float32")
     if tile_keys is not None:  # TVM must not give both the same memory: no barrier stands between their last and their first use
         T.buffer_store(states, T.float32(0), [T.int64(0)])
-    threads, count = Threads.of_region(), name(first_tiles[batch])
-    claims = Claims.allocate(threads, count) if tile_keys is not None else None
-    chunk_claims = Claims.allocate(threads, name(first_chunks[batch]))
+    count = name(first_tiles[batch])
+    claims, chunk_claims = Claims.allocate(threads, count), Claims.allocate(threads, name(first_chunks[batch]))
     parts = Parts.allocate(name(first_chunks[batch]), tiles * chunks)
     with parallel_region():
-        attend = _Attend(t, first_tiles, first_chunks, states, parts, appends_first)
+        attend = _Attend(t, first_tiles, first_chunks, task_rows, states, parts, appends_first)
         with T.If(appends_first[0]), T.Then(), threads.each() as thread:
             append = Append.of_thread(t)
             with threads.share(thread, n * kernel.num_kv_heads) as i:
@@ -143,18 +147,26 @@ def _attend(t: Tensors) -> None:
             strips = tile_keys.first_strips[batch]
             with T.If(strips > T.int64(0)), T.Then(), shared_loop(strips * kernel.num_kv_heads) as i:
                 attend.load_strip(tile_keys, name(i // kernel.num_kv_heads), name(i % kernel.num_kv_heads))
-        if tile_keys is not None and claims is not None:
+        if tile_keys is not None:
             with threads.each(barrier=False) as thread:
                 rows = RowScratch.allocate(kernel)
                 with claims.each(thread) as task:
                     attend.row_block(tile_keys, rows, task)
         else:
-            with shared_loop(count, strided=True, barrier=False) as task:
-                attend.all_chunks(task)
+            with threads.each(barrier=False) as thread, claims.each(thread) as task:
+                attend.tile_block(task)
         with threads.each(barrier=False) as thread:
             attend.fetch_first(name(threads.first(thread, chunk_claims.count)), chunk_claims.count)
             with chunk_claims.each(thread) as task:
                 attend.one_chunk(task)
+
+
+def _task_rows(kernel: Kernel, num_tokens: Value, threads: Threads) -> Value:
+    """Rows of a task of a sequence of several tokens: fewer for many threads, unless they come in tiles of bfloat16."""
+    if kernel.in_tiles:
+        return T.int64(kernel.task_rows)
+    tiles = num_tokens * kernel.heads_per_group // kernel.tile_rows * kernel.num_kv_heads
+    return name(T.max(T.int64(1), T.min(tiles // (threads.count * TASKS), T.int64(BLOCK_TILES))) * kernel.tile_rows)
 
 
 @dataclass(frozen=True)
@@ -176,7 +188,7 @@ class _Work:
     per_group: Value
 
     @staticmethod
-    def of(t: Tensors, sequence: Value) -> _Work:
+    def of(t: Tensors, sequence: Value, task_rows: Value) -> _Work:
         kernel = t.kernel
         tokens, context = name(t.num_tokens(sequence)), name(t.context(sequence))
         rows = name(tokens * kernel.heads_per_group)
@@ -185,7 +197,7 @@ class _Work:
         first = name(begin // kernel.chunk)
         chunks = name((context + kernel.chunk - 1) // kernel.chunk - first)
         is_split = tokens <= T.int64(FEW)
-        tasks = (rows + kernel.task_rows - 1) // kernel.task_rows if kernel.in_tiles else tiles
+        tasks = (rows + task_rows - 1) // task_rows
         return _Work(tokens, tiles, begin, first, chunks, is_split, name(T.Select(is_split, tiles * chunks, tasks)))
 
 
@@ -196,9 +208,13 @@ class _Attend:
     tensors: Tensors
     first_tiles: Buffer
     first_chunks: Buffer
+    task_rows: Value
     states: Buffer
     parts: Parts
     appends_first: Buffer
+
+    def work(self, sequence: Value) -> _Work:
+        return _Work.of(self.tensors, sequence, self.task_rows)
 
     def sequence_of(self, task: Value, first_tasks: Buffer) -> Value:
         found = local(1, "int64")
@@ -252,7 +268,10 @@ class _Attend:
             if tile.kernel.decodes_in_tiles:
                 LatentChunk.of(tile).run(chunk, self.state(task), ahead)
             else:
-                run_chunk(numbers_of(tile), chunk, self.state(task), ahead)
+                numbers = numbers_of(tile)
+                numbers.load_queries()
+                copy_chunk(numbers, chunk, tile.keys(), ahead)
+                run_chunk(numbers, chunk, self.state(task), ahead)
             with self.parts.last(first, work.num_chunks):
                 self.merge(tile, first, work.num_chunks)
 
@@ -261,34 +280,31 @@ class _Attend:
     def chunk(self, task: Value) -> tuple[Value, Value, Value, Value, _Work]:
         """The sequence, the group, the number of the tile, the chunk of a task of one chunk, and how the sequence is cut."""
         sequence, group, place = self.place(task, self.first_chunks)
-        work = _Work.of(self.tensors, sequence)
+        work = self.work(sequence)
         return sequence, group, name(place // work.num_chunks), name(work.first_chunk + place % work.num_chunks), work
 
     def load_strip(self, keys: TileKeys, strip: Value, group: Value) -> None:
         """Brings keys and values into the form of tiles."""
         sequence = self.sequence_of(strip, keys.first_strips)
-        keys.load(sequence, group, strip, _Work.of(self.tensors, sequence).begin)
+        keys.load(sequence, group, strip, self.work(sequence).begin)
 
     def row_block(self, keys: TileKeys, rows: RowScratch, task: Value) -> None:
         """Many rows by tiles of bfloat16."""
         sequence, group, index = self.place(task, self.first_tiles)
-        work = _Work.of(self.tensors, sequence)
-        RowBlock(keys, rows, sequence, group, work.num_tokens, name(index * self.tensors.kernel.task_rows), work.begin).run()
+        work = self.work(sequence)
+        RowBlock(keys, rows, sequence, group, work.num_tokens, name(index * self.task_rows), work.begin).run()
 
-    def all_chunks(self, task: Value) -> None:
+    def tile_block(self, task: Value) -> None:
+        """Many rows by tiles that take turns."""
         sequence, group, index = self.place(task, self.first_tiles)
-        kernel, work = self.tensors.kernel, _Work.of(self.tensors, sequence)
-        tile = self.tile(work, kernel.tile_rows, sequence, group, index)
-        begin, end = tile.keys()
-        numbers, running, state = numbers_of(tile), tile.start(), State(local(kernel.state_size(tile.num_rows)))
-        with between(begin // kernel.chunk, (end + kernel.chunk - 1) // kernel.chunk) as chunk:
-            run_chunk(numbers, chunk, state, Ahead(sequence, group, name((chunk + 1) * kernel.chunk)))
-            tile.fold(running, state)
-        tile.finish(running)
+        work = self.work(sequence)
+        index = name(work.per_group - 1 - index)  # first those that see the most
+        TileBlock(self.tensors, sequence, group, work.num_tokens, name(index * self.task_rows), self.task_rows).run()
 
     def merge(self, tile: Tile, first: Value, num_chunks: Value) -> None:
         """Folds the states of a tile's chunks, of which the first is that of task `first`, and writes its rows."""
-        running = tile.start()
+        running = State(local(tile.kernel.state_size(tile.num_rows)))
+        tile.start(running)
         with T.serial(num_chunks) as chunk:
             tile.fold(running, self.state(first + chunk * tile.kernel.num_kv_heads))
         tile.finish(running)

@@ -8,6 +8,7 @@ it, and a chunk of such keys leaves its state as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from cupola.targets.cpu.attention.shape import Kernel, Tensors
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, iota, lanes_of, local, name, pieces, splat
 from cupola.targets.cpu.rows.rotary import rotate
 
+LOG2_E = math.log2(math.e)  # scores are logarithms to base 2
 HIDDEN = -1e30  # the score of a key that a row does not see; finite, so that no infinities are subtracted
 
 
@@ -80,6 +82,10 @@ class Tile:
         begin = name(T.max(T.int64(0), self.position(0) + 1 - window)) if window else T.int64(0)
         return begin, name(self.position(self.num_rows - 1) + 1)
 
+    def keys_of(self, chunk: Value) -> tuple[Value, Value]:
+        """The keys of a chunk that some row sees, counted from its first: none if the second is not above the first."""
+        return self.kernel.part_of(chunk, *self.keys())
+
     def rotate_query(self, token: Value, head: Value, unit: float, store: Callable[[int, Value], None]) -> None:
         """A head of a token's query, rotated and scaled, by `unit` besides."""
         t, kernel = self.tensors, self.kernel
@@ -110,17 +116,16 @@ class Tile:
             score = T.Select(distance > T.broadcast(T.int32(-kernel.window), lanes), score, splat(HIDDEN, lanes))
         return name(score)
 
-    def start(self) -> State:
-        """The state before the first chunk; a sink counts as a first key whose value is zero."""
+    def start(self, state: State) -> None:
+        """Makes `state` that before the first chunk; a sink counts as a first key whose value is zero."""
         kernel, sinks = self.kernel, self.tensors.sinks
-        state, padded = State(local(kernel.state_size(self.num_rows))), kernel.padded(self.num_rows)
+        padded = kernel.padded(self.num_rows)
         self.fill(state, 0, padded, HIDDEN)
         self.fill(state, padded, kernel.state_size(self.num_rows), 0.0)
         if sinks is not None:
             with T.serial(self.num_rows) as row:
-                T.buffer_store(state.buffer, sinks[self.token_and_head(row)[1]], [row])
-                T.buffer_store(state.buffer, T.float32(1), [row + padded])
-        return state
+                T.buffer_store(state.buffer, sinks[self.token_and_head(row)[1]] * T.float32(LOG2_E), state.place(row))
+                T.buffer_store(state.buffer, T.float32(1), state.place(row + padded))
 
     def fill(self, state: State, start: int, stop: int, value: float) -> None:
         for at, lanes in pieces(stop - start, self.simd.lanes):
@@ -134,7 +139,7 @@ class Tile:
         for start in range(0, padded, lanes):
             old, high = (simd.load(s.buffer, s.place(start)) for s in (running, state))
             new = name(T.max(old, high))
-            keep, add = simd.exp(old - new, nonpositive=True), simd.exp(high - new, nonpositive=True)
+            keep, add = simd.exp2(old - new), simd.exp2(high - new)
             simd.store(factors, keep, (0, start))
             simd.store(factors, add, (1, start))
             kept, added = (simd.load(s.buffer, s.place(padded + start)) for s in (running, state))

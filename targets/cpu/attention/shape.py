@@ -12,6 +12,7 @@ from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, name
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.rows.rotary import Rotation
 
+BLOCK_TILES = 16  # of several tokens' rows, at most, for which a chunk is taken out of the pages once
 CHUNK = 128  # keys a softmax step takes; pages of another size bring it to a whole number of pages, or parts of one
 
 
@@ -72,8 +73,8 @@ class Kernel(AttentionShape):
 
     @property
     def task_rows(self) -> int:
-        """Rows of a task of a sequence of several."""
-        return 128 if self.in_tiles else self.tile_rows
+        """Rows of a task of a sequence of several tokens, at most."""
+        return 128 if self.in_tiles else BLOCK_TILES * self.tile_rows
 
     @property
     def keys_in_vectors(self) -> bool:
@@ -82,13 +83,22 @@ class Kernel(AttentionShape):
 
     @property
     def copies_keys(self) -> bool:
-        """True if a chunk's keys are first copied together, from pages that do not hold vectors of them."""
+        """True if a chunk's keys are copied together for any tile, from pages that do not hold vectors of them."""
         return self.is_latent or not self.keys_in_vectors
 
     def vectors_beside(self, rows: int, available: int) -> int:
         """Vectors of columns, a power of two that divides `available`, that fit the registers beside `rows` rows of accumulators."""
         fitting = (size for size in (1, 2, 4, 8) if available % size == 0 and (rows + 1) * size + 1 <= self.isa.num_registers)
         return max(fitting, default=1)
+
+    def part_of(self, chunk: Value, begin: Value, end: Value) -> tuple[Value, Value]:
+        """What of a chunk lies in the positions from `begin` to `end`, counted from its first."""
+        at = name(chunk * self.chunk)
+        return name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(self.chunk)))
+
+    def strip(self, rows: int) -> int:
+        """Keys that are multiplied at once beside `rows` rows."""
+        return self.vectors_beside(rows, self.chunk // self.isa.lanes) * self.isa.lanes
 
     def padded(self, rows: int) -> int:
         """`rows`, rounded up to whole vectors."""

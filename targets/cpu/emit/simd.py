@@ -204,18 +204,27 @@ class Simd:
         return name(T.reinterpret(typed("float32", lanes), bits))
 
     def exp2(self, x: Value) -> Value:
+        """2^x for x ≤ 0, to 1.7e-7 of it; arguments are clamped to −125, so that it does not vanish. 2^0 is 1."""
+        lanes = lanes_of(x)
+        x = name(T.max(splat(-125.0, lanes), x))  # this order lets NaN through
+        integer, shifted = typed("int32", lanes), name(x + splat(ROUND, lanes))  # as in `exp`
+        power = self.polynomial(_EXP2, name(x - name(shifted - splat(ROUND, lanes))))
+        bits = T.reinterpret(integer, power) + (T.reinterpret(integer, shifted) << int_splat(23, lanes))
+        return name(T.reinterpret(typed("float32", lanes), bits))
+
+    def exp2_for_bf16(self, x: Value) -> Value:
         """2^x to 1.6e-4, far below what rounding to bfloat16 costs; AVX-512 only."""
         x, zeros, every, rounding = name(x), splat(0.0, 16), T.int16(-1), T.int32(4)
         intrinsic = "llvm.x86.avx512.mask.{}.ps.512".format
         fraction = name(T.call_llvm_pure_intrin("float32x16", intrinsic("reduce"), x, T.int32(1), zeros, every, rounding))  # x − ⌊x⌋
-        power = self.polynomial(_EXP2, fraction)
+        power = self.polynomial(_ROUGH_EXP2, fraction)
         return name(T.call_llvm_pure_intrin("float32x16", intrinsic("scalef"), power, x, zeros, every, rounding))  # · 2^⌊x⌋
 
     def sigmoid(self, x: Value, *, for_bf16: bool = False) -> Value:
         """1 / (1 + e^−x). What is rounded to bfloat16 next may be off by a twelfth of that."""
         lanes = lanes_of(x)
         if for_bf16 and self.isa.bf16_tiles and lanes == 16:
-            return self._estimated_reciprocal(name(splat(1.0, lanes) + self.exp2(x * splat(-math.log2(math.e), lanes))))
+            return self._estimated_reciprocal(name(splat(1.0, lanes) + self.exp2_for_bf16(x * splat(-math.log2(math.e), lanes))))
         return self.reciprocal(name(splat(1.0, lanes_of(x)) + self.exp(splat(0.0, lanes_of(x)) - x)))
 
     def reciprocal(self, x: Value) -> Value:
@@ -274,5 +283,6 @@ ROUND, ROUND_BITS = 1.5 * 2.0**23, 0x4B400000
 _LN2_HIGH = 355 / 512  # few bits: times an integer it is exact
 _LN2_LOW = math.log(2) - _LN2_HIGH
 _EXP = _fit(math.exp, 6, -0.5 * math.log(2), 0.5 * math.log(2))
-_EXP2 = (1.0, 0.69554271, 0.22537159, 0.0790857)  # 2^x on [0, 1], exact at both ends
+_EXP2 = (1.0, 0.69314698, 0.24022242, 0.05550734, 0.00967151, 0.00132647)  # 2^x on [−0.5, 0.5] to 9.2e-8, exact at 0
+_ROUGH_EXP2 = (1.0, 0.69554271, 0.22537159, 0.0790857)  # 2^x on [0, 1], exact at both ends
 _ERFC = _fit(lambda t: math.erfc(2 / t - 2) * math.exp((2 / t - 2) ** 2) / t, 11, 2 / 11.3, 1.0)
