@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.emit.simd import Buffer, Value, name
+from cupola.targets.cpu.emit.simd import Buffer, Value, lanes_of, name
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.packing import PANEL
 from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, SLICE, Codes, first_byte, integers_of
@@ -149,14 +149,22 @@ def _vpdpbusd(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) ->
 
 def _maddubs(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> Value:
     """Pairs in 16 bits, which 2 · 128 · 127 fits; then pairs of those. Signed weights lend their sign to x."""
-    if codes.is_signed and isa.lanes != 8:  # wider than the instruction that copies signs
-        return _widened(isa, codes, total, weights, x)
     if codes.is_signed:
-        x = name(_intrinsic("int8x32", "llvm.x86.avx2.psign.b", x, weights))
-        weights = name(_intrinsic("int8x32", "llvm.x86.avx2.psign.b", weights, weights))
+        x, weights = (_signs_copied if isa.lanes == 8 else _signs_masked)(x, weights)
     by_pairs, by_fours = _PAIRS[isa.lanes]
     pairs = _intrinsic(f"int16x{2 * isa.lanes}", by_pairs, weights, x)
     return total + _intrinsic(f"int32x{isa.lanes}", by_fours, pairs, T.broadcast(T.int16(1), 2 * isa.lanes))
+
+
+def _signs_copied(x: Value, weights: Value) -> tuple[Value, Value]:
+    return tuple(name(_intrinsic("int8x32", "llvm.x86.avx2.psign.b", value, weights)) for value in (x, weights))
+
+
+def _signs_masked(x: Value, weights: Value) -> tuple[Value, Value]:
+    """The same where no instruction copies signs of a vector this wide: bytes under a mask are taken off 0."""
+    zero = T.broadcast(T.int8(0), lanes_of(weights))
+    is_negative = name(weights < zero)
+    return tuple(name(T.Select(is_negative, zero - value, value)) for value in (x, weights))
 
 
 def _sdot(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> Value:
