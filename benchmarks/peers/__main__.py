@@ -1,6 +1,7 @@
 """cupola beside its peers, on the same model, in turns: a table, a JSON file and a plot.
 
     python benchmarks/peers [--engines cupola-w4a8,llama.cpp-q4_0] [--workloads prefill,decode] [--rounds 5] [--threads 2] [--json]
+    python benchmarks/peers --isa avx2    # engines built for a lesser instruction set: results/peers-avx2.md
 
 The first time it sets up the peers under build/peers, which takes a while. Time on a machine that does nothing else.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from contest import ENTRANTS, WORKLOADS
+from contest import ENTRANTS, ISAS, WORKLOADS
 from machine import describe_machine, load_per_core, num_cores, read_gigabytes_per_second
 from report import Json, as_json, as_markdown
 from turns import Plan, set_up, take_turns
@@ -46,15 +47,19 @@ def main(
     workloads: Annotated[str | None, typer.Option(help="Some of the workloads, separated by commas.", show_default=False)] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times to measure each.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Threads for every engine; 0 is the number of cores.")] = 0,
-    results: Annotated[Path, typer.Option(help="The folder for peers.md, peers.json and peers.png.")] = RESULTS,
+    isa: Annotated[str, typer.Option(help="Compare engines built for this instruction set: avx2.", show_default="the machine's")] = "",
+    results: Annotated[Path, typer.Option(help="The folder for peers.md, peers.json and peers.png, or peers-ISA.…")] = RESULTS,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take cupola's artifacts as they are, instead of compiling them anew.")] = False,
     to_stdout: Annotated[bool, typer.Option("--json", help="Print the JSON, instead of the table.")] = False,
 ) -> None:
     """Measure engines side by side."""
-    names, works = chosen(engines, ENTRANTS, "--engines"), chosen(workloads, WORKLOADS, "--workloads")
+    chosen(isa or None, ISAS, "--isa")
+    names = chosen(engines, [name for name, entrant in ENTRANTS.items() if entrant.isa == isa], "--engines")
+    works = chosen(workloads, WORKLOADS, "--workloads")
     plan = Plan(names, works, rounds, threads or num_cores(), reuse)
     paths, records = set_up(plan, progress)
-    about = {"model": MODEL, "rounds": rounds, "threads": plan.threads, "date": datetime.date.today().isoformat(), **describe_machine()}
+    about: Json = {"model": MODEL, "isa": isa, "rounds": rounds, "threads": plan.threads, "date": datetime.date.today().isoformat()}
+    about |= describe_machine()
     about["load_per_core_before"] = round(load_per_core(), 2)
     if load_per_core() > _BUSY:
         progress(f"the machine is busy ({load_per_core():.1f} processes a core): these times will say little")
@@ -62,7 +67,7 @@ def main(
     take_turns(plan, paths, records, progress)
     about["read_gigabytes_per_second"] = {"before": before, "after": measure_reading(plan.threads)}
     text, table = json.dumps(as_json(records, about), indent=1) + "\n", as_markdown(records, works, describe_run(about))
-    write(results, text, table)
+    write(results, f"peers-{isa}" if isa else "peers", text, table)
     print(text if to_stdout else table)
     if not any(record.rates for record in records.values()):
         raise typer.Exit(1)
@@ -88,18 +93,18 @@ def describe_run(about: Json) -> Sequence[str]:
         f"memory is read at {' and '.join(memory)} GB/s (before and after), {MODEL_MEGABYTES} MB time and again at {' and '.join(model)}"
         if memory
         else "memory bandwidth: not measured (no C compiler)",
-        "made by `make bench-peers`",
+        f'made by `make bench-peers ARGS="--isa {about["isa"]}"`' if about["isa"] else "made by `make bench-peers`",
     ]
 
 
-def write(folder: Path, text: str, table: str) -> None:
-    """Writes the three files; without matplotlib, two."""
+def write(folder: Path, stem: str, text: str, table: str) -> None:
+    """Writes the three files, which are named after `stem`; without matplotlib, two."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "peers.json").write_text(text, encoding="utf-8")
-    (folder / "peers.md").write_text(table, encoding="utf-8")
+    (folder / f"{stem}.json").write_text(text, encoding="utf-8")
+    (folder / f"{stem}.md").write_text(table, encoding="utf-8")
     try:
         make_venv("plot", progress)
-        draw = [str(HERE / "plot.py"), str(folder / "peers.json"), str(folder / "peers.png")]
+        draw = [str(HERE / "plot.py"), str(folder / f"{stem}.json"), str(folder / f"{stem}.png")]
         run_logged([python_of("plot"), *draw], BUILD / "logs" / "plot.log")
     except SetupError as error:
         progress(f"no plot: {error}")

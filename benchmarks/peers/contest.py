@@ -22,8 +22,12 @@ _TORCH = ("torch==2.13.0", "transformers==5.23.0", "accelerate>=1.12,<2", "gguf=
 # GCC 12 takes AMX's tile configuration for 8 bytes of memory instead of 64 and drops the stores to the rest as dead, so that llama.cpp
 # crashes on CPUs with AMX; hence the flags. No cache: a wheel that pip built there before would not be this build.
 _NATIVE = (("CMAKE_ARGS", "-DGGML_NATIVE=ON"), ("CXXFLAGS", "-fno-dse -fno-tree-dse"))
+# What a machine without AVX-512 would build, wherever it is built.
+_AVX2 = (("CMAKE_ARGS", "-DGGML_NATIVE=OFF -DGGML_AVX512=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"),)
+_LLAMA_CPP = ("llama-cpp-python==0.3.36",), ("--no-binary", "llama-cpp-python", "--no-cache-dir")
 VENVS = {
-    "llama.cpp": Venv(("llama-cpp-python==0.3.36",), ("--no-binary", "llama-cpp-python", "--no-cache-dir"), _NATIVE),
+    "llama.cpp": Venv(*_LLAMA_CPP, _NATIVE),
+    "llama.cpp-avx2": Venv(*_LLAMA_CPP, _AVX2),
     "openvino": Venv(("openvino-genai==2026.4.1", "gguf==0.19.0")),
     "ctranslate2": Venv(("ctranslate2==4.8.5", *_TORCH)),
     "transformers": Venv(_TORCH),
@@ -60,18 +64,24 @@ FILES = {
     "cupola-w4a8-kv8": _compiled("q4_0.gguf", "--quant", "w4a8", "--kv-dtype", "int8"),
     "cupola-w4a8-w4": _compiled("q4_0.gguf", "--quant", "w4a8", "--embedding", "w4"),
     "cupola-w4a8-w4-kv8": _compiled("q4_0.gguf", "--quant", "w4a8", "--embedding", "w4", "--kv-dtype", "int8"),
+    "cupola-w4a8-avx2": _compiled("q4_0.gguf", "--quant", "w4a8", "--target", "cpu:avx2"),
+    "cupola-w4a8-kv8-avx2": _compiled("q4_0.gguf", "--quant", "w4a8", "--kv-dtype", "int8", "--target", "cpu:avx2"),
 }
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """One engine on one file: `worker` runs in `venv`, and `setting` is the engine's own."""
+    """One engine on one file: `worker` runs in `venv`, and `setting` is the engine's own.
+
+    `isa` is the instruction set that it was built for, "" if that is whatever the machine has: only those of one are compared.
+    """
 
     worker: str
     venv: str
     file: str
     about: str
     setting: str = ""
+    isa: str = ""
 
     @property
     def is_peer(self) -> bool:
@@ -79,12 +89,12 @@ class Entrant:
         return self.venv != "cupola"
 
 
-def _cupola(name: str, about: str) -> Entrant:
-    return Entrant("on_cupola.py", "cupola", name, about)
+def _cupola(name: str, about: str, isa: str = "") -> Entrant:
+    return Entrant("on_cupola.py", "cupola", name, about, isa=isa)
 
 
-def _llama_cpp(file: str, about: str, setting: str) -> Entrant:
-    return Entrant("on_llama_cpp.py", "llama.cpp", file, about, setting)
+def _llama_cpp(file: str, about: str, setting: str, isa: str = "") -> Entrant:
+    return Entrant("on_llama_cpp.py", f"llama.cpp-{isa}" if isa else "llama.cpp", file, about, setting, isa)
 
 
 def _openvino(file: str, about: str, setting: str = "") -> Entrant:
@@ -111,7 +121,13 @@ ENTRANTS = {
     "ctranslate2-int8": Entrant("on_ctranslate2.py", "ctranslate2", "ctranslate2", "int8", "int8"),
     "transformers-bf16": Entrant("on_transformers.py", "transformers", "huggingface", "eager, SDPA, bf16", "bfloat16"),
     "transformers-f32": Entrant("on_transformers.py", "transformers", "huggingface", "eager, SDPA, f32", "float32"),
+    "cupola-w4a8-avx2": _cupola("cupola-w4a8-avx2", "the Q4_0 file's blocks, 8-bit embedding", "avx2"),
+    "cupola-w4a8-kv8-avx2": _cupola("cupola-w4a8-kv8-avx2", "the same, K/V int8", "avx2"),
+    "llama.cpp-q4_0-avx2": _llama_cpp("q4_0.gguf", "flash attention, K/V f16", "flash f16", "avx2"),
+    "llama.cpp-q4_0-kv8-avx2": _llama_cpp("q4_0.gguf", "flash attention, K/V q8_0", "flash q8_0", "avx2"),
+    "llama.cpp-q4_0-plain-avx2": _llama_cpp("q4_0.gguf", "no flash attention, K/V f16", "plain f16", "avx2"),
 }
+ISAS = tuple(dict.fromkeys(entrant.isa for entrant in ENTRANTS.values() if entrant.isa))  # others than the machine's own
 
 
 @dataclass(frozen=True)
