@@ -92,7 +92,7 @@ class Kernel(AttentionShape):
         return max(fitting, default=1)
 
     def part_of(self, chunk: Value, begin: Value, end: Value) -> tuple[Value, Value]:
-        """What of a chunk lies in the positions from `begin` to `end`, counted from its first."""
+        """The part of a chunk that lies in the positions from `begin` to `end`, counted from its first."""
         at = name(chunk * self.chunk)
         return name(T.max(begin - at, T.int64(0))), name(T.min(end - at, T.int64(self.chunk)))
 
