@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers gguf-quality clients requirements quality sweep roofline cuda-package test-cuda bench-cuda browser vulkan pictures test check lint types layers ledger sanitize format hooks clean
+.PHONY: help setup run bench-peers gguf-quality clients requirements quality sweep roofline cuda-package test-cuda bench-cuda browser vulkan emulators pictures test check lint types layers ledger sanitize format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -110,6 +110,33 @@ vulkan: ## install Vulkan on the CPU for the tests of the target webgpu, if ther
 	$$sudo apt-get update -qq; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mesa-vulkan-drivers libvulkan1 >/dev/null; \
 	ls /usr/share/vulkan/icd.d/*.json
+
+# As `browser`. An Arm Python, its packages and theirs lie in build/arm64, for qemu alone: this machine's list of packages stays as it is.
+ARM := build/arm64
+ARM_PACKAGES := python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 libgcc-s1 libstdc++6 zlib1g libexpat1 libssl3 libffi8 \
+  liblzma5 libbz2-1.0 libsqlite3-0 libuuid1
+
+emulators: $(ARM)/.done ## install qemu, wine and an Arm Python for the tests of other systems, if there are none (Debian 12)
+
+$(ARM)/.done: $(STAMP)
+	@sudo=""; if [ "$$(id -u)" != 0 ]; then sudo="sudo -n"; fi; \
+	if ! command -v apt-get >/dev/null || ! $$sudo true 2>/dev/null; then \
+	  echo "This can't install qemu and wine (apt-get, as root or by sudo without a password); install them by hand." >&2; exit 1; \
+	fi; \
+	echo "Installing qemu, wine and an Arm Python."; \
+	$$sudo apt-get update -qq; \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	  qemu-user-static wine64 libc6-arm64-cross libc6-riscv64-cross >/dev/null
+	@rm -rf $(ARM); mkdir -p $(ARM)/apt/state/lists/partial $(ARM)/apt/cache/archives/partial $(ARM)/debs $(ARM)/wheels $(ARM)/site
+	@cd $(ARM)/debs; folder=$$(cd ..; pwd); \
+	apt="apt-get -qq -o Dir::State=$$folder/apt/state -o Dir::State::status=/dev/null -o Dir::Cache=$$folder/apt/cache \
+	  -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root"; \
+	$$apt update; $$apt download $(ARM_PACKAGES); for package in *.deb; do dpkg -x $$package ../root; done
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(ARM)/wheels --python-version 3.11 --only-binary=:all: \
+	  --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 \
+	  $$($(BIN)/python -c 'from importlib.metadata import version as v; print(*(f"{p}=={v(p)}" for p in ("numpy", "tokenizers", "jinja2", "markupsafe")))')
+	@for wheel in $(ARM)/wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel $(ARM)/site; done
+	@rm -rf $(ARM)/apt $(ARM)/debs $(ARM)/wheels; touch $@
 
 pictures: $(STAMP) browser ## take the chat page's pictures in docs/ anew
 	$(BIN)/python -m tests.pictures

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cupola.runtime import cpu_features
+
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 # Systems by what Python calls them, and by words of LLVM's triples; in this order, since Android's are Linux's too.
 _PLATFORMS = {"darwin": "macos", "win32": "windows", "cygwin": "windows"}
@@ -47,16 +49,8 @@ def missing_features(features: Sequence[str]) -> list[str]:
 
 
 def cpu_flags() -> frozenset[str] | None:
-    """The CPU's features; None where the system does not list them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            return frozenset(value.split())
-    return None
+    """The CPU's features; None where nobody can be asked."""
+    return cpu_features.cpu_flags(system_here(), here())
 
 
 @functools.cache

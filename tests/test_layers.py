@@ -191,7 +191,7 @@ def test_targets_are_found_by_name() -> None:
 
 
 def test_no_instruction_set_is_named_outside_targets() -> None:
-    others = [file for file in SOURCES if not file.is_relative_to(ROOT / "targets")]
+    others = [file for file in SOURCES if not file.is_relative_to(ROOT / "targets") and file != ROOT / "runtime" / "cpu_features.py"]
     assert faults_of(lambda path, _: named_instruction_sets(path, (ROOT / path).read_text(encoding="utf-8")), others) == []
 
 

@@ -93,10 +93,17 @@ int has_feature(const char *name) {
 }
 #elif defined(__aarch64__) && defined(_WIN32)
 #include <windows.h>
+/* PF_ARM_V81_ATOMIC_INSTRUCTIONS_AVAILABLE and so on, of winnt.h, whose older ones lack the last. */
+static const struct {
+  const char *name;
+  unsigned number;
+} table[] = {{"atomics", 34}, {"asimddp", 43}, {"jscvt", 44}, {"lrcpc", 45}, {"i8mm", 66}, {"asimdhp", 67}, {"fphp", 67}};
+
 int has_feature(const char *name) {
   if (!strcmp(name, "asimd")) return 1;
-  if (!strcmp(name, "asimddp")) return IsProcessorFeaturePresent(43); /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
-  return !strcmp(name, "atomics") && IsProcessorFeaturePresent(34);   /* PF_ARM_V81_ATOMIC_INSTRUCTIONS_AVAILABLE */
+  for (size_t i = 0; i < sizeof table / sizeof *table; ++i)
+    if (!strcmp(table[i].name, name)) return IsProcessorFeaturePresent(table[i].number);
+  return 0;
 }
 #else
 int has_feature(const char *name) { return (void)name, 0; }

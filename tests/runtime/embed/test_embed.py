@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,27 @@ from cupola.models import find_family
 from cupola.runtime.machine import here
 from cupola.targets.native.link import compiler_for
 from cupola.targets.native.systems import LINUX, WINDOWS, System, this_system
+from tests.targets.emulated import emulator, run_arm_python
 
 SOURCES = sorted((Path(cupola.__file__).parent / "runtime" / "embed").resolve().glob("*.c"))
-PROMPT, COUNT = [1, 5, 35, 28, 17, 5, 99, 100], 8
+DOCUMENTATION = SOURCES[0].parents[2] / "docs" / "embedding-in-an-app.md"
+PROMPT, COUNT = [(7 * i + 3) % 100 for i in range(21)], 32  # an odd number of rows that goes in tiles
+FEATURES = {"max": ["asimd", "asimddp", "i8mm"], "neoverse-n1": ["asimd", "asimddp"], "cortex-a72": ["asimd"]}  # by what qemu calls them
+ASK = """
+#include <stdio.h>
+#include "internal.h"
+int main(int argc, char **argv) {
+  for (int i = 1; i < argc; ++i) if (has_feature(argv[i])) puts(argv[i]);
+}
+"""
+ANSWER = """
+import sys, cupola
+from cupola.runtime.device.choose import choose_library
+folder, count, *prompt = sys.argv[1:]
+llm = cupola.LLM(folder)
+[output] = llm.generate([[int(token) for token in prompt]], cupola.SamplingParams(temperature=0, max_tokens=int(count), ignore_eos=True))
+print(choose_library(llm.artifact).target.name, *output.outputs[0].token_ids)
+"""
 WINE = next((path for name in ("wine64", "/usr/lib/wine/wine64", "wine") if (path := shutil.which(name))), None)
 
 
@@ -31,12 +50,14 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
     folder = tmp_path_factory.mktemp("embed")
     config = transformers.AutoConfig.for_model("llama", **find_family("llama").tiny)
     transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
-    return cupola.compile(folder / "model", out=folder / "artifact", target="cpu,cpu:avx2@windows,cpu:dotprod@linux,cpu:riscv64@linux")
+    targets = ("cpu", "cpu:avx2@windows", "cpu:neon@linux", "cpu:riscv64@linux")
+    return cupola.compile(folder / "model", out=folder / "artifact", target=",".join(targets))
 
 
-def build(system: System, architecture: str, folder: Path) -> Path:
+def build(system: System, architecture: str, folder: Path, sources: Sequence[Path] = SOURCES) -> Path:
     program = folder / "cupola-run.exe"
-    flags = ["-std=gnu11", "-O2", "-g0", "-o", str(program), *map(str, SOURCES), *(["-ldl"] if system != WINDOWS else [])]
+    flags = ["-std=gnu11", "-O2", "-g0", "-I", str(SOURCES[0].parent), "-o", str(program), *map(str, sources)]
+    flags += ["-ldl"] if system != WINDOWS else []
     subprocess.run([*compiler_for(system, architecture), *flags], check=True)
     return program
 
@@ -77,24 +98,47 @@ def test_a_program_for_windows_takes_the_library_for_windows(
     artifact: cupola.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WINEPREFIX", str(tmp_path / "wine"))
-    names = ["lib.so", "lib.avx2-windows.dll", "lib.dotprod.so", "lib.riscv64.so"]
+    names = ["lib.so", "lib.avx2-windows.dll", "lib.neon.so", "lib.riscv64.so"]
     assert [library.file for library in artifact.manifest.libraries] == names
     target, found = answer([str(WINE), str(build(WINDOWS, "x86_64", tmp_path))], artifact)
     assert target == "target cpu:avx2@windows"
     assert [token for token, _ in found] == [token for token, _ in expected(artifact)]
 
 
-@pytest.mark.parametrize(("architecture", "target"), [("aarch64", "cpu:dotprod"), ("riscv64", "cpu:riscv64")])
+@pytest.mark.parametrize(("architecture", "processor", "target"), [("aarch64", "max", "cpu:neon"), ("riscv64", "rv64", "cpu:riscv64")])
 def test_a_program_for_another_processor_takes_its_library(
-    architecture: str, target: str, artifact: cupola.Artifact, tmp_path: Path
+    architecture: str, processor: str, target: str, artifact: cupola.Artifact, tmp_path: Path
 ) -> None:
-    emulator = next((path for name in ("", "-static") if (path := shutil.which(f"qemu-{architecture}{name}"))), None)
-    libraries = Path(f"/usr/{architecture}-linux-gnu")
-    if emulator is None or not libraries.is_dir():
-        pytest.skip(f"there is no qemu for {architecture}, or no C library for it in {libraries}")
-    chosen, found = answer([emulator, "-L", str(libraries), str(build(LINUX, architecture, tmp_path))], artifact)
+    run = emulator(architecture, processor, Path(f"/usr/{architecture}-linux-gnu"))
+    chosen, found = answer([*run, str(build(LINUX, architecture, tmp_path))], artifact)
     assert chosen == f"target {target}"
     assert [token for token, _ in found] == [token for token, _ in expected(artifact)]
+
+
+def test_python_on_another_processor_gives_the_same_tokens(artifact: cupola.Artifact) -> None:
+    found = run_arm_python("max", ANSWER, artifact.path, COUNT, *PROMPT, path=SOURCES[0].parents[2])
+    assert found.split() == ["cpu:neon", *(str(token) for token, _ in expected(artifact))]
+
+
+@pytest.mark.parametrize("processor", FEATURES)
+def test_features_are_those_of_the_processor(processor: str, tmp_path: Path) -> None:
+    """In C and in Python; of all that are known, those that tell instruction sets apart."""
+    program = tmp_path / "ask.c"
+    program.write_text(ASK, encoding="utf-8")
+    run = emulator("aarch64", processor, Path("/usr/aarch64-linux-gnu"))
+    asked = [*run, str(build(LINUX, "aarch64", tmp_path, [program, SOURCES[0].with_name("features.c")])), *FEATURES["max"]]
+    assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split() == FEATURES[processor]
+    text = "import sys; from cupola.runtime.machine import missing_features as m; print(*(n for n in sys.argv[1:] if not m([n])))"
+    assert run_arm_python(processor, text, *FEATURES["max"], path=SOURCES[0].parents[2]).split() == FEATURES[processor]
+
+
+def test_the_program_of_the_documentation(artifact: cupola.Artifact, tmp_path: Path) -> None:
+    example = tmp_path / "app.c"
+    example.write_text(DOCUMENTATION.read_text(encoding="utf-8").split("```c\n")[1].split("```")[0], encoding="utf-8")
+    app = build(this_system(), here(), tmp_path, [example, *(source for source in SOURCES if source.name != "main.c")])
+    done = subprocess.run([app, artifact.path, *map(str, PROMPT)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [str(token) for token, _ in expected(artifact)[: 32 - len(PROMPT)]]
 
 
 def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
