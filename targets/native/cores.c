@@ -4,6 +4,12 @@
    turn away. */
 
 #define _GNU_SOURCE
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#elif defined(__APPLE__)
+#include <dlfcn.h>
+#endif
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -65,10 +71,22 @@ static void restore_signals(const sigset_t *before) {
 #endif
 }
 
+/* Keeps this library in memory, where the linker has no flag for that (targets/native/systems.py). */
+static void stay(void) {
+#if defined(_WIN32)
+  HMODULE self;
+  GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS, (LPCWSTR)(void *)stay, &self);
+#elif defined(__APPLE__)
+  Dl_info self;
+  if (dladdr((void *)stay, &self)) dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
+#endif
+}
+
 /* Gives an error's number, or 0. */
 int cupola_start_thread(pthread_t *thread, void *(*run)(void *), void *argument) {
   sigset_t before;
   pthread_attr_t attributes;
+  stay();
   block_signals(&before);
   pthread_attr_init(&attributes);
   pthread_attr_setstacksize(&attributes, STACK_BYTES);

@@ -44,7 +44,9 @@ class System:
         return f"{architecture}-{self.llvm}"
 
 
-# Threads of a library outlive whoever loaded it, so that it stays in memory once it is there; Windows is asked for that by runtime.c.
+# A library's threads outlive whoever loaded it, asleep in its code: to unload it would take that away from under them, and nobody could
+# join them from DllMain or a destructor, where the loader's lock is held. So it stays in memory once it is there. ELF has a flag. For
+# Windows and macOS linkers have none: the library asks to be pinned before it starts a thread (`stay` of cores.c).
 _STAYS = "-Wl,-z,nodelete"
 _WHOLE = "-Wl,--no-undefined"
 

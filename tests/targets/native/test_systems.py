@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -49,10 +51,19 @@ def test_elf(name: str, tmp_path: Path) -> None:
     assert segments and all(int(words[-1], 16) % PAGE == 0 for words in segments)
 
 
-def test_mach_o(tmp_path: Path) -> None:
-    found = read_dylib(build("cpu:apple-m1@macos", tmp_path))
+def of_macos() -> set[str]:
+    """Symbols that libSystem and what it re-exports have on Arm, by the list that ziglang brings (Apple's text-based stubs)."""
+    text = Path(find_spec("ziglang").origin).with_name("lib").joinpath("libc", "darwin", "libSystem.tbd").read_text(encoding="utf-8")  # type: ignore[union-attr,arg-type]
+    lists = re.findall(r"- targets:\s*\[([^\]]*)\]\s*symbols:\s*\[([^\]]*)\]", text)
+    return {name.strip(" '\"\n") for targets, names in lists if "arm64e-macos" in targets for name in names.split(",")}
+
+
+@pytest.mark.parametrize("name", ["cpu:apple-m1@macos", "cpu:i8mm@macos"])
+def test_mach_o(name: str, tmp_path: Path) -> None:
+    found = read_dylib(build(name, tmp_path))
     assert (found.processor, found.kind, found.system, found.is_signed) == (ARM64, DYLIB, (13, 0), True)
     assert found.libraries == ("/usr/lib/libSystem.B.dylib",)
+    assert found.wanted and found.wanted <= of_macos()
     assert {name for name in found.defined if "cupola" in name or "TVM" in name} == {f"_{name}" for name in OURS}
 
 
