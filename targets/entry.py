@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cupola.targets.base import Target
 
-# How far a target was taken: libraries were built for it; their code was looked at; its kernels were executed on a CPU; it ran on hardware.
-BUILT, INSPECTED, EXECUTED, RAN = "built", "inspected", "executed on a CPU", "ran on hardware"
+# How far a target was taken: libraries were built for it; their code was looked at; its kernels were executed on a CPU, by what plays their
+# device; its libraries ran under an emulator of the processor or of the system (qemu, wine); they ran on hardware.
+BUILT, INSPECTED, EXECUTED, EMULATED, RAN = "built", "inspected", "executed on a CPU", "ran under emulation", "ran on hardware"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TargetEntry:
         make: the target; raises OptionError where the name stands for nothing on this machine.
         runs_here: whether this machine runs what is compiled for it.
         level: how far it was taken, in one of the words above.
-        systems: the operating systems that it can be made for; none where a target is of one.
+        systems: the operating systems that it can be made for, and how far each was taken; none where a target is of one.
         make_for: the target for one of them, by name.
     """
 
@@ -32,5 +33,5 @@ class TargetEntry:
     make: Callable[[], Target]
     runs_here: Callable[[], bool]
     level: str = BUILT
-    systems: tuple[str, ...] = ()
+    systems: Mapping[str, str] = field(default_factory=dict)
     make_for: Callable[[str], Target] | None = None

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import typer
 
 from cupola.compiler.cli import parameters as p
+from cupola.targets.entry import BUILT
+from cupola.targets.native.systems import SYSTEMS
 from cupola.targets.registry import list_targets
 
 
@@ -29,13 +31,18 @@ def models(as_json: p.Json = False) -> None:
 
 def targets(as_json: p.Json = False) -> None:
     """List what a model can be compiled for."""
-    listed = [(target.name, target.runs_here(), target.level, target.description) for target in list_targets()]
+    listed = [(target.name, target.runs_here(), target.level, target.description, dict(target.systems)) for target in list_targets()]
     if as_json:
-        fields = ("name", "runs_here", "level", "description")
+        fields = ("name", "runs_here", "level", "description", "systems")
         typer.echo(json.dumps([dict(zip(fields, target, strict=True)) for target in listed]))
         return
-    rows = [(name, "yes" if here else "no", level, about) for name, here, level, about in listed]
+    rows = [(name, "yes" if here else "no", level, about) for name, here, level, about, _ in listed]
     _print_table(("TARGET", "RUNS HERE", "TAKEN TO", ""), rows)
+    typer.echo("\nA CPU's may be compiled for other systems too, as TARGET@SYSTEM:")
+    for system in SYSTEMS:
+        taken = [f"{name} ({level})" for name, *_, systems in listed if (level := systems.get(system, BUILT)) != BUILT]
+        rest = [name for name, *_, systems in listed if systems.get(system) == BUILT]
+        typer.echo(f"  {system}: {', '.join(taken)}{f'; {BUILT}: ' if rest else ''}{', '.join(rest)}")
 
 
 def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from cupola.runtime.errors import OptionError
 from cupola.targets.cpu.isa import ISA, ISAS, runs_here
-from cupola.targets.entry import BUILT, RAN, TargetEntry
-from cupola.targets.native.systems import SYSTEMS, this_system
+from cupola.targets.entry import BUILT, EMULATED, INSPECTED, RAN, TargetEntry
+from cupola.targets.native.systems import LINUX, SYSTEMS, this_system
 
 if TYPE_CHECKING:
     from cupola.targets.base import Target
@@ -41,11 +41,22 @@ def _here(name: str, description: str, batch_invariant: bool) -> TargetEntry:
 
 
 def _named(isa: ISA) -> TargetEntry:
-    systems = tuple(system.name for system in SYSTEMS.values() if isa.architecture in system.architectures)
-    level = RAN if isa.architecture == "x86_64" else BUILT
+    systems = {system.name: _level(isa, system.name) for system in SYSTEMS.values() if isa.architecture in system.architectures}
+    level = systems[LINUX.name]
     return TargetEntry(
         f"cpu:{isa.name}", isa.description, partial(_make, isa), partial(runs_here, isa), level, systems, partial(_make, isa)
     )
+
+
+# By system, what tests run (tests/runtime/embed), and whose libraries they look into (tests/targets/native/test_systems.py).
+_EMULATED = {"linux": ("dotprod", "neon", "riscv64"), "windows": ("avx2",)}
+_INSPECTED = {"macos": ("dotprod", "apple-m1"), "android": ("dotprod",)}
+
+
+def _level(isa: ISA, system: str) -> str:
+    if isa.architecture == "x86_64" and system == LINUX.name:
+        return RAN
+    return EMULATED if isa.name in _EMULATED.get(system, ()) else INSPECTED if isa.name in _INSPECTED.get(system, ()) else BUILT
 
 
 TARGETS = (

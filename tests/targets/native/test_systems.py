@@ -58,7 +58,7 @@ def of_macos() -> set[str]:
     return {name.strip(" '\"\n") for targets, names in lists if "arm64e-macos" in targets for name in names.split(",")}
 
 
-@pytest.mark.parametrize("name", ["cpu:apple-m1@macos", "cpu:i8mm@macos"])
+@pytest.mark.parametrize("name", ["cpu:apple-m1@macos", "cpu:dotprod@macos"])
 def test_mach_o(name: str, tmp_path: Path) -> None:
     found = read_dylib(build(name, tmp_path))
     assert (found.processor, found.kind, found.system, found.is_signed) == (ARM64, DYLIB, (13, 0), True)
