@@ -78,7 +78,8 @@ def test_every_dtype_works(quant: str, tmp_path: Path) -> None:
 
 def test_links_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links and all((ROOT / link).is_file() for link in links)
+    places = ["#" + heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", README, re.MULTILINE)]
+    assert links and [link for link in links if link not in places and not (ROOT / link).is_file()] == []
 
 
 def test_the_picture_shows_every_room_and_every_file_of_an_artifact() -> None:

@@ -34,6 +34,8 @@ from cupola.runtime.text.tokenizer import Tokenizer
 
 MAX_SALT_BYTES = 64
 PATIENCE = 0.016  # seconds: who comes meanwhile waits no longer, and tokens that come together seem to come one by one
+MAX_INT32, MAX_INT64 = 2**31 - 1, 2**63 - 1
+_LIMITS = {"seed": (0, MAX_INT32), "max_logprobs": (-1, MAX_INT32), "attention_sinks": (0, MAX_INT32), "memory_budget": (1, MAX_INT64)}
 MAX_KEPT_GRAMMARS = 16  # beside those of running sequences
 NO_SPECULATION = "no tokens are drafted: this model carries a state from token to token, which can't go back to before a wrong one"
 
@@ -76,11 +78,11 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name, kind in ((field.name, field.type) for field in fields(self) if field.type.startswith("int")):
-            value, lowest = getattr(self, name), {"seed": 0, "max_logprobs": -1, "attention_sinks": 0}.get(name, 1)
+            value, (lowest, most) = getattr(self, name), _LIMITS.get(name, (1, MAX_INT32))
             if kind.endswith("None") and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value < 2**31:
-                raise OptionError(f"is {value!r:.60}", field=name, fix=f"give a whole number of at least {lowest}")
+            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= most:
+                raise OptionError(f"is {value!r:.60}", field=name, fix=f"give a whole number from {lowest} to {most}")
         if not isinstance(self.enable_prefix_caching, bool):
             raise OptionError(f"is {self.enable_prefix_caching!r:.60}", field="enable_prefix_caching", fix="give true or false")
         check_speculative(self.speculative)

@@ -89,6 +89,7 @@ class FakeLLM:
         attention_window: int | None,
         gpu_memory_utilization: float | None,
         speculative: str | None,
+        memory_budget: str | None,
     ) -> None:
         FakeLLM.made_from.append(Path(artifact))
         self.artifact = Artifact.open(artifact)
