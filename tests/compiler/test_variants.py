@@ -11,7 +11,6 @@ from tvm import IRModule, relax
 import cupola
 from cupola.compiler.cli.app import run
 from cupola.compiler.variants import check_agreement, check_scheme, choose_kv_dtype, join_kernels, lay_out_state
-from cupola.models import find_family
 from cupola.passes.schemes import scheme_of
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import KernelCost, KernelSpec
@@ -19,6 +18,7 @@ from cupola.runtime.errors import OptionError, UnsupportedError
 from cupola.targets.base import Abilities, Target
 from cupola.targets.cpu.isa import ISAS, runs_here
 from cupola.targets.registry import get_target, get_targets
+from tests.checkpoints import save_tiny
 from tests.passes.harness import module
 
 TWO = [isa.name for isa in ISAS if runs_here(isa)][-2:]
@@ -26,15 +26,9 @@ TWO = [isa.name for isa in ISAS if runs_here(isa)][-2:]
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("variants")
-    config = transformers.AutoConfig.for_model("llama", **find_family("llama").tiny)
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
     target = ",".join(f"cpu:{isa}" for isa in TWO)
-    return cupola.compile(folder / "model", out=folder / "artifact", target=target, quant="f32")
+    return cupola.compile(save_tiny(folder / "model", "llama"), out=folder / "artifact", target=target, quant="f32")
 
 
 @pytest.mark.skipif(len(TWO) < 2, reason="this machine runs one instruction set only")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import cupola
-from cupola.models import find_family
 from cupola.runtime.machine import here
 from cupola.targets.native.link import compiler_for
 from cupola.targets.native.systems import LINUX, WINDOWS, System, this_system
+from tests.checkpoints import save_tiny
 from tests.targets.emulated import emulator, run_arm_python
 
 SOURCES = sorted((Path(cupola.__file__).parent / "runtime" / "embed").resolve().glob("*.c"))
@@ -43,15 +43,9 @@ WINE = next((path for name in ("wine64", "/usr/lib/wine/wine64", "wine") if (pat
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
     """With libraries for several machines over one set of weights: this machine's first."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("embed")
-    config = transformers.AutoConfig.for_model("llama", **find_family("llama").tiny)
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
     targets = ("cpu", "cpu:avx2@windows", "cpu:neon@linux", "cpu:riscv64@linux")
-    return cupola.compile(folder / "model", out=folder / "artifact", target=",".join(targets))
+    return cupola.compile(save_tiny(folder / "model", "llama"), out=folder / "artifact", target=",".join(targets))
 
 
 def build(system: System, architecture: str, folder: Path, sources: Sequence[Path] = SOURCES) -> Path:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from typing import cast
 
 import numpy as np
 import pytest
 
 import cupola.runtime.engine.speculation as module
 from cupola.runtime.engine.engine import Engine
+from cupola.runtime.engine.outputs import RequestOutput
 from cupola.runtime.engine.proposers.proposer import Context, Draft, Proposer
 from cupola.runtime.engine.speculation import Speculation
-from tests.runtime.fakes import VOCAB
+from cupola.runtime.errors import EngineError
+from tests.runtime.fakes import BLOCK, VOCAB, FakeExecutor
 
 
 class Oracle:
@@ -51,3 +55,26 @@ def speculate(engine: Engine, proposer: Proposer, patch: pytest.MonkeyPatch) -> 
     engine.speculation = Speculation(proposer, VOCAB)
     patch.setattr(engine.speculation.costs, "table", lambda most: [1.0] * (most + 1))
     return engine
+
+
+def run_through(engine: Engine, failures: AbstractSet[int], aborted: int | None = None) -> tuple[dict[str, RequestOutput], int]:
+    """Runs all requests, with a failure in each step of `failures`, and ends request "0" in step `aborted`; nothing stays taken.
+
+    Returns the outputs by the requests' names, and how many steps there were.
+    """
+    outputs: dict[str, RequestOutput] = {}
+    step = 0
+    while engine.has_unfinished_requests():
+        cast("FakeExecutor", engine.executor).num_failures = step in failures
+        if step == aborted:
+            engine.abort("0")
+        step += 1
+        try:
+            outputs |= {request.spec.request_id: request.output() for request in engine.step()}
+        except EngineError as error:
+            assert "on fire" in str(error)
+        engine.scheduler.check_integrity()
+        for sequence in engine.scheduler.running:  # what was taken for drafts is given back
+            assert all(len(table) <= -(-(sequence.num_computed_tokens + 5) // BLOCK) for table in sequence.state.tables)
+    engine.check_idle()
+    return outputs, step

@@ -16,7 +16,7 @@ from cupola.runtime.engine.proposers.function import FunctionProposer
 from cupola.runtime.engine.proposers.ngram import NGramProposer
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import EngineError
-from tests.runtime.engine.speculating import Oracle, speculate
+from tests.runtime.engine.speculating import Oracle, run_through, speculate
 from tests.runtime.engine.test_draws import drawing_engine
 from tests.runtime.fakes import BLOCK, MODEL, VOCAB, FakeExecutor, greedy_reference, make_engine, run_all
 
@@ -85,20 +85,7 @@ def test_random_schedules(
     engine = speculate(make_engine(num_blocks, num_swap_blocks, **options), oracle, monkeypatch)
     for i, kind in enumerate(chosen):
         engine.add_request(str(i), *requests()[kind])
-    outputs, step = {}, 0
-    while engine.has_unfinished_requests():
-        engine.executor.num_failures = step in failures
-        if step == aborted:
-            engine.abort("0")
-        step += 1
-        try:
-            outputs |= {request.spec.request_id: request.output() for request in engine.step()}
-        except EngineError as error:
-            assert "on fire" in str(error)
-        engine.scheduler.check_integrity()
-        for sequence in engine.scheduler.running:  # what was taken for drafts is given back
-            assert all(len(table) <= -(-(sequence.num_computed_tokens + 5) // BLOCK) for table in sequence.state.tables)
-    engine.check_idle()
+    outputs, step = run_through(engine, failures, aborted)
     assert not oracle.known
     for i, kind in enumerate(chosen):
         if i or aborted >= step:

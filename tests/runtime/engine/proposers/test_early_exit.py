@@ -11,8 +11,8 @@ from cupola.runtime.engine.engine import NO_SPECULATION, Engine, EngineConfig
 from cupola.runtime.engine.proposers.early_exit import EarlyExitProposer
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.speculative import check_speculative, num_layers
-from cupola.runtime.errors import EngineError, OptionError
-from tests.runtime.engine.speculating import speculate
+from cupola.runtime.errors import OptionError
+from tests.runtime.engine.speculating import run_through, speculate
 from tests.runtime.engine.test_speculation import KINDS, expected, found, requests
 from tests.runtime.fakes import BLOCK, MODEL, FakeExecutor, greedy_reference, run_all
 
@@ -64,18 +64,7 @@ def test_random_schedules(monkeypatch, chosen, num_blocks, budget, max_num_seqs,
     speculate(engine, engine.speculation.proposer, monkeypatch)
     for i, kind in enumerate(chosen):
         engine.add_request(str(i), *requests()[kind])
-    outputs, step = {}, 0
-    while engine.has_unfinished_requests():
-        engine.executor.num_failures = step in failures
-        step += 1
-        try:
-            outputs |= {request.spec.request_id: request.output() for request in engine.step()}
-        except EngineError as error:
-            assert "on fire" in str(error)
-        engine.scheduler.check_integrity()
-        for sequence in engine.scheduler.running:  # what was taken for drafts is given back
-            assert all(len(table) <= -(-(sequence.num_computed_tokens + 5) // BLOCK) for table in sequence.state.tables)
-    engine.check_idle()
+    outputs, _ = run_through(engine, failures)
     assert [found(outputs[str(i)]) for i in range(len(chosen))] == [expected()[kind] for kind in chosen]
 
 
