@@ -1,7 +1,7 @@
 """cupola beside its peers, on the same model, in turns: a table, a JSON file and a plot.
 
     python benchmarks/peers [--engines cupola-w4a8,llama.cpp-q4_0] [--workloads prefill,decode] [--rounds 5] [--threads 2] [--json]
-    python benchmarks/peers --isa avx2    # engines built for a lesser instruction set: results/peers-avx2.md
+    python benchmarks/peers --isa avx2    # engines held to a lesser instruction set: results/peers-avx2.md
 
 The first time it sets up the peers under build/peers, which takes a while. Time on a machine that does nothing else.
 """
@@ -47,7 +47,7 @@ def main(
     workloads: Annotated[str | None, typer.Option(help="Some of the workloads, separated by commas.", show_default=False)] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times to measure each.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Threads for every engine; 0 is the number of cores.")] = 0,
-    isa: Annotated[str, typer.Option(help="Compare engines built for this instruction set: avx2.", show_default="the machine's")] = "",
+    isa: Annotated[str, typer.Option(help=f"Hold engines to an instruction set: {', '.join(ISAS)}.", show_default="the machine's")] = "",
     results: Annotated[Path, typer.Option(help="The folder for peers.md, peers.json and peers.png, or peers-ISA.…")] = RESULTS,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take cupola's artifacts as they are, instead of compiling them anew.")] = False,
     to_stdout: Annotated[bool, typer.Option("--json", help="Print the JSON, instead of the table.")] = False,

@@ -22,12 +22,15 @@ _TORCH = ("torch==2.13.0", "transformers==5.23.0", "accelerate>=1.12,<2", "gguf=
 # GCC 12 takes AMX's tile configuration for 8 bytes of memory instead of 64 and drops the stores to the rest as dead, so that llama.cpp
 # crashes on CPUs with AMX; hence the flags. No cache: a wheel that pip built there before would not be this build.
 _NATIVE = (("CMAKE_ARGS", "-DGGML_NATIVE=ON"), ("CXXFLAGS", "-fno-dse -fno-tree-dse"))
-# What a machine without AVX-512 would build, wherever it is built.
-_AVX2 = (("CMAKE_ARGS", "-DGGML_NATIVE=OFF -DGGML_AVX512=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"),)
+# What a machine without AVX-512, or with VNNI and without AMX, would build, wherever it is built.
+_AVX2_FLAGS = "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
+_AVX2 = (("CMAKE_ARGS", f"{_AVX2_FLAGS} -DGGML_AVX512=OFF"),)
+_AVX512_VNNI = (("CMAKE_ARGS", f"{_AVX2_FLAGS} -DGGML_BMI2=ON -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON"),)
 _LLAMA_CPP = ("llama-cpp-python==0.3.36",), ("--no-binary", "llama-cpp-python", "--no-cache-dir")
 VENVS = {
     "llama.cpp": Venv(*_LLAMA_CPP, _NATIVE),
     "llama.cpp-avx2": Venv(*_LLAMA_CPP, _AVX2),
+    "llama.cpp-avx512vnni": Venv(*_LLAMA_CPP, _AVX512_VNNI),
     "openvino": Venv(("openvino-genai==2026.4.1", "gguf==0.19.0")),
     "ctranslate2": Venv(("ctranslate2==4.8.5", *_TORCH)),
     "transformers": Venv(_TORCH),
@@ -66,6 +69,8 @@ FILES = {
     "cupola-w4a8-w4-kv8": _compiled("q4_0.gguf", "--quant", "w4a8", "--embedding", "w4", "--kv-dtype", "int8"),
     "cupola-w4a8-avx2": _compiled("q4_0.gguf", "--quant", "w4a8", "--target", "cpu:avx2"),
     "cupola-w4a8-kv8-avx2": _compiled("q4_0.gguf", "--quant", "w4a8", "--kv-dtype", "int8", "--target", "cpu:avx2"),
+    "cupola-w4a8-avx512vnni": _compiled("q4_0.gguf", "--quant", "w4a8", "--target", "cpu:avx512vnni"),
+    "cupola-w4a8-kv8-avx512vnni": _compiled("q4_0.gguf", "--quant", "w4a8", "--kv-dtype", "int8", "--target", "cpu:avx512vnni"),
 }
 
 
@@ -73,7 +78,8 @@ FILES = {
 class Entrant:
     """One engine on one file: `worker` runs in `venv`, and `setting` is the engine's own.
 
-    `isa` is the instruction set that it was built for, "" if that is whatever the machine has: only those of one are compared.
+    `isa` is the instruction set that it is held to, "" if that is whatever the machine has: only those of one are compared. Engines that
+    choose their kernels as they run are held to it by `variables`, the others are built for it.
     """
 
     worker: str
@@ -82,11 +88,15 @@ class Entrant:
     about: str
     setting: str = ""
     isa: str = ""
+    variables: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_peer(self) -> bool:
         """True for another project's engine."""
         return self.venv != "cupola"
+
+
+_ONEDNN = {"avx512vnni": (("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI"),)}  # the library under OpenVINO
 
 
 def _cupola(name: str, about: str, isa: str = "") -> Entrant:
@@ -97,8 +107,8 @@ def _llama_cpp(file: str, about: str, setting: str, isa: str = "") -> Entrant:
     return Entrant("on_llama_cpp.py", f"llama.cpp-{isa}" if isa else "llama.cpp", file, about, setting, isa)
 
 
-def _openvino(file: str, about: str, setting: str = "") -> Entrant:
-    return Entrant("on_openvino.py", "openvino", file, about, setting)
+def _openvino(file: str, about: str, setting: str = "", isa: str = "") -> Entrant:
+    return Entrant("on_openvino.py", "openvino", file, about, setting, isa, _ONEDNN.get(isa, ()))
 
 
 # Of several settings each is a peer's best somewhere: llama.cpp prefills faster with flash attention and, after a long context, decodes
@@ -126,6 +136,12 @@ ENTRANTS = {
     "llama.cpp-q4_0-avx2": _llama_cpp("q4_0.gguf", "flash attention, K/V f16", "flash f16", "avx2"),
     "llama.cpp-q4_0-kv8-avx2": _llama_cpp("q4_0.gguf", "flash attention, K/V q8_0", "flash q8_0", "avx2"),
     "llama.cpp-q4_0-plain-avx2": _llama_cpp("q4_0.gguf", "no flash attention, K/V f16", "plain f16", "avx2"),
+    "cupola-w4a8-avx512vnni": _cupola("cupola-w4a8-avx512vnni", "the Q4_0 file's blocks, 8-bit embedding", "avx512vnni"),
+    "cupola-w4a8-kv8-avx512vnni": _cupola("cupola-w4a8-kv8-avx512vnni", "the same, K/V int8", "avx512vnni"),
+    "llama.cpp-q4_0-avx512vnni": _llama_cpp("q4_0.gguf", "flash attention, K/V f16", "flash f16", "avx512vnni"),
+    "llama.cpp-q4_0-kv8-avx512vnni": _llama_cpp("q4_0.gguf", "flash attention, K/V q8_0", "flash q8_0", "avx512vnni"),
+    "llama.cpp-q4_0-plain-avx512vnni": _llama_cpp("q4_0.gguf", "no flash attention, K/V f16", "plain f16", "avx512vnni"),
+    "openvino-q4_0-avx512vnni": _openvino("q4_0.gguf", "K/V u8, precision of its choice", isa="avx512vnni"),
 }
 ISAS = tuple(dict.fromkeys(entrant.isa for entrant in ENTRANTS.values() if entrant.isa))  # others than the machine's own
 

@@ -8,6 +8,7 @@ run the same workload is run untimed, with at most four tokens out: some engines
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 import time
@@ -34,11 +35,13 @@ class RefusalError(WorkerError):
 class Worker:
     """A process of an entrant's environment that answers requests."""
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], log: Path, variables: tuple[tuple[str, str], ...] = ()) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("w", encoding="utf-8") as errors:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | dict(variables)
+            )
         self.hello: dict[str, Any] = {}
 
     def __enter__(self) -> Worker:
@@ -132,7 +135,7 @@ def take_turns(plan: Plan, paths: Mapping[str, Path], records: dict[str, Record]
                 continue
             entrant = ENTRANTS[name]
             try:
-                with Worker(worker_command(entrant), BUILD / "logs" / f"{name}-worker.log") as worker:
+                with Worker(worker_command(entrant), BUILD / "logs" / f"{name}-worker.log", entrant.variables) as worker:
                     load = {"do": "load", "model": str(path), "threads": plan.threads, "setting": entrant.setting, "prompt": FIRST_PROMPT}
                     take_turn(worker, load, plan.workloads, record)
             except (WorkerError, OSError) as error:
