@@ -141,7 +141,7 @@ ENTRANTS = {
     "llama.cpp-q4_0-avx512vnni": _llama_cpp("q4_0.gguf", "flash attention, K/V f16", "flash f16", "avx512vnni"),
     "llama.cpp-q4_0-kv8-avx512vnni": _llama_cpp("q4_0.gguf", "flash attention, K/V q8_0", "flash q8_0", "avx512vnni"),
     "llama.cpp-q4_0-plain-avx512vnni": _llama_cpp("q4_0.gguf", "no flash attention, K/V f16", "plain f16", "avx512vnni"),
-    "openvino-q4_0-avx512vnni": _openvino("q4_0.gguf", "K/V u8, precision of its choice", isa="avx512vnni"),
+    "openvino-q4_0-avx512vnni": _openvino("q4_0.gguf", "K/V u8, f32, which is its choice there", "f32", "avx512vnni"),
 }
 ISAS = tuple(dict.fromkeys(entrant.isa for entrant in ENTRANTS.values() if entrant.isa))  # others than the machine's own
 
