@@ -20,9 +20,9 @@ from cupola.runtime.engine.state_manager import CHECKPOINT_INTERVAL
 from cupola.runtime.engine.validator import Prompt
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.load_engine import load_engine
-from cupola.runtime.process_memory import memory_in_use
 from cupola.runtime.progress_bar import Advance, UseTqdm, progress_bar
 from cupola.runtime.structured.schema_checker import SchemaChecker
+from cupola.runtime.system.memory import memory_in_use
 from cupola.runtime.text.chat_template import Message
 from cupola.runtime.text.tokenizer import Tokenizer, load_chat_template, load_tokenizer
 

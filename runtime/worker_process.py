@@ -7,8 +7,6 @@ bounded time and memory. A process that dies or stops for another reason costs n
 from __future__ import annotations
 
 import json
-import math
-import os
 import signal
 import threading
 import weakref
@@ -19,16 +17,19 @@ from typing import TYPE_CHECKING
 
 from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import EngineError
+from cupola.runtime.system.limits import warn_of_unlimited_memory
+from cupola.runtime.system.processes import apart, processor_seconds
 
 if TYPE_CHECKING:
     import subprocess  # slow to load, and most models never need a process
 
+HOST = Path(__file__).with_name("worker_host.py")
 MAX_LINE_BYTES = 64_000_000
 MAX_TRIES = 2
 EXIT_SECONDS = 5.0  # from the end of a process's output to its own
 OWN_DOING = 0.05  # a job that was ended had at least this share of its time on a processor; one that was stopped had none
 # What ends a process that reaches its limit of processor time, or native code that finds no memory, if it does not end by itself.
-OWN_ENDS = {-getattr(signal, name) for name in ("SIGXCPU", "SIGABRT") if hasattr(signal, name)}
+OWN_ENDS = {-getattr(signal, name) for name in ("SIGPROF", "SIGABRT") if hasattr(signal, name)}
 
 
 class TooExpensiveError(Exception):
@@ -38,12 +39,12 @@ class TooExpensiveError(Exception):
 class WorkerProcess:
     """Runs `script` with `arguments`, from the first job on, and again if it ended. Safe to call from several threads.
 
-    The script reads jobs from standard input and writes answers, JSON objects, to standard output. It limits its own memory, and its
-    own processor time in case that nobody is left to end it.
+    The script has `MAX_MEMORY_BYTES` and `prepare(*arguments)`, which gives a function from a job to its answer, a JSON object. It runs in
+    `worker_host.py`, which limits its memory, and its processor time in case that nobody is left to end it.
     """
 
     def __init__(self, script: Path, *arguments: str, max_seconds: float) -> None:
-        self._command = [*interpreter(), str(script), *arguments]
+        self._command = [*interpreter(), str(HOST), str(script), str(max_seconds), *arguments]
         self._max_seconds, self._lock = max_seconds, threading.Lock()
         self._worker: subprocess.Popen[str] | None = None
         self._end: Callable[[], object] = _do_nothing
@@ -82,7 +83,7 @@ class WorkerProcess:
         worker, ended = self._worker, _Ended()
         assert worker is not None and worker.stdin is not None and worker.stdout is not None
         timer = threading.Timer(self._max_seconds, ended.end, [worker])
-        start = _processor_seconds(worker.pid)
+        start = processor_seconds(worker)
         timer.start()
         try:
             worker.stdin.write(line + "\n")
@@ -95,51 +96,38 @@ class WorkerProcess:
         if answer.endswith("\n"):
             found: dict[str, object] = json.loads(answer)
             return found
-        if ended.seconds is None and not answer:
+        if not ended.is_late and not answer:
             import subprocess
 
             with suppress(subprocess.TimeoutExpired):  # what ends by itself is to say how
                 worker.wait(EXIT_SECONDS)
         self.close()
-        is_late = ended.seconds is not None and ended.seconds - start >= OWN_DOING * self._max_seconds
-        is_own_end = ended.seconds is None and (worker.returncode >= 0 or worker.returncode in OWN_ENDS)
+        was_stopped = start is not None and ended.seconds is not None and ended.seconds - start < OWN_DOING * self._max_seconds
+        is_late = ended.is_late and not was_stopped
+        is_own_end = not ended.is_late and (worker.returncode >= 0 or worker.returncode in OWN_ENDS)
         if answer or is_late or is_own_end:
             raise TooExpensiveError(f"it took more than {self._max_seconds:g} s or too much memory")
         return None
 
 
 class _Ended:
-    """How much processor time a process had had when it was ended for a job's time; None if it was not."""
+    """A process's end for a job's time, if it came to that, and the processor time that it had had by then, if the system says so."""
 
+    is_late = False
     seconds: float | None = None
 
     def end(self, worker: subprocess.Popen[str]) -> None:
         """Ends it."""
-        self.seconds = _processor_seconds(worker.pid, default=math.inf)
+        self.seconds, self.is_late = processor_seconds(worker), True
         worker.kill()
-
-
-def _processor_seconds(process_id: int, *, default: float = 0.0) -> float:
-    """Processor time that a process has had, as far as the system says."""
-    try:
-        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return default
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
     import subprocess
 
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        start_new_session=True,  # Ctrl-C is for us alone
-    )
+    warn_of_unlimited_memory()
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", **apart())
 
 
 def _end_worker(worker: subprocess.Popen[str]) -> None:

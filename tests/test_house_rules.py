@@ -16,6 +16,7 @@ import pytest
 from cupola.models import FAMILIES
 from cupola.runtime import errors
 from tests.test_layers import ROOT, SCRIPTS, SOURCES, parse, python_files
+from tests.without_posix.without_posix import FOLDERS, HANDED_DOWN, MODULES, NAMES, lacks
 
 TESTS = python_files("tests")
 MAX_SCREEN = 40  # lines, without the docstring
@@ -69,10 +70,20 @@ OTHER_ERRORS = {
     ("runtime/structured/lark_grammar.py", "FileNotFoundError"): "Lark asks for files so",
     ("runtime/structured/lark_terminals.py", "TerminalError"): "lark_grammar.py makes a LarkGrammarError of it",
     ("runtime/structured/xgrammar_library.py", "ModuleNotFoundError"): "as importing the library would",
+    ("runtime/system/limits.py", "WinError"): "an OSError, as Windows says it; the process ends",
     ("runtime/text/template_worker.py", "ValueError"): "in a process of its own, which answers with the text",
     ("runtime/text/tokenizer_worker.py", "RuntimeError"): "in a process of its own, which answers with the text",
     ("runtime/worker_process.py", "TooExpensiveError"): "who asked the worker makes a RequestError of it",
     ("targets/testing/case.py", "LookupError"): "for tests, whose operation no kernel takes",
+}
+
+# Files of the runtime beside `runtime/system/` that use what systems such as Windows lack -> what for. Each does without it there.
+FOR_ONE_SYSTEM = {
+    "runtime/cpu_features.py": "Linux's list of the processor's features",
+    "runtime/device/kfd.py": "Linux's list of AMD's GPUs",
+    "runtime/device/weights.py": "Linux's large pages",
+    "runtime/load_generator/session.py": "uvloop, which takes less time than asyncio's own loop",
+    "runtime/machine.py": "Linux's control groups, and the cores that a process may run on",
 }
 
 QUESTIONS = ("What", "Who", "Whose", "Whether")
@@ -196,6 +207,26 @@ def questions(path: str, tree: ast.AST) -> list[str]:
     return [f"{path}: {getattr(node, 'name', 'module')}: {text[:60]}" for node, text in texts if text and text.split()[0] in QUESTIONS]
 
 
+def uses_of_posix(path: str, tree: ast.AST) -> Iterator[str]:
+    """Modules, names, arguments and files that Windows lacks, and `rename`, which replaces no file there."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names) if found := [alias.name for alias in names if alias.name.partition(".")[0] in MODULES]:
+                yield f"{path}:{node.lineno}: imports {found[0]}"
+            case ast.ImportFrom(module=str(module), names=names):
+                found = [alias.name for alias in names if lacks(module, alias.name)]
+                if found or module.partition(".")[0] in MODULES:
+                    yield f"{path}:{node.lineno}: imports {module}.{(found or ['…'])[0]}"
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if module in NAMES and lacks(module, name):
+                yield f"{path}:{node.lineno}: uses {module}.{name}"
+            case ast.Attribute(attr="rename" | "add_signal_handler" | "create_unix_connection" | "create_unix_server"):
+                yield f"{path}:{node.lineno}: uses {node.attr}"
+            case ast.keyword(arg=str(name)) if name in HANDED_DOWN:
+                yield f"{path}:{node.value.lineno}: gives {name}"
+            case ast.Constant(value=str(text)) if text.startswith(tuple(f"{folder}/" for folder in FOLDERS)):
+                yield f"{path}:{node.lineno}: names {text}"
+
+
 def test_passes_schemes_families_targets_and_importers_have_tests() -> None:
     passes = [file.stem for file in (ROOT / "passes").glob("*.py") if file.stem not in {"__init__", *NOT_A_PASS}]
     targets = [file.parent.name for file in (ROOT / "targets").glob("*/target.py")]
@@ -245,6 +276,14 @@ def test_the_ir_is_verified_after_every_pass() -> None:
 def test_docstrings_say_what_a_thing_is() -> None:
     files = (*SOURCES, *SCRIPTS, *TESTS, *python_files("requirements"))
     assert [fault for file in files for fault in questions(*parse(file))] == []
+
+
+def test_the_runtime_uses_posix_in_one_file_a_concern() -> None:
+    """Each has something for other systems, with which its tests pass where `tests/without_posix` is on PYTHONPATH."""
+    parsed = [parse(file) for file in SOURCES if file.is_relative_to(ROOT / "runtime") and not file.is_relative_to(ROOT / "runtime/system")]
+    found = {path: faults for path, tree in parsed if (faults := list(uses_of_posix(path, tree)))}
+    assert [fault for path, faults in found.items() if path not in FOR_ONE_SYSTEM for fault in faults] == []
+    assert set(FOR_ONE_SYSTEM) <= {*found, "runtime/machine.py"}, "rows of the table that nothing needs"
 
 
 def test_the_rule_of_screens_itself() -> None:
@@ -303,3 +342,14 @@ def test_the_rule_of_verified_passes_itself(code: str, num_faults: int) -> None:
 )  # fmt: skip
 def test_the_rule_of_docstrings_itself(code: str, num_faults: int) -> None:
     assert len(questions("file.py", ast.parse(code))) == num_faults
+
+
+@pytest.mark.parametrize(
+    ("code", "num_faults"),
+    [("import resource", 1), ("from fcntl import flock", 1), ("from os import fork, getpid", 1), ("os.sched_getaffinity(0)", 1),
+     ("signal.signal(signal.SIGHUP, f)", 1), ("Popen(command, pass_fds=(3,))", 1), ("open('/proc/self/stat')", 1), ("a.rename(b)", 1),
+     ("import os, signal, socket", 0), ("os.replace(a, b)", 0), ("signal.signal(signal.SIGTERM, f)", 0), ("states.fork(a)", 0),
+     ("print('procedures in /proceedings')", 0)],
+)  # fmt: skip
+def test_the_rule_of_posix_itself(code: str, num_faults: int) -> None:
+    assert len(list(uses_of_posix("file.py", ast.parse(code)))) == num_faults

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import re
-import sys
 
-if sys.platform != "win32":
+try:
     import resource  # at once, while there is memory to load it
+except ImportError:  # as on Windows
+    HAS_LIMITS = False
+else:
+    HAS_LIMITS = True
 
 # As the dynamic loader, the system and C++ say it. A static TLS block is the loader's own, and has another cause.
 _NO_MEMORY = re.compile("failed to map segment from shared object|cannot allocate memory(?! in static tls)|bad_alloc")
@@ -31,7 +34,7 @@ def shortage(error: BaseException) -> str | None:
 
 def _address_space_limit() -> int | None:
     """Bytes of address space that this process may use; None if there is no limit."""
-    if sys.platform == "win32":
+    if not HAS_LIMITS:
         return None
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if soft == resource.RLIM_INFINITY else soft

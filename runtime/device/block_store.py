@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from cupola.runtime.device.memory import parse_bytes
 from cupola.runtime.errors import OptionError
+from cupola.runtime.system.disk import others_may_write
 
 MAX_PENDING_BYTES = 256 << 20  # that wait to be written; what comes beyond is not kept
 PAUSE = 60.0  # seconds without a try after the disk refused
@@ -188,7 +189,7 @@ class BlockStore:
             with partial.open("wb") as file:
                 file.write(_HEADER.pack(_MAGIC, _VERSION, _checksum(self._key, name, data), len(data), self._key, name))
                 file.write(data)
-            partial.replace(path)
+            _put(partial, path)
         except OSError:
             with suppress(OSError):  # the first error is the one to tell
                 partial.unlink()
@@ -245,17 +246,28 @@ def _files(folder: Path) -> list[_File]:
     return found
 
 
+def _put(partial: Path, path: Path) -> None:
+    """Gives a finished file its name. Windows replaces no file that is being read: then that one stays, which holds the same."""
+    try:
+        partial.replace(path)
+    except PermissionError:
+        if not path.exists():
+            raise
+        partial.unlink()
+
+
 def _claim(folder: Path) -> None:
     """Makes a folder that its user alone may write to, or sees that one is such. Raises OptionError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
+        is_foreign = others_may_write(folder)
     except OSError as error:
         raise OptionError(f"{folder} can't be used: {error.strerror}", field="cache_folder", fix="give a folder of your own") from None
-    is_foreign = hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022)
     if is_foreign or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         problem = f"{folder} is not this user's alone to write to, and who writes there can put words into answers"
         raise OptionError(problem, field="cache_folder", fix="give another folder, or take others' rights to it away (chmod go-w)")
+    if is_foreign is None:
+        _log.warning("%s: this system does not say who else may write there; who does can put words into answers", folder)
 
 
 def _checksum(key: bytes, name: bytes, data: bytes | memoryview) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -17,6 +16,7 @@ from cupola.runtime.device.interface import Float32, Int32, Tensor
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.device.weights import map_weights
 from cupola.runtime.errors import EngineError
+from cupola.runtime.system.memory import machine_memory
 
 _UNBOUNDED = 2**63 - 1
 
@@ -60,10 +60,7 @@ class HostDevice:
 
     def memory_budget(self) -> int:
         """As `Device`: the machine's memory, as far as the system tells."""
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems not these names
-            return _UNBOUNDED
+        return machine_memory() or _UNBOUNDED
 
     def total_memory(self) -> int:
         """As `Device`."""

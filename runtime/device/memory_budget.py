@@ -11,7 +11,7 @@ from cupola.runtime.artifact.manifest import Manifest
 from cupola.runtime.artifact.plan import ALIGNMENT, Plan
 from cupola.runtime.device.memory import bytes_beside, choose_num_blocks
 from cupola.runtime.errors import OptionError
-from cupola.runtime.process_memory import memory_in_use
+from cupola.runtime.system.memory import memory_in_use
 
 FIELD = "memory_budget"
 SPARE_BYTES = 16 << 20  # for what the interpreter makes while it runs, and what allocators keep

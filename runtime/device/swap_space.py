@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import weakref
 from collections.abc import Sequence
 from itertools import accumulate
@@ -14,13 +13,15 @@ import numpy as np
 from cupola.runtime.artifact.arrays import Array, numpy_dtype
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.errors import OptionError
+from cupola.runtime.system.disk import reserve
 
 
 class SwapSpace:
     """Room for the K/V of `num_blocks` blocks of each group outside the page pools. Memory is taken from the system only as it is written.
 
     Args:
-        folder: where a file stands in for memory. It has no name, so that nothing is left behind however the process ends.
+        folder: where a file stands in for memory. It has no name, or on Windows one that goes with the process: nothing is left behind,
+            however that ends.
 
     Raises:
         OptionError: if there can be no file in `folder`, or not so much memory.
@@ -59,7 +60,7 @@ class SwapSpace:
         if self._file is not None and num_blocks > num_provided:
             start, end = (self._starts[group] + count * self._sizes[group] for count in (num_provided, num_blocks))
             try:
-                os.posix_fallocate(self._file.fileno(), start, end - start)
+                reserve(self._file, start, end - start)
             except OSError:
                 return False
             self._num_provided[group] = num_blocks

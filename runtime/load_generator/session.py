@@ -18,7 +18,7 @@ from cupola.runtime.load_generator.openai_client import OpenAIClient
 from cupola.runtime.load_generator.report import LoadReport
 from cupola.runtime.load_generator.traffic import send_all
 from cupola.runtime.load_generator.words import Vocabulary, learn_words
-from cupola.runtime.open_files import allow_open_files
+from cupola.runtime.system.open_files import allow_open_files
 
 NOT_CHECKED = "the server has no /tokenize: prompts are common words, about a token each"
 NOT_EXACT = "hardly a word is one token on this server: texts have more tokens than asked for"

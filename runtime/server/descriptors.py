@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 
 from cupola.runtime.errors import OptionError
-from cupola.runtime.open_files import allow_open_files
 from cupola.runtime.server.logs import log
+from cupola.runtime.system.open_files import allow_open_files
 
 ACCEPTED_AT_ONCE = 32  # connections that asyncio takes before it looks at any
 RESERVED = 64 + ACCEPTED_AT_ONCE  # for the engine, grammars, templates, the log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,9 +11,9 @@ from enum import Enum
 import msgspec
 
 from cupola.runtime.engine.outputs import EngineStats
-from cupola.runtime.environment import interpreter
 from cupola.runtime.errors import ArtifactError, EngineError, InputError, RequestError
 from cupola.runtime.server import messages as m
+from cupola.runtime.system import channel
 
 EXIT_SECONDS = 10.0  # for the engine's process to end after its socket did
 LOST_SECONDS = 1.0  # the same, if it was not us who closed the socket
@@ -81,23 +80,16 @@ class EngineClient:
 
     async def start(self) -> None:
         """Starts the process; `ready` says when the model is there. Raises OSError if the system gives no process or no socket."""
-        ours, theirs = socket.socketpair()
+        self._process, connection = channel.start(f"{__package__}.engine_process")
         try:
-            self._start_process(theirs)
+            ours = await asyncio.to_thread(connection.wait) if isinstance(connection, channel.Arriving) else connection
             loop = asyncio.get_running_loop()
             self._ready = loop.create_future()
-            self._transport, _ = await loop.create_unix_connection(lambda: _Receiver(self._receive, self._lost), sock=ours)
+            self._transport, _ = await loop.create_connection(lambda: _Receiver(self._receive, self._lost), sock=ours)
         except BaseException:
-            ours.close()
+            connection.close()
             raise
-        finally:
-            theirs.close()
         self._send(self._start)
-
-    def _start_process(self, theirs: socket.socket) -> None:
-        command = [*interpreter(), "-m", f"{__package__}.engine_process", str(theirs.fileno())]
-        # A session of its own: Ctrl-C is for the server, which lets requests finish.
-        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True)
 
     async def ready(self) -> m.Ready:
         """Waits for the model. Raises ArtifactError or EngineError if it can't be loaded."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import select
+import selectors
 import signal
 import socket
 import sys
@@ -25,6 +25,7 @@ from cupola.runtime.environment import debug_level
 from cupola.runtime.errors import ArtifactError, CupolaError, EngineError, InputError, one_line
 from cupola.runtime.load_engine import load_engine
 from cupola.runtime.server import messages as m
+from cupola.runtime.system.channel import join, new_selector
 from cupola.runtime.text.tokenizer import load_tokenizer
 
 RECEIVE_BYTES = 1 << 20
@@ -36,14 +37,14 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket, self._frames = connection, m.Frames()
-        self._poll = select.poll()  # unlike select, it takes any descriptor: a server with many connections has none below 1024 to give
-        self._poll.register(connection, select.POLLIN)
+        self._selector = new_selector()
+        self._selector.register(connection, selectors.EVENT_READ)
         self._decoder = msgspec.msgpack.Decoder(m.ToEngine)
 
     def receive(self, *, wait: bool) -> Iterator[m.ToEngine]:
         """The messages that have come; with `wait`, at least one. Raises EOFError once the server is gone."""
         timeout = None if wait else 0
-        while self._poll.poll(timeout):
+        while self._selector.select(timeout):
             data = self._socket.recv(RECEIVE_BYTES)
             if not data:
                 raise EOFError
@@ -225,10 +226,10 @@ def serve(channel: Channel) -> None:
 
 
 def main() -> None:
-    """`python -m cupola.runtime.server.engine_process FD`: serves whoever holds the other end of that socket."""
+    """`python -m cupola.runtime.server.engine_process CHANNEL`: serves whoever holds the other end (`runtime/system/channel.py`)."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection = join(sys.argv[1])
     try:
         serve(Channel(connection))
     except EOFError:

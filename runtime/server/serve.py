@@ -15,6 +15,7 @@ from types import FrameType
 
 import msgspec
 import uvicorn
+from uvicorn.server import HANDLED_SIGNALS
 
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device.memory import check_utilization, parse_bytes
@@ -238,8 +239,8 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handles SIGINT and SIGTERM, and does not raise them again at the end."""
-        handlers = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Handles SIGINT and SIGTERM, on Windows Ctrl-Break too, and does not raise them again at the end."""
+        handlers = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
         try:
             yield
         finally:
@@ -273,7 +274,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = descriptors.Listener(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # On Windows SO_REUSEADDR would let several programs listen at one address.
+        listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.bind(address)
         listener.listen()

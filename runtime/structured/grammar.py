@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import threading
 import time
 import weakref
@@ -172,8 +171,6 @@ def check_installed() -> None:
     from importlib import metadata  # here, since it takes longer to import than all else of this file
 
     field, fix = "structured_outputs", f"pip install apache-tvm-ffi, and pip install --no-deps xgrammar=={XGRAMMAR_VERSION}"
-    if sys.platform == "win32":
-        raise RequestError("needs a system that can fork", field=field, fix="run cupola on Linux or macOS")
     try:
         version, _ = metadata.version("xgrammar"), metadata.version("apache-tvm-ffi")  # by which it is called
     except metadata.PackageNotFoundError as error:

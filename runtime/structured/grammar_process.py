@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import select
 import struct
-import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from cupola.runtime.artifact.verified import identify
-from cupola.runtime.environment import interpreter
-
-if TYPE_CHECKING:  # slow to load, and most who generate have no grammar
-    import socket
-    import subprocess
+from cupola.runtime.system.channel import Connection, wait_for
+from cupola.runtime.system.warm_process import WarmProcess
 
 HEAD = struct.Struct("<I")
 Row: TypeAlias = "tuple[str, Sequence[int], Sequence[int]]"  # a sequence's name, its new tokens, and those that are drafted after them
 CHUNK_BYTES = 1 << 20
+LOOK_SECONDS = 1.0  # between two looks whether a process is there that has yet to connect
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class GrammarProcess:
         ended: whether that is because the process ended without a word: it used up its time or memory, or somebody killed it.
     """
 
-    def __init__(self, source: bytes, connection: socket.socket) -> None:
+    def __init__(self, source: bytes, connection: Connection) -> None:
         self.source = source
         self.num_bytes: int | None = None
         self.failure: str | None = None
@@ -162,14 +158,11 @@ class GrammarProcess:
 
 def wait(processes: Collection[GrammarProcess], seconds: float) -> None:
     """Waits until one of the processes has something to say, or can take more of what it is told, at most so long."""
-    poller = select.poll()
-    for process in processes:
-        poller.register(process, select.POLLIN | (select.POLLOUT if process.sending else 0))
-    poller.poll(max(0.0, seconds * 1000))
+    wait_for(processes, seconds, [process for process in processes if process.sending])
 
 
 class GrammarServer:
-    """Makes grammar processes, by forking a process that has read the vocabulary. For several threads; starts at the first use.
+    """Makes grammar processes, by forking one that has read the vocabulary where the system can. For several threads.
 
     Args:
         file: the tokenizer.json.
@@ -179,60 +172,16 @@ class GrammarServer:
     """
 
     def __init__(self, file: Path, vocab_size: int, stop_token_ids: Sequence[int], max_seconds: float) -> None:
-        self._arguments = [str(file), identify(file), str(vocab_size), json.dumps(list(stop_token_ids)), str(max_seconds)]
-        self._lock = threading.Lock()
-        self._control: socket.socket | None = None
-        self._end: Callable[[], object] = _nothing
+        arguments = (str(file), identify(file), str(vocab_size), json.dumps(list(stop_token_ids)), str(max_seconds))
+        self._warm = WarmProcess(f"{__package__}.grammar_worker", arguments)
 
     def open(self, source: bytes) -> GrammarProcess:
         """A process that begins to compile the grammar."""
-        import socket
-
-        ours, theirs = socket.socketpair()
-        with theirs, self._lock:
-            for _ in range(2):  # the server may have been killed since the last time
-                control = self._control or self._start()
-                try:
-                    socket.send_fds(control, [b"+"], [theirs.fileno()])
-                    break
-                except OSError:
-                    self._end()
-                    self._control = None
-        return GrammarProcess(source, ours)
+        return GrammarProcess(source, self._warm.open())
 
     def close(self) -> None:
-        """Ends the server; its grammars' processes end when they are closed."""
-        with self._lock:
-            self._end()
-            self._control = None
-
-    def _start(self) -> socket.socket:
-        import socket
-        import subprocess
-
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [*interpreter(), "-m", f"{__package__}.grammar_worker", str(theirs.fileno()), *self._arguments],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for us alone
-            )
-        self._end = weakref.finalize(self, _end_server, process, ours)  # at the latest when this object or the program ends
-        self._control = ours
-        return ours
-
-
-def _nothing() -> None:
-    """The end of a server that never began."""
-
-
-def _end_server(process: subprocess.Popen[bytes], control: socket.socket) -> None:
-    control.close()
-    process.kill()
-    process.wait()
+        """Ends what is kept ready for further grammars; their processes end when they are closed."""
+        self._warm.close()
 
 
 def wait_until_compiled(process: GrammarProcess, seconds: float) -> None:
@@ -240,5 +189,5 @@ def wait_until_compiled(process: GrammarProcess, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     process.poll()
     while process.compiling and (left := deadline - time.monotonic()) > 0:
-        wait([process], left)
+        wait([process], min(left, LOOK_SECONDS))
         process.poll()

@@ -1,7 +1,7 @@
 """Compiles grammars and says which tokens they allow next. Run as a module by `grammar_process.py`.
 
-This process reads the vocabulary, and then forks a process for each grammar, which shares that memory: a grammar may come
-from anyone, may take for ever to compile or to match, and is then killed without harm to the others.
+Each grammar has a process that has read the vocabulary (`runtime/system/warm_process.py`): a grammar may come from anyone, may take for
+ever to compile or to match, and is then killed without harm to the others.
 
 A grammar's process reads and writes frames over a socket, each 4 bytes of length and that many of content. The first says
 what to compile (JSON); its answer is the start's: {"error": …} or {"num_bytes": …}. Each further one (JSON) has "rows": each a
@@ -11,12 +11,9 @@ after its new tokens and after each drafted one, as far as these are allowed, an
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
-import resource
-import signal
 import socket
 import struct
 import sys
@@ -27,71 +24,66 @@ from typing import IO, Any
 from cupola.runtime.artifact.verified import identify
 from cupola.runtime.structured import xgrammar_library as xgrammar
 from cupola.runtime.structured.lark_grammar import replace_lark
+from cupola.runtime.system.limits import Allowance, limit_memory
+from cupola.runtime.system.memory import address_space
+from cupola.runtime.system.warm_process import serve
 
-MAX_GROWTH_BYTES = 512 << 20  # of a grammar's process over this one
+MAX_GROWTH_BYTES = 512 << 20  # of a grammar's process over what it had with the vocabulary
+MAX_BYTES = 4 << 30  # of it, where the system does not say what it had
 MAX_ERROR_CHARACTERS, MAX_LOG_BYTES = 200, 65536
 MAX_CREDIT_SECONDS, ROW_SECONDS = 1.0, 0.02  # processor time for matching: how much can be saved up, and what a row adds
 
 
-def main(control: socket.socket, file: Path, identity: str, vocab_size: int, stop_token_ids: list[int], max_seconds: float) -> None:
-    """Forks a process for each socket that comes, until nobody can send any more."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes
-    vocabularies: Any = [None, None]
-    error = None
-    try:
-        if identify(file) != identity:
-            raise RuntimeError("its file was replaced; start the program again")
-        for special in (False, True):
-            vocabularies[special] = xgrammar.Vocabulary(file, vocab_size, stop_token_ids, with_special_tokens=special)
-    except Exception as problem:  # noqa: BLE001  the library raises whatever it likes; each grammar is told
-        error = f"the tokenizer can't be used: {problem}"
-    gc.freeze()  # what is collected is written to, and would no longer be shared
-    while True:
-        message, handles, _, _ = socket.recv_fds(control, 1, 1)
-        if not message:
-            return
-        if os.fork() == 0:
-            control.close()
-            with socket.socket(fileno=handles[0]) as connection:
-                _serve(connection.makefile("rb"), connection, vocabularies, error, max_seconds)
-            os._exit(0)
-        os.close(handles[0])
+def main(channel: str, file: Path, identity: str, vocab_size: int, stop_token_ids: list[int], max_seconds: float) -> None:
+    """Serves each grammar that comes, until nobody can send any more."""
+
+    def prepare() -> list[xgrammar.Vocabulary] | str:
+        try:
+            if identify(file) != identity:
+                raise RuntimeError("its file was replaced; start the program again")
+            return [xgrammar.Vocabulary(file, vocab_size, stop_token_ids, with_special_tokens=special) for special in (False, True)]
+        except Exception as problem:  # noqa: BLE001  the library raises whatever it likes; each grammar is told
+            return f"the tokenizer can't be used: {problem}"
+
+    serve(channel, prepare, lambda vocabularies, connection: _serve(connection, vocabularies, max_seconds))
 
 
-def _serve(
-    stream: IO[bytes], connection: socket.socket, vocabularies: list[xgrammar.Vocabulary], error: str | None, max_seconds: float
-) -> None:
+def _serve(connection: socket.socket, vocabularies: list[xgrammar.Vocabulary] | str, max_seconds: float) -> None:
+    stream = connection.makefile("rb")
     frame = _read(stream)
     if frame is None:
         return
     kind, text = json.loads(frame)
-    _limit_memory()
+    in_use = address_space()
+    limit_memory(MAX_BYTES if in_use is None else in_use + MAX_GROWTH_BYTES)  # a huge allocation fails here instead of filling the machine
     log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as this process
     os.dup2(log.fileno(), sys.stderr.fileno())
-    signal.setitimer(signal.ITIMER_PROF, max_seconds)  # ends the process, in the midst of native code too
     try:
-        if error is not None:
-            raise RuntimeError(error)
-        grammar = xgrammar.Grammar(vocabularies[kind == "structural_tag"], kind, replace_lark(kind, text))
-        if kind != "grammar" and (warning := _read_warning(log)):  # of what it will not hold the output to
-            raise RuntimeError(warning)
-        if grammar.fill([grammar.matcher()])[1] == ["stuck"]:
-            raise RuntimeError("it allows no output at all")
+        with Allowance(max_seconds):
+            if isinstance(vocabularies, str):
+                raise RuntimeError(vocabularies)
+            grammar = xgrammar.Grammar(vocabularies[kind == "structural_tag"], kind, replace_lark(kind, text))
+            if kind != "grammar" and (warning := _read_warning(log)):  # of what it will not hold the output to
+                raise RuntimeError(warning)
+            if grammar.fill([grammar.matcher()])[1] == ["stuck"]:
+                raise RuntimeError("it allows no output at all")
     except Exception as problem:  # noqa: BLE001  the library raises whatever it likes
         return _write(connection, json.dumps({"error": _tidy(problem)}).encode())
     _write(connection, json.dumps({"num_bytes": grammar.num_bytes}).encode())
-    signal.setitimer(signal.ITIMER_PROF, MAX_CREDIT_SECONDS)
     matchers: dict[str, Any] = {}
+    allowance = Allowance(MAX_CREDIT_SECONDS)
     while (frame := _read(stream)) is not None:
-        _write(connection, _answer(grammar, matchers, json.loads(frame)))
+        message = json.loads(frame)
+        allowance.add(ROW_SECONDS * sum(1 + len(draft) for *_, draft in message["rows"]), most=MAX_CREDIT_SECONDS)
+        with allowance:
+            answer = _answer(grammar, matchers, message)
+        _write(connection, answer)
 
 
 def _answer(grammar: xgrammar.Grammar, matchers: dict[str, Any], message: dict[str, Any]) -> bytes:
     for name in message["forget"]:
         matchers.pop(name, None)
     rows = message["rows"]
-    credit = signal.getitimer(signal.ITIMER_PROF)[0] + ROW_SECONDS * sum(1 + len(draft) for *_, draft in rows)
-    signal.setitimer(signal.ITIMER_PROF, min(credit, MAX_CREDIT_SECONDS))
     for name, *_ in rows:
         if name not in matchers:
             matchers[name] = grammar.matcher()
@@ -138,15 +130,6 @@ def _read_warning(log: IO[bytes]) -> str | None:
     return found[0] if found else None
 
 
-def _limit_memory() -> None:
-    """Makes a huge allocation fail here instead of filling the machine."""
-    statm = Path("/proc/self/statm")
-    used = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
-    limit = used + MAX_GROWTH_BYTES if used else 4 << 30
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
 def _tidy(problem: Exception) -> str:
     """XGrammar's message without the time and the place in its source."""
     if isinstance(problem, MemoryError) or "bad_alloc" in str(problem):
@@ -157,5 +140,5 @@ def _tidy(problem: Exception) -> str:
 
 
 if __name__ == "__main__":
-    handle, tokenizer_file, state, size, stops, seconds = sys.argv[1:]
-    main(socket.socket(fileno=int(handle)), Path(tokenizer_file), state, int(size), json.loads(stops), float(seconds))
+    own_end, tokenizer_file, state, size, stops, seconds = sys.argv[1:]
+    main(own_end, Path(tokenizer_file), state, int(size), json.loads(stops), float(seconds))

@@ -23,7 +23,7 @@ class SchemaChecker:
     """Checks JSON texts. Starts its process with the first one; safe to call from several threads."""
 
     def __init__(self, *, max_seconds: float = MAX_SECONDS) -> None:
-        self._worker, self._max_seconds = WorkerProcess(SCRIPT, max_seconds=max_seconds), max_seconds
+        self._worker = WorkerProcess(SCRIPT, max_seconds=max_seconds)
 
     def prepare(self, structured_outputs: StructuredOutputs) -> str | None:
         """The schema that `find_error` is to check the output against; None if the grammar holds the output to all of it.
@@ -54,7 +54,7 @@ class SchemaChecker:
 
     def _ask(self, job: dict[str, Any]) -> str | None:
         try:
-            error = self._worker.ask({**job, "seconds": self._max_seconds})["error"]
+            error = self._worker.ask(job)["error"]
         except TooExpensiveError as problem:
             return f"can't be checked: {problem}"
         return None if error is None else str(error)

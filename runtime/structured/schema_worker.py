@@ -1,14 +1,9 @@
-"""Checks JSON against schemas: a JSON job a line in, a JSON answer a line out. Run as a script by `schema_checker.py`.
-
-Imports nothing of cupola. Its memory is limited, and its processor time for each job.
-"""
+"""Checks JSON against schemas. `worker_host.py` answers jobs by it; it imports nothing of cupola."""
 
 from __future__ import annotations
 
 import json
-import math
-import sys
-import time
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -19,18 +14,17 @@ MAX_CHARACTERS = 300
 KNOWN = referencing.jsonschema.SchemaRegistry()  # empty: nothing is fetched for a reference
 
 
-def main() -> None:
-    """Answers jobs until standard input ends."""
-    limit("RLIMIT_AS", MAX_MEMORY_BYTES)  # a huge allocation fails here instead of filling the machine
-    for line in sys.stdin:
-        job = json.loads(line)
-        limit("RLIMIT_CPU", math.ceil(time.process_time() + job["seconds"] + 1))  # even when nobody is left to end this process
-        try:
-            answer: dict[str, object] = {"error": find_error(job["schema"], job.get("text"))}
-        except Exception as error:  # noqa: BLE001  such as a pattern that is none, or a reference to nowhere
-            answer = {"error": f"can't be checked: {error}"[:MAX_CHARACTERS]}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+def prepare() -> Callable[[dict[str, Any]], dict[str, str | None]]:
+    """The function that answers jobs."""
+    return answer
+
+
+def answer(job: dict[str, Any]) -> dict[str, str | None]:
+    """The fault of a schema or of a text under it."""
+    try:
+        return {"error": find_error(job["schema"], job.get("text"))}
+    except Exception as error:  # noqa: BLE001  such as a pattern that is none, or a reference to nowhere
+        return {"error": f"can't be checked: {error}"[:MAX_CHARACTERS]}
 
 
 def find_error(schema: Any, text: str | None) -> str | None:
@@ -50,17 +44,3 @@ def find_error(schema: Any, text: str | None) -> str | None:
 def _describe(error: jsonschema.ValidationError) -> str:
     """Where it is, and what."""
     return f"at {error.json_path[: MAX_CHARACTERS // 3]}: {error.message}"[:MAX_CHARACTERS]
-
-
-def limit(name: str, value: int) -> None:
-    """Sets one of this process's limits, as far as the limit that it was started under allows."""
-    if sys.platform != "win32":
-        import resource
-
-        kind = getattr(resource, name)
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-
-
-if __name__ == "__main__":
-    main()

@@ -29,7 +29,7 @@ class ChatTemplate:
 
     def __init__(self, templates: str | Mapping[str, str], special_tokens: Mapping[str, str], *, max_seconds: float = MAX_SECONDS) -> None:
         self._templates = {DEFAULT: templates} if isinstance(templates, str) else dict(templates)
-        self._special_tokens, self._max_seconds = dict(special_tokens), max_seconds
+        self._special_tokens = dict(special_tokens)
         self._worker = WorkerProcess(Path(__file__).with_name("template_worker.py"), max_seconds=max_seconds)
         self._worker.start()
 
@@ -86,7 +86,7 @@ class ChatTemplate:
         fixed = {"messages": chat, "tools": tools, "documents": documents, "add_generation_prompt": prompted}
         given = {**self._special_tokens, **(variables or {}), **fixed}
         try:
-            answer = self._worker.ask({"template": template, "variables": given, "seconds": self._max_seconds})
+            answer = self._worker.ask({"template": template, "variables": given})
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(
                 f"can't be written as JSON: {error}", field="messages", fix="give plain strings, numbers, lists and dictionaries"

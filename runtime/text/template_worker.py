@@ -1,14 +1,9 @@
-"""Renders chat templates: a JSON job a line in, a JSON answer a line out. Run as a script by `chat_template.py`.
-
-Imports nothing of cupola, so that it starts fast and holds nothing that a template could be after.
-"""
+"""Renders chat templates. `worker_host.py` answers jobs by it; it imports nothing of cupola."""
 
 from __future__ import annotations
 
 import json
-import math
-import sys
-import time
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -34,20 +29,19 @@ class GenerationBlock(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def main() -> None:
-    """Answers jobs until standard input ends."""
-    limit("RLIMIT_AS", MAX_MEMORY_BYTES)  # a huge allocation fails here instead of filling the machine
-    for line in sys.stdin:
-        job = json.loads(line)
-        limit("RLIMIT_CPU", math.ceil(time.process_time() + job["seconds"] + 1))  # even when nobody is left to end this process
-        try:
-            answer = {"text": render(job["template"], job["variables"])}
-        except MemoryError:
-            answer = {"error": "out of memory"}
-        except Exception as error:  # noqa: BLE001  whatever a template raises is its answer
-            answer = {"error": f"{error or type(error).__name__}"[:500]}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+def prepare() -> Callable[[dict[str, Any]], dict[str, str]]:
+    """The function that answers jobs."""
+    return answer
+
+
+def answer(job: dict[str, Any]) -> dict[str, str]:
+    """A template's text, or its error."""
+    try:
+        return {"text": render(job["template"], job["variables"])}
+    except MemoryError:
+        return {"error": "out of memory"}
+    except Exception as error:  # noqa: BLE001  whatever a template raises is its answer
+        return {"error": f"{error or type(error).__name__}"[:500]}
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
@@ -95,17 +89,3 @@ def raise_exception(message: object) -> NoReturn:
 def strftime_now(pattern: str) -> str:
     """The local time, as `pattern` says."""
     return datetime.now().astimezone().strftime(pattern)
-
-
-def limit(name: str, value: int) -> None:
-    """Sets one of this process's limits, as far as the limit that it was started under allows."""
-    if sys.platform != "win32":
-        import resource
-
-        kind = getattr(resource, name)
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-
-
-if __name__ == "__main__":
-    main()

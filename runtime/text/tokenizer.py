@@ -73,7 +73,7 @@ class Tokenizer:
 
     def _encode_apart(self, worker: WorkerProcess, text: str, add_special_tokens: bool) -> list[int]:
         try:
-            answer = worker.ask({"text": text, "add_special_tokens": add_special_tokens, "seconds": MAX_SECONDS})
+            answer = worker.ask({"text": text, "add_special_tokens": add_special_tokens})
         except TooExpensiveError as error:
             answer = {"error": str(error)}
         if "ids" not in answer:

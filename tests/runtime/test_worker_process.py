@@ -12,22 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from cupola.runtime import worker_process
 from cupola.runtime.artifact.verified import identify
 from cupola.runtime.errors import EngineError
-from cupola.runtime.worker_process import TooExpensiveError, WorkerProcess
+from cupola.runtime.worker_process import HOST, TooExpensiveError, WorkerProcess
 from tests.runtime.tokenizers_for_tests import byte_level, save
+from tests.systems import needs
 
 SCRIPT = """
-import json, os, signal, sys
-for line in sys.stdin:
-    job = json.loads(line)
-    if job["do"] == "die" or (job["do"] == "die once" and not os.path.exists(sys.argv[1])):
-        open(sys.argv[1], "w").close()
-        os.kill(os.getpid(), getattr(signal, job["signal"]))
-    while job["do"] == "work":
-        pass
-    print(json.dumps({"pid": os.getpid()}), flush=True)
+import os, signal
+MAX_MEMORY_BYTES = 1 << 30
+def prepare(mark):
+    def answer(job):
+        if job["do"] == "die" or (job["do"] == "die once" and not os.path.exists(mark)):
+            open(mark, "w").close()
+            os.kill(os.getpid(), getattr(signal, job["signal"]))
+        while job["do"] == "work":
+            pass
+        return {"pid": os.getpid()}
+    return answer
 """
 
 
@@ -39,7 +41,7 @@ def worker(tmp_path: Path):
     worker.close()
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSTOP", "SIGSEGV"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", pytest.param("SIGSTOP", marks=needs("to know another process's time")), "SIGSEGV"])
 def test_a_process_that_is_ended_or_stopped_costs_no_answer(worker: WorkerProcess, name: str):
     first = worker.ask({"do": "answer"})["pid"]
     assert worker.ask({"do": "die once", "signal": name})["pid"] != first
@@ -83,8 +85,8 @@ def test_threads_share_a_process(worker: WorkerProcess):
 
 def run_limited(kilobytes: int, script: str, *arguments: str, job: object) -> dict[str, object]:
     """A worker's answer when it was started under hard limits that are lower than those that it sets itself."""
-    file = Path(worker_process.__file__).parent / "text" / script
-    command = ["sh", "-c", f'ulimit -v {kilobytes}; ulimit -t 5; exec "$@"', "sh", sys.executable, "-P", str(file), *arguments]
+    file = HOST.parent / "text" / script
+    command = ["sh", "-c", f'ulimit -v {kilobytes}; ulimit -t 5; exec "$@"', "sh", sys.executable, "-P", HOST, file, "9", *arguments]
     done = subprocess.run(command, input=f"{json.dumps(job)}\n", capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -92,7 +94,7 @@ def run_limited(kilobytes: int, script: str, *arguments: str, job: object) -> di
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere address space can't be limited, or takes other amounts")
 def test_templates_are_rendered_under_lower_limits() -> None:
-    job = {"template": "{{ word }}!", "variables": {"word": "hi"}, "seconds": 9}
+    job = {"template": "{{ word }}!", "variables": {"word": "hi"}}
     answer = run_limited(600_000, "template_worker.py", job=job)
     assert answer == {"text": "hi!"}
 
@@ -101,6 +103,6 @@ def test_templates_are_rendered_under_lower_limits() -> None:
 def test_texts_are_encoded_under_lower_limits(tmp_path: Path) -> None:
     save(byte_level(), tmp_path)
     file = tmp_path / "tokenizer.json"
-    job = {"text": "hi", "add_special_tokens": False, "seconds": 9}
+    job = {"text": "hi", "add_special_tokens": False}
     answer = run_limited(1_500_000, "tokenizer_worker.py", str(file), identify(file), job=job)
     assert answer == {"ids": byte_level().encode("hi", add_special_tokens=False).ids}

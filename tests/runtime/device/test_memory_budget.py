@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cupola.runtime import process_memory
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device import memory_budget
 from cupola.runtime.device.executor import open_library
@@ -18,7 +17,8 @@ from cupola.runtime.device.memory_budget import SPARE_BYTES, Division, divide_me
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.errors import OptionError, RequestError
 from cupola.runtime.llm import LLM
-from cupola.runtime.process_memory import memory_in_use
+from cupola.runtime.system import memory
+from cupola.runtime.system.memory import memory_in_use
 from tests.runtime.tiny_artifact import VOCAB, make_artifact
 
 Divide = Callable[..., Division]
@@ -102,6 +102,6 @@ def test_the_system_says_what_a_process_has(tmp_path: Path, monkeypatch: pytest.
     assert now is not None and array.nbytes * 0.9 < now[0] - before[0] and now[1] >= now[0]
     pages = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     assert abs(memory_in_use()[0] - pages) < 4_000_000  # type: ignore[index]
-    monkeypatch.setattr(process_memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
     peak = memory_in_use()
     assert peak is not None and abs(peak[1] - now[1]) < 0.05 * now[1] and peak[0] == peak[1]

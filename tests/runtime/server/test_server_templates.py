@@ -11,6 +11,7 @@ import pytest
 from tests.runtime.server.conftest import CONTEXT
 from tests.runtime.server.harness import CHAT, Server, error_of, run_server, unharmed
 from tests.runtime.tiny_artifact import make_artifact
+from tests.systems import needs
 
 HOSTILE = {  # nothing that is known before it is rendered: that would be computed, and fail, whatever the chat
     "loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
@@ -39,7 +40,7 @@ def chat(content: str) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": content}], "max_tokens": 2}
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs("limits of memory") if name == "memory" else ()) for name in HOSTILE])
 def test_a_hostile_template_is_an_error_and_nothing_else(hostile: Server, name: str):
     with unharmed(hostile):
         for path in (CHAT,) if name in ("loop", "power") else (CHAT, "/tokenize"):  # each takes its whole time

@@ -9,6 +9,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from cupola.runtime.errors import RequestError
 from cupola.runtime.text.chat_template import ChatTemplate
+from tests.systems import needs
 
 MESSAGES = [{"role": "system", "content": "Be <b>brief</b>."}, {"role": "user", "content": "Grüße 😀\n"}]
 TEMPLATES = [
@@ -48,7 +49,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+GREEDY = ("memory", "doubling", "padding")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs("limits of memory") if name in GREEDY else ()) for name in HOSTILE])
 def test_hostile_templates_fail_in_time_and_hurt_nobody(name):
     chat = ChatTemplate(HOSTILE[name], {}, max_seconds=1.5)
     start = time.perf_counter()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 
 def allow_open_files(wanted: int) -> int:
     """Raises the soft limit to `wanted`, as far as the hard one allows. Returns what may be open now, `wanted` where nothing limits it."""
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # as on Windows, which limits files of C's library alone
         return wanted
-    import resource  # which Windows has not
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
