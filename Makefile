@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run bench-peers gguf-quality clients requirements quality sweep roofline cuda-package test-cuda bench-cuda browser vulkan emulators pictures test check lint types layers ledger sanitize format hooks clean
+.PHONY: help setup run bench-peers gguf-quality clients requirements quality sweep roofline cuda-package test-cuda bench-cuda browser vulkan emulators pictures test test-without-posix check lint types layers ledger sanitize format hooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -146,6 +146,17 @@ PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci --durations=40 -n $(JO
 
 test: lint types ## run every check: ruff, mypy, layer rules, all tests
 	$(PYTEST) $(if $(TURN),--turn $(TURN))
+	@$(MAKE) --no-print-directory test-without-posix
+
+WITHOUT_POSIX := $(addprefix tests/runtime/,system test_worker_process.py artifact/test_verified.py device/test_library.py device/test_block_store.py \
+  engine/test_swap.py engine/test_stored_prefixes.py structured/test_grammar.py text/test_replaced_tokenizer.py \
+  server/test_engine_loop.py server/test_restarts.py)
+
+test-without-posix: $(STAMP) ## run some of the runtime's tests without what Windows lacks (tests/without_posix)
+	PYTHONPATH=$(CURDIR)/tests/without_posix $(PYTEST) --durations=5 $(WITHOUT_POSIX) -k "$(NOT_AGAIN)"
+
+# The grammars' tests that only ask what is refused are the same with POSIX.
+NOT_AGAIN := not (seen_to_be_wrong or vocabularies_are or flood or several_threads or choices_are or can_not_be_used)
 
 check: lint types layers ## run the quick checks
 

@@ -131,7 +131,14 @@ _MODULES = {
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    folder = f"{__name__}.{'.'.join(_MODULES[name].split('.')[:2])}"
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith(folder):
+            raise
+        raise AttributeError(f"{name} is of {folder}, which this copy of cupola was made without; cupola itself has it") from None
+    value: object = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -52,5 +52,29 @@ def test_the_errors_come_without_anything_heavy() -> None:
     assert python(f"import sys, cupola; cupola.InputError; print([m for m in {HEAVY!r} if m in sys.modules])") == "[]"
 
 
+WITHOUT_MEASURING = """
+import importlib, pkgutil, sys
+optional = ("cupola.runtime.load_generator", "cupola.runtime.measure")
+sys.modules.update(dict.fromkeys((*optional, "torch", "transformers")))
+import cupola, cupola.runtime
+for module in pkgutil.walk_packages(cupola.runtime.__path__, "cupola.runtime."):
+    if not module.name.startswith(optional):
+        importlib.import_module(module.name)
+from cupola.compiler.cli import plain
+for name in ("Benchmark", "run_load_test"):
+    try:
+        getattr(cupola, name)
+    except AttributeError as error:
+        print(error)
+"""
+
+
+def test_the_runtime_does_without_what_measures_it() -> None:
+    """And without torch and transformers: packages carry neither (`compiler/package/runtime_files.py`)."""
+    first, second = python(WITHOUT_MEASURING).splitlines()
+    assert first == "Benchmark is of cupola.runtime.measure, which this copy of cupola was made without; cupola itself has it"
+    assert second.startswith("run_load_test is of cupola.runtime.load_generator, which")
+
+
 def test_the_runtime_never_imports_torch() -> None:
     assert python("import sys, cupola; cupola.LLM; print([m for m in ('torch', 'transformers') if m in sys.modules])") == "[]"

@@ -14,6 +14,7 @@ import pytest
 from cupola.runtime.device import block_store
 from cupola.runtime.device.block_store import BlockStore, make_block_store
 from cupola.runtime.errors import OptionError
+from tests.systems import needs
 
 KEY, OTHER, DATA = b"k" * 16, b"o" * 16, bytes(range(256)) * 4
 NAMES = [bytes([i]) * 16 for i in range(40)]
@@ -159,6 +160,7 @@ def test_a_disk_that_is_too_slow_costs_no_memory(tmp_path, monkeypatch):
     assert store.counts.num_skipped == 3 and store.has(0, NAMES[1]) and not store.has(0, NAMES[2])
 
 
+@needs("modes of files")
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
     tmp_path.chmod(0o777)
     with pytest.raises(OptionError, match="cache_folder"):

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cupola.runtime.artifact.arrays import numpy_dtype
 from cupola.runtime.artifact.state import KVGroup, KVSpec
 from cupola.runtime.artifact.tensors import TensorSpec
+from cupola.runtime.device import swap_space
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.engine.block_pool import BlockTable, empty_table
 from cupola.runtime.engine.engine import Engine
@@ -263,12 +264,12 @@ def test_room_on_the_disk_is_taken_before_it_is_written(tmp_path, monkeypatch):
     space, taken = SwapSpace(KV["int8"], (8, 8), tmp_path), []
     size, other = (KV["int8"].group_bytes_per_block(group) for group in range(2))
 
-    def allocate(descriptor: int, start: int, length: int) -> None:
+    def reserve(_file: object, start: int, length: int) -> None:
         if 4 * size < start + length <= 8 * size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         taken.append((start, length))
 
-    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setattr(swap_space, "reserve", reserve)
     assert [space.provide(0, count) for count in (1, 3, 2, 5, 4, 8)] == [True, True, True, False, True, False]
     assert space.provide(1, 2)
     assert taken == [(0, size), (size, 2 * size), (3 * size, size), (8 * size, 2 * other)]
