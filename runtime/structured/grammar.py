@@ -21,6 +21,7 @@ from pathlib import Path
 from cupola.runtime.errors import EngineError, RequestError
 from cupola.runtime.structured.grammar_process import GrammarProcess, GrammarServer, wait_until_compiled
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
+from cupola.runtime.system.limits import warn_of_unlimited_memory
 
 XGRAMMAR_VERSION = "0.2.8"  # whose native calls `xgrammar_library.py` makes
 MAX_SECONDS = 10.0
@@ -70,6 +71,7 @@ class GrammarCompiler:
             EngineError: if no process could say so in time, twice.
         """
         check_installed()
+        warn_of_unlimited_memory()
         source = json.dumps(structured_outputs.source(), ensure_ascii=False).encode()
         name = hashlib.blake2b(source, digest_size=16).digest()
         with self._lock:

@@ -58,9 +58,7 @@ def memory_is_limited() -> bool:
 def warn_of_unlimited_memory() -> None:
     """Says, once, that this system lets what a stranger wrote take all memory until its time is up."""
     if not memory_is_limited():
-        problem = (
-            "this system limits no process's memory: a hostile template, tokenizer, schema or grammar may take all until its time is up"
-        )
+        problem = "this system limits no process's memory: a hostile template, tokenizer, schema or grammar may take all for some seconds"
         logging.getLogger("cupola").warning(problem)
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from cupola.runtime.system.channel import HANDS_DOWN, Arriving, Connection, join, start
-from cupola.runtime.system.limits import warn_of_unlimited_memory
 
 if TYPE_CHECKING:
     import subprocess
@@ -38,7 +37,6 @@ class WarmProcess:
 
     def open(self) -> Connection:
         """The channel of a new process. Raises OSError if the system gives none."""
-        warn_of_unlimited_memory()
         with self._lock:
             return self._fork() if HANDS_DOWN else self._spawn()
 

@@ -39,6 +39,13 @@ def opened(warm: WarmProcess) -> tuple[Connection, int, int]:
     return connection, prepared_by, own
 
 
+def kill_children() -> None:
+    children = psutil.Process().children()
+    for child in children:
+        child.kill()
+    assert not psutil.wait_procs(children, 60)[1]
+
+
 def test_each_has_prepared_and_ends_with_its_channel(way: str) -> None:
     warm = WarmProcess("warm_for_tests", [])
     found = [opened(warm) for _ in range(3)]
@@ -69,7 +76,7 @@ def test_none_is_left_when_it_is_forgotten(way: str) -> None:
 
 def test_it_starts_again_after_it_was_closed_or_killed(way: str) -> None:
     warm = WarmProcess("warm_for_tests", [])
-    for end in (warm.close, lambda: [child.kill() for child in psutil.Process().children()]):
+    for end in (warm.close, kill_children):
         connection, _, _ = opened(warm)
         connection.close()
         end()
