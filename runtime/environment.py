@@ -3,7 +3,7 @@
 CUPOLA_DEBUG        0 nothing, 1 stages and times, 2 each pass, 3 numbered IR dumps, 4 kernel source
 CUPOLA_CACHE        where compiled artifacts are kept (default: $XDG_CACHE_HOME/cupola or ~/.cache/cupola)
 CUPOLA_API_KEY      what clients of `cupola serve` must send
-CUPOLA_NUM_THREADS  threads that kernels use (default: the cores that this process may keep busy)
+CUPOLA_NUM_THREADS  threads that kernels use (default: the cores that this process may keep busy, of those the fast ones)
 WGPU_LIB_PATH       the file of wgpu-native (default: that of pip's package wgpu, which reads this too)
 OPENAI_API_KEY      what `cupola bench-serve` shows the server, as OpenAI's own client does
 """
@@ -17,6 +17,8 @@ from pathlib import Path
 
 from cupola.runtime.errors import OptionError
 from cupola.runtime.machine import usable_cores
+
+MAX_THREADS = 1024
 
 
 def _integer(name: str, default: int, lowest: int, highest: int) -> int:
@@ -48,9 +50,9 @@ def debug_level() -> int:
     return _integer("CUPOLA_DEBUG", 0, 0, 4)
 
 
-def num_threads() -> int:
-    """Threads that kernels may use: what the user asks for, else the cores this process may keep busy."""
-    return _integer("CUPOLA_NUM_THREADS", usable_cores(), 1, 1024)
+def num_threads(most: int = MAX_THREADS) -> int:
+    """Threads that work in parallel: what the user asks for, else the cores this process may keep busy, at most so many."""
+    return _integer("CUPOLA_NUM_THREADS", min(most, usable_cores()), 1, MAX_THREADS)
 
 
 def api_key() -> str | None:

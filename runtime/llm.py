@@ -67,6 +67,12 @@ class LLM:
             "early-exit:K": what the model's own first K layers say. Or a function,
             from a sequence's token ids and a number to at most so many token ids that may come next. Answers stay the same; guesses are
             left out where they would not pay, but for those of "lookahead".
+        max_tokens_per_second: a pace for generated tokens, of all sequences together, that keeps a machine cool: between steps the engine
+            sleeps. Prompts, and so first tokens, don't wait. By default there is none.
+        num_threads: threads of kernels on CPUs; by default as CUPOLA_NUM_THREADS says, else as many as there are cores that this process
+            may keep busy, of cores that differ the fast ones. Threads take the fastest first.
+        power_saver: whether threads that wait for each other sleep, instead of watching for what comes next: slower, and easier on
+            batteries. For CPUs.
         device: what to run on, of what the artifact was compiled for; by default the first that this machine has.
 
     Raises:
@@ -96,12 +102,16 @@ class LLM:
         attention_window: int | None = None,
         checkpoint_interval: int = CHECKPOINT_INTERVAL,
         speculative: Speculative = None,
+        max_tokens_per_second: float | None = None,
+        num_threads: int | None = None,
+        power_saver: bool = False,
         device: str | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         config = EngineConfig(
             max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
-            num_scheduler_steps, attention_sinks, attention_window, checkpoint_interval,
+            num_scheduler_steps, attention_sinks, attention_window, checkpoint_interval, max_tokens_per_second=max_tokens_per_second,
+            num_threads=num_threads, power_saver=power_saver,
         )  # fmt: skip
         check_speculative(speculative)
         self.tokenizer = load_tokenizer(self.artifact)

@@ -12,6 +12,7 @@ from cupola.runtime.device.block_store import KEY_BYTES, make_block_store
 from cupola.runtime.device.executor import Opened, open_library
 from cupola.runtime.device.memory import choose_kv_memory, choose_num_blocks, make_swap_space, parse_bytes
 from cupola.runtime.device.memory_budget import FIELD, divide_memory
+from cupola.runtime.device.threads import ThreadOptions
 from cupola.runtime.engine.attention_sinks import choose_sink_window
 from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.proposers.choose import make_proposer
@@ -54,11 +55,13 @@ def load_engine(
     num_blocks = choose_num_blocks(kv, kv_memory, most, config.max_num_seqs)
     swap = make_swap_space(kv, swap_memory, swap_folder, most)
     num_tokens = min(num_blocks[i] * kv.block_size for i in range(len(kv.paged))) if kv.paged else 0
-    proposer = make_proposer(speculative or config.speculative, artifact, tokenizer, num_tokens, config.max_num_seqs)
+    threads = ThreadOptions(config.num_threads, config.power_saver)
+    proposer = make_proposer(speculative or config.speculative, artifact, tokenizer, num_tokens, config.max_num_seqs, threads)
     # What K/V depends on beside the tokens: weights, kernels, and what sequences forget.
     key = hashlib.sha256(f"{artifact.sha256} {opened.library.file.name} {sinks}".encode()).digest()[:KEY_BYTES]
     store = make_block_store(cache_folder, cache_size, key, enable_prefix_caching=config.enable_prefix_caching)
-    engine = Engine(opened.executor(num_blocks, swap), model, kv, config, tokenizer, block_store=store, proposer=proposer)
+    executor = opened.executor(num_blocks, swap, threads=threads)
+    engine = Engine(executor, model, kv, config, tokenizer, block_store=store, proposer=proposer)
     rounded = None if opened.device.shares_memory else _rounded_attention(manifest)  # CPUs attend to few tokens as to one
     if note is not None:
         engine.notes += (note,)
@@ -90,6 +93,7 @@ def _within_budget(
         kv_memory=None if kv_memory is None else parse_bytes(kv_memory, "kv_memory"),
         swap_bytes=parse_bytes(swap_memory, "swap_memory", lowest=0),  # pages of a file that is mapped count too
         max_num_seqs=config.max_num_seqs, max_num_tokens=config.max_num_batched_tokens, longest=longest,
+        num_threads=config.num_threads,
     )  # fmt: skip
     config = replace(
         config, max_num_seqs=division.max_num_seqs, max_num_batched_tokens=division.max_num_tokens, memory_budget=budget,

@@ -47,6 +47,15 @@ class Answer:
         return f"{line}; of {stats.num_draft_tokens} drafted tokens {right:.0%} were right, {a_draft:.1f} tokens a step with drafts"
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How hard the machine works, as `LLM` has it."""
+
+    max_tokens_per_second: float | None = None
+    num_threads: int | None = None
+    power_saver: bool = False
+
+
 def load(
     model: str,
     options: CompileOptions,
@@ -56,14 +65,17 @@ def load(
     gpu_memory_utilization: float | None = None,
     speculative: str | None = None,
     memory_budget: str | None = None,
+    effort: Effort | None = None,
 ) -> LLM:
     """The model, for one sequence."""
     cupola.check_speculative(speculative)
+    effort = effort or Effort()
 
     def make(folder: Path | str) -> LLM:
         return cupola.LLM(
             folder, max_num_seqs=1, device=device, attention_sinks=attention_sinks, attention_window=attention_window,
             gpu_memory_utilization=gpu_memory_utilization, speculative=speculative, memory_budget=memory_budget,
+            max_tokens_per_second=effort.max_tokens_per_second, num_threads=effort.num_threads, power_saver=effort.power_saver,
         )  # fmt: skip
 
     llm = load_by(make, model, options)

@@ -33,6 +33,9 @@ def chat(
     attention_sinks: p.AttentionSinks = None,
     attention_window: p.AttentionWindow = None,
     speculative: p.Speculative = None,
+    max_tokens_per_second: p.MaxTokensPerSecond = None,
+    threads: p.Threads = None,
+    power_saver: p.PowerSaver = False,
     device: p.Device = None,
     gpu_memory_utilization: p.GPUMemory = None,
     memory_budget: p.MemoryBudget = None,
@@ -47,7 +50,8 @@ def chat(
     """Converse with a model. A source is compiled first, once."""
     options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch)
     params = answer.sampling_params(max_tokens, temperature, top_k, top_p, min_p, seed)
-    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization, speculative, memory_budget)
+    effort = answer.Effort(max_tokens_per_second, threads, power_saver)
+    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization, speculative, memory_budget, effort)
     if not answer.has_chat_template(llm):
         raise OptionError("has no chat template", file=model, fix="use `cupola run`")
     with contextlib.suppress(ImportError):  # Windows has none; it edits lines by itself

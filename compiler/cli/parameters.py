@@ -92,6 +92,21 @@ MemoryBudget = Annotated[
         show_default=False,
     ),
 ]
+MaxTokensPerSecond = Annotated[
+    float | None,
+    Option(
+        "--max-tokens-per-second",
+        help="A pace for tokens, of all answers together: between steps the engine sleeps, and the machine stays cool.",
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    Option("--threads", help="Threads on the CPU (default: the cores that may be kept busy, of unlike ones the fast).", show_default=False),
+]
+PowerSaver = Annotated[
+    bool, Option("--power-saver", help="Let the CPU's threads sleep while they wait for each other: slower, easier on batteries.")
+]
 System = Annotated[str | None, Option("--system", help="A system message to begin with.", show_default=False)]
 MaxTokens = Annotated[int, Option("--max-tokens", help="Tokens to generate at most.")]
 Temperature = Annotated[float, Option("--temperature", help="0 takes the most likely token; higher is more varied.")]

@@ -30,6 +30,9 @@ def run_model(
     attention_sinks: p.AttentionSinks = None,
     attention_window: p.AttentionWindow = None,
     speculative: p.Speculative = None,
+    max_tokens_per_second: p.MaxTokensPerSecond = None,
+    threads: p.Threads = None,
+    power_saver: p.PowerSaver = False,
     device: p.Device = None,
     gpu_memory_utilization: p.GPUMemory = None,
     memory_budget: p.MemoryBudget = None,
@@ -49,7 +52,8 @@ def run_model(
     text = _standard_input() if prompt is None else prompt
     if not text:
         raise OptionError("is empty", field="prompt", fix="give some text")
-    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization, speculative, memory_budget)
+    effort = answer.Effort(max_tokens_per_second, threads, power_saver)
+    llm = answer.load(model, options, device, attention_sinks, attention_window, gpu_memory_utilization, speculative, memory_budget, effort)
     if raw or not answer.has_chat_template(llm):
         if system:
             raise OptionError("needs a chat template, which this model has not", field="system", fix="put it into the prompt")

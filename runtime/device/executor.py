@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from cupola.runtime import environment
 from cupola.runtime.artifact.arrays import Array, num_bytes, numpy_dtype
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.inputs import LIKELIEST, MAX_STEPS, input_line
@@ -28,6 +27,7 @@ from cupola.runtime.device.interface import Batch, Device, SamplingPlan, Tensor
 from cupola.runtime.device.library import Library, load_library, read_hashed
 from cupola.runtime.device.memory import check_budget
 from cupola.runtime.device.swap_space import SwapSpace
+from cupola.runtime.device.threads import DEFAULT_THREADS, ThreadOptions
 from cupola.runtime.errors import ArtifactError, EngineError
 
 SPARE_BYTES = 16 << 20  # of workspace, or of results, that are kept beside what a step needs
@@ -49,10 +49,11 @@ class NativeExecutor:
         num_blocks: Sequence[int],
         swap: SwapSpace,
         weights: Mapping[str, Tensor] | None = None,
+        threads: ThreadOptions = DEFAULT_THREADS,
     ) -> None:
         self.num_blocks, self.num_swap_blocks, self.provide_swap = tuple(num_blocks), swap.num_blocks, swap.provide
         self.device, self._library = device, library
-        self.num_threads = library.set_threads(environment.num_threads())
+        self.num_threads = threads.apply(library)
         manifest, forward = artifact.manifest, artifact.manifest.function("forward")
         self._pools = device.page_pools(manifest.kv, num_blocks, swap)
         fixed = {**self._pools.tensors, **(device.map_weights(artifact) if weights is None else weights)}
@@ -266,18 +267,23 @@ class Opened:
     device: Device
 
     def executor(
-        self, num_blocks: Sequence[int], swap: SwapSpace | None = None, weights: Mapping[str, Tensor] | None = None
+        self,
+        num_blocks: Sequence[int],
+        swap: SwapSpace | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        threads: ThreadOptions = DEFAULT_THREADS,
     ) -> NativeExecutor:
         """An executor with so many blocks in each group's pools; `swap` is where blocks can be put aside, None is nowhere.
 
         `weights` stand in for the artifact's, by name.
 
         Raises:
-            OptionError: the blocks take more memory than there is.
+            OptionError: the blocks take more memory than there is; or the library can't do what `threads` say.
         """
         kv = self.artifact.manifest.kv
         check_budget(kv, num_blocks, self.device.memory_budget())
-        return NativeExecutor(self.library, self.artifact, self.device, num_blocks, swap or SwapSpace(kv, [0] * len(num_blocks)), weights)
+        swap = swap or SwapSpace(kv, [0] * len(num_blocks))
+        return NativeExecutor(self.library, self.artifact, self.device, num_blocks, swap, weights, threads)
 
 
 def open_library(artifact: Artifact, device: str | None = None) -> Opened:

@@ -48,11 +48,24 @@ class Library:
         set_threads.argtypes = [ctypes.c_int32]
         self._run, self._run_calls, self._workspace_bytes = run, run_calls, workspace_bytes
         self.set_threads: Callable[[int], int] = set_threads  # how many there should be; gives how many there are
+        set_cores, set_power_saver = (getattr(loaded, f"cupola_{name}", None) for name in ("set_cores", "set_power_saver"))
+        self._set_cores, self._set_power_saver = set_cores, set_power_saver  # older libraries and those of GPUs have neither
         self._check()
 
     def workspace_bytes(self, dims: ctypes.Array[ctypes.c_int64]) -> int:
         """Memory that a step of these sizes, in the plan's order, takes for what lies between its calls."""
         return int(self._workspace_bytes(dims))
+
+    def set_cores(self, cores: Sequence[int]) -> None:
+        """Keeps its threads to these cores, where it can; none are any."""
+        if self._set_cores is not None:
+            self._set_cores((ctypes.c_int32 * len(cores))(*cores), ctypes.c_int32(len(cores)))
+
+    def set_power_saver(self, is_on: bool) -> bool:
+        """Lets threads that wait sleep, or watch as by default. Returns whether it can."""
+        if self._set_power_saver is not None:
+            self._set_power_saver(ctypes.c_int32(is_on))
+        return self._set_power_saver is not None
 
     def run(self, num_steps: int, arguments: Arguments, workspace: int, clock: ctypes.Array[ctypes.c_int64] | None) -> None:
         """Runs `forward` so many times in a row. `workspace` is an address; `clock` takes the start, and when each call ended.

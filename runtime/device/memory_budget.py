@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cupola.runtime import environment
 from cupola.runtime.artifact.arrays import num_bytes as tensor_bytes
 from cupola.runtime.artifact.manifest import Manifest
 from cupola.runtime.artifact.plan import ALIGNMENT, Plan
 from cupola.runtime.device.memory import bytes_beside, choose_num_blocks
+from cupola.runtime.device.threads import ThreadOptions
 from cupola.runtime.errors import OptionError
 from cupola.runtime.system.memory import memory_in_use
 
@@ -50,6 +50,7 @@ def divide_memory(
     max_num_seqs: int,
     max_num_tokens: int,
     longest: int,
+    num_threads: int | None = None,
 ) -> Division:
     """The largest that fits: all sequences and tokens of a step, with one sequence of `longest` tokens; else fewer sequences, then fewer
     tokens down to COMFORTABLE_TOKENS, then a shorter context, then the smallest step.
@@ -59,6 +60,7 @@ def divide_memory(
         swap_bytes: of memory beside it.
         max_num_seqs, max_num_tokens: of a step, at most.
         longest: tokens that one sequence keeps at most.
+        num_threads: of kernels, as `ThreadOptions` have them.
 
     Raises:
         OptionError: not even LEAST_CONTEXT tokens fit, with the bytes that would; or the system doesn't say what the process has.
@@ -66,7 +68,7 @@ def divide_memory(
     used = memory_in_use()
     if used is None:
         raise OptionError("can't be kept: this system does not say how much memory a process has", field=FIELD, fix="leave it out")
-    fixed = used[0] + _copied_bytes(manifest) + swap_bytes + SPARE_BYTES + THREAD_BYTES * environment.num_threads()
+    fixed = used[0] + _copied_bytes(manifest) + swap_bytes + SPARE_BYTES + THREAD_BYTES * ThreadOptions(num_threads).count()
     least = min(LEAST_CONTEXT, longest)
     for num_tokens, num_seqs, context in _choices(max_num_seqs, max_num_tokens, longest, least):
         beside = fixed + _step_bytes(manifest, plan, num_seqs, num_tokens)

@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum { CUPOLA_API = 1, CUPOLA_MESSAGE_BYTES = 512 };
+enum { CUPOLA_API = 2, CUPOLA_MESSAGE_BYTES = 512 };
 
 /* A model: its library, chosen for this machine, and its weights, mapped from their files. Several threads may use it, one step at a time. */
 typedef struct cupola_model cupola_model;
@@ -20,12 +20,16 @@ typedef struct cupola_model cupola_model;
 /* A text that goes on: its keys and values. One thread at a time may use it; it must be closed before its model. */
 typedef struct cupola_session cupola_session;
 
-/* Opens an artifact's folder (its path in UTF-8). `num_threads` 0 takes as many as there are cores. Where this fails it gives NULL, and
-   writes why to `message`, which has room for CUPOLA_MESSAGE_BYTES, or is NULL. Content is not held against the manifest's hashes. */
+/* Opens an artifact's folder (its path in UTF-8). `num_threads` 0 takes as many as there are cores, of cores that differ the fast ones, and
+   threads take the fastest first. Where this fails it gives NULL, and writes why to `message`, which has room for CUPOLA_MESSAGE_BYTES, or is NULL. Content is not held against the manifest's hashes. */
 cupola_model *cupola_model_open(const char *folder, int32_t num_threads, char *message);
 
 /* Closes it. The library stays in memory, as its threads may. */
 void cupola_model_close(cupola_model *model);
+
+/* Whether threads sleep while they wait for each other, as when the system saves power, instead of watching; at first they don't. It may be
+   asked at any time, from any thread, and is of all models with this library. 0, or -1 of a library that can't. Since CUPOLA_API 2. */
+int32_t cupola_model_save_power(cupola_model *model, int32_t is_on);
 
 /* The target whose library was chosen, such as "cpu:dotprod@android". It lives as long as the model. */
 const char *cupola_model_target(const cupola_model *model);

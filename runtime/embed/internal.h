@@ -36,6 +36,10 @@ void unmap_file(file_map *map);
 void *open_library(const char *path, char *message);
 void *library_symbol(void *library, const char *name);
 int32_t count_cores(void);
+enum { MOST_CORES = 1024 };
+/* How many threads there should be, `wanted` or as many as there are fast cores, and the cores to run them on; none are any. `root` is the
+   folder whose sys is read. */
+int32_t choose_cores(const char *root, int32_t wanted, int32_t cores[MOST_CORES], int32_t *num_cores);
 const char *system_name(void);                /* linux, android, macos, windows */
 const char *architecture_name(void);          /* as LLVM has it */
 int has_feature(const char *name);            /* in Linux's words */
@@ -75,6 +79,7 @@ struct cupola_model {
   void *library;
   run_function run;
   workspace_function workspace_bytes;
+  void (*set_power_saver)(int32_t is_on); /* NULL in older libraries */
   const json *forward;
   model_input *inputs;
   int num_inputs, num_dims, num_files, has_state;

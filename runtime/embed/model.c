@@ -193,6 +193,13 @@ static int bind_inputs(cupola_model *m, const char *folder, char *message) {
   return 0;
 }
 
+static void start_threads(cupola_model *m, int32_t (*set_threads)(int32_t), int32_t wanted) {
+  int32_t cores[MOST_CORES], num_cores, count = choose_cores("", wanted, cores, &num_cores);
+  void (*set_cores)(const int32_t *, int32_t) = (void (*)(const int32_t *, int32_t))library_symbol(m->library, "cupola_set_cores");
+  if (set_cores) set_cores(cores, num_cores);
+  set_threads(count);
+}
+
 static int bind_library(cupola_model *m, const char *folder, const json *chosen, int32_t num_threads, char *message) {
   char path[MAX_PATH_BYTES], problem[CUPOLA_MESSAGE_BYTES];
   if (snprintf(path, sizeof path, "%s/%s", folder, json_text(chosen, "file")) >= (int)sizeof path) return FAIL(message, "the path is too long"), -1;
@@ -202,7 +209,8 @@ static int bind_library(cupola_model *m, const char *folder, const json *chosen,
   m->run = (run_function)library_symbol(m->library, "cupola_run");
   m->workspace_bytes = (workspace_function)library_symbol(m->library, "cupola_workspace_bytes");
   if (!set_threads || !abi || *abi != ABI || !m->run || !m->workspace_bytes) return FAIL(message, "%s: is of another version", path), -1;
-  set_threads(num_threads > 0 ? num_threads : count_cores());
+  m->set_power_saver = (void (*)(int32_t))library_symbol(m->library, "cupola_set_power_saver");
+  start_threads(m, set_threads, num_threads);
   const json *dims = json_get(json_root(m->plan), "dims");
   for (const json *dim = dims ? dims->first : NULL; dim; dim = dim->next) {
     if (m->num_dims == MAX_DIMS || dim->kind != JSON_STRING) return FAIL(message, "%s: the plan's dims are unknown", folder), -1;
@@ -244,6 +252,12 @@ void cupola_model_close(cupola_model *m) {
   free(m->inputs);
   free(m->copies);
   free(m);
+}
+
+int32_t cupola_model_save_power(cupola_model *m, int32_t is_on) {
+  if (!m->set_power_saver) return -1;
+  m->set_power_saver(is_on);
+  return 0;
 }
 
 const char *cupola_model_target(const cupola_model *m) { return m->target; }

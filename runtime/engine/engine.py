@@ -16,6 +16,7 @@ from cupola.runtime.device.interface import Executor, Float32, StepOutput
 from cupola.runtime.engine.attention_sinks import MAX_POSITIONS, choose_sink_window
 from cupola.runtime.engine.grammar_masks import GrammarMasks
 from cupola.runtime.engine.outputs import EngineStats
+from cupola.runtime.engine.pace import Pace
 from cupola.runtime.engine.proposers.proposer import Proposer, SelfDrafter
 from cupola.runtime.engine.request import Request, RequestSpec, Sequence
 from cupola.runtime.engine.sampler import sample
@@ -28,6 +29,7 @@ from cupola.runtime.engine.step import Step
 from cupola.runtime.engine.stored_prefixes import StoredPrefixes
 from cupola.runtime.engine.token_tree import TokenTree
 from cupola.runtime.engine.validator import Prompt, Validator
+from cupola.runtime.environment import MAX_THREADS
 from cupola.runtime.errors import EngineError, OptionError, RequestError
 from cupola.runtime.structured.grammar import GrammarCompiler, check_installed
 from cupola.runtime.text.tokenizer import Tokenizer
@@ -35,7 +37,8 @@ from cupola.runtime.text.tokenizer import Tokenizer
 MAX_SALT_BYTES = 64
 PATIENCE = 0.016  # seconds: who comes meanwhile waits no longer, and tokens that come together seem to come one by one
 MAX_INT32, MAX_INT64 = 2**31 - 1, 2**63 - 1
-_LIMITS = {"seed": (0, MAX_INT32), "max_logprobs": (-1, MAX_INT32), "attention_sinks": (0, MAX_INT32), "memory_budget": (1, MAX_INT64)}
+_LIMITS = {"seed": (0, MAX_INT32), "max_logprobs": (-1, MAX_INT32), "attention_sinks": (0, MAX_INT32), "memory_budget": (1, MAX_INT64),
+           "num_threads": (1, MAX_THREADS)}  # fmt: skip
 MAX_KEPT_GRAMMARS = 16  # beside those of running sequences
 NO_SPECULATION = "no tokens are drafted: this model carries a state from token to token, which can't go back to before a wrong one"
 
@@ -54,6 +57,9 @@ class EngineConfig:
     past the context.
 
     `speculative` names a proposer of tokens for speculative decoding (`proposers/choose.py`).
+
+    `num_threads` are the CPU's, by default as many as there are fast cores; with `power_saver` those that wait sleep. All sequences
+    together generate at most `max_tokens_per_second`; the engine sleeps between steps.
 
     `memory_budget` is what the process may have in bytes; requests whose results take memory that nobody reckoned with are refused then.
 
@@ -75,6 +81,9 @@ class EngineConfig:
     checkpoint_interval: int = CHECKPOINT_INTERVAL
     speculative: str | None = None
     memory_budget: int | None = None
+    max_tokens_per_second: float | None = None
+    num_threads: int | None = None
+    power_saver: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in ((field.name, field.type) for field in fields(self) if field.type.startswith("int")):
@@ -83,8 +92,12 @@ class EngineConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= most:
                 raise OptionError(f"is {value!r:.60}", field=name, fix=f"give a whole number from {lowest} to {most}")
-        if not isinstance(self.enable_prefix_caching, bool):
-            raise OptionError(f"is {self.enable_prefix_caching!r:.60}", field="enable_prefix_caching", fix="give true or false")
+        for name in ("enable_prefix_caching", "power_saver"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"is {getattr(self, name)!r:.60}", field=name, fix="give true or false")
+        pace = self.max_tokens_per_second
+        if pace is not None and (isinstance(pace, bool) or not isinstance(pace, int | float) or not 0 < pace < math.inf):
+            raise OptionError(f"is {pace!r:.60}", field="max_tokens_per_second", fix="give a number above 0, such as 10")
         check_speculative(self.speculative)
 
 
@@ -99,6 +112,7 @@ class Engine:
         grammar_compiler: for structured outputs; by default one of the engine's own.
         block_store: where the prefix cache is kept beyond the engine's life, if it is.
         proposer: of tokens for speculative decoding; None is none. Models that carry a state from token to token do without it.
+        pace: of generated tokens, by default that of `config`.
     """
 
     def __init__(
@@ -111,6 +125,7 @@ class Engine:
         grammar_compiler: GrammarCompiler | None = None,
         block_store: BlockStore | None = None,
         proposer: Proposer | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.executor, self.model, self.config, self.tokenizer = executor, model, config, tokenizer
         sinks = choose_sink_window(config.attention_sinks, config.attention_window, model, kv)
@@ -149,6 +164,7 @@ class Engine:
         self._num_requests = 0
         self._seed = int.from_bytes(os.urandom(4), "little") >> 1 if config.seed is None else config.seed
         self._max_steps = 1  # of the model in the next step
+        self._pace = Pace(config.max_tokens_per_second) if pace is None else pace
 
     def add_request(
         self,
@@ -223,6 +239,7 @@ class Engine:
         """
         if not self.has_unfinished_requests():
             return []
+        self._pace.begin(waits=self.scheduler.only_decodes)
         try:
             max_steps, drafts = min(self._max_steps, self.executor.max_steps), dict[Sequence, TokenTree]()
             if self.speculation is not None and self.scheduler.only_decodes:
@@ -235,7 +252,9 @@ class Engine:
             samples = sample(output, step, self._grammars.take(step))
             if self.speculation is not None:
                 self.speculation.hear(step, output)
+            num_generated = self.scheduler.num_generated_tokens
             changed = self.scheduler.update(step, samples)
+            self._pace.count(self.scheduler.num_generated_tokens - num_generated)
             if self.speculation is not None:
                 self.speculation.observe(step, seconds, time.perf_counter() - start - seconds * step.num_steps)
             for request in changed:
@@ -273,7 +292,7 @@ class Engine:
         start = time.perf_counter()
         output = self.executor.submit(step.batch, step.sampling).result()
         seconds = (time.perf_counter() - start) / step.num_steps
-        fitting = int(PATIENCE / max(seconds, 1e-6))
+        fitting = int(PATIENCE / max(seconds, len(step.chunks) * self._pace.seconds_per_token, 1e-6))
         self._max_steps = max(1, min(fitting, self.config.num_scheduler_steps))
         return output, seconds
 
@@ -285,6 +304,10 @@ class Engine:
             raise RequestError("needs text, and this artifact has no tokenizer", field="structured_outputs", fix="leave it out")
         check_installed()
         return compiled_grammar if wanted is None or compiled_grammar is not None else self._compiler.compile(wanted)
+
+    def delay(self) -> float:
+        """Seconds that `step` would sleep first, by the pace; 0 where someone waits for a first token."""
+        return self._pace.delay() if self.scheduler.only_decodes else 0.0
 
     def has_unfinished_requests(self) -> bool:
         """True if `step` has something to do."""

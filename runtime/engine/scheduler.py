@@ -57,6 +57,7 @@ class Scheduler:
         self.num_preemptions = self.num_prefix_queries = self.num_prefix_hits = 0  # the last two in tokens
         self.num_swapped_out = self.num_swapped_in = 0  # in blocks
         self.num_steps = self.num_step_tokens = 0  # of the model, when they went well
+        self.num_generated_tokens = 0
         self.draft_counts = DraftCounts()
         self._branches: list[State] = []  # of the step under way
         self._changed: dict[str, Request] = {}  # a failed step keeps them for the next one
@@ -332,6 +333,7 @@ class Scheduler:
     def _append(self, sequence: Sequence, token_id: int, logprobs: RankedLogprobs | None) -> None:
         request = sequence.request
         sequence.append(token_id, None if logprobs is None else request.describe(logprobs))
+        self.num_generated_tokens += 1
         if request.first_token_time is None:
             request.first_token_time = time.monotonic()
         self._note(sequence)

@@ -29,6 +29,7 @@ from cupola.runtime.system.channel import join, new_selector
 from cupola.runtime.text.tokenizer import load_tokenizer
 
 RECEIVE_BYTES = 1 << 20
+SIGN_OF_LIFE = 1.0  # seconds, in which an engine that waits says so
 MAX_FAILED_STEPS = 2  # in a row; a step may fail for want of memory and go well the next time
 
 
@@ -41,9 +42,9 @@ class Channel:
         self._selector.register(connection, selectors.EVENT_READ)
         self._decoder = msgspec.msgpack.Decoder(m.ToEngine)
 
-    def receive(self, *, wait: bool) -> Iterator[m.ToEngine]:
-        """The messages that have come; with `wait`, at least one. Raises EOFError once the server is gone."""
-        timeout = None if wait else 0
+    def receive(self, seconds: float | None) -> Iterator[m.ToEngine]:
+        """The messages that have come, or do within so many seconds; with None, at least one. Raises EOFError once the server is gone."""
+        timeout = seconds
         while self._selector.select(timeout):
             data = self._socket.recv(RECEIVE_BYTES)
             if not data:
@@ -71,7 +72,7 @@ class EngineLoop:
     def run(self) -> None:
         """Goes on until the server is gone, which raises EOFError."""
         while True:
-            for message in self._channel.receive(wait=not self._engine.has_unfinished_requests()):
+            for message in self._channel.receive(self._pause()):
                 match message:
                     case m.Add():
                         self._add(message)
@@ -80,7 +81,12 @@ class EngineLoop:
                     case m.Ping():
                         self._channel.send(m.Stepped([], self._engine.stats()))
             if self._engine.has_unfinished_requests():
-                self._channel.send(m.Stepped(self._step(), self._engine.stats()))
+                deltas = [] if self._engine.delay() else self._step()  # what came may be a prompt, which does not wait
+                self._channel.send(m.Stepped(deltas, self._engine.stats()))
+
+    def _pause(self) -> float | None:
+        """Seconds that nothing is to be done for, by the engine's pace, until a message comes; None without end. The server hears of it."""
+        return min(self._engine.delay(), SIGN_OF_LIFE) if self._engine.has_unfinished_requests() else None
 
     def _add(self, add: m.Add) -> None:
         try:
@@ -209,7 +215,7 @@ def load(start: m.Start) -> Engine:
 
 def serve(channel: Channel) -> None:
     """Loads what the first message says and serves until the server is gone, which raises EOFError."""
-    start = next(channel.receive(wait=True))
+    start = next(channel.receive(None))
     assert isinstance(start, m.Start)
     try:
         engine = load(start)

@@ -61,6 +61,9 @@ def serve(
     attention_window: int | None = None,
     checkpoint_interval: int = CHECKPOINT_INTERVAL,
     speculative: str | None = None,
+    max_tokens_per_second: float | None = None,
+    num_threads: int | None = None,
+    power_saver: bool = False,
     device: str | None = None,
     max_queue: int = 256,
     request_timeout: float = 600.0,
@@ -120,6 +123,7 @@ def serve(
     engine = EngineConfig(
         max_num_seqs, max_num_batched_tokens, enable_prefix_caching, seed, max_logprobs, max_num_mixed_prefill_tokens,
         num_scheduler_steps, attention_sinks, attention_window, checkpoint_interval, speculative,
+        max_tokens_per_second=max_tokens_per_second, num_threads=num_threads, power_saver=power_saver,
     )  # fmt: skip
     if kv_memory is not None:
         parse_bytes(kv_memory, "kv_memory")

@@ -123,14 +123,19 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 void cupola_lock_cores(void) { pthread_mutex_lock(&lock); }
 void cupola_unlock_cores(void) { pthread_mutex_unlock(&lock); }
 
-/* The caller is that member: of a new one, waits until it can be read. */
-void cupola_note_home(int index, int is_new) {
-  if (is_new ? pthread_mutex_lock(&lock) : pthread_mutex_trylock(&lock)) return;
+/* The caller is that member, and holds the lock. */
+void cupola_read_home(int index) {
   cpu_set_t home;
   if (!sched_getaffinity(0, sizeof home, &home))
     homes[index] = home;
   else
     CPU_ZERO(&homes[index]); /* more cores than there are bits: it isn't moved */
+}
+
+/* The caller is that member: of a new one, waits until it can be read. */
+void cupola_note_home(int index, int is_new) {
+  if (is_new ? pthread_mutex_lock(&lock) : pthread_mutex_trylock(&lock)) return;
+  cupola_read_home(index);
   cupola_unlock_cores();
 }
 
@@ -161,6 +166,7 @@ void cupola_lock_cores(void) {}
 void cupola_unlock_cores(void) {}
 int32_t cupola_core(void) { return -1; }
 void cupola_yield(void) { sched_yield(); }
+void cupola_read_home(int index) { (void)index; }
 void cupola_note_home(int index, int is_new) { (void)index, (void)is_new; }
 void cupola_fetch(int index, int64_t thread) { (void)index, (void)thread; }
 int32_t cupola_leave(int index, int32_t core) { return (void)index, (void)core, 0; }

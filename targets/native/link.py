@@ -15,11 +15,12 @@ from cupola.runtime.machine import here
 from cupola.targets.native.object_symbols import hide_coff, hide_mach_o
 from cupola.targets.native.systems import COFF, ELF, MACH_O, System, is_here, this_system
 
-RUNTIME = tuple(Path(__file__).with_name(name) for name in ("runtime.c", "cores.c", "scratch.c"))  # which every library holds
+RUNTIME = tuple(Path(__file__).with_name(name) for name in ("runtime.c", "cores.c", "affinity.c", "scratch.c"))  # which every library holds
 _COMPILE = ("-std=gnu11", "-O2", "-fvisibility=hidden", "-g0")
-# Of the latter line, what libraries for devices have.
+# Of the last line, what libraries for devices have.
 _EXPORTS = """\
 { global: cupola_abi; cupola_run; cupola_run_calls; cupola_set_threads; cupola_workspace_bytes; cupola_kernel_*;
+  cupola_set_cores; cupola_set_power_saver;
   cupola_driver; cupola_open; cupola_error; cupola_allocate; cupola_free; cupola_copy; cupola_clear; cupola_memory; cupola_synchronize;
   local: *; };
 """

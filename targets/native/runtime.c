@@ -8,6 +8,9 @@
    it. So who waits sees, by the other's processor time, whether it was stopped (`cores.c`), and gives it its own core. A member that was
    given one, or that sleeps or changes cores, is away: regions begin without it until it runs again, on another core than the leader's.
 
+   To save power, threads sleep instead of watching, after some microseconds: OpenMP's passive wait policy. Nobody is away then, and the
+   system alone chooses cores.
+
    Kernels call the functions below through pointers of TVM's (tvm/runtime/c_backend_api.h). A forked child has the caller's thread alone,
    and starts the others again with its first step. */
 
@@ -35,6 +38,11 @@ int32_t cupola_leave(int index, int32_t core);
 void cupola_yield(void);
 void cupola_lock_cores(void);
 void cupola_unlock_cores(void);
+/* affinity.c */
+void cupola_choose_cores(const int32_t *cores, int32_t count);
+void cupola_take_cores(void);
+void cupola_lead_on_cores(void);
+void cupola_leave_cores(void);
 /* scratch.c */
 void *cupola_take(int device_type, int device_id, uint64_t size, int type_code, int type_bits);
 int cupola_give(int device_type, int device_id, void *memory);
@@ -88,10 +96,11 @@ static Member members[MAX_THREADS]; /* the first is who leads */
 static int parts[MAX_THREADS];      /* whose part of a region that is */
 
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t news_came = PTHREAD_COND_INITIALIZER, part_came = PTHREAD_COND_INITIALIZER;
 static _Atomic int32_t num_sleeping, leader_sleeps;
 static _Atomic int32_t num_staying = 1; /* threads from this index on leave the team */
 static _Atomic int32_t leader_core = -1;
+static _Atomic int32_t saves_power; /* changes between steps */
 
 static _Atomic pthread_t leader; /* 0 is nobody: a lock's owner, for the owner itself to see */
 
@@ -116,9 +125,21 @@ static void note_time(Member *self) {
   self->awake = self->ran = 0;
 }
 
+static int32_t is_saving(void) { return atomic_load_explicit(&saves_power, memory_order_relaxed); }
+
+/* What tells that a line has changed. */
+static pthread_cond_t *condition_of(const _Atomic int64_t *line) { return line == &team.news ? &news_came : &part_came; }
+
 static void wake_all(void) {
   pthread_mutex_lock(&sleep_lock);
-  pthread_cond_broadcast(&woken);
+  pthread_cond_broadcast(&news_came);
+  pthread_cond_broadcast(&part_came);
+  pthread_mutex_unlock(&sleep_lock);
+}
+
+static void wake_those_of(const _Atomic int64_t *line) {
+  pthread_mutex_lock(&sleep_lock);
+  pthread_cond_broadcast(condition_of(line));
   pthread_mutex_unlock(&sleep_lock);
 }
 
@@ -127,7 +148,7 @@ static void sleep_until(_Atomic int64_t *line, int64_t value, int index) {
   pthread_mutex_lock(&sleep_lock);
   atomic_fetch_add(&num_sleeping, 1);
   if (index == 0) atomic_store(&leader_sleeps, 1);
-  while (atomic_load(line) < value && !atomic_load(&num_failed)) pthread_cond_wait(&woken, &sleep_lock);
+  while (atomic_load(line) < value && !atomic_load(&num_failed)) pthread_cond_wait(condition_of(line), &sleep_lock);
   if (index == 0) atomic_store(&leader_sleeps, 0);
   atomic_fetch_sub(&num_sleeping, 1);
   pthread_mutex_unlock(&sleep_lock);
@@ -137,7 +158,11 @@ static void sleep_until(_Atomic int64_t *line, int64_t value, int index) {
 /* Who goes to sleep has seen, after it was counted, that the line is as it was. */
 static void publish(_Atomic int64_t *line, int64_t value) {
   atomic_store(line, value);
-  if (atomic_load(&num_sleeping)) wake_all();
+  if (atomic_load(&num_sleeping) == 0) return;
+  if (is_saving())
+    wake_those_of(line);
+  else
+    wake_all();
 }
 
 /* Waiting */
@@ -165,7 +190,9 @@ static void set_away(int index, int is_away) { /* the leader reads that line */
 
 /* Waits for another one's part of a region, or for it to come to a barrier. */
 static void await_part(_Atomic int64_t *line, int64_t value, int index, int other) {
-  if (cupola_has_come(line, value) || comes(line, value, &members[other])) return;
+  if (cupola_has_come(line, value)) return;
+  if (is_saving()) return sleep_until(line, value, index);
+  if (comes(line, value, &members[other])) return;
   int32_t core = cupola_core();
   if (index == 0 || other == 0) atomic_store(&leader_core, core);
   if (other > 0) atomic_store(&members[other].given, core + 1);
@@ -177,6 +204,7 @@ static void await_part(_Atomic int64_t *line, int64_t value, int index, int othe
 static void await_news(int index, int64_t seen) {
   int64_t until = cupola_clock() + WATCH;
   while (!cupola_has_come(&team.news, seen + 1)) {
+    if (is_saving()) return sleep_until(&team.news, seen + 1, index);
     int is_idle = seen % KINDS == STEP_ENDS;
     if (is_idle ? cupola_clock() < until : comes(&team.news, seen + 1, &members[0])) {
       if (is_idle) cupola_yield();
@@ -222,6 +250,7 @@ static void run_own_part(int index, int64_t region) {
 static void *serve(void *argument) {
   int index = (int)(intptr_t)argument;
   int64_t news = members[index].seen;
+  cupola_take_cores();
   cupola_note_home(index, 1);
   atomic_store(&members[index].id, cupola_thread());
   begin_to_run(&members[index]);
@@ -238,11 +267,13 @@ static void *serve(void *argument) {
   }
 }
 
+static int anyone_is_out(void) { return team.env.num_tasks < num_threads; }
+
 /* Says that something happens that is no region. */
 static void announce(int kind) {
   int64_t number = atomic_load_explicit(&team.news, memory_order_relaxed) / KINDS + 1;
   atomic_store(&team.news, number * KINDS + kind);
-  if (kind == STEP_BEGINS && atomic_load(&num_sleeping) == 0) return;
+  if (kind == STEP_BEGINS && (atomic_load(&num_sleeping) == 0 || (is_saving() && !anyone_is_out()))) return; /* a region wakes those in */
   if (kind == STEP_ENDS && num_wanted >= num_threads) return; /* nobody has to leave */
   wake_all();
 }
@@ -273,8 +304,12 @@ static int run_region(Task task, void *data) {
   if (has_changed) gather();
   team.task = task;
   team.data = data;
-  atomic_store_explicit(&team.news, region, memory_order_release);
-  if (atomic_load_explicit(&num_sleeping, memory_order_relaxed)) wake_all();
+  if (is_saving()) {
+    publish(&team.news, region); /* most sleep, and none may miss it */
+  } else {
+    atomic_store_explicit(&team.news, region, memory_order_release);
+    if (atomic_load_explicit(&num_sleeping, memory_order_relaxed)) wake_all();
+  }
   int code = run_part(0, task, data);
   for (int i = 1; i < num_threads; ++i) {
     if (!is_in(i, region)) continue;
@@ -309,6 +344,7 @@ void cupola_begin(void) {
   pthread_mutex_lock(&step_lock);
   atomic_store_explicit(&leader, pthread_self(), memory_order_relaxed);
   if (num_threads < num_wanted) start_threads();
+  cupola_lead_on_cores();
   if (num_threads == 1) return;
   int64_t id = cupola_thread();
   cupola_note_home(0, id != members[0].id);
@@ -320,6 +356,7 @@ void cupola_begin(void) {
 
 void cupola_end(void) {
   if (num_threads > 1) note_time(&members[0]), announce(STEP_ENDS);
+  cupola_leave_cores();
   atomic_store_explicit(&leader, (pthread_t)0, memory_order_relaxed);
   pthread_mutex_unlock(&step_lock);
 }
@@ -332,6 +369,26 @@ EXPORT int32_t cupola_set_threads(int32_t count) {
   count = num_threads;
   pthread_mutex_unlock(&step_lock);
   return count;
+}
+
+/* Threads run on these cores alone, from the next step on; with a count of 0 anywhere. */
+EXPORT void cupola_set_cores(const int32_t *cores, int32_t count) {
+  pthread_mutex_lock(&step_lock);
+  int32_t wanted = num_wanted;
+  num_wanted = 1;
+  if (num_threads > 1) end_threads();
+  cupola_choose_cores(cores, count);
+  num_wanted = wanted;
+  if (num_threads < num_wanted) start_threads();
+  pthread_mutex_unlock(&step_lock);
+}
+
+/* Whether threads that wait sleep, instead of watching for what comes next. */
+EXPORT void cupola_set_power_saver(int32_t is_on) {
+  pthread_mutex_lock(&step_lock);
+  atomic_store(&saves_power, is_on != 0);
+  wake_all();
+  pthread_mutex_unlock(&step_lock);
 }
 
 /* What kernels call */
@@ -377,7 +434,7 @@ static void after_fork_in_child(void) {
   num_threads = 1;
   team.env = (Env){counters, 1};
   atomic_store(&num_sleeping, 0);
-  woken = (pthread_cond_t)PTHREAD_COND_INITIALIZER; /* the old one counts threads that are not here */
+  news_came = part_came = (pthread_cond_t)PTHREAD_COND_INITIALIZER; /* the old ones count threads that are not here */
   after_fork();
 }
 #endif

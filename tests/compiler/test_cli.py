@@ -90,11 +90,15 @@ class FakeLLM:
         gpu_memory_utilization: float | None,
         speculative: str | None,
         memory_budget: str | None,
+        max_tokens_per_second: float | None,
+        num_threads: int | None,
+        power_saver: bool,
     ) -> None:
         FakeLLM.made_from.append(Path(artifact))
         self.artifact = Artifact.open(artifact)
         self._stats = EngineStats(0, 0, 0.0, 0, 0, 0, num_drafts=4 if speculative else 0, num_draft_tokens=20, num_accepted_tokens=10)
         self.notes = (f"{attention_sinks} and {attention_window} are kept",) if attention_window else ()
+        self.notes += (f"{max_tokens_per_second} a second by {num_threads} threads",) if power_saver else ()
 
     def memory_use(self) -> None:
         return None
@@ -362,6 +366,10 @@ def test_a_note_says_what_is_forgotten(
     output = capsys.readouterr()
     assert "<hello>" in output.out
     assert "note: 4 and 64 are kept\n" in output.err
+    options = ["--max-tokens-per-second", "2.5", "--threads", "3", "--power-saver"]
+    type_lines("hello")
+    assert run([command, artifact, *prompt, *options]) == 0
+    assert "note: 2.5 a second by 3 threads\n" in capsys.readouterr().err
 
 
 def test_run_raw_or_without_a_template_continues_the_text(artifact: str, untemplated: str, fake: type[FakeLLM], capsys: Capture) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.device.executor import open_library
+from cupola.runtime.device.threads import DEFAULT_THREADS, ThreadOptions
 from cupola.runtime.engine.proposers.draft_model import CHUNK, DraftModelProposer
 from cupola.runtime.engine.proposers.early_exit import EarlyExitProposer
 from cupola.runtime.engine.proposers.function import FunctionProposer
@@ -27,7 +28,12 @@ BY_NAME: dict[str, Callable[[], Proposer]] = {
 
 
 def make_proposer(
-    speculative: Speculative, target: Artifact, tokenizer: Tokenizer | None, num_tokens: int, max_num_seqs: int
+    speculative: Speculative,
+    target: Artifact,
+    tokenizer: Tokenizer | None,
+    num_tokens: int,
+    max_num_seqs: int,
+    threads: ThreadOptions = DEFAULT_THREADS,
 ) -> Proposer | None:
     """The proposer of that name, or one that asks a function.
 
@@ -36,6 +42,7 @@ def make_proposer(
         tokenizer: of that model.
         num_tokens: whose K/V a small model may keep.
         max_num_seqs: sequences that it may be asked about at once.
+        threads: of a small model's kernels.
 
     Raises:
         OptionError: there is no such name, or the small model is of another vocabulary, or can't draft.
@@ -47,13 +54,15 @@ def make_proposer(
     if not isinstance(speculative, str):
         return FunctionProposer(speculative)
     if speculative.startswith(DRAFT):
-        return _open_draft_model(speculative.removeprefix(DRAFT), target, tokenizer, num_tokens, max_num_seqs)
+        return _open_draft_model(speculative.removeprefix(DRAFT), target, tokenizer, num_tokens, max_num_seqs, threads)
     if speculative.startswith(EARLY_EXIT):
         return EarlyExitProposer(num_layers(speculative))
     return BY_NAME[speculative]()
 
 
-def _open_draft_model(path: str, target: Artifact, tokenizer: Tokenizer | None, num_tokens: int, max_num_seqs: int) -> DraftModelProposer:
+def _open_draft_model(
+    path: str, target: Artifact, tokenizer: Tokenizer | None, num_tokens: int, max_num_seqs: int, threads: ThreadOptions
+) -> DraftModelProposer:
     draft = Artifact.open(path)
     manifest = draft.manifest
     other = load_tokenizer(draft)
@@ -75,4 +84,4 @@ def _open_draft_model(path: str, target: Artifact, tokenizer: Tokenizer | None, 
     if manifest.limits.max_batch_size < max_num_seqs:
         problem = f"takes {manifest.limits.max_batch_size} sequences at once, and {max_num_seqs} may come"
         raise OptionError(problem, file=path, field=FIELD, fix="compile it with a larger --max-batch, or give a smaller max_num_seqs")
-    return DraftModelProposer(opened.executor(num_blocks), manifest.model, kv, target.manifest.model.vocab_size)
+    return DraftModelProposer(opened.executor(num_blocks, threads=threads), manifest.model, kv, target.manifest.model.vocab_size)

@@ -14,11 +14,11 @@ from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import LIBRARY, PLAN
 from cupola.runtime.artifact.read import read_plan
 from cupola.runtime.artifact.tensors import TensorSpec
-from cupola.runtime.device import executor as module
 from cupola.runtime.device.executor import SPARE_BYTES, NativeExecutor, _Memory, _Results, load
 from cupola.runtime.device.host import HostDevice, HostOutput
 from cupola.runtime.device.interface import Batch, SamplingPlan
 from cupola.runtime.device.library import Library
+from cupola.runtime.environment import num_threads
 from cupola.runtime.errors import ArtifactError, EngineError, OptionError
 from tests.runtime.tiny_artifact import BLOCK, VOCAB, follow_of, make_artifact, reference_logits
 
@@ -196,4 +196,4 @@ def test_threads_are_as_many_as_the_environment_says(artifact: Artifact, monkeyp
         loaded = load(artifact, [8])
         assert loaded.num_threads == count
         run(loaded, prompt(TOKENS, [5]))
-    assert module.environment.num_threads() == 2
+    assert num_threads() == 2

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import cupola
+from cupola.runtime.fast_cores import choose_cores
 from cupola.runtime.machine import here
 from cupola.targets.native.link import compiler_for
 from cupola.targets.native.systems import LINUX, WINDOWS, System, this_system
 from tests.checkpoints import save_tiny
+from tests.runtime.test_fast_cores import machine
 from tests.targets.emulated import emulator, run_arm_python
 
 SOURCES = sorted((Path(cupola.__file__).parent / "runtime" / "embed").resolve().glob("*.c"))
@@ -87,6 +89,14 @@ def test_the_same_logits_as_from_python(artifact: cupola.Artifact, tmp_path: Pat
     assert found == expected(artifact)
 
 
+def test_threads_that_save_power_give_the_same_logits(artifact: cupola.Artifact, tmp_path: Path) -> None:
+    main, saving = SOURCES[0].with_name("main.c"), tmp_path / "main.c"
+    line = "if (!model) return fail(message);"
+    saving.write_text(main.read_text().replace(line, f'{line} if (cupola_model_save_power(model, 1)) return fail("it can\'t");'))
+    _, found = answer([str(build(this_system(), here(), tmp_path, [saving, *(file for file in SOURCES if file != main)]))], artifact)
+    assert found == expected(artifact)
+
+
 @pytest.mark.skipif(WINE is None, reason="there is no wine to run a program for Windows with")
 def test_a_program_for_windows_takes_the_library_for_windows(
     artifact: cupola.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -138,3 +148,58 @@ def test_the_program_of_the_documentation(artifact: cupola.Artifact, tmp_path: P
 def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
     done = subprocess.run([build(this_system(), here(), tmp_path), tmp_path, "1", "1", "1"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, f"cupola-run: {tmp_path}/manifest.json: can't be read\n")
+
+
+CORES = """
+#include <stdio.h>
+#include <stdlib.h>
+#include "internal.h"
+int main(int argc, char **argv) {
+  int32_t cores[MOST_CORES], num_cores, count = choose_cores(argv[1], atoi(argv[2]), cores, &num_cores);
+  printf("%d", count);
+  for (int i = 0; i < num_cores; ++i) printf(" %d", cores[i]);
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"capacity": [300, 1024]},
+        {"capacity": [1024, 300]},
+        {"capacity": [1024, 1000]},
+        {"capacity": [1024]},
+        {"clock": [2000000, 3000000]},
+        {"performance": "1"},
+        {"performance": "0-0,7"},
+        {"performance": "0-1"},
+        {"performance": "x", "clock": [2000000, 3000000]},
+        {},
+    ],
+    ids=str,
+)
+def test_fast_cores_are_those_that_python_takes(values: dict[str, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a made-up machine whose first cores have those capacities or clocks, of cores that this process may use."""
+    monkeypatch.delenv("CUPOLA_NUM_THREADS")
+    here_first, *others = sorted(os.sched_getaffinity(0))
+    if (here_first, others[:1]) != (0, [1]):
+        pytest.skip("needs the first two cores")
+    source = tmp_path / "cores.c"
+    source.write_text(CORES, encoding="utf-8")
+    program = build(this_system(), here(), tmp_path, [source, *(file for file in SOURCES if file.stem in ("fast_cores", "system_posix"))])
+    system = machine(tmp_path / "machine", **values)
+    system.mkdir(exist_ok=True)
+
+    def chosen(wanted: int) -> list[int]:
+        command = ["taskset", "-c", "0,1", str(program), str(system), str(wanted)]
+        return [int(word) for word in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
+
+    os.sched_setaffinity(0, {0, 1})
+    try:
+        for wanted in (0, 1, 2, 3):
+            count, cores = choose_cores(wanted or None, system)
+            found, *found_cores = chosen(wanted)
+            assert found_cores == list(cores)
+            assert found == count or (not cores and not wanted), "of alike cores Python heeds quotas too"
+    finally:
+        os.sched_setaffinity(0, {here_first, *others})

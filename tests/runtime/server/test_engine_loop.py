@@ -43,8 +43,8 @@ class Failing(FakeExecutor):
 class Side:
     """The server's end, and the loop in a thread."""
 
-    def __init__(self, executor: FakeExecutor) -> None:
-        self.engine = Engine(executor, MODEL, executor.kv, EngineConfig(max_num_seqs=4))
+    def __init__(self, executor: FakeExecutor, pace: float | None = None) -> None:
+        self.engine = Engine(executor, MODEL, executor.kv, EngineConfig(max_num_seqs=4, max_tokens_per_second=pace))
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(60)
         self._frames, self._decoder = m.Frames(), msgspec.msgpack.Decoder(m.ToServer)
@@ -160,3 +160,20 @@ def test_an_engine_that_fails_to_take_a_request_goes_on(monkeypatch: pytest.Monk
     assert answers["1"] == alone(1, GREEDY)
     side.close()
     assert "MemoryError" in capfd.readouterr().err
+
+
+def test_an_engine_that_waits_for_its_pace_takes_messages_and_says_that_it_lives() -> None:
+    side = Side(FakeExecutor(), pace=0.01)  # a token in 100 seconds
+    heard: list[m.RequestDelta] = []
+    for name in ("0", "1"):  # the second one's first token does not wait for the pace
+        side.send(add(int(name), GREEDY))
+        while name not in {delta.request_id for delta in heard}:
+            heard += [delta for message in side.receive() if isinstance(message, m.Stepped) for delta in message.requests]
+    assert [(delta.request_id, len(delta.completions[0].token_ids)) for delta in heard] == [("0", 1), ("0", 1), ("1", 1)]
+    (sign,) = side.receive()
+    assert isinstance(sign, m.Stepped) and (sign.requests, sign.stats.num_running) == ([], 2)
+    side.send(m.Abort("0"), m.Abort("1"))
+    while sign.stats.num_running:
+        *_, sign = side.receive()
+        assert isinstance(sign, m.Stepped) and not sign.requests
+    side.close()

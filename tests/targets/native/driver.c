@@ -13,6 +13,8 @@ enum { WIDTH = 257, ROUNDS = 30, FAILING = 99 };
 extern const int32_t cupola_abi;
 int32_t cupola_num_threads(void);
 int32_t cupola_set_threads(int32_t count);
+void cupola_set_cores(const int32_t *cores, int32_t count);
+void cupola_set_power_saver(int32_t is_on);
 int64_t cupola_workspace_bytes(const int64_t *dims);
 int32_t cupola_run(int64_t times, const int64_t *dims, void *const *inputs, void *workspace, int64_t *clock);
 int32_t cupola_run_calls(int64_t first, int64_t last, const int64_t *dims, void *const *inputs, void *workspace);
@@ -110,7 +112,11 @@ static void failures(void) {
 static void callers(void) {
   pthread_t threads[3];
   for (intptr_t i = 0; i < 3; ++i) check(!pthread_create(&threads[i], NULL, steps, (void *)(i * 50)), "pthread_create");
-  for (int i = 0; i < ROUNDS; ++i) check(cupola_set_threads(1 + i % 4) == 1 + i % 4, "set_threads");
+  for (int32_t i = 0, core = 0; i < ROUNDS; ++i) {
+    check(cupola_set_threads(1 + i % 4) == 1 + i % 4, "set_threads");
+    cupola_set_power_saver(i % 3 == 0);
+    if (i % 5 == 0) cupola_set_cores(&core, i % 2);
+  }
   for (int i = 0; i < 3; ++i) pthread_join(threads[i], NULL);
 }
 
@@ -146,9 +152,13 @@ int main(void) {
   usleep(20000); /* threads fall asleep */
   steps(NULL);
   callers();
-  cupola_set_threads(3);
-  forks(1);
-  steps(NULL);
+  for (int saves_power = 0; saves_power < 2; ++saves_power) {
+    cupola_set_power_saver(saves_power);
+    cupola_set_threads(3);
+    forks(1 - saves_power);
+    steps(NULL);
+    failures();
+  }
   puts("done");
   return 0;
 }

@@ -39,3 +39,9 @@ class Library:
 
     def set_threads(self, count: int) -> int:
         return int(self.lib.cupola_set_threads(count))
+
+    def set_power_saver(self, is_on: bool) -> None:
+        self.lib.cupola_set_power_saver(ctypes.c_int32(is_on))
+
+    def set_cores(self, *cores: int) -> None:
+        self.lib.cupola_set_cores((ctypes.c_int32 * len(cores))(*cores), ctypes.c_int32(len(cores)))

@@ -73,6 +73,8 @@ def library(built: tuple[Path, Plan]) -> Iterator[Library]:
     library = Library(built[0])
     library.set_threads(2)
     yield library
+    library.set_cores()
+    library.set_power_saver(False)
     library.set_threads(2)
 
 
@@ -263,6 +265,98 @@ def test_threads_are_stopped_for_other_programs(built: tuple[Path, Plan], cores:
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
+def test_threads_that_sleep_while_they_wait_compute_the_same(built: tuple[Path, Plan], library: Library) -> None:
+    library.set_power_saver(True)
+    for count in (1, 2, 5, 3):
+        assert library.set_threads(count) == count
+        assert all(library.is_right() for _ in range(5))
+    callers = [Library(built[0], seed) for seed in range(2)]
+
+    def switch() -> bool:
+        for number in range(40):
+            library.set_power_saver(number % 2 == 0)
+        return True
+
+    assert in_threads(lambda i: switch() if i == 2 else all(callers[i].is_right() for _ in range(50)), 3)
+
+
+IDLE = """
+import ctypes, os, sys, time
+from pathlib import Path
+before = set(os.listdir("/proc/self/task"))
+from tests.targets.native.library import Library
+library = Library(Path(sys.argv[1]), width=1)
+known = set(os.listdir("/proc/self/task"))
+library.set_power_saver(sys.argv[2] == "True")
+assert library.set_threads(2) == 2 and library.is_right()
+(member,) = set(os.listdir("/proc/self/task")) - known
+def used():  # nanoseconds on a processor, https://docs.kernel.org/scheduler/sched-stats.html
+    return int(Path(f"/proc/self/task/{member}/schedstat").read_text().split()[0])
+began = used()
+for _ in range(50):
+    assert library.run() == 0
+    time.sleep(0.005)
+print(used() - began)
+"""
+
+
+def test_an_idle_team_takes_no_processor_time_to_save_power(built: tuple[Path, Plan]) -> None:
+    """By default a member watches for two milliseconds after each step, as far as other programs leave it its core."""
+
+    def used(saves_power: bool) -> int:
+        command = [sys.executable, "-c", IDLE, str(built[0]), str(saves_power)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=Path(__file__).parents[3])
+        return int(done.stdout)
+
+    assert used(True) < 50 * 400_000
+
+
+CORES = """
+import os, sys, time
+from pathlib import Path
+from tests.targets.native.library import Library
+library, mine = Library(Path(sys.argv[1])), os.sched_getaffinity(0)
+known, core = set(os.listdir("/proc/self/task")), max(mine)
+def allowed():
+    tasks = []
+    for task in set(os.listdir("/proc/self/task")) - known:
+        try:
+            tasks.append(os.sched_getaffinity(int(task)))
+        except ProcessLookupError:
+            pass
+    return tasks, os.sched_getaffinity(0)
+def check(expected):
+    assert library.is_right()
+    until = time.monotonic() + 30  # a move may not be undone yet, and ended threads are seen for a while
+    while allowed() != (expected, mine) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert allowed() == (expected, mine), allowed()
+for count in (1, 3):
+    assert library.set_threads(count) == count
+    library.set_cores(core, 1 << 20)
+    check([{core}] * (count - 1))
+library.set_cores(1 << 20)
+check([mine] * 2)
+library.set_cores(core)
+pid = os.fork()
+if pid == 0:
+    known = set(os.listdir("/proc/self/task"))
+    check([{core}] * 2)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+library.set_cores()
+check([mine] * 2)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux, where threads are kept to cores")
+def test_threads_keep_to_their_cores_and_the_caller_for_a_step(built: tuple[Path, Plan]) -> None:
+    command = [sys.executable, "-c", CORES, str(built[0])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=Path(__file__).parents[3])
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
 def test_a_library_needs_the_c_library_alone_and_shows_what_is_its_own(built: tuple[Path, Plan]) -> None:
     def read(*command: str) -> list[str]:
         return subprocess.run([*command, str(built[0])], capture_output=True, text=True, check=True).stdout.splitlines()
@@ -270,6 +364,6 @@ def test_a_library_needs_the_c_library_alone_and_shows_what_is_its_own(built: tu
     needed = {line.split("[")[1].split("]")[0] for line in read("readelf", "-d") if "(NEEDED)" in line}
     assert needed <= {"libc.so.6", "libm.so.6", "libpthread.so.0"}
     shown = {line.split()[-1].split("@")[0] for line in read("nm", "-D", "--defined-only")}
-    functions = {"abi", "run", "run_calls", "set_threads", "workspace_bytes", "kernel_stage"}
+    functions = {"abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "workspace_bytes", "kernel_stage"}
     assert shown == {f"cupola_{name}" for name in functions}
     assert any("NODELETE" in line for line in read("readelf", "-d"))
