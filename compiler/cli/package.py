@@ -12,6 +12,7 @@ import typer
 
 from cupola.compiler.cli import parameters as p
 from cupola.compiler.cli.cold_start import NUM_TOKENS, ColdStart, measure_cold_start
+from cupola.compiler.cli.package_app import APPS, package_app
 from cupola.compiler.package.archive import Member
 from cupola.compiler.package.contents import FOLDER, Contents, choose_contents
 from cupola.compiler.package.runtime_files import ROOT, requirements
@@ -38,6 +39,10 @@ Architectures = Annotated[
 License = Annotated[
     Path | None,
     typer.Option("--license", help="The model's licence, a text with its name in the first line, if its source states none."),
+]
+App = Annotated[
+    str | None,
+    typer.Option("--app", help=f"Make an app's project instead, to be built elsewhere: {', '.join(APPS)}.", show_default=False),
 ]
 Measure = Annotated[bool, typer.Option("--cold-start/--no-cold-start", help="Time a new process's first answer, if one runs here.")]
 
@@ -69,9 +74,17 @@ def package(
     arch: Architectures = None,
     license: License = None,
     measure: Measure = True,
+    app: App = None,
     as_json: p.Json = False,
 ) -> None:
-    """Put an artifact and what runs it into a package, for machines that have Python and nothing of cupola."""
+    """Put an artifact and what runs it into a package, for machines that have Python and nothing of cupola; or into an app's project."""
+    if app is not None:
+        refused = (("wheel", wheel), ("zip", zip_file), ("os", os), ("arch", arch))
+        if field := next((field for field, value in refused if value), None):
+            raise OptionError("goes not with --app", field=field, fix="make the one, then the other")
+        made_app = package_app(app, Artifact.open(artifact), out, name=name, version=version, license=_license(license))
+        typer.echo(json.dumps({"packages": [asdict(made_app)]}) if as_json else made_app.text())
+        return
     contents = choose_contents(
         Artifact.open(artifact), name=name, version=version, systems=_split(os), architectures=_split(arch), license=_license(license)
     )

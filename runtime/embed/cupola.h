@@ -1,5 +1,5 @@
 /* An artifact in an app: open a model, feed a session tokens, read logits. C, without Python; `docs/embedding-in-an-app.md` has callers in
-   C, Swift and Kotlin. The app brings the tokenizer: here there are token ids alone.
+   C, Swift and Java. The app brings the tokenizer: here there are token ids alone.
 
    This interface is kept: functions keep their names, parameters and meaning, and new ones are added. CUPOLA_API grows with each addition. */
 #ifndef CUPOLA_H

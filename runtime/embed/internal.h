@@ -38,8 +38,8 @@ void *library_symbol(void *library, const char *name);
 int32_t count_cores(void);
 enum { MOST_CORES = 1024 };
 /* How many threads there should be, `wanted` or as many as there are fast cores, and the cores to run them on; none are any. `root` is the
-   folder whose sys is read. */
-int32_t choose_cores(const char *root, int32_t wanted, int32_t cores[MOST_CORES], int32_t *num_cores);
+   folder whose sys is read; `cores` has room for MOST_CORES. */
+int32_t choose_cores(const char *root, int32_t wanted, int32_t *cores, int32_t *num_cores);
 const char *system_name(void);                /* linux, android, macos, windows */
 const char *architecture_name(void);          /* as LLVM has it */
 int has_feature(const char *name);            /* in Linux's words */

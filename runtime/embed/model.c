@@ -203,7 +203,11 @@ static void start_threads(cupola_model *m, int32_t (*set_threads)(int32_t), int3
 static int bind_library(cupola_model *m, const char *folder, const json *chosen, int32_t num_threads, char *message) {
   char path[MAX_PATH_BYTES], problem[CUPOLA_MESSAGE_BYTES];
   if (snprintf(path, sizeof path, "%s/%s", folder, json_text(chosen, "file")) >= (int)sizeof path) return FAIL(message, "the path is too long"), -1;
-  if (!(m->library = open_library(path, problem))) return FAIL(message, "%s: %s", path, problem), -1;
+  file_map map = {0};
+  int is_there = map_file(path, &map) == 0;
+  unmap_file(&map); /* a package may bring the library where the system looks for those by name: Android's lib/arm64-v8a */
+  m->library = open_library(is_there ? path : json_text(chosen, "file"), problem);
+  if (!m->library) return FAIL(message, "%s: %s", path, problem), -1;
   int32_t (*set_threads)(int32_t) = (int32_t(*)(int32_t))library_symbol(m->library, "cupola_set_threads");
   const int32_t *abi = library_symbol(m->library, "cupola_abi");
   m->run = (run_function)library_symbol(m->library, "cupola_run");
