@@ -18,7 +18,8 @@ from cupola.targets.testing.case import SMOLLM2, lower_case
 from cupola.targets.testing.catalogue import rms_norm
 from tests.targets.metal.mach_o import ARM64, DYLIB, read_dylib
 
-OURS = {f"cupola_{name}" for name in ("abi", "run", "run_calls", "set_threads", "workspace_bytes", "kernel_rms_norm_576")}
+NAMES = ("abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "workspace_bytes", "kernel_rms_norm_576")
+OURS = {f"cupola_{name}" for name in NAMES}
 PAGE = 0x4000
 BIONIC = Path("targets/native/bionic")
 
