@@ -69,7 +69,7 @@ def package_app(app: str, artifact: Artifact, out: Path, *, name: str | None, ve
         artifact_bytes=sizes["assets"],
         library_bytes=sizes["jniLibs"],
         other_bytes=sizes[""],
-        libraries=tuple(f"{library.target.device} ({library.target.triple})" for library in contents.manifest.libraries),
+        libraries=tuple(f"{library.target.name} ({library.target.triple})" for library in contents.manifest.libraries),
         licenses={"cupola": "Apache-2.0", contents.manifest.source.name: contents.license_name, **FETCHED},
         has_chat_template=frame is not None,
     )

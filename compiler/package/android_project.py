@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
-from cupola import runtime
 from cupola.compiler.package.archive import Member, write_folder
 from cupola.compiler.package.contents import Contents, choose_contents
 from cupola.compiler.package.runtime_files import VERSION
@@ -14,7 +14,7 @@ from cupola.runtime.artifact.folder import Artifact
 from cupola.runtime.artifact.manifest import HOST, TOKENIZER, LibrarySpec
 from cupola.runtime.errors import OptionError
 from cupola.runtime.machine import architecture, system_of
-from cupola.targets.native.systems import ANDROID
+from cupola.targets.native.systems import ANDROID, PHONES
 
 FETCHED = {"ai.djl.huggingface:tokenizers, ai.djl.android:tokenizer-native (fetched by Gradle)": "Apache-2.0"}
 _ABIS = {"aarch64": "arm64-v8a", "x86_64": "x86_64"}  # https://developer.android.com/ndk/guides/abis
@@ -46,7 +46,7 @@ def choose_android(artifact: Artifact, *, name: str | None, version: str, licens
     libraries = [library.target for library in artifact.manifest.libraries]
     if not any(system_of(target.triple) == ANDROID.name and target.kind == HOST for target in libraries):
         problem = f"has no library for Android's CPUs, but for {', '.join(target.name for target in libraries)}"
-        fix = "make one: cupola compile SOURCE --target cpu:dotprod@android,cpu:neon@android"
+        fix = f"make one: cupola compile SOURCE --target {PHONES}"
         raise OptionError(problem, file=artifact.path, field="app", fix=fix)
     if not artifact.lists(TOKENIZER):
         raise OptionError("has no tokenizer, and an app takes text", file=artifact.path, field="app", fix="compile a source that has one")
@@ -58,8 +58,8 @@ def write_android_project(contents: Contents, out: Path, frame: PromptFrame | No
     facts = _facts(contents, frame)
     members = [Member(_place(name), _filled(name, facts)) for name in _PLACES]
     members.append(Member("app/build.gradle.kts", _filled("app.gradle.kts", facts)))
-    sources = Path(runtime.__file__).with_name("embed")
-    members += [Member(f"{_MAIN}/cpp/cupola/{name}", sources / name) for name in _SOURCES]
+    sources = resources.files("cupola.runtime.embed")
+    members += [Member(f"{_MAIN}/cpp/cupola/{name}", (sources / name).read_bytes()) for name in _SOURCES]
     code = {library.file: library for library in contents.manifest.libraries}
     for member in contents.artifact_members(""):
         file = member.name.removeprefix("/")

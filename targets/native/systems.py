@@ -66,6 +66,8 @@ ANDROID = System(
     ("-fPIC", "-isystem", str(_BIONIC)), ("-nostdlib", _STAYS, _WHOLE, "-Wl,-z,max-page-size=16384"), "Android 10",
     libraries=("c", "m"))  # fmt: skip
 
+PHONES = "cpu:dotprod@android,cpu:neon@android"  # targets for Android's phones, the best first
+
 SYSTEMS = {system.name: system for system in (LINUX, MACOS, WINDOWS, ANDROID)}
 
 

@@ -47,16 +47,14 @@ public final class Model implements AutoCloseable {
         long session = Native.openSession(address, most);
         try {
             int[] fed = prompt;
-            for (int length = prompt.length; length <= most; ++length) {
+            int length = prompt.length;
+            do {
                 int token = Native.next(address, session, fed);
                 if (token < 0 || !listener.onToken(token)) {
                     return;
                 }
                 fed = new int[] {token};
-                if (length == most) {
-                    return;
-                }
-            }
+            } while (++length < most);
         } finally {
             Native.closeSession(session);
         }

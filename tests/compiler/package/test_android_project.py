@@ -5,6 +5,7 @@ Gradle, Kotlin's compiler for its scripts, and Android's SDK are not here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import cupola
 from cupola.compiler.cli.app import run
 from cupola.compiler.package.android_project import PromptFrame, choose_android, write_android_project
 from cupola.runtime.artifact.folder import Artifact
-from cupola.runtime.artifact.manifest import MANIFEST, DeviceSpec, LibrarySpec
+from cupola.runtime.artifact.manifest import MANIFEST, DeviceSpec, FileSpec, LibrarySpec
 from cupola.runtime.errors import OptionError
 from cupola.targets.native.link import compiler_for
 from cupola.targets.native.systems import LINUX
@@ -61,7 +62,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         (made.path / f"lib.{name}-android.so").write_bytes(b"\x7fELF")
         target = DeviceSpec(f"cpu:{name}@android", "cpu", name, f"{machine}-unknown-linux-android", features)
         more.append(LibrarySpec(f"lib.{name}-android.so", library.plan, target))
-        files.append(replace(made.manifest.files[0], name=f"lib.{name}-android.so", num_bytes=4))
+        files.append(FileSpec(f"lib.{name}-android.so", 4, hashlib.sha256(b"\x7fELF").hexdigest()))
     manifest = replace(made.manifest, libraries=(library, *more), files=(*made.manifest.files, *files))
     (made.path / MANIFEST).write_text(manifest.to_json())
     return Artifact(made.path, manifest)
@@ -119,11 +120,11 @@ def test_its_c_compiles_as_androids(project: Path, tmp_path: Path) -> None:
     """By another C library's headers: Android's come with its NDK."""
     include = java_home() / "include"
     compiler = compiler_for(LINUX, "riscv64")[:-1]  # ziglang's, which has headers for musl
-    flags = ["aarch64-linux-musl", "-D__ANDROID__", "-std=gnu11", "-fsyntax-only", "-Wall", "-Werror=implicit-function-declaration"]
-    folders = ["-I", str(include), "-I", str(include / "linux"), "-I", str(project / CPP / "cupola")]
-    sources = [str(source) for source in sorted((project / CPP).rglob("*.c"))]
-    done = subprocess.run([*compiler, *flags, *folders, *sources], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    flags = ["aarch64-linux-musl", "-D__ANDROID__", "-std=gnu11", "-c", "-Wall", "-Werror=implicit-function-declaration"]
+    flags += ["-I", str(include), "-I", str(include / "linux"), "-I", str(project / CPP / "cupola"), "-o", str(tmp_path / "made.o")]
+    for source in sorted((project / CPP).rglob("*.c")):
+        done = subprocess.run([*compiler, *flags, str(source)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def compile_java(classes: Path, *sources: Path) -> None:
