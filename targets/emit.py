@@ -62,9 +62,9 @@ def lane_index(start: Value | int, lanes: int) -> Value:
 
 
 def splat(value: Value | float, lanes: int) -> Value:
-    """`value` in every lane."""
+    """`value` in every lane; a vector that has so many stays as it is."""
     value = T.float32(value) if isinstance(value, (int, float)) else value
-    return value if lanes == 1 else T.broadcast(value, lanes)
+    return value if lanes_of(value) == lanes else T.broadcast(value, lanes)
 
 
 def int_splat(value: int, lanes: int) -> Value:

@@ -27,6 +27,7 @@ class ISA:
         bf16_tiles: whether many rows of what may be rounded are multiplied in bfloat16, by `tiles.py`; a row's bits then depend on how
             many stand beside it.
         int8_dot: the instruction that `dot.py` multiplies bytes with, "" if there is none.
+        int8_pairs: whether another one multiplies two rows by two columns of bytes, as `int8_pairs.py` does with many rows.
         cpu: the processor, as LLVM calls it, whose instructions take what time.
         abi: how functions are called, as LLVM calls it, where an architecture has several.
         alike: the one whose kernels these are; LLVM makes other code of them.
@@ -44,6 +45,7 @@ class ISA:
     f16_convert: bool = True
     int8_dot: str = ""
     int8_row_tile: int = 6
+    int8_pairs: bool = False
     bf16_tiles: bool = False
     cpu: str = ""
     abi: str = ""
@@ -53,6 +55,12 @@ class ISA:
     def batch_invariant(self) -> bool:
         """True if a row of every result has the same bits whatever rows stand beside it."""
         return not self.bf16_tiles
+
+    @property
+    def int8_lanes(self) -> int:
+        """How many words of four bytes are read at once where int8 is multiplied. Arm's dot products take a lane of a vector for all of
+        theirs, where x86-64's take a word from memory."""
+        return self.lanes if self.architecture == "aarch64" else 1
 
 
 _AVX2 = ("avx2", "fma", "f16c")
@@ -71,11 +79,14 @@ ISAS = (
         int8_dot="vpdpbusd"),
     ISA("avx2", "x86-64 with AVX2 and FMA", "x86_64", 8, 16, 6, _AVX2, _AVX2, int8_dot="maddubs"),
     ISA("generic", "any x86-64", "x86_64", 4, 16, 6, fma=False, f16_convert=False),
+    ISA("i8mm", "64-bit Arm with matrix products of int8 (Armv8.6)", "aarch64", 4, 32, 6, ("asimd", "asimddp", "i8mm"),
+        ("neon", "dotprod", "i8mm"), int8_dot="sdot", int8_row_tile=8, int8_pairs=True),
     ISA("apple-m1", "Apple's M1 and later", "aarch64", 4, 32, 6,
-        ("asimd", "asimddp", "asimdhp", "fphp", "atomics", "lrcpc", "fcma", "jscvt"), int8_dot="sdot", cpu="apple-m1", alike="dotprod"),
+        ("asimd", "asimddp", "asimdhp", "fphp", "atomics", "lrcpc", "fcma", "jscvt"), int8_dot="sdot", int8_row_tile=8,
+        cpu="apple-m1", alike="dotprod"),
     ISA("dotprod", "64-bit Arm with dot products", "aarch64", 4, 32, 6, ("asimd", "asimddp"), ("neon", "dotprod"),
-        int8_dot="sdot"),
-    ISA("neon", "any 64-bit Arm", "aarch64", 4, 32, 6, ("asimd",), ("neon",)),
+        int8_dot="sdot", int8_row_tile=8),
+    ISA("neon", "any 64-bit Arm", "aarch64", 4, 32, 6, ("asimd",), ("neon",), int8_dot="smull"),
     ISA("riscv64", "64-bit RISC-V (RV64GC)", "riscv64", 4, 32, 6, attributes=("m", "a", "f", "d", "c"), fma=False, f16_convert=False,
         cpu="generic-rv64", abi="lp64d", alike="generic"),
 )  # fmt: skip

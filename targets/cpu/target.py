@@ -49,7 +49,7 @@ def _named(isa: ISA) -> TargetEntry:
 
 
 # By system, what tests run (tests/runtime/embed), and whose libraries they look into (tests/targets/native/test_systems.py).
-_EMULATED = {"linux": ("dotprod", "neon", "riscv64"), "windows": ("avx2",)}
+_EMULATED = {"linux": ("i8mm", "dotprod", "neon", "riscv64"), "windows": ("avx2",)}
 _INSPECTED = {"macos": ("dotprod", "apple-m1"), "android": ("dotprod",)}
 
 

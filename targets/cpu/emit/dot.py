@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.emit.simd import Buffer, Value, lanes_of, name
+from cupola.targets.cpu.emit.simd import Buffer, Value, lanes_of, name, splat
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.packing import PANEL
 from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, SLICE, Codes, first_byte, integers_of
@@ -78,9 +78,10 @@ class Weights:
         return not table or (integers_of(table) is not None and (isa.architecture, isa.lanes) in _LOOKUPS)
 
     def dot(self, total: Value, weights: Value, quad: Value) -> Value:
-        """`total` (int32, a lane a column) plus the products of a vector of weights and an int32 that holds four activations."""
+        """`total` (int32, a lane a column) plus the products of a vector of weights and an int32, perhaps in every lane, that holds four
+        activations."""
         lanes = self.isa.lanes
-        spread = T.reinterpret(f"int8x{4 * lanes}", T.broadcast(quad, lanes))
+        spread = T.reinterpret(f"int8x{4 * lanes}", splat(quad, lanes))
         return _DOTS[self.isa.int8_dot](self.isa, self.codes, total, weights, spread)
 
     def _bytes(self, source: Buffer, panel: Value, group: Value, start: Value) -> Value:
@@ -171,6 +172,14 @@ def _sdot(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> Val
     return _intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, weights, x)
 
 
+def _smulls(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> Value:
+    """Products of two columns' bytes in 16 bits, neighbours added in 16 bits, which 2 · 128 · 127 fits, and those in 32."""
+    halves = [[T.Shuffle([value], list(range(first, first + 8))) for value in (weights, x)] for first in (0, 8)]
+    products = [_intrinsic("int16x8", "llvm.aarch64.neon.smull.v8i16", *half) for half in halves]
+    pairs = _intrinsic("int16x8", "llvm.aarch64.neon.addp.v8i16", *products)
+    return total + _intrinsic("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", pairs)
+
+
 def _widened(isa: ISA, codes: Codes, total: Value, weights: Value, x: Value) -> Value:
     """Without an instruction: every fourth byte at a time, in 32 bits."""
     words, others = (T.reinterpret(f"int32x{isa.lanes}", value) for value in (weights, x))
@@ -190,7 +199,7 @@ _PAIRS = {
     8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
     16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
 }
-_DOTS: dict[str, Dot] = {"vpdpbusd": _vpdpbusd, "maddubs": _maddubs, "sdot": _sdot, "": _widened}
+_DOTS: dict[str, Dot] = {"vpdpbusd": _vpdpbusd, "maddubs": _maddubs, "sdot": _sdot, "smull": _smulls, "": _widened}
 
 
 def _fused(function: str) -> PairDot:

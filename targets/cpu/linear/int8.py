@@ -36,6 +36,7 @@ from cupola.targets.cpu.emit.simd import CACHE_LINE, ROUND, ROUND_BITS, Buffer, 
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.amx import TileProduct
 from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
+from cupola.targets.cpu.linear.int8_pairs import PAIR_TILES, PairedRows, PairTile
 from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.linear.packing import AHEAD, PANEL, is_static
 from cupola.targets.cpu.linear.panels import SLICE_BLOCK, PackedPanel, Panel, UnpackedPanel
@@ -127,9 +128,10 @@ class Int8Product:
         """Slices of a panel in memory: whole groups."""
         return self.kernel.blocks * self.kernel.codes.slices
 
-    def allocate(self, num_rows: Value | int) -> Int8Rows:
+    def allocate(self, num_rows: Value | int, kind: type[Int8Rows] = Int8Rows) -> Int8Rows:
         codes, base = self.kernel.codes, ROUND_BITS if self.reads_as_floats else 0
-        return Int8Rows.allocate(num_rows, self.kernel.slices, self.weights.zero, base, codes.has_mins or codes.has_zeros, codes.parts)
+        others = base, codes.has_mins or codes.has_zeros, codes.parts, self.kernel.isa.int8_lanes
+        return kind.allocate(num_rows, self.kernel.slices, self.weights.zero, *others)
 
     def few(self) -> None:
         """One region: the rows, then panels. One row is rounded by every thread for itself: to wait for another core takes longer."""
@@ -247,25 +249,33 @@ class Int8Product:
 
     def many(self) -> None:
         """One region: all rows, a barrier, then panels by blocks of rows, which have as many tiles each as there can be."""
-        panels, size = self.kernel.num_panels, self.kernel.isa.int8_row_tile
-        rows = self.allocate(self.num_rows)
+        panels, rows = self.kernel.num_panels, self.allocate(self.num_rows, PairedRows if self.kernel.isa.int8_pairs else Int8Rows)
+        size = self.tiles_of(rows)[0]
         num_blocks, num_tiles = ((self.num_rows + each - 1) // each for each in (ROW_BLOCK, size))
         num_blocks, num_tiles = name(num_blocks), name(num_tiles)
         with parallel_region():
-            with shared_loop(self.num_rows) as row:
-                rows.fill(self.source, row)
+            with shared_loop(rows.padded(self.num_rows)) as row:
+                if isinstance(rows, PairedRows):
+                    rows.fill(self.source, name(T.min(row, self.num_rows - 1)), to=row)
+                else:
+                    rows.fill(self.source, row)
             with shared_loop(num_blocks * panels, barrier=False) as task:
                 block, panel = name(task // panels), name(task % panels)
                 first, end = (name(T.min(at * num_tiles // num_blocks * size, self.num_rows)) for at in (block, block + 1))
                 self.block(rows, panel, first, name(end - first), self.stream(panel, panels - panel))
 
+    def tiles_of(self, rows: Int8Rows) -> tuple[int, ...]:
+        """How many rows multiply unpacked weights together, the largest number first."""
+        return PAIR_TILES if isinstance(rows, PairedRows) else (self.kernel.isa.int8_row_tile, 4, 2, 1)
+
     def block(self, rows: Int8Rows, panel: Value, first: Value, count: Value, stream: Stream) -> None:
         """`count` rows from `first` on of one panel, the first of a stream, its slices in blocks: while one is multiplied, the next is
         asked for."""
         slices = self.kernel.slices
-        products, unpacked = local((ROW_BLOCK, PANEL)), UnpackedPanel.allocate(self.simd, self.kernel.codes)
+        products, covered = local((ROW_BLOCK, PANEL)), rows.padded(count)
+        unpacked = UnpackedPanel.allocate(self.simd, self.kernel.codes, in_pairs=isinstance(rows, PairedRows))
         packed = PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, panel)
-        with T.serial(count) as r:
+        with T.serial(covered) as r:
             for start in range(0, PANEL, self.simd.lanes):
                 self.simd.store(products, splat(0.0, self.simd.lanes), (r, start))
         with T.serial(-(-slices // SLICE_BLOCK)) as index:
@@ -279,9 +289,13 @@ class Int8Product:
                 with T.If(start == T.int64(0)), T.Then(), T.serial(size) as i:
                     self.epilogue.prefetch(panel, first + r + i)
                 ask = partial(self.fetch_ahead, stream, share, num_slices)
-                self.tile(rows, name(first + r), size, unpacked, start, num_slices, products, r, False, lambda at: ask(start + at))
+                row, beside = name(first + r), lambda at: ask(start + at)
+                if isinstance(rows, PairedRows):
+                    PairTile(self.simd, rows, unpacked, products).add(row, size, start, num_slices, r, beside)
+                else:
+                    self.tile(rows, row, size, unpacked, start, num_slices, products, r, False, beside)
 
-            in_tiles(count, (self.kernel.isa.int8_row_tile, 4, 2, 1), tile)
+            in_tiles(covered, self.tiles_of(rows), tile)
         with T.serial(count) as r:
             self.epilogue.finish(panel, first + r, r, products)
 
@@ -368,4 +382,5 @@ class Int8Product:
         all of them or, where a dot product is a single instruction, every second."""
         available, registers = PANEL // self.simd.lanes, self.kernel.isa.num_registers
         floats = rows // 2 if self.kernel.isa.int8_dot == "vpdpbusd" else rows
-        return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (rows + 1 + floats) * size + 2 <= registers))
+        others = 2 if self.kernel.isa.int8_lanes == 1 else 2 + rows  # words that are read at once
+        return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (rows + 1 + floats) * size + others <= registers))

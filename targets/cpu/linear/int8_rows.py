@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.emit.loops import reduce_sum
-from cupola.targets.cpu.emit.simd import ROUND, ROUND_BITS, Buffer, Simd, Value, local, name, pieces, splat, tree
+from cupola.targets.cpu.emit.simd import ROUND, ROUND_BITS, Buffer, Simd, Value, lanes_of, local, name, pieces, splat, tree
 from cupola.targets.cpu.linear.quantized_packing import QUAD, QUADS, SLICE
 
 
@@ -71,7 +72,7 @@ class Int8Rows:
     """Scratch for quantized rows, one buffer since TVM's pool takes its time: int32 [places, words], a place for each group of each row.
 
     Its words are `QUADS` of four int8 each, the scale (float32), `base` − zero · Σq of each of its `parts` if there is a `zero`, and
-    scale · Σq (float32) of each for weights with a min.
+    scale · Σq (float32) of each for weights with a min. They are read `lanes` at a time.
     """
 
     groups: int
@@ -80,12 +81,19 @@ class Int8Rows:
     has_mins: bool
     parts: int
     words: Buffer
+    lanes: int
+
+    @classmethod
+    def allocate(cls, num_rows: Value | int, groups: int, zero: int, base: int, has_mins: bool, parts: int, lanes: int = 1) -> Self:
+        """Room for rows, whose words are read so many at a time."""
+        num_places, width = cls.shape(num_rows, groups, 1 + parts * (bool(zero) + has_mins))
+        words = T.alloc_buffer((num_places, -(-width // lanes) * lanes), "int32", scope="global")
+        return cls(groups, zero, base, has_mins, parts, words, lanes)
 
     @staticmethod
-    def allocate(num_rows: Value | int, groups: int, zero: int, base: int, has_mins: bool, parts: int) -> Int8Rows:
-        """Room for rows."""
-        width = QUADS + 1 + parts * (bool(zero) + has_mins)
-        return Int8Rows(groups, zero, base, has_mins, parts, T.alloc_buffer((num_rows * groups, width), "int32", scope="global"))
+    def shape(num_rows: Value | int, groups: int, num_others: int) -> tuple[Value | int, int]:
+        """How many places there are, and words in each, of which `num_others` come behind the quads."""
+        return num_rows * groups, QUADS + num_others
 
     @property
     def sum_at(self) -> int:
@@ -93,24 +101,37 @@ class Int8Rows:
         return QUADS + 1 + self.parts * bool(self.zero)
 
     def quad(self, place: Value, quad: int) -> Value:
-        """Four int8 of a group."""
-        return name(self.words[place, quad])
+        """Four int8 of a group; like all words either one or, as a lane of those that are read at a time, in every lane."""
+        return name(self._word(place, quad))
 
     def scale(self, place: Value) -> Value:
         """The scale of a group's codes."""
-        return name(T.reinterpret("float32", self.words[place, QUADS]))
+        return name(self._word(place, QUADS, "float32"))
 
     def start(self, place: Value, part: int = 0) -> Value:
         """The number that sums of products of a group's part start from."""
-        return name(self.words[place, QUADS + 1 + part]) if self.zero else T.int32(self.base)
+        return name(self._word(place, QUADS + 1 + part)) if self.zero else T.int32(self.base)
 
     def sum(self, place: Value, part: int = 0) -> Value | None:
         """The sum of a group's part, if weights have mins."""
-        return name(T.reinterpret("float32", self.words[place, self.sum_at + part])) if self.has_mins else None
+        return name(self._word(place, self.sum_at + part, "float32")) if self.has_mins else None
+
+    def _word(self, place: Value, at: int, dtype: str = "int32") -> Value:
+        lane = at % self.lanes
+        if self.lanes == 1:
+            word = self.words[place, at]
+            return word if dtype == "int32" else T.reinterpret(dtype, word)
+        vector = T.reinterpret(f"{dtype}x{self.lanes}", self.words[place, T.ramp(at - lane, 1, self.lanes)])
+        return T.Shuffle([vector], [lane] * self.lanes)
 
     def place(self, row: Value, group: Value | int) -> Value:
         """Where a group of a row is."""
         return name(row * self.groups + group)
+
+    @staticmethod
+    def padded(num_rows: Value) -> Value:
+        """How many rows tiles cover, some of which repeat the last one."""
+        return num_rows
 
     def fill(
         self, source: RowSource, row: Value, beside: Callable[[Value | int], None] = lambda group: None, to: Value | None = None
@@ -134,10 +155,9 @@ class Int8Rows:
         rounded = [_round(value * inverse) for value in values]
         for index, codes in enumerate(rounded):
             packed = T.reinterpret(f"int32x{lanes // QUAD}" if lanes > QUAD else "int32", T.cast(codes, f"int8x{lanes}"))
-            first = index * lanes // QUAD
-            T.buffer_store(self.words, packed, [place, T.ramp(first, 1, lanes // QUAD) if lanes > QUAD else first])
+            self._put_quads(place, row, index * lanes // QUAD, packed)
         scale = name(largest * T.float32(1 / 127))
-        T.buffer_store(self.words, T.reinterpret("int32", scale), [place, QUADS])
+        self._put(place, row, QUADS, T.reinterpret("int32", scale))
         if not self.zero and not self.has_mins:
             return
         for part in range(self.parts):
@@ -147,9 +167,18 @@ class Int8Rows:
                 total = name(total + codes)
             total = tree(total, lambda a, b: a + b)
             if self.zero:
-                T.buffer_store(self.words, total * T.int32(-self.zero) + T.int32(self.base), [place, QUADS + 1 + part])
+                self._put(place, row, QUADS + 1 + part, total * T.int32(-self.zero) + T.int32(self.base))
             if self.has_mins:
-                T.buffer_store(self.words, T.reinterpret("int32", T.cast(total, "float32") * scale), [place, self.sum_at + part])
+                self._put(place, row, self.sum_at + part, T.reinterpret("int32", T.cast(total, "float32") * scale))
+
+    def _put_quads(self, place: Value, row: Value, first: int, packed: Value) -> None:
+        """Writes quads of a row at its place, from quad `first` on."""
+        count = lanes_of(packed)
+        T.buffer_store(self.words, packed, [place, T.ramp(first, 1, count) if count > 1 else first])
+
+    def _put(self, place: Value, row: Value, at: int, word: Value) -> None:
+        """Writes one of the words behind the quads."""
+        T.buffer_store(self.words, word, [place, at])
 
 
 def _magnitude(value: Value) -> Value:

@@ -10,6 +10,7 @@ from tvm.tirx.script import builder as T
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, local, name
 from cupola.targets.cpu.linear.factors import Factors
+from cupola.targets.cpu.linear.int8_pairs import by_pairs
 from cupola.targets.cpu.linear.packing import PANEL
 from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, Codes, first_byte
 
@@ -52,25 +53,31 @@ class PackedPanel:
 
 @dataclass(frozen=True)
 class UnpackedPanel:
-    """Some of a panel's slices as bytes and float32: int8 [slices · 1024], float32 [parts of slices, 32]: each with its group's scales."""
+    """Some of a panel's slices as bytes and float32: int8 [slices · 1024], float32 [parts of slices, 32]: each with its group's scales.
+
+    `in_pairs` a vector's place has two columns of two quads: of quads 2p and 2p + 1 the first has the first half of their columns.
+    """
 
     simd: Simd
     parts: int
     numbers: Buffer
     scales: Buffer
     mins: Buffer | None
+    in_pairs: bool
 
     @staticmethod
-    def allocate(simd: Simd, codes: Codes) -> UnpackedPanel:
+    def allocate(simd: Simd, codes: Codes, in_pairs: bool = False) -> UnpackedPanel:
         parts = codes.parts
         mins = local((SLICE_BLOCK * parts, PANEL)) if codes.has_mins or codes.has_zeros else None
-        return UnpackedPanel(simd, parts, local(SLICE_BLOCK * SLICE * PANEL, "int8"), local((SLICE_BLOCK * parts, PANEL)), mins)
+        numbers, scales = local(SLICE_BLOCK * SLICE * PANEL, "int8"), local((SLICE_BLOCK * parts, PANEL))
+        return UnpackedPanel(simd, parts, numbers, scales, mins, in_pairs)
 
     def fill(self, packed: PackedPanel, at: Value, to: Value) -> None:
         """Takes in slice `at` of a packed panel as number `to`."""
         with T.serial(PANEL // self.simd.lanes) as vector:
             column = name(vector * self.simd.lanes)
-            for quad, vector in enumerate(packed.quads(at, column)):
+            quads = packed.quads(at, column)
+            for quad, vector in enumerate(by_pairs(quads) if self.in_pairs else quads):
                 T.buffer_store(self.numbers, vector, [T.ramp(self.place(to, quad, column), 1, 4 * self.simd.lanes)])
             for part in range(self.parts):
                 self.simd.store(self.scales, packed.scale(at, column, part), (self.row(to, part), column))
