@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cupola
+from cupola.runtime.artifact.read import read_plan
 from cupola.runtime.fast_cores import choose_cores
 from cupola.runtime.machine import here
 from cupola.targets.native.link import compiler_for
@@ -19,11 +21,15 @@ from cupola.targets.native.systems import LINUX, WINDOWS, System, this_system
 from tests.checkpoints import save_tiny
 from tests.runtime.test_fast_cores import machine
 from tests.targets.emulated import emulator, run_arm_python
+from tests.targets.native.inspection import inspect_elf, inspect_mach_o, inspect_pe
 
 SOURCES = sorted((Path(cupola.__file__).parent / "runtime" / "embed").resolve().glob("*.c"))
 DOCUMENTATION = SOURCES[0].parents[2] / "docs" / "embedding-in-an-app.md"
 PROMPT, COUNT = [(7 * i + 3) % 100 for i in range(21)], 32  # an odd number of rows that goes in tiles
 FEATURES = {"max": ["asimd", "asimddp", "i8mm"], "neoverse-n1": ["asimd", "asimddp"], "cortex-a72": ["asimd"]}  # by what qemu calls them
+CHOSEN = {"max": "cpu:i8mm", "neoverse-n1": "cpu:dotprod", "cortex-a72": "cpu:neon"}
+OTHERS = ("cpu:avx2@windows", "cpu:neon@linux", "cpu:riscv64@linux", "cpu:dotprod@android", "cpu:apple-m1@macos")
+ARM = pytest.mark.by_turns(together="integers for Arm")
 ASK = """
 #include <stdio.h>
 #include "internal.h"
@@ -44,10 +50,17 @@ WINE = next((path for name in ("wine64", "/usr/lib/wine/wine64", "wine") if (pat
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
-    """With libraries for several machines over one set of weights: this machine's first."""
+    """In float32, with libraries for all systems over one set of weights: this machine's first."""
     folder = tmp_path_factory.mktemp("embed")
-    targets = ("cpu", "cpu:avx2@windows", "cpu:neon@linux", "cpu:riscv64@linux")
-    return cupola.compile(save_tiny(folder / "model", "llama"), out=folder / "artifact", target=",".join(targets))
+    return cupola.compile(save_tiny(folder / "model", "llama"), out=folder / "artifact", target=",".join(("cpu", *OTHERS)))
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory: pytest.TempPathFactory) -> cupola.Artifact:
+    """In integers, which Arm's instruction sets multiply each in its own way; tokens by AVX2 have the same bits wherever there is one."""
+    folder = tmp_path_factory.mktemp("integers")
+    targets = ",".join(("cpu:avx2", *CHOSEN.values()))
+    return cupola.compile(save_tiny(folder / "model", "llama"), out=folder / "artifact", target=targets, os="linux", quant="w4a8")
 
 
 def build(system: System, architecture: str, folder: Path, sources: Sequence[Path] = SOURCES) -> Path:
@@ -97,13 +110,25 @@ def test_threads_that_save_power_give_the_same_logits(artifact: cupola.Artifact,
     assert found == expected(artifact)
 
 
+def test_each_library_is_as_its_system_wants_it(artifact: cupola.Artifact) -> None:
+    inspect = {"macos": inspect_mach_o, "windows": inspect_pe, "android": partial(inspect_elf, is_android=True), "": inspect_elf}
+    for library in artifact.manifest.libraries:
+        kernels = {
+            f"kernel_{kernel.name}" for kernel in read_plan(artifact.path / library.plan, artifact.manifest.function("forward")).kernels
+        }
+        exports = {
+            f"cupola_{name}"
+            for name in ("abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "workspace_bytes", *kernels)
+        }
+        inspect.pop(library.target.name.partition("@")[2], inspect_elf)(artifact.path / library.file, exports)
+    assert not inspect
+
+
 @pytest.mark.skipif(WINE is None, reason="there is no wine to run a program for Windows with")
 def test_a_program_for_windows_takes_the_library_for_windows(
     artifact: cupola.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WINEPREFIX", str(tmp_path / "wine"))
-    names = ["lib.so", "lib.avx2-windows.dll", "lib.neon.so", "lib.riscv64.so"]
-    assert [library.file for library in artifact.manifest.libraries] == names
     target, found = answer([str(WINE), str(build(WINDOWS, "x86_64", tmp_path))], artifact)
     assert target == "target cpu:avx2@windows"
     assert [token for token, _ in found] == [token for token, _ in expected(artifact)]
@@ -119,9 +144,22 @@ def test_a_program_for_another_processor_takes_its_library(
     assert [token for token, _ in found] == [token for token, _ in expected(artifact)]
 
 
-def test_python_on_another_processor_gives_the_same_tokens(artifact: cupola.Artifact) -> None:
-    found = run_arm_python("max", ANSWER, artifact.path, COUNT, *PROMPT, path=SOURCES[0].parents[2])
-    assert found.split() == ["cpu:neon", *(str(token) for token, _ in expected(artifact))]
+@ARM
+def test_programs_for_arm_take_what_a_processor_has_with_the_same_bits(integers: cupola.Artifact, tmp_path: Path) -> None:
+    run = {processor: emulator("aarch64", processor, Path("/usr/aarch64-linux-gnu")) for processor in CHOSEN}
+    program = build(LINUX, "aarch64", tmp_path)
+    found = {processor: answer([*run[processor], str(program)], integers) for processor in CHOSEN}
+    assert {processor: target for processor, (target, _) in found.items()} == {p: f"target {target}" for p, target in CHOSEN.items()}
+    first, *others = (tokens for _, tokens in found.values())
+    assert all(tokens == first for tokens in others)
+    assert [token for token, _ in first] == [token for token, _ in expected(integers)]
+
+
+@ARM
+@pytest.mark.parametrize("processor", CHOSEN)
+def test_python_on_arm_takes_what_a_processor_has(processor: str, integers: cupola.Artifact) -> None:
+    found = run_arm_python(processor, ANSWER, integers.path, COUNT, *PROMPT, path=SOURCES[0].parents[2])
+    assert found.split() == [CHOSEN[processor], *(str(token) for token, _ in expected(integers))]
 
 
 @pytest.mark.parametrize("processor", FEATURES)
