@@ -26,7 +26,7 @@ class Pace:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.seconds_per_token = 0.0 if tokens_per_second is None else 1 / tokens_per_second
-        self._clock, self._sleep, self._due = clock, sleep, 0.0
+        self._clock, self._sleep, self._due, self._waits = clock, sleep, 0.0, False
 
     def delay(self) -> float:
         """Seconds until the next step is due."""
@@ -34,13 +34,16 @@ class Pace:
 
     def begin(self, *, waits: bool) -> None:
         """Begins a step: with `waits` when it is due, else now, as one that someone waits for the first token of."""
-        if not self.seconds_per_token:
+        self._waits = waits
+        if not (self.seconds_per_token and waits):
             return
-        if waits and (delay := self.delay()):
+        if delay := self.delay():
             self._sleep(delay)
         else:
-            self._due = max(self._due, self._clock() - (LATE if waits else 0.0))
+            self._due = max(self._due, self._clock() - LATE)
 
     def count(self, num_tokens: int) -> None:
-        """Takes in that a step brought so many tokens."""
+        """Takes in that the step brought so many tokens: those of a prompt now, however long it took."""
+        if self.seconds_per_token and not self._waits:
+            self._due = max(self._due, self._clock())
         self._due += num_tokens * self.seconds_per_token
