@@ -17,11 +17,9 @@ Where dot products are single instructions, integers begin at the bits of 1.5 ·
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TypeAlias
 
 import tvm
 from tvm import relax
@@ -31,7 +29,7 @@ from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.cpu.emit.dot import Weights
-from cupola.targets.cpu.emit.loops import Claims, Threads, in_even_tiles, in_tiles, padded, parallel_region, shared_loop
+from cupola.targets.cpu.emit.loops import in_even_tiles, in_tiles, padded, parallel_region, shared_loop
 from cupola.targets.cpu.emit.simd import CACHE_LINE, ROUND, ROUND_BITS, Buffer, Register, Simd, Value, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.amx import TileProduct
@@ -42,11 +40,10 @@ from cupola.targets.cpu.linear.packing import AHEAD, PANEL, is_static
 from cupola.targets.cpu.linear.panels import SLICE_BLOCK, PackedPanel, Panel, UnpackedPanel
 from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, codes_of, pack_groups
 from cupola.targets.cpu.linear.shape import QuantizedShape, packed_bias, quantized_shape, residual_of
-from cupola.targets.cpu.linear.stream import ABREAST_AHEAD, Shares, Stream, panels_abreast
+from cupola.targets.cpu.linear.stream import ABREAST, ABREAST_AHEAD, BLOCK, Run, Runs, Shares, Stream, panels_abreast
 from cupola.targets.emit import argument
 from cupola.targets.ops import GatedLinear, Linear
 
-Cover: TypeAlias = Callable[[Value, tuple[int, ...], Callable[[Value, int], None]], None]  # `in_tiles`, `in_even_tiles`
 FEW = MANY - 1  # rows
 ROW_BLOCK = 192  # rows of a task: their activations stay in L2 while panels stream by
 FIRST = 8192  # bytes of weights that are asked for before anything else
@@ -139,7 +136,7 @@ class Int8Product:
             with T.Then():
                 self.one(Shares.allocate(self.kernel.num_panels, self.abreast))
             with T.Else():
-                self.several(Claims.allocate(Threads.of_region(), T.int64(self.kernel.num_panels)))
+                self.several(Runs.allocate(self.kernel.num_panels))
 
     def one(self, shares: Shares) -> None:
         """One row."""
@@ -156,20 +153,65 @@ class Int8Product:
                 panel = name(shares.first_single + task)
                 known.panel(rows, panel, self.stream(panel, shares.single.left_of(thread, task)), (1,))
 
-    def several(self, claims: Claims) -> None:
+    def several(self, runs: Runs) -> None:
         """One region: the rows, a barrier, then panels."""
-        sizes, threads = self.few_tiles, claims.threads
+        sizes, threads = self.few_tiles, runs.claims.threads
         rows, count = self.allocate(FEW + sizes[0]), padded(self.num_rows, sizes[0])
         with parallel_region():
             with threads.each(barrier=False) as thread:
-                panel = name(threads.first(thread, claims.count))
-                self.fetch_first(self.stream(panel, claims.left_of(thread, panel)), AHEAD)
+                first, size = runs.first(thread), self.first_of_block(1)
+                with T.serial(first.count * size) as at:
+                    self.fetch_turn(first, T.int64(0), at)
             with shared_loop(count) as row:  # tiles may want more rows than there are
                 rows.fill(self.source, name(T.min(row, self.num_rows - 1)), to=row)
-            with threads.each(barrier=False) as thread, claims.each(thread) as panel:
-                self.panel(rows, panel, self.stream(panel, claims.left_of(thread, panel)), sizes, in_even_tiles)
+            with threads.each(barrier=False) as thread, runs.each(thread) as (run, following):
+                self.run(rows, run, following, count, sizes)
 
-    def panel(self, rows: Int8Rows, panel: Value, stream: Stream, sizes: tuple[int, ...], cover: Cover = in_tiles) -> None:
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that a panel's slices are multiplied in: of one super-block each, or of about BLOCK slices."""
+        each = self.kernel.codes.slices
+        return -(-self.stream_slices // max(each, BLOCK))
+
+    def first_of_block(self, block: Value | int) -> Value | int:
+        """The first slice of a block, or past the last the number of slices."""
+        return block * self.kernel.blocks // self.num_blocks * self.kernel.codes.slices
+
+    def run(self, rows: Int8Rows, run: Run, following: Run, num_padded: Value, sizes: tuple[int, ...]) -> None:
+        """All rows of panels side by side, in tiles of `sizes`; `following` are probably the next."""
+        products = local((ABREAST * (FEW + sizes[0]), PANEL))
+        with T.serial(run.count) as i, T.serial(self.num_rows) as row:
+            self.epilogue.prefetch(name(run.first + i), row)
+        with T.serial(run.count * num_padded) as r:
+            for column in range(0, PANEL, self.simd.lanes):
+                self.simd.store(products, splat(0.0, self.simd.lanes), (r, column))
+        with T.serial(T.int64(self.num_blocks)) as block:
+            start, stop = (name(self.first_of_block(block + end)) for end in range(2))
+            num_slices = name(T.min(stop, T.int64(self.kernel.slices)) - start)
+            is_last = name(stop >= self.stream_slices)
+            ahead, from_slice = run.or_else(is_last, following), name(T.Select(is_last, T.int64(0), stop))
+            with T.serial(run.count) as i:
+                packed = PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, name(run.first + i))
+
+                def tile(row: Value, count: int) -> None:
+                    share = [name(start + end * num_slices // self.num_rows) for end in (row, row + count)]
+
+                    def fetch(at: Value) -> None:
+                        with T.If(T.And(at >= share[0], at < share[1])), T.Then():
+                            self.fetch_turn(ahead, from_slice, name(i * num_slices + at - start))
+
+                    self.tile(rows, row, count, packed, start, num_slices, products, name(i * num_padded + row), False, fetch)
+
+                in_even_tiles(self.num_rows, sizes, tile)
+        with T.serial(run.count) as i, T.serial(self.num_rows) as row:
+            self.epilogue.finish(name(run.first + i), row, name(i * num_padded + row), products)
+
+    def fetch_turn(self, run: Run, start: Value, at: Value) -> None:
+        """Asks for slice `at` of those that a run's panels have from slice `start` on, taken in turns."""
+        panel, down = run.turn(at)
+        self.fetch_slice(panel, name(start + down), near=2)
+
+    def panel(self, rows: Int8Rows, panel: Value, stream: Stream, sizes: tuple[int, ...]) -> None:
         """All rows of a panel, whose weights come from memory as the first ones of a stream, in tiles of `sizes`."""
         with T.serial(self.num_rows) as row:
             self.epilogue.prefetch(panel, row)
@@ -182,10 +224,10 @@ class Int8Product:
             self.tile(
                 rows, row, count, packed, T.int64(0), slices, products, T.int64(0), True, partial(self.fetch_ahead, stream, share, ahead)
             )
-            with T.serial(T.int64(count) if cover is in_tiles else T.min(T.int64(count), self.num_rows - row)) as r:
+            with T.serial(T.int64(count)) as r:
                 self.epilogue.finish(panel, row + r, r, products)
 
-        cover(self.num_rows, sizes, tile)
+        in_tiles(self.num_rows, sizes, tile)
 
     @property
     def abreast(self) -> int:
@@ -200,7 +242,7 @@ class Int8Product:
         panels = [PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, name(start + i)) for i in range(self.abreast)]
         columns = [T.int64(column) for column in range(0, PANEL, lanes)]
         sums = [[Register(lanes) for _ in columns] for _ in panels]
-        with self.each_slice(self.kernel.slices, by_block=True) as at:
+        with panels[0].each_slice(T.int64(0), self.kernel.slices) as (at, _):
             self.fetch_abreast(start, following, at)
             for panel, totals in zip(panels, sums, strict=True):
                 self.add_slice(rows, row, at, panel, at, columns, [totals])
@@ -316,25 +358,12 @@ class Int8Product:
         with T.serial(PANEL // lanes // vectors) as part:
             columns = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
             sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
-            with self.each_slice(num_slices, by_block=fresh) as at:
+            with panel.each_slice(start, num_slices) as (of_rows, at):
                 beside(at)
-                self.add_slice(rows, row, start + at, panel, at, columns, sums)
+                self.add_slice(rows, row, of_rows, panel, at, columns, sums)
             for i in range(size):
                 for column, total in zip(columns, sums[i], strict=True):
                     self.simd.store(products, total.get(), (r + i, column))
-
-    @contextmanager
-    def each_slice(self, num_slices: Value | int, by_block: bool) -> Iterator[Value]:
-        """A loop over slices; of a packed panel, over its super-blocks, and those of each: so a slice's place in one is no division."""
-        each = self.kernel.codes.slices
-        if not by_block or not self.kernel.codes.format.super_size:
-            with T.serial(num_slices) as at:
-                yield at
-        else:
-            with T.serial(-(-num_slices // each)) as block:
-                whole = num_slices % each == 0
-                with T.serial(each if whole else T.min(T.int64(each), T.int64(num_slices) - block * each)) as at:
-                    yield block * each + at
 
     def first_sum(self, products: Buffer, r: Value, column: Value, fresh: bool) -> Register:
         total = Register(self.simd.lanes, 0.0 if fresh else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +22,8 @@ SLICE_BLOCK = 24  # slices of a panel that are unpacked at once: 24 KB, which st
 class Panel(Protocol):
     """Where a tile has a panel's weights from."""
 
+    def each_slice(self, start: Value | int, count: Value | int) -> AbstractContextManager[tuple[Value, Value]]: ...
+
     def quads(self, at: Value, column: Value) -> list[Value]: ...
 
     def scale(self, at: Value, column: Value, part: int) -> Value: ...
@@ -36,6 +40,21 @@ class PackedPanel:
     weights: Weights
     weight: Buffer
     panel: Value
+
+    @contextmanager
+    def each_slice(self, start: Value | int, count: Value | int) -> Iterator[tuple[Value, Value]]:
+        """A loop over slices from `start` on: twice its place in the panel. It goes over super-blocks, with one of which it begins, and
+        those of each: so a slice's place in one is no division."""
+        each = self.codes.slices
+        if not self.codes.format.super_size:
+            with T.serial(count) as at:
+                yield (start + at, start + at)
+            return
+        with T.serial(-(-count // each)) as block:
+            whole = isinstance(count, int) and count % each == 0
+            with T.serial(each if whole else T.min(T.int64(each), T.int64(count) - block * each)) as at:
+                place = (start // each + block) * each + at
+                yield (place, place)
 
     def quads(self, at: Value, column: Value) -> list[Value]:
         return self.weights.unpack(self.weight, self.panel, at, column)
@@ -83,6 +102,12 @@ class UnpackedPanel:
                 self.simd.store(self.scales, packed.scale(at, column, part), (self.row(to, part), column))
                 if self.mins is not None:
                     self.simd.store(self.mins, packed.min(at, column, part), (self.row(to, part), column))
+
+    @contextmanager
+    def each_slice(self, start: Value | int, count: Value | int) -> Iterator[tuple[Value, Value]]:
+        """A loop over the unpacked slices, of which the first is number `start` of the panel: that of each, and its place here."""
+        with T.serial(count) as at:
+            yield (start + at, at)
 
     def place(self, at: Value, quad: int, column: Value) -> Value:
         return at * SLICE * PANEL + first_byte(quad, column)

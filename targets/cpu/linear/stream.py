@@ -1,11 +1,15 @@
 """Packed weights in the order in which a thread reads them, and how threads share them.
 
 A core has a number of reads under way at most, and what its prefetcher foresees ends with a page. From one place in memory it is given too
-few. A single row is therefore multiplied with several panels abreast, each of which comes from a page of its own.
+few. Few rows are therefore multiplied with several panels abreast, each of which comes from a page of its own: a single one with a slice of
+each after another, several, whose sums registers don't hold, with a block of slices of each, while the next blocks are asked for slice by
+slice in turns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
@@ -17,6 +21,7 @@ from cupola.targets.cpu.linear.packing import PANEL
 
 ABREAST = 4  # panels
 ABREAST_AHEAD = 3  # slices of each that are asked for before those that are multiplied: they go to L1, which holds no more
+BLOCK = 8  # slices of a panel that several rows are multiplied with before the next panel's: what four of them want of rows stays in L1
 
 
 def panels_abreast(isa: ISA) -> int:
@@ -79,3 +84,50 @@ class Shares:
     def after(self, thread: Value, task: Value) -> Value:
         """The panels that a thread probably reads after `size` of them: the next of its share, or the same if there are none."""
         return name(T.Select(self.wide.left_of(thread, task) > 1, task + 1, task) * self.size)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Panels side by side, up to ABREAST: `count` of them from `first` on, or none."""
+
+    first: Value
+    count: Value
+
+    def or_else(self, condition: Value, other: Run) -> Run:
+        """This one, or if a condition holds another one."""
+        return Run(name(T.Select(condition, other.first, self.first)), name(T.Select(condition, other.count, self.count)))
+
+    def turn(self, at: Value) -> tuple[Value, Value]:
+        """A panel and which of its slices comes as number `at`, up to 63, if each panel's first comes before each panel's second."""
+        down = name(at * (T.int64(255) // T.max(self.count, T.int64(1)) + 1) >> 8)  # at // count
+        return name(self.first + at - down * self.count), down
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A layer's panels for threads to claim as runs, of which there are as many for each thread."""
+
+    claims: Claims
+    num_panels: int
+
+    @staticmethod
+    def allocate(num_panels: int) -> Runs:
+        """Before the region."""
+        threads = Threads.of_region()
+        most = threads.count * ABREAST
+        return Runs(Claims.allocate(threads, name((num_panels + most - 1) // most * threads.count)), num_panels)
+
+    def run(self, index: Value) -> Run:
+        """A run by its number."""
+        first, stop = (name((index + end) * self.num_panels // self.claims.count) for end in range(2))
+        return Run(first, name(stop - first))
+
+    def first(self, thread: Value) -> Run:
+        """What a thread begins with."""
+        return self.run(name(self.claims.threads.first(thread, self.claims.count)))
+
+    @contextmanager
+    def each(self, thread: Value) -> Iterator[tuple[Run, Run]]:
+        """The runs that a thread claims, each with the one that it probably reads next: the same if there is none."""
+        with self.claims.each(thread) as task:
+            yield self.run(task), self.run(name(T.Select(self.claims.left_of(thread, task) > 1, task + 1, task)))
