@@ -59,7 +59,7 @@ def _build(mixture: Mixture, shape: Int8Shape) -> tvm.tirx.PrimFunc:
         source = _Rows(simd, x, shape.depth, None, 0.0, mixture.choices, mixture.is_shared)
         routing = Routing.sort(index, n, mixture.num_experts, mixture.choices, tiles.MANY if in_tiles else 0)
         runs = routing.runs(shape.num_panels, n <= T.int64(FEW), panels_abreast(shape.isa))
-        product = Int8Product(shape, simd, weight, whole, source, Weights(shape.isa, shape.codes), n)
+        product = Int8Product(shape, simd, Weights(shape.isa, shape.codes), weight, whole, source, n)
         in_bf16 = GroupProduct(simd, weight, shape.codes, shape.slices, source, whole, n, mixture.divisor) if in_tiles else None
         _multiply(mixture, product, in_bf16, runs, index)
 

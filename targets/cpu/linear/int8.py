@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import TypeAlias
 
 import tvm
 from tvm import relax
@@ -30,20 +31,22 @@ from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.loops import in_even_tiles, in_tiles, padded, parallel_region, shared_loop
-from cupola.targets.cpu.emit.simd import CACHE_LINE, ROUND, ROUND_BITS, Buffer, Register, Simd, Value, local, name, prim_func, splat
+from cupola.targets.cpu.emit.simd import CACHE_LINE, ROUND_BITS, Buffer, Register, Simd, Value, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.amx import TileProduct
 from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
 from cupola.targets.cpu.linear.int8_pairs import PAIR_TILES, PairedRows, PairTile
 from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
+from cupola.targets.cpu.linear.int8_tiles import Int8Tiles
 from cupola.targets.cpu.linear.packing import AHEAD, PANEL, is_static
-from cupola.targets.cpu.linear.panels import SLICE_BLOCK, PackedPanel, Panel, UnpackedPanel
-from cupola.targets.cpu.linear.quantized_packing import QUADS, SLICE, codes_of, pack_groups
+from cupola.targets.cpu.linear.panels import SLICE_BLOCK, PackedPanel, UnpackedPanel
+from cupola.targets.cpu.linear.quantized_packing import SLICE, codes_of, pack_groups
 from cupola.targets.cpu.linear.shape import QuantizedShape, packed_bias, quantized_shape, residual_of
 from cupola.targets.cpu.linear.stream import ABREAST, ABREAST_AHEAD, BLOCK, Run, Runs, Shares, Stream, panels_abreast
 from cupola.targets.emit import argument
 from cupola.targets.ops import GatedLinear, Linear
 
+Cover: TypeAlias = Callable[[Value, tuple[int, ...], Callable[[Value, int], None]], None]  # `in_tiles`, `in_even_tiles`
 FEW = MANY - 1  # rows
 ROW_BLOCK = 192  # rows of a task: their activations stay in L2 while panels stream by
 FIRST = 8192  # bytes of weights that are asked for before anything else
@@ -89,7 +92,7 @@ def _build(kernel: Int8Shape) -> tvm.tirx.PrimFunc:
         simd = Simd(k.isa)
         epilogue = k.epilogue(simd, num_rows, bias, residual, k.out_dtype)
         source = RowSource(simd, x, k.depth, norm, k.epsilon)
-        product = Int8Product(k, simd, weight, epilogue, source, Weights(k.isa, k.codes), num_rows)
+        product = Int8Product(k, simd, Weights(k.isa, k.codes), weight, epilogue, source, num_rows)
         with T.If(num_rows <= T.int64(FEW)):
             with T.Then():
                 product.few()
@@ -103,22 +106,13 @@ def _build(kernel: Int8Shape) -> tvm.tirx.PrimFunc:
 
 
 @dataclass(frozen=True)
-class Int8Product:
+class Int8Product(Int8Tiles):
     """Emits the loops."""
 
-    kernel: Int8Shape
-    simd: Simd
     weight: Buffer
     epilogue: Epilogue
     source: RowSource
-    weights: Weights
     num_rows: Value
-
-    @property
-    def reads_as_floats(self) -> bool:
-        """True if sums are read as floats, of which 1.5 · 2^23 is to be taken off. A scale times that must be exact: not one of float32.
-        Where a dot product takes more than one instruction, the constant would cost a register that those need."""
-        return self.kernel.isa.int8_dot == "vpdpbusd" and self.kernel.codes.format.scale_dtype != "float32"
 
     @property
     def stream_slices(self) -> int:
@@ -134,21 +128,32 @@ class Int8Product:
         """One region: the rows, then panels. One row is rounded by every thread for itself: to wait for another core takes longer."""
         with T.If(self.num_rows == T.int64(1)):
             with T.Then():
-                self.one(Shares.allocate(self.kernel.num_panels, self.abreast))
+                if self.abreast > 1:
+                    self.one(Shares.allocate(self.kernel.num_panels, self.abreast))
+                else:
+                    replace(self, num_rows=T.int64(1)).one_by_blocks(Runs.allocate(self.kernel.num_panels))
             with T.Else():
                 self.several(Runs.allocate(self.kernel.num_panels))
 
+    def one_by_blocks(self, runs: Runs) -> None:
+        """One row, as several are multiplied: registers don't hold a slice of several panels."""
+        with parallel_region(), runs.claims.threads.each(barrier=False) as thread:
+            self.fetch_first_block(runs.first(thread))
+            rows = self.allocate(1)
+            rows.fill(self.source, T.int64(0))
+            with runs.each(thread) as (run, following):
+                self.run(rows, run, following, T.int64(1), (1,), in_tiles)
+
     def one(self, shares: Shares) -> None:
-        """One row."""
+        """One row, a slice of each of several panels after another."""
         known = replace(self, num_rows=T.int64(1))
         with parallel_region(), shares.wide.threads.each(barrier=False) as thread:
             first = shares.stream(thread, self.stream_slices)
             self.fetch_first(first, FIRST)
             rows, num_asked = self.allocate(1), FIRST // self.kernel.codes.stride
             rows.fill(self.source, T.int64(0), lambda at: self.fetch(first, at + num_asked))  # memory is busy meanwhile
-            if self.abreast > 1:
-                with shares.wide.each(thread) as task:
-                    known.panels_abreast(rows, name(task * self.abreast), shares.after(thread, task))
+            with shares.wide.each(thread) as task:
+                known.panels_abreast(rows, name(task * self.abreast), shares.after(thread, task))
             with shares.single.each(thread) as task:
                 panel = name(shares.first_single + task)
                 known.panel(rows, panel, self.stream(panel, shares.single.left_of(thread, task)), (1,))
@@ -159,9 +164,7 @@ class Int8Product:
         rows, count = self.allocate(FEW + sizes[0]), padded(self.num_rows, sizes[0])
         with parallel_region():
             with threads.each(barrier=False) as thread:
-                first, size = runs.first(thread), self.first_of_block(1)
-                with T.serial(first.count * size) as at:
-                    self.fetch_turn(first, T.int64(0), at)
+                self.fetch_first_block(runs.first(thread))
             with shared_loop(count) as row:  # tiles may want more rows than there are
                 rows.fill(self.source, name(T.min(row, self.num_rows - 1)), to=row)
             with threads.each(barrier=False) as thread, runs.each(thread) as (run, following):
@@ -177,9 +180,11 @@ class Int8Product:
         """The first slice of a block, or past the last the number of slices."""
         return block * self.kernel.blocks // self.num_blocks * self.kernel.codes.slices
 
-    def run(self, rows: Int8Rows, run: Run, following: Run, num_padded: Value, sizes: tuple[int, ...]) -> None:
-        """All rows of panels side by side, in tiles of `sizes`; `following` are probably the next."""
-        products = local((ABREAST * (FEW + sizes[0]), PANEL))
+    def run(
+        self, rows: Int8Rows, run: Run, following: Run, num_padded: Value, sizes: tuple[int, ...], cover: Cover = in_even_tiles
+    ) -> None:
+        """All rows of panels side by side, in tiles of `sizes`, that go over `num_padded` rows; `following` are probably the next."""
+        products = local((ABREAST * (1 if cover is in_tiles else FEW + sizes[0]), PANEL))
         with T.serial(run.count) as i, T.serial(self.num_rows) as row:
             self.epilogue.prefetch(name(run.first + i), row)
         with T.serial(run.count * num_padded) as r:
@@ -202,9 +207,14 @@ class Int8Product:
 
                     self.tile(rows, row, count, packed, start, num_slices, products, name(i * num_padded + row), False, fetch)
 
-                in_even_tiles(self.num_rows, sizes, tile)
+                cover(self.num_rows, sizes, tile)
         with T.serial(run.count) as i, T.serial(self.num_rows) as row:
             self.epilogue.finish(name(run.first + i), row, name(i * num_padded + row), products)
+
+    def fetch_first_block(self, run: Run) -> None:
+        """Asks for the first slices of a run, which nothing was ahead of."""
+        with T.serial(run.count * self.first_of_block(1)) as at:
+            self.fetch_turn(run, T.int64(0), at)
 
     def fetch_turn(self, run: Run, start: Value, at: Value) -> None:
         """Asks for slice `at` of those that a run's panels have from slice `start` on, taken in turns."""
@@ -341,75 +351,8 @@ class Int8Product:
         with T.serial(count) as r:
             self.epilogue.finish(panel, first + r, r, products)
 
-    def add(self, total: Register, exact: Value, low: Value | None, rows: Int8Rows, place: Value, part: int) -> None:
-        """total += exact · scale of x + low · scale · Σq of x, for a vector of columns and a part of a place in the rows."""
-        lanes = self.simd.lanes
-        total.set(self.simd.fma(exact, splat(rows.scale(place), lanes), total.get()))
-        if low is not None and (x_sum := rows.sum(place, part)) is not None:
-            total.set(self.simd.fma(low, splat(x_sum, lanes), total.get()))
-
-    def tile(
-        self, rows: Int8Rows, row: Value, size: int, panel: Panel, start: Value, num_slices: Value | int,
-        products: Buffer, r: Value, fresh: bool, beside: Callable[[Value], None],
-    ) -> None:  # fmt: skip
-        """Adds the products of `size` rows and a panel's slices from `start` on to rows `r`… of `products`, or puts them there; `beside`
-        each slice something else is done."""
-        lanes, vectors = self.simd.lanes, self.vectors_beside(size)
-        with T.serial(PANEL // lanes // vectors) as part:
-            columns = [name((part * vectors + vector) * lanes) for vector in range(vectors)]
-            sums = [[self.first_sum(products, r + i, column, fresh) for column in columns] for i in range(size)]
-            with panel.each_slice(start, num_slices) as (of_rows, at):
-                beside(at)
-                self.add_slice(rows, row, of_rows, panel, at, columns, sums)
-            for i in range(size):
-                for column, total in zip(columns, sums[i], strict=True):
-                    self.simd.store(products, total.get(), (r + i, column))
-
-    def first_sum(self, products: Buffer, r: Value, column: Value, fresh: bool) -> Register:
-        total = Register(self.simd.lanes, 0.0 if fresh else None)
-        if not fresh:
-            total.set(self.simd.load(products, (r, column)))
-        return total
-
-    def add_slice(
-        self, rows: Int8Rows, row: Value, of_rows: Value, panel: Panel, at: Value, columns: list[Value], sums: list[list[Register]]
-    ) -> None:
-        """Adds one slice's products: `of_rows` is its place in the rows, `at` that in the panel."""
-        places = [rows.place(row + i, of_rows) for i in range(len(sums))]
-        lanes, parts = self.simd.lanes, self.kernel.codes.parts
-        weights: list[list[Value]] = []
-        for part in range(parts):
-            starts = [rows.start(place, part) for place in places]
-            integers = [[Register(lanes, start, "int32") for _ in columns] for start in starts]
-            weights = weights or [panel.quads(at, column) for column in columns]
-            for quad in range(part * QUADS // parts, (part + 1) * QUADS // parts):
-                for i, totals in enumerate(integers):
-                    x = rows.quad(places[i], quad)
-                    for total, vectors in zip(totals, weights, strict=True):
-                        total.set(self.weights.dot(total.get(), vectors[quad], x))
-            for vector, column in enumerate(columns):
-                scaled, low = self.scaled(panel.scale(at, column, part)), panel.min(at, column, part)
-                for i, totals in enumerate(integers):
-                    self.add(sums[i][vector], scaled(totals[vector].get()), low, rows, places[i], part)
-
-    def scaled(self, scale: Value) -> Callable[[Value], Value]:
-        """Scales sums of products, rounding once."""
-        lanes = self.simd.lanes
-        if not self.reads_as_floats:
-            return lambda total: name(T.cast(total, f"float32x{lanes}") * scale)
-        taken_off = name(scale * splat(-ROUND, lanes))
-        return lambda total: name(self.simd.fma(T.reinterpret(f"float32x{lanes}", total), scale, taken_off))
-
     @property
     def few_tiles(self) -> tuple[int, ...]:
         """Rows of tiles whose weights come from memory: even numbers, the largest first."""
         largest = next(rows for rows in (8, 6) if 2 * rows + 3 <= self.kernel.isa.num_registers)
         return tuple(range(largest, 0, -2))
-
-    def vectors_beside(self, rows: int) -> int:
-        """Vectors of a panel whose sums of `rows` rows fit the registers: as integers all of them; as floats, which a slice touches once,
-        all of them or, where a dot product is a single instruction, every second."""
-        available, registers = PANEL // self.simd.lanes, self.kernel.isa.num_registers
-        floats = rows // 2 if self.kernel.isa.int8_dot == "vpdpbusd" else rows
-        others = 2 if self.kernel.isa.int8_lanes == 1 else 2 + rows  # words that are read at once
-        return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (rows + 1 + floats) * size + others <= registers))

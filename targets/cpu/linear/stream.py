@@ -98,8 +98,8 @@ class Run:
         return Run(name(T.Select(condition, other.first, self.first)), name(T.Select(condition, other.count, self.count)))
 
     def turn(self, at: Value) -> tuple[Value, Value]:
-        """A panel and which of its slices comes as number `at`, up to 63, if each panel's first comes before each panel's second."""
-        down = name(at * (T.int64(255) // T.max(self.count, T.int64(1)) + 1) >> 8)  # at // count
+        """A panel and which of its slices comes as number `at`, below 2^14, if each panel's first comes before each panel's second."""
+        down = name(at * (T.int64(65535) // T.max(self.count, T.int64(1)) + 1) >> 16)  # at // count
         return name(self.first + at - down * self.count), down
 
 
