@@ -18,7 +18,7 @@ from cupola.targets.cpu.linear.shape import QuantizedShape
 
 @dataclass(frozen=True)
 class Int8Tiles:
-    """Emits them."""
+    """Emits the tiles."""
 
     kernel: QuantizedShape
     simd: Simd

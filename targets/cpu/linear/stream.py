@@ -123,7 +123,7 @@ class Runs:
         return Run(first, name(stop - first))
 
     def first(self, thread: Value) -> Run:
-        """What a thread begins with."""
+        """The run that a thread begins with."""
         return self.run(name(self.claims.threads.first(thread, self.claims.count)))
 
     @contextmanager
