@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cupola.runtime.artifact.manifest import COMPILE_AGAIN
 from cupola.runtime.device.library import Library
 from cupola.runtime.errors import OptionError
-from cupola.runtime.fast_cores import choose_cores
+from cupola.runtime.system.fast_cores import choose_cores
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-/* The fast cores of machines whose cores differ, as Linux and Android tell them apart: `runtime/fast_cores.py` does the same, and says by
+/* The fast cores of machines whose cores differ, as Linux and Android tell them apart: `runtime/system/fast_cores.py` does the same, and says by
    what. Elsewhere, and where nothing tells cores apart, all are alike. */
 #define _GNU_SOURCE
 #include <sched.h>

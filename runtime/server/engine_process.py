@@ -44,13 +44,12 @@ class Channel:
 
     def receive(self, seconds: float | None) -> Iterator[m.ToEngine]:
         """The messages that have come, or do within so many seconds; with None, at least one. Raises EOFError once the server is gone."""
-        timeout = seconds
-        while self._selector.select(timeout):
+        while self._selector.select(seconds):
             data = self._socket.recv(RECEIVE_BYTES)
             if not data:
                 raise EOFError
             for frame in self._frames.push(data):
-                timeout = 0
+                seconds = 0
                 yield self._decoder.decode(frame)
 
     def send(self, message: m.ToServer) -> None:

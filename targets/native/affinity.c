@@ -1,4 +1,4 @@
-/* The cores that threads run on where cores differ: those that were chosen (`runtime/fast_cores.py`), of Linux and Android. Elsewhere the
+/* The cores that threads run on where cores differ: those that were chosen (`runtime/system/fast_cores.py`), of Linux and Android. Elsewhere the
    system chooses.
 
    Members stay on them. Who leads is a thread of the program's own: it goes there for a step, and may then run again where it could. */

@@ -14,12 +14,12 @@ import pytest
 
 import cupola
 from cupola.runtime.artifact.read import read_plan
-from cupola.runtime.fast_cores import choose_cores
 from cupola.runtime.machine import here
+from cupola.runtime.system.fast_cores import choose_cores
 from cupola.targets.native.link import compiler_for
 from cupola.targets.native.systems import LINUX, WINDOWS, System, this_system
 from tests.checkpoints import save_tiny
-from tests.runtime.test_fast_cores import machine
+from tests.runtime.system.test_fast_cores import machine
 from tests.targets.emulated import emulator, run_arm_python
 from tests.targets.native.inspection import inspect_elf, inspect_mach_o, inspect_pe
 

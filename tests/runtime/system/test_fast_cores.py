@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cupola.runtime.fast_cores import choose_cores, core_speeds
+from cupola.runtime.system.fast_cores import choose_cores, core_speeds
 
 KINDS = {"capacity": "cpu_capacity", "clock": "cpufreq/cpuinfo_max_freq"}
 # A phone of 1 + 3 + 4 cores, an older one, a board whose slow cores come first: capacities.
