@@ -204,7 +204,10 @@ static void await_part(_Atomic int64_t *line, int64_t value, int index, int othe
 static void await_news(int index, int64_t seen) {
   int64_t until = cupola_clock() + WATCH;
   while (!cupola_has_come(&team.news, seen + 1)) {
-    if (is_saving()) return sleep_until(&team.news, seen + 1, index);
+    if (is_saving()) {
+      sleep_until(&team.news, seen + 1, index); /* a part that failed wakes it too */
+      continue;
+    }
     int is_idle = seen % KINDS == STEP_ENDS;
     if (is_idle ? cupola_clock() < until : comes(&team.news, seen + 1, &members[0])) {
       if (is_idle) cupola_yield();
