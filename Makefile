@@ -155,8 +155,8 @@ WITHOUT_POSIX := $(addprefix tests/runtime/,system test_worker_process.py artifa
 test-without-posix: $(STAMP) ## run some of the runtime's tests without what Windows lacks (tests/without_posix)
 	PYTHONPATH=$(CURDIR)/tests/without_posix $(PYTEST) --durations=5 $(WITHOUT_POSIX) -k "$(NOT_AGAIN)"
 
-# The grammars' tests that only ask what is refused are the same with POSIX; those of fast cores make up what Linux says.
-NOT_AGAIN := not (fast_cores or seen_to_be_wrong or vocabularies_are or flood or several_threads or choices_are or can_not_be_used)
+# The grammars' tests that only ask what is refused are the same with POSIX.
+NOT_AGAIN := not (seen_to_be_wrong or vocabularies_are or flood or several_threads or choices_are or can_not_be_used)
 
 check: lint types layers ## run the quick checks
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from cupola.runtime.system.fast_cores import choose_cores, core_speeds
+from tests.systems import needs
 
+NEEDS_AFFINITY = needs("to know the cores that a process may run on")
 KINDS = {"capacity": "cpu_capacity", "clock": "cpufreq/cpuinfo_max_freq"}
 # A phone of 1 + 3 + 4 cores, an older one, a board whose slow cores come first: capacities.
 SNAPDRAGON = [325] * 4 + [830] * 3 + [1024]
@@ -44,6 +46,7 @@ def no_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cupola.runtime.environment.usable_cores", lambda: 64)
 
 
+@NEEDS_AFFINITY
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -68,6 +71,7 @@ def test_fast_cores_come_first(
     assert choose(monkeypatch, machine(tmp_path, **values), 8) == expected
 
 
+@NEEDS_AFFINITY
 @pytest.mark.parametrize(
     ("wanted", "cores"), [(1, (4, 5, 6, 7)), (4, (4, 5, 6, 7)), (5, ()), (8, ()), (100, ())], ids=str
 )  # fmt: skip
@@ -75,12 +79,14 @@ def test_more_threads_take_slower_cores_too(wanted: int, cores: Sequence[int], t
     assert choose(monkeypatch, machine(tmp_path, capacity=SNAPDRAGON), 8, wanted) == (wanted, cores)
 
 
+@NEEDS_AFFINITY
 def test_of_three_kinds_the_second_comes_before_the_slowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = machine(tmp_path, capacity=[1024, 1024, 600, 600, 200, 200])
     assert choose(monkeypatch, system, 6, None) == (2, (0, 1))
     assert choose(monkeypatch, system, 6, 3) == (3, (0, 1, 2, 3))
 
 
+@NEEDS_AFFINITY
 def test_only_cores_that_the_process_may_use_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = machine(tmp_path, capacity=SNAPDRAGON)
     assert choose(monkeypatch, system, [0, 1, 2, 3]) == (64, ())
@@ -88,6 +94,7 @@ def test_only_cores_that_the_process_may_use_are_compared(tmp_path: Path, monkey
     assert core_speeds([], system) == {}
 
 
+@NEEDS_AFFINITY
 def test_a_quota_and_the_users_number_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = machine(tmp_path, capacity=SNAPDRAGON)
     monkeypatch.setattr("cupola.runtime.environment.usable_cores", lambda: 2)
