@@ -30,6 +30,8 @@ MIN_GAIN = 1.1  # by which tokens must come faster, as it is expected, for a dra
 HOPEFUL = 0.6  # drafted tokens a step that were right lately, from which on the model is not left to go on by itself
 RECENT = 0.2  # the share of one step in that
 PROBE_STEPS = 128  # steps without a draft after which one that costs time is made again, to learn whether it is worth it by now
+FEWER_AFTER = 4  # asks in a row of which nothing was used, after which a step without one lies between two, after twice as many two, …
+MOST_BETWEEN = 3  # of those steps
 INSTEAD = 1 << 16  # stands for the evidence of a branch's first token that is not the trunk's
 SHARE = 0.1  # of one step in the average of the host's seconds
 
@@ -71,12 +73,18 @@ class Speculation:
         self._asking_seconds = 0.0
         self._num_right = 0.0  # drafted tokens a step and sequence, lately
         self._num_without = 0  # steps of the model since a draft was made
+        self._num_unused = self._num_to_pass = 0  # asks in a row of which nothing was used; the engine's steps until the next one
 
     def draft(self, running: SequenceOf[Sequence], max_steps: int) -> dict[Sequence, TokenTree]:
-        """As `_draft`; how long a proposer takes to ask that is free, and the choice, counts as the engine's time."""
+        """As `_draft`, which a proposer that is free spares while nothing of it is used; how long it takes counts as the engine's time."""
+        if self._num_to_pass:
+            self._num_to_pass -= 1
+            return {}
         start = time.perf_counter()
         trees = self._draft(running, max_steps)
         if self.proposer.is_free:
+            self._num_unused = 0 if trees else self._num_unused + 1
+            self._num_to_pass = min(self._num_unused // FEWER_AFTER, MOST_BETWEEN)
             seconds = time.perf_counter() - start
             self._asking_seconds += SHARE * (min(seconds, 2 * self._asking_seconds or seconds) - self._asking_seconds)
         return trees
@@ -167,6 +175,7 @@ class Speculation:
     def forget(self, request: Request) -> None:
         """Drops what is known of a request that has ended."""
         self._learn()
+        self._num_unused = self._num_to_pass = 0
         for sequence in request.sequences:
             self.proposer.forget(context_of(sequence, 1))
 

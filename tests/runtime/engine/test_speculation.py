@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cupola.runtime.engine import speculation
 from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.outputs import RequestOutput
 from cupola.runtime.engine.proposers.function import FunctionProposer
@@ -106,6 +107,22 @@ def test_drafts_bring_tokens_sooner(monkeypatch):
     metrics = request.output().metrics
     assert (metrics.num_draft_tokens, metrics.num_accepted_tokens) == (stats.num_draft_tokens, stats.num_accepted_tokens)
     assert stats.num_step_tokens == len(PROMPT) + stats.num_steps - 1 + stats.num_draft_tokens
+
+
+def test_a_proposer_of_which_nothing_is_used_is_asked_less_often(monkeypatch):
+    """And at once again where the next request comes; while its drafts are used, before every step."""
+    reference = greedy_reference(PROMPT, 40, stop=False)
+    oracle, asked = Oracle(lambda _: reference, 4), list[int]()
+    engine = speculate(make_engine(num_scheduler_steps=1), oracle, monkeypatch)
+    propose = oracle.propose
+    monkeypatch.setattr(oracle, "propose", lambda contexts: asked.append(engine.stats().num_steps) or propose(contexts))
+    for name, least_gain in (("unused", 100.0), ("used", 0.0)):
+        monkeypatch.setattr(speculation, "MIN_GAIN", least_gain)
+        engine.add_request(name, PROMPT, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
+        assert run_all(engine)[name].outputs[0].token_ids == reference
+    used = [n for n in asked if n > 40]
+    assert asked[: -len(used)] == [1, 2, 3, 4, 6, 8, 10, 12, 15, 18, 21, 24, 28, 32, 36]
+    assert used == list(range(41, 41 + len(used))) and len(used) > 10
 
 
 def test_trees_accept_more_than_chains(monkeypatch):
