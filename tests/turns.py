@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-NUM_TURNS = 5
+NUM_TURNS = 6
 MARK = "by_turns"
 # Families that are much used: where a test takes every family, these run each time.
 MUCH_USED = {"falcon", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe"}

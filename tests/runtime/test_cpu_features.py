@@ -12,11 +12,13 @@ import pytest
 import cupola
 from cupola.runtime import cpu_features
 from cupola.runtime.machine import here, system_here
+from tests.systems import needs
 
 FEATURES_C = Path(cupola.__file__).parent / "runtime" / "embed" / "features.c"
 
 
 @pytest.mark.skipif((here(), system_here()) != ("x86_64", "linux"), reason="this machine has no CPUID, or nothing to hold it against")
+@needs("to know what Linux lists")
 def test_the_processor_says_what_linux_lists() -> None:
     memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     memory.write(cpu_features._CODE)

@@ -225,6 +225,7 @@ def test_memory(artifact):
     assert LLM(artifact, max_num_seqs=100).engine.config.max_num_seqs == 8
 
 
+@needs("to know what Linux lists of the processor")
 def test_artifacts_for_other_machines_are_refused(artifact, monkeypatch):
     def change(**fields: object) -> Artifact:
         return replace(artifact, manifest=replace(artifact.manifest, **fields))
@@ -262,6 +263,7 @@ import sys, os
 from cupola.runtime.llm import LLM
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
+from tests.systems import needs
 llm = LLM(sys.argv[1])
 print(llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))[0].outputs[0].token_ids)
 assert not {"torch", "transformers"} & set(sys.modules), "torch or transformers was imported"

@@ -17,6 +17,7 @@ from cupola.runtime.device.choose import choose_library
 from cupola.runtime.errors import ArtifactError, OptionError
 from cupola.runtime.machine import missing_features, usable_cores
 from tests.runtime.artifact.test_artifact import GOOD
+from tests.systems import needs
 
 HERE = f"{platform.machine()}-{sys.platform}-gnu"
 
@@ -69,6 +70,7 @@ def test_tiles_are_there_only_if_the_system_grants_them(monkeypatch: pytest.Monk
     assert missing_features(["wide", "amx_tile"]) == []
 
 
+@needs("to know what Linux lists of the processor")
 def test_the_system_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     machine._request_tiles.cache_clear()

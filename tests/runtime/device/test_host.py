@@ -12,6 +12,7 @@ from cupola.runtime.device.arguments import measure
 from cupola.runtime.device.host import HostDevice, HostOutput, tensor_of
 from cupola.runtime.device.swap_space import SwapSpace
 from cupola.runtime.errors import EngineError
+from tests.systems import needs
 
 DEVICE = HostDevice()
 
@@ -68,6 +69,7 @@ def test_the_bytes_of_a_block_fit_any_block_of_its_group() -> None:
     assert not pools.write_block(0, 0, data[:-1]) and not pools.write_block(0, 0, data + b"0") and not first[:, 0].any()
 
 
+@needs("to know the machine's memory")
 def test_memory_is_what_the_machine_has() -> None:
     assert 1 << 28 < DEVICE.memory_budget() < 1 << 50
 

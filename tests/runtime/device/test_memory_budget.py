@@ -20,6 +20,7 @@ from cupola.runtime.llm import LLM
 from cupola.runtime.system import memory
 from cupola.runtime.system.memory import memory_in_use
 from tests.runtime.tiny_artifact import VOCAB, make_artifact
+from tests.systems import needs
 
 Divide = Callable[..., Division]
 
@@ -77,6 +78,7 @@ def test_too_little_is_refused_with_what_is_enough(divide: Divide, monkeypatch: 
         divide(1 << 24)
 
 
+@needs("to know a process's memory")
 def test_an_llm_says_what_it_has(artifact: Artifact) -> None:
     used = memory_in_use()
     assert used is not None
@@ -94,6 +96,7 @@ def test_an_llm_says_what_it_has(artifact: Artifact) -> None:
         LLM(artifact, memory_budget="1GB", speculative="ngram")
 
 
+@needs("to know a process's memory")
 def test_the_system_says_what_a_process_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = memory_in_use()
     assert before is not None and 0 < before[0] <= before[1]

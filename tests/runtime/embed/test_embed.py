@@ -124,6 +124,7 @@ def test_each_library_is_as_its_system_wants_it(artifact: cupola.Artifact) -> No
     assert not inspect
 
 
+@pytest.mark.by_turns
 @pytest.mark.skipif(WINE is None, reason="there is no wine to run a program for Windows with")
 def test_a_program_for_windows_takes_the_library_for_windows(
     artifact: cupola.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,7 @@ from cupola.runtime.errors import OptionError
 from cupola.runtime.server import descriptors
 from tests.runtime.server.conftest import ENDLESS
 from tests.runtime.server.harness import COMPLETIONS, PATIENCE, Server, eventually, run_server, unharmed_alone
+from tests.systems import needs
 
 MAX_CONNECTIONS = 6  # fewer than run together
 HEAD = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
@@ -160,6 +161,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return found
 
 
+@needs("limits of open files")
 def test_the_limit_is_raised_as_far_as_it_is_needed(limits: list[tuple[int, int]]):
     assert descriptors.max_connections(100) == 100
     assert len(limits) == 1
@@ -167,6 +169,7 @@ def test_the_limit_is_raised_as_far_as_it_is_needed(limits: list[tuple[int, int]
     assert limits[-1] == (2000 + descriptors.RESERVED, 4096)
 
 
+@needs("limits of open files")
 def test_where_it_can_not_be_raised_fewer_may_come(limits: list[tuple[int, int]], caplog: pytest.LogCaptureFixture):
     assert descriptors.max_connections(10_000) == 4096 - descriptors.RESERVED
     assert "ulimit -n" in caplog.text
@@ -178,6 +181,7 @@ def test_a_number_that_makes_no_sense(wanted: object):
         descriptors.max_connections(wanted)  # type: ignore[arg-type]
 
 
+@needs("limits of open files")
 def test_a_limit_that_leaves_no_connections(limits: list[tuple[int, int]]):
     limits.append((64, 64))
     with pytest.raises(OptionError, match="ulimit -n"):
