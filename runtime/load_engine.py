@@ -17,6 +17,7 @@ from cupola.runtime.engine.attention_sinks import choose_sink_window
 from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.proposers.choose import make_proposer
 from cupola.runtime.engine.speculative import Speculative
+from cupola.runtime.engine.warm_up import warm_up
 from cupola.runtime.errors import OptionError
 from cupola.runtime.machine import trim_heap
 from cupola.runtime.text.tokenizer import Tokenizer
@@ -36,10 +37,11 @@ def load_engine(
     cache_size: int | str,
     device: str | None,
     speculative: Speculative = None,
+    warms_up: bool = False,
 ) -> Engine:
     """An engine that runs the artifact, with no more sequences in a step than it was compiled for. Raises as `LLM`.
 
-    `speculative` stands in for that of `config`, which can't hold a function.
+    `speculative` stands in for that of `config`, which can't hold a function. With `warms_up` the first request finds all as later ones do.
     """
     manifest = artifact.manifest
     config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
@@ -61,6 +63,8 @@ def load_engine(
     key = hashlib.sha256(f"{artifact.sha256} {opened.library.file.name} {sinks}".encode()).digest()[:KEY_BYTES]
     store = make_block_store(cache_folder, cache_size, key, enable_prefix_caching=config.enable_prefix_caching)
     executor = opened.executor(num_blocks, swap, threads=threads)
+    if warms_up:
+        warm_up(executor, model, kv, config, tokenizer)
     engine = Engine(executor, model, kv, config, tokenizer, block_store=store, proposer=proposer)
     rounded = None if opened.device.shares_memory else _rounded_attention(manifest)  # CPUs attend to few tokens as to one
     if note is not None:

@@ -209,6 +209,7 @@ def load(start: m.Start) -> Engine:
         cache_folder=start.cache_folder,
         cache_size=start.cache_size,
         device=start.device,
+        warms_up=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -353,10 +354,20 @@ class Service:
             await self._client.start()
         except OSError as error:  # no descriptor, process or memory is left
             raise EngineError(f"the engine's process can't be started: {error}") from None
+        await self._warm_up()
         ready = await self._client.ready()
         self._validator = Validator(self.artifact.manifest.model, ready.max_length, self._start.config.max_logprobs, self.tokenizer)
         log.info("ready", extra={"fields": {"model": self.config.served_model_name, "kv_blocks": ready.num_blocks}})
         return ready
+
+    async def _warm_up(self) -> None:
+        """Writes a chat, and reads a text, as requests do, while the engine loads: the first of each takes some hundredths of a second."""
+        with contextlib.suppress(RequestError, EngineError):  # what is wrong is said to who asks for a chat
+            text = "Hello"
+            if self.chat_template is not None:
+                text = await self.render([{"role": "user", "content": text}], add_generation_prompt=True)
+            if self.tokenizer is not None:
+                await asyncio.to_thread(self.tokenizer.encode, text)
 
     def _new_client(self) -> EngineClient:
         return EngineClient(self._start, self.metrics.observe_stats, self.config.stall_timeout)
