@@ -26,6 +26,7 @@ from cupola.runtime.errors import EngineError
 
 FEW_ROWS = 16  # of a step, which CPUs multiply and attend to as they do one (`targets/cpu/attention/paged.py`)
 MAX_DRAFT = FEW_ROWS - 1  # tokens of one sequence
+FIRST_DRAFT = 4  # tokens at most, of a proposer whose drafts cost time, while it is not known how much
 MIN_GAIN = 1.1  # by which tokens must come faster, as it is expected, for a draft to be brought into a step
 HOPEFUL = 0.6  # drafted tokens a step that were right lately, from which on the model is not left to go on by itself
 RECENT = 0.2  # the share of one step in that
@@ -67,7 +68,7 @@ class Speculation:
     def __init__(self, proposer: Proposer, vocab_size: int, *, keeps_few: bool = False) -> None:
         self.proposer, self._vocab_size, self._keeps_few = proposer, vocab_size, keeps_few
         self.acceptance, self.costs = Acceptance(), StepCosts()
-        self._drafting = StepCosts()  # of the proposer, by how many tokens it is asked for
+        self._drafting = StepCosts(in_proportion=True)  # of the proposer, by how many tokens it is asked for
         self._made: dict[Sequence, _Made] = {}
         self._host_seconds = 0.0  # of a step of the engine, beside those of the model and the proposer
         self._asking_seconds = 0.0
@@ -204,10 +205,10 @@ class Speculation:
 
     def _plan_length(self, sequences: SequenceOf[Sequence], num_running: int, costs: SequenceOf[float], plain: float) -> int:
         """How many tokens to ask a proposer for whose drafts cost time; 0 is no draft."""
-        seconds = self._drafting.table(MAX_DRAFT) or [0.0] * (MAX_DRAFT + 1)
+        seconds = self._drafting.table(MAX_DRAFT) or [0.0] * (FIRST_DRAFT + 1)
         gains = [sum(column) for column in zip(*(self._chances(sequence, 0, MAX_DRAFT) for sequence in sequences), strict=True)]
         best, best_rate, total = 0, MIN_GAIN * num_running / plain, float(num_running)
-        for length, gain in enumerate(gains[: (len(costs) - 1 - num_running) // len(sequences)], 1):
+        for length, gain in enumerate(gains[: min((len(costs) - 1 - num_running) // len(sequences), len(seconds) - 1)], 1):
             total += gain
             rate = total / (costs[num_running + length * len(sequences)] + seconds[length])
             if rate > best_rate:

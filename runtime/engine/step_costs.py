@@ -15,9 +15,13 @@ class StepCosts:
     What a step of a number of tokens takes is between the times of the next smaller and the next larger known one; above the largest it is
     taken to cost no more than that, so that it is tried. The first step of a size is not measured: it makes room for itself. One that was
     measured once is taken to cost no more than larger ones, for it may have met something else.
+
+    Args:
+        in_proportion: whether sizes outside of those known are taken to cost in proportion to the nearest: what is done token by token.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_proportion: bool = False) -> None:
+        self._in_proportion = in_proportion
         self._seconds: dict[int, deque[float]] = {}
         self._seen: dict[int, int] = {}  # when, in measurements
         self._count = 0
@@ -40,9 +44,12 @@ class StepCosts:
         if not known:
             return None
         known.reverse()
+        if self._in_proportion:
+            (size, seconds), largest = known[-1], max(most, known[-1][0])
+            known = [(0, 0.0), *known, (largest, seconds * largest / size)]
         found = [known[0][1]] * (known[0][0] + 1)
         for (low, low_seconds), (high, high_seconds) in pairwise(known):
-            slope = (high_seconds - low_seconds) / (high - low)
+            slope = (high_seconds - low_seconds) / max(high - low, 1)
             found += [low_seconds + slope * (n - low) for n in range(low + 1, high + 1)]
         return (found + [found[-1]] * (most + 1 - len(found)))[: most + 1]
 

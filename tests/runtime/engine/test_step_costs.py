@@ -48,3 +48,15 @@ def test_what_did_not_come_for_long_is_tried_anew():
     assert costs.table(8)[8] == 1.0
     costs.observe(8, 3.0)
     assert costs.table(8)[8] == 3.0
+
+
+def test_what_is_done_token_by_token_costs_in_proportion() -> None:
+    costs = StepCosts(in_proportion=True)
+    assert costs.table(8) is None
+    for _ in range(3):
+        costs.observe(4, 2.0)
+    assert costs.table(8) == [0.5 * n for n in range(9)]
+    assert costs.table(4) == [0.5 * n for n in range(5)] and costs.table(2) == [0.0, 0.5, 1.0]
+    for _ in range(3):
+        costs.observe(2, 1.5)
+    assert costs.table(6) == [0.0, 0.75, 1.5, 1.75, 2.0, 2.5, 3.0]
