@@ -22,6 +22,7 @@ from cupola.runtime.errors import ArtifactError, EngineError, OptionError, Reque
 from cupola.runtime.llm import LLM
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
 from tests.runtime.tiny_artifact import CONTEXT, VOCAB, follow_of, make_artifact, reference_logits
+from tests.systems import needs
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
@@ -263,7 +264,6 @@ import sys, os
 from cupola.runtime.llm import LLM
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
-from tests.systems import needs
 llm = LLM(sys.argv[1])
 print(llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))[0].outputs[0].token_ids)
 assert not {"torch", "transformers"} & set(sys.modules), "torch or transformers was imported"

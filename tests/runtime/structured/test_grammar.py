@@ -25,6 +25,7 @@ from cupola.runtime.structured.structured_outputs import MAX_BYTES, MAX_CHOICES,
 from cupola.runtime.text.detokenizer import Detokenizer
 from cupola.runtime.text.tokenizer import Tokenizer
 from tests.runtime.tokenizers_for_tests import byte_fallback, byte_level, save
+from tests.systems import needs
 
 VOCAB = 300  # past the tokenizer's
 END = 261
@@ -318,7 +319,6 @@ import sys, time
 from pathlib import Path
 from cupola.runtime.structured.grammar import GrammarCompiler
 from cupola.runtime.structured.structured_outputs import StructuredOutputs
-from tests.systems import needs
 compiler = GrammarCompiler(Path(sys.argv[1]), 300, [261], max_kept=4)
 process = compiler.acquire(compiler.compile(StructuredOutputs(choice=["a"])))
 print("ready", flush=True)
