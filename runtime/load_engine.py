@@ -66,12 +66,7 @@ def load_engine(
     if warms_up:
         warm_up(executor, model, kv, config, tokenizer)
     engine = Engine(executor, model, kv, config, tokenizer, block_store=store, proposer=proposer)
-    rounded = None if opened.device.shares_memory else _rounded_attention(manifest)  # CPUs attend to few tokens as to one
-    if note is not None:
-        engine.notes += (note,)
-    if engine.speculation is not None and rounded is not None:
-        engine.notes += (f"tokens that are looked at together are attended to in {rounded}: where two are nearly as likely, an answer may "
-                         "go another way than without drafts, as it may among other answers",)  # fmt: skip
+    engine.notes += _notes(opened, note, speculates=engine.speculation is not None)
     trim_heap()  # reading a tokenizer leaves as much behind as it takes
     return engine
 
@@ -104,6 +99,16 @@ def _within_budget(
         max_num_mixed_prefill_tokens=min(config.max_num_mixed_prefill_tokens, division.max_num_tokens),
     )  # fmt: skip
     return config, division.kv_memory, division.note
+
+
+def _notes(opened: Opened, of_budget: str | None, *, speculates: bool) -> tuple[str, ...]:
+    """For users: what a memory budget leaves, and where drafts may change an answer."""
+    notes: tuple[str, ...] = () if of_budget is None else (of_budget,)
+    rounded = None if opened.device.shares_memory else _rounded_attention(opened.artifact.manifest)  # CPUs attend to few tokens as to one
+    if speculates and rounded is not None:
+        notes += (f"tokens that are looked at together are attended to in {rounded}: where two are nearly as likely, an answer may "
+                  "go another way than without drafts, as it may among other answers",)  # fmt: skip
+    return notes
 
 
 def _rounded_attention(manifest: Manifest) -> str | None:

@@ -45,11 +45,11 @@ class StepCosts:
             return None
         known.reverse()
         if self._in_proportion:
-            (size, seconds), largest = known[-1], max(most, known[-1][0])
-            known = [(0, 0.0), *known, (largest, seconds * largest / size)]
+            size, seconds = known[-1]
+            known = [(0, 0.0), *known, *([(most, seconds * most / size)] if most > size else [])]
         found = [known[0][1]] * (known[0][0] + 1)
         for (low, low_seconds), (high, high_seconds) in pairwise(known):
-            slope = (high_seconds - low_seconds) / max(high - low, 1)
+            slope = (high_seconds - low_seconds) / (high - low)
             found += [low_seconds + slope * (n - low) for n in range(low + 1, high + 1)]
         return (found + [found[-1]] * (most + 1 - len(found)))[: most + 1]
 

@@ -11,7 +11,7 @@ from cupola.runtime.engine.engine import Engine, EngineConfig
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.text.tokenizer import Tokenizer
 
-PROMPT = [0] * 8  # tokens: fewer than a block has, and more than a decode step
+NUM_TOKENS = 8  # of the prompt: more than a decode step has
 
 
 def warm_up(executor: Executor, model: ModelConfig, kv: KVSpec, config: EngineConfig, tokenizer: Tokenizer | None) -> None:
@@ -21,10 +21,10 @@ def warm_up(executor: Executor, model: ModelConfig, kv: KVSpec, config: EngineCo
     """
     alone = replace(config, enable_prefix_caching=False, speculative=None, max_tokens_per_second=None)
     engine = Engine(executor, model, kv, alone, tokenizer)
-    num_tokens = min(len(PROMPT), model.context_length - 2)
+    num_tokens = min(NUM_TOKENS, model.context_length - 2)
     if num_tokens > 0:
         params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, detokenize=tokenizer is not None)
-        engine.add_request("warm-up", PROMPT[:num_tokens], params)
+        engine.add_request("warm-up", [0] * num_tokens, params)
         while engine.has_unfinished_requests():
             engine.step()
     engine.close()

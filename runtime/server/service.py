@@ -354,7 +354,8 @@ class Service:
             await self._client.start()
         except OSError as error:  # no descriptor, process or memory is left
             raise EngineError(f"the engine's process can't be started: {error}") from None
-        await self._warm_up()
+        if self._ready is None:  # the server's part is warm when the engine starts again
+            await self._warm_up()
         ready = await self._client.ready()
         self._validator = Validator(self.artifact.manifest.model, ready.max_length, self._start.config.max_logprobs, self.tokenizer)
         log.info("ready", extra={"fields": {"model": self.config.served_model_name, "kv_blocks": ready.num_blocks}})
