@@ -18,7 +18,7 @@ from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit import amx as tiles
 from cupola.targets.cpu.emit.dot import Weights
-from cupola.targets.cpu.emit.loops import parallel_region, shared_loop
+from cupola.targets.cpu.emit.loops import in_tiles, parallel_region, shared_loop
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, argument, name, prim_func
 from cupola.targets.cpu.experts.routing import Group, Routing, Runs, each_panel
 from cupola.targets.cpu.experts.shape import GroupEpilogue, Mixture, match_experts, mixture_of, packed_bias
@@ -29,7 +29,7 @@ from cupola.targets.cpu.linear.int8 import FEW, ROW_BLOCK, Int8Product, Int8Shap
 from cupola.targets.cpu.linear.int8_rows import Int8Rows, RowSource
 from cupola.targets.cpu.linear.packing import AHEAD
 from cupola.targets.cpu.linear.quantized_packing import SLICE, codes_of, pack_expert_groups
-from cupola.targets.cpu.linear.stream import AbreastStream, Stream, panels_abreast
+from cupola.targets.cpu.linear.stream import ABREAST, Run, Stream
 
 
 def lower_int8_expert_linear(isa: ISA, call: relax.Call, builder: relax.BlockBuilder) -> relax.Expr | None:
@@ -58,7 +58,7 @@ def _build(mixture: Mixture, shape: Int8Shape) -> tvm.tirx.PrimFunc:
         whole = mixture.epilogue(simd, n)
         source = _Rows(simd, x, shape.depth, None, 0.0, mixture.choices, mixture.is_shared)
         routing = Routing.sort(index, n, mixture.num_experts, mixture.choices, tiles.MANY if in_tiles else 0)
-        runs = routing.runs(shape.num_panels, n <= T.int64(FEW), panels_abreast(shape.isa))
+        runs = routing.runs(shape.num_panels, n <= T.int64(FEW), ABREAST)
         product = Int8Product(shape, simd, Weights(shape.isa, shape.codes), weight, whole, source, n)
         in_bf16 = GroupProduct(simd, weight, shape.codes, shape.slices, source, whole, n, mixture.divisor) if in_tiles else None
         _multiply(mixture, product, in_bf16, runs, index)
@@ -75,8 +75,11 @@ def _multiply(mixture: Mixture, product: Int8Product, in_bf16: GroupProduct | No
     with parallel_region():
         with threads.each(barrier=False) as thread:
             first = runs.first(thread)
-            num_left = GroupStream.of(product, first, first.start).num_left
-            product.fetch_first(AbreastStream(first.start, num_left, _is_wide(product, first)), AHEAD)
+            with T.If(_is_abreast(first)):
+                with T.Then():
+                    product.fetch_first_block(_abreast(first))
+                with T.Else():
+                    product.fetch_first(GroupStream.of(product, first, first.start), AHEAD)
         with shared_loop(num_rows, barrier=in_bf16 is None) as row:
             rows.fill(product.source, row)
         if in_bf16 is not None:
@@ -111,20 +114,24 @@ def _panels(product: Int8Product, rows: Int8Rows, group: Group, mixture: Mixture
     """The panels of a run with its rows, in dot products."""
     known = replace(product, num_rows=group.count, epilogue=GroupEpilogue.of(product.epilogue, group))
     picked = _PickedRows(**vars(rows), group=group, divisor=mixture.divisor)
-    if product.abreast == 1:
-        _one_by_one(known, picked, group)
-        return
-    with T.If(_is_wide(product, group)):
+    with T.If(_is_abreast(group)):
         with T.Then():
-            following = name(T.Select(group.stop < group.first_panel + product.kernel.num_panels, group.stop, group.following))
-            known.panels_abreast(picked, group.start, name(T.Select(group.num_left > product.abreast, following, group.start)))
+            in_expert = name(group.first_panel + product.kernel.num_panels - group.stop)
+            next_one = Run(group.following, T.int64(ABREAST)).or_else(in_expert > 0, Run(group.stop, T.min(in_expert, T.int64(ABREAST))))
+            following = _abreast(group).or_else(group.num_left > group.stop - group.start, next_one)
+            replace(known, num_rows=T.int64(1)).run(picked, _abreast(group), following, T.int64(1), (1,), in_tiles)
         with T.Else():
             _one_by_one(known, picked, group)
 
 
-def _is_wide(product: Int8Product, group: Group) -> Value:
-    """True if a run is a single row's, of as many panels as that is multiplied with at once."""
-    return T.And(group.count == 1, group.stop - group.start == product.abreast) if product.abreast > 1 else T.bool(False)
+def _is_abreast(group: Group) -> Value:
+    """True if a run is a single row's, and short."""
+    return T.And(group.count == 1, group.stop - group.start <= T.int64(ABREAST))
+
+
+def _abreast(group: Group) -> Run:
+    """The panels of a short run."""
+    return Run(group.start, name(group.stop - group.start))
 
 
 def _one_by_one(known: Int8Product, picked: Int8Rows, group: Group) -> None:

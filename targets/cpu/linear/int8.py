@@ -31,7 +31,7 @@ from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit.amx import MANY
 from cupola.targets.cpu.emit.dot import Weights
 from cupola.targets.cpu.emit.loops import in_even_tiles, in_tiles, padded, parallel_region, shared_loop
-from cupola.targets.cpu.emit.simd import CACHE_LINE, ROUND_BITS, Buffer, Register, Simd, Value, local, name, prim_func, splat
+from cupola.targets.cpu.emit.simd import CACHE_LINE, ROUND_BITS, Buffer, Simd, Value, local, name, prim_func, splat
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.amx import TileProduct
 from cupola.targets.cpu.linear.epilogue import Epilogue, call_layer
@@ -42,14 +42,13 @@ from cupola.targets.cpu.linear.packing import AHEAD, PANEL, is_static
 from cupola.targets.cpu.linear.panels import SLICE_BLOCK, PackedPanel, UnpackedPanel
 from cupola.targets.cpu.linear.quantized_packing import SLICE, codes_of, pack_groups
 from cupola.targets.cpu.linear.shape import QuantizedShape, packed_bias, quantized_shape, residual_of
-from cupola.targets.cpu.linear.stream import ABREAST, ABREAST_AHEAD, BLOCK, Run, Runs, Shares, Stream, panels_abreast
+from cupola.targets.cpu.linear.stream import ABREAST, BLOCK, Run, Runs, Stream
 from cupola.targets.emit import argument
 from cupola.targets.ops import GatedLinear, Linear
 
 Cover: TypeAlias = Callable[[Value, tuple[int, ...], Callable[[Value, int], None]], None]  # `in_tiles`, `in_even_tiles`
 FEW = MANY - 1  # rows
 ROW_BLOCK = 192  # rows of a task: their activations stay in L2 while panels stream by
-FIRST = 8192  # bytes of weights that are asked for before anything else
 
 
 @dataclass(frozen=True)
@@ -126,37 +125,21 @@ class Int8Product(Int8Tiles):
 
     def few(self) -> None:
         """One region: the rows, then panels. One row is rounded by every thread for itself: to wait for another core takes longer."""
+        runs = Runs.allocate(self.kernel.num_panels)
         with T.If(self.num_rows == T.int64(1)):
             with T.Then():
-                if self.abreast > 1:
-                    self.one(Shares.allocate(self.kernel.num_panels, self.abreast))
-                else:
-                    replace(self, num_rows=T.int64(1)).one_by_blocks(Runs.allocate(self.kernel.num_panels))
+                replace(self, num_rows=T.int64(1)).one(runs)
             with T.Else():
-                self.several(Runs.allocate(self.kernel.num_panels))
+                self.several(runs)
 
-    def one_by_blocks(self, runs: Runs) -> None:
-        """One row, as several are multiplied: registers don't hold a slice of several panels."""
+    def one(self, runs: Runs) -> None:
+        """One region for one row."""
         with parallel_region(), runs.claims.threads.each(barrier=False) as thread:
             self.fetch_first_block(runs.first(thread))
             rows = self.allocate(1)
             rows.fill(self.source, T.int64(0))
             with runs.each(thread) as (run, following):
                 self.run(rows, run, following, T.int64(1), (1,), in_tiles)
-
-    def one(self, shares: Shares) -> None:
-        """One row, a slice of each of several panels after another."""
-        known = replace(self, num_rows=T.int64(1))
-        with parallel_region(), shares.wide.threads.each(barrier=False) as thread:
-            first = shares.stream(thread, self.stream_slices)
-            self.fetch_first(first, FIRST)
-            rows, num_asked = self.allocate(1), FIRST // self.kernel.codes.stride
-            rows.fill(self.source, T.int64(0), lambda at: self.fetch(first, at + num_asked))  # memory is busy meanwhile
-            with shares.wide.each(thread) as task:
-                known.panels_abreast(rows, name(task * self.abreast), shares.after(thread, task))
-            with shares.single.each(thread) as task:
-                panel = name(shares.first_single + task)
-                known.panel(rows, panel, self.stream(panel, shares.single.left_of(thread, task)), (1,))
 
     def several(self, runs: Runs) -> None:
         """One region: the rows, a barrier, then panels."""
@@ -219,7 +202,7 @@ class Int8Product(Int8Tiles):
     def fetch_turn(self, run: Run, start: Value, at: Value) -> None:
         """Asks for slice `at` of those that a run's panels have from slice `start` on, taken in turns."""
         panel, down = run.turn(at)
-        self.fetch_slice(panel, name(start + down), near=2)
+        self.fetch_slice(panel, name(start + down))
 
     def panel(self, rows: Int8Rows, panel: Value, stream: Stream, sizes: tuple[int, ...]) -> None:
         """All rows of a panel, whose weights come from memory as the first ones of a stream, in tiles of `sizes`."""
@@ -239,30 +222,6 @@ class Int8Product(Int8Tiles):
 
         in_tiles(self.num_rows, sizes, tile)
 
-    @property
-    def abreast(self) -> int:
-        """Panels that one row is multiplied with at once."""
-        return panels_abreast(self.kernel.isa)
-
-    def panels_abreast(self, rows: Int8Rows, start: Value, following: Value) -> None:
-        """The first row of panels from `start` on, a slice of each after another; those from `following` on are probably the next."""
-        lanes, row = self.simd.lanes, T.int64(0)
-        with T.serial(self.abreast) as i:
-            self.epilogue.prefetch(name(start + i), row)
-        panels = [PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, name(start + i)) for i in range(self.abreast)]
-        columns = [T.int64(column) for column in range(0, PANEL, lanes)]
-        sums = [[Register(lanes) for _ in columns] for _ in panels]
-        with panels[0].each_slice(T.int64(0), self.kernel.slices) as (at, _):
-            self.fetch_abreast(start, following, at)
-            for panel, totals in zip(panels, sums, strict=True):
-                self.add_slice(rows, row, at, panel, at, columns, [totals])
-        products = local((self.abreast, PANEL))
-        for i, totals in enumerate(sums):
-            for column, total in zip(columns, totals, strict=True):
-                self.simd.store(products, total.get(), (i, column))
-        with T.serial(self.abreast) as i:
-            self.epilogue.finish(name(start + i), row, i, products)
-
     def stream(self, panel: Value, num_left: Value) -> Stream:
         """From a panel on, with which `num_left` are left to the thread."""
         return Stream(panel, name(num_left * self.stream_slices))
@@ -276,23 +235,14 @@ class Int8Product(Int8Tiles):
         """Asks for the weights of a slice of a stream, if it has so many. What the hardware foresees ends with a page."""
         with T.If(at < stream.num_left), T.Then():
             panel, at = stream.place(at)
-            self.fetch_slice(panel, at, near=2)
+            self.fetch_slice(panel, at)
 
-    def fetch_slice(self, panel: Value, at: Value | int, near: int) -> None:
+    def fetch_slice(self, panel: Value, at: Value | int) -> None:
         """Asks for a slice's share of its block, from whose beginning slices and what follows them are counted."""
         codes = self.kernel.codes
         size = codes.group_bytes // codes.slices
         for byte in range(0, size + (CACHE_LINE - 1 if size % CACHE_LINE else 0), CACHE_LINE):
-            self.simd.prefetch(self.weight, (panel, T.int64(0), at * size + byte), near=near)  # past the panel's end it is of the next
-
-    def fetch_abreast(self, start: Value, following: Value, at: Value) -> None:
-        """Asks for the slices that come some after slice `at` of the panels from `start` on, or at the beginning of those that follow."""
-        slices = self.kernel.codes.slices
-        ahead = name(at + ABREAST_AHEAD + (slices if slices > 1 else 0))  # a block's factors, which its first slice wants, come last
-        is_own = ahead < self.stream_slices
-        panel, at = name(T.Select(is_own, start, following)), name(T.Select(is_own, ahead, ahead - self.stream_slices))
-        for i in range(self.abreast):
-            self.fetch_slice(panel + i, at, near=3)
+            self.simd.prefetch(self.weight, (panel, T.int64(0), at * size + byte), near=2)  # past the panel's end it is of the next
 
     def fetch_ahead(self, stream: Stream, share: Sequence[Value], ahead: Value | int, at: Value) -> None:
         """Asks for the weights so many slices after a slice, if it is one of a tile's share. All tiles of rows together ask for all."""

@@ -133,17 +133,9 @@ class Int8Rows:
         """How many rows tiles cover, some of which repeat the last one."""
         return num_rows
 
-    def fill(
-        self, source: RowSource, row: Value, beside: Callable[[Value | int], None] = lambda group: None, to: Value | None = None
-    ) -> None:
-        """Quantizes a row of `source`, as row `to` if that is another; inputs past the depth are zeros. `beside` each of its groups
-        something else may be done."""
-
-        def fill_group(group: Value | int, *values: Value) -> None:
-            beside(group)
-            self._fill_group(source.simd, values, row if to is None else to, group)
-
-        source.for_each_group(row, fill_group)
+    def fill(self, source: RowSource, row: Value, to: Value | None = None) -> None:
+        """Quantizes a row of `source`, as row `to` if that is another; inputs past the depth are zeros."""
+        source.for_each_group(row, lambda group, *values: self._fill_group(source.simd, values, row if to is None else to, group))
 
     def _fill_group(self, simd: Simd, values: Sequence[Value], row: Value, group: Value | int) -> None:
         lanes, place = simd.lanes, self.place(row, group)
