@@ -9,6 +9,7 @@ The library exports
     int32_t cupola_set_threads(int32_t count)                      how many threads there are now
     void cupola_set_cores(const int32_t *cores, int32_t count)     which cores they run on; 0 are any (libraries for CPUs)
     void cupola_set_power_saver(int32_t is_on)                     whether those that wait sleep (libraries for CPUs)
+    void cupola_share_turn(int64_t *word)                          where libraries say whose step began last (libraries for CPUs)
     int64_t cupola_workspace_bytes(const int64_t *dims)            memory for a step; it begins at a multiple of ALIGNMENT
     int32_t cupola_run(int64_t times, const int64_t *dims, void *const *inputs, void *workspace, int64_t *clock)
     int32_t cupola_run_calls(int64_t first, int64_t last, const int64_t *dims, void *const *inputs, void *workspace)

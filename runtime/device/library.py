@@ -23,6 +23,7 @@ from cupola.runtime.system.private_copy import load_copy
 
 _loaded: dict[str, Any] = {}  # by SHA-256; kept for ever: threads may be in their code, and functions refer to it
 _lock = threading.Lock()
+_turn = ctypes.c_int64()  # which library's step began last: threads of the others leave it the cores
 _SAMPLE = 7  # of every size, for what is computed here and there
 _KERNEL = "cupola_kernel_"
 
@@ -48,8 +49,10 @@ class Library:
         set_threads.argtypes = [ctypes.c_int32]
         self._run, self._run_calls, self._workspace_bytes = run, run_calls, workspace_bytes
         self.set_threads: Callable[[int], int] = set_threads  # how many there should be; gives how many there are
-        set_cores, set_power_saver = (getattr(loaded, f"cupola_{name}", None) for name in ("set_cores", "set_power_saver"))
-        self._set_cores, self._set_power_saver = set_cores, set_power_saver  # older libraries and those of GPUs have neither
+        names = ("set_cores", "set_power_saver", "share_turn")  # older libraries and those of GPUs have none of these
+        self._set_cores, self._set_power_saver, share_turn = (getattr(loaded, f"cupola_{name}", None) for name in names)
+        if share_turn is not None:
+            share_turn(ctypes.byref(_turn))
         self._check()
 
     def workspace_bytes(self, dims: ctypes.Array[ctypes.c_int64]) -> int:

@@ -30,7 +30,8 @@ FIRST_DRAFT = 4  # tokens at most, of a proposer whose drafts cost time, while i
 MIN_GAIN = 1.1  # by which tokens must come faster, as it is expected, for a draft to be brought into a step
 HOPEFUL = 0.6  # drafted tokens a step that were right lately, from which on the model is not left to go on by itself
 RECENT = 0.2  # the share of one step in that
-PROBE_STEPS = 128  # steps without a draft after which one that costs time is made again, to learn whether it is worth it by now
+FIRST_PROBE, LAST_PROBE = 16, 128  # steps without a draft after which one that costs time is made again, to learn whether it is worth it
+# by now: the more, the oftener it was not
 FEWER_AFTER = 4  # asks in a row of which nothing was used, after which a step without one lies between two, after twice as many two, …
 MOST_BETWEEN = 3  # of those steps
 INSTEAD = 1 << 16  # stands for the evidence of a branch's first token that is not the trunk's
@@ -73,7 +74,7 @@ class Speculation:
         self._host_seconds = 0.0  # of a step of the engine, beside those of the model and the proposer
         self._asking_seconds = 0.0
         self._num_right = 0.0  # drafted tokens a step and sequence, lately
-        self._num_without = 0  # steps of the model since a draft was made
+        self._num_without, self._probe_after = 0, FIRST_PROBE  # steps of the model since a draft was made; of which the next one is a probe
         self._num_unused = self._num_to_pass = 0  # asks in a row of which nothing was used; the engine's steps until the next one
 
     def draft(self, running: SequenceOf[Sequence], max_steps: int) -> dict[Sequence, TokenTree]:
@@ -112,11 +113,11 @@ class Speculation:
         beside = self._host_seconds + self._asking_seconds
         plain = costs[len(running)] + beside / max_steps
         costs = [seconds + beside for seconds in costs]
-        most = MAX_DRAFT if self.proposer.is_free else self._plan_length(list(rooms), len(running), costs, plain)
+        most, least = (MAX_DRAFT, 0.0) if self.proposer.is_free else self._plan_length(list(rooms), len(running), costs, plain)
         if not most:
             return {}
-        self._made = self._propose({sequence: min(most, room) for sequence, room in rooms.items()}, most)
-        chances = [self._chances(sequence, made.trunk.evidence, len(made.trunk.token_ids)) for sequence, made in self._made.items()]
+        self._made = self._propose({sequence: min(most, room) for sequence, room in rooms.items()}, least)
+        chances = [self._chances(sequence, made.trunk) for sequence, made in self._made.items()]
         lengths = choose_lengths(chances, costs, len(running), plain)
         expected = len(running) + sum(sum(draft[:length]) for draft, length in zip(chances, lengths, strict=True))
         used = {sequence: length for sequence, length in zip(self._made, lengths, strict=True) if length}
@@ -134,7 +135,7 @@ class Speculation:
         """All that a proposer guesses, as far as there is room."""
         if not most:
             return {}
-        self._made = self._propose({sequence: min(most, room) for sequence, room in rooms.items()}, most)
+        self._made = self._propose({sequence: min(most, room) for sequence, room in rooms.items()})
         return {sequence: TokenTree(made.trunk.token_ids) for sequence, made in self._made.items() if made.trunk.token_ids}
 
     def _with_branches(
@@ -180,10 +181,11 @@ class Speculation:
         for sequence in request.sequences:
             self.proposer.forget(context_of(sequence, 1))
 
-    def _propose(self, rooms: dict[Sequence, int], most: int) -> dict[Sequence, _Made]:
+    def _propose(self, rooms: dict[Sequence, int], least: float = 0.0) -> dict[Sequence, _Made]:
         start = time.perf_counter()
-        made = self.proposer.propose([context_of(sequence, room) for sequence, room in rooms.items()])
-        self._drafting.observe(most, time.perf_counter() - start)
+        made = self.proposer.propose([context_of(sequence, room)._replace(least=least) for sequence, room in rooms.items()])
+        if longest := max(len(draft.token_ids) for draft in made):
+            self._drafting.observe(longest, time.perf_counter() - start)
         self._num_without = 0
         return {sequence: self._ordered(draft, sequence) for sequence, draft in zip(rooms, made, strict=True)}
 
@@ -192,7 +194,7 @@ class Speculation:
         drafts = [self._checked(one, sequence) for one in (draft, *draft.others)]
         if len(drafts) > 1:
             drafts = [one for one in drafts if one.token_ids]
-            drafts.sort(key=lambda one: -sum(self._chances(sequence, one.evidence, len(one.token_ids))))
+            drafts.sort(key=lambda one: -sum(self._chances(sequence, one)))
         return _Made(len(sequence.token_ids), tuple(drafts))
 
     def _checked(self, draft: Draft, sequence: Sequence) -> Draft:
@@ -201,29 +203,49 @@ class Speculation:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self._vocab_size:
                 raise EngineError(f"a draft has the token id {token_id!r:.60}, which is none of 0 to {self._vocab_size - 1}")
         stops = sequence.request.spec.stop_token_ids
-        return Draft(tuple(takewhile(lambda token_id: token_id not in stops, draft.token_ids)), draft.evidence)
+        return draft._replace(token_ids=tuple(takewhile(lambda token_id: token_id not in stops, draft.token_ids)), others=())
 
-    def _plan_length(self, sequences: SequenceOf[Sequence], num_running: int, costs: SequenceOf[float], plain: float) -> int:
-        """How many tokens to ask a proposer for whose drafts cost time; 0 is no draft."""
+    def _plan_length(
+        self, sequences: SequenceOf[Sequence], num_running: int, costs: SequenceOf[float], plain: float
+    ) -> tuple[int, float]:
+        """How many tokens to ask a proposer for whose drafts cost time, and the chance from which on one is followed by another; 0 is no draft."""
         seconds = self._drafting.table(MAX_DRAFT) or [0.0] * (FIRST_DRAFT + 1)
-        gains = [sum(column) for column in zip(*(self._chances(sequence, 0, MAX_DRAFT) for sequence in sequences), strict=True)]
-        best, best_rate, total = 0, MIN_GAIN * num_running / plain, float(num_running)
-        for length, gain in enumerate(gains[: min((len(costs) - 1 - num_running) // len(sequences), len(seconds) - 1)], 1):
-            total += gain
-            rate = total / (costs[num_running + length * len(sequences)] + seconds[length])
-            if rate > best_rate:
-                best, best_rate = length, rate
-        return 1 if not best and self._num_without >= PROBE_STEPS else best
+        longest = min((len(costs) - 1 - num_running) // len(sequences), len(seconds) - 1)
+        steps = [costs[num_running + length * len(sequences)] + seconds[length] for length in range(longest + 1)]
+        gains = [sum(column) for column in zip(*(self._chances_alike(sequence, longest) for sequence in sequences), strict=True)]
+        totals = list(accumulate(gains, initial=float(num_running)))
+        best = max(range(longest + 1), key=lambda length: totals[length] / steps[length] if length else MIN_GAIN * num_running / plain)
+        if not best:
+            return self._probe(), 0.0
+        self._probe_after = FIRST_PROBE
+        if not self.proposer.doubts:
+            return best, 0.0
+        more = seconds[best] + max(0.0, steps[best] - seconds[best] - steps[0])
+        return longest, totals[best] / steps[best] * more / (best * gains[0])  # a guess after one is right as often as the first
 
-    def _chances(self, sequence: Sequence, evidence: int, length: int) -> list[float]:
+    def _probe(self) -> int:
+        """One token now and then, where drafts are not worth it."""
+        if self._num_without < self._probe_after:
+            return 0
+        self._probe_after = min(2 * self._probe_after, LAST_PROBE)
+        return 1
+
+    def _chances(self, sequence: Sequence, draft: Draft) -> list[float]:
         """The chance of each token of a draft, and of all before it, to be right."""
+        if not draft.evidences:
+            return self._chances_alike(sequence, len(draft.token_ids), draft.evidence)
+        evidences = draft.evidences[: len(draft.token_ids)]
+        return list(accumulate((self.acceptance.chance(sequence.name, evidence) for evidence in evidences), mul))
+
+    def _chances_alike(self, sequence: Sequence, length: int, evidence: int = 0) -> list[float]:
+        """As `_chances`, of tokens that have the same evidence."""
         return list(accumulate(repeat(self.acceptance.chance(sequence.name, evidence), length), mul))
 
     def _branch_gains(self, sequence: Sequence, trunk: Draft, branch: Draft, place: int) -> list[float]:
         """Tokens that each token of a branch is expected to bring, which differs from the trunk from token `place` on."""
         chance = self.acceptance.chance(sequence.name, trunk.evidence) ** place
         chance *= self.acceptance.chance(sequence.name, INSTEAD)
-        after = self._chances(sequence, branch.evidence, len(branch.token_ids) - place - 1)
+        after = self._chances_alike(sequence, len(branch.token_ids) - place - 1, branch.evidence)
         return [0.0] * place + [chance, *(chance * more for more in after)]
 
     def _learn(self) -> None:
@@ -235,6 +257,8 @@ class Speculation:
                 num_right = num_alike(draft.token_ids, came)
                 if came and draft.token_ids:
                     self.acceptance.observe(sequence.name, draft.evidence, num_right, num_right < len(came))
+                    for place, evidence in enumerate(draft.evidences[: len(came)][: num_right + 1]):
+                        self.acceptance.observe(sequence.name, evidence, int(place < num_right), place == num_right)
             if (branch := made.branch) is not None:
                 came = sequence.token_ids[made.num_known :]
                 draft, place = branch

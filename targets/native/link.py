@@ -20,7 +20,7 @@ _COMPILE = ("-std=gnu11", "-O2", "-fvisibility=hidden", "-g0")
 # Of the last line, what libraries for devices have.
 _EXPORTS = """\
 { global: cupola_abi; cupola_run; cupola_run_calls; cupola_set_threads; cupola_workspace_bytes; cupola_kernel_*;
-  cupola_set_cores; cupola_set_power_saver;
+  cupola_set_cores; cupola_set_power_saver; cupola_share_turn;
   cupola_driver; cupola_open; cupola_error; cupola_allocate; cupola_free; cupola_copy; cupola_clear; cupola_memory; cupola_synchronize;
   local: *; };
 """

@@ -2,7 +2,8 @@
 
    A step of the model is a few hundred parallel regions of some microseconds each. Its caller leads the team: it runs everything that is
    not parallel, and its part of what is. The other threads watch one line of memory, in which it says what comes next; in a line of its own
-   each says that it is done. Between steps they watch for a while, then sleep. One step runs at a time; who calls meanwhile waits.
+   each says that it is done. Between steps they watch for a while, then sleep, at once if another library's step begins. One step runs at a
+   time; who calls meanwhile waits.
 
    Other programs may want the same cores. The system then stops a thread for some milliseconds wherever it is, and all others would wait for
    it. So who waits sees, by the other's processor time, whether it was stopped (`cores.c`), and gives it its own core. A member that was
@@ -101,6 +102,8 @@ static _Atomic int32_t num_sleeping, leader_sleeps;
 static _Atomic int32_t num_staying = 1; /* threads from this index on leave the team */
 static _Atomic int32_t leader_core = -1;
 static _Atomic int32_t saves_power; /* changes between steps */
+static _Atomic int64_t own_turn;
+static _Atomic int64_t *_Atomic turn = &own_turn; /* which library's step began last, of those that share this */
 
 static _Atomic pthread_t leader; /* 0 is nobody: a lock's owner, for the owner itself to see */
 
@@ -123,6 +126,13 @@ static void note_time(Member *self) {
   int32_t is_in_demand = (self->awake - self->ran) * 8 > self->awake;
   if (self->is_in_demand != is_in_demand) atomic_store_explicit(&self->is_in_demand, is_in_demand, memory_order_relaxed);
   self->awake = self->ran = 0;
+}
+
+static int64_t turn_of_this(void) { return (int64_t)(intptr_t)&team; }
+
+/* Whether no other library's step began since this one's did. */
+static int is_on_turn(void) {
+  return atomic_load_explicit(atomic_load_explicit(&turn, memory_order_acquire), memory_order_relaxed) == turn_of_this();
 }
 
 static int32_t is_saving(void) { return atomic_load_explicit(&saves_power, memory_order_relaxed); }
@@ -209,7 +219,7 @@ static void await_news(int index, int64_t seen) {
       continue;
     }
     int is_idle = seen % KINDS == STEP_ENDS;
-    if (is_idle ? cupola_clock() < until : comes(&team.news, seen + 1, &members[0])) {
+    if (is_idle ? is_on_turn() && cupola_clock() < until : comes(&team.news, seen + 1, &members[0])) {
       if (is_idle) cupola_yield();
       continue;
     }
@@ -347,6 +357,7 @@ void cupola_begin(void) {
   pthread_mutex_lock(&step_lock);
   atomic_store_explicit(&leader, pthread_self(), memory_order_relaxed);
   if (num_threads < num_wanted) start_threads();
+  if (!is_on_turn()) atomic_store_explicit(atomic_load_explicit(&turn, memory_order_acquire), turn_of_this(), memory_order_relaxed);
   cupola_lead_on_cores();
   if (num_threads == 1) return;
   int64_t id = cupola_thread();
@@ -393,6 +404,9 @@ EXPORT void cupola_set_power_saver(int32_t is_on) {
   wake_all();
   pthread_mutex_unlock(&step_lock);
 }
+
+/* Which library's step began last: whoever share the word let their threads sleep while it is another one's turn. It outlives them all. */
+EXPORT void cupola_share_turn(_Atomic int64_t *word) { atomic_store_explicit(&turn, word, memory_order_release); }
 
 /* What kernels call */
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from itertools import takewhile
+from math import prod
+
+import numpy as np
 
 from cupola.runtime.artifact.manifest import ModelConfig
 from cupola.runtime.artifact.state import KVSpec
-from cupola.runtime.device.interface import Executor, StepOutput
+from cupola.runtime.device.interface import Executor, Float32, StepOutput
 from cupola.runtime.engine.proposers.proposer import NO_DRAFT, Context, Draft
 from cupola.runtime.engine.request import Request, RequestSpec, Sequence
 from cupola.runtime.engine.sampling_params import SamplingParams
@@ -17,6 +21,7 @@ from cupola.runtime.engine.step import build_step
 
 CHUNK = 512  # tokens of a prompt in a step
 CATCH_UP = 16  # tokens that are new to it, up to which a sequence's are computed together with others'
+LEVELS = 8  # of chances that are told apart as evidence
 PARAMS = SamplingParams(temperature=0, detokenize=False)
 
 
@@ -33,6 +38,7 @@ class DraftModelProposer:
     """
 
     is_free = False
+    doubts = True
 
     def __init__(self, executor: Executor, model: ModelConfig, kv: KVSpec, vocab_size: int) -> None:
         self._executor, self._model, self._vocab_size = executor, model, vocab_size
@@ -51,26 +57,24 @@ class DraftModelProposer:
             for sequence in self._sequences.values():
                 self._states.release(sequence.state)
             raise
-        return [self._draft(found.get(context.name, []), context.most) for context in contexts]
+        return [self._draft(found[context.name]) if context.name in found else NO_DRAFT for context in contexts]
 
-    def _find(self, contexts: SequenceOf[Context]) -> dict[str, list[int]]:
-        """The tokens that each sequence may say next, as many for all, by its name."""
+    def _find(self, contexts: SequenceOf[Context]) -> dict[str, _Guess]:
+        """What each sequence may say next, by its name; each ends where its chance falls below what is worth it."""
         for context in contexts:
             self._take_in(context)
-        most = max((context.most for context in contexts), default=0)
         wanted = [self._sequences[context.name] for context in contexts]
-        going = [sequence for sequence in wanted if self._catch_up(sequence, most, wanted)]
-        num_known = [len(sequence.token_ids) for sequence in going]
-        if going:
-            self._append(going, self._run({sequence: sequence.num_new_tokens for sequence in going}, 1), 1)
-        num_left = most - 1
-        while going and num_left:
-            num_steps = min(num_left, self._executor.max_steps)
-            self._append(going, self._run(dict.fromkeys(going, 1), num_steps), num_steps)
-            num_left -= num_steps
-        for sequence, length in zip(going, num_known, strict=True):  # a window moves on no further: what is drafted may be taken back
-            self._states.advance(sequence.state, length)
-        return {s.request.spec.request_id: s.token_ids[length:] for s, length in zip(going, num_known, strict=True)}
+        guesses = [_Guess(s, c.most, c.least) for s, c in zip(wanted, contexts, strict=True) if self._catch_up(s, c.most, wanted)]
+        going, is_first = guesses, True
+        while going:
+            new = {guess.sequence: guess.sequence.num_new_tokens if is_first else 1 for guess in going}
+            output = self._run(new, range(len(going)))
+            for row, (guess, token_id) in enumerate(zip(going, output.argmax()[-1].tolist(), strict=True)):
+                guess.add(token_id, share_of_largest(output.maxima(row)))
+            going, is_first = [guess for guess in going if guess.goes_on], False
+        for guess in guesses:  # a window moves on no further: what is drafted may be taken back
+            self._states.advance(guess.sequence.state, guess.num_known)
+        return {guess.sequence.request.spec.request_id: guess for guess in guesses}
 
     def forget(self, context: Context) -> None:
         """As `Proposer`."""
@@ -81,9 +85,9 @@ class DraftModelProposer:
         """Checks that known sequences, and nothing else, hold blocks. Raises EngineError."""
         self._states.check_integrity([sequence.state for sequence in self._sequences.values()], [])
 
-    def _draft(self, token_ids: SequenceOf[int], most: int) -> Draft:
-        end = next((i for i, token_id in enumerate(token_ids[:most]) if token_id >= self._vocab_size), most)
-        return Draft(tuple(token_ids[:end])) if end else NO_DRAFT
+    def _draft(self, guess: _Guess) -> Draft:
+        token_ids = list(takewhile(lambda token_id: token_id < self._vocab_size, guess.token_ids))
+        return Draft(tuple(token_ids), evidences=tuple(1 + int(LEVELS * chance) for chance in guess.chances[: len(token_ids)]))
 
     def _take_in(self, context: Context) -> None:
         """Replaces what was drafted of a sequence by what came; what was right is computed already."""
@@ -114,7 +118,7 @@ class DraftModelProposer:
             num_new = min(sequence.num_new_tokens - 1, CHUNK)
             if not self._reserve(sequence, sequence.num_computed_tokens + num_new, wanted):
                 return False
-            self._run({sequence: num_new}, 1)
+            self._run({sequence: num_new})
             sequence.num_computed_tokens += num_new
             self._states.advance(sequence.state, sequence.num_computed_tokens)
         return self._reserve(sequence, len(sequence.token_ids) + most, wanted)
@@ -129,13 +133,36 @@ class DraftModelProposer:
             self._states.release(holder.state)
         return True
 
-    def _run(self, plan: Mapping[Sequence, int], num_steps: int) -> StepOutput:
-        step = build_step(plan, (), self._states.block_size, num_steps=num_steps)
-        return self._executor.submit(step.batch, step.sampling).result()
+    def _run(self, plan: Mapping[Sequence, int], rows: SequenceOf[int] = ()) -> StepOutput:
+        step = build_step(plan, (), self._states.block_size)
+        return self._executor.submit(step.batch, step.sampling._replace(rows=tuple(rows))).result()
 
-    def _append(self, sequences: SequenceOf[Sequence], output: StepOutput, num_steps: int) -> None:
-        """Adds what the model found, of which all but the last is computed. Each sequence had one row."""
-        found = output.argmax()[-num_steps:].T.tolist()
-        for sequence, token_ids in zip(sequences, found, strict=True):
-            sequence.num_computed_tokens = len(sequence.token_ids) + num_steps - 1
-            sequence.token_ids += token_ids
+
+class _Guess:
+    """A sequence that has grown by what was guessed, of which all but the last token is computed."""
+
+    def __init__(self, sequence: Sequence, most: int, least: float) -> None:
+        self.sequence, self.num_known, self._end, self._least = sequence, len(sequence.token_ids), len(sequence.token_ids) + most, least
+        self.chances: list[float] = []
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The guessed ones."""
+        return self.sequence.token_ids[self.num_known :]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether one more is wanted."""
+        return len(self.sequence.token_ids) < self._end and prod(self.chances) >= self._least
+
+    def add(self, token_id: int, chance: float) -> None:
+        """Adds what a step found, which computed all tokens so far."""
+        self.sequence.num_computed_tokens = len(self.sequence.token_ids)
+        self.sequence.token_ids.append(token_id)
+        self.chances.append(chance)
+
+
+def share_of_largest(maxima: Float32) -> float:
+    """The probability of the likeliest token, where of each block of logits no other token has any, by the blocks' largest logits."""
+    largest = maxima.max()
+    return 1 / float(np.exp(maxima - largest).sum()) if np.isfinite(largest) else 0.0

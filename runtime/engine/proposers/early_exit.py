@@ -26,6 +26,7 @@ class EarlyExitProposer:
     """
 
     is_free = False
+    doubts = False
 
     def __init__(self, num_layers: int) -> None:
         self._num_layers = num_layers

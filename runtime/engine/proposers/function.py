@@ -12,6 +12,7 @@ class FunctionProposer:
     """Asks `function` for each sequence. How long that takes is measured, and counts."""
 
     is_free = False
+    doubts = False
 
     def __init__(self, function: Propose) -> None:
         self._function = function

@@ -18,6 +18,7 @@ class LookaheadProposer:
     """Keeps what followed what of each sequence, and its window. An `Explorer`."""
 
     is_free = True
+    doubts = False
 
     def __init__(self) -> None:
         self._trajectories: dict[str, _Trajectory] = {}

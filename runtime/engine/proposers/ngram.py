@@ -13,6 +13,7 @@ class NGramProposer:
     """Looks the end of each sequence up in the sequence itself. The latest place counts."""
 
     is_free = True
+    doubts = False
 
     def __init__(self) -> None:
         self._indices: dict[str, NGramIndex] = {}

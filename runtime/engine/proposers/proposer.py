@@ -19,6 +19,7 @@ class Context(NamedTuple):
         num_prompt_tokens: of them the prompt's.
         salt: what is learned of one sequence may help others of the same salt, and no others.
         most: tokens that are wanted at most; at least 1.
+        least: the chance, with all before it, from which on a token is worth the time that the one after it takes.
         sequence: itself, for those who ask the model that runs it.
     """
 
@@ -28,6 +29,7 @@ class Context(NamedTuple):
     salt: bytes
     most: int
     sequence: Sequence | None = None
+    least: float = 0.0
 
 
 class Draft(NamedTuple):
@@ -38,11 +40,13 @@ class Draft(NamedTuple):
         evidence: how much speaks for them, such as the tokens before them that were found elsewhere too. Guesses of like evidence are
             expected to be right alike often; its numbers have no other meaning.
         others: what may come instead.
+        evidences: of each token, where they differ; `evidence` then stands for the draft as a whole.
     """
 
     token_ids: tuple[int, ...] = ()
     evidence: int = 0
     others: tuple[Draft, ...] = ()
+    evidences: tuple[int, ...] = ()
 
 
 NO_DRAFT = Draft()
@@ -53,9 +57,11 @@ class Proposer(Protocol):
 
     Attributes:
         is_free: whether a guess takes next to no time, so that guesses are made just to learn how often they are right.
+        doubts: whether it ends a draft where a context's `least` says that more isn't worth it.
     """
 
     is_free: bool
+    doubts: bool
 
     def propose(self, contexts: SequenceOf[Context]) -> list[Draft]:
         """A draft for each sequence."""

@@ -13,6 +13,7 @@ class SeveralProposers:
     """Asks all of `proposers`, which take next to no time."""
 
     is_free = True
+    doubts = False
 
     def __init__(self, *proposers: Proposer) -> None:
         self._proposers = proposers

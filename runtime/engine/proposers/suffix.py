@@ -19,6 +19,7 @@ class SuffixProposer:
     """Keeps an automaton of each sequence, and two of earlier answers for each salt."""
 
     is_free = True
+    doubts = False
 
     def __init__(self) -> None:
         self._own: dict[str, SuffixAutomaton] = {}

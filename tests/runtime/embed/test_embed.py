@@ -118,7 +118,7 @@ def test_each_library_is_as_its_system_wants_it(artifact: cupola.Artifact) -> No
         }
         exports = {
             f"cupola_{name}"
-            for name in ("abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "workspace_bytes", *kernels)
+            for name in ("abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "share_turn", "workspace_bytes", *kernels)
         }
         inspect.pop(library.target.name.partition("@")[2], inspect_elf)(artifact.path / library.file, exports)
     assert not inspect

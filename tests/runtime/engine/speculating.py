@@ -28,6 +28,7 @@ class Oracle:
     """
 
     is_free = True
+    doubts = False
 
     def __init__(self, answers: Callable[[str], Sequence[int]], num_right: int, seed: int = 0, num_others: int = 0) -> None:
         self._answers, self._num_right, self._random = answers, num_right, np.random.default_rng(seed)

@@ -87,6 +87,7 @@ class Small:
     """A proposer that takes time, and is always right."""
 
     is_free = False
+    doubts = False
 
     def propose(self, contexts: list[Context]) -> list[Draft]:
         return [Draft(tuple(greedy_reference(list(context.token_ids), context.most, stop=False))) for context in contexts]
@@ -104,9 +105,9 @@ def test_the_time_that_drafts_take_counts(seconds, expected):
         for _ in range(2):
             speculation._drafting.observe(length, seconds * length)
     sequence = engine.add_request("a", PROMPT, SamplingParams()).sequences[0]
-    assert speculation._plan_length([sequence], 1, [1.0] * 17, 1.0) == expected
-    speculation._num_without = module.PROBE_STEPS
-    assert speculation._plan_length([sequence], 1, [1.0] * 17, 1.0) == max(expected, 1)  # it may be worth it by now
+    assert speculation._plan_length([sequence], 1, [1.0] * 17, 1.0)[0] == expected
+    speculation._num_without = module.FIRST_PROBE
+    assert speculation._plan_length([sequence], 1, [1.0] * 17, 1.0)[0] == max(expected, 1)  # it may be worth it by now
 
 
 def test_a_proposer_that_takes_time(monkeypatch):

@@ -26,6 +26,7 @@ def test_branches_that_pay_are_used_as_far_as_they_do():
 
 class Says:
     is_free = True
+    doubts = False
 
     def __init__(self, *token_ids: int) -> None:
         self.draft, self.forgotten = Draft(token_ids, 3) if token_ids else NO_DRAFT, 0

@@ -364,6 +364,6 @@ def test_a_library_needs_the_c_library_alone_and_shows_what_is_its_own(built: tu
     needed = {line.split("[")[1].split("]")[0] for line in read("readelf", "-d") if "(NEEDED)" in line}
     assert needed <= {"libc.so.6", "libm.so.6", "libpthread.so.0"}
     shown = {line.split()[-1].split("@")[0] for line in read("nm", "-D", "--defined-only")}
-    functions = {"abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "workspace_bytes", "kernel_stage"}
+    functions = {"abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "share_turn", "workspace_bytes", "kernel_stage"}
     assert shown == {f"cupola_{name}" for name in functions}
     assert any("NODELETE" in line for line in read("readelf", "-d"))
