@@ -205,10 +205,8 @@ class Speculation:
         stops = sequence.request.spec.stop_token_ids
         return draft._replace(token_ids=tuple(takewhile(lambda token_id: token_id not in stops, draft.token_ids)), others=())
 
-    def _plan_length(
-        self, sequences: SequenceOf[Sequence], num_running: int, costs: SequenceOf[float], plain: float
-    ) -> tuple[int, float]:
-        """How many tokens to ask a proposer for whose drafts cost time, and the chance from which on one is followed by another; 0 is no draft."""
+    def _plan_length(self, sequences: SequenceOf[Sequence], num_running: int, costs: SequenceOf[float], plain: float) -> tuple[int, float]:
+        """How many tokens to ask a proposer for whose drafts cost time, 0 for none, and the chance below which a draft should end."""
         seconds = self._drafting.table(MAX_DRAFT) or [0.0] * (FIRST_DRAFT + 1)
         longest = min((len(costs) - 1 - num_running) // len(sequences), len(seconds) - 1)
         steps = [costs[num_running + length * len(sequences)] + seconds[length] for length in range(longest + 1)]

@@ -60,7 +60,7 @@ class DraftModelProposer:
         return [self._draft(found[context.name]) if context.name in found else NO_DRAFT for context in contexts]
 
     def _find(self, contexts: SequenceOf[Context]) -> dict[str, _Guess]:
-        """What each sequence may say next, by its name; each ends where its chance falls below what is worth it."""
+        """Guesses of each sequence, by its name, which end where their chance falls below what is worth it."""
         for context in contexts:
             self._take_in(context)
         wanted = [self._sequences[context.name] for context in contexts]
@@ -152,7 +152,7 @@ class _Guess:
 
     @property
     def goes_on(self) -> bool:
-        """Whether one more is wanted."""
+        """True if one more is wanted."""
         return len(self.sequence.token_ids) < self._end and prod(self.chances) >= self._least
 
     def add(self, token_id: int, chance: float) -> None:

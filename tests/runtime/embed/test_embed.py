@@ -116,10 +116,8 @@ def test_each_library_is_as_its_system_wants_it(artifact: cupola.Artifact) -> No
         kernels = {
             f"kernel_{kernel.name}" for kernel in read_plan(artifact.path / library.plan, artifact.manifest.function("forward")).kernels
         }
-        exports = {
-            f"cupola_{name}"
-            for name in ("abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "share_turn", "workspace_bytes", *kernels)
-        }
+        functions = "abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "share_turn", "workspace_bytes"
+        exports = {f"cupola_{name}" for name in (*functions, *kernels)}
         inspect.pop(library.target.name.partition("@")[2], inspect_elf)(artifact.path / library.file, exports)
     assert not inspect
 

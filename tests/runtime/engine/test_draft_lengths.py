@@ -110,6 +110,54 @@ def test_the_time_that_drafts_take_counts(seconds, expected):
     assert speculation._plan_length([sequence], 1, [1.0] * 17, 1.0)[0] == max(expected, 1)  # it may be worth it by now
 
 
+def test_a_proposer_that_knows_when_to_end_is_told_what_another_token_must_bring():
+    """A step takes a second, a drafted token a tenth of one, and half of them are right: the second is the last that brings more."""
+    speculation = Speculation(Small(), VOCAB)
+    speculation.proposer.doubts = True
+    for _ in range(2):
+        speculation._drafting.observe(1, 0.1)
+        speculation._drafting.observe(15, 1.5)
+    sequence = make_engine().add_request("a", PROMPT, SamplingParams()).sequences[0]
+    most, least = speculation._plan_length([sequence], 1, [1.0] * 17, 1.0)
+    rate = (1 + 0.5 + 0.25) / 1.2
+    assert most == 15 and least == pytest.approx(0.1 * rate / 0.5)
+    assert speculation._plan_length([sequence], 1, [2.0, 2.0, *[1.0] * 15], 2.0)[1] > 0  # steps of several tokens may even be faster
+
+
+def test_drafts_that_do_not_pay_are_tried_the_more_seldom():
+    speculation = Speculation(Small(), VOCAB)
+    for _ in range(2):
+        speculation._drafting.observe(1, 10.0)
+    sequence, probes = make_engine().add_request("a", PROMPT, SamplingParams()).sequences[0], []
+    for step in range(400):
+        speculation._num_without += 1
+        if speculation._plan_length([sequence], 1, [1.0] * 17, 1.0)[0]:
+            probes.append(step)
+            speculation._num_without = 0
+    assert np.diff(probes).tolist() == [32, 64, 128, 128]
+
+
+def test_tokens_of_a_draft_may_have_evidence_of_their_own(monkeypatch):
+    """The first is known to be right, the second to be wrong: only the first comes into a step."""
+    reference = greedy_reference(PROMPT, 40, stop=False)
+
+    class Doubtful(Small):
+        def propose(self, contexts: list[Context]) -> list[Draft]:
+            done = [len(context.token_ids) - context.num_prompt_tokens for context in contexts]
+            return [Draft((reference[n], (reference[n + 1] + 1) % VOCAB), evidences=(8, 1)) for n in done]
+
+    engine = make_engine()
+    engine.speculation = Speculation(Doubtful(), VOCAB)
+    monkeypatch.setattr(engine.speculation.costs, "table", lambda most: [1.0 + 0.2 * n for n in range(most + 1)])
+    for _ in range(20):
+        engine.speculation.acceptance.observe("another", 8, 1, was_wrong=False)
+        engine.speculation.acceptance.observe("another", 0, 1, was_wrong=False)
+        engine.speculation.acceptance.observe("another", 1, 0, was_wrong=True)
+    engine.add_request("a", PROMPT, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+    assert run_all(engine)["a"].outputs[0].token_ids == reference[:30]
+    assert engine.stats().num_draft_tokens == engine.stats().num_accepted_tokens >= 10
+
+
 def test_a_proposer_that_takes_time(monkeypatch):
     engine = make_engine()
     engine.speculation = Speculation(Small(), VOCAB)

@@ -204,7 +204,7 @@ def test_requests_in_flight_finish(tiny: Path, tmp_path: Path, number: signal.Si
 
 
 def refuses(server: Server) -> bool:
-    """Whether it takes no request: by its answer, by no longer listening, or by a reset of what waited to be accepted when it ceased to."""
+    """True if it takes no request: by its answer, by no longer listening, or by a reset of what waited to be accepted when it ceased to."""
     try:
         return ask(server, {"prompt": "a", "max_tokens": 1}).status_code == 503
     except httpx.NetworkError:

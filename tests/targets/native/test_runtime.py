@@ -311,6 +311,43 @@ def test_an_idle_team_takes_no_processor_time_to_save_power(built: tuple[Path, P
     assert used(True) < 50 * 400_000
 
 
+TURNS = """
+import ctypes, os, shutil, sys, time
+from pathlib import Path
+from tests.targets.native.library import Library
+files = [Path(sys.argv[1]), shutil.copy(sys.argv[1], sys.argv[2])]  # a loader knows a library by its file
+word, known, members = ctypes.c_int64(), set(os.listdir("/proc/self/task")), []
+libraries = [Library(file, width=1) for file in files]
+for library in libraries:
+    if sys.argv[3] == "True":
+        library.lib.cupola_share_turn(ctypes.byref(word))
+    assert library.set_threads(2) == 2 and library.is_right()
+    members.append((set(os.listdir("/proc/self/task")) - known).pop())
+    known.add(members[-1])
+def used(member):
+    return int(Path(f"/proc/self/task/{member}/schedstat").read_text().split()[0])
+total = 0
+for _ in range(50):
+    assert libraries[0].run() == 0
+    began = used(members[0])
+    assert libraries[1].run() == 0
+    time.sleep(0.005)
+    total += used(members[0]) - began
+print(total)
+"""
+
+
+def test_a_team_leaves_the_cores_to_a_library_whose_turn_it_is(built: tuple[Path, Plan], tmp_path: Path) -> None:
+    """Otherwise its member watches for two milliseconds on, where the other library's has work."""
+
+    def used(shares: bool) -> int:
+        command = [sys.executable, "-c", TURNS, str(built[0]), str(tmp_path / f"{shares}.so"), str(shares)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=Path(__file__).parents[3])
+        return int(done.stdout)
+
+    assert used(True) < used(False) / 2
+
+
 CORES = """
 import os, sys, time
 from pathlib import Path

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cupola.runtime.device import host
 from cupola.runtime.engine.proposers import draft_model as module
-from cupola.runtime.engine.proposers.draft_model import DraftModelProposer
+from cupola.runtime.engine.proposers.draft_model import DraftModelProposer, share_of_largest
 from cupola.runtime.engine.proposers.proposer import Context
 from cupola.runtime.engine.sampling_params import SamplingParams
 from tests.runtime.engine.speculating import speculate
@@ -67,6 +70,31 @@ def test_long_prompts_come_in_chunks(monkeypatch):
     assert executor.num_tokens == 30 + 2
     assert propose(proposer, {"a": [*prompt, *greedy_reference(prompt, 4, stop=False)]}, 1)
     assert executor.num_tokens == 30 + 2 + 2  # the last drafted token and the one after it
+
+
+@settings(max_examples=25)
+@given(prompts=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12), min_size=1, max_size=4), least=st.floats(0, 1))
+def test_a_draft_ends_where_it_is_too_unsure(prompts, least):
+    """By the probabilities of all its tokens together; of each it says how sure the model was. Others' drafts go on."""
+    executor = FakeExecutor(200)
+    proposer = DraftModelProposer(executor, MODEL, executor.kv, VOCAB)
+    contexts = [Context(str(i), tokens, 1, b"", 7, None, least * (i + 1) / len(prompts)) for i, tokens in enumerate(prompts)]
+    with mock.patch.object(host, "MAXIMA_BLOCK", 1):
+        drafts = proposer.propose(contexts)
+    for context, draft in zip(contexts, drafts, strict=True):
+        likeliest = greedy_reference(list(context.token_ids), 7, stop=False)
+        logits = [fake_logits([*context.token_ids, *likeliest[:i]]) for i in range(7)]
+        chances = [np.exp(row.max() - np.logaddexp.reduce(row.astype(np.float64))) for row in logits]
+        num_sure = next((i for i, joint in enumerate(np.cumprod(chances)) if joint < context.least), 6) + 1
+        assert list(draft.token_ids) == likeliest[:num_sure]
+        assert np.abs(np.array(draft.evidences) - 1 - module.LEVELS * np.array(chances[:num_sure]) + 0.5).max() <= 0.5 + 1e-3
+    proposer.check_integrity()
+
+
+def test_how_sure_a_model_is_by_its_largest_logits():
+    assert share_of_largest(np.float32([2.0])) == 1
+    assert share_of_largest(np.float32([0.0, 0.0, -np.inf, 0.0])) == pytest.approx(1 / 3)
+    assert share_of_largest(np.float32([1.0, np.nan])) == share_of_largest(np.float32([np.inf, 1.0])) == 0
 
 
 def test_who_does_not_fit_gets_no_draft():
