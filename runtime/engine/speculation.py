@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from functools import partial
 from itertools import accumulate, repeat, takewhile
 from operator import mul
 from typing import NamedTuple
@@ -183,11 +184,14 @@ class Speculation:
 
     def _propose(self, rooms: dict[Sequence, int], least: float = 0.0) -> dict[Sequence, _Made]:
         start = time.perf_counter()
-        made = self.proposer.propose([context_of(sequence, room)._replace(least=least) for sequence, room in rooms.items()])
+        made = self.proposer.propose([self._context(sequence, room, least) for sequence, room in rooms.items()])
         if longest := max(len(draft.token_ids) for draft in made):
             self._drafting.observe(longest, time.perf_counter() - start)
         self._num_without = 0
         return {sequence: self._ordered(draft, sequence) for sequence, draft in zip(rooms, made, strict=True)}
+
+    def _context(self, sequence: Sequence, room: int, least: float) -> Context:
+        return context_of(sequence, room)._replace(least=least, chance=partial(self.acceptance.chance, sequence.name))
 
     def _ordered(self, draft: Draft, sequence: Sequence) -> _Made:
         """A sequence's drafts, those first that are expected to bring the most."""

@@ -21,7 +21,7 @@ from cupola.runtime.engine.step import build_step
 
 CHUNK = 512  # tokens of a prompt in a step
 CATCH_UP = 16  # tokens that are new to it, up to which a sequence's are computed together with others'
-LEVELS = 8  # of chances that are told apart as evidence
+LEVELS = 8  # of probabilities that are told apart as evidence
 PARAMS = SamplingParams(temperature=0, detokenize=False)
 
 
@@ -64,7 +64,7 @@ class DraftModelProposer:
         for context in contexts:
             self._take_in(context)
         wanted = [self._sequences[context.name] for context in contexts]
-        guesses = [_Guess(s, c.most, c.least) for s, c in zip(wanted, contexts, strict=True) if self._catch_up(s, c.most, wanted)]
+        guesses = [_Guess(s, c) for s, c in zip(wanted, contexts, strict=True) if self._catch_up(s, c.most, wanted)]
         going, is_first = guesses, True
         while going:
             new = {guess.sequence: guess.sequence.num_new_tokens if is_first else 1 for guess in going}
@@ -87,7 +87,7 @@ class DraftModelProposer:
 
     def _draft(self, guess: _Guess) -> Draft:
         token_ids = list(takewhile(lambda token_id: token_id < self._vocab_size, guess.token_ids))
-        return Draft(tuple(token_ids), evidences=tuple(1 + int(LEVELS * chance) for chance in guess.chances[: len(token_ids)]))
+        return Draft(tuple(token_ids), evidences=tuple(guess.evidences[: len(token_ids)]))
 
     def _take_in(self, context: Context) -> None:
         """Replaces what was drafted of a sequence by what came; what was right is computed already."""
@@ -141,9 +141,9 @@ class DraftModelProposer:
 class _Guess:
     """A sequence that has grown by what was guessed, of which all but the last token is computed."""
 
-    def __init__(self, sequence: Sequence, most: int, least: float) -> None:
-        self.sequence, self.num_known, self._end, self._least = sequence, len(sequence.token_ids), len(sequence.token_ids) + most, least
-        self.chances: list[float] = []
+    def __init__(self, sequence: Sequence, context: Context) -> None:
+        self.sequence, self.num_known, self._context = sequence, len(sequence.token_ids), context
+        self.evidences: list[int] = []
 
     @property
     def token_ids(self) -> list[int]:
@@ -153,13 +153,13 @@ class _Guess:
     @property
     def goes_on(self) -> bool:
         """True if one more is wanted."""
-        return len(self.sequence.token_ids) < self._end and prod(self.chances) >= self._least
+        return len(self.evidences) < self._context.most and prod(map(self._context.chance, self.evidences)) >= self._context.least
 
-    def add(self, token_id: int, chance: float) -> None:
+    def add(self, token_id: int, probability: float) -> None:
         """Adds what a step found, which computed all tokens so far."""
         self.sequence.num_computed_tokens = len(self.sequence.token_ids)
         self.sequence.token_ids.append(token_id)
-        self.chances.append(chance)
+        self.evidences.append(1 + int(LEVELS * probability))
 
 
 def share_of_largest(maxima: Float32) -> float:

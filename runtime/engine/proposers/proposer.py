@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ class Context(NamedTuple):
         salt: what is learned of one sequence may help others of the same salt, and no others.
         most: tokens that are wanted at most; at least 1.
         least: the chance, with all before it, from which on a token is worth the time that the one after it takes.
+        chance: of a token of that evidence to be right, as far as it was learned.
         sequence: itself, for those who ask the model that runs it.
     """
 
@@ -30,6 +32,7 @@ class Context(NamedTuple):
     most: int
     sequence: Sequence | None = None
     least: float = 0.0
+    chance: Callable[[int], float] = lambda evidence: 1.0
 
 
 class Draft(NamedTuple):

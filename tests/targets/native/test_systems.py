@@ -14,7 +14,7 @@ from cupola.targets.testing.case import SMOLLM2, lower_case
 from cupola.targets.testing.catalogue import rms_norm
 from tests.targets.native.inspection import inspect_elf, inspect_mach_o, inspect_pe
 
-NAMES = ("abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "workspace_bytes", "kernel_rms_norm_576")
+NAMES = ("abi", "run", "run_calls", "set_threads", "set_cores", "set_power_saver", "share_turn", "workspace_bytes", "kernel_rms_norm_576")
 OURS = {f"cupola_{name}" for name in NAMES}
 
 

@@ -75,19 +75,24 @@ def test_long_prompts_come_in_chunks(monkeypatch):
 @settings(max_examples=25)
 @given(prompts=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12), min_size=1, max_size=4), least=st.floats(0, 1))
 def test_a_draft_ends_where_it_is_too_unsure(prompts, least):
-    """By the probabilities of all its tokens together; of each it says how sure the model was. Others' drafts go on."""
+    """By the chances of all its tokens together, learned by how sure the model was, which it says. Others' drafts go on."""
     executor = FakeExecutor(200)
     proposer = DraftModelProposer(executor, MODEL, executor.kv, VOCAB)
-    contexts = [Context(str(i), tokens, 1, b"", 7, None, least * (i + 1) / len(prompts)) for i, tokens in enumerate(prompts)]
+
+    def chance(evidence: int) -> float:
+        return min(1, 2 * (evidence - 1) / module.LEVELS)
+
+    contexts = [Context(str(i), tokens, 1, b"", 7, None, least * (i + 1) / len(prompts), chance) for i, tokens in enumerate(prompts)]
     with mock.patch.object(host, "MAXIMA_BLOCK", 1):
         drafts = proposer.propose(contexts)
     for context, draft in zip(contexts, drafts, strict=True):
         likeliest = greedy_reference(list(context.token_ids), 7, stop=False)
         logits = [fake_logits([*context.token_ids, *likeliest[:i]]) for i in range(7)]
-        chances = [np.exp(row.max() - np.logaddexp.reduce(row.astype(np.float64))) for row in logits]
-        num_sure = next((i for i, joint in enumerate(np.cumprod(chances)) if joint < context.least), 6) + 1
+        probabilities = [np.exp(row.max() - np.logaddexp.reduce(row.astype(np.float64))) for row in logits]
+        levels = [1 + int(module.LEVELS * (probability + 1e-6)) for probability in probabilities]
+        num_sure = next((i for i, joint in enumerate(np.cumprod([*map(chance, levels)])) if joint < context.least), 6) + 1
         assert list(draft.token_ids) == likeliest[:num_sure]
-        assert np.abs(np.array(draft.evidences) - 1 - module.LEVELS * np.array(chances[:num_sure]) + 0.5).max() <= 0.5 + 1e-3
+        assert list(draft.evidences) == levels[:num_sure]
     proposer.check_integrity()
 
 
