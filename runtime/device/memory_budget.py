@@ -15,6 +15,7 @@ from cupola.runtime.system.memory import memory_in_use
 
 FIELD = "memory_budget"
 SPARE_BYTES = 16 << 20  # for what the interpreter makes while it runs, and what allocators keep
+DIFFERENCE = 1_000_000  # bytes by which what one process takes may exceed what another one did
 THREAD_BYTES = 1 << 20  # each thread of kernels: its stack and scratch, as far as they are touched
 ROW_COPIES = 4  # of a row of logits in float32, that the sampler may make
 LEAST_CONTEXT = 256  # a model that holds less is refused
@@ -83,7 +84,7 @@ def divide_memory(
     problem = (
         f"is {budget / 1e6:.0f} MB; the weights take {weights / 1e6:.0f} of them, and {least} tokens of context fit into {_rounded(needed)}"
     )
-    raise OptionError(problem, field=FIELD, fix=f"give at least {_rounded(needed)}, or compile the model with fewer bits")
+    raise OptionError(problem, field=FIELD, fix=f"give at least {_rounded(needed + DIFFERENCE)}, or compile the model with fewer bits")
 
 
 def _choices(max_num_seqs: int, max_num_tokens: int, longest: int, least: int) -> Iterator[tuple[int, int, int]]:

@@ -25,5 +25,5 @@ def test_smollm2_keeps_its_budget(smollm2_w4a8: Compiled) -> None:
     least, more = measured(smollm2_w4a8.path, enough[1], str(int(enough[1]) + 30))
     found = re.search(r"within it: (\d+) of 2,048 tokens of context, 1 sequence", least)
     assert found, least
-    assert 256 <= int(found[1]) <= 256 + 4 * 16  # a megabyte is three blocks of tokens, and processes differ by some
+    assert 256 <= int(found[1]) <= 256 + 7 * 16  # a megabyte is three blocks of tokens, and processes differ by one or so
     assert "within it" in more and int(re.findall(r"([\d,]+) of 2,048", more)[0].replace(",", "")) > 1000
