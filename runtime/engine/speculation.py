@@ -207,7 +207,8 @@ class Speculation:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self._vocab_size:
                 raise EngineError(f"a draft has the token id {token_id!r:.60}, which is none of 0 to {self._vocab_size - 1}")
         stops = sequence.request.spec.stop_token_ids
-        return draft._replace(token_ids=tuple(takewhile(lambda token_id: token_id not in stops, draft.token_ids)), others=())
+        token_ids = tuple(takewhile(lambda token_id: token_id not in stops, draft.token_ids))
+        return Draft(token_ids, draft.evidence, evidences=draft.evidences[: len(token_ids)])
 
     def _plan_length(self, sequences: SequenceOf[Sequence], num_running: int, costs: SequenceOf[float], plain: float) -> tuple[int, float]:
         """How many tokens to ask a proposer for whose drafts cost time, 0 for none, and the chance below which a draft should end."""
@@ -236,8 +237,7 @@ class Speculation:
         """The chance of each token of a draft, and of all before it, to be right."""
         if not draft.evidences:
             return self._chances_alike(sequence, len(draft.token_ids), draft.evidence)
-        evidences = draft.evidences[: len(draft.token_ids)]
-        return list(accumulate((self.acceptance.chance(sequence.name, evidence) for evidence in evidences), mul))
+        return list(accumulate((self.acceptance.chance(sequence.name, evidence) for evidence in draft.evidences), mul))
 
     def _chances_alike(self, sequence: Sequence, length: int, evidence: int = 0) -> list[float]:
         """As `_chances`, of tokens that have the same evidence."""
