@@ -32,6 +32,7 @@ def compile(
     block_size: int = 16,
     max_batch: int = 64,
     os: str | None = None,
+    draft_vocabulary: int | None = None,
     progress: Progress | None = None,
     extra_passes: Sequence[tvm.transform.Pass] = (),
 ) -> Artifact:
@@ -55,13 +56,15 @@ def compile(
         max_batch: sequences that one step may hold.
         os: the operating system to compile for: linux, macos, windows or android, or several with commas between them; by default this
             machine's. A target may name its own, as in TARGET@android.
+        draft_vocabulary: for a small model that is to draft for a large one (`speculative="draft:FOLDER"`): it says so many tokens
+            alone, the first ones, and reads a smaller projection for each guess. It is good for nothing else.
         progress: what to report to.
         extra_passes: run after the operations were recognized, before the target's kernels replace them.
 
     Raises:
         InputError: naming the file, the field and the fix.
     """
-    options = CompileOptions(target, quant, embedding, kv_dtype, context, block_size, max_batch, os)
+    options = CompileOptions(target, quant, embedding, kv_dtype, context, block_size, max_batch, os, draft_vocabulary)
     named = "+".join(name_targets(target, os)).replace(":", "-").replace("@", "-")
     folder = Path(out) if out is not None else Path(f"{short_name(source)}-{named}-{quant}")
     try:

@@ -28,6 +28,7 @@ class CompileOptions:
         block_size: tokens in a block of the K/V cache, a power of two.
         max_batch: sequences that one step may hold.
         os: the operating systems to compile for, with commas between them; None is this machine's.
+        draft_vocabulary: how many of the first tokens the model says, which then is good for drafts alone; None are all.
 
     Raises:
         OptionError: naming the option and its choices.
@@ -41,6 +42,7 @@ class CompileOptions:
     block_size: int = 16
     max_batch: int = 64
     os: str | None = None
+    draft_vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         name_targets(self.target, self.os)
@@ -54,6 +56,8 @@ class CompileOptions:
         if self.block_size & (self.block_size - 1):
             raise OptionError(f"is {self.block_size}, not a power of two", field="block-size", fix="take 16, 32 or 64")
         _check_range("max-batch", self.max_batch, 1, 4096)
+        if self.draft_vocabulary is not None:
+            _check_range("draft-vocabulary", self.draft_vocabulary, 1, 2**24)
 
 
 def short_name(source: str | Path) -> str:

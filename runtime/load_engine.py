@@ -44,6 +44,7 @@ def load_engine(
     `speculative` stands in for that of `config`, which can't hold a function. With `warms_up` the first request finds all as later ones do.
     """
     manifest = artifact.manifest
+    manifest.model.check_answers(artifact.path)
     config = replace(config, max_num_seqs=min(config.max_num_seqs, manifest.limits.max_batch_size))
     model, kv = manifest.model, manifest.kv
     sinks = choose_sink_window(config.attention_sinks, config.attention_window, model, kv)

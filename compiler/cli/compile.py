@@ -33,10 +33,11 @@ def compile_model(
     block_size: p.BlockSize = None,
     max_batch: p.MaxBatch = None,
     os: p.OperatingSystem = None,
+    draft_vocabulary: p.DraftVocabulary = None,
     as_json: p.Json = False,
 ) -> None:
     """Compile a model for this machine, or another one."""
-    options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch, os)
+    options = p.compile_options(target, quant, embedding, kv_dtype, context, block_size, max_batch, os, draft_vocabulary)
     start = time.perf_counter()
     artifact = cupola.compile(
         source,
@@ -49,6 +50,7 @@ def compile_model(
         block_size=options.block_size,
         max_batch=options.max_batch,
         os=options.os,
+        draft_vocabulary=options.draft_vocabulary,
         progress=console_progress(),
     )
     _report(artifact, time.perf_counter() - start, as_json)

@@ -56,6 +56,13 @@ KVDtype = Annotated[str | None, _compile_option("--kv-dtype", f"How K and V are 
 Context = Annotated[int | None, _compile_option("--context", "Tokens that a sequence may have (default: the model's own limit).")]
 BlockSize = Annotated[int | None, _compile_option("--block-size", f"Tokens in a block of the K/V cache (default: {DEFAULTS.block_size}).")]
 MaxBatch = Annotated[int | None, _compile_option("--max-batch", f"Sequences that one step may hold (default: {DEFAULTS.max_batch}).")]
+DraftVocabulary = Annotated[
+    int | None,
+    _compile_option(
+        "--draft-vocabulary",
+        "Make a draft model for --speculative draft:FOLDER that says the first N tokens alone, which is faster (a quarter of them, say).",
+    ),
+]
 
 AttentionSinks = Annotated[
     int | None,
@@ -131,6 +138,7 @@ def compile_options(
     block_size: int | None,
     max_batch: int | None,
     os: str | None = None,
+    draft_vocabulary: int | None = None,
 ) -> CompileOptions:
     """The options, with defaults for what was not given. Raises OptionError."""
     return CompileOptions(
@@ -142,6 +150,7 @@ def compile_options(
         block_size=DEFAULTS.block_size if block_size is None else block_size,
         max_batch=DEFAULTS.max_batch if max_batch is None else max_batch,
         os=os,
+        draft_vocabulary=draft_vocabulary,
     )
 
 

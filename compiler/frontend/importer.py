@@ -9,6 +9,7 @@ from typing import Any
 from tvm import IRModule
 
 from cupola.compiler.frontend.distances import sees_distances_only
+from cupola.compiler.frontend.first_tokens import check_first_tokens
 from cupola.compiler.frontend.state import expanded_notes, kv_layout
 from cupola.compiler.frontend.text_path import parts_of
 from cupola.compiler.frontend.trace import TracedModel, trace
@@ -37,7 +38,7 @@ def import_model(
     """
     context = _context_length(source, options.context)
     with progress.stage("Tracing the model"):
-        traced = trace(source.config, source.name, context, functools.partial(bind_weights, source))
+        traced = trace(source.config, source.name, context, functools.partial(bind_weights, source), options.draft_vocabulary)
         context = _within_positions(context, traced.max_positions, options.context)
     with progress.stage("Importing to Relax"):
         mod = run_passes(translate(traced, source.name), import_passes(latents), dumps)
@@ -45,7 +46,9 @@ def import_model(
         expanded = [] if latents else expanded_notes(mod, kv, source.name)
     names = [param.name for param in mod["forward"].params[len(INPUTS) :]]
     weights = {name: traced.weights[traced.tied.get(name, name)] for name in names}
-    config = _model_config(source, mod, context, traced.padding)
+    config = _model_config(source, mod, context, traced.padding, draft_only=options.draft_vocabulary is not None)
+    if options.draft_vocabulary is not None:
+        check_first_tokens(options.draft_vocabulary, config.vocab_size, source.name)
     return Program(mod, weights, kv, config, (*source.notes, *_notes(traced, source), *expanded))
 
 
@@ -86,14 +89,14 @@ def _within_positions(context: int, limit: int | None, wanted: int | None) -> in
     return limit
 
 
-def _model_config(source: Source, mod: IRModule, context: int, padding: int | None) -> ModelConfig:
+def _model_config(source: Source, mod: IRModule, context: int, padding: int | None, *, draft_only: bool) -> ModelConfig:
     text = text_fields(source.config)
     stops = _token_ids(source.generation_config.get("eos_token_id", text.get("eos_token_id")))
     bos = _token_ids(source.generation_config.get("bos_token_id", text.get("bos_token_id")))
     vocab_size = shape_of(mod["forward"].body.body)[1]
     stops, bos = (tuple(token for token in ids if token < vocab_size) for ids in (stops, bos))
     relative = sees_distances_only(mod)
-    return ModelConfig(source.config["model_type"], context, vocab_size, stops, bos[0] if bos else None, relative, padding)
+    return ModelConfig(source.config["model_type"], context, vocab_size, stops, bos[0] if bos else None, relative, padding, draft_only)
 
 
 def _context_limit(config: Mapping[str, Any]) -> int | None:

@@ -24,6 +24,7 @@ from cupola.compiler.frontend.complex_rope import real_numbers_only
 from cupola.compiler.frontend.cross_token_check import check_token_mixing
 from cupola.compiler.frontend.eager_attention import find_attention
 from cupola.compiler.frontend.experts import mark_experts
+from cupola.compiler.frontend.first_tokens import keep_first_tokens
 from cupola.compiler.frontend.functionalize import functionalize
 from cupola.compiler.frontend.language_adapters import keep_default_language
 from cupola.compiler.frontend.model_parts import refuse_unsupported_parts
@@ -88,7 +89,7 @@ class _Wrapper(nn.Module):
         return self.model(input_ids=tokens[None], use_cache=False, **arguments).logits[0, logit_rows]
 
 
-def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambda *_: {}) -> TracedModel:
+def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambda *_: {}, first_tokens: int | None = None) -> TracedModel:
     """Traces the causal language model that `config` (the content of config.json) describes.
 
     Args:
@@ -97,9 +98,11 @@ def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambd
         context: tokens that a sequence may have; some models scale their positions by it.
         bind: finds the weights, by `parameters`, `naming`, `tied` and `left_out`; called before the slow part, so that
             those which don't fit are refused early.
+        first_tokens: of which alone the model gives logits; None are all.
 
     Raises:
         SourceError: the configuration makes no model.
+        OptionError: it has no more tokens than `first_tokens`.
         UnsupportedError: the model cannot be traced, or carries state other than through attention.
         InputError: what `bind` raises.
     """
@@ -111,6 +114,8 @@ def trace(config: Mapping[str, Any], file: str, context: int, bind: Bind = lambd
         notes = (*fix_rope(model, context), *keep_default_language(model, file))
         if family is not None and family.adapt is not None:
             _adapt(model, family.adapt, file)
+        if first_tokens is not None:
+            notes += (keep_first_tokens(model, first_tokens, file),)
         model = _with_fake_parameters(model)
         positions = Positions(model, "position_ids" in inspect.signature(model.forward).parameters)
         left_out = () if text is config else _leave_out_towers(model, positions, config["model_type"], file)

@@ -99,8 +99,10 @@ def choose_contents(
     """An artifact with the libraries for some systems and architectures, none meaning all.
 
     Raises:
-        OptionError: the name or version is none for a package; or there is no library for a system or architecture.
+        OptionError: the name or version is none for a package; there is no library for a system or architecture; or the model is a draft
+            model.
     """
+    artifact.manifest.model.check_answers(artifact.path)
     name = re.sub(r"[-.]+", "_", short_name(artifact.path.resolve()).lower()) if name is None else name
     if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name) or name in _TAKEN or name != name.lower():
         problem = "is taken by another package" if name in _TAKEN else "is no name of a package in Python"

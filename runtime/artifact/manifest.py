@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass
 
 from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, WeightSpec
+from cupola.runtime.errors import OptionError
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 10
 MANIFEST, LIBRARY, PLAN, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS, LICENSE = (
     "manifest.json", "lib.so", "plan.json", "tokenizer.json", "chat_template.jinja", "generation_config.json",
     "special_tokens_map.json", "license.txt")  # fmt: skip
 COMPILE_AGAIN, COPY_AGAIN = "compile the model again", "copy or compile it again"
 NOT_HASHED = "0" * 64  # stands for the SHA-256 of a file without content, whose weights nobody had
+DRAFT_ONLY = "give it to a larger model as --speculative draft:FOLDER, or compile it without --draft-vocabulary"
 HOST = "cpu"  # the kind of targets whose kernels run in the host's memory
 
 
@@ -33,7 +35,8 @@ class ModelConfig:
     """The model's properties that the runtime needs.
 
     `relative_positions` says that it sees distances between tokens and no positions, so that a sequence may begin at any;
-    `padding_token_id` is a token that has no place in a prompt, since the model's positions count the others alone.
+    `padding_token_id` is a token that has no place in a prompt, since the model's positions count the others alone. A model that is
+    `draft_only` says the first `vocab_size` tokens of more that it knows: good for guesses, and no answer.
     """
 
     family: str
@@ -43,6 +46,13 @@ class ModelConfig:
     bos_token_id: int | None = None
     relative_positions: bool = False
     padding_token_id: int | None = None
+    draft_only: bool = False
+
+    def check_answers(self, file: object) -> None:
+        """Raises OptionError if the model is good for drafts alone; `file` is where it was found."""
+        if self.draft_only:
+            problem = f"is a draft model, which says the first {self.vocab_size} tokens alone"
+            raise OptionError(problem, file=str(file), field="model.draft_only", fix=DRAFT_ONLY)
 
 
 @dataclass(frozen=True)

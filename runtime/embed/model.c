@@ -236,6 +236,8 @@ static int open_parts(cupola_model *m, const char *folder, int32_t num_threads, 
   m->vocabulary = (int32_t)json_number(model, "vocab_size", 0);
   m->context = (int32_t)json_number(model, "context_length", 0);
   if (!m->forward || m->block_size < 1 || m->vocabulary < 1 || m->context < 1) return FAIL(message, "%s: its manifest lacks fields", folder), -1;
+  const json *draft = json_get(model, "draft_only");
+  if (draft && draft->number) return FAIL(message, "%s: is a draft model, which says some tokens alone", folder), -1;
   return bind_inputs(m, folder, message) || bind_library(m, folder, chosen, num_threads, message) ? -1 : 0;
 }
 

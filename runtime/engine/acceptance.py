@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-PRIOR, PRIOR_WEIGHT = 0.5, 2.0  # of a kind of evidence that is new
-OWN_WEIGHT = 2.0  # drafted tokens of its own after which a sequence's experience counts as much as all others'
+PRIOR = 0.5  # of a kind of evidence that is new
 MEMORY, OWN_MEMORY = 0.995, 0.95  # what is left of experience after one more draft
 MAX_SEQUENCES = 4096
 
@@ -27,9 +26,14 @@ class Acceptance:
     """Estimates by the evidence that a draft has, for all sequences together and for each one.
 
     A token counts if all before it in its draft were right: later ones say nothing.
+
+    Args:
+        prior_weight: drafted tokens after which all sequences' experience counts as much as what is assumed before.
+        own_weight: drafted tokens of its own after which a sequence's experience counts as much as all others'.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prior_weight: float = 2.0, own_weight: float = 2.0) -> None:
+        self._prior_weight, self._own_weight = prior_weight, own_weight
         self._all: dict[int, _Tally] = {}
         self._own: OrderedDict[tuple[str, int], _Tally] = OrderedDict()
 
@@ -41,9 +45,9 @@ class Acceptance:
         if len(self._own) > MAX_SEQUENCES:
             self._own.popitem(last=False)
 
-    def chance(self, name: str, evidence: int) -> float:
-        """The chance of each token of a draft, if those before it are right."""
+    def chance(self, name: str, evidence: int, prior: float = PRIOR) -> float:
+        """The chance of each token of a draft, if those before it are right; `prior` is assumed of evidence that is new."""
         shared = self._all.get(evidence) or _Tally()
-        chance = (shared.num_right + PRIOR * PRIOR_WEIGHT) / (shared.total + PRIOR_WEIGHT)
+        chance = (shared.num_right + prior * self._prior_weight) / (shared.total + self._prior_weight)
         own = self._own.get((name, evidence)) or _Tally()
-        return (own.num_right + chance * OWN_WEIGHT) / (own.total + OWN_WEIGHT)
+        return (own.num_right + chance * self._own_weight) / (own.total + self._own_weight)

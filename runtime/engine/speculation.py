@@ -35,6 +35,8 @@ FIRST_PROBE, LAST_PROBE = 16, 128  # steps without a draft after which one that 
 # by now: the more, the oftener it was not
 FEWER_AFTER = 4  # asks in a row of which nothing was used, after which a step without one lies between two, after twice as many two, …
 MOST_BETWEEN = 3  # of those steps
+LEVELS, GIVEN_WEIGHT = 8, 20.0  # of chances that proposers give; tokens of a level after which what came counts as much
+OWN_WEIGHT = 4.0  # tokens of a level of a sequence, after which they count as much as all others
 INSTEAD = 1 << 16  # stands for the evidence of a branch's first token that is not the trunk's
 SHARE = 0.1  # of one step in the average of the host's seconds
 
@@ -70,6 +72,7 @@ class Speculation:
     def __init__(self, proposer: Proposer, vocab_size: int, *, keeps_few: bool = False) -> None:
         self.proposer, self._vocab_size, self._keeps_few = proposer, vocab_size, keeps_few
         self.acceptance, self.costs = Acceptance(), StepCosts()
+        self.calibration = Acceptance(GIVEN_WEIGHT, OWN_WEIGHT)  # by levels of the chances that a proposer itself gives its tokens
         self._drafting = StepCosts(in_proportion=True)  # of the proposer, by how many tokens it is asked for
         self._made: dict[Sequence, _Made] = {}
         self._host_seconds = 0.0  # of a step of the engine, beside those of the model and the proposer
@@ -191,7 +194,7 @@ class Speculation:
         return {sequence: self._ordered(draft, sequence) for sequence, draft in zip(rooms, made, strict=True)}
 
     def _context(self, sequence: Sequence, room: int, least: float) -> Context:
-        return context_of(sequence, room)._replace(least=least, chance=partial(self.acceptance.chance, sequence.name))
+        return context_of(sequence, room)._replace(least=least, chance=partial(self._chance, sequence.name))
 
     def _ordered(self, draft: Draft, sequence: Sequence) -> _Made:
         """A sequence's drafts, those first that are expected to bring the most."""
@@ -208,7 +211,7 @@ class Speculation:
                 raise EngineError(f"a draft has the token id {token_id!r:.60}, which is none of 0 to {self._vocab_size - 1}")
         stops = sequence.request.spec.stop_token_ids
         token_ids = tuple(takewhile(lambda token_id: token_id not in stops, draft.token_ids))
-        return Draft(token_ids, draft.evidence, evidences=draft.evidences[: len(token_ids)])
+        return Draft(token_ids, draft.evidence, chances=draft.chances[: len(token_ids)])
 
     def _plan_length(self, sequences: SequenceOf[Sequence], num_running: int, costs: SequenceOf[float], plain: float) -> tuple[int, float]:
         """How many tokens to ask a proposer for whose drafts cost time, 0 for none, and the chance below which a draft should end."""
@@ -235,9 +238,13 @@ class Speculation:
 
     def _chances(self, sequence: Sequence, draft: Draft) -> list[float]:
         """The chance of each token of a draft, and of all before it, to be right."""
-        if not draft.evidences:
+        if not draft.chances:
             return self._chances_alike(sequence, len(draft.token_ids), draft.evidence)
-        return list(accumulate((self.acceptance.chance(sequence.name, evidence) for evidence in draft.evidences), mul))
+        return list(accumulate(map(partial(self._chance, sequence.name), draft.chances), mul))
+
+    def _chance(self, name: str, given: float) -> float:
+        """The chance of a token to which its proposer gives that one."""
+        return self.calibration.chance(name, _level(given), prior=given)
 
     def _chances_alike(self, sequence: Sequence, length: int, evidence: int = 0) -> list[float]:
         """As `_chances`, of tokens that have the same evidence."""
@@ -259,8 +266,8 @@ class Speculation:
                 num_right = num_alike(draft.token_ids, came)
                 if came and draft.token_ids:
                     self.acceptance.observe(sequence.name, draft.evidence, num_right, num_right < len(came))
-                    for place, evidence in enumerate(draft.evidences[: len(came)][: num_right + 1]):
-                        self.acceptance.observe(sequence.name, evidence, int(place < num_right), place == num_right)
+                    for place, chance in enumerate(draft.chances[: len(came)][: num_right + 1]):
+                        self.calibration.observe(sequence.name, _level(chance), int(place < num_right), place == num_right)
             if (branch := made.branch) is not None:
                 came = sequence.token_ids[made.num_known :]
                 draft, place = branch
@@ -273,6 +280,11 @@ def context_of(sequence: Sequence, most: int) -> Context:
     """A sequence as proposers see it."""
     spec = sequence.request.spec
     return Context(sequence.name, sequence.token_ids, len(spec.prompt_token_ids), spec.cache_salt, most, sequence)
+
+
+def _level(chance: float) -> int:
+    """The level of a chance that a proposer gives."""
+    return int(LEVELS * chance)
 
 
 def choose_lengths(chances: SequenceOf[SequenceOf[float]], costs: SequenceOf[float], num_plain: int, plain: float) -> list[int]:

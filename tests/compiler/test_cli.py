@@ -313,7 +313,7 @@ def test_compile_passes_its_options_on_and_prints_json(tmp_path: Path, monkeypat
     assert (result["artifact"], result["num_bytes"], result["notes"]) == (out, 284, ["not verified"])
     assert asked == {
         "source": "m.gguf", "target": "cpu", "quant": "w4a8", "embedding": "w4", "out": Path(out),
-        "context": 32, "kv_dtype": "f16", "block_size": 16, "max_batch": 3, "os": None,
+        "context": 32, "kv_dtype": "f16", "block_size": 16, "max_batch": 3, "os": None, "draft_vocabulary": None,
     }  # fmt: skip
     assert "tracing" in captured.err
 

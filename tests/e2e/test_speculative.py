@@ -84,6 +84,32 @@ def test_rows_have_the_bits_of_one(tmp_path: Path, eager: None, quant: str, kv_d
     assert answers(llm, together=False) == expected
 
 
+def test_a_draft_model_of_the_first_tokens(folder: Path, plain: list[object], eager: None, tmp_path: Path) -> None:
+    """It guesses what the whole model says, as long as that is among them; by itself it is refused."""
+    artifact = cupola.compile(folder.parent / "model", out=tmp_path / "draft", quant="f32", draft_vocabulary=150)
+    assert artifact.manifest.model.vocab_size == 150 and any("the first 150 of 256 tokens" in note for note in artifact.manifest.notes)
+    llm = cupola.LLM(folder, max_num_seqs=4, speculative=f"draft:{artifact.path}")
+    made = record_drafts(llm)
+    assert answers(llm, together=True) == plain
+    assert 20 < llm.stats().num_accepted_tokens < 400 and max(made) < 150
+    with pytest.raises(OptionError, match=r"is a draft model, which says the first 150 tokens alone.*--speculative draft:FOLDER"):
+        cupola.LLM(artifact.path)
+
+
+def record_drafts(llm: cupola.LLM) -> list[int]:
+    """A list to which all drafted tokens are added."""
+    assert llm.engine.speculation is not None
+    proposer, made = llm.engine.speculation.proposer, list[int]()
+
+    def propose(contexts: Any) -> Any:
+        drafts = given(contexts)
+        made.extend(token_id for draft in drafts for token_id in draft.token_ids)
+        return drafts
+
+    given, proposer.propose = proposer.propose, propose  # type: ignore[method-assign]
+    return made
+
+
 def test_a_model_of_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
     other = make_artifact(tmp_path / "other")
     assert other.manifest.model.vocab_size != cupola.Artifact.open(folder).manifest.model.vocab_size

@@ -67,7 +67,9 @@ def _open_draft_model(
     manifest = draft.manifest
     other = load_tokenizer(draft)
     vocabularies = [None if one is None else one.vocabulary() for one in (tokenizer, other)]
-    is_same = vocabularies[0] == vocabularies[1] if all(vocabularies) else manifest.model.vocab_size == target.manifest.model.vocab_size
+    sizes = manifest.model.vocab_size, target.manifest.model.vocab_size
+    alike = sizes[0] <= sizes[1] if manifest.model.draft_only else sizes[0] == sizes[1]
+    is_same = vocabularies[0] == vocabularies[1] if all(vocabularies) else alike
     if not is_same:
         raise OptionError(
             "has another vocabulary than the model that it is to draft for", file=path, field=FIELD, fix="give a relative of it"
@@ -84,4 +86,4 @@ def _open_draft_model(
     if manifest.limits.max_batch_size < max_num_seqs:
         problem = f"takes {manifest.limits.max_batch_size} sequences at once, and {max_num_seqs} may come"
         raise OptionError(problem, file=path, field=FIELD, fix="compile it with a larger --max-batch, or give a smaller max_num_seqs")
-    return DraftModelProposer(opened.executor(num_blocks, threads=threads), manifest.model, kv, target.manifest.model.vocab_size)
+    return DraftModelProposer(opened.executor(num_blocks, threads=threads), manifest.model, kv, sizes[1])

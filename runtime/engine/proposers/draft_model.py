@@ -21,7 +21,6 @@ from cupola.runtime.engine.step import build_step
 
 CHUNK = 512  # tokens of a prompt in a step
 CATCH_UP = 16  # tokens that are new to it, up to which a sequence's are computed together with others'
-LEVELS = 8  # of probabilities that are told apart as evidence
 PARAMS = SamplingParams(temperature=0, detokenize=False)
 
 
@@ -87,7 +86,7 @@ class DraftModelProposer:
 
     def _draft(self, guess: _Guess) -> Draft:
         token_ids = list(takewhile(lambda token_id: token_id < self._vocab_size, guess.token_ids))
-        return Draft(tuple(token_ids), evidences=tuple(guess.evidences[: len(token_ids)]))
+        return Draft(tuple(token_ids), chances=tuple(guess.chances[: len(token_ids)]))
 
     def _take_in(self, context: Context) -> None:
         """Replaces what was drafted of a sequence by what came; what was right is computed already."""
@@ -143,7 +142,7 @@ class _Guess:
 
     def __init__(self, sequence: Sequence, context: Context) -> None:
         self.sequence, self.num_known, self._context = sequence, len(sequence.token_ids), context
-        self.evidences: list[int] = []
+        self.chances: list[float] = []
 
     @property
     def token_ids(self) -> list[int]:
@@ -153,13 +152,13 @@ class _Guess:
     @property
     def goes_on(self) -> bool:
         """True if one more is wanted."""
-        return len(self.evidences) < self._context.most and prod(map(self._context.chance, self.evidences)) >= self._context.least
+        return len(self.chances) < self._context.most and prod(map(self._context.chance, self.chances)) >= self._context.least
 
-    def add(self, token_id: int, probability: float) -> None:
+    def add(self, token_id: int, chance: float) -> None:
         """Adds what a step found, which computed all tokens so far."""
         self.sequence.num_computed_tokens = len(self.sequence.token_ids)
         self.sequence.token_ids.append(token_id)
-        self.evidences.append(1 + int(LEVELS * probability))
+        self.chances.append(chance)
 
 
 def share_of_largest(maxima: Float32) -> float:

@@ -21,7 +21,7 @@ class Context(NamedTuple):
         salt: what is learned of one sequence may help others of the same salt, and no others.
         most: tokens that are wanted at most; at least 1.
         least: the chance, with all before it, from which on a token is worth the time that the one after it takes.
-        chance: of a token of that evidence to be right, as far as it was learned.
+        chance: of a token to be right to which the proposer gives that chance, by what was learned of such.
         sequence: itself, for those who ask the model that runs it.
     """
 
@@ -32,7 +32,7 @@ class Context(NamedTuple):
     most: int
     sequence: Sequence | None = None
     least: float = 0.0
-    chance: Callable[[int], float] = lambda evidence: 1.0
+    chance: Callable[[float], float] = lambda given: given
 
 
 class Draft(NamedTuple):
@@ -43,13 +43,13 @@ class Draft(NamedTuple):
         evidence: how much speaks for them, such as the tokens before them that were found elsewhere too. Guesses of like evidence are
             expected to be right alike often; its numbers have no other meaning.
         others: what may come instead.
-        evidences: of each token, where they differ; `evidence` then stands for the draft as a whole.
+        chances: of each token, if all before it are right, where the proposer has a view of its own.
     """
 
     token_ids: tuple[int, ...] = ()
     evidence: int = 0
     others: tuple[Draft, ...] = ()
-    evidences: tuple[int, ...] = ()
+    chances: tuple[float, ...] = ()
 
 
 NO_DRAFT = Draft()

@@ -66,6 +66,15 @@ def test_chances_are_learned_by_evidence_and_by_sequence():
     assert acceptance.chance("a", 4) == 0.5
 
 
+def test_chances_that_proposers_give_are_corrected_by_what_came():
+    speculation = Speculation(Small(), VOCAB)
+    assert [speculation._chance("a", given) for given in (0.0, 0.55, 1.0)] == [0.0, 0.55, 1.0]
+    for i in range(400):
+        speculation.calibration.observe("a", 4, int(i % 4 == 0), was_wrong=i % 4 > 0)
+    assert 0.2 < speculation._chance("a", 0.6) < 0.3 and 0.2 < speculation._chance("b", 0.6) < 0.4
+    assert speculation._chance("a", 0.3) == 0.3
+
+
 def test_drafts_that_are_never_right_are_left_out_and_cost_no_steps(monkeypatch):
     """Once enough of them were held against what came, the model goes on by itself as without a proposer."""
     monkeypatch.setattr(engine_module, "PATIENCE", 60.0)
@@ -137,22 +146,22 @@ def test_drafts_that_do_not_pay_are_tried_the_more_seldom():
     assert np.diff(probes).tolist() == [32, 64, 128, 128]
 
 
-def test_tokens_of_a_draft_may_have_evidence_of_their_own(monkeypatch):
-    """The first is known to be right, the second to be wrong: only the first comes into a step."""
+def test_tokens_of_a_draft_may_have_chances_of_their_own(monkeypatch):
+    """The first is known to be right, the second to be wrong, whatever its proposer says: only the first comes into a step."""
     reference = greedy_reference(PROMPT, 40, stop=False)
 
     class Doubtful(Small):
         def propose(self, contexts: list[Context]) -> list[Draft]:
             done = [len(context.token_ids) - context.num_prompt_tokens for context in contexts]
-            return [Draft((reference[n], (reference[n + 1] + 1) % VOCAB), evidences=(8, 1)) for n in done]
+            return [Draft((reference[n], (reference[n + 1] + 1) % VOCAB), chances=(0.9, 0.6)) for n in done]
 
     engine = make_engine()
     engine.speculation = Speculation(Doubtful(), VOCAB)
     monkeypatch.setattr(engine.speculation.costs, "table", lambda most: [1.0 + 0.2 * n for n in range(most + 1)])
-    for _ in range(20):
-        engine.speculation.acceptance.observe("another", 8, 1, was_wrong=False)
+    for _ in range(60):
+        engine.speculation.calibration.observe("another", 7, 1, was_wrong=False)
         engine.speculation.acceptance.observe("another", 0, 1, was_wrong=False)
-        engine.speculation.acceptance.observe("another", 1, 0, was_wrong=True)
+        engine.speculation.calibration.observe("another", 4, 0, was_wrong=True)
     engine.add_request("a", PROMPT, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
     assert run_all(engine)["a"].outputs[0].token_ids == reference[:30]
     assert engine.stats().num_draft_tokens == engine.stats().num_accepted_tokens >= 10

@@ -79,8 +79,8 @@ def test_a_draft_ends_where_it_is_too_unsure(prompts, least):
     executor = FakeExecutor(200)
     proposer = DraftModelProposer(executor, MODEL, executor.kv, VOCAB)
 
-    def chance(evidence: int) -> float:
-        return min(1, 2 * (evidence - 1) / module.LEVELS)
+    def chance(given: float) -> float:
+        return min(1, 2 * given)
 
     contexts = [Context(str(i), tokens, 1, b"", 7, None, least * (i + 1) / len(prompts), chance) for i, tokens in enumerate(prompts)]
     with mock.patch.object(host, "MAXIMA_BLOCK", 1):
@@ -89,10 +89,9 @@ def test_a_draft_ends_where_it_is_too_unsure(prompts, least):
         likeliest = greedy_reference(list(context.token_ids), 7, stop=False)
         logits = [fake_logits([*context.token_ids, *likeliest[:i]]) for i in range(7)]
         probabilities = [np.exp(row.max() - np.logaddexp.reduce(row.astype(np.float64))) for row in logits]
-        levels = [1 + int(module.LEVELS * (probability + 1e-6)) for probability in probabilities]
-        num_sure = next((i for i, joint in enumerate(np.cumprod([*map(chance, levels)])) if joint < context.least), 6) + 1
+        num_sure = next((i for i, joint in enumerate(np.cumprod([*map(chance, probabilities)])) if joint < context.least), 6) + 1
         assert list(draft.token_ids) == likeliest[:num_sure]
-        assert list(draft.evidences) == levels[:num_sure]
+        np.testing.assert_allclose(draft.chances, probabilities[:num_sure], rtol=1e-5)
     proposer.check_integrity()
 
 
