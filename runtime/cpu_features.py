@@ -29,12 +29,13 @@ _SYSCTLS = {
 }  # fmt: skip
 # PF_ARM_V81_ATOMIC_INSTRUCTIONS_AVAILABLE and so on (Windows' winnt.h); every processor of theirs has NEON.
 _WINDOWS_ARM = {"atomics": 34, "asimddp": 43, "jscvt": 44, "lrcpc": 45, "i8mm": 66, "asimdhp": 67, "fphp": 67}
-# Where CPUID says it (Intel's manual, volume 2A): leaf, subleaf, register (eax, ebx, ecx, edx), bit; and which registers the system must
-# save (XCR0): 6 is AVX's, E6 AVX-512's.
+# Where CPUID says it (Intel's manual, volume 2A; AMD's, volume 3): leaf, subleaf, register (eax, ebx, ecx, edx), bit; and which registers
+# the system must save (XCR0): 6 is AVX's, E6 AVX-512's.
 _CPUID = {
     "fma": (1, 0, 2, 12, 0x6), "f16c": (1, 0, 2, 29, 0x6), "avx2": (7, 0, 1, 5, 0x6), "avx512f": (7, 0, 1, 16, 0xE6),
     "avx512dq": (7, 0, 1, 17, 0xE6), "avx512bw": (7, 0, 1, 30, 0xE6), "avx512vl": (7, 0, 1, 31, 0xE6),
     "avx512_vnni": (7, 0, 2, 11, 0xE6), "avx_vnni": (7, 1, 0, 4, 0x6), "avx512_bf16": (7, 1, 0, 5, 0xE6),
+    "sse4a": (0x80000001, 0, 2, 6, 0x0),
 }  # fmt: skip
 _XCR0 = 0xFFFFFFFF  # for a leaf: what registers the system saves, which another instruction says
 # By Windows' calling convention: leaf in ecx, subleaf in edx, and r8 points to room for eax, ebx, ecx and edx.

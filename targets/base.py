@@ -39,6 +39,8 @@ class Abilities:
         batch_invariant: whether a row of every result has the same bits whatever rows stand beside it.
         bf16_rows: from how many rows on a quantized layer multiplies in bfloat16, activations and weights; attention then does so too, for
             several tokens of a sequence and where K and V are no wider. 0: never.
+        bf16_attention: whether attention over K and V in bfloat16, but for latents, rounds queries and weights to it, whatever a sequence
+            brings.
         keeps_blocks: whether quantized layers take every format of GGUF's blocks (`targets.formats.ggml`) and of quantized checkpoints.
         rounds_products: whether layers of activations that are not quantized round what they multiply to 16 bits, but for weights of 32 and
             codes whose scales are no float16: to bfloat16 where weights are, else to float16. Attention then does so too with several
@@ -55,6 +57,7 @@ class Abilities:
     multiplies_int8: bool = False
     batch_invariant: bool = True
     bf16_rows: int = 0
+    bf16_attention: bool = False
     rounds_products: bool = False
     keeps_blocks: bool = True
     few_rows: int = 0

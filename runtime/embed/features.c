@@ -9,8 +9,8 @@
 
 const char *architecture_name(void) { return "x86_64"; }
 
-/* Where CPUID says it (Intel's manual, volume 2A): leaf, subleaf, register (0 eax, 1 ebx, 2 ecx, 3 edx), bit; and which registers the system
-   must save (XCR0): 6 is AVX's, E6 AVX-512's, 60000 AMX's. */
+/* Where CPUID says it (Intel's manual, volume 2A; AMD's, volume 3): leaf, subleaf, register (0 eax, 1 ebx, 2 ecx, 3 edx), bit; and which
+   registers the system must save (XCR0): 6 is AVX's, E6 AVX-512's, 60000 AMX's. */
 static const struct {
   const char *name;
   unsigned leaf, subleaf, reg, bit, saved;
@@ -18,6 +18,7 @@ static const struct {
     {"fma", 1, 0, 2, 12, 0x6},         {"f16c", 1, 0, 2, 29, 0x6},         {"avx2", 7, 0, 1, 5, 0x6},          {"avx512f", 7, 0, 1, 16, 0xE6},
     {"avx512dq", 7, 0, 1, 17, 0xE6},   {"avx512bw", 7, 0, 1, 30, 0xE6},    {"avx512vl", 7, 0, 1, 31, 0xE6},    {"avx512_vnni", 7, 0, 2, 11, 0xE6},
     {"avx_vnni", 7, 1, 0, 4, 0x6},     {"avx512_bf16", 7, 1, 0, 5, 0xE6},  {"amx_bf16", 7, 0, 3, 22, 0x600E6}, {"amx_tile", 7, 0, 3, 24, 0x600E6},
+    {"sse4a", 0x80000001, 0, 2, 6, 0x0},
 };
 
 int has_feature(const char *name) {

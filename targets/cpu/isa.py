@@ -27,10 +27,13 @@ class ISA:
         bf16_tiles: whether many rows of what may be rounded are multiplied in bfloat16, by `tiles.py`; a row's bits then depend on how
             many stand beside it.
         int8_dot: the instruction that `dot.py` multiplies bytes with, "" if there is none.
+        bf16_dot: whether one multiplies pairs of bfloat16 at the rate of float32's multiply-adds; attention over pages of it then does.
+        lone_row_tile: rows of the tile that a single row is multiplied in as weights come from memory: more than one are that row again.
+        foresees: whether weights that lie evenly one after another come fastest if they are not asked for ahead.
         int8_pairs: whether another one multiplies two rows by two columns of bytes, as `int8_pairs.py` does with many rows.
         cpu: the processor, as LLVM calls it, whose instructions take what time.
         abi: how functions are called, as LLVM calls it, where an architecture has several.
-        alike: the one whose kernels these are; LLVM makes other code of them.
+        alike: the one whose kernels these are, but for what `bf16_dot`, `lone_row_tile` and `foresees` are about; LLVM makes other code.
     """
 
     name: str
@@ -45,6 +48,9 @@ class ISA:
     f16_convert: bool = True
     int8_dot: str = ""
     int8_row_tile: int = 6
+    bf16_dot: bool = False
+    lone_row_tile: int = 1
+    foresees: bool = False
     int8_pairs: bool = False
     bf16_tiles: bool = False
     cpu: str = ""
@@ -72,6 +78,11 @@ ISAS = (
         (*_AVX512, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
         (*_AVX512, "avx512vnni", "fast-dpwssd", "avx512bf16", "amx-tile", "amx-bf16", "prfchw"),
         int8_dot="vpdpbusd", bf16_tiles=True),
+    # sse4a tells AMD's processors from Intel's, where a dot product of bfloat16 takes four times as long as a multiply-add.
+    # Zen 4 reads most of what it foresees, and of what is asked for up to a fifth more beside the products of two rows than of one.
+    ISA("avx512bf16", "AMD's x86-64 with AVX-512, VNNI and bfloat16 dot products (Zen 4 and later)", "x86_64", 16, 32, 12,
+        (*_AVX512, "avx512_vnni", "avx512_bf16", "sse4a"), (*_AVX512, "avx512vnni", "fast-dpwssd", "avx512bf16"),
+        int8_dot="vpdpbusd", bf16_dot=True, lone_row_tile=2, foresees=True, alike="avx512vnni"),
     ISA("avx512vnni", "x86-64 with AVX-512 and VNNI", "x86_64", 16, 32, 12, (*_AVX512, "avx512_vnni"),
         (*_AVX512, "avx512vnni", "fast-dpwssd"), int8_dot="vpdpbusd"),
     ISA("avx512", "x86-64 with AVX-512", "x86_64", 16, 32, 12, _AVX512, _AVX512, int8_dot="maddubs"),
@@ -98,9 +109,10 @@ def runs_here(isa: ISA) -> bool:
     return isa.architecture == machine.here() and known and not machine.missing_features(isa.features)
 
 
-def with_own_kernels(multiplies_int8: bool, isas: Sequence[ISA] = ISAS, *, in_tiles: bool = False) -> tuple[ISA, ...]:
+def with_own_kernels(multiplies_int8: bool, isas: Sequence[ISA] = ISAS, *, in_bf16: bool = False) -> tuple[ISA, ...]:
     """Those of `isas` that have kernels of their own: which differ only in how they multiply bytes share the float kernels, and so do those
-    with `bf16_tiles` unless a kernel multiplies `in_tiles`. One that is `alike` another one has none."""
-    isas = [isa for isa in isas if not isa.alike]
-    kinds = {(isa.architecture, isa.lanes, in_tiles and isa.bf16_tiles): isa for isa in isas}
+    with `bf16_tiles` unless a kernel may multiply `in_bf16`. One that is `alike` another one has none, but with `bf16_dot` those that
+    may multiply in bfloat16, and no int8."""
+    isas = [isa for isa in isas if not isa.alike or (in_bf16 and not multiplies_int8 and isa.bf16_dot)]
+    kinds = {(isa.architecture, isa.lanes, in_bf16 and (isa.bf16_tiles, isa.bf16_dot)): isa for isa in isas}
     return tuple(isas) if multiplies_int8 else tuple(kinds.values())

@@ -28,7 +28,7 @@ from cupola.targets.cpu.rows.embedding import lower_embedding, lower_take
 from cupola.targets.cpu.rows.norm import lower_layer_norm, lower_rms_norm
 from cupola.targets.cpu.rows.rotary import lower_rotary
 from cupola.targets.cpu.rows.sample import lower_sample
-from cupola.targets.cpu.state_layout import LAYOUT
+from cupola.targets.cpu.state_layout import layout
 from cupola.targets.native.link import link_library
 from cupola.targets.native.systems import LINUX, System
 from cupola.targets.ops import Argmax, BlockMaxima, Sample
@@ -70,7 +70,7 @@ def cpu_target(isa: ISA, system: System = LINUX) -> Target:
         spec=spec,
         tvm=target,
         abilities=abilities(isa),
-        state=LAYOUT,
+        state=layout(isa),
         kernels=rules,
         optional=(BlockMaxima, Argmax, Sample),
         schedules=schedules,
@@ -88,4 +88,5 @@ def abilities(isa: ISA) -> Abilities:
         multiplies_int8=bool(isa.int8_dot),
         batch_invariant=isa.batch_invariant,
         bf16_rows=MANY if isa.bf16_tiles else 0,
+        bf16_attention=isa.bf16_dot,
     )

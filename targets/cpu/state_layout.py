@@ -5,18 +5,30 @@ Keys are transposed within a block, `[layers, blocks, heads, key dim, tokens]`, 
 2i + 1 of a key side by side, each dimension's of tokens 2i and 2i + 1 of a value; and each token's key and value of a head have a scale,
 float32 `[layers, blocks, heads, tokens]`, in pools of their own.
 
+Where pairs of bfloat16 are multiplied (`ISA.bf16_dot`), its numbers lie in pairs, too, if dimensions and tokens come so. The memory is the
+same that other instruction sets take, so that an artifact for several of them has one state, which the library that is loaded lays out.
+
 Of a latent group, whose keys are values too, pages hold rows as values have them, `[layers, blocks, 1, tokens, key dim]`, codes not in
 pairs: kernels turn the keys of a chunk, which all heads share.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 from cupola.runtime.artifact.state import LATENT, NUM_BLOCKS, KVGroup
 from cupola.runtime.artifact.tensors import TensorSpec
 from cupola.runtime.errors import UnsupportedError
+from cupola.targets.cpu.isa import ISA
 from cupola.targets.state import Array, StateContents, StateLayout
+
+
+def side_of(isa: ISA, dtype: str, key_dim: int, block_size: int) -> int:
+    """Numbers that lie side by side in pages that are not of latents: dimensions of a key, keys of a value's dimension."""
+    in_pairs = isa.bf16_dot and dtype == "bfloat16" and key_dim % 2 == block_size % 2 == 0
+    return 2 if dtype == "int8" or in_pairs else 1
 
 
 def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec, ...]:
@@ -42,20 +54,21 @@ def state_pools(group: KVGroup, dtype: str, block_size: int) -> tuple[TensorSpec
     return (keys, values, *(scales if dtype == "int8" else ()))
 
 
-def read_state(pools: Sequence[Array], layer: int) -> StateContents:
+def read_state(isa: ISA, pools: Sequence[Array], layer: int) -> StateContents:
     """The pools' contents, pairs taken apart and keys turned back; of a latent group the keys are the values, too."""
     if len(pools) == 1 or pools[1].ndim < pools[0].ndim:
         rows, *steps = (pool[layer].swapaxes(1, 2) for pool in pools)
         return StateContents(rows, rows, *(steps * 2))
     k_pages, v_pages, *scales = (pool[layer] for pool in pools)
-    pair = 2 if scales else 1
-    blocks, heads, rows, columns = k_pages.shape
-    keys = k_pages.reshape(blocks, heads, rows, columns // pair, pair).transpose(0, 3, 1, 2, 4)
-    keys = keys.reshape(blocks, columns // pair, heads, rows * pair)
-    blocks, heads, rows, columns = v_pages.shape
-    values = v_pages.reshape(blocks, heads, rows, columns // pair, pair).transpose(0, 2, 4, 1, 3)
-    values = values.reshape(blocks, rows * pair, heads, columns // pair)
+    (blocks, heads), block_size = k_pages.shape[:2], (scales or [k_pages])[0].shape[-1]
+    key_dim, value_dim = (math.prod(pages.shape[2:]) // block_size for pages in (k_pages, v_pages))
+    pair = side_of(isa, str(k_pages.dtype), key_dim, block_size)
+    keys = k_pages.reshape(blocks, heads, key_dim // pair, block_size, pair).transpose(0, 3, 1, 2, 4)
+    values = v_pages.reshape(blocks, heads, block_size // pair, value_dim, pair).transpose(0, 2, 4, 1, 3)
+    keys, values = (x.reshape(blocks, block_size, heads, dim) for x, dim in ((keys, key_dim), (values, value_dim)))
     return StateContents(keys, values, *(scale.transpose(0, 2, 1) for scale in scales))
 
 
-LAYOUT = StateLayout(state_pools, read_state)
+def layout(isa: ISA) -> StateLayout:
+    """How an instruction set's kernels lay K and V out."""
+    return StateLayout(state_pools, partial(read_state, isa))

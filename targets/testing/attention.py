@@ -78,9 +78,10 @@ class AttentionKernel:
 
         in_bf16 = self.kv in ("bf16", "int8") and target.abilities.bf16_rows > 0
         pages = {"f16": "float16", "bf16": "bfloat16", "int8": "bfloat16", "fp8": "float16"} if target.abilities.rounds_products else {}
-        multiplies = "bfloat16" if in_bf16 else pages.get(self.kv, "")
+        in_pairs = self.kv == "bf16" and not self.latent and target.abilities.bf16_attention
+        multiplies = "bfloat16" if in_bf16 or in_pairs else pages.get(self.kv, "")
         op = references.Attention(
-            kv_dtype, **options, rounds_one=self.latent and self.kv == "bf16", interleaved=self.interleaved,
+            kv_dtype, **options, rounds_one=in_pairs or (self.latent and self.kv == "bf16"), interleaved=self.interleaved,
             bf16_result=self.dtype == "bf16", multiplies=multiplies,
         )  # fmt: skip
 

@@ -49,7 +49,7 @@ def test_c_has_the_same_tables() -> None:
     hwcaps, windows = (
         {n: eval(v) for n, v in re.findall(r'\{"(\w+)", ([\d +]+)\}', part)} for part in (text.split("_WIN32")[0], text.split("_WIN32")[1])
     )
-    cpuid = re.findall(r'\{"(\w+)", (\d+), (\d+), (\d+), (\d+), (0x\w+)\}', text)
+    cpuid = re.findall(r'\{"(\w+)", (\w+), (\d+), (\d+), (\d+), (0x\w+)\}', text)
     macs = dict(re.findall(r'\{"(\w+)",\s+"hw\.optional\.([\w.]+)"\}', text))
     assert hwcaps == cpu_features._HWCAPS and windows == cpu_features._WINDOWS_ARM
     assert {name: tuple(int(n, 0) for n in place) for name, *place in cpuid if not name.startswith("amx")} == cpu_features._CPUID

@@ -54,7 +54,7 @@ def targets_of(index):
     kernel, _ = FACTORIES[index]
     case = case_of(ISAS[0].name, index)
     all_of_them = kernel in KERNELS or case.may_use_bf16
-    isas = with_own_kernels(case.multiplies_int8 and all_of_them, in_tiles=case.may_use_bf16)
+    isas = with_own_kernels(case.multiplies_int8 and all_of_them, in_bf16=case.may_use_bf16)
     if kernel in UNPACKED:
         isas = [next(isa for isa in ISAS if runs_here(isa) and isa.batch_invariant)]
     isas = [isa for isa in isas if runs_here(isa) and is_implemented(kernel, target(isa.name))]

@@ -51,12 +51,12 @@ class Append:
         """True if 16 keys side by side in a page are transposed in registers: words of two dimensions of bfloat16, four of int8."""
         kernel = self.tensors.kernel
         fits = kernel.isa.lanes == LANES and kernel.keys_in_vectors and kernel.key_dim % self.step == 0 and not kernel.is_latent
-        return fits and (kernel.is_quantized or (kernel.in_tiles and kernel.kv_dtype == "bfloat16"))
+        return fits and (kernel.is_quantized or kernel.pairs_bf16 or (kernel.in_tiles and kernel.kv_dtype == "bfloat16"))
 
     @property
     def step(self) -> int:
         """Dimensions of a key in 16 words."""
-        return 2 * LANES * self.tensors.kernel.side
+        return LANES * (4 if self.tensors.kernel.is_quantized else 2)
 
     def comes_whole(self, token: Value, slot: Value) -> Value:
         """True if the tokens around this one have the slots around its own, from a multiple of 16 to the next."""
@@ -89,28 +89,35 @@ class Append:
                 T.buffer_store(scales, scale, [t.layer, block, group, offset])
 
     def vector(self, token: Value, group: Value, slot: Value, words: Buffer) -> None:
-        """16 tokens from `token` on, whose slots begin with `slot`. A word of each makes two rows of a page of keys."""
+        """16 tokens from `token` on, whose slots begin with `slot`. A word of each makes a row or two of a page of keys."""
         t, kernel = self.tensors, self.tensors.kernel
         page, offset = (t.layer, name(slot // kernel.block_size), group), name(slot % kernel.block_size)
-        count = LANES * kernel.side
+        count, rows = LANES * kernel.side, self.step // LANES // kernel.side
         (self.quantize if kernel.is_quantized else self.round)(token, page, offset, words)
         with T.serial(kernel.key_dim // self.step) as step:
             for word, keys in enumerate(transpose([name(words[step, i, iota(0, LANES)]) for i in range(LANES)])):
-                for odd in range(2):
-                    bits = T.cast(keys >> T.broadcast(T.int32(16 * odd), LANES), f"uint16x{LANES}")
-                    place = [*page, step * (2 * LANES) + 2 * word + odd, iota(offset * kernel.side, count)]
+                for part in range(rows):
+                    bits = keys if rows == 1 else T.cast(keys >> T.broadcast(T.int32(16 * part), LANES), f"uint16x{LANES}")
+                    place = [*page, (step * LANES + word) * rows + part, iota(offset * kernel.side, count)]
                     T.buffer_store(t.k_pages, T.reinterpret(f"{kernel.kv_dtype}x{count}", bits), place)
 
     def round(self, token: Value, page: tuple[Value, Value, Value], offset: Value, words: Buffer) -> None:
         """Keys of 16 tokens to words of bfloat16, values to the page."""
         t, kernel, simd = self.tensors, self.tensors.kernel, self.tensors.simd
-        with T.serial(LANES) as i:
-            key, value = self.key(name(token + i), page[2]), self.value(name(token + i), page[2])
-            for step in range(kernel.key_dim // self.step):
-                low, high = (simd.load(key, (2 * LANES * step + at,)) for at in (0, LANES))
-                T.buffer_store(words, T.reinterpret(f"int32x{LANES}", tiles.to_bf16(low, high)), [step, i, iota(0, LANES)])
-            for at in range(0, kernel.value_dim, LANES):
-                simd.store(t.v_pages, simd.load(value, (at,)), (*page, offset + i, at))
+        side = kernel.side
+        with T.serial(LANES // side) as row:
+            values = []
+            for i in (name(row * side + odd) for odd in range(side)):
+                key = self.key(name(token + i), page[2])
+                values.append(self.value(name(token + i), page[2]))
+                for step in range(kernel.key_dim // self.step):
+                    low, high = (simd.load(key, (2 * LANES * step + at,)) for at in (0, LANES))
+                    T.buffer_store(words, T.reinterpret(f"int32x{LANES}", tiles.to_bf16(low, high)), [step, i, iota(0, LANES)])
+            for at, lanes in pieces(kernel.value_dim, LANES):
+                bits = [simd.bf16_bits(simd.load(value, (at,), lanes)) for value in values]
+                mixed = bits[0] if side == 1 else T.Shuffle(bits, [i // 2 + i % 2 * lanes for i in range(2 * lanes)])
+                place = [*page, offset // side + row, iota(at * side, lanes * side)]
+                T.buffer_store(t.v_pages, T.reinterpret(f"bfloat16x{lanes * side}", mixed), place)
 
     def quantize(self, token: Value, page: tuple[Value, Value, Value], offset: Value, words: Buffer) -> None:
         """Keys of 16 tokens to words of int8; values, by pairs of tokens, and scales to the page."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from tvm.tirx.script import builder as T
 
-from cupola.targets.cpu.attention.numbers import FloatNumbers, LatentCodes, Numbers, PairNumbers
+from cupola.targets.cpu.attention.numbers import Bf16Pairs, FloatNumbers, LatentCodes, Numbers, PairNumbers
 from cupola.targets.cpu.attention.row_tile import HIDDEN, LOG2_E, Ahead, State, Tile
 from cupola.targets.cpu.emit.loops import between
 from cupola.targets.cpu.emit.simd import Buffer, Register, Value, local, name, pieces, splat, tree
@@ -19,8 +19,9 @@ from cupola.targets.cpu.emit.simd import Buffer, Register, Value, local, name, p
 
 def numbers_of(tile: Tile, num_tiles: int = 1) -> Numbers:
     """Memory for `tile`, or for so many like it."""
-    kind = (LatentCodes if tile.kernel.is_latent else PairNumbers) if tile.kernel.is_quantized else FloatNumbers
-    return kind.allocate(tile, num_tiles)
+    kernel = tile.kernel
+    of_codes, of_floats = LatentCodes if kernel.is_latent else PairNumbers, Bf16Pairs if kernel.pairs_bf16 else FloatNumbers
+    return (of_codes if kernel.is_quantized else of_floats).allocate(tile, num_tiles)
 
 
 def run_chunk(numbers: Numbers, chunk: Value, state: State, ahead: Ahead) -> None:
@@ -152,7 +153,7 @@ class Strips:
             if masked:
                 weight = name(T.Select(score <= splat(HIDDEN / 2, simd.lanes), splat(0.0, simd.lanes), weight))
             total.set(total.get() + weight)
-            simd.store(scores, weight, place)
+            self.numbers.keep_weights(weight, *place)
 
     def add_values(self, low: Value, high: Value) -> None:
         """weights @ values into the state, over the keys `low` to `high` of the chunk: others were perhaps never written."""
@@ -161,17 +162,19 @@ class Strips:
         beside = min(4, len(columns))
         while (tile.num_rows + 1) * beside + 1 > tile.kernel.isa.num_registers and beside > 1:
             beside //= 2
-        low, high = name(low // side), name((high + side - 1) // side)
+        rows = name(low // side), name((high + side - 1) // side)
         for first in range(0, len(columns), beside):
-            self.add_value_columns(columns[first : first + beside], low, high)
+            self.add_value_columns(columns[first : first + beside], *rows, high)
 
-    def add_value_columns(self, columns: list[tuple[int, int]], low: Value, high: Value) -> None:
-        """The same for some columns, over the rows `low` to `high` of values: a row holds those of `Kernel.side` keys."""
+    def add_value_columns(self, columns: list[tuple[int, int]], low: Value, high: Value, end: Value) -> None:
+        """The same for some columns, over the rows `low` to `high` of values: a row holds those of `Kernel.side` keys, up to key `end`."""
         tile, kernel, numbers = self.tile, self.tile.kernel, self.numbers
         totals = [[Register(lanes, 0, numbers.sum_dtype) for _, lanes in columns] for _ in range(tile.num_rows)]
 
         def add(key: Value, buffer: Buffer, *row: Value) -> None:
             values = [numbers.load(buffer, (*row, at * kernel.side), lanes) for at, lanes in columns]
+            if numbers.values is None:
+                values = [numbers.hide(value, key, end) for value in values]
             for i in range(tile.num_rows):
                 weight = name(numbers.weights[i, key])
                 for total, value in zip(totals[i], values, strict=True):

@@ -99,4 +99,5 @@ class Copies:
             with T.serial(run // side) as i:
                 for start, lanes in pieces(kernel.value_dim, self.simd.lanes):
                     vector = self.numbers.load(self.tile.tensors.v_pages, (*page, offset // side + i, start * side), lanes)
-                    self.numbers.put(values, (name(index * (run // side) + i), start * side), vector)
+                    row = name(index * (run // side) + i)
+                    self.numbers.put(values, (row, start * side), self.numbers.hide(vector, row, self.high))

@@ -1,9 +1,9 @@
-"""How attention's tiles multiply the numbers of the pages: a float at a time, or codes of int8 by pairs.
+"""How attention's tiles multiply the numbers of the pages: a float at a time, or codes of int8 and bfloat16 by pairs.
 
 In pages of int8 two neighbours lie side by side, two dimensions of a key or two keys' values in a dimension, because that is how
 instructions multiply 16 bits: products of a pair are summed in int32. So queries and weights are rounded to 16 bits, in steps of
 their row's largest, and sums are exact: as wide as the codes allow, which is 2^-16 of the largest and far below what the codes of
-8 bits cost.
+8 bits cost. Pairs of bfloat16 lie alike where an instruction multiplies them: queries and weights are rounded to it, sums are float32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tvm.tirx.script import builder as T
 
 from cupola.targets.cpu.attention.row_tile import LOG2_E, Ahead, Tile
 from cupola.targets.cpu.attention.shape import Kernel
-from cupola.targets.cpu.emit.dot import dot_pairs
+from cupola.targets.cpu.emit.dot import dot_bf16, dot_pairs
 from cupola.targets.cpu.emit.loops import between
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, iota, lanes_of, local, name, pieces, splat, tree
 
@@ -55,6 +55,14 @@ class Numbers(ABC):
     @abstractmethod
     def load_queries(self) -> None:
         """Makes the tile's queries."""
+
+    def keep_weights(self, weights: Value, row: Value, key: Value) -> None:
+        """Stores a row's weights of a vector of keys, for `round_weights`."""
+        self.simd.store(self.scores, weights, (row, key))
+
+    def hide(self, values: Value, row: Value, end: Value) -> Value:
+        """A vector of a row of values, changed so that keys from `end` on add nothing where their weights are 0."""
+        return values
 
     def of(self, tile: Tile, turn: Value) -> Self:
         """The same memory, for another of the tiles."""
@@ -153,6 +161,47 @@ class LatentCodes(FloatNumbers):
         with between(first, last) as vector:
             weight, scale = simd.load(self.scores, (row, vector * lanes)), simd.load(self.scales, (vector * lanes,))
             simd.store(self.scores, _times_seen(weight, scale), (row, vector * lanes))
+
+
+class Bf16Pairs(FloatNumbers):
+    """Pairs of bfloat16, times pairs of it that stand in an int32."""
+
+    @staticmethod
+    def allocate(tile: Tile, num_tiles: int = 1) -> Bf16Pairs:
+        kernel, rows = tile.kernel, tile.num_rows
+        queries, weights = local((num_tiles, rows, kernel.key_dim // 2), "int32"), local((rows, kernel.chunk // 2), "int32")
+        return Bf16Pairs(tile, queries, local((rows, kernel.chunk)), weights, *copies_of(kernel, rows, num_tiles, "uint16"), 0)
+
+    def load_queries(self) -> None:
+        tile, simd, query = self.tile, self.simd, local(self.tile.kernel.key_dim)
+        with T.serial(tile.num_rows) as row:
+            tile.rotate_query(*tile.token_and_head(row), LOG2_E, lambda at, value: simd.store(query, value, (at,)))
+            for start, lanes in pieces(tile.kernel.key_dim, simd.lanes):
+                self.store_pairs(simd.load(query, (start,), lanes), self.queries, (self.turn, row), start // 2)
+
+    def store_pairs(self, values: Value, buffer: Buffer, row: tuple[Value | int, ...], start: Value | int) -> None:
+        lanes = lanes_of(values) // 2
+        words = T.reinterpret("int32" if lanes == 1 else f"int32x{lanes}", self.simd.bf16_bits(values))
+        T.buffer_store(buffer, words, [*row, iota(start, lanes)])
+
+    def load(self, buffer: Buffer, index: tuple[Value | int, ...], lanes: int) -> Value:
+        *outer, start = index
+        return name(T.reinterpret("int32" if lanes == 1 else f"int32x{lanes}", buffer[(*outer, iota(start, 2 * lanes))]))
+
+    def multiply_add(self, total: Value, factor: Value, numbers: Value) -> Value:
+        return dot_bf16(total, numbers, factor)
+
+    def put(self, buffer: Buffer, index: tuple[Value | int, ...], numbers: Value) -> None:
+        (*outer, start), lanes = index, 2 * lanes_of(numbers)
+        T.buffer_store(buffer, T.reinterpret(f"uint16x{lanes}", numbers), [*outer, iota(start, lanes)])
+
+    def keep_weights(self, weights: Value, row: Value, key: Value) -> None:
+        self.store_pairs(weights, self.weights, (row,), key // 2)
+
+    def hide(self, values: Value, row: Value, end: Value) -> Value:
+        """Where no value was written yet there may be NaN, which 0 does not hide."""
+        mask, lanes = T.Select(row * 2 + 1 < end, T.int32(-1), T.int32(0xFFFF)), lanes_of(values)
+        return name(values & (mask if lanes == 1 else T.broadcast(mask, lanes)))
 
 
 def copies_of(kernel: Kernel, rows: int, num_tiles: int, dtype: str) -> tuple[Buffer | None, Buffer | None]:

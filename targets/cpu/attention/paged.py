@@ -13,7 +13,8 @@ tiles of bfloat16 this holds for sequences that bring up to FEW tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import cache
 
 import tvm
@@ -34,6 +35,7 @@ from cupola.targets.cpu.attention.shape import BLOCK_TILES, Kernel, Tensors
 from cupola.targets.cpu.attention.tile_block import TileBlock
 from cupola.targets.cpu.attention.tile_keys import TileKeys
 from cupola.targets.cpu.emit.amx import MANY
+from cupola.targets.cpu.emit.dot import bf16_dots
 from cupola.targets.cpu.emit.loops import Claims, Parts, Threads, parallel_region, shared_loop
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, argument, local, name, prim_func
 from cupola.targets.cpu.isa import ISA
@@ -95,18 +97,30 @@ def _build(kernel: Kernel) -> tvm.tirx.PrimFunc:
             out=argument("out", (n, k.num_heads * k.value_dim), k.out_dtype),
             sizes=(n, batch, blocks, max_blocks),
         )
-        _attend(tensors)
+        with bf16_dots() if k.pairs_bf16 else nullcontext():
+            _attend(_in_pairs(tensors) if k.pairs_bf16 else tensors)
 
-    return with_cost(prim_func(body), KernelCost("bfloat16" if k.in_tiles else "float32"))
+    return with_cost(prim_func(body), KernelCost("bfloat16" if k.in_tiles or k.pairs_bf16 else "float32"))
 
 
 def _pools(k: Kernel, blocks: tuple[Value | int, ...]) -> list[Buffer]:
     """Pages of keys and of values, and of codes their scales; of latents the same twice."""
-    pages = {"k_pages": (k.key_dim // k.side, k.block_size * k.side), "v_pages": (k.block_size // k.side, k.value_dim * k.side)}
+    side = 2 if k.is_quantized else 1
+    pages = {"k_pages": (k.key_dim // side, k.block_size * side), "v_pages": (k.block_size // side, k.value_dim * side)}
     pages, scales = ({"latents": (k.block_size, k.key_dim)}, ["latent_scales"]) if k.is_latent else (pages, ["k_scales", "v_scales"])
     pools = [argument(label, (*blocks, *page), k.kv_dtype) for label, page in pages.items()]
     pools += [argument(label, (*blocks, k.block_size), "float32") for label in scales if k.is_quantized]
     return [pool for pool in pools for _ in "kv"] if k.is_latent else pools
+
+
+def _in_pairs(t: Tensors) -> Tensors:
+    """The same with pages of bfloat16 as pairs lie in them."""
+
+    def pairs(pages: Buffer) -> Buffer:
+        *blocks, rows, columns = pages.shape
+        return T.decl_buffer((*blocks, rows // 2, columns * 2), pages.dtype, data=pages.data, align=1)
+
+    return replace(t, k_pages=pairs(t.k_pages), v_pages=pairs(t.v_pages))
 
 
 def _attend(t: Tensors) -> None:

@@ -11,6 +11,7 @@ from cupola.targets.attention_shape import AttentionShape
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, name
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.rows.rotary import Rotation
+from cupola.targets.cpu.state_layout import side_of
 
 BLOCK_TILES = 16  # of several tokens' rows, at most, for which a chunk is taken out of the pages once
 CHUNK = 128  # keys a softmax step takes; pages of another size bring it to a whole number of pages, or parts of one
@@ -39,7 +40,12 @@ class Kernel(AttentionShape):
     @property
     def side(self) -> int:
         """Numbers that lie side by side in a page: dimensions of a key, keys of a value's dimension."""
-        return 2 if self.is_quantized and not self.is_latent else 1
+        return 1 if self.is_latent else side_of(self.isa, self.kv_dtype, self.key_dim, self.block_size)
+
+    @property
+    def pairs_bf16(self) -> bool:
+        """True if pairs of bfloat16 are multiplied."""
+        return self.side == 2 and not self.is_quantized
 
     @property
     def tile_rows(self) -> int:

@@ -1,13 +1,14 @@
-"""Dot products of integers: what each instruction set has for `sum += w[0]·x[0] + … + w[3]·x[3]` of bytes, a sum a lane, and for
-`sum += w[0]·x[0] + w[1]·x[1]` of 16 bits.
+"""Dot products of integers and of bfloat16: what each instruction set has for `sum += w[0]·x[0] + … + w[3]·x[3]` of bytes, a sum a lane,
+and for `sum += w[0]·x[0] + w[1]·x[1]` of 16 bits.
 
-Sums are exact (who multiplies takes care that int32 never overflows), so that every instruction set and every path gives the same
-integers. Weights lie as `quantized_packing` packs them; activations are int8, four of a row in every lane.
+Sums of integers are exact (who multiplies takes care that int32 never overflows), so that every instruction set and every path gives the
+same ones. Weights lie as `quantized_packing` packs them; activations are int8, four of a row in every lane.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +57,7 @@ class Weights:
 
     def unpack(self, source: Buffer, panel: Value, at: Value, first: Value) -> list[Value]:
         """The vectors of columns `first` to `first + lanes` of a packed slice, a quad each."""
-        group, start = self.codes.place(at, self.codes.slice_bytes)
+        group, start = self.codes.place(at, self.codes.slice_step)
         if self.codes.bits == 8:
             return [self._offset(self._bytes(source, panel, group, first_byte(quad, first) + start)) for quad in range(QUADS)]
         quads: list[Value] = [None] * QUADS
@@ -116,6 +117,24 @@ def dot_pairs(isa: ISA, total: Value, numbers: Value, pair: Value) -> Value:
     lanes = total.ty.dtype.lanes
     kind = "vpdpwssd" if isa.int8_dot == "vpdpbusd" else isa.architecture
     return _PAIR_DOTS.get((kind, lanes), _pairs_widened)(total, numbers, pair if lanes == 1 else T.broadcast(pair, lanes))
+
+
+def dot_bf16(total: Value, numbers: Value, pair: Value) -> Value:
+    """`total` (float32, a lane or more) plus the products of each lane's two bfloat16 and the two of `pair`, perhaps one for all; both
+    are int32 that hold pairs. Only in `bf16_dots`."""
+    lanes = total.ty.dtype.lanes
+    pairs = pair if lanes_of(pair) == lanes else T.broadcast(pair, lanes)
+    if lanes in _BF16_LANES:
+        return T.call_pure_extern(f"float32x{lanes}", f"cupola_dot_bf16_{lanes}", total, numbers, pairs)
+    high = [T.reinterpret(total.ty.dtype, value & _splat(-(1 << 16), value)) for value in (numbers, pairs)]
+    low = [T.reinterpret(total.ty.dtype, value << _splat(16, value)) for value in (numbers, pairs)]
+    return total + high[0] * high[1] + low[0] * low[1]
+
+
+def bf16_dots() -> AbstractContextManager[object]:
+    """A frame around calls of `dot_bf16`: TVM widens all bfloat16, and so cannot call LLVM's intrinsics that take it."""
+    functions = (_BF16_DOT.format(lanes=lanes, bits=32 * lanes, pairs=2 * lanes) for lanes in _BF16_LANES)
+    return T.attr(T.int64(0), "pragma_import_llvm", "".join(functions))
 
 
 def _in_every_byte(mask: int) -> int:
@@ -233,3 +252,14 @@ _PAIR_DOTS: dict[tuple[str, int], PairDot] = {
     ("x86_64", 4): _multiplied("llvm.x86.sse2.pmadd.wd"),
     ("aarch64", 4): _smull,
 }
+_BF16_LANES = (4, 8, 16)
+_BF16_DOT = """
+declare <{lanes} x float> @llvm.x86.avx512bf16.dpbf16ps.{bits}(<{lanes} x float>, <{pairs} x bfloat>, <{pairs} x bfloat>)
+define linkonce_odr <{lanes} x float> @cupola_dot_bf16_{lanes}(<{lanes} x float> %sum, <{lanes} x i32> %x, <{lanes} x i32> %y)
+    alwaysinline nounwind {{
+  %a = bitcast <{lanes} x i32> %x to <{pairs} x bfloat>
+  %b = bitcast <{lanes} x i32> %y to <{pairs} x bfloat>
+  %new = call <{lanes} x float> @llvm.x86.avx512bf16.dpbf16ps.{bits}(<{lanes} x float> %sum, <{pairs} x bfloat> %a, <{pairs} x bfloat> %b)
+  ret <{lanes} x float> %new
+}}
+"""

@@ -124,7 +124,7 @@ class Simd:
             return value
         if dtype == "float16" and not self.isa.f16_convert:
             return f32_to_f16(value, lanes)
-        if dtype == "bfloat16" and self.isa.bf16_tiles and lanes == 16:
+        if dtype == "bfloat16" and (self.isa.bf16_tiles or self.isa.bf16_dot) and lanes == 16:
             rounded = T.call_llvm_pure_intrin("bfloat16x16", "llvm.x86.avx512bf16.cvtneps2bf16.512", value)
             return T.reinterpret("bfloat16x16", T.reinterpret("uint16x16", rounded))
         return f32_to_bf16(value, lanes) if dtype == "bfloat16" else T.cast(value, typed(dtype, lanes))

@@ -70,7 +70,7 @@ _X86 = Syntax(
     call=re.compile(r"call"),
     classes=_classes(
         {
-            "dot": r"(?:v?(?:pdp\w+|pmaddubsw|pmaddwd)|tdp\w+) ",
+            "dot": r"(?:v?(?:pdp\w+|dpbf16ps|pmaddubsw|pmaddwd)|tdp\w+) ",
             "fma": r"vfn?m(?:add|sub)",
             "multiply": r"v?(?:mulp[sdh]|pmul\w+) ",
             "convert": r"v?(?:p?cvt|pmov[sz]x|pmov[usdqbw]+ )",

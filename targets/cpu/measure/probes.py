@@ -14,7 +14,7 @@ from tvm.tirx.script import builder as T
 from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit import amx as tiles
-from cupola.targets.cpu.emit.dot import Weights
+from cupola.targets.cpu.emit.dot import Weights, bf16_dots, dot_bf16
 from cupola.targets.cpu.emit.simd import Buffer, Register, Simd, Value, argument, local, name, prim_func, tree
 from cupola.targets.cpu.isa import ISA
 from cupola.targets.cpu.linear.quantized_packing import COLUMNS, SLICE, Codes
@@ -37,6 +37,8 @@ def probes(isa: ISA) -> tvm.IRModule:
     }
     if isa.bf16_tiles:
         functions["probe_bfloat16"] = _with_operations(_kernel(simd, _multiply_tiles), "bfloat16", TILE_MULTIPLICATIONS)
+    if isa.bf16_dot:
+        functions["probe_bfloat16_pairs"] = _with_operations(_kernel(simd, _multiply_pairs), "bfloat16", 2 * MULTIPLICATIONS)
     return tvm.IRModule({gv: function.with_attr("global_symbol", gv) for gv, function in functions.items()})
 
 
@@ -76,6 +78,16 @@ def _multiply(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
     with T.serial(steps(simd.isa)):
         for chain in chains:
             chain.set(simd.fma(chain.get(), a, b))
+    return _sum(chains)
+
+
+def _multiply_pairs(simd: Simd, x: Buffer, task: Value, count: Value) -> Value:
+    """Products of pairs of bfloat16, those of x with themselves."""
+    pairs = name(T.reinterpret(f"int32x{simd.lanes}", x[T.ramp(0, 1, simd.lanes)]))
+    chains = [Register(simd.lanes, float(i)) for i in range(CHAINS)]
+    with bf16_dots(), T.serial(steps(simd.isa)):
+        for chain in chains:
+            chain.set(dot_bf16(chain.get(), pairs, pairs))
     return _sum(chains)
 
 

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from cupola.targets.cpu.isa import runs_here, with_own_kernels
-from cupola.targets.cpu.state_layout import read_state
 from cupola.targets.ops import PagedAttention
-from cupola.targets.testing.references import INT16_ROUNDING
+from cupola.targets.testing.references import BF16_ROUNDING, INT16_ROUNDING
 from tests.targets import harness
-from tests.targets.harness import RUNNABLE, Input, compile_one, same_bits, size
+from tests.targets.harness import RUNNABLE, Input, compile_one, same_bits, size, target_of
 
-MULTIPLY_INT8 = [isa for isa in with_own_kernels(multiplies_int8=True) if runs_here(isa)]
+OWN = {  # instruction sets with kernels of their own, by type of pages; of others those of float32
+    "int8": [isa for isa in with_own_kernels(multiplies_int8=True) if runs_here(isa)],
+    "bfloat16": [isa for isa in with_own_kernels(multiplies_int8=False, in_bf16=True) if runs_here(isa)],
+}
 DTYPES = {**harness.DTYPES, "int8": np.dtype("int8")}
 
 
@@ -65,8 +67,10 @@ SHAPES = [
     Shape(6, 2, 64, 48, 16, "int8", rotary_dim=32, joined=True),
     Shape(3, 3, 16, 16, 8, "int8"),
     Shape(4, 2, 64, 32, 32, "bfloat16", rotary_dim=32, joined=True),
+    Shape(6, 3, 10, 22, 4, "bfloat16"),
 ]
-EXACT = {"int8": [isa.name for isa in MULTIPLY_INT8 if isa.batch_invariant]}  # other instruction sets than `RUNNABLE`, by type of pages
+EXACT = {dtype: [isa.name for isa in isas if isa.batch_invariant] for dtype, isas in OWN.items()}
+EACH = [(isa, shape) for shape in SHAPES for isa in EXACT.get(shape.dtype, RUNNABLE)]
 LAYERS, LAYER = 2, 1
 ROUNDING = {"float32": 1e-6, "float16": 2.0**-11 + 1e-6, "bfloat16": 2.0**-8 + 1e-6}
 
@@ -153,7 +157,7 @@ class Sequences:
         """Keys and values of a sequence as the pages hold them: [n, groups, dim] each."""
         block, offset = np.divmod(np.arange(self.lengths[i]), self.shape.block)
         blocks = self.tables[i][block]
-        return [numbers[blocks, offset] for numbers in read_state(list(self.pools), LAYER).numbers()]
+        return [numbers[blocks, offset] for numbers in target_of(self.isa).state.read(self.pools, LAYER).numbers()]
 
     def reference(self, i):
         """A sequence's expected rows, and how far off they may be."""
@@ -170,10 +174,19 @@ class Sequences:
         weights = np.exp(scores - highest)
         total = weights.sum(-1, keepdims=True) + (np.exp(extras[0][:, None, None] - highest) if s.sinks else 0)
         value = np.einsum("hqk,khd->qhd", weights / total, v)
-        rounding = self.rounding(self.rotated(self.q[i]), k, v, weights / total, seen) if s.dtype == "int8" else 0.0
+        in_pairs = s.dtype == "bfloat16" and target_of(self.isa).abilities.bf16_attention
+        allowed = self.int16_rounding if s.dtype == "int8" else self.bf16_rounding if in_pairs else lambda *_: 0.0
+        rounding = allowed(self.rotated(self.q[i]), k, v, weights / total, seen)
         return value, 3e-6 + 1e-5 * np.abs(value) + rounding
 
-    def rounding(self, q, k, v, weights, seen):
+    def bf16_rounding(self, q, k, v, weights, seen):
+        """The error allowed because queries and weights are rounded to bfloat16."""
+        scores = weights * np.einsum("qhd,khd->hqk", np.abs(q), np.abs(k)) * self.shape.key_dim**-0.5
+        magnitude = np.einsum("hqk,khd->qhd", weights, np.abs(v))
+        by_queries = np.einsum("hqk,khd->qhd", scores, np.abs(v)) + scores.sum(-1).T[:, :, None] * magnitude
+        return BF16_ROUNDING * (by_queries + magnitude)
+
+    def int16_rounding(self, q, k, v, weights, seen):
         """The error allowed because queries, and weights times the steps of values, are quantized to int16."""
         scores = np.einsum("qh,kh->hqk", np.abs(q).max(-1), np.abs(k).sum(-1)) * self.shape.key_dim**-0.5
         steps = np.abs(v).max(-1, keepdims=True) / 127
@@ -183,7 +196,7 @@ class Sequences:
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize(("isa", "shape"), [(isa, shape) for shape in SHAPES for isa in EXACT.get(shape.dtype, RUNNABLE)], ids=str)
+@pytest.mark.parametrize(("isa", "shape"), EACH, ids=str)
 @settings(max_examples=4)
 @given(
     lengths=st.lists(st.integers(1, 200), min_size=1, max_size=4),
@@ -210,9 +223,8 @@ def test_attention(isa, shape, lengths, cuts, seed):
         assert same_bits(np.concatenate(parts), expected)
 
 
-@pytest.mark.parametrize("isa", RUNNABLE)
-def test_token_by_token_and_negative_slots(isa):
-    shape = SHAPES[0]
+@pytest.mark.parametrize(("isa", "shape"), [case for case in EACH if case[1] in (SHAPES[0], SHAPES[7])], ids=str)
+def test_token_by_token_and_negative_slots(isa, shape):
     whole, steps = (Sequences(isa, shape, [270], 0) for _ in range(2))
     expected = whole.run((0, 0, 270))
     assert same_bits(np.concatenate([steps.run((0, t, t + 1)) for t in range(270)]), expected)
@@ -223,8 +235,7 @@ def test_token_by_token_and_negative_slots(isa):
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize(("isa", "shape"), EACH, ids=str)
 def test_pages_hold_rounded_keys_and_values(isa, shape):
     sequences = Sequences(isa, shape, [41], 1)
     sequences.run((0, 0, 41))
@@ -235,8 +246,9 @@ def test_pages_hold_rounded_keys_and_values(isa, shape):
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize("isa", [isa.name for isa in MULTIPLY_INT8])
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape.key_dim == 64 and shape.dtype != "float32"], ids=str)
+@pytest.mark.parametrize(
+    ("isa", "shape"), [(isa.name, shape) for shape in SHAPES if shape.key_dim == 64 for isa in OWN.get(shape.dtype, ())], ids=str
+)
 def test_pages_do_not_depend_on_how_tokens_came(isa, shape):
     """Keys of bfloat16 and int8 are written 16 at a time where these come whole."""
     whole, parts = (Sequences(isa, shape, [75, 40], 0) for _ in range(2))

@@ -39,7 +39,8 @@ def test_multiplying_runs_every_chain_to_its_end(isa):
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_every_instruction_set_has_the_same_work(isa):
     tiles = {"probe_bfloat16": KernelCost("bfloat16", operations_per_row=2 * TILE_MULTIPLICATIONS)} if isa.bf16_tiles else {}
-    assert {kernel.name: kernel.cost for kernel in list_kernels(probes(isa))} == tiles | {
+    pairs = {"probe_bfloat16_pairs": KernelCost("bfloat16", operations_per_row=4 * MULTIPLICATIONS)} if isa.bf16_dot else {}
+    assert {kernel.name: kernel.cost for kernel in list_kernels(probes(isa))} == tiles | pairs | {
         "probe_read": KernelCost(),
         "probe_float32": KernelCost("float32", operations_per_row=2 * MULTIPLICATIONS),
         "probe_int8": KernelCost("int8", operations_per_row=8 * MULTIPLICATIONS),
@@ -60,6 +61,13 @@ def test_multiplying_tiles_runs_every_chain_to_its_end(isa):
     each = TILE_MULTIPLICATIONS // (chains * 16 * 16)
     assert each <= 2**24  # sums of ones are exact up to there
     assert run(isa, "probe_bfloat16", x).tolist() == [np.float32(TILE_MULTIPLICATIONS)] * TASKS
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if runs_here(isa) and isa.bf16_dot], ids=lambda isa: isa.name)
+def test_multiplying_pairs_runs_every_chain_to_its_end(isa):
+    x = np.full(1024, 0x3F803F80, np.uint32).view(np.float32)  # ones
+    expected = isa.lanes * sum(i + 2 * steps(isa) for i in range(CHAINS))
+    assert run(isa, "probe_bfloat16_pairs", x).tolist() == [np.float32(expected)] * TASKS
 
 
 def test_a_kernel_keeps_what_is_written_on_it():

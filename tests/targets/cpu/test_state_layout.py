@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from cupola.runtime.artifact.state import LATENT, KVGroup
 from cupola.runtime.errors import UnsupportedError
-from cupola.targets.cpu.state_layout import state_pools
+from cupola.targets.cpu.isa import ISAS
+from cupola.targets.cpu.state_layout import layout, side_of, state_pools
 
 
 def test_keys_are_transposed_and_values_are_not():
@@ -17,6 +19,19 @@ def test_pages_of_int8_hold_pairs_and_have_scales():
     scales = ("float32", (2, "num_blocks", 3, 16))
     pages = {"k_pages": ("int8", (2, "num_blocks", 3, 32, 32)), "v_pages": ("int8", (2, "num_blocks", 3, 8, 64))}
     assert shapes == pages | {"k_scales": scales, "v_scales": scales}
+
+
+def test_pairs_of_bfloat16_take_the_memory_that_numbers_alone_take():
+    isa = next(isa for isa in ISAS if isa.bf16_dot)
+    assert [side_of(isa, "bfloat16", *sizes) for sizes in ((64, 16), (5, 16), (64, 7))] == [2, 1, 1]
+    group, random = KVGroup((0,), 3, 6, 4), np.random.default_rng(0)
+    shapes = [tuple(2 if isinstance(size, str) else size for size in pool.shape) for pool in state_pools(group, "bfloat16", 8)]
+    keys, values = (random.standard_normal(shape).astype("bfloat16") for shape in shapes)
+    found = layout(isa).read([keys, values], 0)
+    for token, dim in ((0, 0), (0, 1), (5, 4), (7, 3)):
+        assert (found.keys[:, token, :, dim] == keys[0].reshape(2, 3, 3, 8, 2)[:, :, dim // 2, token, dim % 2]).all()
+    for token, dim in ((0, 0), (1, 0), (6, 2), (7, 3)):
+        assert (found.values[:, token, :, dim] == values[0].reshape(2, 3, 4, 4, 2)[:, :, token // 2, dim, token % 2]).all()
 
 
 def test_rows_of_latents_are_stored_once_and_as_they_are():
