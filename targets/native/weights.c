@@ -30,7 +30,7 @@ static void pack_plane(const uint32_t quads[QUADS][PANEL], int bits, int low, ui
 
 // `order` has the row of each column, or -1 where a panel has none.
 void pack_codes(const uint8_t *codes, const int64_t *order, int64_t panels, int64_t width, int64_t bits, int64_t block_slices,
-                int64_t block_bytes, uint8_t *out) {
+                int64_t block_bytes, int64_t step, uint8_t *out) {
     const int64_t num_slices = width / SLICE, slice_bytes = PANEL * SLICE * bits / 8;
     for (int64_t panel = 0; panel < panels; panel++)
         for (int64_t slice = 0; slice < num_slices; slice++) {
@@ -49,13 +49,13 @@ void pack_codes(const uint8_t *codes, const int64_t *order, int64_t panels, int6
                     low += size, next += size * PANEL;
                 }
             int64_t block = slice / block_slices, place = slice % block_slices;
-            memcpy(out + (panel * (num_slices / block_slices) + block) * block_bytes + place * slice_bytes, packed, slice_bytes);
+            memcpy(out + (panel * (num_slices / block_slices) + block) * block_bytes + place * step, packed, slice_bytes);
         }
 }
 
 #define PACK_FACTORS(TYPE)                                                                                                          \
-    static void pack_##TYPE(const TYPE *rows, const int64_t *order, int64_t panels, int64_t blocks, int64_t parts, int64_t block_bytes, \
-                            uint8_t *out) {                                                                                         \
+    static void pack_##TYPE(const TYPE *rows, const int64_t *order, int64_t panels, int64_t blocks, int64_t parts, int64_t together,    \
+                            int64_t step, int64_t block_bytes, uint8_t *out) {                                                      \
         for (int64_t panel = 0; panel < panels; panel++)                                                                            \
             for (int64_t block = 0; block < blocks; block++)                                                                        \
                 for (int64_t part = 0; part < parts; part++) {                                                                      \
@@ -63,18 +63,19 @@ void pack_codes(const uint8_t *codes, const int64_t *order, int64_t panels, int6
                     for (int column = 0; column < PANEL; column++)                                                                  \
                         if (order[panel * PANEL + column] >= 0)                                                                     \
                             found[column] = rows[(order[panel * PANEL + column] * blocks + block) * parts + part];                  \
-                    memcpy(out + (panel * blocks + block) * block_bytes + part * sizeof found, found, sizeof found);                \
+                    uint8_t *to = out + (panel * blocks + block) * block_bytes + part / together * step;                            \
+                    memcpy(to + part % together * sizeof found, found, sizeof found);                                               \
                 }                                                                                                                   \
     }
 PACK_FACTORS(uint8_t)
 PACK_FACTORS(uint16_t)
 PACK_FACTORS(uint32_t)
 
-void pack_factors(const void *rows, const int64_t *order, int64_t item, int64_t panels, int64_t blocks, int64_t parts, int64_t block_bytes,
-                  uint8_t *out) {
-    if (item == 1) pack_uint8_t(rows, order, panels, blocks, parts, block_bytes, out);
-    if (item == 2) pack_uint16_t(rows, order, panels, blocks, parts, block_bytes, out);
-    if (item == 4) pack_uint32_t(rows, order, panels, blocks, parts, block_bytes, out);
+void pack_factors(const void *rows, const int64_t *order, int64_t item, int64_t panels, int64_t blocks, int64_t parts, int64_t together,
+                  int64_t step, int64_t block_bytes, uint8_t *out) {
+    if (item == 1) pack_uint8_t(rows, order, panels, blocks, parts, together, step, block_bytes, out);
+    if (item == 2) pack_uint16_t(rows, order, panels, blocks, parts, together, step, block_bytes, out);
+    if (item == 4) pack_uint32_t(rows, order, panels, blocks, parts, together, step, block_bytes, out);
 }
 
 // ---- float32 -> codes of 4 bits ----

@@ -59,22 +59,25 @@ def unpack_nibbles(blocks: Array, start: int) -> Array:
     return codes
 
 
-def pack_codes(codes: Array, order: Array, bits: int, block_size: int, out: Array) -> None:
+def pack_codes(codes: Array, order: Array, bits: int, block_size: int, step: int, out: Array) -> None:
     """Codes [N, K], one a byte, into the panels `out`, uint8 [panels, blocks, bytes]: as `targets.cpu.linear.quantized_packing` has them.
 
-    `order`, int64 [32 · panels], has the row of each column of the panels, or -1: zeros. `block_size` is the format's: inputs of a block.
+    `order`, int64 [32 · panels], has the row of each column of the panels, or -1: zeros. `block_size` is the format's: inputs of a block;
+    `step`, bytes from a slice of 32 inputs to the next one of its block.
     """
     codes = np.ascontiguousarray(codes).view(np.uint8)
-    sizes = (len(out), codes.shape[1], bits, block_size // 32, out.shape[2])
+    sizes = (len(out), codes.shape[1], bits, block_size // 32, out.shape[2], step)
     assert len(order) == 32 * len(out) and order.max() < len(codes)
     _library().pack_codes(_at(codes), _at(order), *map(_INT, sizes), _at(out))
 
 
-def pack_factors(factors: Array, order: Array, start: int, out: Array) -> None:
-    """Factors [N, numbers of a row] into `out` as `pack_codes` has it, from byte `start` of a block on: for each number 32 columns."""
+def pack_factors(factors: Array, order: Array, start: int, together: int, step: int, out: Array) -> None:
+    """Factors [N, numbers of a row] into `out` as `pack_codes` has it, from byte `start` of a block on: for each number 32 columns, of
+    so many `together`, and after `step` bytes from their beginning of the next ones; all together if it is 0."""
     factors = np.ascontiguousarray(factors)
     panels, blocks, size = out.shape
-    sizes = (factors.itemsize, panels, blocks, factors.shape[1] // blocks, size)
+    parts = factors.shape[1] // blocks
+    sizes = (factors.itemsize, panels, blocks, parts, together if step else parts, step, size)
     assert len(order) == 32 * panels and order.max() < len(factors)
     _library().pack_factors(_at(factors), _at(order), *map(_INT, sizes), ctypes.c_void_p(out.ctypes.data + start))
 

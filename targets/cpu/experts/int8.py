@@ -18,7 +18,7 @@ from cupola.runtime.artifact.tensors import KernelCost
 from cupola.targets.cost import with_cost
 from cupola.targets.cpu.emit import amx as tiles
 from cupola.targets.cpu.emit.dot import Weights
-from cupola.targets.cpu.emit.loops import in_tiles, parallel_region, shared_loop
+from cupola.targets.cpu.emit.loops import parallel_region, shared_loop
 from cupola.targets.cpu.emit.simd import Buffer, Simd, Value, argument, name, prim_func
 from cupola.targets.cpu.experts.routing import Group, Routing, Runs, each_panel
 from cupola.targets.cpu.experts.shape import GroupEpilogue, Mixture, match_experts, mixture_of, packed_bias
@@ -73,7 +73,7 @@ def _multiply(mixture: Mixture, product: Int8Product, in_bf16: GroupProduct | No
     rows = product.allocate(num_rows)
     rounded = None if in_bf16 is None else in_bf16.allocate_rows(num_pairs, product.kernel.slices)
     with parallel_region():
-        with threads.each(barrier=False) as thread:
+        with threads.each(barrier=False) as thread, T.If(num_pairs > T.int64(0)), T.Then():  # unless no token is asked for
             first = runs.first(thread)
             with T.If(_is_abreast(first)):
                 with T.Then():
@@ -87,8 +87,10 @@ def _multiply(mixture: Mixture, product: Int8Product, in_bf16: GroupProduct | No
                 in_bf16.round_pair(routing, index, rounded, at)
         with threads.each(barrier=False) as thread:
             if in_bf16 is None:
+                size = product.lone_row_tile
+                lone = product.allocate(size) if size > 1 else None
                 with runs.each(thread) as group:
-                    _panels(product, rows, group, mixture)
+                    _panels(product, rows, lone, group, mixture)
             else:
                 _with_tiles(product, in_bf16, rows, rounded, runs, thread, mixture)
 
@@ -103,15 +105,15 @@ def _with_tiles(
         tiles.configure()
     with runs.each(thread) as group, T.If(group.count <= T.int64(FEW)):
         with T.Then():
-            _panels(product, rows, group, mixture)
+            _panels(product, rows, None, group, mixture)
         with T.Else():
             in_bf16.multiply_group(group, rounded, scratch)
     with T.If(num_tiles > T.int64(0)), T.Then():
         tiles.release()
 
 
-def _panels(product: Int8Product, rows: Int8Rows, group: Group, mixture: Mixture) -> None:
-    """The panels of a run with its rows, in dot products."""
+def _panels(product: Int8Product, rows: Int8Rows, lone: Int8Rows | None, group: Group, mixture: Mixture) -> None:
+    """The panels of a run with its rows, in dot products. `lone` has room for a row alone, where its tile wants it more than once."""
     known = replace(product, num_rows=group.count, epilogue=GroupEpilogue.of(product.epilogue, group))
     picked = _PickedRows(**vars(rows), group=group, divisor=mixture.divisor)
     with T.If(_is_abreast(group)):
@@ -119,7 +121,10 @@ def _panels(product: Int8Product, rows: Int8Rows, group: Group, mixture: Mixture
             in_expert = name(group.first_panel + product.kernel.num_panels - group.stop)
             next_one = Run(group.following, T.int64(ABREAST)).or_else(in_expert > 0, Run(group.stop, T.min(in_expert, T.int64(ABREAST))))
             following = _abreast(group).or_else(group.num_left > group.stop - group.start, next_one)
-            replace(known, num_rows=T.int64(1)).run(picked, _abreast(group), following, T.int64(1), (1,), in_tiles)
+            if lone is not None:
+                for to in range(product.lone_row_tile):
+                    lone.copy(picked, T.int64(0), to)
+            known.run_alone(picked if lone is None else lone, _abreast(group), following)
         with T.Else():
             _one_by_one(known, picked, group)
 

@@ -141,7 +141,7 @@ class Runs:
             yield self.group(thread, task)
 
     def first(self, thread: Value) -> Group:
-        """The first run of a thread's share; there may be none, and then it has no panels left."""
+        """The first run of a thread's share; there may be none, and then it has no panels left. Some expert must be picked."""
         return self.group(thread, name(T.min(self.claims.threads.first(thread, self.claims.count), self.claims.count - 1)))
 
     def group(self, thread: Value, task: Value) -> Group:

@@ -227,7 +227,7 @@ class TileProduct:
 
     def words(self, panel: Value, at: Value, block: Value, half: Value) -> Value:
         """16 columns' codes of a quad or a pair of quads, none below 0."""
-        group, first = self.codes.place(at, self.codes.slice_bytes)
+        group, first = self.codes.place(at, self.codes.slice_step)
         place = block * (4 * PANEL) + half * (4 * COLUMNS) + first
         words = T.reinterpret("int32x16", self.weight[panel, group, T.ramp(place, 1, 64)])
         return name(words ^ _int(-0x7F7F7F80) if self.codes.bits == 8 else words)

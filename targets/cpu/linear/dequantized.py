@@ -102,7 +102,7 @@ class DequantizedProduct:
         if not codes.is_plain:
             self.dequantize_unpacked(panel, at, row, weights)
             return
-        group, first = codes.place(at, codes.slice_bytes)
+        group, first = codes.place(at, codes.slice_step)
         table = CodeTable.of(simd, codes.format)
         with T.serial(PANEL // lanes) as vector:
             column, factors = name(vector * lanes), Factors(simd, codes, self.weight)

@@ -59,8 +59,7 @@ class Factors:
         item = ITEM_BYTES[form.scale_dtype]
         if not form.super_size:
             return self._float((panel, block, starts[which] + item * column), lanes)
-        group = at % codes.slices * codes.parts + part
-        place = name(starts[which] + group * PANEL + column)
+        place = name(starts[which] + at % codes.slices * codes.factor_step(which) + part * PANEL + column)
         unit = self._float((panel, block, starts[f"super_{which}"] + item * column), lanes)
         return name(T.cast(self._code(which, (panel, block, place), lanes), f"float32x{lanes}" if lanes > 1 else "float32") * unit)
 

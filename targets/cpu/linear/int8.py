@@ -48,6 +48,7 @@ from cupola.targets.ops import GatedLinear, Linear
 
 Cover: TypeAlias = Callable[[Value, tuple[int, ...], Callable[[Value, int], None]], None]  # `in_tiles`, `in_even_tiles`
 FEW = MANY - 1  # rows
+UNASKED = 2  # rows at most whose weights the hardware is left to foresee: more do not stay in L1 from panel to panel
 ROW_BLOCK = 192  # rows of a task: their activations stay in L2 while panels stream by
 
 
@@ -128,18 +129,21 @@ class Int8Product(Int8Tiles):
         runs = Runs.allocate(self.kernel.num_panels)
         with T.If(self.num_rows == T.int64(1)):
             with T.Then():
-                replace(self, num_rows=T.int64(1)).one(runs)
+                self.one(runs)
             with T.Else():
                 self.several(runs)
 
     def one(self, runs: Runs) -> None:
-        """One region for one row."""
+        """One region for one row, in a tile of that row alone or several times."""
+        size = self.lone_row_tile
         with parallel_region(), runs.claims.threads.each(barrier=False) as thread:
             self.fetch_first_block(runs.first(thread))
-            rows = self.allocate(1)
+            rows = self.allocate(size)
             rows.fill(self.source, T.int64(0))
+            for to in range(1, size):
+                rows.copy(rows, T.int64(0), to)
             with runs.each(thread) as (run, following):
-                self.run(rows, run, following, T.int64(1), (1,), in_tiles)
+                self.run_alone(rows, run, following)
 
     def several(self, runs: Runs) -> None:
         """One region: the rows, a barrier, then panels."""
@@ -154,14 +158,29 @@ class Int8Product(Int8Tiles):
                 self.run(rows, run, following, count, sizes)
 
     @property
-    def num_blocks(self) -> int:
-        """Blocks that a panel's slices are multiplied in: of one super-block each, or of about BLOCK slices."""
-        each = self.kernel.codes.slices
-        return -(-self.stream_slices // max(each, BLOCK))
+    def may_come_unasked(self) -> bool:
+        """True if the hardware foresees a few rows' weights: panels one after another, in which slices lie evenly."""
+        return self.kernel.isa.foresees and self.kernel.codes.lies_evenly
 
-    def first_of_block(self, block: Value | int) -> Value | int:
-        """The first slice of a block, or past the last the number of slices."""
-        return block * self.kernel.blocks // self.num_blocks * self.kernel.codes.slices
+    @property
+    def lone_row_tile(self) -> int:
+        """Rows of the tile that a single row is multiplied in."""
+        return 1 if self.may_come_unasked else self.kernel.isa.lone_row_tile
+
+    def if_asked(self, value: Value, other: Value) -> Value:
+        """A value, or another where weights come unasked: of super-blocks for one row alone, beside whose products more is read."""
+        most = UNASKED if self.kernel.codes.slices == 1 else 1
+        return T.Select(self.num_rows <= T.int64(most), other, value) if self.may_come_unasked else value
+
+    @property
+    def num_blocks(self) -> Value:
+        """Blocks that a panel's slices are multiplied in: of a super-block each, or of about BLOCK slices; one where they come unasked."""
+        blocks = -(-self.stream_slices // max(self.kernel.codes.slices, BLOCK))
+        return name(self.if_asked(T.int64(blocks), T.int64(1)))
+
+    def first_of_block(self, block: Value | int, num_blocks: Value) -> Value:
+        """The first slice of one of so many blocks, or past the last the number of slices."""
+        return block * self.kernel.blocks // num_blocks * self.kernel.codes.slices
 
     def run(
         self, rows: Int8Rows, run: Run, following: Run, num_padded: Value, sizes: tuple[int, ...], cover: Cover = in_even_tiles
@@ -173,16 +192,18 @@ class Int8Product(Int8Tiles):
         with T.serial(run.count * num_padded) as r:
             for column in range(0, PANEL, self.simd.lanes):
                 self.simd.store(products, splat(0.0, self.simd.lanes), (r, column))
-        with T.serial(T.int64(self.num_blocks)) as block:
-            start, stop = (name(self.first_of_block(block + end)) for end in range(2))
+        num_blocks = self.num_blocks
+        with T.serial(num_blocks) as block:
+            start, stop = (name(self.first_of_block(block + end, num_blocks)) for end in range(2))
             num_slices = name(T.min(stop, T.int64(self.kernel.slices)) - start)
+            asked = name(self.if_asked(num_slices, T.int64(0)))
             is_last = name(stop >= self.stream_slices)
             ahead, from_slice = run.or_else(is_last, following), name(T.Select(is_last, T.int64(0), stop))
             with T.serial(run.count) as i:
                 packed = PackedPanel(self.simd, self.kernel.codes, self.weights, self.weight, name(run.first + i))
 
                 def tile(row: Value, count: int) -> None:
-                    share = [name(start + end * num_slices // self.num_rows) for end in (row, row + count)]
+                    share = [name(start + end * asked // self.num_rows) for end in (row, row + count)]
 
                     def fetch(at: Value) -> None:
                         with T.If(T.And(at >= share[0], at < share[1])), T.Then():
@@ -194,9 +215,15 @@ class Int8Product(Int8Tiles):
         with T.serial(run.count) as i, T.serial(self.num_rows) as row:
             self.epilogue.finish(name(run.first + i), row, name(i * num_padded + row), products)
 
+    def run_alone(self, rows: Int8Rows, run: Run, following: Run) -> None:
+        """As `run`, of one row, which `rows` holds as often as a tile wants it."""
+        size, alone = self.lone_row_tile, replace(self, num_rows=T.int64(1))
+        alone.run(rows, run, following, T.int64(size), (size,), in_tiles if size == 1 else in_even_tiles)
+
     def fetch_first_block(self, run: Run) -> None:
         """Asks for the first slices of a run, which nothing was ahead of."""
-        with T.serial(run.count * self.first_of_block(1)) as at:
+        num_slices = self.if_asked(run.count * self.first_of_block(1, self.num_blocks), T.int64(0))
+        with T.serial(num_slices) as at:
             self.fetch_turn(run, T.int64(0), at)
 
     def fetch_turn(self, run: Run, start: Value, at: Value) -> None:

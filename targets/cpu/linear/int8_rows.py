@@ -137,6 +137,14 @@ class Int8Rows:
         """Quantizes a row of `source`, as row `to` if that is another; inputs past the depth are zeros."""
         source.for_each_group(row, lambda group, *values: self._fill_group(source.simd, values, row if to is None else to, group))
 
+    def copy(self, rows: Int8Rows, row: Value, to: int) -> None:
+        """Makes row `to` what a row of `rows` is."""
+        with T.serial(self.groups) as group:
+            source, place = rows.place(row, group), self.place(T.int64(to), group)
+            for at, lanes in pieces(int(self.words.shape[1]), 16):
+                index = T.ramp(at, 1, lanes) if lanes > 1 else at
+                T.buffer_store(self.words, rows.words[source, index], [place, index])
+
     def _fill_group(self, simd: Simd, values: Sequence[Value], row: Value, group: Value | int) -> None:
         lanes, place = simd.lanes, self.place(row, group)
         highest = _magnitude(values[0])

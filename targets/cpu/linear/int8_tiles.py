@@ -90,9 +90,10 @@ class Int8Tiles:
         return lambda total: name(self.simd.fma(T.reinterpret(f"float32x{lanes}", total), scale, taken_off))
 
     def vectors_beside(self, rows: int) -> int:
-        """Vectors of a panel whose sums of `rows` rows fit the registers: as integers all of them; as floats, which a slice touches once,
-        all of them or, where a dot product is a single instruction, every second."""
-        available, registers = PANEL // self.simd.lanes, self.kernel.isa.num_registers
-        floats = rows // 2 if self.kernel.isa.int8_dot == "vpdpbusd" else rows
+        """Vectors of a panel whose sums of `rows` rows fit the registers: as integers all of them; as floats all of them or, where a dot
+        product is a single instruction and a slice touches them once, every second. A slice's second half waits for its first one."""
+        available, registers, parts = PANEL // self.simd.lanes, self.kernel.isa.num_registers, self.kernel.codes.parts
+        floats = rows // 2 if self.kernel.isa.int8_dot == "vpdpbusd" and parts == 1 else rows
+        waiting = QUADS - QUADS // parts
         others = 2 if self.kernel.isa.int8_lanes == 1 else 2 + rows  # words that are read at once
-        return max(size for size in (1, 2, 4) if size == 1 or (size <= available and (rows + 1 + floats) * size + others <= registers))
+        return max(n for n in (1, 2, 4) if n == 1 or (n <= available and (rows + 1 + floats + waiting) * n + others <= registers))

@@ -2,6 +2,8 @@
 
 A panel is a row of blocks of inputs, each a group or a super-block. A block holds its codes, then for 32 columns each the scales of its
 groups and their mins or zeros if there are any (zeros in the type of scales), and if it is a super-block the super scales and super mins.
+In a super-block the codes of each slice's scales and mins follow its own codes at once, if both together take whole cache lines: processors
+foresee what lies evenly.
 Codes lie in slices of 32 inputs, as dot-product instructions take them, four inputs (a quad) of 16 columns in 64 bytes:
 
     8 bits:  quad 0 of columns 0–15, quad 0 of columns 16–31, quad 1 of columns 0–15, …         8 · 2 · 64 bytes
@@ -127,8 +129,24 @@ class Codes:
         return self.format.scale_bits == 4 and self.has_mins
 
     @property
+    def beside_slice(self) -> int:
+        """Bytes of codes of scales and mins that follow a slice of a super-block at once; 0 if they follow all slices."""
+        size = PANEL * self.parts * (2 if self.has_mins and not self.in_nibbles else 1)
+        return size if self.format.super_size and (self.slice_bytes + size) % CACHE_LINE == 0 else 0
+
+    @property
+    def slice_step(self) -> int:
+        """Bytes from where a slice of a block begins to where the next one does."""
+        return self.slice_bytes + self.beside_slice
+
+    @property
+    def lies_evenly(self) -> bool:
+        """True if slices follow each other at one distance, but for a little behind a super-block."""
+        return self.slices == 1 or self.beside_slice > 0
+
+    @property
     def factors(self) -> dict[str, int]:
-        """Where in a block the numbers beside codes begin, by name, and where it ends, by ""."""
+        """Where in a block the numbers beside codes begin, those of its first slice if they follow each, by name; where it ends, by ""."""
         start = self.code_bytes
         places: dict[str, int] = {}
         for factors, size, dtype in self.format.factors:
@@ -136,7 +154,16 @@ class Codes:
             places[factors] = places["scales"] if shared else start
             stored = self.format.scale_dtype if self.has_zeros else dtype
             start += 0 if shared else PANEL * (self.format.block_size // size) * ITEM_BYTES[stored]
+        if self.beside_slice:
+            places["scales"] = self.slice_bytes
+            places |= {"mins": self.slice_bytes + (0 if self.in_nibbles else PANEL * self.parts)} if self.has_mins else {}
         return places | {"": start}
+
+    def factor_step(self, which: str) -> int:
+        """Bytes from the factors of a slice of a block to those of the next one; 0 of those that a block has once."""
+        if which.startswith("super") or not self.format.super_size:
+            return 0
+        return self.slice_step if self.beside_slice else PANEL * self.parts
 
     @property
     def group_bytes(self) -> int:
@@ -154,8 +181,9 @@ class Codes:
 
     def code(self, weight: Buffer, block: tuple[Value, Value], column: Value, k: Value) -> Value:
         """The code of input k of a block, of fewer than 8 bits, as int32."""
-        only = self.slices == 1 or len(self.planes) == 1  # where slices follow each other without a gap, quads do too
-        quad, start = (k // QUAD, 0) if only else (k % SLICE // QUAD, k // SLICE * self.slice_bytes)
+        gapless = len(self.planes) == 1 and not self.beside_slice
+        only = self.slices == 1 or gapless  # where slices follow each other without a gap, quads do too
+        quad, start = (k // QUAD, 0) if only else (k % SLICE // QUAD, k // SLICE * self.slice_step)
         found, low = None, 0
         for size in self.planes:
             byte = weight[(*block, first_byte(quad * size // 8, column) + k % QUAD + start)]
@@ -274,12 +302,12 @@ def _pack(format: str, order: Rows, codes: Array, *factors: Array) -> Array:
     packing = Codes(WeightFormat.parse(format))
     form = packing.format
     panels = np.empty((len(order) // PANEL, codes.shape[1] // form.block_size, packing.group_bytes), np.uint8)
-    weights.pack_codes(codes, order, form.bits, form.block_size, panels)
+    weights.pack_codes(codes, order, form.bits, form.block_size, packing.slice_step, panels)
     given = dict(zip((name for name, _, _ in form.factors), factors, strict=True))
     if packing.in_nibbles:
         given["scales"] = given["scales"] | given.pop("mins") << 4
     if form.has_zeros:
         given["mins"] = given["mins"].astype(given["scales"].dtype)
     for which, numbers in given.items():
-        weights.pack_factors(numbers, order, packing.factors[which], panels)
+        weights.pack_factors(numbers, order, packing.factors[which], packing.parts, packing.factor_step(which), panels)
     return panels

@@ -42,7 +42,7 @@ def own_cases(kernel: KernelFactory, sizes: Sizes, isas: Sequence[ISA] = ISAS) -
     """The case on each of `isas` that has a kernel of its own for it."""
     cases = {isa: kernel(sizes, cpu_target(isa)) for isa in isas}
     case = next(iter(cases.values()))
-    own = with_own_kernels(case.multiplies_int8, isas, in_tiles=case.may_use_bf16)
+    own = with_own_kernels(case.multiplies_int8, isas, in_bf16=case.may_use_bf16)
     return [(cases[isa], isa) for isa in own if is_implemented(kernel, cpu_target(isa))]
 
 

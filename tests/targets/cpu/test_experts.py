@@ -35,3 +35,15 @@ def test_any_number_of_tokens_may_go_to_an_expert() -> None:
         picked = np.repeat(np.arange(NUM_EXPERTS, dtype="int32"), counts)
         arrays["index"] = np.random.default_rng(1).permutation(picked).reshape(-1, CHOICES)
         assert case.expected(arrays).error(run(arrays)) <= 1
+
+
+@pytest.mark.parametrize("weight", ["w4", "f32"])
+def test_there_may_be_no_tokens(weight: str) -> None:
+    """As in the last layer where a step computes a prompt's beginning: nothing of it is asked for."""
+    target = target_of(RUNNABLE[0])
+    case = ExpertKernel(weight, quantize_x=32 if weight == "w4" else 0)(ODD[0], target)
+    run, arrays = compile_case(case, target), case.draw(np.random.default_rng(0), 1)
+    wanted = run(arrays)
+    for name in ("x", "index"):
+        arrays[name] = arrays[name][:0].copy()
+    assert run(arrays).shape == (0, *wanted.shape[1:])

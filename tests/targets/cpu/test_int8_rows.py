@@ -18,7 +18,7 @@ SIZES = Sizes(
 MOST = 400  # several blocks of rows
 
 
-RUNNABLE = [isa.name for isa in ISAS if runs_here(isa) and isa.int8_dot and isa.batch_invariant]
+RUNNABLE = [isa.name for isa in ISAS if runs_here(isa) and isa.int8_dot and isa.batch_invariant and not isa.alike]
 CASES = [("w4", isa) for isa in RUNNABLE] + [(form, isa) for form in ("w4g32m-s6x256", "w4g128") for isa in RUNNABLE[:1]]
 
 

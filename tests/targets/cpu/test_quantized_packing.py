@@ -45,7 +45,8 @@ def test_every_bit_of_a_code_has_its_place(name: str) -> None:
     [panel] = pack_codes(name, *tensors(form, PANEL, 512))
     found, start = np.zeros((PANEL, 512), np.uint8), 0
     low = 0
-    slices = panel[:, : Codes(form).code_bytes].reshape(512 // SLICE, -1)
+    whole = panel[:, : Codes(form).slices * Codes(form).slice_step].reshape(512 // SLICE, -1)
+    slices = whole[:, : Codes(form).slice_bytes]
     for bits in Codes(form).planes:
         plane = slices[:, start : start + SLICE * PANEL * bits // 8].reshape(-1, bits, 2, 16, 4)  # [slice, block, half, column, byte]
         for at in range(8 // bits):
