@@ -24,6 +24,9 @@ def test_a_token_has_the_same_bits_whatever_stands_beside_it(tmp_path: Path) -> 
     params = cupola.SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=5, detokenize=False)
     alone, beside = (cupola.LLM(artifact, max_num_seqs=2).generate(prompts, params)[0] for prompts in ([first], [first, second]))
     assert alone.outputs[0].token_ids == beside.outputs[0].token_ids and alone.outputs[0].logprobs == beside.outputs[0].logprobs
+    # Before its last step a prompt asks for no logits, and so the last layer's experts have no token.
+    in_steps = cupola.LLM(artifact, max_num_batched_tokens=8).generate([first], params)[0]
+    assert in_steps.outputs[0].token_ids == alone.outputs[0].token_ids and in_steps.outputs[0].logprobs == alone.outputs[0].logprobs
 
 
 @pytest.mark.by_turns

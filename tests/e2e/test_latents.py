@@ -71,6 +71,14 @@ def test_chunks_company_and_cached_blocks_change_no_token(artifact, alone, step_
     assert llm.generate([prompts()[0]], GREEDY)[0].num_cached_tokens > 0
 
 
+@pytest.mark.by_turns
+def test_chunks_change_no_token_of_quantized_weights(folder):
+    """The products of the heads have no token in the last layer where a step computes a prompt's beginning alone."""
+    artifact = cupola.compile(folder / "model", out=folder / "w4a8", quant="w4a8", target="cpu:batch-invariant")
+    whole, chunks = (cupola.LLM(artifact, max_num_batched_tokens=size, max_num_seqs=1) for size in (256, 16))
+    assert tokens_of(chunks, prompts()) == tokens_of(whole, prompts())
+
+
 @pytest.mark.parametrize("swap_memory", [0, "1MB"])
 def test_preemption_changes_no_token(artifact, alone, swap_memory, monkeypatch):
     monkeypatch.setattr("cupola.runtime.load_engine.choose_num_blocks", lambda *_: (14,))
