@@ -19,8 +19,10 @@ from cupola.runtime.errors import ArtifactError
 class CallCost:
     """The work that a call can't do without: each argument's bytes once, of K/V pools those of the keys that the batch needs and writes.
 
+    Of pools of states, each sequence's state of one layer is read, unless it begins, and written.
+
     Attributes:
-        weight_bytes, kv_bytes, other_bytes: by what the arguments are.
+        weight_bytes, kv_bytes, other_bytes: by what the arguments are; states are among K and V.
         num_operations: a multiply-add is two.
         num_launches: of kernels of a GPU's.
     """
@@ -53,12 +55,14 @@ class StepCost:
         places = {tensor.name: Place(INPUT, i) for i, tensor in enumerate(manifest.function("forward").inputs)}
         self._weights = {places[weight.name] for weight in manifest.weights}
         kv = manifest.kv
-        # Bytes of a layer's part of a pool for each token.
+        # Bytes of a layer's part of a pool for each token; of a pool of states, whose first axis is the layers', for each sequence.
         self._pools = {
             places[pool.name]: pool.num_bytes // (len(group.layers) * kv.block_size)
-            for i, group in enumerate(kv.groups)
+            for i, group in enumerate(kv.paged)
             for pool in kv.pools_of(i, 1)
         }
+        states = [] if kv.recurrent is None else kv.pools_of(kv.recurrent, 1)
+        self._states = {places[pool.name]: pool.num_bytes // int(pool.shape[0]) for pool in states}
         for kernel, spec in self._kernels.values():
             _check_launches(kernel, spec)
         self.arithmetic = {name: spec.cost.arithmetic for name, (_, spec) in self._kernels.items()}
@@ -78,17 +82,22 @@ class StepCost:
         num_rows = int(tensors[-1].shape[0])
         pairs = int(_seen(batch.positions + 1, cost.window).sum()) if cost.operations_per_pair else 0
         num_bytes = self._bytes(cost, dict(zip(call.pointers, tensors, strict=True)), num_rows, batch)
+        kept = self._pools.keys() | self._states.keys()
         return CallCost(
             weight_bytes=sum(size for place, size in num_bytes.items() if place in self._weights),
-            kv_bytes=sum(size for place, size in num_bytes.items() if place in self._pools),
-            other_bytes=sum(size for place, size in num_bytes.items() if place not in self._weights and place not in self._pools),
+            kv_bytes=sum(size for place, size in num_bytes.items() if place in kept),
+            other_bytes=sum(size for place, size in num_bytes.items() if place not in self._weights and place not in kept),
             num_operations=num_rows * cost.operations_per_row + pairs * cost.operations_per_pair,
             num_launches=num_launches,
         )
 
     def _bytes(self, cost: KernelCost, tensors: Mapping[Place, TensorSpec], num_rows: int, batch: Batch) -> dict[Place, int]:
         sizes = {
-            place: self._pool_bytes(self._pools[place], cost.window, batch) if place in self._pools else tensor.num_bytes
+            place: self._pool_bytes(self._pools[place], cost.window, batch)
+            if place in self._pools
+            else self._state_bytes(self._states[place], batch)
+            if place in self._states
+            else tensor.num_bytes
             for place, tensor in tensors.items()
         }
         gathered = sorted(sizes, key=lambda place: -sizes[place])[: cost.num_gathered]
@@ -103,6 +112,10 @@ class StepCost:
         first = batch.positions[batch.query_starts[:-1]]
         read = batch.context_lens - (first + 1 - _seen(first + 1, window))
         return per_key * (int(read.sum()) + len(batch.tokens))
+
+    def _state_bytes(self, per_sequence: int, batch: Batch) -> int:
+        """Of one layer: the state of each sequence that goes on read, and each one's written."""
+        return per_sequence * (int((batch.positions[batch.query_starts[:-1]] > 0).sum()) + len(batch.context_lens))
 
 
 def uniform_batch(num_streams: int, num_tokens: int, depth: int) -> Batch:

@@ -79,6 +79,17 @@ def test_operations_of_a_prompt(mistral: cupola.Artifact) -> None:
     assert num_operations == 2 * (multiplications_of_a_prompt(tiny, 20) + tiny["vocab_size"] * tiny["hidden_size"] + pairs)
 
 
+@pytest.mark.parametrize("streams", [1, 3])
+def test_states_are_read_and_written(streams: int, tmp_path: Path) -> None:
+    tiny = find_family("mamba2").tiny
+    _, _, found = work_of(compile_tiny(tmp_path, "mamba2"), cupola.SpeedTest("tg", 2, 8, streams))
+    (recurrence,) = (kernel for kernel in found.kernels if kernel.name.startswith("linear_attention"))
+    state = tiny["num_heads"] * tiny["head_dim"] * tiny["state_size"] * 4
+    least = tiny["num_hidden_layers"] * streams * 2 * state
+    assert recurrence.num_calls == tiny["num_hidden_layers"]
+    assert least < recurrence.num_bytes < 1.5 * least  # with what a token brings, which is little beside the state
+
+
 def test_quantized_layers_are_held_to_the_peak_of_int8(tmp_path: Path) -> None:
     artifact, tiny = compile_tiny(tmp_path, "llama", quant="w8a8", target="cpu:batch-invariant"), find_family("llama").tiny
     _, _, found = work_of(artifact, cupola.SpeedTest("pp", 20))
