@@ -40,7 +40,7 @@ MAX_INT32, MAX_INT64 = 2**31 - 1, 2**63 - 1
 _LIMITS = {"seed": (0, MAX_INT32), "max_logprobs": (-1, MAX_INT32), "attention_sinks": (0, MAX_INT32), "memory_budget": (1, MAX_INT64),
            "num_threads": (1, MAX_THREADS)}  # fmt: skip
 MAX_KEPT_GRAMMARS = 16  # beside those of running sequences
-NO_SPECULATION = "no tokens are drafted: this model carries a state from token to token, which can't go back to before a wrong one"
+NO_EARLY_EXIT = "no tokens are drafted: this model carries a state from token to token, which its first layers would change for each guess"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Engine:
         tokenizer: None for a model that takes and gives token ids only.
         grammar_compiler: for structured outputs; by default one of the engine's own.
         block_store: where the prefix cache is kept beyond the engine's life, if it is.
-        proposer: of tokens for speculative decoding; None is none. Models that carry a state from token to token do without it.
+        proposer: of tokens for speculative decoding; None is none. Models that carry a state do without a `SelfDrafter`.
         pace: of generated tokens, by default that of `config`.
     """
 
@@ -156,11 +156,11 @@ class Engine:
         self._compiler = grammar_compiler or (None if tokenizer is None else _make_compiler(tokenizer, model))
         self._grammars = GrammarMasks(self._compiler)
         self.speculation: Speculation | None = None
-        if proposer is not None and kv.recurrent is None:
+        if proposer is not None and not (kv.recurrent is not None and isinstance(proposer, SelfDrafter)):
             if isinstance(proposer, SelfDrafter):
                 proposer.attach(executor, states)
-            self.speculation = Speculation(proposer, model.vocab_size, keeps_few=executor.rounds_many)
-        self.notes: tuple[str, ...] = () if proposer is None or self.speculation else (NO_SPECULATION,)  # for users
+            self.speculation = Speculation(proposer, model.vocab_size, keeps_few=executor.rounds_many, goes_back=kv.recurrent is not None)
+        self.notes: tuple[str, ...] = () if proposer is None or self.speculation else (NO_EARLY_EXIT,)  # for users
         self._num_requests = 0
         self._seed = int.from_bytes(os.urandom(4), "little") >> 1 if config.seed is None else config.seed
         self._max_steps = 1  # of the model in the next step

@@ -85,6 +85,7 @@ class Sequence:
         self.status = Status.UNBORN
         self.token_ids = list(request.spec.prompt_token_ids)
         self.num_computed_tokens = 0
+        self.num_again = 0  # tokens after these that were computed before, of a state that had to go back
         self.state = State()
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
@@ -108,8 +109,8 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        """True if only the latest token is left to compute."""
-        return self.num_new_tokens == 1
+        """True if only the latest token is left to compute, but for those to compute again."""
+        return self.num_new_tokens - self.num_again == 1
 
     @property
     def output_token_ids(self) -> list[int]:
@@ -156,7 +157,7 @@ class Sequence:
 
     def goes_on_alone(self, draws_tokens: bool) -> bool:
         """True if the model can go on by itself. The first token may have to be shared out."""
-        return self.decoding and self.num_output_tokens > 0 and self.needs_token_alone(draws_tokens)
+        return self.num_new_tokens == 1 and self.num_output_tokens > 0 and self.needs_token_alone(draws_tokens)
 
     def output_from(self, start: int) -> list[int]:
         """The tokens generated so far but for the first `start`."""

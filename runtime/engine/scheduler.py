@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from types import MappingProxyType
 
+from cupola.runtime.engine.draft_states import DraftStates
 from cupola.runtime.engine.outputs import DraftCounts
 from cupola.runtime.engine.request import RankedLogprobs, Request, Sequence, Status
 from cupola.runtime.engine.sampler import Samples
@@ -59,7 +60,7 @@ class Scheduler:
         self.num_steps = self.num_step_tokens = 0  # of the model, when they went well
         self.num_generated_tokens = 0
         self.draft_counts = DraftCounts()
-        self._branches: list[State] = []  # of the step under way
+        self._draft_states = DraftStates(states)
         self._changed: dict[str, Request] = {}  # a failed step keeps them for the next one
 
     def add(self, request: Request) -> None:
@@ -85,7 +86,7 @@ class Scheduler:
         plan: dict[Sequence, int] = {}
         copies: Copies = []
         decodes = [sequence for sequence in self.running if sequence.decoding]
-        budget, preempted = self._budgets(len(decodes)), False
+        budget, preempted = self._budgets(sum(sequence.num_new_tokens for sequence in decodes)), False
         for sequence in decodes + [sequence for sequence in self.running if not sequence.decoding]:
             num_tokens = self._num_fitting(sequence, budget[sequence.decoding])
             while num_tokens and sequence.status is Status.RUNNING:
@@ -117,8 +118,8 @@ class Scheduler:
         """Takes in what a step computed. Returns the requests that have something new."""
         self.num_steps += step.num_steps
         self.num_step_tokens += len(step.batch.tokens) + (step.num_steps - 1) * len(step.chunks)
-        self._choose_branches(step, samples)
-        for chunk in step.chunks:
+        went_back = self._draft_states.settle(step, samples)
+        for chunk in (chunk for chunk in step.chunks if chunk.sequence not in went_back):
             # Who must wait for a grammar computes the last token again, to have its logits when the grammar has spoken.
             self._advance(chunk, chunk.end - (chunk.sequence in samples.delayed and not self.states.slots))
         for score in samples.prompt_scores:
@@ -126,7 +127,7 @@ class Scheduler:
         for sample in samples.tokens:  # all forks first: a parent that finishes gives its blocks away
             if sample.sequence.status is Status.UNBORN:
                 self._fork(sample.sequence.request.sequences[0], sample.sequence)
-        drafted = [chunk.sequence for chunk in step.chunks if chunk.draft]
+        drafted = [chunk.sequence for chunk in step.chunks if chunk.draft and chunk.sequence not in went_back]
         for sample in samples.tokens:
             sequence = sample.sequence
             if sequence.status is Status.FINISHED:  # by a token that the same step brought
@@ -141,9 +142,11 @@ class Scheduler:
         for chunk in (chunk for chunk in step.chunks if chunk.draft):
             self._count_draft(chunk)
             self.states.cut(chunk.sequence.state, chunk.sequence.num_computed_tokens)  # drafted tokens that did not come leave nothing
+        for sequence in (sequence for sequence in went_back if sequence.status is Status.RUNNING):
+            sequence.num_again = sequence.num_new_tokens - 1
         if self.states.slots:  # a recurrent state has taken in the token that must be computed again, so it goes back to a checkpoint
             for sequence in samples.delayed:
-                if sequence.status is Status.RUNNING:
+                if sequence.status is Status.RUNNING and sequence not in went_back:
                     self._preempt(sequence)
         changed, self._changed = self._changed, {}
         return list(changed.values())
@@ -153,7 +156,7 @@ class Scheduler:
 
         So does what waits with blocks in the swap space: the step may have been about to fill them.
         """
-        self._release_branches()
+        self._draft_states.release()
         for sequence in self.waiting:
             self.states.forget_swapped(sequence.state)
         for sequence in list(self.running):
@@ -174,14 +177,14 @@ class Scheduler:
         running, waiting = ([sequence.state for sequence in sequences] for sequences in (self.running, self.waiting))
         self.states.check_integrity(running, waiting)
 
-    def _budgets(self, num_decodes: int) -> dict[bool, int]:
-        """How many tokens a step may take of decoding sequences (True) and of prompts (False).
+    def _budgets(self, num_decoding: int) -> dict[bool, int]:
+        """How many tokens a step may take of decoding sequences (True), which have so many, and of prompts (False).
 
         Prompts get nothing while more sequences decode than a step has tokens. They do not starve: it is from prompts that
         decoding sequences come.
         """
-        limit = self.max_num_mixed_prefill_tokens if num_decodes else self.max_num_batched_tokens
-        return {True: self.max_num_batched_tokens, False: max(0, min(limit, self.max_num_batched_tokens - num_decodes))}
+        limit = self.max_num_mixed_prefill_tokens if num_decoding else self.max_num_batched_tokens
+        return {True: self.max_num_batched_tokens, False: max(0, min(limit, self.max_num_batched_tokens - num_decoding))}
 
     def _choose_num_steps(self, plan: Mapping[Sequence, int], max_steps: int) -> int:
         """As many steps as all sequences can go on for with nobody waiting for them to end, and reserves blocks for these."""
@@ -205,54 +208,24 @@ class Scheduler:
         room = self.max_num_batched_tokens - sum(plan.values())
         fitting, branches = dict[Sequence, tuple[int, ...]](), Branches()
         for sequence, tree in drafts.items():
-            if plan.get(sequence) != 1 or sequence.state.runs_sinks:
+            if plan.get(sequence) != sequence.num_new_tokens or sequence.state.runs_sinks:
                 continue
             start, num_known = sequence.num_computed_tokens, len(sequence.token_ids)
-            alike = self.states.most_new_tokens(start, num_known) - 1
+            alike = self.states.most_new_tokens(start, num_known) - sequence.num_new_tokens
             most = max(0, min(room, alike, sequence.request.spec.max_length - num_known - 1))
             trunk = tree.trunk[:most]
-            if trunk and self.states.reserve(sequence.state, start, num_known + len(trunk)) is not None:  # its last block is its own by now
+            if not trunk or self.states.reserve(sequence.state, start, num_known + len(trunk)) is None:  # its last block is its own by now
+                continue
+            if self._draft_states.set_aside(sequence, copies):
                 fitting[sequence] = trunk
                 room -= len(trunk)
-                for chain in (branch[:most] for branch in tree.branches):
-                    if num_alike(trunk, chain) == min(len(trunk), len(chain)) or len(chain) >= room or self.states.sinks:
+                for chain in (branch[:most] for branch in (tree.branches if self._draft_states.can_branch else ())):
+                    if num_alike(trunk, chain) == min(len(trunk), len(chain)) or len(chain) >= room:
                         continue
-                    if (state := self._branch(sequence, num_known + len(chain), copies)) is not None:
+                    if (state := self._draft_states.branch(sequence, num_known + len(chain), copies)) is not None:
                         branches.setdefault(sequence, []).append((chain, state))
                         room -= 1 + len(chain)
         return fitting, branches
-
-    def _branch(self, sequence: Sequence, end: int, copies: Copies) -> State | None:
-        """Blocks of its own for a chain up to token `end` that branches off a sequence; None if there are too few free ones."""
-        state = self.states.fork(sequence.state)
-        moved = self.states.reserve(state, sequence.num_computed_tokens, end)
-        if moved is None:
-            self.states.release(state)
-            return None
-        copies += moved
-        self._branches.append(state)
-        return state
-
-    def _choose_branches(self, step: Step, samples: Samples) -> None:
-        """Gives sequences the blocks of the branch that came, where one did, and lets go of the others."""
-        if not self._branches:
-            return
-        came: dict[Sequence, list[int]] = {}
-        for sample in samples.tokens:
-            came.setdefault(sample.sequence, []).append(sample.token_id)
-        for chunk in (chunk for chunk in step.chunks if chunk.branches):
-            sequence = chunk.sequence
-            chosen = max((chunk, *chunk.branches), key=lambda chain: num_alike(chain.draft, came.get(sequence, ())))  # of equals the first
-            if chosen is not chunk:
-                self._branches.remove(chosen.state)
-                self._branches.append(sequence.state)
-                sequence.state = chosen.state
-        self._release_branches()
-
-    def _release_branches(self) -> None:
-        for state in self._branches:
-            self.states.release(state)
-        self._branches.clear()
 
     def _num_fitting(self, sequence: Sequence, budget: int) -> int:
         num_tokens, states = min(sequence.num_new_tokens, budget), self.states
@@ -316,7 +289,7 @@ class Scheduler:
         self._note_computed(sequence, num_computed_tokens)
 
     def _note_computed(self, sequence: Sequence, num_computed_tokens: int) -> None:
-        sequence.num_computed_tokens, states = num_computed_tokens, self.states
+        sequence.num_computed_tokens, sequence.num_again, states = num_computed_tokens, 0, self.states
         num_blocks = num_computed_tokens // states.block_size
         if num_blocks > sequence.state.num_published and states.enable_prefix_caching:
             states.publish(sequence.state, num_blocks, sequence.block_hashes(num_blocks, states.block_size))
@@ -373,4 +346,4 @@ class Scheduler:
             if sequence in sequences:
                 sequences.remove(sequence)
         self.states.release(sequence.state)
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_again = 0

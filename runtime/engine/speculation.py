@@ -20,7 +20,7 @@ from cupola.runtime.device.interface import StepOutput
 from cupola.runtime.engine.acceptance import Acceptance
 from cupola.runtime.engine.proposers.proposer import NO_DRAFT, Context, Draft, Explorer, Proposer
 from cupola.runtime.engine.request import Request, Sequence
-from cupola.runtime.engine.step import Step
+from cupola.runtime.engine.step import Chunk, Step
 from cupola.runtime.engine.step_costs import StepCosts
 from cupola.runtime.engine.token_tree import TokenTree, choose_branch, num_alike
 from cupola.runtime.errors import EngineError
@@ -67,10 +67,11 @@ class Speculation:
     Args:
         vocab_size: of the model.
         keeps_few: whether drafts may not bring a step above FEW_ROWS: on devices where rows among more have other bits.
+        goes_back: whether the model carries a state, so that what came is computed again where a draft is wrong.
     """
 
-    def __init__(self, proposer: Proposer, vocab_size: int, *, keeps_few: bool = False) -> None:
-        self.proposer, self._vocab_size, self._keeps_few = proposer, vocab_size, keeps_few
+    def __init__(self, proposer: Proposer, vocab_size: int, *, keeps_few: bool = False, goes_back: bool = False) -> None:
+        self.proposer, self._vocab_size, self._keeps_few, self._goes_back = proposer, vocab_size, keeps_few, goes_back
         self.acceptance, self.costs = Acceptance(), StepCosts()
         self.calibration = Acceptance(GIVEN_WEIGHT, OWN_WEIGHT)  # by levels of the chances that a proposer itself gives its tokens
         self._drafting = StepCosts(in_proportion=True)  # of the proposer, by how many tokens it is asked for
@@ -106,10 +107,10 @@ class Speculation:
         """
         self._learn()
         rooms = {sequence: room for sequence in running if (room := _room(sequence)) > 0}
-        most_drafted = MAX_DRAFT * len(rooms)
-        if self._keeps_few and len(running) <= FEW_ROWS:
-            most_drafted = min(most_drafted, FEW_ROWS - len(running))
-        costs = self.costs.table(len(running) + most_drafted) if most_drafted else None
+        most_drafted, num_rows = MAX_DRAFT * len(rooms), sum(sequence.num_new_tokens for sequence in running)
+        if self._keeps_few and num_rows <= FEW_ROWS:
+            most_drafted = min(most_drafted, FEW_ROWS - num_rows)
+        costs = self._costs(len(running), num_rows, most_drafted)
         if costs is None:
             return {}
         if isinstance(self.proposer, Explorer):
@@ -126,6 +127,16 @@ class Speculation:
         expected = len(running) + sum(sum(draft[:length]) for draft, length in zip(chances, lengths, strict=True))
         used = {sequence: length for sequence, length in zip(self._made, lengths, strict=True) if length}
         return self._with_branches(used, expected, len(running) + sum(lengths), costs)
+
+    def _costs(self, num_running: int, num_rows: int, most_drafted: int) -> list[float] | None:
+        """Seconds of the next step by how many tokens it may bring, of the running sequences' `num_rows`; None while they aren't known."""
+        costs = self.costs.table(num_rows + most_drafted) if most_drafted else None
+        if costs is None:
+            return None
+        plain = costs[num_rows]
+        if self._goes_back:  # the rows of a draft come twice, as if each were wrong somewhere
+            costs[num_rows:] = [2 * seconds - plain for seconds in costs[num_rows:]]
+        return costs[num_rows - num_running :]
 
     def hear(self, step: Step, output: StepOutput) -> None:
         """Lets a proposer that explores hear what is likeliest after drafted tokens; before their sequences have the new tokens."""
@@ -168,13 +179,13 @@ class Speculation:
 
     def observe(self, step: Step, model_seconds: float, host_seconds: float) -> None:
         """Takes in how long a step took: the model for each of its own, and the engine beside it."""
-        if any(chunk.end - chunk.start > 1 or not chunk.samples for chunk in step.chunks):
-            return  # a prompt's, or the part of one
+        if any(not chunk.samples or _computes_prompt(chunk) for chunk in step.chunks):
+            return
         self.costs.observe(len(step.batch.tokens), model_seconds)
         most = 2 * self._host_seconds or host_seconds  # something else may have run meanwhile
         self._host_seconds += (SHARE if self._host_seconds else 1) * (min(host_seconds, most) - self._host_seconds)
         self._num_without += step.num_steps
-        num_right = sum(max(0, chunk.sequence.num_computed_tokens - chunk.end) for chunk in step.chunks if chunk.draft)
+        num_right = sum(max(0, len(chunk.sequence.token_ids) - chunk.end - 1) for chunk in step.chunks if chunk.draft)
         self._num_right *= (1 - RECENT) ** step.num_steps
         self._num_right += RECENT * num_right / len(step.chunks)
 
@@ -280,6 +291,13 @@ def context_of(sequence: Sequence, most: int) -> Context:
     """A sequence as proposers see it."""
     spec = sequence.request.spec
     return Context(sequence.name, sequence.token_ids, len(spec.prompt_token_ids), spec.cache_salt, most, sequence)
+
+
+def _computes_prompt(chunk: Chunk) -> bool:
+    """True if it has several tokens, other than the few of a state that went back."""
+    return chunk.end - chunk.start > 1 and (
+        chunk.start < len(chunk.sequence.request.spec.prompt_token_ids) or chunk.end - chunk.start > FEW_ROWS
+    )
 
 
 def _level(chance: float) -> int:

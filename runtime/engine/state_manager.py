@@ -266,6 +266,26 @@ class StateManager:
             self.slots.fork(state, child)
         return child
 
+    def set_aside(self, state: State) -> tuple[State, Copies] | None:
+        """Keeps the slot of a recurrent state as it is, and gives the state a copy of it to write to; None if no slot is free.
+
+        Returns what holds the slot, for `go_back` or `release`, and the copies to make before writing.
+        """
+        kept, slots = State(), self.slots
+        assert slots is not None
+        slots.fork(state, kept)
+        if slots.num_needed(state) > slots.pool.num_free_blocks:
+            self.release(kept)
+            return None
+        return kept, [(len(self.pools), *copy) for copy in slots.reserve(state)]
+
+    def go_back(self, state: State, kept: State) -> None:
+        """Gives a state the slot back that was set aside, in place of its own."""
+        assert self.slots is not None
+        self.slots.pool.release(state.slot)
+        state.slot, kept.slot = kept.slot, empty_table()
+        state.num_reserved = 0  # the slot may be a checkpoint
+
     def release(self, state: State) -> None:
         """Lets go of every block."""
         for pool, table, start in zip(self.pools, state.tables, state.starts, strict=bool(state.tables)):

@@ -10,6 +10,7 @@ import pytest
 
 import cupola
 import cupola.runtime.engine.speculation as speculation
+from cupola.models import find_family
 from cupola.runtime.engine.proposers.function import FunctionProposer
 from cupola.runtime.engine.proposers.several import SeveralProposers
 from cupola.runtime.errors import OptionError
@@ -63,10 +64,21 @@ def test_answers_are_the_same(folder: Path, plain: list[object], eager: None, na
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize(("quant", "kv_dtype"), [("w4a8", "bf16"), ("w8a8", "int8"), ("w8a16", "f16"), ("bf16", "bf16")])
-def test_rows_have_the_bits_of_one(tmp_path: Path, eager: None, quant: str, kv_dtype: str) -> None:
-    """On the best target of this machine, whichever way it multiplies: random tokens among those that come, from none to all of them."""
-    tiny_model("qwen2", **{**SIZES, "num_hidden_layers": 2}).save_pretrained(tmp_path / "model")
+@pytest.mark.parametrize(
+    ("family", "quant", "kv_dtype"),
+    [
+        ("qwen2", "w4a8", "bf16"), ("qwen2", "w8a8", "int8"), ("qwen2", "w8a16", "f16"), ("qwen2", "bf16", "bf16"),
+        ("lfm2", "w8a8", "bf16"), ("mamba", "f32", "f32"), ("bamba", "w4a8", "bf16"), ("qwen3_5_text", "w4a8", "int8"),
+        ("granitemoehybrid", "w8a16", "bf16"),
+    ],
+)  # fmt: skip
+def test_rows_have_the_bits_of_one(tmp_path: Path, eager: None, family: str, quant: str, kv_dtype: str) -> None:
+    """On the best target of this machine, whichever way it multiplies: random tokens among those that come, from none to all of them.
+
+    Models that carry a state compute what came again where not all of them do.
+    """
+    sizes = {**SIZES, "num_hidden_layers": 2} if family == "qwen2" else find_family(family).tiny
+    tiny_model(family, **sizes).save_pretrained(tmp_path / "model")
     artifact = cupola.compile(tmp_path / "model", out=tmp_path / "artifact", quant=quant, kv_dtype=kv_dtype).path
     expected = answers(cupola.LLM(artifact, max_num_seqs=1, enable_prefix_caching=False), together=False)
     known, random = [token_ids for output in expected for token_ids, _ in output], np.random.default_rng(7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -76,14 +77,18 @@ def answers(chosen: Sequence[int]) -> Callable[[str], list[int]]:
     failures=st.sets(st.integers(0, 30), max_size=3),
     aborted=st.integers(0, 20),
     num_others=st.integers(0, 2),
+    windows=st.sampled_from([(0,), (0, 9)]),
+    recurrent=st.booleans(),
 )
 def test_random_schedules(
-    monkeypatch, chosen, num_right, num_blocks, budget, max_num_seqs, caching, num_swap_blocks, failures, aborted, num_others
-):
-    """Batches, chunked prompts, preemption, swapping, the prefix cache, failed steps: with drafts each request gets what it gets alone."""
+    monkeypatch, chosen, num_right, num_blocks, budget, max_num_seqs, caching, num_swap_blocks, failures, aborted, num_others, windows,
+    recurrent,
+):  # fmt: skip
+    """Batches, chunked prompts, preemption, swapping, the prefix cache, failed steps, windows, models that carry a state: with drafts each
+    request gets what it gets alone."""
     options = {"max_num_batched_tokens": budget, "max_num_seqs": max_num_seqs, "enable_prefix_caching": caching}
     oracle = Oracle(answers(chosen), num_right, seed=budget, num_others=num_others)
-    engine = speculate(make_engine(num_blocks, num_swap_blocks, **options), oracle, monkeypatch)
+    engine = speculate(make_engine(num_blocks, num_swap_blocks, windows, recurrent, **options), oracle, monkeypatch)
     for i, kind in enumerate(chosen):
         engine.add_request(str(i), *requests()[kind])
     outputs, step = run_through(engine, failures, aborted)
@@ -208,10 +213,30 @@ def test_what_is_no_token_is_an_error(monkeypatch, bad):
         run_all(engine)
 
 
-def test_recurrent_models_do_without():
-    executor = FakeExecutor(recurrent=True)
-    engine = Engine(executor, MODEL, executor.kv, EngineConfig(), proposer=NGramProposer())
-    assert engine.speculation is None
+def test_a_state_goes_back_where_a_draft_is_wrong(monkeypatch):
+    """Tokens that came of the step are computed again with the next drafts; nothing else is computed twice."""
+    reference, steps = greedy_reference(PROMPT, 30, stop=False), []
+    engine = speculate(make_engine(recurrent=True, enable_prefix_caching=False), Oracle(lambda _: reference, 4), monkeypatch)
+    update = engine.scheduler.update
+    monkeypatch.setattr(engine.scheduler, "update", lambda step, samples: steps.append(step) or update(step, samples))
+    request = engine.add_request("a", PROMPT, SamplingParams(temperature=0, **LONG))
+    run_all(engine)
+    stats = engine.stats()
+    assert request.sequences[0].output_token_ids == reference
+    assert stats.num_steps == 30 - stats.num_accepted_tokens and stats.num_accepted_tokens >= 15
+    chunks = [step.chunks[0] for step in steps[1:]]
+    assert all(later.start in (earlier.start, earlier.end + len(earlier.draft)) for earlier, later in pairwise(chunks))
+    again = [later for earlier, later in pairwise(chunks) if later.start == earlier.start]
+    assert len(again) >= 5 and any(chunk.draft for chunk in again)
+    assert all(chunk.end - chunk.start == 1 for chunk in chunks if chunk not in again)
+
+
+def test_without_a_free_slot_a_state_has_no_drafts(monkeypatch):
+    reference = greedy_reference(PROMPT, 30, stop=False)
+    engine = speculate(make_engine((64, 1), recurrent=True, enable_prefix_caching=False), Oracle(lambda _: reference, 4), monkeypatch)
+    engine.add_request("a", PROMPT, SamplingParams(temperature=0, **LONG))
+    assert run_all(engine)["a"].outputs[0].token_ids == reference
+    assert engine.stats().num_drafts == 0
 
 
 class MarkovExecutor(FakeExecutor):

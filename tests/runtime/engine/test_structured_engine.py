@@ -58,8 +58,8 @@ def engines(tokenizer):
     """Makes engines that share their grammars' processes, so that each test need not start them."""
     compiler = GrammarCompiler(tokenizer.file, VOCAB, [STOP], max_kept=16)
 
-    def make(num_blocks: int = 64, num_swap_blocks: int = 0, **config: object) -> Engine:
-        executor = FakeExecutor(num_blocks, num_swap_blocks)
+    def make(num_blocks: int = 64, num_swap_blocks: int = 0, recurrent: bool = False, **config: object) -> Engine:
+        executor = FakeExecutor(num_blocks, num_swap_blocks, recurrent=recurrent)
         return Engine(executor, MODEL, executor.kv, EngineConfig(**config), tokenizer, compiler)
 
     yield make
@@ -109,15 +109,15 @@ def greedy_reference(prompt: list[int], compiled_grammar: object) -> list[int]:
     caching=st.booleans(),
     grace=st.sampled_from([0.0, 0.02]),
     num_right=st.sampled_from([None, 0, 4]),
+    recurrent=st.booleans(),
 )
 def test_greedy_answers_are_the_reference_whatever_happens(
     engines, compiled, requests, num_blocks, num_swap_blocks, max_num_seqs, max_num_batched_tokens, failures, kills, caching, grace,
-    num_right,
+    num_right, recurrent,
 ):  # fmt: skip
     """Whatever is drafted, too: what a grammar forbids, and what is right `num_right` times."""
-    engine = engines(
-        num_blocks, num_swap_blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, enable_prefix_caching=caching
-    )
+    options = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens, "enable_prefix_caching": caching}
+    engine = engines(num_blocks, num_swap_blocks, recurrent, **options)
     grammar_masks.GRACE_SECONDS = grace  # none: masks are late, and their sequences compute their last token again
     expected = {}
     for i, (start, length, kind) in enumerate(requests):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cupola.runtime.engine.engine import NO_SPECULATION, Engine, EngineConfig
+from cupola.runtime.engine.engine import NO_EARLY_EXIT, Engine, EngineConfig
 from cupola.runtime.engine.proposers.early_exit import EarlyExitProposer
 from cupola.runtime.engine.sampling_params import SamplingParams
 from cupola.runtime.engine.speculative import check_speculative, num_layers
@@ -90,7 +90,7 @@ def test_what_can_not_draft_is_refused():
     executor = FakeExecutor()
     with pytest.raises(OptionError, match="can't run alone"):
         Engine(executor, MODEL, executor.kv, EngineConfig(), proposer=EarlyExitProposer(1))
-    assert layered_engine(recurrent=True).notes == (NO_SPECULATION,)
+    assert layered_engine(recurrent=True).notes == (NO_EARLY_EXIT,)
 
 
 @pytest.mark.parametrize(
