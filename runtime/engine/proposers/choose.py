@@ -86,4 +86,6 @@ def _open_draft_model(
     if manifest.limits.max_batch_size < max_num_seqs:
         problem = f"takes {manifest.limits.max_batch_size} sequences at once, and {max_num_seqs} may come"
         raise OptionError(problem, file=path, field=FIELD, fix="compile it with a larger --max-batch, or give a smaller max_num_seqs")
-    return DraftModelProposer(opened.executor(num_blocks, threads=threads), manifest.model, kv, sizes[1])
+    proposer = DraftModelProposer(opened.executor(num_blocks, threads=threads), manifest.model, kv, sizes[1])
+    proposer.warm_up()
+    return proposer

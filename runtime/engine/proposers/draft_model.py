@@ -48,6 +48,12 @@ class DraftModelProposer:
         self._sequences: OrderedDict[str, Sequence] = OrderedDict()  # who was asked about last stands last
         self._num_made = 0
 
+    def warm_up(self) -> None:
+        """Lets the system bring the model's weights now: in the midst of the first answer they would take the time of several tokens."""
+        context = Context("warm-up", (0,), 1, b"", 1)
+        self.propose([context])
+        self.forget(context)
+
     def propose(self, contexts: SequenceOf[Context]) -> list[Draft]:
         """As `Proposer`."""
         try:
