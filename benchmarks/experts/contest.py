@@ -5,7 +5,8 @@
     python -m benchmarks.experts.contest model.gguf model.cupola --llama-python VENV/bin/python
 
 Both are loaded, in processes of their own that wait without polling while the other works. Each round does each workload once in each;
-medians and ratios are printed. The workers are those of `benchmarks/peers`.
+medians and ratios are printed, after the rates at which a plain loop reads the files (`reader.py` says why). The workers are those of
+`benchmarks/peers`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.experts.reader import file_rates
 from benchmarks.experts.shapes import VOCABULARY
 
 WORKERS = Path(__file__).resolve().parent.parent / "peers"
@@ -65,6 +67,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
+    for path in (asked.artifact, asked.gguf):
+        rates = [rate / 1e9 for _, rate in file_rates([path])]
+        print(f"{path.name} is read at {min(rates, default=0):.1f} to {max(rates, default=0):.1f} GB/s", flush=True)
     draw = random.Random(0)
     workers = {"cupola": Worker(sys.executable, "on_cupola.py"), "llama.cpp": Worker(asked.llama_python, "on_llama_cpp.py")}
     for name, model, setting in (("cupola", asked.artifact, ""), ("llama.cpp", asked.gguf, "flash f16")):

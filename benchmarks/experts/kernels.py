@@ -13,12 +13,9 @@ import argparse
 import ctypes
 import mmap
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,12 +23,12 @@ import numpy.typing as npt
 import tvm
 from tvm import relax, tirx
 
+from benchmarks.experts.reader import Reader
 from cupola.compiler.native_function import compile_function
 from cupola.compiler.sources.base import LazyTensor
 from cupola.compiler.weights import lift_weights
 from cupola.runtime.artifact.arrays import aligned_zeros, numpy_dtype
 from cupola.runtime.artifact.expressions import evaluate
-from cupola.runtime.environment import num_threads
 from cupola.targets.base import Target
 from cupola.targets.formats.format import WeightFormat
 from cupola.targets.ops import ExpertLinear, GatedExpertLinear, GatedLinear, Linear
@@ -39,7 +36,6 @@ from cupola.targets.registry import get_target
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, relax.Expr]
-READER = Path(__file__).with_name("read_memory.c")
 MEMORY, MOST_LAYERS, REPEATS = 1 << 30, 8, 9  # bytes of weights at least, more than caches have; results of a function at most
 FORMATS = {"w4a8": "w4g32", "w4ma8": "w4g32m", "w8a8": "w8g32", "mxfp4": "w4g32-e2m1-bf16", "bf16": ""}
 
@@ -189,20 +185,14 @@ def _never() -> Array:
 
 
 class Memory:
-    """A buffer larger than caches, and a way to read it with as many threads as kernels have."""
+    """A buffer larger than caches."""
 
     def __init__(self) -> None:
-        self.words = _filled("uint64", (MEMORY // 8,))
-        with TemporaryDirectory() as folder:
-            library = Path(folder) / "read_memory.so"
-            subprocess.run(["cc", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", READER, "-o", library], check=True)
-            self.library = ctypes.CDLL(str(library))
-        self.library.read_seconds.restype = ctypes.c_double
+        self._words, self._reader = _filled("uint64", (MEMORY // 8,)), Reader()
 
     def bytes_per_second(self) -> float:
-        """Of one reading: the faster of two ways."""
-        place, size = ctypes.c_void_p(self.words.ctypes.data), ctypes.c_size_t(self.words.nbytes)
-        return self.words.nbytes / min(self.library.read_seconds(place, size, num_threads(), way) for way in range(2))
+        """At which it is read."""
+        return self._reader.bytes_per_second(self._words)
 
 
 def _decode(shape: str, weights: str, target: Target, memory: Memory, choices: tuple[int, ...]) -> None:
