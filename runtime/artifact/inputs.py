@@ -67,7 +67,8 @@ STEP_INPUTS = (
     StepTensor("logit_rows", "int32", ("r",)),  # indices into the n tokens
     StepTensor("slots", "int32", ("n",), each_group=True),
     StepTensor("block_tables", "int32", ("b", "max_blocks"), each_group=True),
-    StepTensor("state_slots", "int32", ("b",), each_group=True, optional=True),  # of recurrent groups, in place of slots and tables
+    # Of recurrent groups, in place of slots and tables: the slot that a state is read from, and the one that it is written to.
+    StepTensor("state_slots", "int32", ("b", 2), each_group=True, optional=True),
     StepTensor("adapter_ids", "int32", ("b",), optional=True),  # which LoRA adapter a sequence asks for; -1 is none
     StepTensor("draws", "int32", ("r", DRAW_COLUMNS), optional=True),
     StepTensor("parents", "int32", ("n",), optional=True),  # of a token in a tree of drafted ones, the index of the token before it

@@ -20,7 +20,7 @@ from cupola.runtime.artifact.state import KVSpec
 from cupola.runtime.artifact.tensors import FunctionSpec, KernelSpec, WeightSpec
 from cupola.runtime.errors import OptionError
 
-FORMAT_VERSION = 10
+FORMAT_VERSION = 11
 MANIFEST, LIBRARY, PLAN, TOKENIZER, CHAT_TEMPLATE, GENERATION_CONFIG, SPECIAL_TOKENS, LICENSE = (
     "manifest.json", "lib.so", "plan.json", "tokenizer.json", "chat_template.jinja", "generation_config.json",
     "special_tokens_map.json", "license.txt")  # fmt: skip

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     logit_rows: Int32  # [r], indices into the n tokens
     copies: tuple[tuple[int, int, int], ...] = ()
     draws: Int32 | None = None  # [r, DRAW_COLUMNS]
-    state_slots: Mapping[int, Int32] = MappingProxyType({})  # of a recurrent group, [b]
+    state_slots: Mapping[int, Int32] = MappingProxyType({})  # of a recurrent group, [b, 2]: to read from and to write to
 
 
 class SamplingPlan(NamedTuple):

@@ -4,7 +4,7 @@
 
 #include "cupola.h"
 
-#define FORMAT_VERSION 10 /* of artifacts: runtime/artifact/manifest.py */
+#define FORMAT_VERSION 11 /* of artifacts: runtime/artifact/manifest.py */
 #define ALIGNMENT 64     /* of what kernels take: runtime/artifact/plan.py */
 
 /* JSON: a tree of values, of which the parser owns all. */

@@ -88,7 +88,7 @@ static void fill(const cupola_session *s, const char *name, int32_t *to, const i
   } else if (!strncmp(name, "block_tables.", 13)) {
     for (int32_t i = 0; i * s->model->block_size < end; ++i) to[i] = i;
   } else { /* state_slots */
-    to[0] = 0;
+    to[0] = to[1] = 0;
   }
 }
 

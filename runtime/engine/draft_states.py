@@ -27,21 +27,20 @@ class DraftStates:
         """False where a sequence's blocks may move meanwhile, or it carries a state."""
         return self._states.sinks is None and self._states.slots is None
 
-    def set_aside(self, sequence: Sequence, copies: Copies) -> bool:
-        """Keeps a recurrent state as it is before drafted tokens, if there is one; False if no slot is free for that.
-
-        Adds the copy that is made first to `copies`, as `branch` does.
-        """
+    def set_aside(self, sequence: Sequence) -> bool:
+        """Keeps a recurrent state as it is before drafted tokens, if there is one; False if no slot is free for that."""
         if self._states.slots is None:
             return True
-        if (found := self._states.set_aside(sequence.state)) is None:
+        if (kept := self._states.set_aside(sequence.state)) is None:
             return False
-        self._aside[sequence], moved = found
-        copies += moved
+        self._aside[sequence] = kept
         return True
 
     def branch(self, sequence: Sequence, end: int, copies: Copies) -> State | None:
-        """Blocks of its own for a chain up to token `end` that branches off a sequence; None if there are too few free ones."""
+        """Blocks of its own for a chain up to token `end` that branches off a sequence; None if there are too few free ones.
+
+        Adds to `copies` what must be copied first.
+        """
         state = self._states.fork(sequence.state)
         moved = self._states.reserve(state, sequence.num_computed_tokens, end)
         if moved is None:
@@ -71,12 +70,15 @@ class DraftStates:
                 sequence.state = chosen.state
             if sequence in self._aside and num_alike(chunk.draft, tokens) < len(chunk.draft):
                 self._states.go_back(sequence.state, self._aside.pop(sequence))
+                sequence.state.source = -1
                 went_back.add(sequence)
         self.release()
         return went_back
 
     def release(self) -> None:
         """Lets go of all of them."""
+        for sequence in self._aside:
+            sequence.state.source = -1
         for state in (*self._branches, *self._aside.values()):
             self._states.release(state)
         self._branches.clear()

@@ -216,7 +216,7 @@ class Scheduler:
             trunk = tree.trunk[:most]
             if not trunk or self.states.reserve(sequence.state, start, num_known + len(trunk)) is None:  # its last block is its own by now
                 continue
-            if self._draft_states.set_aside(sequence, copies):
+            if self._draft_states.set_aside(sequence):
                 fitting[sequence] = trunk
                 room -= len(trunk)
                 for chain in (branch[:most] for branch in (tree.branches if self._draft_states.can_branch else ())):

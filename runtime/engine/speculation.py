@@ -133,9 +133,8 @@ class Speculation:
         costs = self.costs.table(num_rows + most_drafted) if most_drafted else None
         if costs is None:
             return None
-        plain = costs[num_rows]
         if self._goes_back:  # the rows of a draft come twice, as if each were wrong somewhere
-            costs[num_rows:] = [2 * seconds - plain for seconds in costs[num_rows:]]
+            costs[num_rows + 1 :] = [2 * seconds - costs[num_rows + 1] for seconds in costs[num_rows + 1 :]]
         return costs[num_rows - num_running :]
 
     def hear(self, step: Step, output: StepOutput) -> None:

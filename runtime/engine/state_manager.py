@@ -37,12 +37,13 @@ class State:
         num_reserved: tokens up to which it can write as it is; 0 if it must be looked into.
         swap_tables: of each group, the swap blocks that hold what it had when `num_swapped_tokens` were computed and `num_swap_dropped`
             forgotten; none if that is nothing.
+        source: the slot that the next step reads a recurrent state from, if that is not its own; -1 otherwise.
         slot, swap_slot, checkpoint: as `SlotHolder` has them.
     """
 
     __slots__ = (
         "checkpoint", "num_dropped", "num_published", "num_reserved", "num_swap_dropped", "num_swapped_tokens", "runs_sinks", "slot",
-        "starts", "swap_slot", "swap_tables", "tables",
+        "source", "starts", "swap_slot", "swap_tables", "tables",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class State:
         self.runs_sinks = False
         self.swap_tables: tuple[BlockTable, ...] = ()
         self.num_swapped_tokens = self.num_swap_dropped = 0
-        self.slot, self.swap_slot = empty_table(), empty_table()
+        self.slot, self.swap_slot, self.source = empty_table(), empty_table(), -1
         self.checkpoint: bytes | None = None
 
     def held(self, group: int) -> BlockTable:
@@ -266,18 +267,17 @@ class StateManager:
             self.slots.fork(state, child)
         return child
 
-    def set_aside(self, state: State) -> tuple[State, Copies] | None:
-        """Keeps the slot of a recurrent state as it is, and gives the state a copy of it to write to; None if no slot is free.
+    def set_aside(self, state: State) -> State | None:
+        """Gives a recurrent state another slot, which the next step writes to, reading from its own. None if no slot is free.
 
-        Returns what holds the slot, for `go_back` or `release`, and the copies to make before writing.
+        Returns what holds its own slot, for `go_back` or `release`.
         """
-        kept, slots = State(), self.slots
-        assert slots is not None
-        slots.fork(state, kept)
-        if slots.num_needed(state) > slots.pool.num_free_blocks:
-            self.release(kept)
+        if self.slots is None or not self.slots.pool.num_free_blocks:
             return None
-        return kept, [(len(self.pools), *copy) for copy in slots.reserve(state)]
+        kept = State()
+        kept.slot, state.slot, state.source = state.slot, empty_table(), state.slot[0]
+        self.slots.reserve(state)
+        return kept
 
     def go_back(self, state: State, kept: State) -> None:
         """Gives a state the slot back that was set aside, in place of its own."""

@@ -154,7 +154,7 @@ def _batch(chunks: list[Chunk], copies: tuple[tuple[int, int, int], ...], block_
         positions += range(chunk.first_position, chunk.first_position + chunk.num_tokens)
         query_starts.append(len(tokens))
     tables_of_groups = list(zip(*[chunk.state.tables for chunk in chunks], strict=True))
-    slots = [chunk.state.slot[0] for chunk in chunks if chunk.state.slot]
+    slots = [(slot if state.source < 0 else state.source, slot) for state in (chunk.state for chunk in chunks) for slot in state.slot]
     return Batch(
         tokens=np.array(tokens, np.int32),
         positions=np.array(positions, np.int32),

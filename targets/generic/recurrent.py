@@ -56,10 +56,12 @@ class RecurrentTensors:
 
 @dataclass(frozen=True)
 class Span:
-    """A sequence in a call: its first token's row, how many tokens it brings, its state's slot, and whether that is not of zeros."""
+    """A sequence in a call: its first token's row, how many tokens it brings, the slots that its state is read from and written to, and
+    whether it does not begin from zeros."""
 
     first: Value
     count: Value
+    source: Value
     slot: Value
     goes_on: Value
 
@@ -100,7 +102,7 @@ def recurrent_tensors(shape: RecurrentShape) -> RecurrentTensors:
     return RecurrentTensors(
         given=given,
         pool=argument("pool", (layers, slots, *shape.state), "float32"),
-        slots=argument("slots", (batch,), "int32"),
+        slots=argument("slots", (batch, 2), "int32"),
         query_starts=argument("query_starts", (T.int64(),), "int32"),
         context_lens=argument("context_lens", (batch,), "int32"),
         layer=T.arg("layer", T.int64()),
@@ -114,7 +116,8 @@ def span_of(t: RecurrentTensors, sequence: Value, hold: Callable[[Value], Value]
     first, end = (hold(T.cast(t.query_starts[sequence + i], "int64")) for i in (0, 1))
     count = hold(end - first)
     goes_on = hold(T.cast(T.cast(t.context_lens[sequence], "int64") > count, "int32"))
-    return Span(first, count, hold(T.cast(t.slots[sequence], "int64")), goes_on)
+    source, slot = (hold(T.cast(t.slots[sequence, i], "int64")) for i in (0, 1))
+    return Span(first, count, source, slot, goes_on)
 
 
 @contextmanager
@@ -124,10 +127,11 @@ def spans(t: RecurrentTensors) -> Iterator[Span]:
         yield span_of(t, sequence)
 
 
-def _clear(t: RecurrentTensors, span: Span, sizes: Sequence[int]) -> None:
-    """Begins a sequence from zeros."""
-    with T.If(span.goes_on == T.int32(0)), T.Then(), each(*sizes) as index:
-        T.buffer_store(t.pool, T.float32(0), [t.layer, span.slot, *index])
+def _begin(t: RecurrentTensors, span: Span, sizes: Sequence[int]) -> None:
+    """Writes to a sequence's slot what its tokens begin from."""
+    with each(*sizes) as index:
+        state = T.if_then_else(span.goes_on != T.int32(0), t.pool[(t.layer, span.source, *index)], T.float32(0))
+        T.buffer_store(t.pool, state, [t.layer, span.slot, *index])
 
 
 @cache
@@ -143,7 +147,7 @@ def causal_conv(shape: RecurrentShape) -> tvm.tirx.PrimFunc:
             def row(i: Value, c: Value) -> Value:
                 """The input at a token, which may be one before the first."""
                 kept = T.if_then_else(
-                    span.goes_on != T.int32(0), t.pool[t.layer, span.slot, T.max(before + i, T.int64(0)), c], T.float32(0)
+                    span.goes_on != T.int32(0), t.pool[t.layer, span.source, T.max(before + i, T.int64(0)), c], T.float32(0)
                 )
                 return T.if_then_else(i >= T.int64(0), load(x, T.max(span.first + i, T.int64(0)), c), kept)
 
@@ -167,7 +171,7 @@ def linear_attention(shape: RecurrentShape) -> tvm.tirx.PrimFunc:
         t = recurrent_tensors(shape)
         q, k, v, decay, beta = (*(t.given[label] for label in ("q", "k", "v", "decay")), t.given.get("beta"))
         with spans(t) as span:
-            _clear(t, span, shape.state)
+            _begin(t, span, shape.state)
             update = local(value_dim)
             with each(span.count, heads) as (i, head):
                 token, group, state = name(span.first + i), name(head // shared), (t.layer, span.slot, head)
@@ -199,7 +203,7 @@ def selective_scan(shape: RecurrentShape) -> tvm.tirx.PrimFunc:
         t = recurrent_tensors(shape)
         x, delta, a, b, c = (t.given[label] for label in ("x", "delta", "a", "b", "c"))
         with spans(t) as span:
-            _clear(t, span, shape.state)
+            _begin(t, span, shape.state)
             with each(span.count, channels) as (i, channel):
                 token = name(span.first + i)
                 step = name(load(delta, token, channel))

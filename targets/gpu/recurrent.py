@@ -53,7 +53,7 @@ def _read_state(t: RecurrentTensors, span: Span, count: int, place: Callable[[in
         T.buffer_store(state, T.float32(0), [i])
     with T.If(span.goes_on != T.int32(0)), T.Then():
         for i in range(count):
-            T.buffer_store(state, t.pool[(t.layer, span.slot, *place(i))], [i])
+            T.buffer_store(state, t.pool[(t.layer, span.source, *place(i))], [i])
     return state
 
 

@@ -25,7 +25,7 @@ class Recurrence(Op):
     batched: ClassVar[dict[str, tuple[int, ...]]]
     layer: int
     pool: Tensor | None
-    slots: Tensor | None  # i32 [b]
+    slots: Tensor | None  # i32 [b, 2]: where the state is read from, and written to
     query_starts: Tensor | None  # i32 [b + 1]
     context_lens: Tensor | None  # i32 [b]
 

@@ -27,8 +27,8 @@ def run(arrays: Arrays, step: Step) -> tuple[Expected, Array]:
     pool = arrays["pool"].astype("float64")
     starts, fields = arrays["query_starts"], {name: array.astype("float64") for name, array in arrays.items()}
     rows: list[tuple[Array, Array]] = []
-    for slot, first, end, length in zip(arrays["slots"], starts[:-1], starts[1:], arrays["context_lens"], strict=True):
-        state = np.zeros_like(pool[LAYER, slot]) if length == end - first else pool[LAYER, slot]
+    for (source, slot), first, end, length in zip(arrays["slots"], starts[:-1], starts[1:], arrays["context_lens"], strict=True):
+        state = np.zeros_like(pool[LAYER, slot]) if length == end - first else pool[LAYER, source]
         for token in range(first, end):
             given = {name: array[token] if name in _BY_TOKEN else array for name, array in fields.items()}
             y, magnitude, state = step(given, state)
@@ -78,7 +78,7 @@ class RecurrentKernel:
     def __call__(self, sizes: Sizes, target: Target) -> KernelCase:
         """The case at these sizes."""
         inputs, state, emit = _KINDS[self.kind](sizes, self.extras)
-        step = {"query_starts": ("b1",), "context_lens": ("b",), "slots": ("b",)}
+        step: dict[str, tuple[int | str, ...]] = {"query_starts": ("b1",), "context_lens": ("b",), "slots": ("b", 2)}
         rows = [i for i in inputs if not i.is_weight]
         given = [*rows, Input("pool", (2, "slots", *state)), *(Input(name, shape, "int32") for name, shape in step.items())]
         weights = [i for i in inputs if i.is_weight]
@@ -137,14 +137,15 @@ def _draw(inputs: list[Input], random: np.random.Generator, num_tokens: int) -> 
     starts = np.unique([0, num_tokens, *random.integers(0, num_tokens + 1, 3)])
     counts = np.diff(starts)
     before = random.integers(0, 2, len(counts)) * random.integers(1, 9, len(counts))
-    num_slots = len(counts) + 2
-    slots = random.permutation(num_slots)[: len(counts)]
+    num_slots = 2 * len(counts) + 2
+    slots = random.permutation(num_slots)[: 2 * len(counts)].reshape(-1, 2)
+    slots[:, 0] = np.where(random.integers(0, 2, len(counts)) == 0, slots[:, 0], slots[:, 1])  # some are changed in place
     integers = {"query_starts": starts, "context_lens": counts + before, "slots": slots}
     arrays = {i.name: i.draw(random, {"n": num_tokens, "slots": num_slots}) for i in inputs if i.name not in integers}
     for name, change in _RANGES.items():
         if name in arrays:
             arrays[name] = change(arrays[name])
-    arrays["pool"][:, np.setdiff1d(np.arange(num_slots), slots[before > 0])] = np.nan
+    arrays["pool"][:, np.setdiff1d(np.arange(num_slots), slots[before > 0, 0])] = np.nan
     return arrays | {name: array.astype("int32") for name, array in integers.items()}
 
 

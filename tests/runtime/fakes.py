@@ -160,9 +160,12 @@ class FakeExecutor:
 
     def _take_in(self, batch: Batch) -> None:
         (slots,) = batch.state_slots.values()
-        assert len(set(slots.tolist())) == len(batch.context_lens) and slots.max() < self.num_blocks[-1]
-        for slot, start, end, length in zip(slots, batch.query_starts[:-1], batch.query_starts[1:], batch.context_lens, strict=True):
-            state = [] if length == end - start else self.states[slot]
+        assert len(set(slots[:, 1].tolist())) == len(batch.context_lens) and slots.max() < self.num_blocks[-1]
+        before = [self.states[source] for source, _ in slots]  # nobody writes to another's
+        assert all(source == slot or source not in slots[:, 1] for source, slot in slots)
+        spans = zip(before, slots[:, 1], batch.query_starts[:-1], batch.query_starts[1:], batch.context_lens, strict=True)
+        for old, slot, start, end, length in spans:
+            state = [] if length == end - start else old
             assert len(state) + end - start == length and -1 not in state, "a state that is not of the tokens before"
             self.states[slot] = [*state, *batch.tokens[start:end].tolist()]
 
@@ -181,7 +184,7 @@ class FakeExecutor:
         for group, _, target in batch.copies:
             if group < len(self.pages):
                 self.pages[group][target] = -1
-        for slot in (slot for slots in batch.state_slots.values() for slot in slots):
+        for slot in (slot for slots in batch.state_slots.values() for slot in slots[:, 1]):
             self.states[slot] = [-1]
         for pages, slots in zip(self.pages, batch.slots, strict=True):
             pages[slots // BLOCK, slots % BLOCK] = -1
@@ -192,7 +195,7 @@ class FakeExecutor:
         last, num_later = int(batch.positions[row]), int(batch.query_starts[sequence + 1]) - 1 - row
         length = int(batch.context_lens[sequence]) - num_later
         assert length == last + 1 or (self.forgets and length <= last)
-        contexts = [self.states[batch.state_slots[len(self.windows)][sequence]][:length]] if self.states else []
+        contexts = [self.states[batch.state_slots[len(self.windows)][sequence, 1]][:length]] if self.states else []
         for pages, tables, window in zip(self.pages, batch.block_tables, self.windows, strict=True):
             first = max(0, length - window) if window else 0
             context = pages[tables[sequence]].reshape(-1, 2)[first:length]

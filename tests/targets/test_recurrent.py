@@ -54,26 +54,26 @@ def test_states_are_left_for_the_next_call(kernel: RecurrentKernel, target: str)
 @pytest.mark.parametrize("target", CUT)
 @pytest.mark.parametrize("kernel", KERNELS, ids=named)
 def test_cuts_change_no_bit(kernel: RecurrentKernel, target: str) -> None:
-    """A prompt in one call, and in several whose first tokens and tiles are others, beside another sequence."""
+    """A prompt in one call, and in several whose first tokens and tiles are others, beside another sequence, from one slot to another."""
     case, run_kernel = compiled(kernel, target, SMOLLM2)
     count = sum(CHUNKS)
     arrays = case.draw(np.random.default_rng(1), count)
     rows = [i.name for i in case.inputs if i.shape[0] == "n"]
     given = {name: arrays[name] for name in arrays if name not in ("query_starts", "context_lens", "slots", "pool")}
 
-    def call(start: int, stop: int, pool: np.ndarray, other: int) -> np.ndarray:
+    def call(start: int, stop: int, pool: np.ndarray, other: int, slots: tuple[int, int]) -> np.ndarray:
         """The results of these tokens, behind those of another sequence that brings `other` new ones."""
         part = {name: np.concatenate([given[name][:other], given[name][start:stop]]) if name in rows else given[name] for name in given}
-        step = {"query_starts": [0, other, other + stop - start], "context_lens": [other, stop], "slots": [0, 2]}
+        step = {"query_starts": [0, other, other + stop - start], "context_lens": [other, stop], "slots": [[0, 0], slots]}
         return run_kernel(part | {name: np.array(value, "int32") for name, value in step.items()} | {"pool": pool})[other:]
 
-    pools = [np.zeros((2, 3, *arrays["pool"].shape[2:]), "float32") for _ in range(2)]
-    whole, parts, start = call(0, count, pools[0], 0), [], 0
+    pools = [np.zeros((2, 4, *arrays["pool"].shape[2:]), "float32") for _ in range(2)]
+    whole, parts, start, slots = call(0, count, pools[0], 0, (2, 2)), [], 0, (2, 3)
     for other, length in enumerate(CHUNKS):
-        parts.append(call(start, start + length, pools[1], other))
-        start += length
+        parts.append(call(start, start + length, pools[1], other, slots))
+        start, last, slots = start + length, slots[1], (slots[1], slots[0])
     assert same_bits(np.concatenate(parts), whole)
-    assert same_bits(pools[1][:, 2], pools[0][:, 2])
+    assert same_bits(pools[1][:, last], pools[0][:, 2])
 
 
 def test_a_gpu_says_how_large_a_state_may_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def _convolve(simd: Simd, blocks: Blocks, t: RecurrentTensors, before: int, span
     with T.If(span.goes_on != T.int32(0)), T.Then():
         for j in range(before):
             for row, place in zip(rows[j], places, strict=True):
-                row.set(simd.load(t.pool, (t.layer, span.slot, j, place), lanes))
+                row.set(simd.load(t.pool, (t.layer, span.source, j, place), lanes))
     weights = [[simd.load(weight, (j, place), lanes) for place in places] for j in range(before + 1)]
     biases = [simd.load(bias, (place,), lanes) if isinstance(bias, Buffer) else None for place in places]
     with T.serial(span.count) as i:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.tirx.script import builder as T
 
@@ -86,19 +86,22 @@ class Columns:
         for result, place in zip(results, self.places, strict=True):
             self.simd.store(self.t.out, result, (token, self.head, place))
 
-    def row(self, a: Value) -> list[Value]:
-        """Row `a` of the state, as the pool has it."""
-        return [self.simd.load(self.t.pool, self._place(a, place), self.lanes) for place in self.places]
+    def row(self, a: Value, slot: Value | None = None) -> list[Value]:
+        """Row `a` of the state, as the pool has it before the call; or that of a slot."""
+        slot = self.span.source if slot is None else slot
+        return [self.simd.load(self.t.pool, (self.t.layer, slot, self.head, a, place), self.lanes) for place in self.places]
 
     def set_row(self, a: Value, values: list[Value]) -> None:
         """Writes row `a` of the state to the pool."""
         for value, place in zip(values, self.places, strict=True):
-            self.simd.store(self.t.pool, value, self._place(a, place))
+            self.simd.store(self.t.pool, value, (self.t.layer, self.span.slot, self.head, a, place))
 
-    def clear(self) -> None:
-        """Begins from zeros if all of the sequence's tokens are new."""
-        with T.If(self.span.goes_on == T.int32(0)), T.Then(), T.serial(self.key_dim) as a:
+    def begin(self) -> Columns:
+        """Writes zeros if all of the sequence's tokens are new, which then are what the state is before the call."""
+        span = self.span
+        with T.If(span.goes_on == T.int32(0)), T.Then(), T.serial(self.key_dim) as a:
             self.set_row(a, [splat(0.0, self.lanes) for _ in self.places])
+        return replace(self, span=replace(span, source=name(T.if_then_else(span.goes_on != T.int32(0), span.source, span.slot))))
 
     def keep(self, token: Value, kept: Buffer, *index: Value) -> None:
         """Writes to `kept` from `index` on what a token keeps of the state: one share, or one of each row."""
@@ -117,8 +120,5 @@ class Columns:
         prefetch_part(self.simd, self.t.out, (token, self.head), *columns, write=True)
 
     def prefetch_row(self, a: Value) -> None:
-        """Brings a row of the pool's state nearer."""
-        prefetch_part(self.simd, self.t.pool, (self.t.layer, self.span.slot, self.head, a), self.start, self.blocks.size)
-
-    def _place(self, a: Value, place: Value) -> tuple[Value, ...]:
-        return (self.t.layer, self.span.slot, self.head, a, place)
+        """Brings a row of the state nearer, as the pool has it before the call."""
+        prefetch_part(self.simd, self.t.pool, (self.t.layer, self.span.source, self.head, a), self.start, self.blocks.size)

@@ -18,14 +18,15 @@ ROWS = 4  # that stay in registers
 
 def add_up(columns: Columns) -> None:
     """Takes the sequence's tokens in these columns."""
-    columns.clear()
+    columns = columns.begin()
     count = columns.span.count
     with T.serial((count + T.int64(TILE - 1)) // T.int64(TILE)) as tile:
         first = name(columns.span.first + tile * TILE)
-        _tile(columns, first, name(T.min(T.int64(TILE), count - tile * TILE)))
+        slot = name(T.if_then_else(tile == 0, columns.span.source, columns.span.slot))
+        _tile(columns, slot, first, name(T.min(T.int64(TILE), count - tile * TILE)))
 
 
-def _tile(columns: Columns, first: Value, count: Value) -> None:
+def _tile(columns: Columns, slot: Value, first: Value, count: Value) -> None:
     simd, size, lanes, rows = columns.simd, columns.blocks.size, columns.lanes, math.gcd(columns.key_dim, ROWS)
     starts = range(0, size, lanes)
     values, sums, kept = local((TILE, size)), local((TILE, size)), local((TILE, columns.num_kept))
@@ -42,7 +43,7 @@ def _tile(columns: Columns, first: Value, count: Value) -> None:
             columns.prefetch_row(name(a + AHEAD))
         state = [[Register(lanes, None) for _ in starts] for _ in places]
         for a, row in zip(places, state, strict=True):
-            for held_row, value in zip(row, columns.row(a), strict=True):
+            for held_row, value in zip(row, columns.row(a, slot), strict=True):
                 held_row.set(value)
         with T.serial(count) as i:
             token = name(first + i)

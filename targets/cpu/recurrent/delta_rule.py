@@ -20,7 +20,7 @@ _SetRow = Callable[[Value, list[Value]], None]
 
 def correct(columns: Columns) -> None:
     """Takes the sequence's tokens in these columns."""
-    columns.clear()
+    columns = columns.begin()
     count, first = columns.span.count, columns.span.first
     with T.If(count == T.int64(1)), T.Then():
         alone = _Delta.allocate(columns)

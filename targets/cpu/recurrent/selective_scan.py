@@ -44,6 +44,9 @@ def _scan(simd: Simd, blocks: Blocks, t: RecurrentTensors, num_states: int, span
     with T.If(span.goes_on == T.int32(0)), T.Then(), T.serial(num_states) as s:
         for place in places:
             simd.store(t.pool, splat(0.0, lanes), (t.layer, span.slot, s, place))
+    with T.If(T.And(span.goes_on != T.int32(0), span.source != span.slot)), T.Then(), T.serial(num_states) as s:
+        for place in places:
+            simd.store(t.pool, simd.load(t.pool, (t.layer, span.source, s, place), lanes), (t.layer, span.slot, s, place))
     with T.serial(span.count) as i:
         token = name(span.first + i)
         with T.If(i + AHEAD < span.count), T.Then():

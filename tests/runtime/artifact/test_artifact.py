@@ -234,7 +234,7 @@ STATE = KVGroup(
 def recurrent_manifest(*groups: KVGroup, inputs: tuple[str, ...] = ("state_slots.2", "conv.2", "scan.2")) -> str:
     """GOOD with further groups, and such inputs."""
     kv = replace(GOOD.kv, groups=(replace(GOOD.kv.groups[0], layers=(0, 3)), replace(GOOD.kv.groups[1], layers=(5,)), *groups))
-    known = {spec.name: spec for spec in (TensorSpec("state_slots.2", "int32", ("b",)), *STATE_INPUTS)}
+    known = {spec.name: spec for spec in (TensorSpec("state_slots.2", "int32", ("b", 2)), *STATE_INPUTS)}
     forward, other = GOOD.functions
     forward = replace(forward, inputs=(*(known[name] for name in inputs), *forward.inputs))
     return replace(GOOD, kv=kv, functions=(forward, other)).to_json()
