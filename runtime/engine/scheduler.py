@@ -216,15 +216,16 @@ class Scheduler:
             trunk = tree.trunk[:most]
             if not trunk or self.states.reserve(sequence.state, start, num_known + len(trunk)) is None:  # its last block is its own by now
                 continue
-            if self._draft_states.set_aside(sequence):
-                fitting[sequence] = trunk
-                room -= len(trunk)
-                for chain in (branch[:most] for branch in (tree.branches if self._draft_states.can_branch else ())):
-                    if num_alike(trunk, chain) == min(len(trunk), len(chain)) or len(chain) >= room:
-                        continue
-                    if (state := self._draft_states.branch(sequence, num_known + len(chain), copies)) is not None:
-                        branches.setdefault(sequence, []).append((chain, state))
-                        room -= 1 + len(chain)
+            if not self._draft_states.set_aside(sequence):
+                continue
+            fitting[sequence] = trunk
+            room -= len(trunk)
+            for chain in (branch[:most] for branch in (tree.branches if self._draft_states.can_branch else ())):
+                if num_alike(trunk, chain) == min(len(trunk), len(chain)) or len(chain) >= room:
+                    continue
+                if (state := self._draft_states.branch(sequence, num_known + len(chain), copies)) is not None:
+                    branches.setdefault(sequence, []).append((chain, state))
+                    room -= 1 + len(chain)
         return fitting, branches
 
     def _num_fitting(self, sequence: Sequence, budget: int) -> int:
@@ -299,9 +300,8 @@ class Scheduler:
         states.advance(sequence.state, num_computed_tokens)
 
     def _count_draft(self, chunk: Chunk) -> None:
-        num_right = max(0, len(chunk.sequence.token_ids) - chunk.end - 1)
         for counts in (self.draft_counts, chunk.sequence.request.draft_counts):
-            counts.add(sum(len(chain.draft) for chain in (chunk, *chunk.branches)), num_right)
+            counts.add(sum(len(chain.draft) for chain in (chunk, *chunk.branches)), chunk.num_right)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: RankedLogprobs | None) -> None:
         request = sequence.request

@@ -184,7 +184,7 @@ class Speculation:
         most = 2 * self._host_seconds or host_seconds  # something else may have run meanwhile
         self._host_seconds += (SHARE if self._host_seconds else 1) * (min(host_seconds, most) - self._host_seconds)
         self._num_without += step.num_steps
-        num_right = sum(max(0, len(chunk.sequence.token_ids) - chunk.end - 1) for chunk in step.chunks if chunk.draft)
+        num_right = sum(chunk.num_right for chunk in step.chunks if chunk.draft)
         self._num_right *= (1 - RECENT) ** step.num_steps
         self._num_right += RECENT * num_right / len(step.chunks)
 

@@ -53,6 +53,11 @@ class Chunk(NamedTuple):
         return self.end - self.logits_start + len(self.draft)
 
     @property
+    def num_right(self) -> int:
+        """Drafted tokens that came, once what the step computed was taken in: all its tokens but the one that no draft foresaw."""
+        return max(0, len(self.sequence.token_ids) - self.end - 1)
+
+    @property
     def next_row(self) -> int:
         """The row that the sequence's next token comes out of, and behind it those of drafted tokens; only where `samples`."""
         return self.first_row + self.end - self.logits_start - 1
